@@ -1,0 +1,1 @@
+"""From shards on disk to masked micro-batches: shards → order → masking → loader."""

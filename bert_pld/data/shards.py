@@ -1,0 +1,340 @@
+"""The native shard format: its only definition, for those who write it and those who read it.
+
+A data directory holds::
+
+    manifest.json              splits, shards, rows, tokens, checksums (Manifest below)
+    tokenizer.json, vocab.txt  the tokenizer that made the ids
+    train_00000.hdf5 …         one file a shard
+    validation_00000.hdf5 …
+
+A shard is an HDF5 file of unmasked sequences, contiguous and uncompressed so that a row is one read:
+
+    input_ids            uint16 or uint32 [N, S]   [CLS] A [SEP] (B [SEP]) [PAD] …
+    length               uint16 [N]                tokens that are not padding
+    segment_b_start      uint16 [N]                first position of segment B; equal to `length` where there is none
+    next_sentence_label  int8 [N]                  0 B follows A, 1 B is random, -1 no pair
+
+with the attributes of `ShardAttributes`. Rows are addressed across all shards of a split by one running index.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT_NAME = "bert_pld"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+OBJECTIVES = ("mlm+nsp", "mlm")
+SPLITS = ("train", "validation")
+COLUMNS = {"input_ids": None, "length": np.uint16, "segment_b_start": np.uint16, "next_sentence_label": np.int8}
+
+IS_NEXT, RANDOM_NEXT, NO_PAIR = 0, 1, -1
+
+Rows = Mapping[str, NDArray[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardAttributes:
+    """What a shard says of itself; every shard of a directory says the same."""
+
+    vocabulary_hash: str
+    """SHA-256 of the vocabulary: entries in id order, each followed by a line feed, UTF-8."""
+    vocabulary_size: int
+    casing: str
+    """`cased` or `uncased`."""
+    seq_length: int
+    objective: str
+    """`mlm+nsp` or `mlm`."""
+    source: str
+    """The sources that were read, as given to the build, joined by ', '."""
+    seed: int
+
+    @property
+    def token_dtype(self) -> type[np.unsignedinteger]:
+        """The smallest unsigned type that holds every id: uint16 up to 65,536 entries, else uint32."""
+        return np.uint16 if self.vocabulary_size <= 2**16 else np.uint32
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRecord:
+    """One line of the manifest: a shard and how to tell that it is whole."""
+
+    file: str
+    rows: int
+    tokens: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The table of contents of a data directory."""
+
+    attributes: ShardAttributes
+    splits: dict[str, list[ShardRecord]]
+    documents: dict[str, int]
+    """Documents a split."""
+    special_tokens: dict[str, int]
+    """Ids of pad, unk, cls, sep and mask."""
+
+    def rows(self, split: str) -> int:
+        """Rows of a split over all its shards."""
+        return sum(record.rows for record in self.splits.get(split, []))
+
+    def tokens(self, split: str) -> int:
+        """Tokens of a split that are not padding."""
+        return sum(record.tokens for record in self.splits.get(split, []))
+
+    def fingerprint(self) -> str:
+        """A digest that changes with any shard's content: what a checkpoint remembers of its data."""
+        digest = hashlib.sha256()
+        for split in sorted(self.splits):
+            for record in self.splits[split]:
+                digest.update(f"{split} {record.rows} {record.sha256}\n".encode())
+        return digest.hexdigest()
+
+    def write(self, data_dir: Path) -> None:
+        """Write `manifest.json` atomically: a reader sees the old one or the whole new one."""
+        payload = {"format": FORMAT_NAME, "version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        write_atomically(data_dir / MANIFEST_NAME, json.dumps(payload, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def read(cls, data_dir: str | Path) -> Manifest:
+        """Read a data directory's manifest.
+
+        Raises:
+            ValueError: the directory is missing or empty, or the manifest is missing, damaged or of another version.
+        """
+        directory = Path(data_dir)
+        if not directory.is_dir():
+            raise ValueError(f"data directory {directory}: does not exist; make one with `python -m data_prep build`")
+        path = directory / MANIFEST_NAME
+        if not path.is_file():
+            raise ValueError(
+                f"data directory {directory}: holds no {MANIFEST_NAME} (empty, or a build that did not finish);"
+                " make it with `python -m data_prep build`"
+            )
+        try:
+            payload = json.loads(path.read_text(encoding="utf-8"))
+            if payload.pop("format") != FORMAT_NAME or payload.pop("version") != FORMAT_VERSION:
+                raise ValueError(f"{path}: not a {FORMAT_NAME} manifest of version {FORMAT_VERSION}")
+            return cls(
+                attributes=ShardAttributes(**payload["attributes"]),
+                splits={name: [ShardRecord(**r) for r in records] for name, records in payload["splits"].items()},
+                documents=payload["documents"],
+                special_tokens=payload["special_tokens"],
+            )
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: damaged manifest ({error!r})") from error
+
+
+def vocabulary_hash(entries: list[str]) -> str:
+    """SHA-256 of a vocabulary given in id order."""
+    return hashlib.sha256("".join(entry + "\n" for entry in entries).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    """`hashlib.file_digest` for Python 3.10, which lacks it."""
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file aside, flush it to disk, and rename it into place."""
+    aside = path.with_name(f".{path.name}.partial")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def shard_name(split: str, index: int) -> str:
+    """The file name of a split's n-th shard."""
+    return f"{split}_{index:05d}.hdf5"
+
+
+def write_shard(path: Path, rows: Rows, attributes: ShardAttributes) -> ShardRecord:
+    """Write one shard atomically and say what was written.
+
+    The same rows and attributes give the same bytes (no timestamps are stored).
+
+    Args:
+        path: the shard's final path; it appears only complete.
+        rows: the four columns named above, N rows each.
+        attributes: stored with the shard.
+
+    Raises:
+        ValueError: a column of another shape, or a token id outside the vocabulary (which would wrap around).
+    """
+    count = len(rows["length"])
+    for name in COLUMNS:
+        expected = (count, attributes.seq_length) if name == "input_ids" else (count,)
+        if np.shape(rows[name]) != expected:
+            raise ValueError(f"{path}: column {name} has shape {np.shape(rows[name])}, expected {expected}")
+    if count and not 0 <= np.min(rows["input_ids"]) <= np.max(rows["input_ids"]) < attributes.vocabulary_size:
+        raise ValueError(
+            f"{path}: token ids {np.min(rows['input_ids'])} to {np.max(rows['input_ids'])} are not all in"
+            f" [0, {attributes.vocabulary_size}), the vocabulary"
+        )
+    aside = path.with_name(f".{path.name}.partial")
+    with h5py.File(aside, "w", libver=("v110", "v110")) as file:
+        file.attrs["format"] = FORMAT_NAME
+        file.attrs["version"] = FORMAT_VERSION
+        for name, value in dataclasses.asdict(attributes).items():
+            file.attrs[name] = value
+        for name, dtype in COLUMNS.items():
+            column = np.ascontiguousarray(rows[name], dtype=dtype or attributes.token_dtype)
+            file.create_dataset(name, data=column, track_times=False)
+    with open(aside, "rb") as written:
+        os.fsync(written.fileno())
+    record = ShardRecord(
+        file=path.name,
+        rows=count,
+        tokens=int(np.sum(rows["length"], dtype=np.int64)),
+        bytes=aside.stat().st_size,
+        sha256=file_sha256(aside),
+    )
+    os.replace(aside, path)
+    return record
+
+
+class Shard:
+    """One shard opened for random reads: its columns as memory maps, so that nothing but the rows asked for is read.
+
+    Raises:
+        ValueError: the file is missing, cut, or not a shard of this format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with h5py.File(path, "r") as file:
+                if file.attrs.get("format") != FORMAT_NAME or file.attrs.get("version") != FORMAT_VERSION:
+                    raise ValueError(f"{path}: not a {FORMAT_NAME} shard of version {FORMAT_VERSION}")
+                names = [field.name for field in dataclasses.fields(ShardAttributes)]
+                values = {name: file.attrs[name] for name in names}
+                self.attributes = ShardAttributes(
+                    **{k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
+                )
+                self.columns = {name: _map_dataset(path, file[name]) for name in COLUMNS}
+        except (OSError, KeyError) as error:
+            raise ValueError(f"{path}: not a readable shard ({error})") from error
+        self.rows = len(self.columns["length"])
+        for name, column in self.columns.items():
+            shape = (self.rows, self.attributes.seq_length) if name == "input_ids" else (self.rows,)
+            dtype = np.dtype(COLUMNS[name] or self.attributes.token_dtype)
+            if column.shape != shape or column.dtype != dtype:
+                raise ValueError(
+                    f"{path}: column {name} is {column.dtype} {list(column.shape)}, expected {dtype} {list(shape)}"
+                )
+
+
+def _map_dataset(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
+    """Map a contiguous HDF5 dataset straight from the file."""
+    if dataset.size == 0:
+        return np.empty(dataset.shape, dataset.dtype)
+    offset = dataset.id.get_offset()
+    if offset is None:
+        raise ValueError(f"{path}: dataset {dataset.name} is not contiguous")
+    try:
+        mapped = np.memmap(path, mode="r", dtype=dataset.dtype, shape=dataset.shape, offset=offset)
+        return np.asarray(mapped)  # a plain array over the map: indexing a memmap costs several times as much
+    except ValueError as error:  # NumPy's words for a file shorter than the map
+        raise ValueError(f"{path}: cut short ({error})") from error
+
+
+class ShardedRows:
+    """All rows of one split, addressed by one running index over its shards.
+
+    Opening reads the manifest and compares the shards' sizes with it, so that a missing or cut shard is known at once
+    and not when its turn comes. A shard is opened at its first use and stays mapped. Safe to hand to forked or spawned
+    workers: maps are not pickled.
+
+    Raises:
+        ValueError: no such split, an empty split, or a shard that contradicts the manifest (file named).
+    """
+
+    def __init__(self, data_dir: str | Path, split: str) -> None:
+        self.data_dir = Path(data_dir)
+        self.manifest = Manifest.read(self.data_dir)
+        self.records = self.manifest.splits.get(split, [])
+        self.split = split
+        ends = np.cumsum([record.rows for record in self.records], dtype=np.int64)
+        self._starts: list[int] = [0, *ends.tolist()]
+        if not len(self):
+            raise ValueError(f"data directory {self.data_dir}: split '{split}' has no rows")
+        for record in self.records:
+            path = self.data_dir / record.file
+            found = path.stat().st_size if path.is_file() else None
+            if found != record.bytes:
+                state = "is missing" if found is None else f"has {found} bytes"
+                raise ValueError(f"{path}: {state}; the {MANIFEST_NAME} says {record.bytes} bytes")
+        self._open: dict[int, Shard] = {}
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+    @property
+    def attributes(self) -> ShardAttributes:
+        """The attributes every shard shares."""
+        return self.manifest.attributes
+
+    def shard(self, index: int) -> Shard:
+        """The n-th shard, opened if need be and checked against the manifest."""
+        if index not in self._open:
+            record = self.records[index]
+            path = self.data_dir / record.file
+            shard = Shard(path)
+            if shard.attributes != self.attributes or shard.rows != record.rows:
+                raise ValueError(f"{path}: does not belong to this directory's {MANIFEST_NAME}")
+            self._open[index] = shard
+        return self._open[index]
+
+    def read(self, indices: NDArray[np.integer[Any]]) -> dict[str, NDArray[Any]]:
+        """The rows at `indices` (any order, repeats allowed), one array a column, int64 `[len(indices), …]`.
+
+        Raises:
+            ValueError: an index outside [0, rows), or a shard that contradicts the manifest.
+        """
+        order = np.argsort(indices, kind="stable")
+        ascending = np.asarray(indices)[order]
+        if len(order) and not 0 <= ascending[0] <= ascending[-1] < len(self):
+            raise ValueError(
+                f"data directory {self.data_dir}: rows {ascending[0]} to {ascending[-1]} asked for, split"
+                f" '{self.split}' has [0, {len(self)})"
+            )
+        out = {
+            name: np.empty((len(order), self.attributes.seq_length) if name == "input_ids" else len(order), np.int64)
+            for name in COLUMNS
+        }
+        position = 0
+        while position < len(order):
+            index = bisect.bisect_right(self._starts, int(ascending[position])) - 1
+            end = int(np.searchsorted(ascending, self._starts[index + 1], side="left"))
+            local, target = ascending[position:end] - self._starts[index], order[position:end]
+            for name, column in self.shard(index).columns.items():
+                out[name][target] = column[local]
+            position = end
+        return out

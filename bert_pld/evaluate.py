@@ -1,0 +1,65 @@
+"""Evaluate: held-out MLM loss and accuracy and NSP accuracy of a checkpoint, all blocks on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from bert_pld.cli import make_parser, run
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = make_parser(
+        "bert_pld.evaluate",
+        "Held-out MLM loss (nats a masked token) and accuracy, and NSP accuracy, of a checkpoint.",
+        "python -m bert_pld.evaluate --checkpoint runs/base --data_dir shards/",
+    )
+    parser.add_argument("--checkpoint", required=True, type=Path, help="a run's folder, or one step_N folder")
+    parser.add_argument("--data_dir", required=True, type=Path, help="native shards")
+    parser.add_argument("--split", default="validation", choices=["validation", "train"])
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--max_rows", type=int, help="evaluate no more rows than this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    return parser
+
+
+def main(options: argparse.Namespace) -> None:
+    """Print the figures, one a line."""
+    import torch
+
+    from bert_pld.data.loader import check_matches_model, evaluation_batches
+    from bert_pld.data.shards import ShardedRows
+    from bert_pld.train.checkpoint import load_model, resolve_checkpoint
+    from bert_pld.train.evaluation import evaluate
+
+    checkpoint = resolve_checkpoint(options.checkpoint)
+    rows = ShardedRows(options.data_dir, options.split)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, config = load_model(checkpoint)
+    check_matches_model(
+        rows,
+        vocabulary_size=config.model.vocab_size or 0,
+        max_positions=config.model.max_position_embeddings,
+        seq_length=rows.attributes.seq_length,
+    )
+    batches = evaluation_batches(
+        rows,
+        masking_seed=config.training.seed,
+        batch_size=options.batch_size,
+        rank=0,
+        world_size=1,
+        max_rows=options.max_rows,
+        mask_probability=config.data.mask_probability,
+        whole_word=config.data.whole_word,
+    )
+    figures = {"checkpoint": str(checkpoint), **evaluate(model.to(device), batches, device)}
+    for name, value in figures.items():
+        print(f"{name}: {value if isinstance(value, str) else format(value, '.5f')}")
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run(main, build_parser())

@@ -1,0 +1,236 @@
+"""Turn a checkpoint into a stock Hugging Face model: config, safetensors, tokenizer and model card.
+
+    python -m bert_pld.export --checkpoint runs/base/checkpoints --output_dir exported
+
+What it writes loads with `AutoTokenizer` and `AutoModelForPreTraining` (or `AutoModelForMaskedLM`) where there is no
+bert_pld.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bert_pld.cli import make_parser
+from bert_pld.cli import run as run_command
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from bert_pld.config import ModelConfig, RunConfig
+
+EXPORTED_FILES = (
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
+_SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+
+
+def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = False) -> None:
+    """Write a checkpoint's model, all blocks on, as a stock Hugging Face model.
+
+    Args:
+        checkpoint: a run's folder, its `checkpoints`, or one `step_N`.
+        output_dir: made if need be. Its files appear only when all of them are complete.
+        overwrite: write even where there are files that no export made; they stay.
+
+    Raises:
+        ValueError: no checkpoint there, a damaged one, a tokenizer that does not fit, or a non-empty `output_dir` that
+            holds something else than an export.
+    """
+    from safetensors.torch import save_file
+
+    from bert_pld.model.hugging_face import to_hugging_face
+    from bert_pld.train.checkpoint import load_model, load_state, resolve_checkpoint
+
+    _check_output_dir(output_dir, overwrite)
+    checkpoint = resolve_checkpoint(checkpoint)
+    model, run = load_model(checkpoint)
+    tokenizer = _load_tokenizer(checkpoint / "tokenizer.json", model.config)
+    pad_id = tokenizer.token_to_id(_SPECIAL_TOKENS["pad_token"])
+    hf_config, hf_state = to_hugging_face(model.state_dict(), model.config, pad_token_id=pad_id)
+    hf_config.dtype = "float32"
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export_", dir=output_dir) as folder:
+        aside = Path(folder)
+        (aside / "config.json").write_text(hf_config.to_json_string(), encoding="utf-8")
+        save_file({k: v.float() for k, v in hf_state.items()}, aside / "model.safetensors", metadata={"format": "pt"})
+        _write_tokenizer(aside, checkpoint, tokenizer, model.config.max_position_embeddings)
+        card = model_card(run, model.config, hf_config.architectures[0], load_state(checkpoint))
+        (aside / "README.md").write_text(card, encoding="utf-8")
+        for path in sorted(aside.iterdir()):
+            os.replace(path, output_dir / path.name)
+
+
+def _check_output_dir(output_dir: Path, overwrite: bool) -> None:
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"--output_dir {output_dir}: is a file; must be a folder")
+    strangers = (
+        sorted(p.name for p in output_dir.iterdir() if p.name not in EXPORTED_FILES) if output_dir.is_dir() else []
+    )
+    if strangers and not overwrite:
+        raise ValueError(
+            f"--output_dir {output_dir}: holds {strangers[0]}, which no export wrote; give an empty or new folder, or"
+            " --overwrite to write beside it"
+        )
+
+
+def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
+    """The checkpoint's tokenizer, completed to BERT's [CLS] A [SEP] B [SEP] where it lacks that."""
+    from tokenizers import Tokenizer, decoders, processors
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{path}: not a readable tokenizer ({error})") from error
+    ids = {token: tokenizer.token_to_id(token) for token in _SPECIAL_TOKENS.values()}
+    missing = [token for token, index in ids.items() if index is None]
+    if missing:
+        raise ValueError(f"{path}: lacks {', '.join(missing)}; must have {', '.join(ids)}")
+    assert config.vocab_size is not None
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise ValueError(f"{path}: {tokenizer.get_vocab_size()} entries; the model has {config.vocab_size}")
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if tokenizer.decoder is None:
+        tokenizer.decoder = decoders.WordPiece()
+    if tokenizer.post_processor is None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+        )
+    return tokenizer
+
+
+def _write_tokenizer(folder: Path, checkpoint: Path, tokenizer: Tokenizer, max_length_tokens: int) -> None:
+    tokenizer.save(str(folder / "tokenizer.json"))
+    if (checkpoint / "vocab.txt").is_file():
+        shutil.copyfile(checkpoint / "vocab.txt", folder / "vocab.txt")
+    settings = {
+        # The class that takes tokenizer.json as it is, whatever the model type.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length_tokens,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": True,
+        **_SPECIAL_TOKENS,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps(_SPECIAL_TOKENS, indent=2) + "\n", encoding="utf-8")
+
+
+def model_card(run: RunConfig, model: ModelConfig, architecture: str, facts: dict[str, Any]) -> str:
+    """The README.md of an exported model.
+
+    Args:
+        run: the run's configuration.
+        model: the model's, resolved.
+        architecture: the Hugging Face class.
+        facts: the checkpoint's `state.json`; `step`, `tokens` and `data_source` are used, where they are there.
+    """
+    from bert_pld.model.flops import parameter_count
+
+    pld = run.progressive_layer_drop
+    norm = {"pre": "pre-normalization (Pre-LN)", "post": "post-normalization (the original BERT)"}[model.normalization]
+    objective = "masked language model" + (" and next sentence" if model.next_sentence_prediction else "")
+    if pld.enabled:
+        dropping = (
+            f"Progressive Layer Dropping (arXiv:2010.13369): θ → {pld.theta:g}, γ = {float(pld.gamma):g},"
+            f" {pld.temporal} over steps, {pld.depth} over depth, granularity {pld.granularity}"
+        )
+    else:
+        dropping = "no layer dropping"
+    auto_class = "AutoModelForPreTraining" if model.next_sentence_prediction else "AutoModelForMaskedLM"
+    rows = [
+        ("Class", f"`{architecture}`, {norm}"),
+        (
+            "Size",
+            f"{model.num_layers} blocks × {model.hidden_size}, {model.num_attention_heads} heads,"
+            f" {parameter_count(model) / 1e6:.1f} M parameters, vocabulary {model.vocab_size:,}",
+        ),
+        ("Objective", objective),
+        ("Training data", facts.get("data_source") or "not recorded"),
+        ("Training", _training_row(run, facts)),
+        ("Sequence length", f"{run.data.seq_length} tokens (positions up to {model.max_position_embeddings})"),
+        ("Layer dropping", dropping),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"""---
+library_name: transformers
+pipeline_tag: fill-mask
+---
+
+# BERT, pretrained with bert_pld
+
+An encoder pretrained as a {objective} model. Layer dropping was at work in training only: the exported model runs all
+its blocks, unscaled, and is a stock class of transformers.
+
+| | |
+|---|---|
+{table}
+
+## How to load it
+
+```python
+from transformers import AutoTokenizer, {auto_class}, pipeline
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = {auto_class}.from_pretrained(folder)
+
+print(pipeline("fill-mask", folder)("The answer is [MASK]."))
+```
+
+It repeats what its training data says, mistakes and prejudices included; it was not checked for either.
+"""
+
+
+def _training_row(run: RunConfig, facts: dict[str, Any]) -> str:
+    if "step" not in facts:
+        return "length not recorded"
+    parts = [f"{facts['step']:,} of {run.training.max_steps:,} optimizer steps"]
+    if isinstance(run.deepspeed.get("train_batch_size"), int):
+        parts.append(f"{facts['step'] * run.deepspeed['train_batch_size']:,} samples")
+    if "tokens" in facts:
+        parts.append(f"{facts['tokens']:,} tokens")
+    return ", ".join(parts)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Export and say where to."""
+    export_checkpoint(options.checkpoint, options.output_dir, overwrite=options.overwrite)
+    print(f"exported {options.checkpoint} to {options.output_dir}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `python -m bert_pld.export`."""
+    parser = make_parser(
+        "bert_pld.export",
+        "Write a checkpoint as a stock Hugging Face model: config, safetensors, tokenizer, model card.",
+        "python -m bert_pld.export --checkpoint runs/base --output_dir exported",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a run's folder, its checkpoints, or one step_N")
+    parser.add_argument("--output_dir", type=Path, required=True, help="empty, new, or a former export")
+    parser.add_argument("--overwrite", action="store_true", help="write even beside files that no export wrote")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main, build_parser())

@@ -1,0 +1,55 @@
+"""Parameters and floating-point operations of the model: what `plan` predicts from and `tflops` counts with."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from bert_pld.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFlops:
+    """Matrix-product FLOPs of a training step, forward and backward (three times the forward), a multiply-add as two.
+
+    Element-wise work is not counted, nor is recomputation under activation checkpointing.
+    """
+
+    config: ModelConfig
+    seq_length: int
+    mask_probability: float = 0.15
+
+    @property
+    def block_per_sequence(self) -> float:
+        """One block on one sequence of S tokens: projections 4H² + 2HI a token, attention 2·S·H a token."""
+        hidden, inner, seq = self.config.hidden_size, self.config.intermediate_size, self.seq_length
+        return 6.0 * seq * (4 * hidden * hidden + 2 * hidden * inner + 2 * seq * hidden)
+
+    @property
+    def heads_per_sequence(self) -> float:
+        """The MLM head on the masked positions of one sequence, and the pooler."""
+        hidden, vocabulary = self.config.hidden_size, self.config.vocab_size or 0
+        masked = self.mask_probability * self.seq_length
+        pooler = hidden * hidden if self.config.next_sentence_prediction else 0
+        return 6.0 * (masked * (hidden * hidden + hidden * vocabulary) + pooler)
+
+    def per_sequence(self, depth: float | None = None) -> float:
+        """One sequence through `depth` blocks (all by default) and the heads."""
+        blocks = self.config.num_layers if depth is None else depth
+        return blocks * self.block_per_sequence + self.heads_per_sequence
+
+    def ratio(self, depth: float) -> float:
+        """Compute a sequence at `depth` blocks over compute at full depth."""
+        return self.per_sequence(depth) / self.per_sequence()
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Trainable parameters, tied ones once."""
+    hidden, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size or 0
+    block = 4 * hidden * hidden + 2 * hidden * inner + 9 * hidden + inner
+    embeddings = (vocabulary + config.max_position_embeddings + config.type_vocab_size) * hidden
+    heads = hidden * hidden + 3 * hidden + vocabulary
+    if config.next_sentence_prediction:
+        heads += hidden * hidden + hidden + 2 * hidden + 2
+    return (
+        config.num_layers * block + embeddings + 2 * hidden + heads
+    )  # one LayerNorm: final (pre) or embeddings (post)

@@ -1,0 +1,257 @@
+"""What a run will cost, before it runs: batch arithmetic, the PLD schedule, FLOPs, predicted saving, memory.
+
+    python -m bert_pld.plan --deepspeed_config configs/base.json --world_size 64
+
+Needs no data and no GPU. FLOPs are those of matrix products (`bert_pld.model.flops`); the predicted time ratio is the
+FLOP ratio, so it holds as far as time follows FLOPs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from bert_pld.cli import make_parser
+from bert_pld.cli import run as run_command
+from bert_pld.config import RunConfig, load_config, resolve_batch_sizes
+from bert_pld.model.flops import ModelFlops, parameter_count
+from bert_pld.model.memory import MemoryEstimate, estimate_memory
+from bert_pld.pld.engine import make_schedule
+from bert_pld.pld.schedule import Schedule
+
+DEFAULT_VOCABULARY = 30_522
+"""Entries of BERT's uncased English vocabulary."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `make_plan` works out. A ratio is compute with PLD over compute with all blocks; FLOPs are per forward and
+    backward.
+    """
+
+    run: RunConfig
+    """With `vocab_size` and `next_sentence_prediction` resolved."""
+    world_size: int
+    train_batch_size: int
+    micro_batch_size: int
+    accumulation_steps: int
+    parameters: int
+    theta_by_step: list[tuple[int, float, float]]
+    """(step, θ, expected depth)."""
+    steps_until_limit: int | None
+    """First step from which θ is within 1 % of its limit; None: never."""
+    keep_probabilities_at_limit: tuple[float, ...]
+    depth_at_limit: float
+    mean_depth: float
+    flops_full: float
+    """Of a sequence through all blocks."""
+    flops_at_limit: float
+    flops_mean: float
+    """Of a sequence, over the run."""
+    ratio_at_limit: float
+    """Predicted time ratio over the constant part of the run."""
+    ratio_over_run: float
+    total_flops: float
+    block_saving_at_limit: float
+    """Share of the blocks' compute that is saved at the limit: 1 − depth / L."""
+    block_saving_over_run: float
+    memory: MemoryEstimate
+    """Bytes a rank, at full depth."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan in JSON's types, without the configuration's DeepSpeed keys."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "run"}
+        values["theta_by_step"] = [
+            {"step": step, "theta": theta, "expected_depth": depth} for step, theta, depth in self.theta_by_step
+        ]
+        values["keep_probabilities_at_limit"] = list(self.keep_probabilities_at_limit)
+        values["memory"] = self.memory.as_json()
+        values["model"] = dataclasses.asdict(self.run.model)
+        values["progressive_layer_drop"] = dataclasses.asdict(self.run.progressive_layer_drop)
+        return values
+
+
+def make_plan(run: RunConfig, *, world_size: int = 1, vocabulary_size: int = DEFAULT_VOCABULARY) -> Plan:
+    """Work out a run's plan.
+
+    Args:
+        run: its configuration.
+        world_size: data-parallel ranks.
+        vocabulary_size: entries of the data's vocabulary, used where `model.vocab_size` is not given.
+
+    Raises:
+        ValueError: batch sizes that do not fit together (or not with `world_size`), or an argument below 1.
+    """
+    if world_size < 1:
+        raise ValueError(f"--world_size {world_size}: must be at least 1")
+    if vocabulary_size < 6:
+        raise ValueError(f"--vocab_size {vocabulary_size}: must be at least 6")
+    run = _resolve_model(run, vocabulary_size)
+    train_batch, micro_batch, accumulation = resolve_batch_sizes(run.deepspeed, world_size)
+    schedule = _schedule(run)
+    limit = dataclasses.replace(schedule, temporal="constant")
+    steps = run.training.max_steps
+    depth_at_limit, mean_depth = limit.expected_depth(0), schedule.mean_expected_depth(steps)
+    flops = ModelFlops(run.model, run.data.seq_length, run.data.mask_probability)
+    return Plan(
+        run=run,
+        world_size=world_size,
+        train_batch_size=train_batch,
+        micro_batch_size=micro_batch,
+        accumulation_steps=accumulation,
+        parameters=parameter_count(run.model),
+        theta_by_step=_theta_by_step(schedule, steps),
+        steps_until_limit=_steps_until_limit(schedule),
+        keep_probabilities_at_limit=limit.keep_probabilities(0),
+        depth_at_limit=depth_at_limit,
+        mean_depth=mean_depth,
+        flops_full=flops.per_sequence(),
+        flops_at_limit=flops.per_sequence(depth_at_limit),
+        flops_mean=flops.per_sequence(mean_depth),
+        ratio_at_limit=flops.ratio(depth_at_limit),
+        ratio_over_run=flops.ratio(mean_depth),
+        total_flops=flops.per_sequence(mean_depth) * train_batch * steps,
+        block_saving_at_limit=1.0 - depth_at_limit / run.model.num_layers,
+        block_saving_over_run=1.0 - mean_depth / run.model.num_layers,
+        memory=estimate_memory(run, micro_batch, world_size),
+    )
+
+
+def _resolve_model(run: RunConfig, vocabulary_size: int) -> RunConfig:
+    changes: dict[str, Any] = {}
+    if run.model.vocab_size is None:
+        changes["vocab_size"] = -(-vocabulary_size // 8) * 8
+    if run.model.next_sentence_prediction == "auto":
+        changes["next_sentence_prediction"] = True
+    return run.with_model(**changes)
+
+
+def _schedule(run: RunConfig) -> Schedule:
+    """The run's schedule; without PLD one that keeps every block."""
+    if run.progressive_layer_drop.enabled:
+        return make_schedule(run.progressive_layer_drop, run.model.num_layers)
+    return Schedule(run.model.num_layers, theta_limit=1.0, temporal="constant")
+
+
+def _theta_by_step(schedule: Schedule, num_steps: int) -> list[tuple[int, float, float]]:
+    """(step, θ, expected depth) at 0, 1/4, 1/2, 3/4, 9/10 and 99/100 of the way to the limit, halfway, at the end."""
+    steps = {0, num_steps // 2, num_steps - 1}
+    if schedule.temporal == "exponential" and schedule.gamma > 0.0:
+        steps |= {math.ceil(-math.log(share) / schedule.gamma) for share in (0.75, 0.5, 0.25, 0.1, 0.01)}
+    return [(s, schedule.theta(s), schedule.expected_depth(s)) for s in sorted(steps) if s < num_steps]
+
+
+def _steps_until_limit(schedule: Schedule) -> int | None:
+    if schedule.gamma == 0.0 and schedule.temporal == "exponential" and schedule.theta_limit < 1.0:
+        return None
+    return schedule.steps_until_theta_within(0.01)
+
+
+def report(plan: Plan) -> str:
+    """The plan as a page for a person."""
+    run, model, pld = plan.run, plan.run.model, plan.run.progressive_layer_drop
+    head = "pooler and NSP head" if model.next_sentence_prediction else "no NSP head"
+    lines = [
+        "batch",
+        f"  {plan.train_batch_size:,} sequences = {plan.micro_batch_size} micro-batch × {plan.accumulation_steps}"
+        f" accumulation × {plan.world_size} rank(s); {plan.train_batch_size * run.data.seq_length:,} tokens a step",
+        f"  {run.training.max_steps:,} steps = {plan.train_batch_size * run.training.max_steps:,} sequences of"
+        f" {run.data.seq_length} tokens",
+        "model",
+        f"  {model.num_layers} blocks × {model.hidden_size}, {model.num_attention_heads} heads, FFN"
+        f" {model.intermediate_size}, {model.normalization}-normalization, vocabulary {model.vocab_size:,}, {head}",
+        f"  {plan.parameters / 1e6:.2f} M parameters",
+        "progressive layer dropping",
+        *(_dropping_lines(plan) if pld.enabled else ["  off: every block runs"]),
+        "compute (matrix products, forward and backward)",
+        f"  a sequence, all blocks    {_flops(plan.flops_full)}",
+        f"  a sequence, at the limit  {_flops(plan.flops_at_limit)}   predicted time ratio"
+        f" {plan.ratio_at_limit:.3f} over the constant part",
+        f"  a sequence, mean of run   {_flops(plan.flops_mean)}   predicted time ratio"
+        f" {plan.ratio_over_run:.3f} over the whole run",
+        f"  the run                   {_flops(plan.total_flops)}",
+        *_memory_lines(plan),
+    ]
+    return "\n".join(lines)
+
+
+def _dropping_lines(plan: Plan) -> list[str]:
+    pld, blocks = plan.run.progressive_layer_drop, plan.run.model.num_layers
+    within = "never" if plan.steps_until_limit is None else f"from step {plan.steps_until_limit:,}"
+    kept = plan.keep_probabilities_at_limit
+    keeps = [" ".join(f"{p:.3f}" for p in kept[start : start + 12]) for start in range(0, blocks, 12)]
+    return [
+        f"  θ → {pld.theta:g}, γ = {float(pld.gamma):g}, {pld.temporal} over steps, {pld.depth} over depth,"
+        f" a gate for each {pld.granularity}; within 1 % of the limit: {within}",
+        f"  {'step':>9}   {'θ':>6}   expected depth of {blocks}",
+        *(f"  {step:>9,}   {theta:6.4f}   {depth:6.2f}" for step, theta, depth in plan.theta_by_step),
+        "  keep probabilities at the limit, block 1 first:",
+        *(f"    {line}" for line in keeps),
+        f"  expected depth {plan.depth_at_limit:.2f} at the limit ({plan.block_saving_at_limit:.1%} of the blocks'"
+        f" compute saved), {plan.mean_depth:.2f} over the run ({plan.block_saving_over_run:.1%})",
+    ]
+
+
+def _memory_lines(plan: Plan) -> list[str]:
+    run, memory = plan.run, plan.memory
+    in_use = " (in use)"
+    plain, recomputed = (in_use, "") if not run.model.activation_checkpointing else ("", in_use)
+    depth, shallow = plan.depth_at_limit, []
+    if depth < run.model.num_layers:
+        at_limit = _gib(memory.activation_bytes_at_depth(depth))
+        shallow = [f"  activations at the limit, {depth:.2f} blocks executed: {at_limit}; early steps execute them all"]
+    return [
+        f"memory a rank, estimated: ZeRO-{run.zero_stage}, {run.precision}, {plan.world_size} rank(s)",
+        f"  parameters {_gib(memory.parameters_bytes)}, gradients {_gib(memory.gradients_bytes)},"
+        f" optimizer {_gib(memory.optimizer_bytes)}" + (" (off the device)" if memory.optimizer_offloaded else ""),
+        f"  activations of all {run.model.num_layers} blocks {_gib(memory.activation_bytes)}{plain};"
+        f" with activation checkpointing {_gib(memory.activation_bytes_checkpointed)}{recomputed}",
+        *shallow,
+        f"  in all {_gib(memory.total_bytes)}, without the allocator's and communication buffers",
+    ]
+
+
+def _flops(count: float) -> str:
+    prefix = min(max(int(math.log10(count)) // 3, 3), 6)
+    return f"{count / 1000**prefix:10.2f} {'GTPE'[prefix - 3]}FLOP"
+
+
+def _gib(size_bytes: float) -> str:
+    return f"{size_bytes / 2**30:.2f} GiB"
+
+
+def main(options: argparse.Namespace) -> None:
+    """Print the plan, and write it where asked."""
+    run = load_config(options.deepspeed_config, options.set)
+    plan = make_plan(run, world_size=options.world_size, vocabulary_size=options.vocab_size)
+    print(report(plan))
+    if options.json is not None:
+        options.json.write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `python -m bert_pld.plan`."""
+    parser = make_parser(
+        "bert_pld.plan",
+        "Batch arithmetic, θ and depth over the run, FLOPs, predicted saving and memory. Needs no data and no GPU.",
+        "python -m bert_pld.plan --deepspeed_config configs/base.json --world_size 64 --set model.preset=large",
+    )
+    parser.add_argument("--deepspeed_config", type=Path, required=True, help="the run's JSON")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a value")
+    parser.add_argument("--world_size", type=int, default=1, help="data-parallel ranks (default 1)")
+    parser.add_argument(
+        "--vocab_size",
+        type=int,
+        default=DEFAULT_VOCABULARY,
+        help=f"entries of the data's vocabulary, rounded up to a multiple of 8 (default {DEFAULT_VOCABULARY})",
+    )
+    parser.add_argument("--json", type=Path, help="write the plan to this file too")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main, build_parser())

@@ -1,0 +1,10 @@
+"""Progressive Layer Dropping: schedule → gates → engine.
+
+The schedule and the gates are pure functions; `initialize` lets any model that takes `gates` train with them.
+"""
+
+from bert_pld.pld.engine import LayerDropper, initialize
+from bert_pld.pld.gates import BlockGate, Gates, draw_gates, run_gated
+from bert_pld.pld.schedule import Schedule
+
+__all__ = ["BlockGate", "Gates", "LayerDropper", "Schedule", "draw_gates", "initialize", "run_gated"]

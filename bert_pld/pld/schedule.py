@@ -1,0 +1,85 @@
+"""The PLD schedule: keep probabilities over time and depth, and what they save. Pure functions of the step.
+
+Zhang and He, "Accelerating Training of Transformer-Based Language Models with Progressive Layer Dropping",
+arXiv:2010.13369, section 4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """θ(t) over optimizer steps and p_l(t) over the blocks l = 1 … L.
+
+    With the defaults:
+
+        θ(t)   = (1 − θ̄)·exp(−γ·t) + θ̄            (θ(0) = 1: nothing dropped; θ → θ̄)
+        p_l(t) = 1 − (l / L)·(1 − θ(t))
+    """
+
+    num_blocks: int
+    theta_limit: float = 0.5
+    gamma: float = 0.001
+    temporal: Literal["exponential", "constant"] = "exponential"
+    depth: Literal["linear", "uniform"] = "linear"
+    keep_first_block: bool = False
+
+    def theta(self, step: int) -> float:
+        """θ(t) at optimizer step t, counted from 0."""
+        if self.temporal == "constant":
+            return self.theta_limit
+        return (1.0 - self.theta_limit) * math.exp(-self.gamma * step) + self.theta_limit
+
+    def keep_probabilities(self, step: int) -> tuple[float, ...]:
+        """p_l(t) for l = 1 … L.
+
+        `depth: uniform` keeps every block with θ(t). `keep_first_block` counts the depth from 0, so that block 1 is
+        never dropped: p_l = 1 − ((l − 1) / L)·(1 − θ(t)).
+        """
+        drop = 1.0 - self.theta(step)
+        first = 0 if self.keep_first_block else 1
+        if self.depth == "linear":
+            return tuple(1.0 - (index + first) / self.num_blocks * drop for index in range(self.num_blocks))
+        return tuple(1.0 if index < 1 - first else 1.0 - drop for index in range(self.num_blocks))
+
+    def expected_depth(self, step: int) -> float:
+        """Σ p_l(t): the number of blocks a step runs on average. (3L − 1)/4 at θ = 0.5 with the defaults."""
+        return math.fsum(self.keep_probabilities(step))
+
+    def mean_expected_depth(self, num_steps: int) -> float:
+        """The expected depth averaged over optimizer steps 0 … num_steps − 1.
+
+        Depth is linear in θ, and θ is a geometric series in t, so the mean is exact and immediate.
+        """
+        if self.temporal == "constant" or self.gamma == 0.0:
+            return self.expected_depth(0)
+        mean_decay = -math.expm1(-self.gamma * num_steps) / (-math.expm1(-self.gamma) * num_steps)
+        full = float(self.num_blocks)
+        limit = dataclasses.replace(self, temporal="constant").expected_depth(0)
+        return limit + (full - limit) * mean_decay
+
+    def steps_until_theta_within(self, share: float) -> int:
+        """The first step from which θ stays within `share` (relative) of its limit."""
+        excess = 1.0 - self.theta_limit
+        if self.temporal == "constant" or excess <= share * self.theta_limit:
+            return 0
+        if self.gamma == 0.0:
+            raise ValueError("gamma is 0: θ never leaves 1")
+        return math.ceil(math.log(excess / (share * self.theta_limit)) / self.gamma)
+
+
+def block_saving(schedule: Schedule, num_steps: int) -> float:
+    """The share of the blocks' compute that PLD saves over a run of `num_steps`: 1 − mean depth / L."""
+    return 1.0 - schedule.mean_expected_depth(num_steps) / schedule.num_blocks
+
+
+def theta_table(schedule: Schedule, num_steps: int, lines: int = 9) -> list[tuple[int, float, float]]:
+    """(step, θ, expected depth) at evenly spread steps, the last included."""
+    steps = sorted({int(step) for step in np.linspace(0, num_steps - 1, lines)})
+    return [(step, schedule.theta(step), schedule.expected_depth(step)) for step in steps]

@@ -1,0 +1,47 @@
+"""Pretrain: `deepspeed --module bert_pld.pretrain --deepspeed_config FILE.json --data_dir DIR --output_dir DIR`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bert_pld.cli import make_parser, run
+from bert_pld.config import load_config
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments; `--deepspeed` and `--local_rank` are what launchers add."""
+    parser = make_parser(
+        "bert_pld.pretrain",
+        "Pretrain a BERT with Progressive Layer Dropping. Resumes by itself: run the same command again.",
+        "deepspeed --num_gpus 8 --module bert_pld.pretrain --deepspeed_config configs/bert_base_pld_128.json"
+        " --data_dir shards/ --output_dir runs/base --set training.max_steps=100000",
+    )
+    parser.add_argument("--deepspeed_config", required=True, type=Path, help="a DeepSpeed JSON with our blocks")
+    parser.add_argument("--data_dir", required=True, type=Path, help="shards made by `python -m data_prep build`")
+    parser.add_argument("--output_dir", required=True, type=Path, help="the run's folder")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
+    parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="what to go on from (auto)")
+    parser.add_argument("--initialize_from", type=Path, metavar="PATH", help="start a new run from these weights")
+    parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
+    parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(options: argparse.Namespace) -> int:
+    """Train; exit 0 at the last step, EXIT_PREEMPTED after a signal and its checkpoint."""
+    config = load_config(options.deepspeed_config, options.set)
+    from bert_pld.train.loop import train
+    from bert_pld.train.preemption import EXIT_PREEMPTED
+    from bert_pld.train.run import prepare_run
+
+    training = prepare_run(config, options.data_dir, options.output_dir, options.resume, options.initialize_from)
+    try:
+        finished = train(training)
+    finally:
+        training.close()
+    return 0 if finished else EXIT_PREEMPTED
+
+
+if __name__ == "__main__":
+    run(main, build_parser())

@@ -1,0 +1,143 @@
+"""Checkpoints on disk: appear only complete, are verified before use, and the newest N stay.
+
+    checkpoints/
+      latest                    the newest one's name; moves last
+      step_00001000/
+        model.safetensors       fp32 weights in the plain layout, whatever backend, precision and ZeRO stage made them
+        config.json             the run's resolved configuration
+        state.json              step, metrics' counters, fingerprint of the data
+        tokenizer.json vocab.txt
+        deepspeed/…             DeepSpeed's own files, for resuming
+        checksums.json          SHA-256 of each file above
+
+Reading for evaluation and export needs only the first three. Writing and resuming, which need the ranks and the
+engine, are in `bert_pld.train.saving`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from bert_pld.config import RunConfig, load_config
+from bert_pld.data.shards import file_sha256, write_atomically
+from bert_pld.model import BertForPreTraining
+
+CHECKPOINTS, LATEST, CHECKSUMS = "checkpoints", "latest", "checksums.json"
+WEIGHTS, CONFIG, STATE, DEEPSPEED = "model.safetensors", "config.json", "state.json", "deepspeed"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_NAME = re.compile(r"step_(\d+)")
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of the checkpoint after optimizer step `step`."""
+    return f"step_{step:08d}"
+
+
+def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
+    """Complete checkpoints, newest first (partial ones have other names)."""
+    if not checkpoints_dir.is_dir():
+        return []
+    found = [path for path in checkpoints_dir.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("_")[1]), reverse=True)
+
+
+def write_checksums(checkpoint: Path) -> None:
+    """Record every file's size and SHA-256: the last file written before a checkpoint gets its name."""
+    sums = {
+        str(path.relative_to(checkpoint)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in _files(checkpoint)
+    }
+    write_atomically(checkpoint / CHECKSUMS, json.dumps(sums, indent=1, sort_keys=True) + "\n")
+
+
+def fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None if each is as it was written."""
+    try:
+        sums = json.loads((checkpoint / CHECKSUMS).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        return f"{CHECKSUMS} is missing or damaged ({error})"
+    for name, expected in sums.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
+        if file_sha256(path) != expected["sha256"]:
+            return f"{name} is not what was written (SHA-256 differs)"
+    return None
+
+
+def newest_valid(checkpoints_dir: Path) -> Path | None:
+    """The newest checkpoint that verifies; broken ones are skipped with a warning. None if there are none.
+
+    Raises:
+        ValueError: there are checkpoints and every one is broken.
+    """
+    found = list_checkpoints(checkpoints_dir)
+    for checkpoint in found:
+        problem = fault(checkpoint)
+        if problem is None:
+            return checkpoint
+        warnings.warn(f"checkpoint {checkpoint} is broken and skipped: {problem}")
+    if found:
+        raise ValueError(f"{checkpoints_dir}: all {len(found)} checkpoints are broken")
+    return None
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """The verified checkpoint that a path means: a checkpoint itself, or the newest of a run or `checkpoints` folder.
+
+    Raises:
+        ValueError: no checkpoint there, or the one named is broken.
+    """
+    path = Path(path)
+    if (path / CHECKSUMS).is_file() or _NAME.fullmatch(path.name):
+        problem = fault(path)
+        if problem:
+            raise ValueError(f"checkpoint {path}: {problem}")
+        return path
+    for folder in (path / CHECKPOINTS, path):
+        checkpoint = newest_valid(folder)
+        if checkpoint is not None:
+            return checkpoint
+    raise ValueError(
+        f"{path}: holds no checkpoint; give a run's folder, its {CHECKPOINTS} folder, or one step_N folder"
+    )
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's `state.json`."""
+    return json.loads((checkpoint / STATE).read_text())
+
+
+def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's fp32 weights in the plain layout, on the CPU.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    try:
+        return load_file(checkpoint / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{checkpoint / WEIGHTS}: cannot be read ({error})") from error
+
+
+def load_model(checkpoint: Path) -> tuple[BertForPreTraining, RunConfig]:
+    """The model of a checkpoint, fp32, in evaluation mode, with the configuration it was trained under."""
+    config = load_config(checkpoint / CONFIG)
+    model = BertForPreTraining(config.model)
+    model.load_state_dict(load_weights(checkpoint))
+    return model.eval(), config
+
+
+def _files(checkpoint: Path) -> Iterator[Path]:
+    return (path for path in sorted(checkpoint.rglob("*")) if path.is_file())

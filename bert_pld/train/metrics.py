@@ -1,0 +1,223 @@
+"""What a run says of itself: metrics.jsonl, DeepSpeed's monitors, and the line on the terminal.
+
+Losses stay on the device between logging steps; only a logging step waits for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from bert_pld.config import MONITOR_BLOCKS, RunConfig
+from bert_pld.data.loader import MicroBatch
+from bert_pld.model import ModelFlops
+from bert_pld.pld import Gates
+
+METRICS = "metrics.jsonl"
+
+# Dense bf16/fp16 tensor-core peaks, TFLOP/s, from NVIDIA's data sheets; matched as substrings of the device's name.
+_PEAK_TFLOPS = {"GB200": 2500, "B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40": 181, "V100": 125}
+
+
+@dataclasses.dataclass
+class Counters:
+    """Running totals that a checkpoint carries on."""
+
+    tokens: int = 0
+    """Tokens trained on over all ranks, padding not counted."""
+    seconds: float = 0.0
+    """Wall-clock time of training, evaluations and checkpoints not counted."""
+
+
+class Metrics:
+    """Collects a run's figures and writes them at logging steps."""
+
+    def __init__(self, run_dir: Path, config: RunConfig, train_batch_size: int, device: torch.device) -> None:
+        self.config, self.train_batch_size, self.device = config, train_batch_size, device
+        self.flops = ModelFlops(config.model, config.data.seq_length, config.data.mask_probability)
+        self.path = run_dir / METRICS
+        self.counters = Counters()
+        self.is_writer = dist.get_rank() == 0
+        self.monitor = _open_monitors(config)
+        self.bar: tqdm[Any] | None = None
+        self.non_finite_step = torch.full((), -1, dtype=torch.int64, device=device)
+        """The first step whose loss was not finite, on the device; -1 for none."""
+        self._started = time.perf_counter()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._losses = torch.zeros(3, device=self.device)
+        self._steps = self._micro_steps = self._tokens = 0
+        self._kept = self._theta = 0.0
+        self._seconds_before = self.counters.seconds
+
+    def resume(self, step: int, counters: dict[str, Any]) -> None:
+        """Go on after step `step`: forget lines of steps that are about to be trained again."""
+        self.counters = Counters(tokens=counters["tokens"], seconds=counters["seconds"])
+        self._reset()
+        if self.is_writer and self.path.exists():
+            lines = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+            aside = self.path.with_suffix(".partial")
+            aside.write_text("".join(line + "\n" for line in lines))
+            aside.replace(self.path)
+
+    def start_clock(self) -> None:
+        """Training begins, or goes on after an evaluation or a checkpoint."""
+        self._started = time.perf_counter()
+
+    def stop_clock(self) -> None:
+        """Training pauses. Waits for the device, so that its work is counted where it belongs."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.counters.seconds += now - self._started
+        self._started = now
+
+    def add_micro_batch(
+        self, batch: MicroBatch, outputs: dict[str, torch.Tensor], gates: Gates | None, step: int
+    ) -> None:
+        """Take in one micro-batch's outputs, without waiting for the device."""
+        losses = torch.stack([outputs["loss"].detach(), outputs["mlm_loss"], outputs["nsp_loss"]]).float()
+        self._losses += losses
+        is_first = ~torch.isfinite(losses[0]) & (self.non_finite_step < 0)
+        self.non_finite_step = torch.where(is_first, step, self.non_finite_step)
+        self._micro_steps += 1
+        self._tokens += batch.tokens
+        self._kept += gates.kept_blocks if gates is not None else self.config.model.num_layers
+        self._theta = gates.theta if gates is not None else 1.0
+
+    def log(self, step: int, lr: float, grad_norm: float | None) -> None:
+        """Write the line of a logging step: means over the steps since the last one. All ranks call it."""
+        self.stop_clock()
+        totals = torch.cat([self._losses, torch.tensor([float(self._tokens)], device=self.device)]).double()
+        dist.all_reduce(totals)
+        world = dist.get_world_size()
+        loss, mlm_loss, nsp_loss = (totals[:3] / (self._micro_steps * world)).tolist()
+        tokens = round(totals[3].item())
+        self.counters.tokens += tokens
+        seconds = max(self.counters.seconds - self._seconds_before, 1e-9)
+        kept_blocks = self._kept / self._micro_steps
+        rows = (
+            self._micro_steps * self.train_batch_size / (self.config.deepspeed["gradient_accumulation_steps"] * world)
+        )
+        tflops = self.flops.per_sequence(kept_blocks) * rows / seconds / 1e12
+        peak = self.config.training.peak_tflops or _known_peak(self.device)
+        record = {
+            "step": step,
+            "samples": step * self.train_batch_size,
+            "tokens": self.counters.tokens,
+            "seconds": round(self.counters.seconds, 4),
+            "loss": loss,
+            "mlm_loss": mlm_loss,
+            "nsp_loss": nsp_loss,
+            "lr": lr,
+            "theta": self._theta,
+            "kept_blocks": kept_blocks,
+            "grad_norm": grad_norm,
+            "tokens_per_s": tokens / seconds,
+            "tflops": tflops,
+            "mfu": tflops / peak if peak else None,
+            "memory_bytes": _peak_memory_bytes(self.device),
+        }
+        self._reset()
+        self._write(record, "train")
+        self._say(
+            f"step {step}/{self.config.training.max_steps}  loss {loss:.4f} (mlm {mlm_loss:.4f}, nsp {nsp_loss:.4f})"
+            f"  lr {lr:.2e}  θ {record['theta']:.3f}  kept {kept_blocks:.2f}/{self.config.model.num_layers}"
+            f"  {tokens / seconds:,.0f} tokens/s",
+            step,
+        )
+
+    def log_evaluation(self, step: int, figures: dict[str, float]) -> None:
+        """Write the line of an evaluation."""
+        record = {
+            "step": step,
+            "samples": step * self.train_batch_size,
+            "seconds": round(self.counters.seconds, 4),
+            **figures,
+        }
+        self._write(record, "eval")
+        self._say(
+            f"step {step}  held-out mlm {figures['eval_mlm_loss']:.4f}, accuracy {figures['eval_mlm_accuracy']:.4f}"
+            f", nsp accuracy {figures['eval_nsp_accuracy']:.4f}",
+            step,
+        )
+
+    def _write(self, record: dict[str, Any], group: str) -> None:
+        if not self.is_writer:
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({k: _json_number(v) for k, v in record.items()}) + "\n")
+        if self.monitor is not None:
+            skipped = ("step", "samples")
+            events = [
+                (f"{group}/{k.removeprefix('eval_')}", v, record["samples"])
+                for k, v in record.items()
+                if k not in skipped and v is not None
+            ]
+            self.monitor.write_events(events)
+
+    def _say(self, text: str, step: int) -> None:
+        if not self.is_writer:
+            return
+        if self.bar is None and sys.stderr.isatty():
+            self.bar = tqdm(total=self.config.training.max_steps, initial=step, unit="step", dynamic_ncols=True)
+        if self.bar is None:
+            print(text, flush=True)
+        else:
+            self.bar.n = step
+            self.bar.write(text)
+            self.bar.refresh()
+
+    def close(self) -> None:
+        """End the progress bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _open_monitors(config: RunConfig) -> Any:
+    """DeepSpeed's TensorBoard, W&B, CSV and Comet writers, fed by us at logging steps only."""
+    blocks = {key: config.deepspeed[key] for key in MONITOR_BLOCKS if key in config.deepspeed}
+    if not any(block.get("enabled") for block in blocks.values()):
+        return None
+    from deepspeed.monitor.config import get_monitor_config
+    from deepspeed.monitor.monitor import MonitorMaster
+
+    return MonitorMaster(get_monitor_config(blocks))
+
+
+def _known_peak(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((float(peak) for key, peak in _PEAK_TFLOPS.items() if key in name), None)
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory so far: allocated on the GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _json_number(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; a torn last line belongs to none."""
+    try:
+        return int(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError):
+        return math.inf

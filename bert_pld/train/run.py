@@ -1,0 +1,292 @@
+"""A run, put together: process group, data, model, engine, metrics, checkpoints; what the loop works with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bert_pld.config import BATCH_KEYS, MONITOR_BLOCKS, ConfigError, RunConfig, resolve_batch_sizes
+from bert_pld.data.loader import MicroBatch, check_matches_model, evaluation_batches, training_batches
+from bert_pld.data.order import positions_of_micro_batch, rows_at
+from bert_pld.data.shards import ShardedRows
+from bert_pld.model import BertForPreTraining
+from bert_pld.pld import initialize
+from bert_pld.train import checkpoint as files
+from bert_pld.train.metrics import Metrics
+from bert_pld.train.optimizer import OUR_OPTIMIZERS, build_optimizer, parameter_groups
+from bert_pld.train.preemption import Preemption
+from bert_pld.train.saving import CheckpointWriter
+from bert_pld.train.schedulers import OUR_SCHEDULERS, build_scheduler
+
+_VOCABULARY_MULTIPLE = 8
+
+
+class NonFiniteLossError(ValueError):
+    """Training diverged."""
+
+
+@dataclasses.dataclass
+class Run:
+    """What the training loop works with."""
+
+    config: RunConfig
+    engine: Any
+    metrics: Metrics
+    checkpoints: CheckpointWriter
+    preemption: Preemption
+    training_rows: ShardedRows
+    validation_rows: ShardedRows | None
+    device: torch.device
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether the data has held-out rows."""
+        return self.validation_rows is not None
+
+    def training_batches(self) -> Iterator[list[MicroBatch]]:
+        """This rank's micro-batches from the engine's present step to the last, a list a step."""
+        data, first = self.config.data, self.engine.global_steps
+        return training_batches(
+            self.training_rows,
+            order_seed=self.config.training.seed,
+            masking_seed=self.config.training.seed,
+            micro_batch_size=self.engine.train_micro_batch_size_per_gpu(),
+            accumulation_steps=self.engine.gradient_accumulation_steps(),
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            first_step=first,
+            num_steps=self.config.training.max_steps - first,
+            mask_probability=data.mask_probability,
+            whole_word=data.whole_word,
+            masking=data.masking,
+            workers=data.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def evaluation_batches(self) -> Iterator[MicroBatch]:
+        """This rank's share of the held-out rows."""
+        assert self.validation_rows is not None
+        return evaluation_batches(
+            self.validation_rows,
+            masking_seed=self.config.training.seed,
+            batch_size=self.engine.train_micro_batch_size_per_gpu(),
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            max_rows=self.config.training.eval_rows,
+            mask_probability=self.config.data.mask_probability,
+            whole_word=self.config.data.whole_word,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def save(self, step: int) -> None:
+        """Checkpoint after step `step`."""
+        self.checkpoints.save(step, dataclasses.asdict(self.metrics.counters))
+
+    def stop_if_not_finite(self, step: int) -> None:
+        """End a diverged run before a checkpoint of it is made; fp16 overflows are its loss scaler's affair.
+
+        Raises:
+            NonFiniteLossError: names the first step whose loss was not finite and its samples.
+        """
+        first = self.metrics.non_finite_step.clone()
+        dist.all_reduce(first, op=dist.ReduceOp.MAX)
+        bad = int(first)
+        if bad < 0 or self.config.precision == "fp16":
+            return
+        raise NonFiniteLossError(
+            f"loss is not finite at step {bad} (noticed at step {step}); rows of its first micro-batch:"
+            f" {self._rows_of(bad - 1).tolist()}; the last checkpoint is kept; lower the learning rate or raise warm-up"
+        )
+
+    def _rows_of(self, step: int) -> Any:
+        positions = positions_of_micro_batch(
+            step,
+            0,
+            dist.get_rank(),
+            self.engine.train_micro_batch_size_per_gpu(),
+            self.engine.gradient_accumulation_steps(),
+            dist.get_world_size(),
+        )
+        return rows_at(positions, len(self.training_rows), self.config.training.seed)[0]
+
+    def close(self) -> None:
+        """End progress bar and process group; a process that skips this can abort at exit."""
+        self.metrics.close()
+        dist.destroy_process_group()
+
+
+def join_process_group() -> torch.device:
+    """Join the ranks that a launcher started, or be the only one; return this rank's device."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update(alone)
+    device = torch.device(get_accelerator().device_name(int(os.environ["LOCAL_RANK"])))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        # Gloo serves a CPU as it is; DeepSpeed's shared-memory collectives would be compiled first, for a minute.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        ranks_here = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    return device
+
+
+def resolve_for_data(config: RunConfig, training_rows: ShardedRows, world_size: int, device: torch.device) -> RunConfig:
+    """Fill in what depends on the data, the ranks and the device, and check that they fit.
+
+    Raises:
+        ConfigError: fp16 on a CPU, or batch sizes that do not divide.
+        ValueError: shards that the model cannot read.
+    """
+    if config.precision == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "fp16: enabled, but this machine has no GPU and a CPU cannot train in fp16; --set fp16.enabled=false"
+        )
+    attributes = training_rows.attributes
+    vocabulary = (
+        config.model.vocab_size or -(-attributes.vocabulary_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+    )
+    pairs = config.model.next_sentence_prediction
+    config = config.with_model(
+        vocab_size=vocabulary,
+        next_sentence_prediction=attributes.objective == "mlm+nsp" if pairs == "auto" else pairs,
+    )
+    check_matches_model(
+        training_rows,
+        vocabulary_size=vocabulary,
+        max_positions=config.model.max_position_embeddings,
+        seq_length=config.data.seq_length,
+    )
+    sizes = dict(zip(BATCH_KEYS, resolve_batch_sizes(config.deepspeed, world_size), strict=True))
+    return dataclasses.replace(config, deepspeed={**config.deepspeed, **sizes})
+
+
+def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str, initialize_from: Path | None) -> Run:
+    """Build everything a run needs and bring it to where it left off.
+
+    Args:
+        config: as loaded.
+        data_dir: native shards.
+        output_dir: the run's folder.
+        resume: `auto` (go on from the folder's newest checkpoint, if any), `never`, or a checkpoint's path.
+        initialize_from: a checkpoint whose weights a new run starts with (its second phase, say).
+
+    Raises:
+        ValueError: anything a user can mend, in one line.
+    """
+    training_rows = ShardedRows(data_dir, "train")
+    held_out = training_rows.manifest.rows("validation") > 0
+    validation_rows = ShardedRows(data_dir, "validation") if held_out else None
+    device = join_process_group()
+    config = resolve_for_data(config, training_rows, dist.get_world_size(), device)
+    start = _choose_checkpoint(output_dir, resume)
+
+    torch.manual_seed(config.training.seed)
+    model = BertForPreTraining(config.model)
+    if initialize_from is not None and start is None:
+        _load_initial_weights(model, files.resolve_checkpoint(initialize_from))
+    model.encoder.use_backend(config.model.kernels, device.type)
+    engine = _make_engine(config, model)
+    metrics = Metrics(output_dir, config, config.deepspeed["train_batch_size"], device)
+    writer = CheckpointWriter(output_dir, engine, config, training_rows.manifest.fingerprint(), data_dir)
+    run = Run(config, engine, metrics, writer, Preemption(), training_rows, validation_rows, device)
+    if start is not None:
+        state = writer.restore(start)
+        metrics.resume(state["step"], state)
+    if dist.get_rank() == 0:
+        _write_run_files(output_dir, config, data_dir, fresh=start is None)
+    dist.barrier()
+    return run
+
+
+def _make_engine(config: RunConfig, model: BertForPreTraining) -> Any:
+    for_deepspeed = {k: v for k, v in config.deepspeed.items() if k not in MONITOR_BLOCKS}
+    # DeepSpeed's throughput timer waits for the device at every step.
+    for_deepspeed.setdefault("timers", {"throughput": {"enabled": False}})
+    optimizer_block = for_deepspeed.get("optimizer") or {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.01}}
+    groups = parameter_groups(model, optimizer_block.get("params", {}).get("weight_decay", 0.0))
+    optimizer = None
+    if optimizer_block["type"] in OUR_OPTIMIZERS:
+        optimizer = build_optimizer(optimizer_block, groups)
+        for_deepspeed.pop("optimizer", None)
+        for_deepspeed["zero_allow_untested_optimizer"] = True
+    scheduler_block, make_scheduler = for_deepspeed.get("scheduler"), None
+    if scheduler_block and scheduler_block["type"] in OUR_SCHEDULERS:
+        for_deepspeed.pop("scheduler")
+        make_scheduler = functools.partial(build_scheduler, scheduler_block, config.training.max_steps)
+    engine, *_ = initialize(
+        model=model,
+        optimizer=optimizer,
+        model_parameters=None if optimizer is not None else groups,
+        lr_scheduler=make_scheduler,
+        config=dataclasses.replace(config, deepspeed=for_deepspeed),
+    )
+    return engine
+
+
+def _choose_checkpoint(output_dir: Path, resume: str) -> Path | None:
+    """The checkpoint to go on from: rank 0 looks and verifies, all ranks get its answer or its error."""
+    answer: list[Any] = [None]
+    if dist.get_rank() == 0:
+        checkpoints = output_dir / files.CHECKPOINTS
+        try:
+            if resume == "never":
+                if files.list_checkpoints(checkpoints):
+                    raise ConfigError(
+                        f"--output_dir {output_dir}: holds another run's checkpoints;"
+                        " use --resume auto, or another folder"
+                    )
+            elif resume == "auto":
+                answer = [files.newest_valid(checkpoints)]
+            else:
+                answer = [files.resolve_checkpoint(Path(resume))]
+        except ValueError as error:
+            answer = [error]
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    return answer[0]
+
+
+def _load_initial_weights(model: BertForPreTraining, checkpoint: Path) -> None:
+    """Start a new run from another's weights.
+
+    Raises:
+        ConfigError: the checkpoint is of a model of another shape.
+    """
+    weights, own = files.load_weights(checkpoint), model.state_dict()
+    for name in sorted({*weights, *own}):
+        there, here = (tuple(s[name].shape) if name in s else "absent" for s in (weights, own))
+        if there != here:
+            raise ConfigError(f"checkpoint {checkpoint} is of another model: {name} is {there} there and {here} here")
+    model.load_state_dict(weights)
+
+
+def _write_run_files(output_dir: Path, config: RunConfig, data_dir: Path, fresh: bool) -> None:
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / files.CONFIG).write_text(json.dumps(config.as_json(), indent=2) + "\n")
+    for name in files.TOKENIZER_FILES:
+        shutil.copyfile(data_dir / name, output_dir / name)
+    if fresh:
+        (output_dir / "metrics.jsonl").write_text("")
