@@ -225,8 +225,9 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     _refuse_misspelt_blocks(values, where)
     if blocks["progressive_layer_drop"] is None:
         blocks["progressive_layer_drop"] = {"enabled": False}
-    blocks["model"] = _fill_preset(blocks["model"] or {}, where)
-    run = RunConfig(deepspeed=values, **{n: _build(c, blocks[n] or {}, f"{where}: {n}") for n, c in OUR_BLOCKS.items()})
+    blocks = {name: {} if block is None else block for name, block in blocks.items()}
+    blocks["model"] = _fill_preset(blocks["model"], where)
+    run = RunConfig(deepspeed=values, **{n: _build(c, blocks[n], f"{where}: {n}") for n, c in OUR_BLOCKS.items()})
     if run.data.seq_length > run.model.max_position_embeddings:
         raise ConfigError(
             f"{where}: data.seq_length: {run.data.seq_length}; must be at most"

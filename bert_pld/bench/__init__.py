@@ -1,0 +1,4 @@
+"""Measurements against peers, each within one run: `python -m bert_pld.bench SUBJECT`.
+
+A subject is one file with `EXAMPLE`, `add_arguments(parser)`, `measure(options) -> dict` and `report(result) -> str`.
+"""

@@ -1,0 +1,407 @@
+"""Masked micro-batches for training and for evaluation, made in worker processes or in this one.
+
+What a micro-batch holds depends on its place in the run alone: on (step, micro-step, rank) through the order of
+samples, and on (seed, epoch, row) through the masks. Workers only divide the work. No global random generator is read
+or advanced, so an interrupted run that starts again at step k continues as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from bert_pld.data.masking import Vocabulary, mask_tokens
+from bert_pld.data.order import positions_of_micro_batch, rows_at
+from bert_pld.data.shards import MANIFEST_NAME, NO_PAIR, ShardedRows
+
+Int64Array = NDArray[np.int64]
+
+MASKING_MODES = ("dynamic", "static")
+IGNORED_LABEL = -100
+"""The next-sentence label that a loss ignores (`ignore_index` of torch's cross entropy)."""
+
+_PREFETCHED_MICRO_BATCHES = 4
+"""What each worker prepares ahead."""
+_PARENT_CHECK_SECONDS = 2.0
+
+_TENSORS = (
+    "input_ids",
+    "token_type_ids",
+    "attention_mask",
+    "masked_positions",
+    "masked_labels",
+    "next_sentence_labels",
+)
+
+
+@dataclasses.dataclass(eq=False)
+class MicroBatch:
+    """B rows of S tokens, masked. What the host must know of it is kept on the host: asking never waits for a GPU."""
+
+    input_ids: torch.Tensor
+    """int64 `[B, S]`, masks applied."""
+    token_type_ids: torch.Tensor
+    """int64 `[B, S]`: 1 in segment B, else 0."""
+    attention_mask: torch.Tensor | None
+    """bool `[B, S]`, True where there is a token; None when no row has padding."""
+    masked_positions: torch.Tensor
+    """int64 `[M]` flat indices into B · S, ascending."""
+    masked_labels: torch.Tensor
+    """int64 `[M]` original tokens at `masked_positions`."""
+    next_sentence_labels: torch.Tensor | None
+    """int64 `[B]`: 0 B follows A, 1 B is random, -100 no label; None for objective `mlm`."""
+    tokens: int
+    """Tokens of the real rows that are not padding."""
+    rows: int
+    """Real rows; the others (evaluation only) repeat a row to fill up and have no targets."""
+    row_indices: Int64Array
+    """`[B]` running indices in the split: which samples these are."""
+
+    @property
+    def masked_tokens(self) -> int:
+        """M, the number of targets."""
+        return self.masked_positions.shape[0]
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """A copy on the device; from pinned memory the transfer runs alongside the host."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> MicroBatch:
+        """A copy in page-locked memory; the DataLoader calls this where `pin_memory` is asked for."""
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
+
+    def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> MicroBatch:
+        changed: dict[str, Any] = {}
+        for name in _TENSORS:
+            tensor = getattr(self, name)
+            changed[name] = None if tensor is None else change(tensor)
+        return dataclasses.replace(self, **changed)
+
+    # Pickled as NumPy arrays, micro-batches travel through a worker's pipe: torch would put each tensor into a shared
+    # memory file of its own, which is slower at this size and fails where /dev/shm is small, as in containers.
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in self.__dict__.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(
+            {k: torch.from_numpy(v) if k in _TENSORS and v is not None else v for k, v in state.items()}
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _MicroBatchMaker:
+    """Turns row indices into micro-batches; holds what stays the same through a run."""
+
+    rows: ShardedRows
+    vocabulary: Vocabulary
+    masking_seed: int
+    mask_probability: float
+    whole_word: bool
+
+    def make(self, row_indices: Int64Array, epochs: Int64Array, real_rows: int) -> MicroBatch:
+        """The micro-batch of these rows, of which those from `real_rows` on are fillers without targets."""
+        columns = self.rows.read(row_indices)
+        lengths, segment_b_start = columns["length"], columns["segment_b_start"]
+        masked = mask_tokens(
+            columns["input_ids"],
+            lengths,
+            row_indices,
+            epochs,
+            vocabulary=self.vocabulary,
+            seed=self.masking_seed,
+            mask_probability=self.mask_probability,
+            whole_word=self.whole_word,
+        )
+        seq_length = masked.input_ids.shape[1]
+        positions = np.arange(seq_length)
+        is_token = positions < lengths[:, None]
+        targets = int(np.searchsorted(masked.positions, real_rows * seq_length))
+        next_sentence_labels = None
+        if self.rows.attributes.objective != "mlm":
+            labels = columns["next_sentence_label"]
+            labels[labels == NO_PAIR] = IGNORED_LABEL
+            labels[real_rows:] = IGNORED_LABEL
+            next_sentence_labels = torch.from_numpy(labels)
+        return MicroBatch(
+            input_ids=torch.from_numpy(masked.input_ids),
+            token_type_ids=torch.from_numpy(((positions >= segment_b_start[:, None]) & is_token).astype(np.int64)),
+            attention_mask=None if is_token.all() else torch.from_numpy(is_token),
+            masked_positions=torch.from_numpy(masked.positions[:targets]),
+            masked_labels=torch.from_numpy(masked.labels[:targets]),
+            next_sentence_labels=next_sentence_labels,
+            tokens=int(lengths[:real_rows].sum()),
+            rows=real_rows,
+            row_indices=row_indices,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _MicroBatches(Dataset):
+    """A run's micro-batches by ordinal number. A ValueError is returned: raised, it would gain a worker's traceback."""
+
+    maker: _MicroBatchMaker
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, ordinal: int) -> MicroBatch | ValueError:
+        try:
+            return self.maker.make(*self.rows_of(ordinal))
+        except ValueError as error:
+            return error
+
+    def rows_of(self, ordinal: int) -> tuple[Int64Array, Int64Array, int]:
+        """Row indices, their epochs, and how many of them are real."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainingMicroBatches(_MicroBatches):
+    order_seed: int
+    static: bool
+    micro_batch_size: int
+    accumulation_steps: int
+    rank: int
+    world_size: int
+    first_position: int
+
+    def rows_of(self, ordinal: int) -> tuple[Int64Array, Int64Array, int]:
+        step, micro_step = divmod(ordinal, self.accumulation_steps)
+        positions = self.first_position + positions_of_micro_batch(
+            step, micro_step, self.rank, self.micro_batch_size, self.accumulation_steps, self.world_size
+        )
+        row_indices, epochs = rows_at(positions, len(self.maker.rows), self.order_seed)
+        return row_indices, np.zeros_like(epochs) if self.static else epochs, len(row_indices)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvaluationMicroBatches(_MicroBatches):
+    batch_size: int
+    rank: int
+    world_size: int
+    evaluated_rows: int
+
+    def rows_of(self, ordinal: int) -> tuple[Int64Array, Int64Array, int]:
+        start = (ordinal * self.world_size + self.rank) * self.batch_size
+        places = np.arange(start, start + self.batch_size, dtype=np.int64)
+        real_rows = int(np.clip(self.evaluated_rows - start, 0, self.batch_size))
+        places[real_rows:] = 0
+        # Fewer rows than there are: take them evenly from the whole split, which may be ordered by source.
+        row_indices = places * len(self.maker.rows) // self.evaluated_rows
+        return row_indices, np.zeros_like(row_indices), real_rows
+
+
+def training_batches(
+    rows: ShardedRows,
+    *,
+    order_seed: int,
+    masking_seed: int,
+    micro_batch_size: int,
+    accumulation_steps: int,
+    rank: int,
+    world_size: int,
+    first_step: int,
+    num_steps: int,
+    first_position: int | None = None,
+    mask_probability: float = 0.15,
+    whole_word: bool = False,
+    masking: str = "dynamic",
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[list[MicroBatch]]:
+    """This rank's micro-batches of steps `first_step` to `first_step + num_steps - 1`, a list a step.
+
+    Args:
+        rows: the training split.
+        order_seed: of the order of samples, in [0, 2^32).
+        masking_seed: of the masks, in [0, 2^32).
+        micro_batch_size: rows a micro-batch on one rank.
+        accumulation_steps: micro-batches a step on one rank.
+        rank: in [0, world_size).
+        world_size: data-parallel ranks.
+        first_step: 0, or the number of steps already done.
+        num_steps: how many steps to yield.
+        first_position: samples consumed before `first_step`; by default `first_step` global batches. To be given where
+            earlier steps had another global batch size.
+        mask_probability: share of the candidates to mask, in (0, 1).
+        whole_word: mask whole words.
+        masking: `dynamic`, new masks each epoch; `static`, the same ones.
+        workers: processes that prepare micro-batches; 0 prepares them in this one.
+        pin_memory: put them into page-locked memory.
+
+    Raises:
+        ValueError: an argument out of range, or faulty data (at the step that meets it).
+        RuntimeError: a worker died.
+    """
+    _check_sharing(micro_batch_size, rank, world_size, workers)
+    if accumulation_steps < 1:
+        raise ValueError(f"accumulation_steps {accumulation_steps}: must be at least 1")
+    if masking not in MASKING_MODES:
+        raise ValueError(f"data.masking '{masking}': must be one of {', '.join(MASKING_MODES)}")
+    if first_position is None:
+        first_position = first_step * micro_batch_size * accumulation_steps * world_size
+    micro_batches = _TrainingMicroBatches(
+        maker=_maker(rows, masking_seed, mask_probability, whole_word),
+        count=num_steps * accumulation_steps,
+        order_seed=order_seed,
+        static=masking == "static",
+        micro_batch_size=micro_batch_size,
+        accumulation_steps=accumulation_steps,
+        rank=rank,
+        world_size=world_size,
+        first_position=first_position,
+    )
+    return _steps(_loaded(micro_batches, workers, pin_memory), accumulation_steps)
+
+
+def evaluation_batches(
+    rows: ShardedRows,
+    *,
+    masking_seed: int,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    max_rows: int | None = None,
+    mask_probability: float = 0.15,
+    whole_word: bool = False,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[MicroBatch]:
+    """This rank's share of a split, each row exactly once over all ranks, always with the same masks.
+
+    Every rank yields the same number of batches of the same shape. Where the rows run out, a batch is filled up with a
+    row that has no targets; `rows` counts the real ones and may be 0.
+
+    Args:
+        rows: the split, e.g. `validation`.
+        masking_seed: of the masks, in [0, 2^32).
+        batch_size: rows a batch on one rank.
+        rank: in [0, world_size).
+        world_size: data-parallel ranks.
+        max_rows: evaluate no more than this many rows, spread evenly over the split.
+        mask_probability: as in `training_batches`, like the arguments that follow.
+
+    Raises:
+        ValueError: an argument out of range, or faulty data.
+        RuntimeError: a worker died.
+    """
+    _check_sharing(batch_size, rank, world_size, workers)
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows {max_rows}: must be at least 1")
+    evaluated_rows = len(rows) if max_rows is None else min(max_rows, len(rows))
+    micro_batches = _EvaluationMicroBatches(
+        maker=_maker(rows, masking_seed, mask_probability, whole_word),
+        count=-(-evaluated_rows // (batch_size * world_size)),
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        evaluated_rows=evaluated_rows,
+    )
+    return _loaded(micro_batches, workers, pin_memory)
+
+
+def check_matches_model(rows: ShardedRows, *, vocabulary_size: int, max_positions: int, seq_length: int) -> None:
+    """Refuse shards that the model cannot read.
+
+    Args:
+        rows: any split of the data directory.
+        vocabulary_size: entries of the model's embedding, padding included; the shards may have fewer.
+        max_positions: the model's longest sequence.
+        seq_length: the sequence length that the run is configured for (`data.seq_length`).
+
+    Raises:
+        ValueError: the shards' vocabulary or sequence length does not fit.
+    """
+    found, where = rows.attributes, f"data directory {rows.data_dir} ({MANIFEST_NAME})"
+    if found.vocabulary_size > vocabulary_size:
+        raise ValueError(
+            f"{where}: vocabulary of {found.vocabulary_size} entries; the model has {vocabulary_size}"
+            " (model.vocab_size)"
+        )
+    if found.seq_length > max_positions:
+        raise ValueError(
+            f"{where}: sequences of {found.seq_length} tokens; the model allows at most {max_positions}"
+            " (model.max_position_embeddings)"
+        )
+    if found.seq_length != seq_length:
+        raise ValueError(
+            f"{where}: sequences of {found.seq_length} tokens; the run is configured for {seq_length} (data.seq_length)"
+        )
+
+
+def _check_sharing(micro_batch_size: int, rank: int, world_size: int, workers: int) -> None:
+    if micro_batch_size < 1:
+        raise ValueError(f"micro-batch size {micro_batch_size}: must be at least 1")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank}: must be in [0, {world_size}), the world size")
+    if workers < 0:
+        raise ValueError(f"data-loading workers {workers}: must not be negative")
+
+
+def _maker(rows: ShardedRows, masking_seed: int, mask_probability: float, whole_word: bool) -> _MicroBatchMaker:
+    if not 0 < mask_probability < 1:
+        raise ValueError(f"data.mask_probability {mask_probability}: must be in (0, 1)")
+    vocabulary = Vocabulary.read(rows.data_dir, rows.manifest)
+    return _MicroBatchMaker(rows, vocabulary, masking_seed, mask_probability, whole_word)
+
+
+def _loaded(micro_batches: _MicroBatches, workers: int, pin_memory: bool) -> Iterator[MicroBatch]:
+    """All micro-batches in order. Closing the iterator ends the workers."""
+    loader = DataLoader(
+        micro_batches,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=_PREFETCHED_MICRO_BATCHES if workers else None,
+        pin_memory=pin_memory,
+        collate_fn=_unchanged,
+        worker_init_fn=_guard_worker if workers else None,
+        generator=torch.Generator(),  # where DataLoader draws its workers' seeds, in place of the global generator
+    )
+    for micro_batch in loader:
+        if isinstance(micro_batch, ValueError):
+            raise micro_batch
+        yield micro_batch
+
+
+def _guard_worker(_worker: int) -> None:
+    """Keep a worker at work through the signals that a scheduler sends to every process of a job.
+
+    The training process answers SIGTERM and SIGUSR1 with one more whole step and a checkpoint, and needs its workers
+    for that. They obey the SIGTERM of that process alone, and end when it is gone.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """End this worker when its parent says so or has ended, even while the main thread waits to write into a pipe."""
+    parent, started_by = multiprocessing.parent_process(), os.getppid()
+    assert parent is not None
+    while os.getppid() == started_by and parent.is_alive():
+        received = signal.sigtimedwait({signal.SIGTERM}, _PARENT_CHECK_SECONDS)
+        if received is not None and received.si_pid == parent.pid:
+            break
+    os._exit(0)
+
+
+def _unchanged(micro_batch: Any) -> Any:
+    return micro_batch
+
+
+def _steps(micro_batches: Iterator[MicroBatch], accumulation_steps: int) -> Iterator[list[MicroBatch]]:
+    while step := list(itertools.islice(micro_batches, accumulation_steps)):
+        yield step

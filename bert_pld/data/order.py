@@ -1,0 +1,119 @@
+"""The order of training samples: a function of (seed, epoch) alone, computed wherever it is asked for.
+
+Training consumes one endless stream of positions 0, 1, 2, …; position p belongs to epoch p // N and is that epoch's
+(p % N)-th row. Each epoch has its own permutation of the N rows, given by a keyed bijection on [0, N), so nothing is
+stored or shuffled, and resuming at any position costs nothing.
+
+The bijection is a generalised Feistel network on Z_a × Z_a with a = ⌈√N⌉; a value that lands outside [0, N) is
+encrypted again until it lands inside ("cycle walking"), which about two in √N need at most.
+Source: Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bert_pld.counter_rng import Stream, random_words
+
+Int64Array = NDArray[np.int64]
+UInt64Array = NDArray[np.uint64]
+
+_ROUNDS = 6
+MAX_ROWS = 2**48
+"""The halves of a Feistel network of this size stay far below the 32 bits that a round draws."""
+
+# Arrays without axes: on a few elements NumPy combines them twice as fast as its scalars.
+_MULTIPLIER_0 = np.array(0xBF58476D1CE4E5B9, np.uint64)  # of SplitMix64's finaliser (Steele et al., OOPSLA 2014)
+_MULTIPLIER_1 = np.array(0x94D049BB133111EB, np.uint64)
+_SHIFT_32 = np.array(32, np.uint64)
+
+
+def rows_at(positions: Int64Array, num_rows: int, seed: int) -> tuple[Int64Array, Int64Array]:
+    """The rows that stand at these positions of the training stream.
+
+    Args:
+        positions: int64 `[P]`, each at least 0; they may lie in different epochs.
+        num_rows: N, rows of the split, in [1, 2^48].
+        seed: in [0, 2^32).
+
+    Returns:
+        `rows` int64 `[P]` in [0, N) and `epochs` int64 `[P]`.
+
+    Raises:
+        ValueError: `num_rows` or a position is out of range.
+    """
+    if not 1 <= num_rows <= MAX_ROWS:
+        raise ValueError(f"number of rows {num_rows}: must be in [1, 2^48]")
+    if not len(positions):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    if positions.min() < 0:
+        raise ValueError(f"stream position {positions.min()}: must not be negative")
+    epochs = positions // num_rows
+    first_epoch = int(epochs[0])
+    if epochs[-1] == first_epoch and (epochs == first_epoch).all():
+        keys = _round_keys(seed, first_epoch)
+    else:
+        distinct, inverse = np.unique(epochs, return_inverse=True)
+        keys = _round_keys_of(seed, distinct)[:, inverse]
+    values = (positions - epochs * num_rows).astype(np.uint64)
+    return _permute(values, keys, num_rows).astype(np.int64), epochs
+
+
+def positions_of_micro_batch(
+    step: int, micro_step: int, rank: int, micro_batch_size: int, accumulation_steps: int, world_size: int
+) -> Int64Array:
+    """The stream positions of one rank's micro-batch: int64 `[micro_batch_size]`.
+
+    A step takes the next `micro_batch_size · accumulation_steps · world_size` positions, so a step's samples are the
+    same set however that product is split. Global batches run across the ends of epochs: none is partial.
+    """
+    global_micro_batch = world_size * micro_batch_size
+    start = (step * accumulation_steps + micro_step) * global_micro_batch + rank * micro_batch_size
+    return np.arange(start, start + micro_batch_size, dtype=np.int64)
+
+
+@functools.lru_cache(maxsize=8)
+def _round_keys(seed: int, epoch: int) -> UInt64Array:
+    """One epoch's keys, `[rounds]`."""
+    return _round_keys_of(seed, np.array([epoch], np.int64))[:, 0]
+
+
+def _round_keys_of(seed: int, epochs: Int64Array) -> UInt64Array:
+    """The Feistel keys of several epochs, 64 random bits a round: `[rounds, len(epochs)]`."""
+    rounds = np.arange(_ROUNDS)[:, None]
+    high, low, _, _ = random_words(seed, Stream.ORDER, rounds, epochs & 0xFFFFFFFF, epochs >> 32)
+    return (high.astype(np.uint64) << _SHIFT_32) | low
+
+
+def _permute(values: UInt64Array, keys: UInt64Array, num_rows: int) -> UInt64Array:
+    """Encrypt `[P]` values of [0, N) into [0, N) under keys `[rounds]`, or `[rounds, P]` of their own."""
+    width = math.isqrt(num_rows - 1) + 1  # the least a with a² >= N
+    result = _feistel(values, keys, width)
+    outside = np.flatnonzero(result >= num_rows)
+    while len(outside):
+        again = _feistel(result[outside], keys if keys.ndim == 1 else keys[:, outside], width)
+        result[outside] = again
+        outside = outside[again >= num_rows]
+    return result
+
+
+def _feistel(values: UInt64Array, keys: UInt64Array, width: int) -> UInt64Array:
+    """Permute [0, width²): each round adds a keyed hash of one half to the other."""
+    modulus = np.array(width, np.uint64)
+    right, left = np.divmod(values, modulus)
+    for index in range(_ROUNDS):
+        mixed = right + keys[index, ...]
+        mixed *= _MULTIPLIER_0
+        mixed ^= mixed >> _SHIFT_32
+        mixed *= _MULTIPLIER_1
+        mixed >>= _SHIFT_32
+        mixed += left
+        mixed %= modulus
+        left, right = right, mixed
+    right *= modulus
+    right += left
+    return right

@@ -1,0 +1,169 @@
+"""The command line: `python -m data_prep build | verify | sources`."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from pathlib import Path
+
+from bert_pld.counter_rng import MAX_SEED
+from bert_pld.data.shards import OBJECTIVES, file_sha256
+from data_prep.instances import SMALLEST_SEQ_LENGTH
+from data_prep.pipeline import build
+from data_prep.plan import BuildArguments
+from data_prep.sources import KINDS, Source
+from data_prep.verify import verify
+from data_prep.vocabulary import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
+
+EXECUTORS = ("local",)
+FORMATS = ("native",)
+LONGEST_SEQ_LENGTH = 2**16 - 1
+
+_EXAMPLE = """\
+examples:
+  python -m data_prep build --source python-docs --vocab_size 4096 --output_dir corpus
+  python -m data_prep build --source wikiextractor=extracted/ --source 'books=novels/*.txt' \\
+      --vocab bert-base-uncased-vocab.txt --seq_length 128 --workers 16 --output_dir corpus
+A build that was interrupted goes on where it stopped when the same command is given again.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"error: {_one_line(_os_message(error))}", file=sys.stderr)
+    except ValueError as error:
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+    return 1
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    if arguments.executor not in EXECUTORS:
+        raise ValueError(f"--executor {arguments.executor}: not available; allowed: {', '.join(EXECUTORS)}")
+    if arguments.format not in FORMATS:
+        raise ValueError(f"--format {arguments.format}: not available; allowed: {', '.join(FORMATS)}")
+    _check_range("--seq_length", arguments.seq_length, SMALLEST_SEQ_LENGTH, LONGEST_SEQ_LENGTH)
+    _check_range("--seed", arguments.seed, 0, MAX_SEED)
+    _check_range("--workers", arguments.workers, 1, 4096)
+    _check_range("--shard_rows", arguments.shard_rows, 1, 2**31 - 1)
+    if arguments.vocab_size is not None:
+        _check_range("--vocab_size", arguments.vocab_size, SMALLEST_VOCABULARY, LARGEST_VOCABULARY)
+    if not 0.0 < arguments.validation_fraction < 1.0:
+        raise ValueError(f"--validation_fraction {arguments.validation_fraction}: must lie between 0 and 1")
+    sources = tuple(str(Source.parse(source)) for source in arguments.source)
+    if arguments.vocab is not None and not arguments.vocab.is_file():
+        raise ValueError(f"--vocab {arguments.vocab}: no such file; give a vocab.txt, one entry a line")
+    decisive = BuildArguments(
+        sources=sources,
+        vocab=file_sha256(arguments.vocab) if arguments.vocab else None,
+        vocab_size=arguments.vocab_size,
+        cased=arguments.cased,
+        seq_length=arguments.seq_length,
+        objective=arguments.objective,
+        validation_fraction=arguments.validation_fraction,
+        seed=arguments.seed,
+        shard_rows=arguments.shard_rows,
+        language=arguments.language,
+    )
+    build(decisive, arguments.vocab, arguments.output_dir, arguments.workers)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    faults = verify(arguments.data_dir, samples=3)
+    for fault in faults:
+        print(f"error: {_one_line(fault)}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def _sources(_: argparse.Namespace) -> int:
+    width = max(map(len, KINDS))
+    for kind in KINDS.values():
+        print(f"{kind.name:<{width}}  {kind.summary}\n{'':<{width}}  --source {kind.example}")
+    return 0
+
+
+def _check_range(flag: str, value: int, lowest: int, highest: int) -> None:
+    if not lowest <= value <= highest:
+        raise ValueError(f"{flag} {value}: must lie between {lowest} and {highest}")
+
+
+def _os_message(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error):
+        return f"no room to write ({error}); free some, then give the same command again: it goes on where it stopped"
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep", description="Text to pretraining shards.", epilog=_EXAMPLE, formatter_class=form
+    )
+    commands = parser.add_subparsers(required=True, metavar="build | verify | sources")
+
+    add = commands.add_parser(
+        "build", help="make a data directory", description="Make a data directory from text.", epilog=_EXAMPLE,
+        formatter_class=form,
+    )  # fmt: skip
+    add.set_defaults(run=_build)
+    add.add_argument(
+        "--source", action="append", required=True, metavar="KIND=WHERE",
+        help=f"what to read; may be repeated; WHERE is a file, folder or glob; kinds: {', '.join(KINDS)}",
+    )  # fmt: skip
+    add.add_argument("--output_dir", type=Path, required=True, help="a new or empty directory")
+    vocabulary = add.add_mutually_exclusive_group(required=True)
+    vocabulary.add_argument("--vocab", type=Path, metavar="FILE", help="a WordPiece vocab.txt to use")
+    vocabulary.add_argument("--vocab_size", type=int, metavar="N", help="train a vocabulary of N entries on the text")
+    add.add_argument("--cased", action="store_true", help="keep capitals and accents (default: uncased)")
+    add.add_argument("--seq_length", type=int, default=128, help="tokens in a row (default: 128)")
+    add.add_argument(
+        "--objective", choices=OBJECTIVES, default=OBJECTIVES[0],
+        help="mlm+nsp: sentence pairs; mlm: packed full sequences (default: mlm+nsp)",
+    )  # fmt: skip
+    add.add_argument(
+        "--validation_fraction", type=float, default=0.003,
+        help="part of the documents held out, at least one document (default: 0.003)",
+    )  # fmt: skip
+    add.add_argument("--seed", type=int, default=0, help="decides the split and the pairs (default: 0)")
+    add.add_argument("--shard_rows", type=int, default=65536, help="most rows in a shard (default: 65536)")
+    add.add_argument("--language", default="en", help="of the text, for sentence splitting, ISO 639 (default: en)")
+    add.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)),
+        help="processes; no influence on the result (default: the CPUs of this machine)",
+    )  # fmt: skip
+    add.add_argument("--executor", default=EXECUTORS[0], help=f"where tasks run: {', '.join(EXECUTORS)}")
+    add.add_argument("--format", default=FORMATS[0], help=f"of the shards: {', '.join(FORMATS)}")
+
+    check = commands.add_parser(
+        "verify", help="check a data directory", formatter_class=form,
+        description="Check checksums, schema, counts and tokenizer, and show three decoded rows; exit 1 on a fault.",
+        epilog="example:\n  python -m data_prep verify corpus",
+    )  # fmt: skip
+    check.set_defaults(run=_verify)
+    check.add_argument("data_dir", type=Path, metavar="DIR")
+
+    kinds = commands.add_parser(
+        "sources", help="list the kinds of source", description="List the kinds of source with an example each.",
+        epilog="example:\n  python -m data_prep sources", formatter_class=form,
+    )  # fmt: skip
+    kinds.set_defaults(run=_sources)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Cleaning: one form for each character, one kind of space, and documents that are not prose dropped with a reason."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from data_prep.document import Document
+
+FEWEST_CHARACTERS = 64
+SMALLEST_PROSE_FRACTION = 0.7
+
+TOO_SHORT = f"shorter than {FEWEST_CHARACTERS} characters"
+NOT_PROSE = f"not prose (under {SMALLEST_PROSE_FRACTION:.0%} letters and spaces)"
+
+# Controls, format characters (zero-width spaces, soft hyphens, byte order marks, direction marks), surrogates,
+# private use, and the replacement character. The joiners U+200C and U+200D stay: some scripts spell with them.
+_UNWANTED = re.compile(
+    "[\u0000-\u0008\u000e-\u001b\u001f\u007f-\u0084\u0086-\u009f\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"
+    "\ufff9-\uffff\ud800-\udfff\ue000-\uf8ff]"
+)
+_NOT_LETTER_OR_SPACE = bytes(set(range(128)) - set(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ \n"))
+
+
+def clean_text(text: str) -> str:
+    """Normal form C, unwanted characters removed, white space collapsed; paragraphs stay on their own lines."""
+    if not text.isascii() or not text.replace("\n", " ").isprintable():
+        text = _UNWANTED.sub("", text)
+    lines = (" ".join(line.split()) for line in unicodedata.normalize("NFC", text).splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def drop_reason(text: str) -> str | None:
+    """Why a cleaned text is not worth training on, None where it is.
+
+    Letters of any script count; everything beyond ASCII is taken for a letter.
+    """
+    if len(text) < FEWEST_CHARACTERS:
+        return TOO_SHORT
+    data = text.encode("utf-8")
+    if len(data.translate(None, _NOT_LETTER_OR_SPACE)) < SMALLEST_PROSE_FRACTION * len(data):
+        return NOT_PROSE
+    return None
+
+
+def cleaned(documents: Iterable[Document], dropped: Counter[str]) -> Iterator[str]:
+    """The texts that are kept; those that are not are counted in `dropped` by reason."""
+    for document in documents:
+        text = clean_text(document.text)
+        reason = drop_reason(text)
+        if reason is None:
+            yield text
+        else:
+            dropped[reason] += 1

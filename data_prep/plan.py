@@ -1,0 +1,184 @@
+"""The plan of a build: its arguments and its list of tasks, fixed before anything is read and kept in the build folder.
+
+A build is two lists of tasks with the vocabulary between them. Each task is a pure function of (plan, its number), so
+that any executor may run them, in any order and number at a time, and the bytes come out the same.
+
+    .build/plan.json                 arguments; reading tasks, each a list of pieces of the sources
+    .build/spool/00000.txt .npz      what a reading task leaves
+    .build/groups.json               writing tasks, each a list of ranges of spooled documents
+    .build/shards/train_00000_000.hdf5
+    .build/done/read_00000.json      completion marker of a task, with its counts
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bert_pld.data.shards import MANIFEST_NAME, write_atomically
+from data_prep.sources import Source
+from data_prep.sources.pieces import Piece
+
+BUILD_FOLDER = ".build"
+DATA_CARD_NAME = "data_card.json"
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt")
+READING_TASK_BYTES = 4 << 20
+RECIPE_VERSION = 1
+"""Raised when the same arguments come to give other bytes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildArguments:
+    """What decides the bytes of a build."""
+
+    sources: tuple[str, ...]
+    vocab: str | None
+    """SHA-256 of the given vocabulary file, None where one is trained."""
+    vocab_size: int | None
+    cased: bool
+    seq_length: int
+    objective: str
+    validation_fraction: float
+    seed: int
+    shard_rows: int
+    language: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Arguments and reading tasks of a build."""
+
+    arguments: BuildArguments
+    tasks: list[list[Piece]]
+
+    def identity(self) -> str:
+        """A digest of the arguments and of what is to be read (names and sizes)."""
+        content = json.dumps([RECIPE_VERSION, dataclasses.asdict(self)], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def write(self, build_dir: Path) -> None:
+        """Keep the plan for the tasks and for going on later."""
+        write_atomically(
+            build_dir / "plan.json", json.dumps({"identity": self.identity(), **dataclasses.asdict(self)}) + "\n"
+        )
+
+    @classmethod
+    def read(cls, build_dir: Path) -> Plan:
+        """The plan of a build folder."""
+        content = json.loads((build_dir / "plan.json").read_text(encoding="utf-8"))
+        arguments = {**content["arguments"], "sources": tuple(content["arguments"]["sources"])}
+        return cls(BuildArguments(**arguments), [[Piece(**piece) for piece in task] for task in content["tasks"]])
+
+
+def make_plan(arguments: BuildArguments) -> Plan:
+    """List what the sources hold and pack it, in order, into reading tasks of about 4 MiB.
+
+    Raises:
+        ValueError: a source is empty or cannot be found.
+    """
+    tasks: list[list[Piece]] = [[]]
+    for source in arguments.sources:
+        for piece in Source.parse(source).pieces():
+            if tasks[-1] and sum(p.bytes for p in tasks[-1]) + piece.bytes > READING_TASK_BYTES:
+                tasks.append([])
+            tasks[-1].append(piece)
+    return Plan(arguments, [task for task in tasks if task])
+
+
+class Markers:
+    """Completion markers: a task's counts, written after all its files are in place."""
+
+    def __init__(self, build_dir: Path) -> None:
+        self.folder = build_dir / "done"
+
+    def write(self, stage: str, task: int, counts: dict[str, Any]) -> None:
+        """Mark a task as done."""
+        write_atomically(self.folder / f"{stage}_{task:05d}.json", json.dumps(counts, sort_keys=True) + "\n")
+
+    def read(self, stage: str, task: int) -> dict[str, Any] | None:
+        """The counts of a finished task, None for one that is still to be done."""
+        path = self.folder / f"{stage}_{task:05d}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def is_finished(output_dir: Path, plan: Plan) -> bool:
+    """Whether `output_dir` holds this very build, complete."""
+    card = output_dir / DATA_CARD_NAME
+    if not card.is_file() or not (output_dir / MANIFEST_NAME).is_file():
+        return False
+    try:
+        return bool(json.loads(card.read_text(encoding="utf-8")).get("build") == plan.identity())
+    except (ValueError, AttributeError):
+        return False
+
+
+@contextmanager
+def opened_build(output_dir: Path, plan: Plan) -> Iterator[Path]:
+    """The build folder of `output_dir`, made or taken up again, locked for as long as the build runs.
+
+    Raises:
+        ValueError: the directory holds anything else, a different build, or a build that is running now.
+    """
+    build_dir = output_dir / BUILD_FOLDER
+    output_dir.mkdir(parents=True, exist_ok=True)
+    plan_file = build_dir / "plan.json"
+    if not plan_file.is_file():
+        strangers = sorted(path.name for path in output_dir.iterdir() if path != build_dir)
+        if strangers:
+            what = "another build" if MANIFEST_NAME in strangers else "other files"
+            raise ValueError(
+                f"--output_dir {output_dir}: holds {what} ({', '.join(strangers[:3])}{' …' * (len(strangers) > 3)});"
+                " nothing was changed; choose an empty or new directory"
+            )
+    for folder in (build_dir, build_dir / "spool", build_dir / "shards", build_dir / "done"):
+        folder.mkdir(exist_ok=True)
+    with open(build_dir / "lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise ValueError(f"--output_dir {output_dir}: another build is writing here now") from None
+        if plan_file.is_file() and json.loads(plan_file.read_text(encoding="utf-8"))["identity"] != plan.identity():
+            raise ValueError(
+                f"--output_dir {output_dir}: holds an unfinished build with other arguments or inputs;"
+                f" nothing was changed; choose another directory, or remove {build_dir} and start anew"
+            )
+        if not plan_file.is_file():
+            plan.write(build_dir)
+        try:
+            yield build_dir
+        except ValueError:
+            # A mistake in arguments or inputs: with it put right this is another build, and the folder is of no use.
+            discard_build(output_dir)
+            raise
+
+
+def discard_build(output_dir: Path) -> None:
+    """Remove what an unfinished build left, and its directory if nothing else is in it."""
+    for name in VOCABULARY_FILES:
+        (output_dir / name).unlink(missing_ok=True)
+    remove_build(output_dir / BUILD_FOLDER)
+    if not os.listdir(output_dir):
+        output_dir.rmdir()
+
+
+def remove_build(build_dir: Path) -> None:
+    """Remove the build folder of a finished build."""
+    for folder in ("spool", "shards", "done"):
+        for path in sorted((build_dir / folder).glob("*")) + sorted((build_dir / folder).glob(".*.partial")):
+            path.unlink(missing_ok=True)
+        if (build_dir / folder).is_dir():
+            (build_dir / folder).rmdir()
+    for name in ("groups.json", "lock", "plan.json"):
+        (build_dir / name).unlink(missing_ok=True)
+    if not os.listdir(build_dir):
+        build_dir.rmdir()

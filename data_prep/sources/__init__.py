@@ -1,0 +1,51 @@
+"""The kinds of source, by name. A new kind is one file here and one line in `KINDS`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+
+from data_prep.sources import books, jsonl, python_docs, text, wikiextractor
+from data_prep.sources.pieces import Piece, SourceKind
+
+KINDS: dict[str, SourceKind] = {
+    kind.name: kind for kind in (wikiextractor.KIND, books.KIND, text.KIND, jsonl.KIND, python_docs.KIND)
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A source as the user names it: `KIND=WHERE`, or `KIND` for one that takes no place."""
+
+    kind: SourceKind
+    where: str
+
+    @classmethod
+    def parse(cls, argument: str) -> Source:
+        """Read `KIND=WHERE`.
+
+        Raises:
+            ValueError: unknown kind (with the nearest name), or a place missing or not wanted.
+        """
+        name, equals, where = argument.partition("=")
+        if name not in KINDS:
+            near = difflib.get_close_matches(name, KINDS, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"--source {argument}: unknown kind {name!r}{hint} (kinds: {', '.join(KINDS)})")
+        kind = KINDS[name]
+        if kind.needs_place and not where:
+            raise ValueError(f"--source {argument}: {name} needs a path or glob, for example --source {kind.example}")
+        if equals and not kind.needs_place:
+            raise ValueError(f"--source {argument}: {name} takes no path; write --source {name}")
+        return cls(kind, where)
+
+    def pieces(self) -> list[Piece]:
+        """What there is to read, in a fixed order.
+
+        Raises:
+            ValueError: nothing is there, or a file cannot be read.
+        """
+        return self.kind.list_pieces(self.where)
+
+    def __str__(self) -> str:
+        return f"{self.kind.name}={self.where}" if self.where else self.kind.name

@@ -1,0 +1,65 @@
+"""Kind `wikiextractor`: what WikiExtractor writes, `<doc …>` text or (`--json`) one object a line."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+
+from data_prep.document import Document
+from data_prep.sources.jsonl import LINE_END, read_objects
+from data_prep.sources.pieces import Piece, SourceKind, cut_file, find_files, line_of, read_utf8
+from data_prep.sources.wiki_text import prose_of_article
+
+_NEXT_ARTICLE = re.compile(rb"\n(?=<doc )")
+_ATTRIBUTE = re.compile(r'(\w+)="(.*?)"(?=\s+\w+="|\s*$)')
+
+
+def list_pieces(where: str) -> list[Piece]:
+    """All files of a folder (`AA/wiki_00` …), a file or a glob, cut between articles."""
+    pieces = []
+    for path in find_files(where):
+        with open(path, "rb") as file:
+            is_json = file.read(64).lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{")
+        pieces += cut_file("wikiextractor", path, LINE_END if is_json else _NEXT_ARTICLE)
+    return pieces
+
+
+def read_piece(piece: Piece) -> Iterator[Document]:
+    """The articles of a piece, headings and extraction marks removed.
+
+    Raises:
+        ValueError: neither of the two formats, or an article without its `</doc>`.
+    """
+    text = read_utf8(piece)
+    if text.lstrip().startswith("{"):
+        for place, record in read_objects(piece):
+            title = str(record.get("title", ""))
+            yield Document(prose_of_article(record["text"], title), str(record.get("id", place)), piece.kind, title)
+        return
+    if text.strip() and not text.lstrip().startswith("<doc "):
+        line = line_of(piece.path, piece.start)
+        raise ValueError(f"{piece.path}:{line}: expected '<doc …>' or a JSON object, found {text.strip()[:40]!r}")
+    *articles, rest = text.split("</doc>")
+    for article in articles:
+        header, _, body = article.strip().partition("\n")
+        attributes = dict(_ATTRIBUTE.findall(header.removeprefix("<doc ").removesuffix(">")))
+        title = html.unescape(attributes.get("title", ""))
+        if not header.startswith("<doc ") or "\n<doc " in body:
+            raise _unclosed(piece, title)
+        yield Document(prose_of_article(body, title), attributes.get("id", ""), piece.kind, title)
+    if rest.strip():
+        raise _unclosed(piece, rest.strip()[:60])
+
+
+def _unclosed(piece: Piece, name: str) -> ValueError:
+    return ValueError(f"{piece.path}: article {name!r} does not lie between '<doc …>' and '</doc>'; is the file cut?")
+
+
+KIND = SourceKind(
+    "wikiextractor",
+    "WikiExtractor's output, <doc> text or JSON lines",
+    "wikiextractor=extracted/",
+    list_pieces,
+    read_piece,
+)

@@ -1,0 +1,169 @@
+"""Checks a data directory against its manifest, and shows what is in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from bert_pld.data.shards import (
+    COLUMNS,
+    IS_NEXT,
+    NO_PAIR,
+    RANDOM_NEXT,
+    SPLITS,
+    Manifest,
+    Shard,
+    ShardRecord,
+    file_sha256,
+    vocabulary_hash,
+)
+from data_prep.plan import VOCABULARY_FILES
+from data_prep.vocabulary import SPECIAL_TOKENS
+
+_BLOCK_ROWS = 1 << 14
+
+
+def verify(data_dir: Path, samples: int = 3) -> list[str]:
+    """Check everything, and print `samples` decoded rows of the training split and a summary.
+
+    Returns:
+        One line for each fault found; empty for a sound directory.
+    """
+    try:
+        manifest = Manifest.read(data_dir)
+    except ValueError as error:
+        return [str(error)]
+    faults = [*_tokenizer_faults(data_dir, manifest), *_file_faults(data_dir, manifest)]
+    sound: list[tuple[ShardRecord, Shard]] = []
+    for records in manifest.splits.values():
+        for record in records:
+            path = data_dir / record.file
+            if not path.is_file():
+                faults.append(f"{path}: missing, but the manifest lists it")
+                continue
+            found = list(_shard_faults(path, record, manifest))
+            faults += found
+            if not found:
+                sound.append((record, Shard(path)))
+    if sound and (data_dir / "tokenizer.json").is_file() and not _tokenizer_faults(data_dir, manifest):
+        _show(Tokenizer.from_file(str(data_dir / "tokenizer.json")), sound[0][1], samples)
+    rows = {split: manifest.rows(split) for split in manifest.splits}
+    counts = ", ".join(f"{count:,} {split} rows" for split, count in rows.items())
+    verdict = f"{len(faults)} fault{'s' * (len(faults) != 1)}" if faults else "sound"
+    print(f"{data_dir}: {counts}, {sum(map(manifest.tokens, rows)):,} tokens: {verdict}")
+    return faults
+
+
+def _tokenizer_faults(data_dir: Path, manifest: Manifest) -> list[str]:
+    """The two tokenizer files hold the vocabulary that made the ids, with the special tokens where they should be."""
+    faults = []
+    wanted = manifest.attributes.vocabulary_hash
+    for name in VOCABULARY_FILES:
+        path = data_dir / name
+        if not path.is_file():
+            faults.append(f"{path}: missing")
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+            if name == "vocab.txt":
+                entries = text.removesuffix("\n").split("\n")
+            else:
+                vocabulary = json.loads(text)["model"]["vocab"]
+                entries = sorted(vocabulary, key=vocabulary.__getitem__)
+        except (ValueError, KeyError, TypeError) as error:
+            faults.append(f"{path}: not readable ({error!r})")
+            continue
+        if vocabulary_hash(entries) != wanted:
+            faults.append(f"{path}: not the vocabulary of these shards (SHA-256 differs from the manifest's)")
+        elif len(entries) != manifest.attributes.vocabulary_size:
+            faults.append(f"{path}: {len(entries)} entries, the manifest says {manifest.attributes.vocabulary_size}")
+        elif manifest.special_tokens != {key: entries.index(token) for key, token in SPECIAL_TOKENS.items()}:
+            faults.append(f"{path}: special tokens have other ids than the manifest says")
+    return faults
+
+
+def _file_faults(data_dir: Path, manifest: Manifest) -> Iterator[str]:
+    """The manifest has both splits, and no shard lies about that it does not know."""
+    for split in SPLITS:
+        if not manifest.rows(split):
+            yield f"{data_dir}: split '{split}' has no rows"
+    listed = {record.file for records in manifest.splits.values() for record in records}
+    for path in sorted(data_dir.glob("*.hdf5")):
+        if path.name not in listed:
+            yield f"{path}: foreign shard, not in the manifest"
+
+
+def _shard_faults(path: Path, record: ShardRecord, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with one shard: its bytes, else its attributes and columns, else its rows."""
+    size = path.stat().st_size
+    if size != record.bytes:
+        yield f"{path}: {size} bytes, the manifest says {record.bytes}"
+        return
+    if file_sha256(path) != record.sha256:
+        yield f"{path}: damaged (SHA-256 differs from the manifest's)"
+        return
+    try:
+        shard = Shard(path)
+    except ValueError as error:
+        yield str(error)
+        return
+    if shard.attributes != manifest.attributes:
+        yield f"{path}: belongs to another build (attributes differ from the manifest's)"
+        return
+    wanted = {name: np.dtype(dtype or manifest.attributes.token_dtype) for name, dtype in COLUMNS.items()}
+    for name, column in shard.columns.items():
+        shape = (record.rows, manifest.attributes.seq_length) if name == "input_ids" else (record.rows,)
+        if column.dtype != wanted[name] or column.shape != shape:
+            yield f"{path}: column {name} is {column.dtype}{list(column.shape)}, expected {wanted[name]}{list(shape)}"
+            return
+    tokens = int(np.sum(shard.columns["length"], dtype=np.int64))
+    if tokens != record.tokens:
+        yield f"{path}: {tokens} tokens, the manifest says {record.tokens}"
+    for first in range(0, record.rows, _BLOCK_ROWS):
+        block = {name: np.asarray(column[first : first + _BLOCK_ROWS]) for name, column in shard.columns.items()}
+        for what, bad in _row_faults(block, manifest):
+            if bad.any():
+                yield f"{path}: row {first + int(np.argmax(bad))}: {what} ({int(bad.sum())} such rows)"
+                return
+
+
+def _row_faults(block: dict[str, NDArray[Any]], manifest: Manifest) -> Iterator[tuple[str, Any]]:
+    """Each rule that a row must keep, with the rows of the block that break it."""
+    attributes, special = manifest.attributes, manifest.special_tokens
+    ids, label = block["input_ids"], block["next_sentence_label"]
+    length, b_start = block["length"].astype(np.int64), block["segment_b_start"].astype(np.int64)
+    rows = np.arange(len(ids))
+    yield (
+        f"an id beyond the vocabulary of {attributes.vocabulary_size}",
+        np.any(ids >= attributes.vocabulary_size, axis=1),
+    )
+    yield f"length outside 3 to {attributes.seq_length}", (length < 3) | (length > attributes.seq_length)
+    yield "does not begin with [CLS]", ids[:, 0] != special["cls"]
+    positions = np.arange(attributes.seq_length)
+    last = np.clip(length - 1, 0, attributes.seq_length - 1)
+    yield "does not end with [SEP]", ids[rows, last] != special["sep"]
+    is_padding = ids == special["pad"]
+    beyond = positions >= length[:, None]
+    yield "padding does not begin where length says", np.any(is_padding != beyond, axis=1)
+    if attributes.objective == "mlm":
+        yield "has a next sentence label or a segment B", (label != NO_PAIR) | (b_start != length)
+        return
+    yield "next_sentence_label is neither 0 nor 1", (label != IS_NEXT) & (label != RANDOM_NEXT)
+    yield "segment_b_start outside the row", (b_start < 3) | (b_start > length - 2)
+    before = np.clip(b_start - 1, 0, attributes.seq_length - 1)
+    yield "no [SEP] before segment B", ids[rows, before] != special["sep"]
+
+
+def _show(tokenizer: Tokenizer, shard: Shard, samples: int) -> None:
+    """Print rows spread over a shard as text."""
+    labels = {IS_NEXT: "B follows A", RANDOM_NEXT: "B is random", NO_PAIR: "no pair"}
+    for index in np.unique(np.linspace(0, shard.rows - 1, samples).astype(int)):
+        ids = shard.columns["input_ids"][index, : int(shard.columns["length"][index])].tolist()
+        label = labels[int(shard.columns["next_sentence_label"][index])]
+        print(f"row {index} ({label}): {tokenizer.decode(ids, skip_special_tokens=False)}")

@@ -1,0 +1,33 @@
+# Sourced by the other scripts: makes (once) and enters the virtual environment.
+#
+#   source scripts/environment.sh EXTRAS      e.g. "tensorboard" or "tensorboard,test"
+#
+# BERT_PLD_VENV   where the environment lives (default: .venv in the checkout); one that is there is re-used
+# PYTHON          the interpreter it is made with (default: python3; 3.10 to 3.12)
+
+environment_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+environment_dir="${BERT_PLD_VENV:-$environment_root/.venv}"
+environment_extras="${1:?extras to install}"
+environment_key="$(cat "$environment_root/setup.py" "$environment_root/scripts/constraints.txt" | cksum | tr -d ' ')"
+environment_stamp="$environment_dir/.bert_pld-${environment_extras//,/-}-$environment_key"
+
+if [ ! -f "$environment_stamp" ]; then
+    "${PYTHON:-python3}" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || {
+        echo "error: ${PYTHON:-python3}: Python 3.10 to 3.12 is needed (set PYTHON)" >&2
+        return 1 2>/dev/null || exit 1
+    }
+    echo "installing into $environment_dir"
+    [ -x "$environment_dir/bin/python" ] || "${PYTHON:-python3}" -m venv "$environment_dir"
+    environment_pip() {
+        "$environment_dir/bin/python" -m pip install --quiet --disable-pip-version-check \
+            -c "$environment_root/scripts/constraints.txt" "$@"
+    }
+    # torch comes first: DeepSpeed's build looks for it.
+    environment_pip torch numpy setuptools &&
+        DS_BUILD_OPS=0 environment_pip -e "$environment_root[$environment_extras]" || {
+        echo "error: installing into $environment_dir failed (see above)" >&2
+        return 1 2>/dev/null || exit 1
+    }
+    touch "$environment_stamp"
+fi
+export PATH="$environment_dir/bin:$PATH"

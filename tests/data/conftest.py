@@ -1,0 +1,58 @@
+"""Synthetic data directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_rows import SPECIAL_TOKENS, make_entries, make_rows
+
+from bert_pld.data.masking import Vocabulary
+from bert_pld.data.shards import (
+    Manifest,
+    ShardAttributes,
+    ShardedRows,
+    shard_name,
+    vocabulary_hash,
+    write_shard,
+)
+
+
+@pytest.fixture
+def make_data_dir(tmp_path):
+    """A function that writes a data directory and returns it with the rows written, split by split."""
+
+    def make(
+        *, counts=(23, 0, 14), validation=10, seq_length=32, vocabulary_size=1000, objective="mlm+nsp", full=False
+    ) -> tuple[Path, dict]:
+        generator = np.random.Generator(np.random.PCG64(7))
+        entries = make_entries(vocabulary_size)
+        attributes = ShardAttributes(
+            vocabulary_hash(entries), vocabulary_size, "uncased", seq_length, objective, "synthetic", 7
+        )
+        splits, written = {}, {}
+        for split, sizes in (("train", counts), ("validation", (validation,))):
+            shards = [make_rows(generator, n, seq_length, vocabulary_size, objective, full) for n in sizes]
+            splits[split] = [
+                write_shard(tmp_path / shard_name(split, i), shard, attributes) for i, shard in enumerate(shards)
+            ]
+            written[split] = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+        (tmp_path / "vocab.txt").write_text("".join(entry + "\n" for entry in entries), encoding="utf-8")
+        Manifest(attributes, splits, {"train": 1, "validation": 1}, dict(SPECIAL_TOKENS)).write(tmp_path)
+        return tmp_path, written
+
+    return make
+
+
+@pytest.fixture
+def train_rows(make_data_dir):
+    """37 rows in three shards, one of them empty."""
+    return ShardedRows(make_data_dir()[0], "train")
+
+
+@pytest.fixture
+def vocabulary():
+    """1,000 entries, as in the data directories."""
+    continuation = np.array([entry.startswith("##") for entry in make_entries(1000)])
+    return Vocabulary(1000, **{f"{k}_id": v for k, v in SPECIAL_TOKENS.items()}, is_continuation=continuation)

@@ -1,0 +1,30 @@
+"""Synthetic rows of [CLS] A [SEP] B [SEP] over a small vocabulary."""
+
+import numpy as np
+
+from bert_pld.data.shards import NO_PAIR
+
+SPECIAL_TOKENS = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
+
+
+def make_entries(size):
+    """Every third ordinary entry continues a word."""
+    names = {identity: f"[{name.upper()}]" for name, identity in SPECIAL_TOKENS.items()}
+    return [names.get(i, f"##p{i}" if i % 3 == 0 else f"w{i}") for i in range(size)]
+
+
+def make_rows(generator, count, seq_length, vocabulary_size, objective="mlm+nsp", full=False):
+    """Columns of `count` rows; a fifth of them padded, unless `full`."""
+    short = generator.integers(8, seq_length, count)
+    length = np.where((generator.random(count) < 0.2) & (not full), short, seq_length)
+    ids = generator.integers(104, vocabulary_size, (count, seq_length))
+    ids[generator.random(ids.shape) < 0.01] = SPECIAL_TOKENS["unk"]
+    ids[:, 0] = SPECIAL_TOKENS["cls"]
+    ids[np.arange(count), length - 1] = SPECIAL_TOKENS["sep"]
+    if objective == "mlm":
+        segment_b_start, label = length, np.full(count, NO_PAIR)
+    else:
+        segment_b_start, label = length // 2, generator.integers(0, 2, count)
+        ids[np.arange(count), segment_b_start - 1] = SPECIAL_TOKENS["sep"]
+    ids[np.arange(seq_length) >= length[:, None]] = SPECIAL_TOKENS["pad"]
+    return {"input_ids": ids, "length": length, "segment_b_start": segment_b_start, "next_sentence_label": label}

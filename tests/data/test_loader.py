@@ -1,0 +1,348 @@
+"""Micro-batches are the same for any split into ranks and workers, and after any resume; workers never hang."""
+
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
+from bert_pld.data.shards import ShardedRows
+
+SEEDS = {"order_seed": 4, "masking_seed": 8}
+TENSORS = ("input_ids", "token_type_ids", "masked_positions", "masked_labels", "next_sentence_labels")
+
+
+def train(rows, micro=4, accumulation=1, rank=0, world=1, first=0, steps=1, **options):
+    return training_batches(
+        rows,
+        **{**SEEDS, **options},
+        micro_batch_size=micro,
+        accumulation_steps=accumulation,
+        rank=rank,
+        world_size=world,
+        first_step=first,
+        num_steps=steps,
+    )
+
+
+def samples_of(batch):
+    """Each row's content, independent of its place in a micro-batch: {row: (ids, types, targets, label)}."""
+    seq_length = batch.input_ids.shape[1]
+    flat, labels = batch.masked_positions.numpy(), batch.masked_labels.numpy()
+    found = []
+    for i, row in enumerate(batch.row_indices.tolist()):
+        mine = flat // seq_length == i
+        targets = tuple(zip((flat[mine] % seq_length).tolist(), labels[mine].tolist(), strict=True))
+        ids, types = tuple(batch.input_ids[i].tolist()), tuple(batch.token_type_ids[i].tolist())
+        label = None if batch.next_sentence_labels is None else int(batch.next_sentence_labels[i])
+        found.append((row, ids, types, targets, label))
+    return found
+
+
+def samples_by_step(rows, *, micro, accumulation, world, first=0, steps=1, **options):
+    """What all ranks together see: a sorted list of samples a step."""
+    ranks = [train(rows, micro, accumulation, rank, world, first, steps, **options) for rank in range(world)]
+    result = []
+    for step in zip(*ranks, strict=True):
+        assert all(len(batches) == accumulation for batches in step)
+        result.append(sorted(sample for batches in step for batch in batches for sample in samples_of(batch)))
+    assert len(result) == steps
+    return result
+
+
+def assert_same(ours, theirs):
+    for name in TENSORS:
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    assert (ours.attention_mask is None) == (theirs.attention_mask is None)
+    assert ours.attention_mask is None or torch.equal(ours.attention_mask, theirs.attention_mask)
+    assert (ours.tokens, ours.rows, ours.masked_tokens) == (theirs.tokens, theirs.rows, theirs.masked_tokens)
+    assert ours.row_indices.tolist() == theirs.row_indices.tolist()
+
+
+def test_micro_batch_holds_what_the_shard_holds(make_data_dir):
+    directory, written = make_data_dir()
+    columns = written["train"]
+    for (batch,) in train(ShardedRows(directory, "train"), micro=5, steps=8):
+        rows, ids = batch.row_indices, batch.input_ids.clone()
+        assert batch.input_ids.dtype == batch.token_type_ids.dtype == batch.masked_positions.dtype == torch.int64
+        ids.view(-1)[batch.masked_positions] = batch.masked_labels
+        assert (ids.numpy() == columns["input_ids"][rows]).all()
+        length, start = columns["length"][rows][:, None], columns["segment_b_start"][rows][:, None]
+        places = np.arange(32)
+        assert (batch.token_type_ids.numpy() == ((places >= start) & (places < length))).all()
+        assert (batch.attention_mask is None) == (length == 32).all()
+        if batch.attention_mask is not None:
+            assert batch.attention_mask.dtype == torch.bool
+            assert (batch.attention_mask.numpy() == (places < length)).all()
+        assert batch.next_sentence_labels.tolist() == columns["next_sentence_label"][rows].tolist()
+        assert (batch.tokens, batch.rows) == (length.sum(), 5)
+        assert batch.masked_tokens == len(batch.masked_labels) >= 5
+
+
+def test_full_rows_need_no_attention_mask_and_mlm_rows_no_labels(make_data_dir):
+    directory, _ = make_data_dir(objective="mlm", full=True)
+    ((batch,),) = train(ShardedRows(directory, "train"))
+    assert batch.attention_mask is None
+    assert batch.next_sentence_labels is None
+    assert batch.token_type_ids.sum() == 0
+    (batch,) = evaluation_batches(
+        ShardedRows(directory, "validation"), masking_seed=0, batch_size=16, rank=0, world_size=1
+    )
+    assert batch.next_sentence_labels is None
+
+
+def test_each_epoch_visits_every_row_once_and_batches_cross_its_end(train_rows):
+    visited = [row for (batch,) in train(train_rows, micro=5, steps=37) for row in batch.row_indices.tolist()]
+    epochs = np.array(visited).reshape(5, 37)
+    assert (np.sort(epochs, axis=1) == np.arange(37)).all()
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 5
+
+
+def test_micro_batch_larger_than_the_split(make_data_dir):
+    rows = ShardedRows(make_data_dir(counts=(3,))[0], "train")
+    ((batch,),) = train(rows, micro=16)
+    assert np.bincount(batch.row_indices).tolist() in ([6, 5, 5], [5, 6, 5], [5, 5, 6])
+
+
+@pytest.mark.parametrize(("micro", "accumulation", "world"), [(8, 1, 1), (2, 4, 1), (4, 1, 2), (1, 4, 2), (2, 1, 4)])
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_samples_and_masks_are_the_same_for_any_number_of_ranks(train_rows, micro, accumulation, world, whole_word):
+    """Also when resumed in the middle with another split; six steps of 8 cross an epoch's end at 37."""
+    expected = samples_by_step(train_rows, micro=8, accumulation=1, world=1, steps=6, whole_word=whole_word)
+    for first in (0, 1, 4, 5):
+        found = samples_by_step(
+            train_rows,
+            micro=micro,
+            accumulation=accumulation,
+            world=world,
+            first=first,
+            steps=6 - first,
+            whole_word=whole_word,
+        )
+        assert found == expected[first:]
+
+
+def test_resume_with_another_global_batch_goes_on_at_the_next_sample(train_rows):
+    straight = [row for (batch,) in train(train_rows, micro=8, steps=6) for row in batch.row_indices.tolist()]
+    resumed = train(train_rows, micro=4, first=2, steps=3, first_position=16)
+    assert [row for (batch,) in resumed for row in batch.row_indices.tolist()] == straight[16:28]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(train_rows, workers):
+    alone = list(train(train_rows, micro=4, accumulation=2, steps=7))
+    shared = list(train(train_rows, micro=4, accumulation=2, steps=7, workers=workers))
+    assert [len(step) for step in shared] == [2] * 7
+    for ours, theirs in zip(alone, shared, strict=True):
+        for pair in zip(ours, theirs, strict=True):
+            assert_same(*pair)
+    assert not multiprocessing.active_children()
+
+
+def test_static_masks_stay_and_dynamic_masks_change_between_epochs(train_rows):
+    def by_epoch(masking):
+        samples = [s for (batch,) in train(train_rows, micro=37, steps=2, masking=masking) for s in samples_of(batch)]
+        return sorted(samples[:37]), sorted(samples[37:])
+
+    static, dynamic = by_epoch("static"), by_epoch("dynamic")
+    assert static[0] == static[1] == dynamic[0]
+    changed = sum(a != b for a, b in zip(*dynamic, strict=True))
+    assert changed >= 33  # of 37; the shortest rows have one mask, which may fall on the same token
+
+
+def test_seeds_matter(train_rows):
+    ((base,),) = train(train_rows, micro=37)
+    ((again,),) = train(train_rows, micro=37)
+    assert_same(base, again)
+    ((order,),) = train(train_rows, micro=37, order_seed=5)
+    ((masks,),) = train(train_rows, micro=37, masking_seed=9)
+    assert order.row_indices.tolist() != base.row_indices.tolist()
+    assert sorted(samples_of(order)) == sorted(samples_of(base))
+    assert masks.row_indices.tolist() == base.row_indices.tolist()
+    assert not torch.equal(masks.input_ids, base.input_ids)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_global_random_state_is_read_or_advanced(make_data_dir, workers):
+    directory, _ = make_data_dir()
+
+    def iterate(seed):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        before = torch.get_rng_state(), pickle.dumps(np.random.get_state()), random.getstate()
+        trained = list(train(ShardedRows(directory, "train"), steps=3, workers=workers))
+        validation = ShardedRows(directory, "validation")
+        list(evaluation_batches(validation, masking_seed=1, batch_size=4, rank=0, world_size=1, workers=workers))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert pickle.dumps(np.random.get_state()) == before[1]
+        assert random.getstate() == before[2]
+        return trained
+
+    for (ours,), (theirs,) in zip(iterate(1), iterate(2), strict=True):
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize(("world", "batch_size"), [(1, 4), (2, 3), (4, 4), (3, 1)])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_sees_each_row_once_with_the_same_masks(make_data_dir, world, batch_size, workers):
+    directory, _ = make_data_dir()
+    rows = ShardedRows(directory, "validation")
+    options = {"masking_seed": 3, "workers": workers}
+    (whole,) = evaluation_batches(rows, masking_seed=3, batch_size=10, rank=0, world_size=1)
+    ranks = [
+        list(evaluation_batches(rows, batch_size=batch_size, rank=rank, world_size=world, **options))
+        for rank in range(world)
+    ]
+    assert {len(batches) for batches in ranks} == {-(-10 // (world * batch_size))}
+    samples, tokens, targets = [], 0, 0
+    for batch in (batch for batches in ranks for batch in batches):
+        assert batch.input_ids.shape == (batch_size, 32)
+        samples += samples_of(batch)[: batch.rows]
+        tokens, targets = tokens + batch.tokens, targets + batch.masked_tokens
+        assert (batch.masked_positions < batch.rows * 32).all()
+        assert (batch.next_sentence_labels[batch.rows :] == -100).all()
+        assert (batch.next_sentence_labels[: batch.rows] >= 0).all()
+    assert sorted(samples) == sorted(samples_of(whole))
+    assert (tokens, targets) == (whole.tokens, whole.masked_tokens)
+
+
+def test_evaluation_can_take_fewer_rows_spread_over_the_split(make_data_dir):
+    rows = ShardedRows(make_data_dir()[0], "validation")
+
+    def seen(max_rows):
+        batches = evaluation_batches(rows, masking_seed=3, batch_size=2, rank=0, world_size=1, max_rows=max_rows)
+        return [row for batch in batches for row in batch.row_indices[: batch.rows].tolist()]
+
+    assert seen(5) == [0, 2, 4, 6, 8]
+    assert seen(3) == [0, 3, 6]
+    assert seen(99) == list(range(10))
+
+
+def test_micro_batch_moves_to_a_device_and_through_pickle(train_rows):
+    ((batch,),) = train(train_rows)
+    assert_same(batch, pickle.loads(pickle.dumps(batch)))
+    assert_same(batch, batch.to("cpu"))
+    on_meta = batch.to("meta")
+    assert on_meta.input_ids.device.type == "meta"
+    assert (on_meta.masked_tokens, on_meta.tokens) == (batch.masked_tokens, batch.tokens)
+
+
+def worker_processes():
+    return [process for process in multiprocessing.active_children() if process.is_alive()]
+
+
+def test_closing_early_ends_the_workers(train_rows):
+    batches = train(train_rows, steps=100_000, workers=2)
+    next(batches)
+    assert len(worker_processes()) == 2
+    batches.close()
+    assert not worker_processes()
+
+
+def test_a_dead_worker_raises(train_rows):
+    batches = train(train_rows, steps=100_000, workers=1)
+    next(batches)
+    os.kill(worker_processes()[0].pid, signal.SIGKILL)
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="exited unexpectedly|killed by signal"):
+        list(batches)
+    assert time.monotonic() - started < 20
+    assert not worker_processes()
+
+
+def test_workers_outlive_a_schedulers_signals(train_rows):
+    """A preempted job gets SIGTERM or SIGUSR1 in every process; the step that is under way still needs its data."""
+    batches = train(train_rows, steps=100_000, workers=1)
+    next(batches)
+    worker = worker_processes()[0]
+    for sent in ("TERM", "USR1"):
+        # From another process, as a scheduler does: the parent's own SIGTERM is obeyed.
+        assert os.spawnlp(os.P_WAIT, "sh", "sh", "-c", f"kill -{sent} {worker.pid}") == 0
+    for _ in range(50):
+        next(batches)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert not worker.is_alive()
+
+
+ABANDONED = """
+import multiprocessing, os, sys
+from bert_pld.data.loader import training_batches
+from bert_pld.data.shards import ShardedRows
+batches = training_batches(ShardedRows(sys.argv[1], "train"), order_seed=0, masking_seed=0, micro_batch_size=64,
+    accumulation_steps=1, rank=0, world_size=1, first_step=0, num_steps=100_000, workers=2)
+next(batches)
+print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_workers_end_when_the_training_process_is_killed(train_rows):
+    command = [sys.executable, "-c", ABANDONED, str(train_rows.data_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        assert process.wait(30) == -signal.SIGKILL
+    assert len(workers) == 2
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers live on without their parent"
+        time.sleep(0.2)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_faulty_shards_are_named_in_one_line(make_data_dir, workers):
+    directory, _ = make_data_dir()
+    rows = ShardedRows(directory, "train")
+    path = directory / "train_00002.hdf5"
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(ValueError, match=r"^\S*train_00002\.hdf5: not a readable shard") as error:
+        list(train(rows, micro=8, steps=10, workers=workers))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"micro": 0}, "micro-batch size 0: must be at least 1"),
+        ({"accumulation": 0}, "accumulation_steps 0: must be at least 1"),
+        ({"rank": 2, "world": 2}, r"rank 2: must be in \[0, 2\)"),
+        ({"workers": -1}, "workers -1: must not be negative"),
+        ({"masking": "both"}, "data.masking 'both': must be one of dynamic, static"),
+        ({"mask_probability": 1.0}, r"data.mask_probability 1.0: must be in \(0, 1\)"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_at_once(train_rows, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(train_rows, **options)
+
+
+def test_shards_that_do_not_fit_the_model_are_refused(train_rows):
+    fitting = {"vocabulary_size": 1024, "max_positions": 512, "seq_length": 32}
+    check_matches_model(train_rows, **fitting)
+    for change, message in (
+        ({"vocabulary_size": 999}, "vocabulary of 1000 entries; the model has 999"),
+        ({"max_positions": 31}, "sequences of 32 tokens; the model allows at most 31"),
+        ({"seq_length": 128}, "sequences of 32 tokens; the run is configured for 128"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            check_matches_model(train_rows, **{**fitting, **change})
+        assert str(train_rows.data_dir) in str(error.value)

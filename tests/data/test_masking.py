@@ -1,0 +1,187 @@
+"""BERT's masking rule in numbers, and its independence of everything but (seed, epoch, row)."""
+
+import numpy as np
+import pytest
+from synthetic_rows import SPECIAL_TOKENS, make_rows
+
+from bert_pld.data.masking import Vocabulary, mask_tokens
+from bert_pld.data.shards import Manifest
+
+SPECIAL_IDS = list(SPECIAL_TOKENS.values())
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    """4,000 rows of 128."""
+    return make_rows(np.random.Generator(np.random.PCG64(1)), 4000, 128, 1000)
+
+
+def mask(corpus, vocabulary, rows=None, epoch=0, seed=5, **options):
+    rows = np.arange(len(corpus["length"])) if rows is None else np.asarray(rows)
+    ids, lengths = corpus["input_ids"][rows], corpus["length"][rows]
+    return mask_tokens(ids, lengths, rows, np.full(len(rows), epoch), vocabulary=vocabulary, seed=seed, **options)
+
+
+def candidates_of(corpus):
+    inside = np.arange(corpus["input_ids"].shape[1]) < corpus["length"][:, None]
+    return inside & ~np.isin(corpus["input_ids"], SPECIAL_IDS)
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_fifteen_percent_of_the_candidates_are_masked(corpus, vocabulary, whole_word):
+    masked = mask(corpus, vocabulary, whole_word=whole_word)
+    assert abs(len(masked.positions) / candidates_of(corpus).sum() - 0.15) < 0.001
+    counts = np.bincount(masked.positions // 128, minlength=4000)
+    budgets = 0.15 * candidates_of(corpus).sum(axis=1)
+    assert counts.min() >= 1
+    if not whole_word:
+        assert (np.abs(counts - budgets) < 1).all()
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.4])
+def test_other_probabilities_are_met(corpus, vocabulary, probability):
+    masked = mask(corpus, vocabulary, mask_probability=probability)
+    assert abs(len(masked.positions) / candidates_of(corpus).sum() - probability) < 0.001
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_labels_are_the_originals_and_nothing_else_changes(corpus, vocabulary, whole_word):
+    before = corpus["input_ids"].copy()
+    masked = mask(corpus, vocabulary, whole_word=whole_word)
+    assert (corpus["input_ids"] == before).all()
+    assert (masked.labels == before.reshape(-1)[masked.positions]).all()
+    assert (np.diff(masked.positions) > 0).all()
+    rest = np.ones(before.size, bool)
+    rest[masked.positions] = False
+    assert (masked.input_ids.reshape(-1)[rest] == before.reshape(-1)[rest]).all()
+    assert candidates_of(corpus).reshape(-1)[masked.positions].all()
+
+
+def test_padding_is_never_masked_even_where_it_holds_ordinary_tokens(corpus, vocabulary):
+    ids = np.where(corpus["input_ids"] == 0, 500, corpus["input_ids"])
+    masked = mask({**corpus, "input_ids": ids}, vocabulary)
+    assert (masked.positions % 128 < corpus["length"][masked.positions // 128]).all()
+
+
+def test_eighty_ten_ten(corpus, vocabulary):
+    masked = mask(corpus, vocabulary)
+    now, count = masked.input_ids.reshape(-1)[masked.positions], len(masked.positions)
+    is_mask, same = now == vocabulary.mask_id, now == masked.labels
+    sigma = np.sqrt(np.array([0.8 * 0.2, 0.1 * 0.9, 0.1 * 0.9]) / count)
+    # A random draw hits the original once in as many as there are ordinary entries.
+    chance = 0.1 / len(vocabulary.replacement_ids)
+    shares = np.array([is_mask.mean(), same.mean() - chance, (~is_mask & ~same).mean() + chance])
+    assert (np.abs(shares - [0.8, 0.1, 0.1]) < 4 * sigma).all()
+
+
+def test_random_replacements_are_uniform_over_the_ordinary_entries(corpus, vocabulary):
+    drawn = []
+    for epoch in range(4):
+        masked = mask(corpus, vocabulary, epoch=epoch)
+        now = masked.input_ids.reshape(-1)[masked.positions]
+        drawn.append(now[(now != vocabulary.mask_id) & (now != masked.labels)])
+    frequencies = np.bincount(np.concatenate(drawn), minlength=1000)
+    assert frequencies[SPECIAL_IDS].sum() == 0
+    ordinary = np.delete(frequencies, SPECIAL_IDS)
+    expected = ordinary.sum() / len(ordinary)
+    degrees = len(ordinary) - 1
+    assert ((ordinary - expected) ** 2 / expected).sum() < degrees + 5 * np.sqrt(2 * degrees)
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_every_position_is_masked_equally_often(vocabulary, whole_word):
+    row = make_rows(np.random.Generator(np.random.PCG64(2)), 1, 64, 1000, full=True)
+    epochs = 4000
+    ids, lengths = np.repeat(row["input_ids"], epochs, axis=0), np.repeat(row["length"], epochs)
+    masked = mask_tokens(
+        ids,
+        lengths,
+        np.zeros(epochs, np.int64),
+        np.arange(epochs),
+        vocabulary=vocabulary,
+        seed=1,
+        whole_word=whole_word,
+    )
+    rates = np.bincount(masked.positions % 64, minlength=64)[candidates_of(row)[0]] / epochs
+    assert abs(rates.mean() - 0.15) < 0.001
+    # Words of several pieces cross the budget a little oftener than short ones: within 2 % either way.
+    assert np.abs(rates - 0.15).max() < (0.04 if whole_word else 5 * np.sqrt(0.15 * 0.85 / epochs))
+
+
+def test_whole_words_are_masked_whole(corpus, vocabulary):
+    masked = mask(corpus, vocabulary, whole_word=True)
+    chosen = np.zeros(corpus["input_ids"].size, bool)
+    chosen[masked.positions] = True
+    chosen = chosen.reshape(4000, 128)
+    candidates = candidates_of(corpus)
+    continues = vocabulary.is_continuation[corpus["input_ids"]][:, 1:] & candidates[:, 1:] & candidates[:, :-1]
+    assert continues.sum() > 50_000
+    assert (chosen[:, 1:][continues] == chosen[:, :-1][continues]).all()
+    counts = chosen.sum(axis=1)
+    assert np.abs(counts - 0.15 * candidates.sum(axis=1)).max() < 12  # no more than a word away
+
+
+def test_whole_word_equals_single_tokens_where_every_word_is_one_token(corpus):
+    vocabulary = Vocabulary(
+        1000, **{f"{k}_id": v for k, v in SPECIAL_TOKENS.items()}, is_continuation=np.zeros(1000, bool)
+    )
+    tokens, words = (mask(corpus, vocabulary, whole_word=whole_word) for whole_word in (False, True))
+    assert tokens.positions.tolist() == words.positions.tolist()
+    assert (tokens.input_ids == words.input_ids).all()
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_masks_depend_on_seed_epoch_and_row_alone(corpus, vocabulary, whole_word):
+    together = mask(corpus, vocabulary, epoch=3, whole_word=whole_word)
+    some = np.array([1999, 4, 7, 3000])
+    apart = mask(corpus, vocabulary, rows=some, epoch=3, whole_word=whole_word)
+    assert (apart.input_ids == together.input_ids[some]).all()
+    for place, row in enumerate(some):
+        mine = apart.positions[apart.positions // 128 == place] % 128
+        assert mine.tolist() == (together.positions[together.positions // 128 == row] % 128).tolist()
+    long = corpus["length"] == 128  # short ones have few masks, which may coincide
+    for change in ({"epoch": 4}, {"epoch": 3, "seed": 6}):
+        other = mask(corpus, vocabulary, **change, whole_word=whole_word)
+        assert (other.input_ids != together.input_ids).any(axis=1)[long].all()
+
+
+def test_row_indices_beyond_32_bits_have_masks_of_their_own(vocabulary):
+    row = make_rows(np.random.Generator(np.random.PCG64(3)), 1, 128, 1000, full=True)
+    ids, lengths = np.repeat(row["input_ids"], 2, axis=0), np.repeat(row["length"], 2)
+    masked = mask_tokens(ids, lengths, np.array([1, 2**32 + 1]), np.zeros(2, int), vocabulary=vocabulary, seed=0)
+    assert (masked.input_ids[0] != masked.input_ids[1]).any()
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_tiny_rows(vocabulary, whole_word):
+    """One candidate is masked, none is not; odd lengths work."""
+    ids = np.array([[101, 555, 102, 0, 0], [101, 102, 0, 0, 0], [101, 100, 102, 0, 0]])
+    lengths = np.array([3, 2, 3])
+    masked = mask_tokens(
+        ids, lengths, np.arange(3), np.zeros(3, int), vocabulary=vocabulary, seed=0, whole_word=whole_word
+    )
+    assert masked.positions.tolist() == [1]
+    assert masked.labels.tolist() == [555]
+
+
+def test_vocabulary_is_read_and_checked(make_data_dir):
+    directory, _ = make_data_dir()
+    manifest = Manifest.read(directory)
+    vocabulary = Vocabulary.read(directory, manifest)
+    assert vocabulary.special_ids == (0, 100, 101, 102, 103)
+    assert vocabulary.is_continuation[[102, 105, 106, 108]].tolist() == [False, True, False, True]
+    assert len(vocabulary.replacement_ids) == 995
+    path = directory / "vocab.txt"
+    path.write_text(path.read_text().replace("w200\n", "w201x\n"))
+    with pytest.raises(ValueError, match=r"vocab\.txt: 1000 entries are not the vocabulary that made the shards"):
+        Vocabulary.read(directory, manifest)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"vocab\.txt: not a readable vocabulary"):
+        Vocabulary.read(directory, manifest)
+
+
+def test_impossible_special_tokens_are_refused():
+    with pytest.raises(ValueError, match=r"five different ids in \[0, 10\)"):
+        Vocabulary(10, 0, 1, 2, 3, 10, np.zeros(10, bool))
+    with pytest.raises(ValueError, match="five different ids"):
+        Vocabulary(10, 0, 1, 2, 3, 3, np.zeros(10, bool))

@@ -1,0 +1,93 @@
+"""The order of samples is a true, random-looking permutation an epoch, the same however it is asked for."""
+
+import numpy as np
+import pytest
+
+from bert_pld.data.order import positions_of_micro_batch, rows_at
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 97, 1000, 4097, 65_536])
+def test_each_epoch_is_a_permutation(num_rows):
+    rows, epochs = rows_at(np.arange(3 * num_rows), num_rows, seed=11)
+    assert (np.sort(rows.reshape(3, num_rows), axis=1) == np.arange(num_rows)).all()
+    assert epochs.tolist() == np.repeat(np.arange(3), num_rows).tolist()
+
+
+def test_huge_splits_stay_in_range_and_injective():
+    num_rows = 10**12 + 39
+    positions = num_rows * 5 + np.arange(20_000) * 48_271
+    rows, epochs = rows_at(positions, num_rows, seed=3)
+    assert rows.min() >= 0
+    assert rows.max() < num_rows
+    assert len(np.unique(rows)) == len(rows)
+    assert set(epochs.tolist()) == {5}
+
+
+def test_any_query_gives_the_same_rows():
+    positions = np.arange(500)
+    rows, epochs = rows_at(positions, 37, seed=2)
+    shuffled = np.random.Generator(np.random.PCG64(0)).permutation(500)
+    again, epochs_again = rows_at(positions[shuffled], 37, seed=2)
+    assert again.tolist() == rows[shuffled].tolist()
+    assert epochs_again.tolist() == epochs[shuffled].tolist()
+    assert [int(rows_at(np.array([p]), 37, seed=2)[0][0]) for p in positions] == rows.tolist()
+
+
+@pytest.mark.parametrize(("num_rows", "permutations"), [(2, 2), (3, 6), (4, 24)])
+def test_all_permutations_of_few_rows_are_equally_frequent(num_rows, permutations):
+    epochs = 6000
+    rows = rows_at(np.arange(epochs * num_rows), num_rows, seed=5)[0].reshape(epochs, num_rows)
+    seen = np.unique(rows @ (num_rows ** np.arange(num_rows)), return_counts=True)[1]
+    assert len(seen) == permutations
+    expected = epochs / permutations
+    assert ((seen - expected) ** 2 / expected).sum() < permutations - 1 + 6 * np.sqrt(2 * (permutations - 1))
+
+
+@pytest.mark.parametrize("num_rows", [9973, 65_536])
+def test_order_looks_random(num_rows):
+    """Within an epoch, between neighbours, between epochs and between seeds, nothing correlates."""
+    rows = rows_at(np.arange(2 * num_rows), num_rows, seed=1)[0].reshape(2, num_rows)
+    other_seed = rows_at(np.arange(num_rows), num_rows, seed=2)[0]
+    bound = 5 / np.sqrt(num_rows)
+    for a, b in (
+        (rows[0], np.arange(num_rows)),
+        (rows[0][1:], rows[0][:-1]),
+        (rows[0][256:], rows[0][:-256]),
+        (rows[0], rows[1]),
+        (rows[0], other_seed),
+    ):
+        assert abs(np.corrcoef(a, b)[0, 1]) < bound
+    # The first tenth of an epoch falls evenly into 16 parts of the split: chi-square, 15 degrees of freedom.
+    taken = rows[0][: num_rows // 10]
+    parts = np.bincount(taken * 16 // num_rows, minlength=16)
+    expected = len(taken) / 16
+    assert ((parts - expected) ** 2 / expected).sum() < 44  # p = 1e-4
+    # Steps from one row to the next: a random order has one ascent in two and hardly a row beside its neighbour.
+    steps = np.diff(rows[0])
+    assert abs((steps > 0).mean() - 0.5) < bound
+    assert (np.abs(steps) == 1).sum() < 20
+    # Fixed points against chance: one on average.
+    assert (rows[0] == np.arange(num_rows)).sum() < 9
+    assert (rows[0] == rows[1]).sum() < 9
+
+
+@pytest.mark.parametrize(
+    ("micro_batch_size", "accumulation_steps", "world_size"), [(24, 1, 1), (2, 12, 1), (4, 3, 2), (6, 1, 4), (1, 3, 8)]
+)
+def test_a_step_is_the_same_set_however_it_is_split(micro_batch_size, accumulation_steps, world_size):
+    split = (micro_batch_size, accumulation_steps, world_size)
+    for step in (0, 7):
+        parts = [
+            positions_of_micro_batch(step, micro_step, rank, *split)
+            for micro_step in range(accumulation_steps)
+            for rank in range(world_size)
+        ]
+        assert np.concatenate(parts).tolist() == list(range(step * 24, step * 24 + 24))
+
+
+def test_positions_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="position -1"):
+        rows_at(np.array([3, -1]), 5, seed=0)
+    with pytest.raises(ValueError, match="number of rows 0"):
+        rows_at(np.array([0]), 0, seed=0)
+    assert [len(part) for part in rows_at(np.empty(0, np.int64), 5, seed=0)] == [0, 0]

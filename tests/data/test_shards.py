@@ -1,0 +1,139 @@
+"""Shards come back as they were written, byte for byte the same each time, and damage is named."""
+
+import dataclasses
+import pickle
+import time
+
+import h5py
+import numpy as np
+import pytest
+from synthetic_rows import make_rows
+
+from bert_pld.data.shards import Manifest, Shard, ShardAttributes, ShardedRows, file_sha256, write_shard
+
+
+@pytest.mark.parametrize(("vocabulary_size", "dtype"), [(1000, np.uint16), (65_536, np.uint16), (65_537, np.uint32)])
+def test_rows_come_back_as_written(make_data_dir, vocabulary_size, dtype):
+    directory, written = make_data_dir(vocabulary_size=vocabulary_size)
+    rows = ShardedRows(directory, "train")
+    assert len(rows) == 37
+    assert rows.shard(0).columns["input_ids"].dtype == dtype
+    indices = np.array([36, 0, 22, 23, 5, 5, 1])
+    read = rows.read(indices)
+    for name, column in written["train"].items():
+        assert read[name].dtype == np.int64
+        assert (read[name] == column[indices]).all(), name
+    assert rows.manifest.tokens("train") == written["train"]["length"].sum()
+
+
+def test_ids_beyond_uint16_survive(tmp_path):
+    rows = make_rows(np.random.Generator(np.random.PCG64(0)), 3, 16, 100_000)
+    rows["input_ids"][1, 1] = 99_999
+    write_shard(tmp_path / "x.hdf5", rows, ShardAttributes("h", 100_000, "cased", 16, "mlm+nsp", "s", 0))
+    assert Shard(tmp_path / "x.hdf5").columns["input_ids"][1, 1] == 99_999
+
+
+@pytest.mark.parametrize("identity", [-1, 1000, 66_000])
+def test_ids_outside_the_vocabulary_are_refused(tmp_path, identity):
+    rows = make_rows(np.random.Generator(np.random.PCG64(0)), 3, 16, 1000)
+    rows["input_ids"][1, 1] = identity
+    with pytest.raises(ValueError, match=r"not all in \[0, 1000\)"):
+        write_shard(tmp_path / "x.hdf5", rows, ShardAttributes("h", 1000, "cased", 16, "mlm+nsp", "s", 0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_same_rows_give_the_same_bytes(tmp_path):
+    rows = make_rows(np.random.Generator(np.random.PCG64(0)), 50, 16, 1000)
+    attributes = ShardAttributes("h" * 64, 1000, "cased", 16, "mlm+nsp", "wikipedia-dump=a, books=b", 0)
+    first = write_shard(tmp_path / "a.hdf5", rows, attributes)
+    time.sleep(1.1)  # HDF5 counts time in seconds
+    second = write_shard(tmp_path / "a.hdf5", rows, attributes)
+    assert first == second
+    assert first.sha256 == file_sha256(tmp_path / "a.hdf5")
+    assert first.bytes == (tmp_path / "a.hdf5").stat().st_size
+
+
+def test_manifest_round_trip_and_fingerprint(make_data_dir):
+    directory, _ = make_data_dir()
+    manifest = Manifest.read(directory)
+    manifest.write(directory)
+    assert Manifest.read(directory) == manifest
+    record = dataclasses.replace(manifest.splits["train"][0], sha256="0" * 64)
+    changed = dataclasses.replace(manifest, splits={**manifest.splits, "train": [record]})
+    assert changed.fingerprint() != manifest.fingerprint()
+
+
+def test_pickled_rows_read_the_same(make_data_dir):
+    rows = ShardedRows(make_data_dir()[0], "train")
+    before = rows.read(np.arange(37))
+    after = pickle.loads(pickle.dumps(rows)).read(np.arange(37))
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+@pytest.mark.parametrize("outside", [-1, 37])
+def test_rows_out_of_range_are_refused(train_rows, outside):
+    with pytest.raises(ValueError, match=r"split 'train' has \[0, 37\)"):
+        train_rows.read(np.array([3, outside]))
+
+
+def test_cut_and_missing_shards_are_named_at_opening(make_data_dir):
+    directory, _ = make_data_dir()
+    path = directory / "train_00002.hdf5"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"train_00002\.hdf5: has \d+ bytes; the manifest\.json says"):
+        ShardedRows(directory, "train")
+    with pytest.raises(ValueError, match=r"train_00002\.hdf5: "):
+        Shard(path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"train_00002\.hdf5: is missing"):
+        ShardedRows(directory, "train")
+    path.write_bytes(b"x" * len(whole))
+    with pytest.raises(ValueError, match=r"train_00002\.hdf5: not a readable shard"):
+        ShardedRows(directory, "train").read(np.array([30]))
+
+
+def test_foreign_shards_are_refused(make_data_dir, tmp_path_factory):
+    directory, _ = make_data_dir()
+    rows = make_rows(np.random.Generator(np.random.PCG64(9)), 14, 32, 1000)
+    theirs = dataclasses.replace(Manifest.read(directory).attributes, vocabulary_hash="f" * 64)
+    write_shard(directory / "train_00002.hdf5", rows, theirs)
+    with pytest.raises(ValueError, match=r"train_00002\.hdf5: does not belong to this directory's manifest"):
+        ShardedRows(directory, "train").read(np.array([30]))
+    other = tmp_path_factory.mktemp("other") / "other.hdf5"
+    with h5py.File(other, "w") as file:
+        file["input_ids"] = np.zeros((2, 4), np.int32)
+    with pytest.raises(ValueError, match=r"other\.hdf5: not a bert_pld shard of version 1"):
+        Shard(other)
+
+
+def test_chunked_or_misshapen_columns_are_refused(make_data_dir):
+    directory, _ = make_data_dir()
+    path = directory / "train_00000.hdf5"
+    with h5py.File(path, "r+") as file:
+        del file["length"]
+        file["length"] = np.zeros(23, np.int32)
+    with pytest.raises(ValueError, match=r"column length is int32 \[23\], expected uint16 \[23\]"):
+        Shard(path)
+    with h5py.File(path, "r+") as file:
+        del file["length"]
+        file.create_dataset("length", data=np.zeros(23, np.uint16), chunks=(4,))
+    with pytest.raises(ValueError, match="not contiguous"):
+        Shard(path)
+
+
+def test_directories_that_hold_no_data_are_named(tmp_path, make_data_dir):
+    with pytest.raises(ValueError, match="nowhere: does not exist"):
+        ShardedRows(tmp_path / "nowhere", "train")
+    with pytest.raises(ValueError, match=r"holds no manifest\.json"):
+        ShardedRows(tmp_path, "train")
+    directory, _ = make_data_dir()
+    with pytest.raises(ValueError, match="split 'test' has no rows"):
+        ShardedRows(directory, "test")
+    for text in ("{", "[]", '{"format": "bert_pld", "version": 1, "attributes": {}}'):
+        (directory / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match=r"manifest\.json: damaged manifest"):
+            Manifest.read(directory)
+    (directory / "manifest.json").write_text('{"format": "bert_pld", "version": 2}')
+    with pytest.raises(ValueError, match="not a bert_pld manifest of version 1"):
+        Manifest.read(directory)

@@ -1,0 +1,30 @@
+"""Builds that several tests look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from made_up_corpus import build, write_corpus
+
+from data_prep import plan, splitting
+
+
+@pytest.fixture
+def small_tasks(monkeypatch):
+    """Tasks of a few kilobytes, so that a small corpus has many."""
+    monkeypatch.setattr(plan, "READING_TASK_BYTES", 1 << 14)
+    monkeypatch.setattr(splitting, "GROUP_BYTES", 1 << 13)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "text")
+
+
+@pytest.fixture(scope="session")
+def sound_build(corpus, tmp_path_factory) -> Path:
+    """A finished mlm+nsp build; tests copy it before they damage it."""
+    output_dir = tmp_path_factory.mktemp("built") / "data"
+    assert build(corpus, output_dir) == 0
+    return output_dir

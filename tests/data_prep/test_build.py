@@ -1,0 +1,152 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from made_up_corpus import build, write_corpus
+
+from bert_pld.data.shards import Manifest, ShardedRows
+
+
+def digests(folder):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def reference(corpus, tmp_path_factory):
+    """One worker, small tasks, several shards."""
+    output_dir = tmp_path_factory.mktemp("reference") / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_prep.plan.READING_TASK_BYTES", 1 << 14)
+        patch.setattr("data_prep.splitting.GROUP_BYTES", 1 << 13)
+        assert build(corpus, output_dir, "--shard_rows", "50") == 0
+    return output_dir
+
+
+@pytest.mark.parametrize("workers", ["2", "3"])
+def test_number_of_workers_does_not_change_a_byte(corpus, reference, tmp_path, small_tasks, workers):
+    assert build(corpus, tmp_path / "data", "--shard_rows", "50", "--workers", workers) == 0
+    assert digests(tmp_path / "data") == digests(reference)
+    assert len(list(reference.glob("train_*.hdf5"))) > 5
+
+
+def test_another_seed_gives_other_rows(corpus, reference, tmp_path, small_tasks):
+    assert build(corpus, tmp_path / "data", "--shard_rows", "50", "--seed", "8") == 0
+    assert digests(tmp_path / "data")["train_00000.hdf5"] != digests(reference)["train_00000.hdf5"]
+
+
+_SLOW_BUILD = """
+import sys, time
+import data_prep.plan, data_prep.splitting, data_prep.pipeline
+from data_prep.__main__ import main
+data_prep.plan.READING_TASK_BYTES, data_prep.splitting.GROUP_BYTES = 1 << 14, 1 << 13
+class Slow(data_prep.pipeline.Progress):
+    def advance(self, count):
+        super().advance(count)
+        time.sleep(0.1)
+data_prep.pipeline.Progress = Slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("stage", ["read", "write"])
+def test_killed_build_goes_on_to_the_same_bytes(corpus, reference, tmp_path, small_tasks, stage, capfd):
+    output_dir = tmp_path / "data"
+    flags = ["build", "--source", f"text={corpus}", "--output_dir", str(output_dir), "--seq_length", "32"]
+    flags += ["--vocab_size", "300", "--validation_fraction", "0.1", "--seed", "7", "--shard_rows", "50"]
+    process = subprocess.Popen([sys.executable, "-c", _SLOW_BUILD, *flags, "--workers", "1"])
+    deadline = time.monotonic() + 60
+    while len(list((output_dir / ".build" / "done").glob(f"{stage}_*.json"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (output_dir / "manifest.json").exists()
+    done = {p.name: p.stat().st_mtime_ns for p in (output_dir / ".build" / "done").iterdir()}
+    capfd.readouterr()
+    assert build(corpus, output_dir, "--shard_rows", "50", "--workers", "2") == 0
+    assert "going on" in capfd.readouterr().err
+    assert len(done) >= 2
+    assert digests(output_dir) == digests(reference)
+
+
+def test_finished_build_is_left_alone(corpus, sound_build, capsys):
+    before = digests(sound_build)
+    assert build(corpus, sound_build) == 0
+    assert "already holds this build" in capsys.readouterr().out
+    assert digests(sound_build) == before
+
+
+def test_another_build_in_the_directory_is_an_error_and_loses_nothing(corpus, sound_build, capsys):
+    before = digests(sound_build)
+    assert build(corpus, sound_build, "--seed", "9") == 1
+    assert "holds another build" in capsys.readouterr().err
+    assert digests(sound_build) == before
+
+
+def test_unfinished_other_build_is_an_error(corpus, tmp_path, capsys):
+    (tmp_path / "data" / ".build").mkdir(parents=True)
+    (tmp_path / "data" / ".build" / "plan.json").write_text('{"identity": "other"}')
+    assert build(corpus, tmp_path / "data") == 1
+    assert "holds an unfinished build with other arguments" in capsys.readouterr().err
+
+
+def test_card_and_manifest_agree_with_the_shards(sound_build):
+    card = json.loads((sound_build / "data_card.json").read_text())
+    manifest = Manifest.read(sound_build)
+    assert card["documents"]["train"] + card["documents"]["validation"] == 160 == sum(manifest.documents.values())
+    assert sum(card["documents"]["dropped"].values()) == 0
+    random_next = 0
+    for split in ("train", "validation"):
+        rows = ShardedRows(sound_build, split)
+        columns = rows.read(np.arange(len(rows)))
+        assert card["rows"][split] == len(rows) == manifest.rows(split)
+        assert card["row_tokens"][split] == columns["length"].sum()
+        random_next += int(columns["next_sentence_label"].sum())
+    assert card["random_next_rows"] == random_next
+    assert card["unknown_token_rate"] == 0.0
+    assert manifest.attributes.casing == "uncased"
+    assert manifest.special_tokens == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    assert sorted(p.name for p in sound_build.iterdir()) == [
+        "data_card.json", "manifest.json", "tokenizer.json", "train_00000.hdf5", "validation_00000.hdf5", "vocab.txt"
+    ]  # fmt: skip
+
+
+def test_mlm_build_packs_every_token(corpus, sound_build, tmp_path):
+    flags = ["--objective", "mlm", "--vocab", str(sound_build / "vocab.txt")]
+    assert build(corpus, tmp_path / "data", *flags) == 0
+    card = json.loads((tmp_path / "data" / "data_card.json").read_text())
+    documents, rows = card["documents"]["train"] + card["documents"]["validation"], sum(card["rows"].values())
+    separators = documents - 2  # one between two documents of a group; there is a group a split
+    assert sum(card["row_tokens"].values()) == card["tokens"] + separators + 2 * rows
+    assert rows == sum(-(-(card["row_tokens"][s] - 2 * card["rows"][s]) // 30) for s in ("train", "validation"))
+
+
+def test_tokens_of_a_split_come_from_its_documents_alone(sound_build):
+    """A sentence ends in its document's number, which is in one split only."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(sound_build / "tokenizer.json"))
+    numbers = {}
+    for split in ("train", "validation"):
+        rows = ShardedRows(sound_build, split)
+        columns = rows.read(np.arange(len(rows)))
+        text = " ".join(tokenizer.decode(ids.tolist(), skip_special_tokens=False) for ids in columns["input_ids"])
+        numbers[split] = text.count(" number ")
+    assert numbers["validation"] < 0.3 * numbers["train"]
+
+
+def test_two_tiny_documents_give_a_row_in_each_split(tmp_path):
+    corpus = write_corpus(tmp_path / "text", files=1, documents=2)
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n")
+    assert build(corpus, tmp_path / "data", "--vocab", str(vocab)) == 0
+    manifest = Manifest.read(tmp_path / "data")
+    assert manifest.rows("train") > 0
+    assert manifest.rows("validation") > 0

@@ -1,0 +1,73 @@
+from collections import Counter
+
+import pytest
+
+from data_prep.clean import NOT_PROSE, TOO_SHORT, clean_text, cleaned, drop_reason
+from data_prep.document import Document
+from data_prep.sentences import split_sentences
+
+PROSE = "This is a perfectly good sentence, and it is long enough to be kept by the cleaner."
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("cafe\u0301", "café"),
+        ("a\u00a0\u2003 b\t\tc", "a b c"),
+        ("a\u200b\u00adb\ufeff \x00c", "ab c"),
+        ("  one \r\n\r\n \n two\u2028three\u0085four\x0c", "one\ntwo\nthree\nfour"),
+        ("a \u200b b", "a b"),
+        ("नि\u200dज", "नि\u200dज"),
+        ("bad \ufffd mark \ud800", "bad mark"),
+        ("", ""),
+    ],
+)
+def test_clean_text_has_one_form(raw, clean):
+    assert clean_text(raw) == clean
+    assert clean_text(clean) == clean
+
+
+def test_documents_are_dropped_with_counted_reasons():
+    texts = [
+        PROSE,
+        "Too short.",
+        "",
+        "12 34 | 56 78 | 90 12 || 34.5 % 67.8 % 90.1 % 23 45 67 89 10 11 12 13",
+        PROSE + " B",
+    ]
+    dropped: Counter[str] = Counter()
+    kept = list(cleaned((Document(text, "", "") for text in texts), dropped))
+    assert kept == [PROSE, PROSE + " B"]
+    assert dropped == {TOO_SHORT: 2, NOT_PROSE: 1}
+
+
+def test_letters_of_other_scripts_are_prose():
+    assert drop_reason("Это обыкновенное предложение, достаточно длинное, чтобы его не выбросили.") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        (
+            "Dr. Smith met Mr. J. R. Jones in Washington, D.C. on Jan. 5. It cost $3.50. See Fig. 3 (p. 12).",
+            ["Dr. Smith met Mr. J. R. Jones in Washington, D.C. on Jan. 5.", "It cost $3.50.", "See Fig. 3 (p. 12)."],
+        ),
+        (
+            '"Where are you?" he asked. “I am here,” said Mrs. Bennet. Then all left.',
+            ['"Where are you?" he asked.', "“I am here,” said Mrs. Bennet.", "Then all left."],
+        ),
+        ("No full stop here\nA new paragraph", ["No full stop here", "A new paragraph"]),
+        ("One. * * *\n/>\nTwo.", ["One. * * *", "Two."]),
+    ],
+)  # fmt: skip
+def test_sentences_end_where_a_reader_would_end_them(text, sentences):
+    assert split_sentences(text) == sentences
+
+
+def test_long_speech_is_split_inside_its_quotation_marks():
+    speech = "“" + " ".join(f"This is sentence number {n} of a long speech." for n in range(20)) + "”"
+    sentences = split_sentences(speech)
+    assert len(sentences) == 20
+    assert sentences[0].startswith("“This")
+    assert sentences[-1].endswith("speech.”")
+    assert " ".join(sentences) == speech

@@ -1,0 +1,116 @@
+import subprocess
+import sys
+
+import pytest
+from made_up_corpus import build
+
+from data_prep.__main__ import main
+
+
+def failed(capfd, *argv):
+    """The single line of an error."""
+    status = main(list(argv))
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert status == 1
+    assert len(lines) == 1
+    return lines[0]
+
+
+def build_flags(tmp_path, source):
+    return ["build", "--source", source, "--vocab_size", "300", "--output_dir", str(tmp_path / "out"), "--workers", "1"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--executor", "slurm"], "--executor slurm: not available; allowed: local"),
+        (["--format", "nvidia"], "--format nvidia: not available; allowed: native"),
+        (["--seq_length", "4"], "--seq_length 4: must lie between 8 and 65535"),
+        (["--validation_fraction", "1.5"], "--validation_fraction 1.5: must lie between 0 and 1"),
+        (["--seed", "-1"], "--seed -1: must lie between 0 and 4294967295"),
+        (["--workers", "0"], "--workers 0: must lie between 1"),
+        (["--source", "book=x"], "unknown kind 'book'; did you mean 'books'?"),
+        (["--source", "text=/no/such/place"], "/no/such/place: no such file, and no file matches it as a glob"),
+    ],
+)
+def test_wrong_argument_is_one_line(tmp_path, corpus, capfd, flags, message):
+    assert message in failed(capfd, *build_flags(tmp_path, f"text={corpus}"), *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_vocabulary_file_is_one_line(tmp_path, corpus, capfd):
+    flags = ["build", "--source", f"text={corpus}", "--vocab", "/no/vocab.txt", "--output_dir", str(tmp_path / "out")]
+    assert "--vocab /no/vocab.txt: no such file" in failed(capfd, *flags)
+
+
+def test_damaged_input_inside_a_worker_is_one_line(tmp_path, capfd):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{oops}\n')
+    assert "a.jsonl:2: not JSON" in failed(capfd, *build_flags(tmp_path, f"jsonl={tmp_path}/a.jsonl"))
+
+
+def test_corpus_with_nothing_left_says_why(tmp_path, capfd):
+    (tmp_path / "a.txt").write_text("Short.\n\nAlso short.\n\n" + "1234 5678 | " * 20)
+    line = failed(capfd, *build_flags(tmp_path, f"text={tmp_path}/a.txt"))
+    assert "no document is left after cleaning: 1 not prose" in line
+    assert "2 shorter than 64 characters" in line
+
+
+def test_single_document_is_one_line(tmp_path, capfd):
+    (tmp_path / "a.txt").write_text("This is the one and only document there is. " * 80)
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n")
+    flags = [
+        "build",
+        "--source",
+        f"text={tmp_path}/a.txt",
+        "--vocab",
+        str(vocab),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    assert "hold a single document" in failed(capfd, *flags, "--workers", "1")
+
+
+def test_directory_that_cannot_be_made_is_one_line(tmp_path, corpus, capfd):
+    (tmp_path / "out").write_text("a file")
+    assert "out: File exists" in failed(capfd, *build_flags(tmp_path, f"text={corpus}"))
+
+
+def test_directory_with_other_files_is_refused(tmp_path, corpus, capfd):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    assert "holds other files (thesis.tex)" in failed(capfd, *build_flags(tmp_path, f"text={corpus}"))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_full_disk_is_one_line_and_the_build_can_go_on(tmp_path, corpus, sound_build, capfd):
+    """A limit on the size of files stands for a full disk."""
+    output_dir, vocab = tmp_path / "out", sound_build / "vocab.txt"
+    command = f"ulimit -f 24; exec {sys.executable} -m data_prep build --source text={corpus} --vocab {vocab}"
+    command += f" --seq_length 32 --validation_fraction 0.1 --seed 7 --workers 1 --output_dir {output_dir}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert (result.returncode, len(errors)) == (1, 1), result.stderr
+    assert "no room to write" in errors[0]
+    assert "Traceback" not in result.stderr
+    assert build(corpus, output_dir, "--vocab", str(vocab)) == 0
+
+
+def test_sources_lists_every_kind_with_an_example(capsys):
+    assert main(["sources"]) == 0
+    out = capsys.readouterr().out
+    for example in ("wikiextractor=", "books=", "text=", "jsonl=", "--source python-docs"):
+        assert example in out
+
+
+@pytest.mark.parametrize("command", [["--help"], ["build", "--help"], ["verify", "--help"], ["sources", "--help"]])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert caught.value.code == 0
+    assert "python -m data_prep " in capsys.readouterr().out.split("example", 1)[1]
+
+
+def test_training_libraries_are_not_imported():
+    code = "import sys, data_prep.__main__; sys.exit(bool({'torch', 'deepspeed', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

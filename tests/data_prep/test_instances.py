@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+
+from data_prep.instances import packed_rows, pair_rows
+from data_prep.tokens import TokenizedDocuments, split_long_segments
+
+SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+FIRST_ID = 10
+
+
+def numbered_documents(segment_lengths):
+    """Documents whose tokens count up from 10, so that a token tells where it came from."""
+    flat = [length for document in segment_lengths for length in document]
+    return TokenizedDocuments(
+        tokens=np.arange(FIRST_ID, FIRST_ID + sum(flat), dtype=np.uint32),
+        segment_starts=np.concatenate([[0], np.cumsum(flat)]).astype(np.int64),
+        document_starts=np.concatenate([[0], np.cumsum([len(d) for d in segment_lengths])]).astype(np.int64),
+    )
+
+
+def random_documents(count, segments, lengths, seed=0):
+    draw = np.random.default_rng(seed)
+    return numbered_documents([draw.integers(*lengths, size=draw.integers(*segments)).tolist() for _ in range(count)])
+
+
+def pairs(documents, seq_length=64, seed=5, group=0, split="train"):
+    no_continuations = np.zeros(FIRST_ID + len(documents.tokens), bool)
+    return pair_rows(documents, seq_length, SPECIAL, no_continuations, seed, split, group)
+
+
+def segments_of(rows, n):
+    length, b_start = int(rows["length"][n]), int(rows["segment_b_start"][n])
+    ids = rows["input_ids"][n]
+    return ids[1 : b_start - 1], ids[b_start : length - 1]
+
+
+def document_of(documents, ids):
+    bounds = documents.segment_starts[documents.document_starts]
+    return np.searchsorted(bounds, np.asarray(ids, np.int64) - FIRST_ID, side="right") - 1
+
+
+@pytest.mark.parametrize("lengths", [(1, 12), (5, 40), (30, 200)])
+def test_pair_rows_keep_the_layout(lengths):
+    documents = random_documents(60, (1, 30), lengths)
+    rows = pairs(documents)
+    ids, length, b_start = rows["input_ids"], rows["length"], rows["segment_b_start"]
+    assert np.all(ids[:, 0] == SPECIAL["cls"])
+    assert np.all(ids[np.arange(len(ids)), length - 1] == SPECIAL["sep"])
+    assert np.all(ids[np.arange(len(ids)), b_start - 1] == SPECIAL["sep"])
+    assert np.all((ids == SPECIAL["pad"]) == (np.arange(64) >= length[:, None]))
+    assert np.all((ids == SPECIAL["sep"]).sum(1) == 2)
+    assert np.all(b_start >= 3)
+    assert np.all(b_start <= length - 2)
+    for n in range(len(ids)):
+        a, b = segments_of(rows, n)
+        assert np.all(np.diff(a.astype(int)) == 1)
+        assert np.all(np.diff(b.astype(int)) == 1)
+
+
+def test_labels_tell_whether_b_follows_a():
+    documents = random_documents(60, (1, 30), (5, 25))
+    rows = pairs(documents)
+    for n, label in enumerate(rows["next_sentence_label"]):
+        a, b = segments_of(rows, n)
+        same = document_of(documents, a[-1:]) == document_of(documents, b[:1])
+        assert len(set(document_of(documents, a))) == len(set(document_of(documents, b))) == 1
+        assert same == (label == 0)
+        if label == 0:
+            assert b[0] > a[-1]
+
+
+@pytest.mark.parametrize("lengths", [(3, 9), (5, 40), (50, 130)])
+def test_half_of_the_pairs_are_random_whatever_the_sentence_lengths(lengths):
+    rows = pairs(random_documents(400, (1, 40), lengths))
+    label = np.asarray(rows["next_sentence_label"])
+    assert len(label) > 1000
+    assert abs(label.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(label))
+
+
+def test_one_row_in_ten_is_short():
+    rows = pairs(random_documents(8, (8000, 8001), (1, 2)), seq_length=128)
+    length = np.asarray(rows["length"])
+    assert len(length) > 400
+    short = (length < 128).mean()
+    assert abs(short - 0.1) < 4 * np.sqrt(0.09 / len(length))
+    assert length.min() < 30
+
+
+def test_tokens_of_long_documents_are_all_used():
+    documents = random_documents(30, (20, 40), (1, 2))
+    rows = pairs(documents)
+    used = np.unique(np.concatenate([np.concatenate(segments_of(rows, n)) for n in range(len(rows["length"]))]))
+    assert len(used) == len(documents.tokens)
+
+
+def test_draws_depend_on_seed_split_and_group_only():
+    documents = random_documents(30, (5, 30), (5, 25))
+    first = pairs(documents)
+    assert all(np.array_equal(first[name], column) for name, column in pairs(documents).items())
+    for other in ({"seed": 6}, {"group": 1}, {"split": "validation"}):
+        assert not np.array_equal(
+            first["next_sentence_label"][:40], pairs(documents, **other)["next_sentence_label"][:40]
+        )
+
+
+def test_a_single_document_draws_from_elsewhere_in_itself():
+    rows = pairs(numbered_documents([[10] * 60]))
+    label = np.asarray(rows["next_sentence_label"])
+    assert 0 < label.sum() < len(label)
+    for n in np.flatnonzero(label):
+        a, b = segments_of(rows, n)
+        assert not a[0] <= b[0] <= a[-1] + 1
+
+
+def test_a_single_token_in_the_only_document_gives_no_row():
+    assert len(pairs(numbered_documents([[1]]))["length"]) == 0
+
+
+def test_long_segments_are_cut_between_words():
+    documents = numbered_documents([[100], [3, 4], [1]])
+    is_continuation = np.zeros(200, bool)
+    is_continuation[FIRST_ID + 33] = True  # the ideal place of the first of two cuts
+    cut = split_long_segments(documents, 40, is_continuation)
+    lengths = np.diff(cut.segment_starts)
+    assert lengths.max() <= 40
+    assert cut.document_starts.tolist() == [0, 3, 5, 6]
+    assert lengths.sum() == 108
+    assert not is_continuation[documents.tokens[cut.segment_starts[:-1]]].any()
+
+
+@pytest.mark.parametrize("sizes", [[[5, 7], [3], [40, 2]], [[30]], [[31]], [[1]], [[29], [1]]])
+def test_packed_rows_hold_every_token_once_in_order(sizes):
+    documents = numbered_documents(sizes)
+    rows = packed_rows(documents, 32, SPECIAL)
+    ids, length = rows["input_ids"], rows["length"]
+    body = np.concatenate([row[1 : n - 1] for row, n in zip(ids, length, strict=True)])
+    assert np.array_equal(body[body >= FIRST_ID], documents.tokens)
+    assert (body == SPECIAL["sep"]).sum() == len(sizes) - 1
+    assert np.all(length[:-1] == 32)
+    assert np.all(ids[:, 0] == SPECIAL["cls"])
+    assert np.all(ids[np.arange(len(ids)), length - 1] == SPECIAL["sep"])
+    assert np.all((ids == SPECIAL["pad"]) == (np.arange(32) >= length[:, None]))
+    assert np.array_equal(rows["segment_b_start"], length)
+    assert set(rows["next_sentence_label"]) == {-1}

@@ -1,0 +1,119 @@
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from bert_pld.data.shards import Manifest, Shard, write_shard
+from data_prep.__main__ import main
+
+
+@pytest.fixture
+def copy(sound_build, tmp_path):
+    return shutil.copytree(sound_build, tmp_path / "copy")
+
+
+def verified(folder, capsys):
+    status = main(["verify", str(folder)])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err.splitlines()
+
+
+def rewrite(folder, change):
+    """Change rows of the first training shard and give the manifest its new checksum."""
+    path = folder / "train_00000.hdf5"
+    shard = Shard(path)
+    columns = {name: np.array(column) for name, column in shard.columns.items()}
+    change(columns)
+    record = write_shard(path, columns, shard.attributes)
+    manifest = Manifest.read(folder)
+    manifest.splits["train"][0] = record
+    manifest.write(folder)
+
+
+def test_sound_directory_shows_three_samples_and_exits_0(copy, capsys):
+    status, out, err = verified(copy, capsys)
+    assert (status, err) == (0, [])
+    samples = [line for line in out.splitlines() if line.startswith("row ")]
+    assert len(samples) == 3
+    assert all("[CLS] " in line and line.endswith("[SEP]") and line.count("[SEP]") == 2 for line in samples)
+    assert out.splitlines()[-1].endswith("sound")
+
+
+def test_flipped_byte_is_found(copy, capsys):
+    path = copy / "train_00000.hdf5"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    status, _, err = verified(copy, capsys)
+    assert (status, len(err)) == (1, 1)
+    assert err[0].startswith(f"error: {path}: damaged (SHA-256")
+
+
+def test_cut_missing_and_foreign_shards_are_found_together(copy, capsys):
+    cut, missing = copy / "train_00000.hdf5", copy / "validation_00000.hdf5"
+    shutil.copy(cut, copy / "train_00007.hdf5")
+    cut.write_bytes(cut.read_bytes()[:-100])
+    missing.unlink()
+    status, _, err = verified(copy, capsys)
+    assert status == 1
+    assert [line.split("copy/")[1].split(",")[0] for line in err] == [
+        "train_00007.hdf5: foreign shard",
+        f"train_00000.hdf5: {cut.stat().st_size} bytes",
+        "validation_00000.hdf5: missing",
+    ]
+
+
+def test_wrong_vocabulary_is_found_in_either_file(copy, capsys):
+    path = copy / "vocab.txt"
+    lines = path.read_text().split("\n")
+    lines[20], lines[21] = lines[21], lines[20]
+    path.write_text("\n".join(lines))
+    status, _, err = verified(copy, capsys)
+    assert (status, err) == (
+        1, [f"error: {path}: not the vocabulary of these shards (SHA-256 differs from the manifest's)"]
+    )  # fmt: skip
+    (copy / "tokenizer.json").write_text("{}")
+    assert len(verified(copy, capsys)[2]) == 2
+
+
+def set_value(name, index, value):
+    return lambda columns: columns[name].__setitem__(index, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_value("input_ids", (3, 5), 300), "row 3: an id beyond the vocabulary of 300 (1 such rows)"),
+        (set_value("input_ids", (4, 0), 9), "row 4: does not begin with [CLS]"),
+        (set_value("input_ids", (5, 2), 0), "row 5: padding does not begin where length says"),
+        (set_value("length", 6, 40), "row 6: length outside 3 to 32"),
+        (set_value("next_sentence_label", 7, -1), "row 7: next_sentence_label is neither 0 nor 1"),
+        (set_value("segment_b_start", 8, 31), "row 8: segment_b_start outside the row"),
+    ],
+)
+def test_rows_that_break_a_rule_are_found(copy, capsys, change, message):
+    rewrite(copy, change)
+    status, _, err = verified(copy, capsys)
+    assert (status, len(err)) == (1, 1)
+    assert message in err[0]
+
+
+def test_shard_of_another_build_is_found(copy, capsys):
+    path = copy / "train_00000.hdf5"
+    with h5py.File(path, "r+") as file:
+        file.attrs["seed"] = 8
+    manifest = Manifest.read(copy)
+    shard = Shard(path)
+    manifest.splits["train"][0] = write_shard(
+        path, {k: np.array(v) for k, v in shard.columns.items()}, shard.attributes
+    )
+    manifest.write(copy)
+    _, _, err = verified(copy, capsys)
+    assert "belongs to another build" in err[0]
+
+
+def test_directory_without_manifest_is_one_line(tmp_path, capsys):
+    status, _, err = verified(tmp_path, capsys)
+    assert (status, len(err)) == (1, 1)
+    assert "holds no manifest.json" in err[0]

@@ -1,0 +1,145 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from made_up_corpus import made_up_documents
+from tokenizers import Tokenizer
+
+from data_prep.splitting import make_groups
+from data_prep.spool import Spool, write_spool
+from data_prep.tokens import encode_documents
+from data_prep.vocabulary import SPECIAL_TOKENS, read_vocabulary, train_vocabulary
+
+HEAD = "\n".join(SPECIAL_TOKENS.values())
+TRAIN = (
+    "from data_prep.vocabulary import train_vocabulary;"
+    "import random; d = random.Random(1);"
+    "t = [["
+    "'Ça '+' '.join(''.join(d.choices('abcdeéÉxyzñ漢', k=d.randint(1, 6))) for _ in range(9)) for _ in range(400)]];"
+    "print(train_vocabulary(lambda: t, 300, True).hash)"
+)
+
+
+def test_trained_vocabulary_is_the_same_in_every_process():
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-c", TRAIN],
+            env={**os.environ, "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("cased", [False, True])
+def test_trained_vocabulary_has_its_size_and_special_tokens_first(tmp_path, cased):
+    texts = [[*text.split("\n"), "Éric WROTE a café."] for text in made_up_documents(60, 1)]
+    vocabulary = train_vocabulary(lambda: texts, 320, cased)
+    assert len(vocabulary.entries) == 320
+    assert vocabulary.special_ids() == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    vocabulary.save(tmp_path)
+    assert read_vocabulary(tmp_path / "vocab.txt", cased) == vocabulary
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    encoded = tokenizer.encode("The river stone. Éric WROTE a café")
+    assert encoded.tokens[0] == "[CLS]"
+    assert encoded.tokens[-1] == "[SEP]"
+    assert "[UNK]" not in encoded.tokens
+    text = tokenizer.decode(encoded.ids)
+    assert text == ("The river stone. Éric WROTE a café" if cased else "the river stone. eric wrote a cafe")
+
+
+def test_too_large_a_vocabulary_for_the_text_says_what_it_gives():
+    with pytest.raises(ValueError, match=r"--vocab_size 5000: the text gives only \d+ entries"):
+        train_vocabulary(lambda: [["the same few words again"] * 9], 5000, False)
+
+
+@pytest.mark.parametrize(
+    ("content", "cased", "message"),
+    [
+        ("[PAD]\n[UNK]\na\n", False, r"\[CLS\], \[SEP\], \[MASK\] missing among 3 entries"),
+        (f"{HEAD}\na\nb\na\n", False, "entry 'a' stands there 2 times, line 6"),
+        (f"{HEAD}\na\n\nb\n", False, "an empty line, line 7"),
+        (f"{HEAD}\nThe\nriver\n", False, "add --cased"),
+        (f"{HEAD}\nthe\nriver\n", True, "leave out --cased"),
+    ],
+)
+def test_unusable_vocabulary_says_why(tmp_path, content, cased, message):
+    path = tmp_path / "vocab.txt"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_vocabulary(path, cased)
+
+
+def test_special_tokens_may_stand_anywhere_in_a_given_vocabulary(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("[PAD]\nriver\n##s\nstone\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    vocabulary = read_vocabulary(path, cased=False)
+    assert vocabulary.special_ids() == {"pad": 0, "unk": 4, "cls": 5, "sep": 6, "mask": 7}
+    documents = encode_documents(vocabulary.tokenizer(), [["Rivers stone", "\u0300"], ["\u0301"], ["x stone", "river"]])
+    assert documents.tokens.tolist() == [1, 2, 3, 4, 3, 1]
+    assert documents.segment_starts.tolist() == [0, 3, 5, 6]
+    assert documents.document_starts.tolist() == [0, 1, 3]
+
+
+def spooled(folder, texts_of_tasks):
+    folder.mkdir(exist_ok=True)
+    for task, texts in enumerate(texts_of_tasks):
+        write_spool(folder, task, ([text] for text in texts))
+    return folder
+
+
+def test_spool_gives_back_what_was_written(tmp_path):
+    documents = [["One.", "Zwei ü."], ["Three."], ["四。", "Five."]]
+    assert write_spool(tmp_path, 0, documents) == {"documents": 3, "sentences": 5, "bytes": 34}
+    assert list(Spool(tmp_path, 0).read(np.array([2, 0]))) == [documents[2], documents[0]]
+
+
+def test_split_takes_the_fraction_and_depends_on_content_and_seed_alone(tmp_path):
+    texts = [f"document {n}" for n in range(4000)]
+    spool_dir = spooled(tmp_path / "a", [texts[:1000], texts[1000:]])
+    groups = make_groups(spool_dir, 2, seed=3, validation_fraction=0.1)
+    held_out = {
+        text[0]
+        for task in (0, 1)
+        for spool in [Spool(spool_dir, task)]
+        for text in spool.read(groups.chosen(spool, 3, "validation"))
+    }
+    assert abs(len(held_out) - 400) < 4 * np.sqrt(4000 * 0.09)
+    other_dir = spooled(tmp_path / "b", [list(reversed(texts))])
+    other = make_groups(other_dir, 1, seed=3, validation_fraction=0.1)
+    spool = Spool(other_dir, 0)
+    assert {text[0] for text in spool.read(other.chosen(spool, 3, "validation"))} == held_out
+    assert set(other.chosen(spool, 4, "validation")) != set(other.chosen(spool, 3, "validation"))
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 0.999999])
+def test_two_documents_give_one_to_each_split(tmp_path, fraction):
+    groups = make_groups(spooled(tmp_path, [["first"], [], ["second"]]), 3, 0, fraction)
+    assert [(group.split, group.documents) for group in groups.tasks] == [("train", 1), ("validation", 1)]
+
+
+def test_copies_of_one_document_cannot_be_split(tmp_path):
+    with pytest.raises(ValueError, match="a single document"):
+        make_groups(spooled(tmp_path, [["same"], ["same"]]), 2, 0, 0.5)
+
+
+def test_groups_hold_each_document_once_and_are_bounded(tmp_path, small_tasks):
+    texts = [[f"{task} {n} " + "x" * 400 for n in range(100)] for task in range(3)] + [["last one"]]
+    spool_dir = spooled(tmp_path, texts)
+    groups = make_groups(spool_dir, 4, 1, 0.2)
+    seen = []
+    for group in groups.tasks:
+        chosen = []
+        for task, first, end in group.members:
+            spool = Spool(spool_dir, task)
+            chosen += [(task, int(n)) for n in groups.chosen(spool, 1, group.split)[first:end]]
+        assert len(chosen) == group.documents >= 16
+        assert group.bytes <= 3 * (1 << 13)
+        seen += chosen
+    assert len(seen) == len(set(seen)) == 301
+    assert len(groups.tasks) > 8

@@ -1,0 +1,128 @@
+"""`bert_pld.initialize`: DeepSpeed's signature and results, gates for any model that takes them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import bert_pld
+from bert_pld.config import ConfigError
+from bert_pld.train.run import join_process_group
+
+CONFIG = {
+    "train_batch_size": 8,
+    "train_micro_batch_size_per_gpu": 4,
+    "optimizer": {"type": "Adam", "params": {"lr": 1e-2, "torch_adam": True}},
+    "progressive_layer_drop": {"enabled": True, "theta": 0.5, "gamma": 0.1},
+}
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(5, 5)
+
+    def forward(self, x, scale):
+        return x + scale * torch.tanh(self.inner(x))
+
+
+class Tower(nn.Module):
+    """A model of somebody else's: nothing of BERT in it."""
+
+    num_gated_blocks = 3
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Residual() for _ in range(3))
+        self.seen = []
+
+    def forward(self, x, gates=None):
+        self.seen.append(gates)
+        for index, block in enumerate(self.blocks):
+            x = bert_pld.run_gated(block, x, None if gates is None else gates[index])
+        return x.square().mean()
+
+
+class Deaf(Tower):
+    def forward(self, x):
+        return super().forward(x)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group():
+    join_process_group()
+
+
+def start(model=None, config=CONFIG, **keywords):
+    model = model or Tower()
+    return bert_pld.initialize(model=model, model_parameters=model.parameters(), config=config, **keywords)
+
+
+def test_returns_what_deepspeed_returns_and_theta_follows_the_engine_s_steps():
+    engine, optimizer, loader, scheduler = start()
+    assert optimizer is not None
+    assert (loader, scheduler) == (None, None)
+    thetas, gates = [], []
+    for _ in range(4):  # two micro-batches a step
+        loss = engine(torch.ones(4, 5))
+        engine.backward(loss)
+        engine.step()
+        gates.append(engine.module.seen[-1])
+        thetas.append(gates[-1].theta)
+    schedule = engine.layer_dropper.schedule
+    assert thetas == [schedule.theta(0), schedule.theta(0), schedule.theta(1), schedule.theta(1)]
+    expected = bert_pld.draw_gates(schedule, granularity="batch", seed=0, step=1, micro_step=1, rows=4)
+    assert [g.keep for g in gates[-1]] == [g.keep for g in expected]
+    assert engine.layer_dropper.theta == schedule.theta(2)
+
+
+def test_evaluation_gets_no_gates():
+    engine, *_ = start()
+    engine.eval()
+    engine(torch.ones(4, 5))
+    assert engine.module.seen == [None]
+
+
+def test_sample_granularity_gives_row_indices():
+    engine, *_ = start(
+        config={**CONFIG, "progressive_layer_drop": {"theta": 0.5, "temporal": "constant", "granularity": "sample"}}
+    )
+    engine(torch.ones(4, 5))
+    assert [4 if g.rows is None else len(g.rows) for g in engine.module.seen[-1]] == pytest.approx(
+        [10 / 3, 8 / 3, 2], abs=1
+    )
+
+
+def test_configuration_from_args_and_from_a_file(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(CONFIG))
+    args = argparse.Namespace(deepspeed_config=str(path), local_rank=0)
+    model = Tower()
+    engine, *_ = bert_pld.initialize(args, model, None, model.parameters())
+    assert engine.layer_dropper.schedule.gamma == 0.1
+    engine, *_ = start(config=str(path))
+    assert engine.layer_dropper.schedule.gamma == 0.1
+
+
+def test_without_the_block_it_is_plain_deepspeed():
+    engine, *_ = start(model=Deaf(), config={k: v for k, v in CONFIG.items() if k != "progressive_layer_drop"})
+    assert engine.layer_dropper is None
+    assert torch.isfinite(engine(torch.ones(4, 5)))
+
+
+def test_a_model_that_gates_cannot_reach_is_refused():
+    with pytest.raises(ValueError, match="takes no 'gates'"):
+        start(model=Deaf())
+    unknown_depth = Tower()
+    unknown_depth.num_gated_blocks = None
+    with pytest.raises(ValueError, match="how many gated blocks"):
+        start(model=unknown_depth)
+
+
+def test_missing_configuration_is_one_line():
+    with pytest.raises(ConfigError, match="config: missing"):
+        bert_pld.initialize(model=Tower())

@@ -1,0 +1,55 @@
+"""θ(t), p_l(t) and the expected depth against the paper's formulas (arXiv:2010.13369, section 4)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from bert_pld.pld.schedule import Schedule, block_saving
+
+
+def test_theta_starts_at_one_and_decays_exponentially_to_its_limit():
+    schedule = Schedule(num_blocks=12, theta_limit=0.5, gamma=0.001)
+    assert schedule.theta(0) == 1.0
+    assert schedule.theta(1000) == pytest.approx(0.5 * math.exp(-1.0) + 0.5, rel=1e-12)
+    assert schedule.theta(100_000) == pytest.approx(0.5, abs=1e-12)
+
+
+def test_keep_probability_falls_linearly_with_depth_to_theta():
+    schedule = Schedule(num_blocks=4, theta_limit=0.5, temporal="constant")
+    assert schedule.keep_probabilities(0) == pytest.approx((0.875, 0.75, 0.625, 0.5))
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 4, 12, 24])
+def test_expected_depth_at_half_is_three_l_minus_one_over_four(num_blocks):
+    schedule = Schedule(num_blocks=num_blocks, theta_limit=0.5, temporal="constant")
+    assert schedule.expected_depth(0) == pytest.approx((3 * num_blocks - 1) / 4)
+
+
+def test_twelve_blocks_save_the_share_the_paper_s_formula_gives():
+    limit = Schedule(num_blocks=12, theta_limit=0.5, temporal="constant")
+    assert block_saving(limit, 1) == pytest.approx(1 - 8.75 / 12)
+    published = Schedule(num_blocks=12, theta_limit=0.5, temporal="constant", keep_first_block=True)
+    assert published.keep_probabilities(0)[0] == 1.0
+    assert block_saving(published, 1) == pytest.approx(0.2291666, abs=1e-6)
+
+
+def test_uniform_depth_keeps_every_block_with_theta():
+    schedule = Schedule(num_blocks=3, theta_limit=0.7, temporal="constant", depth="uniform")
+    assert schedule.keep_probabilities(5) == pytest.approx((0.7, 0.7, 0.7))
+    first_kept = Schedule(num_blocks=3, theta_limit=0.7, temporal="constant", depth="uniform", keep_first_block=True)
+    assert first_kept.keep_probabilities(5) == pytest.approx((1.0, 0.7, 0.7))
+
+
+@pytest.mark.parametrize("options", [{}, {"depth": "uniform"}, {"keep_first_block": True}, {"temporal": "constant"}])
+def test_mean_expected_depth_is_the_mean_over_steps(options):
+    schedule = Schedule(num_blocks=6, theta_limit=0.4, gamma=0.01, **options)
+    assert schedule.mean_expected_depth(700) == pytest.approx(np.mean([schedule.expected_depth(t) for t in range(700)]))
+
+
+def test_steps_until_theta_is_constant():
+    schedule = Schedule(num_blocks=6, theta_limit=0.5, gamma=0.01)
+    step = schedule.steps_until_theta_within(0.01)
+    assert schedule.theta(step) <= 0.505 < schedule.theta(step - 1)

@@ -1,0 +1,151 @@
+"""One JSON for a run: what is taken, what is passed on, and what each mistake says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bert_pld.config import ConfigError, load_config, resolve_batch_sizes
+
+PUBLISHED = {
+    "train_batch_size": 4096,
+    "train_micro_batch_size_per_gpu": 16,
+    "steps_per_print": 1000,
+    "prescale_gradients": True,
+    "optimizer": {"type": "Adam", "params": {"lr": 1e-3, "weight_decay": 0.01, "bias_correction": False}},
+    "gradient_clipping": 1.0,
+    "wall_clock_breakdown": False,
+    "fp16": {"enabled": True, "loss_scale": 0},
+    "progressive_layer_drop": {"enabled": True, "theta": 0.5, "gamma": 0.001},
+}
+
+
+def test_published_client_s_json_is_taken_as_it_is():
+    config = load_config(PUBLISHED)
+    assert config.progressive_layer_drop.enabled
+    assert (config.progressive_layer_drop.theta, config.progressive_layer_drop.gamma) == (0.5, 0.001)
+    assert config.deepspeed == {k: v for k, v in PUBLISHED.items() if k != "progressive_layer_drop"}
+    assert (config.model.hidden_size, config.model.num_layers, config.precision) == (768, 12, "fp16")
+
+
+def test_presets_are_the_published_sizes_and_single_keys_override_them():
+    sizes = {}
+    for preset in ("tiny", "mini", "small", "medium", "base", "large"):
+        model = load_config({"model": {"preset": preset}}).model
+        sizes[preset] = (model.hidden_size, model.num_layers, model.num_attention_heads, model.intermediate_size)
+    assert sizes == {
+        "tiny": (128, 2, 2, 512),
+        "mini": (256, 4, 4, 1024),
+        "small": (512, 4, 8, 2048),
+        "medium": (512, 8, 8, 2048),
+        "base": (768, 12, 12, 3072),
+        "large": (1024, 24, 16, 4096),
+    }
+    assert load_config({"model": {"preset": "mini", "num_layers": 8}}).model.num_layers == 8
+
+
+def test_overrides_reach_our_blocks_and_deepspeed_s():
+    config = load_config(
+        PUBLISHED,
+        [
+            "progressive_layer_drop.theta=0.7",
+            "fp16.enabled=false",
+            "optimizer.params.lr=2e-4",
+            "model.kernels=reference",
+        ],
+    )
+    assert config.progressive_layer_drop.theta == 0.7
+    assert config.precision == "fp32"
+    assert config.deepspeed["optimizer"]["params"]["lr"] == 2e-4
+    assert config.model.kernels == "reference"
+
+
+def test_automatic_gamma_is_a_hundred_over_the_steps():
+    config = load_config({"progressive_layer_drop": {}, "training": {"max_steps": 50_000}})
+    assert config.progressive_layer_drop.gamma == pytest.approx(0.002)
+
+
+def test_resolved_configuration_loads_as_itself():
+    config = load_config(PUBLISHED, ["model.preset=mini", "training.max_steps=7"])
+    assert load_config(json.loads(json.dumps(config.as_json()))) == config
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ({"progressive_layer_drop": {"tetha": 0.5}}, "progressive_layer_drop.tetha: unknown key, did you mean 'theta'"),
+        ({"progressive_layer_drop": {"theta": 0}}, r"theta: 0\.0; must be in \(0, 1\]"),
+        ({"progressive_layer_drop": {"theta": 1.5}}, r"theta: 1\.5; must be in \(0, 1\]"),
+        ({"progressive_layer_drop": {"gamma": -1}}, r"gamma: -1\.0; must be >= 0"),
+        ({"progressive_layer_drop": {"gamma": "fast"}}, "gamma: 'fast'; must be a number or one of 'auto'"),
+        (
+            {"progressive_layer_drop": {"granularity": "token"}},
+            "granularity: 'token'; must be one of 'batch', 'sample'",
+        ),
+        ({"progresive_layer_drop": {}}, "progresive_layer_drop: unknown block, did you mean 'progressive_layer_drop'"),
+        ({"modle": {}}, "modle: unknown block, did you mean 'model'"),
+        ({"model": {"preset": "huge"}}, "model.preset: 'huge'; must be one of tiny"),
+        ({"model": {"hidden_size": 100, "num_attention_heads": 3}}, "must be a multiple of num_attention_heads"),
+        ({"model": {"hidden_dropout": 1.0}}, r"hidden_dropout: 1\.0; must be in \[0, 1\)"),
+        ({"model": {"num_layers": True}}, "num_layers: True; must be an integer"),
+        ({"model": {"kernels": "tritn"}}, "kernels: 'tritn'; must be one of"),
+        ({"data": {"seq_length": 1024}}, "data.seq_length: 1024; must be at most model.max_position_embeddings"),
+        ({"data": []}, "data: must be an object"),
+        ({"training": {"max_steps": 0}}, "max_steps: 0; must be >= 1"),
+        ({"training": {"seed": -1}}, "seed: -1; must be in"),
+    ],
+)
+def test_a_mistake_in_our_blocks_is_one_line_with_what_is_allowed(blocks, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config({**PUBLISHED, **blocks})
+    assert "\n" not in str(error.value)
+
+
+def test_faulty_files_are_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        load_config(tmp_path / "absent.json")
+    path = tmp_path / "c.json"
+    for text, message in (
+        ("{", "not valid JSON"),
+        ("[]", "must be a JSON object"),
+        ('{"a": 1, "a": 2}', "duplicate key 'a'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_config(path)
+    path.write_text("{}")
+    with pytest.raises(ConfigError, match=r"must be section\.key=value"):
+        load_config(path, ["theta"])
+
+
+@pytest.mark.parametrize(
+    ("given", "world", "expected"),
+    [
+        ((4096, 16, None), 64, (4096, 16, 4)),
+        ((32, None, None), 2, (32, 16, 1)),
+        ((None, 4, None), 2, (8, 4, 1)),
+        ((None, 4, 3), 2, (24, 4, 3)),
+        ((24, None, 3), 2, (24, 4, 3)),
+        ((24, 4, 3), 2, (24, 4, 3)),
+        ((16, "auto", "auto"), 1, (16, 16, 1)),
+    ],
+)
+def test_batch_sizes_are_solved_for_the_ranks(given, world, expected):
+    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    assert resolve_batch_sizes(dict(zip(keys, given, strict=True)), world) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({}, "missing; give at least one"),
+        ({"train_batch_size": 10, "train_micro_batch_size_per_gpu": 4}, "train_batch_size: 10; must be"),
+        ({"train_batch_size": 3}, r"× 2 rank\(s\)"),
+        ({"train_batch_size": 2.5}, "must be an integer >= 1"),
+        ({"train_batch_size": 0, "train_micro_batch_size_per_gpu": 4}, "must be an integer >= 1"),
+    ],
+)
+def test_batch_sizes_that_do_not_divide_are_refused(sizes, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_batch_sizes(sizes, 2)

@@ -1,0 +1,130 @@
+"""What `plan` predicts, against the paper's figures and against what a block really keeps in memory."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bert_pld.config import load_config
+from bert_pld.model.bert import BertForPreTraining
+from bert_pld.plan import make_plan, report
+
+CLIENT = """{
+"train_batch_size":4096,"train_micro_batch_size_per_gpu":16,"steps_per_print":1000,"prescale_gradients":true,
+"optimizer":{"type":"Adam","params":{"lr":1e-3,"weight_decay":0.01,"bias_correction":false}},"gradient_clipping":1.0,
+"wall_clock_breakdown":false,"fp16":{"enabled":true,"loss_scale":0},
+"progressive_layer_drop":{"enabled":true,"theta":0.5,"gamma":0.001}}"""
+
+
+def plan_of(changes=None, **arguments):
+    return make_plan(load_config({**json.loads(CLIENT), **(changes or {})}), **arguments)
+
+
+def test_published_configuration_gives_the_papers_figures():
+    plan = plan_of(world_size=64)
+    assert (plan.train_batch_size, plan.micro_batch_size, plan.accumulation_steps) == (4096, 16, 4)
+    assert plan.depth_at_limit == pytest.approx(8.75)
+    assert plan.block_saving_at_limit == pytest.approx(0.2708, abs=1e-4)
+    assert plan.keep_probabilities_at_limit == pytest.approx([1 - i / 24 for i in range(1, 13)])
+    assert plan.run.model.vocab_size == 30_528
+    assert plan.run.model.next_sentence_prediction is True
+    # 6·128·(12·768² + 2·128·768) a block; the head on 15 % of 128 positions, and the pooler
+    block = 6 * 128 * (12 * 768**2 + 2 * 128 * 768)
+    heads = 6 * (0.15 * 128 * (768**2 + 768 * 30_528) + 768**2)
+    assert plan.flops_full == pytest.approx(12 * block + heads)
+    assert plan.flops_at_limit == pytest.approx(8.75 * block + heads)
+    assert plan.ratio_at_limit == pytest.approx((8.75 * block + heads) / (12 * block + heads))
+    assert plan.ratio_at_limit == pytest.approx(0.740, abs=5e-4)
+    assert plan.total_flops == pytest.approx(plan.flops_mean * 4096 * 200_000)
+
+
+@pytest.mark.parametrize("layers", [3, 12, 24])
+def test_depth_at_limit_is_three_quarters(layers):
+    plan = plan_of({"model": {"preset": "base", "num_layers": layers}})
+    assert plan.depth_at_limit == pytest.approx((3 * layers - 1) / 4)
+
+
+def test_mean_over_the_run_is_the_mean_over_its_steps():
+    plan = plan_of({"training": {"max_steps": 500}, "progressive_layer_drop": {"theta": 0.3, "gamma": 0.01}})
+    thetas = [0.7 * 2.718281828459045 ** (-0.01 * step) + 0.3 for step in range(600)]
+    depths = [sum(1 - block / 12 * (1 - theta) for block in range(1, 13)) for theta in thetas]
+    assert plan.mean_depth == pytest.approx(sum(depths[:500]) / 500)
+    assert plan.flops_at_limit < plan.flops_mean < plan.flops_full
+    steps = plan.steps_until_limit
+    assert thetas[steps] <= 0.303 < thetas[steps - 1]
+    for step, theta, depth in plan.theta_by_step:
+        assert (theta, depth) == pytest.approx((thetas[step], depths[step]))
+    assert [plan.theta_by_step[0][0], plan.theta_by_step[-1][0]] == [0, 499]
+
+
+def test_without_dropping_nothing_is_saved():
+    for changes in ({"progressive_layer_drop": {"enabled": False}}, {"progressive_layer_drop": {"theta": 1.0}}):
+        plan = plan_of(changes)
+        assert (plan.mean_depth, plan.ratio_over_run, plan.ratio_at_limit, plan.steps_until_limit) == (12, 1, 1, 0)
+    plan = plan_of({"progressive_layer_drop": {"theta": 0.5, "gamma": 0}})
+    assert (plan.mean_depth, plan.steps_until_limit) == (12, None)
+    assert "within 1 % of the limit: never" in report(plan)
+
+
+def test_memory_is_divided_by_zero_stage():
+    count = plan_of().parameters
+    bf16 = {"bf16": {"enabled": True}, "fp16": {"enabled": False}}
+    expected = {0: (2, 2, 12), 1: (2, 2, 12 / 8), 2: (2, 2 / 8, 12 / 8), 3: (2 / 8, 2 / 8, 12 / 8)}
+    for stage, per_parameter in expected.items():
+        memory = plan_of({**bf16, "zero_optimization": {"stage": stage}}, world_size=8).memory
+        found = (memory.parameters_bytes, memory.gradients_bytes, memory.optimizer_bytes)
+        assert found == pytest.approx([count * size for size in per_parameter])
+    fp32 = plan_of({"fp16": {"enabled": False}}).memory
+    assert (fp32.parameters_bytes, fp32.gradients_bytes, fp32.optimizer_bytes) == (4 * count, 4 * count, 8 * count)
+    offloaded = plan_of({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}).memory
+    assert (offloaded.optimizer_bytes, offloaded.optimizer_offloaded) == (0, True)
+
+
+@pytest.mark.parametrize("normalization", ["pre", "post"])
+def test_predicted_activations_are_what_a_block_keeps(normalization):
+    model = {"preset": "mini", "hidden_dropout": 0.0, "attention_dropout": 0.0, "normalization": normalization}
+    run = load_config({"train_micro_batch_size_per_gpu": 4, "model": model})
+    plan = make_plan(run, vocabulary_size=100)
+    block = BertForPreTraining(plan.run.model).encoder.blocks[0].train()
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
+    kept, alive = {}, []
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        block(torch.randn(4, 128, 256, requires_grad=True), None, 1.0)
+    assert plan.memory.block_activation_bytes == pytest.approx(sum(kept.values()), rel=0.01)
+    assert plan.memory.activation_bytes_checkpointed < plan.memory.activation_bytes
+
+
+def test_parameters_are_the_models():
+    plan = plan_of({"model": {"preset": "tiny"}}, vocabulary_size=1001)
+    assert plan.run.model.vocab_size == 1008
+    assert plan.parameters == sum(parameter.numel() for parameter in BertForPreTraining(plan.run.model).parameters())
+
+
+def test_command_prints_and_writes_the_plan(tmp_path):
+    config, out = tmp_path / "client.json", tmp_path / "plan.json"
+    config.write_text(CLIENT)
+    command = [sys.executable, "-m", "bert_pld.plan", "--deepspeed_config", config, "--world_size"]
+    result = subprocess.run([*command, "64", "--json", out], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "4,096 sequences = 16 micro-batch × 4 accumulation × 64 rank(s)" in result.stdout
+    assert "expected depth 8.75 at the limit (27.1% of the blocks' compute saved)" in result.stdout
+    assert "within 1 % of the limit: from step 4,606" in result.stdout
+    plan = json.loads(out.read_text())
+    assert plan["depth_at_limit"] == 8.75
+    assert plan["model"]["vocab_size"] == 30_528
+    assert plan["memory"]["total_bytes"] > 12 * plan["parameters"]
+
+    result = subprocess.run([*command, "60"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: train_batch_size: 4096; must be")
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,99 @@
+"""The figure that compares runs, and what it refuses."""
+
+import json
+import math
+
+import pytest
+
+from bert_pld import cli, plot
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    def make(name, *, theta=0.5, steps=200, evaluations=True, config=True):
+        folder = tmp_path / name
+        folder.mkdir()
+        records = []
+        for step in range(10, steps + 1, 10):
+            loss = 3 + 6 * math.exp(-step / 50)
+            common = {"step": step, "samples": step * 32, "seconds": step * 0.5 * theta}
+            records.append(
+                {**common, "loss": loss, "mlm_loss": loss, "theta": theta, "kept_blocks": 4 * theta, "lr": 1e-3}
+            )
+            if evaluations and step % 50 == 0:
+                records.append({**common, "eval_mlm_loss": loss + 0.1})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        if config:
+            (folder / "config.json").write_text(json.dumps({"model": {"num_layers": 4}}))
+        return folder
+
+    return make
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(plot.main, plot.build_parser(), [str(argument) for argument in arguments])
+    return stopped.value.code
+
+
+def test_two_runs_make_a_figure_and_a_legend(make_run, tmp_path, capsys):
+    output = tmp_path / "figure.png"
+    assert run(make_run("baseline", theta=1.0), make_run("pld"), "--output", output, "--title", "both") == 0
+    data = output.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert int.from_bytes(data[16:20], "big") == 11 * 160
+    final = 3 + 6 * math.exp(-4) + 0.1
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"  baseline: held-out loss {final:.3f}, 100 s of training",
+        f"  pld: held-out loss {final:.3f}, 50 s of training",
+    ]
+
+
+def test_run_without_evaluation_or_config_is_drawn(make_run, tmp_path, capsys):
+    output = tmp_path / "figure.svg"
+    folder = make_run("short", evaluations=False, config=False)
+    assert run(folder, "--output", output, "--label", "mine") == 0
+    assert output.read_text().count("<svg") == 1
+    assert "  mine: 50 s of training" in capsys.readouterr().out
+
+
+def test_newest_line_of_a_step_counts_and_a_torn_last_line_is_left_out(make_run):
+    folder = make_run("resumed")
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 200, "samples": 6400, "mlm_loss": 2.5, "seconds": 60}) + "\n")
+        file.write('{"step": 210, "sam')
+    curves = plot.read_run(folder)
+    assert curves.training[-1]["mlm_loss"] == 2.5
+    assert len(curves.training) == 20
+    assert curves.column("samples", of="evaluations") == [1600, 3200, 4800, 6400]
+    assert curves.num_layers == 4
+
+
+def test_smoothing_is_an_unbiased_running_mean():
+    assert plot.smooth([3.0] * 5, 10) == pytest.approx([3.0] * 5)
+    assert plot.smooth([1.0, 2.0], 0.5) == [1.0, 2.0]
+    decay = math.exp(-1 / 4)
+    assert plot.smooth([1.0, math.nan, 2.0], 4)[2] == pytest.approx((decay * 1 + 2) / (decay + 1))
+
+
+def test_mistakes_are_one_line(make_run, tmp_path, capsys):
+    good, output = make_run("good"), tmp_path / "figure.png"
+    empty = make_run("empty", steps=0)
+    damaged = make_run("damaged")
+    (damaged / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    for arguments, message in (
+        ((tmp_path / "missing", "--output", output), "missing/metrics.jsonl: cannot be read"),
+        ((empty, "--output", output), "empty/metrics.jsonl: holds no metrics yet"),
+        ((damaged, "--output", output), "metrics.jsonl, line 2: not a line of metrics"),
+        ((good, "--output", tmp_path / "figure.docx"), "must end in .png, .svg or .pdf"),
+        (
+            (good, good, "--output", output, "--label", "one"),
+            "--label: given 1 times; must be given once for each of 2",
+        ),
+    ):
+        assert run(*arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert message in error
+    assert not output.exists()
