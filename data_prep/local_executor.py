@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -55,7 +56,8 @@ class LocalExecutor:
 
 
 def _start_worker() -> None:
-    """One thread a worker, and no worker outlives the build: a killed parent takes its workers with it."""
+    """One thread a worker; an interrupt is the parent's affair; a killed parent takes its workers with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     assert parent is not None

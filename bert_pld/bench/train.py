@@ -10,51 +10,32 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from bert_pld.bench._contenders import (
+    CONTENDERS,
+    MASK_PROBABILITY,
+    Contender,
+    loss_difference,
+    make_contender,
+    now,
+    random_batch,
+    time_round,
+    train_step,
+)
 from bert_pld.config import ModelConfig, load_config
-from bert_pld.model.bert import BertForPreTraining
 from bert_pld.model.flops import ModelFlops
-from bert_pld.model.hugging_face import to_hugging_face
 from bert_pld.pld.gates import Gates, draw_gates
 from bert_pld.pld.schedule import Schedule
 
 EXAMPLE = "python -m bert_pld.bench train --model_preset small --dtypes fp32 --json train.json"
-CONTENDERS = ("hugging_face", "reference", "compiled", "pld_batch", "pld_sample")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_MASK_PROBABILITY = 0.15
 _BATCHES = 4
 _SLOW_MATMUL = 0.1
 """A dtype whose matrix products run at less than this share of fp32's is skipped, unless forced."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Batch:
-    """Random tokens in both classes' forms; no row has padding."""
-
-    input_ids: Tensor
-    token_type_ids: Tensor
-    masked_positions: Tensor
-    masked_labels: Tensor
-    labels: Tensor
-    """[B, S], -100 where nothing is masked."""
-    next_sentence_labels: Tensor
-
-
-@dataclasses.dataclass
-class _Contender:
-    name: str
-    dtype: str
-    model: nn.Module
-    forward: Callable[[nn.Module, _Batch, int], Tensor]
-    """(model, batch, step within the round) → loss."""
-    optimizer: torch.optim.Optimizer
-    round_seconds: list[float] = dataclasses.field(default_factory=list)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,24 +80,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--{key} {getattr(options, key)}: must be at least 1")
     device = torch.device(options.device)
     config = _model_config(options)
-    flops = ModelFlops(config, options.seq_length, _MASK_PROBABILITY)
+    flops = ModelFlops(config, options.seq_length, MASK_PROBABILITY)
     gates = _draw_all_gates(options, config.num_layers, device)
-    batches = [_random_batch(options, config, device, seed) for seed in range(_BATCHES)]
+    batches = [
+        random_batch(config, options.micro_batch_size, options.seq_length, device, seed) for seed in range(_BATCHES)
+    ]
 
     rates = {dtype: matmul_gflops(_DTYPES[dtype], device) for dtype in dict.fromkeys(("fp32", *dtypes))}
     skipped = [d for d in dtypes if rates[d] < _SLOW_MATMUL * rates["fp32"] and not options.force]
     contenders = [
-        _make_contender(name, dtype, config, gates, device)
-        for dtype in dtypes
-        if dtype not in skipped
-        for name in names
+        make_contender(name, dtype, config, gates, device) for dtype in dtypes if dtype not in skipped for name in names
     ]
     for contender in contenders:
         for step in range(2):
-            _train_step(contender, batches[step % _BATCHES], step % options.steps_per_round, device)
+            train_step(contender, batches[step % _BATCHES], step % options.steps_per_round, device)
     for _ in range(options.rounds):
         for contender in contenders:
-            contender.round_seconds.append(_time_round(contender, batches, options.steps_per_round, device))
+            contender.round_seconds.append(time_round(contender, batches, options.steps_per_round, device))
 
     tokens_a_round = options.steps_per_round * options.micro_batch_size * options.seq_length
     return {
@@ -131,7 +111,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "theta": options.theta,
         "matmul_gflops": rates,
         "skipped": skipped,
-        "loss_difference": _loss_difference(config, batches[0], device),
+        "loss_difference": loss_difference(config, batches[0], device),
         "contenders": [_figures(one, contenders, gates, flops, tokens_a_round, options.theta) for one in contenders],
     }
 
@@ -142,9 +122,9 @@ def matmul_gflops(dtype: torch.dtype, device: torch.device) -> float:
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(6):
-        started = _now(device)
+        started = now(device)
         torch.mm(left, right)
-        best = min(best, _now(device) - started)
+        best = min(best, now(device) - started)
     return 2.0 * size**3 / best / 1e9
 
 
@@ -173,27 +153,6 @@ def _model_config(options: argparse.Namespace) -> ModelConfig:
     return dataclasses.replace(run.model, next_sentence_prediction=True)
 
 
-def _random_batch(options: argparse.Namespace, config: ModelConfig, device: torch.device, seed: int) -> _Batch:
-    generator = torch.Generator().manual_seed(seed)
-    rows, seq = options.micro_batch_size, options.seq_length
-    assert config.vocab_size is not None
-    input_ids = torch.randint(1, config.vocab_size, (rows, seq), generator=generator)
-    # The same number in each row, at random positions.
-    targets = max(round(_MASK_PROBABILITY * seq), 1)
-    columns = torch.rand(rows, seq, generator=generator).argsort(dim=1)[:, :targets].sort(dim=1).values
-    labels = torch.full((rows, seq), -100).scatter(1, columns, input_ids.gather(1, columns))
-    positions = (columns + torch.arange(rows)[:, None] * seq).flatten()
-    tensors = (
-        input_ids,
-        (torch.arange(seq) >= seq // 2).long().expand(rows, seq).contiguous(),
-        positions,
-        input_ids.flatten()[positions],
-        labels,
-        torch.randint(0, 2, (rows,), generator=generator),
-    )
-    return _Batch(*(tensor.to(device) for tensor in tensors))
-
-
 def _draw_all_gates(options: argparse.Namespace, blocks: int, device: torch.device) -> dict[str, list[Gates]]:
     """For each PLD contender, the gates of a round's steps."""
     schedule = Schedule(blocks, theta_limit=options.theta, temporal="constant")
@@ -201,7 +160,7 @@ def _draw_all_gates(options: argparse.Namespace, blocks: int, device: torch.devi
         f"pld_{granularity}": [
             draw_gates(
                 schedule,
-                granularity=granularity,  # type: ignore[arg-type]
+                granularity=granularity,
                 seed=0,
                 step=step,
                 micro_step=0,
@@ -214,91 +173,9 @@ def _draw_all_gates(options: argparse.Namespace, blocks: int, device: torch.devi
     }
 
 
-def _make_contender(
-    name: str, dtype: str, config: ModelConfig, gates: dict[str, list[Gates]], device: torch.device
-) -> _Contender:
-    torch.manual_seed(0)
-    model: nn.Module = BertForPreTraining(config)
-    forward = _forward_hugging_face
-    if name == "hugging_face":
-        model = _as_hugging_face(model)
-    else:
-        drawn = gates.get(name)
-        model.encoder.use_backend("compiled" if name == "compiled" else "reference", device.type)  # type: ignore[union-attr]
-
-        def forward(model: nn.Module, batch: _Batch, step: int) -> Tensor:
-            return _forward_ours(model, batch, None if drawn is None else drawn[step])
-
-    model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    return _Contender(name, dtype, model, forward, optimizer)
-
-
-def _as_hugging_face(model: nn.Module) -> nn.Module:
-    """The stock class with the same weights and its default attention."""
-    import transformers
-
-    hf_config, state = to_hugging_face(model.state_dict(), model.config)  # type: ignore[arg-type]
-    theirs = getattr(transformers, hf_config.architectures[0])(hf_config)
-    theirs.load_state_dict(state, strict=False)
-    return theirs
-
-
-def _forward_hugging_face(model: nn.Module, batch: _Batch, step: int) -> Tensor:
-    return model(
-        input_ids=batch.input_ids,
-        token_type_ids=batch.token_type_ids,
-        labels=batch.labels,
-        next_sentence_label=batch.next_sentence_labels,
-    ).loss
-
-
-def _forward_ours(model: nn.Module, batch: _Batch, gates: Gates | None) -> Tensor:
-    return model(
-        batch.input_ids,
-        batch.token_type_ids,
-        None,
-        batch.masked_positions,
-        batch.masked_labels,
-        batch.next_sentence_labels,
-        gates=gates,
-    )["loss"]
-
-
-@torch.no_grad()
-def _loss_difference(config: ModelConfig, batch: _Batch, device: torch.device) -> float:
-    """How far the two classes' losses are apart, in evaluation and fp32: that they compute the same is checked here."""
-    torch.manual_seed(0)
-    ours = BertForPreTraining(config).eval()
-    theirs = _as_hugging_face(ours).to(device).eval()
-    difference = _forward_ours(ours.to(device), batch, None) - _forward_hugging_face(theirs, batch, 0)
-    return abs(difference.item())
-
-
-def _train_step(contender: _Contender, batch: _Batch, step: int, device: torch.device) -> None:
-    with torch.autocast(device.type, torch.bfloat16, enabled=contender.dtype == "bf16"):
-        loss = contender.forward(contender.model, batch, step)
-    loss.backward()
-    contender.optimizer.step()
-    contender.optimizer.zero_grad(set_to_none=True)
-
-
-def _time_round(contender: _Contender, batches: list[_Batch], steps: int, device: torch.device) -> float:
-    started = _now(device)
-    for step in range(steps):
-        _train_step(contender, batches[step % len(batches)], step, device)
-    return _now(device) - started
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def _figures(
-    one: _Contender,
-    contenders: list[_Contender],
+    one: Contender,
+    contenders: list[Contender],
     gates: dict[str, list[Gates]],
     flops: ModelFlops,
     tokens_a_round: int,
@@ -342,7 +219,7 @@ def report(result: dict[str, Any]) -> str:
     """The figures as a table."""
     model, rates = result["model"], result["matmul_gflops"]
     lines = [
-        f"training step of {model['num_layers']} blocks × {model['hidden_size']}, {model['normalization']}-normalization,"
+        f"training step of {model['num_layers']} blocks × {model['hidden_size']}, {model['normalization']}-norm,"
         f" vocabulary {model['vocab_size']:,}, micro-batch {result['micro_batch_size']} × {result['seq_length']},"
         f" {result['device']}, {result['threads']} threads, torch {result['torch']}",
         f"{result['rounds']} rounds of {result['steps_per_round']} steps in turns; matrix products: "
@@ -367,7 +244,8 @@ def report(result: dict[str, Any]) -> str:
         lines += [
             "",
             f"time a sample at θ = {result['theta']:g} over the reference's          predicted from FLOPs",
-            f"{'dtype':6}{'contender':14}{'measured':>10}{'gates drawn':>16}{'expectation':>14}    depth drawn, expected",
+            f"{'dtype':6}{'contender':14}{'measured':>10}"
+            f"{'gates drawn':>16}{'expectation':>14}    blocks drawn, expected",
         ]
     for one in dropping:
         lines.append(

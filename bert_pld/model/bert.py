@@ -7,7 +7,7 @@ plain layout whatever the backend.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -133,13 +133,13 @@ class Encoder(nn.Module):
             hidden_states = run_gated(self._checkpointed(block), hidden_states, gate, attention_mask)
         return hidden_states if self.final_norm is None else self.final_norm(hidden_states)
 
-    def _checkpointed(self, block: nn.Module):  # type: ignore[no-untyped-def]
+    def _checkpointed(self, block: nn.Module) -> Callable[..., Tensor]:
         """The block itself, or the block recomputed in backward, under the very same gate."""
         if not (self.config.activation_checkpointing and self.training and torch.is_grad_enabled()):
             return block
 
         def recomputed(hidden_states: Tensor, attention_mask: Tensor | None, scale: float) -> Tensor:
-            return checkpoint(block, hidden_states, attention_mask, scale, use_reentrant=False)  # type: ignore[return-value]
+            return checkpoint(block, hidden_states, attention_mask, scale, use_reentrant=False)
 
         return recomputed
 

@@ -119,7 +119,7 @@ def initialize(
         **keywords,
     )
     engine.layer_dropper = LayerDropper(engine, pld, num_blocks) if pld.enabled and num_blocks else None
-    return (engine, *rest)  # type: ignore[return-value]
+    return (engine, *rest)
 
 
 def _check_model(model: nn.Module | None, num_blocks: int | None) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class Gates(Sequence[BlockGate]):
     kept_blocks: float
     """Blocks that run; at sample granularity rows that run over rows, so a fraction."""
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    def __getitem__(self, index: Any) -> Any:
         return self.blocks[index]
 
     def __len__(self) -> int:

@@ -48,15 +48,17 @@ def training_step(run: Run, micro_batches: list[MicroBatch], want_grad_norm: boo
         seed_dropout(run.config.training.seed, step, micro_step, dist.get_rank())
         outputs = engine(**model_inputs(batch.to(run.device)), mlm_denominator=denominator)
         engine.backward(outputs["loss"])
-        if want_grad_norm and engine.zero_optimization_stage() == 0:  # of which the engine does not tell in fp32
+        if want_grad_norm and run.config.zero_stage == 0 and run.config.precision == "fp32":
+            # The one case in which the engine does not tell.
             norm = torch.nn.utils.get_total_norm(p.grad for p in engine.module.parameters() if p.grad is not None)
         engine.step()
         gates = engine.layer_dropper.last_gates if engine.layer_dropper is not None else None
         run.metrics.add_micro_batch(batch, outputs, gates, step + 1)
     if not want_grad_norm:
         return None
-    known = engine.get_global_grad_norm()
-    return None if known is None and norm is None else float(norm if known is None else known)
+    if norm is None:
+        norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)
 
 
 def masked_tokens_per_micro_batch(micro_batches: list[MicroBatch], device: torch.device) -> torch.Tensor:

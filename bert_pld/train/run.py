@@ -23,7 +23,7 @@ from bert_pld.data.shards import ShardedRows
 from bert_pld.model import BertForPreTraining
 from bert_pld.pld import initialize
 from bert_pld.train import checkpoint as files
-from bert_pld.train.metrics import Metrics
+from bert_pld.train.metrics import METRICS, Metrics
 from bert_pld.train.optimizer import OUR_OPTIMIZERS, build_optimizer, parameter_groups
 from bert_pld.train.preemption import Preemption
 from bert_pld.train.saving import CheckpointWriter
@@ -161,12 +161,12 @@ def resolve_for_data(config: RunConfig, training_rows: ShardedRows, world_size: 
     """
     if config.precision == "fp16" and device.type == "cpu":
         raise ConfigError(
-            "fp16: enabled, but this machine has no GPU and a CPU cannot train in fp16; --set fp16.enabled=false"
+            "fp16.enabled: true, but this machine has no GPU and a CPU cannot train in fp16;"
+            " use --set fp16.enabled=false, or a GPU"
         )
     attributes = training_rows.attributes
-    vocabulary = (
-        config.model.vocab_size or -(-attributes.vocabulary_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
-    )
+    padded = -(-attributes.vocabulary_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+    vocabulary = config.model.vocab_size or padded
     pairs = config.model.next_sentence_prediction
     config = config.with_model(
         vocab_size=vocabulary,
@@ -232,6 +232,9 @@ def _make_engine(config: RunConfig, model: BertForPreTraining) -> Any:
         for_deepspeed.pop("optimizer", None)
         for_deepspeed["zero_allow_untested_optimizer"] = True
     scheduler_block, make_scheduler = for_deepspeed.get("scheduler"), None
+    if scheduler_block and scheduler_block.get("params", {}).get("total_num_steps") == "auto":
+        params = {**scheduler_block["params"], "total_num_steps": config.training.max_steps}
+        scheduler_block = for_deepspeed["scheduler"] = {**scheduler_block, "params": params}
     if scheduler_block and scheduler_block["type"] in OUR_SCHEDULERS:
         for_deepspeed.pop("scheduler")
         make_scheduler = functools.partial(build_scheduler, scheduler_block, config.training.max_steps)
@@ -289,4 +292,4 @@ def _write_run_files(output_dir: Path, config: RunConfig, data_dir: Path, fresh:
     for name in files.TOKENIZER_FILES:
         shutil.copyfile(data_dir / name, output_dir / name)
     if fresh:
-        (output_dir / "metrics.jsonl").write_text("")
+        (output_dir / METRICS).write_text("")

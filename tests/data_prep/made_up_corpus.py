@@ -8,24 +8,7 @@ from pathlib import Path
 
 from data_prep.__main__ import main
 
-_SYLLABLES = [
-    "ri",
-    "sto",
-    "mor",
-    "har",
-    "let",
-    "win",
-    "gar",
-    "en",
-    "cap",
-    "mar",
-    "sil",
-    "bri",
-    "vil",
-    "mu",
-    "qui",
-    "dis",
-]
+_SYLLABLES = ["ri", "sto", "mor", "har", "let", "win", "gar", "en", "cap", "mar", "sil", "bri", "vil", "mu", "dis"]
 WORDS = ["".join(parts) for parts in itertools.product(_SYLLABLES, _SYLLABLES, ["ver", "ne"])]
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +36,13 @@ def test_number_of_workers_does_not_change_a_byte(corpus, reference, tmp_path, s
     assert len(list(reference.glob("train_*.hdf5"))) > 5
 
 
+def test_small_and_large_groups_hold_the_same_tokens(reference, sound_build):
+    cards = [json.loads((folder / "data_card.json").read_text()) for folder in (reference, sound_build)]
+    for name in ("documents", "sentences", "tokens", "vocabulary"):
+        assert cards[0][name] == cards[1][name]
+    assert cards[0]["shards"]["train"] > cards[1]["shards"]["train"] == 1
+
+
 def test_another_seed_gives_other_rows(corpus, reference, tmp_path, small_tasks):
     assert build(corpus, tmp_path / "data", "--shard_rows", "50", "--seed", "8") == 0
     assert digests(tmp_path / "data")["train_00000.hdf5"] != digests(reference)["train_00000.hdf5"]
@@ -54,19 +62,32 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def is_running(process_id):
+    """Whether a process exists and is not a zombie."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize("stage", ["read", "write"])
 def test_killed_build_goes_on_to_the_same_bytes(corpus, reference, tmp_path, small_tasks, stage, capfd):
     output_dir = tmp_path / "data"
     flags = ["build", "--source", f"text={corpus}", "--output_dir", str(output_dir), "--seq_length", "32"]
     flags += ["--vocab_size", "300", "--validation_fraction", "0.1", "--seed", "7", "--shard_rows", "50"]
     process = subprocess.Popen([sys.executable, "-c", _SLOW_BUILD, *flags, "--workers", "1"])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 30
     while len(list((output_dir / ".build" / "done").glob(f"{stage}_*.json"))) < 2:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert workers
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    while any(is_running(worker) for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlives its build"
+        time.sleep(0.01)
     assert not (output_dir / "manifest.json").exists()
     done = {p.name: p.stat().st_mtime_ns for p in (output_dir / ".build" / "done").iterdir()}
     capfd.readouterr()

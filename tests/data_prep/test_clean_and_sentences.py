@@ -57,7 +57,7 @@ def test_letters_of_other_scripts_are_prose():
             ['"Where are you?" he asked.', "“I am here,” said Mrs. Bennet.", "Then all left."],
         ),
         ("No full stop here\nA new paragraph", ["No full stop here", "A new paragraph"]),
-        ("One. * * *\n/>\nTwo.", ["One. * * *", "Two."]),
+        ("One. * * *\n/>\nTwo.", ["One.", "Two."]),
     ],
 )  # fmt: skip
 def test_sentences_end_where_a_reader_would_end_them(text, sentences):

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from data_prep.clean import clean_text
 from data_prep.sources import KINDS, Source
 from data_prep.sources.pieces import cut_file
 from data_prep.sources.text import _BOUNDARY
@@ -50,9 +51,9 @@ def test_wikiextractor_text_loses_title_headings_and_template_marks(tmp_path):
         '</doc>\n<doc id="13" url="y" title="Two">\nTwo\n\nThis second article has its own short prose.\n</doc>\n'
     )
     first, second = documents(f"wikiextractor={tmp_path}")
-    assert first.text.split("\n") == [
+    assert clean_text(first.text).split("\n") == [
         "Chen Li (born November 1942) is a Chinese & Swiss politician of note.",
-        "He worked in the ministry  for twenty long years.",
+        "He worked in the ministry for twenty long years.",
     ]
     assert (first.title, first.id) == ('Chen "Z" Li', "12")
     assert second.text == "This second article has its own short prose."

@@ -1,10 +1,11 @@
+import dataclasses
 import shutil
 
 import h5py
 import numpy as np
 import pytest
 
-from bert_pld.data.shards import Manifest, Shard, write_shard
+from bert_pld.data.shards import Manifest, Shard, file_sha256, write_shard
 from data_prep.__main__ import main
 
 
@@ -22,11 +23,11 @@ def verified(folder, capsys):
 def rewrite(folder, change):
     """Change rows of the first training shard and give the manifest its new checksum."""
     path = folder / "train_00000.hdf5"
-    shard = Shard(path)
-    columns = {name: np.array(column) for name, column in shard.columns.items()}
-    change(columns)
-    record = write_shard(path, columns, shard.attributes)
+    with h5py.File(path, "r+") as file:
+        change(file)
+        tokens = int(np.sum(file["length"], dtype=np.int64))
     manifest = Manifest.read(folder)
+    record = dataclasses.replace(manifest.splits["train"][0], tokens=tokens, sha256=file_sha256(path))
     manifest.splits["train"][0] = record
     manifest.write(folder)
 
@@ -36,7 +37,7 @@ def test_sound_directory_shows_three_samples_and_exits_0(copy, capsys):
     assert (status, err) == (0, [])
     samples = [line for line in out.splitlines() if line.startswith("row ")]
     assert len(samples) == 3
-    assert all("[CLS] " in line and line.endswith("[SEP]") and line.count("[SEP]") == 2 for line in samples)
+    assert all("[CLS]" in line and line.endswith("[SEP]") and line.count("[SEP]") == 2 for line in samples)
     assert out.splitlines()[-1].endswith("sound")
 
 
@@ -78,7 +79,7 @@ def test_wrong_vocabulary_is_found_in_either_file(copy, capsys):
 
 
 def set_value(name, index, value):
-    return lambda columns: columns[name].__setitem__(index, value)
+    return lambda file: file[name].__setitem__(index, value)
 
 
 @pytest.mark.parametrize(
@@ -101,15 +102,12 @@ def test_rows_that_break_a_rule_are_found(copy, capsys, change, message):
 
 def test_shard_of_another_build_is_found(copy, capsys):
     path = copy / "train_00000.hdf5"
-    with h5py.File(path, "r+") as file:
-        file.attrs["seed"] = 8
-    manifest = Manifest.read(copy)
-    shard = Shard(path)
-    manifest.splits["train"][0] = write_shard(
-        path, {k: np.array(v) for k, v in shard.columns.items()}, shard.attributes
-    )
+    shard, manifest = Shard(path), Manifest.read(copy)
+    columns = {name: np.array(column) for name, column in shard.columns.items()}
+    manifest.splits["train"][0] = write_shard(path, columns, dataclasses.replace(shard.attributes, seed=8))
     manifest.write(copy)
     _, _, err = verified(copy, capsys)
+    assert len(err) == 1
     assert "belongs to another build" in err[0]
 
 

@@ -1,0 +1,182 @@
+"""The encoder under gates: what a dropped block costs, what checkpointing recomputes, what evaluation runs."""
+
+from __future__ import annotations
+
+import collections
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bert_pld.config import load_config
+from bert_pld.model import BertForPreTraining, ModelFlops
+from bert_pld.pld import BlockGate, Schedule, draw_gates
+
+ROWS, SEQ = 4, 16
+SIZES = {"preset": None, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 64}
+
+
+def make_model(seed=0, **options):
+    settings = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "initializer_range": 0.2, "num_layers": 4, **options}
+    config = load_config(
+        {"model": {**SIZES, "next_sentence_prediction": True, **settings}, "data": {"seq_length": SEQ}}
+    )
+    torch.manual_seed(seed)
+    return BertForPreTraining(config.model)
+
+
+def make_batch(seed=0, padded=True):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 64, (ROWS, SEQ), generator=generator)
+    lengths = torch.tensor([16, 12, 9, 16])[:, None]
+    mask = torch.arange(SEQ) < lengths if padded else None
+    positions = torch.tensor([1, 3, 18, 34, 50, 60])
+    return {
+        "input_ids": ids,
+        "token_type_ids": (torch.arange(SEQ) > 7).long().expand(ROWS, SEQ).contiguous(),
+        "attention_mask": mask,
+        "masked_positions": positions,
+        "masked_labels": torch.randint(5, 64, (6,), generator=generator),
+        "next_sentence_labels": torch.tensor([0, 1, 1, 0]),
+    }
+
+
+def fixed_gates(pattern, scale=1.0, **options):
+    return [BlockGate(keep=bool(keep), scale=scale, keep_probability=1 / scale, **options) for keep in pattern]
+
+
+class CountOperators(TorchDispatchMode):
+    """Counts every operator that is dispatched, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators_of_a_step(model, gates):
+    with CountOperators() as counter:
+        model(**make_batch(), gates=gates)["loss"].backward()
+    model.zero_grad(set_to_none=True)
+    return counter.counts
+
+
+@pytest.mark.parametrize("normalization", ["pre", "post"])
+def test_dropped_blocks_run_no_operator_forward_or_backward(normalization):
+    deep = make_model(num_layers=4, normalization=normalization)
+    shallow = make_model(num_layers=2, normalization=normalization)
+    with_drops = operators_of_a_step(deep, fixed_gates([1, 0, 0, 1]))
+    assert with_drops == operators_of_a_step(shallow, fixed_gates([1, 1]))
+    assert with_drops != operators_of_a_step(deep, fixed_gates([1, 1, 0, 1]))
+    assert sum(with_drops.values()) > 50
+
+
+def gradients(model, gates, **batch):
+    model.zero_grad(set_to_none=True)
+    outputs = model(**{**make_batch(), **batch}, gates=gates)
+    outputs["loss"].backward()
+    return outputs["loss"].item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("normalization", ["pre", "post"])
+def test_activation_checkpointing_recomputes_under_the_same_gates_and_masks(granularity, normalization):
+    schedule = Schedule(4, 0.5, temporal="constant")
+    for step in range(4):
+        results = []
+        for checkpointing in (False, True):
+            model = make_model(activation_checkpointing=checkpointing, normalization=normalization, hidden_dropout=0.1)
+            gates = draw_gates(schedule, granularity=granularity, seed=0, step=step, micro_step=0, rows=ROWS)
+            torch.manual_seed(step)
+            results.append(gradients(model, gates))
+        (loss, plain), (loss_again, recomputed) = results
+        assert loss == loss_again
+        assert plain.keys() == recomputed.keys()
+        assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+@pytest.mark.parametrize("normalization", ["pre", "post"])
+def test_kept_block_with_scale_one_is_the_ungated_network(normalization):
+    model = make_model(normalization=normalization)
+    loss, plain = gradients(model, None)
+    gated_loss, gated = gradients(model, fixed_gates([1, 1, 1, 1]))
+    assert loss == gated_loss
+    assert all(torch.equal(plain[name], gated[name]) for name in plain)
+
+
+def test_rows_that_a_block_does_not_keep_see_the_shallower_network():
+    model = make_model(num_layers=1).eval()
+    batch = make_batch()
+    inputs = (batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+    gate = BlockGate(keep=True, scale=1.0, keep_probability=1.0, rows=torch.tensor([0, 2]))
+    with torch.no_grad():
+        some = model.encoder(*inputs, [gate])
+        every = model.encoder(*inputs, None)
+        none = model.encoder(*inputs, fixed_gates([0]))
+    assert torch.allclose(some[[0, 2]], every[[0, 2]], atol=1e-6)
+    assert torch.equal(some[[1, 3]], none[[1, 3]])
+
+
+def test_scale_multiplies_both_sub_layers():
+    """x' = x + s·A(LN x), x'' = x' + s·F(LN x'): with the projections doubled and s halved nothing changes."""
+    model = make_model(num_layers=1).eval()
+    batch = make_batch()
+    inputs = (batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+    with torch.no_grad():
+        expected = model.encoder(*inputs, fixed_gates([1], scale=2.0))
+        block = model.encoder.blocks[0]
+        for parameter in (
+            block.attention_output_weight,
+            block.attention_output_bias,
+            block.ffn_down_weight,
+            block.ffn_down_bias,
+        ):
+            parameter.mul_(2.0)
+        assert torch.allclose(model.encoder(*inputs, None), expected, atol=1e-5)
+
+
+def test_padding_changes_nothing():
+    model = make_model().eval()
+    batch = make_batch()
+    garbage = torch.where(batch["attention_mask"], batch["input_ids"], torch.tensor(63))
+    loss = model(**batch)["loss"].item()
+    assert model(**{**batch, "input_ids": garbage})["loss"].item() == pytest.approx(loss, rel=1e-6)
+
+
+def test_no_masked_position_gives_zero_loss_and_no_nan():
+    model = make_model()
+    empty = torch.zeros(0, dtype=torch.int64)
+    batch = {**make_batch(), "masked_positions": empty, "masked_labels": empty}
+    outputs = model(**batch)
+    assert outputs["mlm_loss"].item() == 0.0
+    assert torch.isfinite(outputs["loss"])
+
+
+def test_mlm_loss_is_the_mean_over_masked_positions_unless_a_denominator_is_given():
+    model = make_model().eval()
+    mean = model(**make_batch())["mlm_loss"].item()
+    assert model(**make_batch(), mlm_denominator=1.0)["mlm_loss"].item() == pytest.approx(6 * mean, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_backend_equals_the_reference():
+    reference, compiled = make_model(), make_model()
+    compiled.encoder.use_backend("compiled", "cpu")
+    for pattern, scale in (([1, 1, 1, 1], 1.0), ([1, 0, 1, 1], 1.3), ([0, 1, 1, 0], 1.9)):
+        loss, expected = gradients(reference, fixed_gates(pattern, scale))
+        loss_compiled, actual = gradients(compiled, fixed_gates(pattern, scale))
+        assert loss_compiled == pytest.approx(loss, rel=1e-5)
+        for name in expected:
+            assert torch.allclose(actual[name], expected[name], atol=1e-5, rtol=1e-4), name
+
+
+def test_flops_of_bert_base_are_the_known_ones():
+    """85 M block parameters: 6 FLOPs each a token, forward and backward, and attention's share."""
+    config = load_config({"model": {"vocab_size": 30528, "next_sentence_prediction": True}}).model
+    flops = ModelFlops(config, seq_length=128)
+    assert 12 * flops.block_per_sequence / 128 == pytest.approx(6 * 12 * 12 * 768**2 + 12 * 6 * 2 * 128 * 768)
+    assert flops.per_sequence() / 128 == pytest.approx(0.55e9, rel=0.02)
+    assert flops.ratio(8.75) == pytest.approx(0.74, abs=0.01)

@@ -1,0 +1,141 @@
+"""Mistakes and mishaps: one clear line, exit code 1, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+
+import pytest
+import torch
+from conftest import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
+
+from bert_pld.train.checkpoint import fault, list_checkpoints
+
+
+def error_of(done):
+    """The one line a failed command prints; anything else on stderr is a log line."""
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr[-3000:]
+    return errors[0]
+
+
+@pytest.fixture(scope="module")
+def finished_run(corpus, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    run_pretrain(small_config(training={"max_steps": 4}), corpus, run_dir)
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "fp16.enabled=true"], "fp16.enabled: true, but this machine has no GPU"),
+        (["--set", "train_batch_size=9"], "train_batch_size: 9; must be"),
+        (["--set", "model.vocab_size=16"], "vocabulary of 64 entries; the model has 16"),
+        (["--set", "data.seq_length=16"], "sequences of 32 tokens; the run is configured for 16"),
+        (["--set", "progressive_layer_drop.thta=0.3"], "did you mean 'theta'"),
+        (["--set", "optimizer.type=ApexFusedAdam"], "needs NVIDIA Apex, which is not installed"),
+        (["--set", "optimizer.params.learning_rate=1"], "optimizer.params.learning_rate: unknown key"),
+        (["--data_dir", "/nowhere"], "data directory /nowhere: does not exist"),
+        (["--data_dir", "/etc"], "holds no manifest.json"),
+        (["--resume", "/nowhere"], "/nowhere: holds no checkpoint"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_mistake_is_one_line(arguments, message, corpus, tmp_path):
+    if "fp16" in arguments[-1] and torch.cuda.is_available():
+        pytest.skip("fp16 runs here")
+    done = run_pretrain(small_config(), corpus, tmp_path / "run", *arguments, expect=1)
+    assert message in error_of(done)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({}, ["--resume", "never"], "holds another run's checkpoints"),
+        ({"model": {"hidden_size": 64}}, [], "is of another run: model.hidden_size is 32 there and 64 here"),
+        ({"progressive_layer_drop": {"theta": 0.6}}, [], "progressive_layer_drop.theta is 0.5 there and 0.6 here"),
+        ({"train_batch_size": 16}, [], "train_batch_size is 8 there and 16 here"),
+    ],
+    ids=["resume_never", "another_model", "another_schedule", "another_batch"],
+)
+def test_another_run_s_checkpoints_are_neither_used_nor_touched(changes, arguments, message, corpus, finished_run):
+    before = (finished_run / "metrics.jsonl").read_bytes(), (finished_run / "config.json").read_bytes()
+    changes = {**changes, "training": {"max_steps": 4}}
+    done = run_pretrain(small_config(**changes), corpus, finished_run, *arguments, expect=1)
+    assert message in error_of(done)
+    assert ((finished_run / "metrics.jsonl").read_bytes(), (finished_run / "config.json").read_bytes()) == before
+    assert [fault(checkpoint) for checkpoint in list_checkpoints(finished_run / "checkpoints")] == [None]
+
+
+def test_weights_of_another_model_cannot_start_a_run(corpus, finished_run, tmp_path):
+    changed = small_config(model={"num_layers": 4})
+    done = run_pretrain(changed, corpus, tmp_path / "run", "--initialize_from", str(finished_run), expect=1)
+    assert "is of another model: encoder.blocks.3" in error_of(done)
+
+
+def test_second_phase_starts_from_the_first_one_s_weights(corpus, finished_run, tmp_path):
+    first = read_metrics(finished_run, "eval_mlm_loss")[-1]
+    config = small_config(training={"max_steps": 1}, optimizer={"params": {"lr": 0.0}})
+    run_pretrain(config, corpus, tmp_path / "run", "--initialize_from", str(finished_run))
+    assert read_metrics(tmp_path / "run", "eval_mlm_loss")[-1] == pytest.approx(first, rel=1e-6)
+
+
+def test_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(corpus, tmp_path):
+    config = small_config(gradient_clipping=0.0, optimizer={"params": {"lr": 1e25}})
+    config["training"].update(checkpoint_interval=1, eval_interval=0)
+    done = run_pretrain(config, corpus, tmp_path / "run", expect=1)
+    assert "loss is not finite at step 2" in error_of(done)
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000001"]
+
+
+def start_limited(command, limit_bytes):
+    return subprocess.run(
+        command,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)),
+    )
+
+
+def test_checkpoint_that_cannot_be_written_leaves_the_previous_one(corpus, finished_run, tmp_path):
+    """A file-size limit under the optimizer's: the write itself fails half-way."""
+    config = small_config(training={"max_steps": 8}, progressive_layer_drop={"gamma": 25.0})
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(config))
+    run_dir = tmp_path / "run"
+    subprocess.run(["cp", "-r", finished_run, run_dir], check=True)
+    done = start_limited(pretrain_command(path, corpus, run_dir), 100_000)
+    assert done.returncode == 1
+    message = error_of(done)
+    assert "step_00000008 could not be written" in message
+    assert "the previous checkpoint step_00000004 stays" in message
+    left = sorted(p.name for p in (run_dir / "checkpoints").iterdir())
+    assert left == ["latest", "step_00000004"]
+    assert fault(run_dir / "checkpoints" / "step_00000004") is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_full_file_system_is_noticed_before_anything_is_written(corpus, tmp_path):
+    mount = tmp_path / "full"
+    mount.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(mount)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine does not let us mount")
+    try:
+        config = small_config()
+        config["training"].update(checkpoint_interval=1, keep_checkpoints=12)
+        done = run_pretrain(config, corpus, mount / "run", expect=1)
+        assert "no space left" in error_of(done)
+        kept = list_checkpoints(mount / "run" / "checkpoints")
+        assert len(kept) >= 1
+        assert all(fault(checkpoint) is None for checkpoint in kept)
+        assert f"the previous checkpoint {kept[0].name} stays" in error_of(done)
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)

@@ -1,0 +1,84 @@
+"""Held-out figures are those of the whole network: all blocks, no scale, no dropout, the same masks each time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import clean_environment, read_metrics, run_pretrain, small_config
+
+from bert_pld.data.loader import evaluation_batches
+from bert_pld.data.shards import ShardedRows
+from bert_pld.train.checkpoint import load_model, resolve_checkpoint
+from bert_pld.train.evaluation import evaluate, model_inputs
+
+
+@pytest.fixture(scope="module")
+def run_dir(corpus, tmp_path_factory):
+    path = tmp_path_factory.mktemp("evaluated") / "run"
+    run_pretrain(
+        small_config(csv_monitor={"enabled": True, "output_path": str(path / "csv"), "job_name": "x"}), corpus, path
+    )
+    return path
+
+
+def held_out(corpus, batch_size, **options):
+    rows = ShardedRows(corpus, "validation")
+    return evaluation_batches(rows, masking_seed=1, batch_size=batch_size, rank=0, world_size=1, **options)
+
+
+def test_evaluation_command_repeats_the_figures_of_training(corpus, run_dir, tmp_path):
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "bert_pld.evaluate", "--checkpoint", str(run_dir), "--data_dir", str(corpus)]
+    subprocess.run([*command, "--json", str(figures)], check=True, env=clean_environment(), capture_output=True)
+    figures = json.loads(figures.read_text())
+    for key in ("eval_mlm_loss", "eval_mlm_accuracy", "eval_nsp_accuracy"):
+        assert figures[key] == pytest.approx(read_metrics(run_dir, key)[-1], rel=1e-5)
+
+
+def test_loss_is_per_masked_token_whatever_the_batch_size(corpus, run_dir):
+    model, _ = load_model(resolve_checkpoint(run_dir))
+    losses = [evaluate(model, held_out(corpus, size), torch.device("cpu"))["eval_mlm_loss"] for size in (1, 5, 12)]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_evaluation_runs_all_blocks_unscaled_and_restores_training_mode(corpus, run_dir):
+    model, _ = load_model(resolve_checkpoint(run_dir))
+    scales = []
+    for block in model.encoder.blocks:
+        block.register_forward_pre_hook(lambda _, args, kwargs: scales.append(kwargs["scale"]), with_kwargs=True)
+    model.train()
+    evaluate(model, held_out(corpus, 6), torch.device("cpu"))
+    assert scales == [1.0] * 3 * 2
+    assert model.training
+
+
+def test_accuracy_counts_the_masked_tokens_that_are_right(corpus, run_dir):
+    model, _ = load_model(resolve_checkpoint(run_dir))
+    figures = evaluate(model, held_out(corpus, 4), torch.device("cpu"))
+    right = total = pairs = 0
+    with torch.no_grad():
+        for batch in held_out(corpus, 1):
+            inputs = model_inputs(batch)
+            hidden = model.encoder(inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"])
+            guesses = model.masked_lm_logits(hidden, batch.masked_positions).argmax(-1)
+            right += (guesses == batch.masked_labels).sum().item()
+            total += batch.masked_tokens
+            pairs += (model.nsp_head(hidden).argmax(-1) == batch.next_sentence_labels).sum().item()
+    assert figures["eval_mlm_accuracy"] == pytest.approx(right / total)
+    assert figures["eval_nsp_accuracy"] == pytest.approx(pairs / 12)
+
+
+def test_every_logging_step_has_the_promised_keys_and_feeds_the_monitors(run_dir):
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    promised = (
+        "step samples tokens loss mlm_loss nsp_loss lr theta kept_blocks grad_norm tokens_per_s tflops mfu memory_bytes"
+    )
+    assert set(promised.split()) <= set(records[0])
+    assert records[0]["grad_norm"] > 0
+    assert records[0]["loss"] == pytest.approx(records[0]["mlm_loss"] + records[0]["nsp_loss"], rel=1e-5)
+    written = {path.name for path in (run_dir / "csv" / "x").iterdir()}
+    assert {"train_loss.csv", "train_theta.csv", "eval_mlm_loss.csv"} <= written

@@ -1,0 +1,81 @@
+"""Optimizers and schedules: against the formulas, and against torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bert_pld.config import ConfigError
+from bert_pld.train.optimizer import build_optimizer, parameter_groups
+from bert_pld.train.schedulers import WarmupExpDecay, build_scheduler
+
+
+def test_vectors_have_no_weight_decay():
+    model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
+    decayed, plain = parameter_groups(model, 0.1)
+    assert decayed["weight_decay"] == 0.1
+    assert [tuple(p.shape) for p in decayed["params"]] == [(3, 4)]
+    assert plain["weight_decay"] == 0.0
+    assert len(plain["params"]) == 3
+
+
+def by_hand(start, gradients, lr, betas, eps, decay):
+    """Decoupled Adam without bias correction, as the published client's."""
+    x, m, v = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    for g in gradients:
+        x = x * (1 - lr * decay)
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g * g
+        x = x - lr * m / (v.sqrt() + eps)
+    return x
+
+
+def test_adam_without_bias_correction_is_the_formula():
+    torch.manual_seed(0)
+    parameter = nn.Parameter(torch.randn(5, 7))
+    gradients = torch.randn(6, 5, 7)
+    start = parameter.detach().clone()
+    params = {"lr": 0.01, "betas": [0.9, 0.99], "eps": 1e-6, "weight_decay": 0.1, "bias_correction": False}
+    optimizer = build_optimizer({"type": "Adam", "params": params}, [{"params": [parameter]}])
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    expected = by_hand(start.double(), gradients.double(), 0.01, (0.9, 0.99), 1e-6, 0.1)
+    assert torch.allclose(parameter.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_adamw_defaults_to_torch_s_fused_one():
+    optimizer = build_optimizer({"type": "AdamW", "params": {"lr": 1e-3}}, [{"params": [nn.Parameter(torch.ones(2))]}])
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.param_groups[0]["fused"]
+
+
+def test_unknown_optimizer_parameter_is_refused():
+    with pytest.raises(ConfigError, match="optimizer.params.momentum: unknown key for AdamW; valid: lr"):
+        build_optimizer({"type": "AdamW", "params": {"momentum": 0.9}}, [{"params": [nn.Parameter(torch.ones(2))]}])
+
+
+def test_paper_s_schedule_warms_up_linearly_then_decays_by_its_rate_each_thousand_steps():
+    schedule = WarmupExpDecay(warmup_num_steps=4000)
+    assert schedule.share(0) == 1 / 4000
+    assert schedule.share(1999) == 0.5
+    assert schedule.share(4000) == 1.0
+    assert schedule.share(5000) == pytest.approx(0.99)
+    assert schedule.share(200_000) == pytest.approx(0.99**196)
+
+
+def test_scheduler_sets_the_peak_and_follows_the_optimizer():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0)
+    params = {"warmup_max_lr": 0.2, "warmup_num_steps": 2, "decay_rate": 0.5, "decay_step": 1}
+    scheduler = build_scheduler({"params": params}, 100, optimizer)
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.1, 0.2, 0.2, 0.1])
+    with pytest.raises(ConfigError, match=r"scheduler\.params\.total: unknown key"):
+        build_scheduler({"params": {"total": 1}}, 100, optimizer)
+    with pytest.raises(ConfigError, match="decay_rate in"):
+        build_scheduler({"params": {"decay_rate": 2.0}}, 100, optimizer)
