@@ -5,7 +5,7 @@
       step_00001000/
         model.safetensors       fp32 weights in the plain layout, whatever backend, precision and ZeRO stage made them
         config.json             the run's resolved configuration
-        state.json              step, metrics' counters, fingerprint of the data
+        state.json              step, metrics' counters, source and fingerprint of the data
         tokenizer.json vocab.txt
         deepspeed/…             DeepSpeed's own files, for resuming
         checksums.json          SHA-256 of each file above
@@ -135,7 +135,10 @@ def load_model(checkpoint: Path) -> tuple[BertForPreTraining, RunConfig]:
     """The model of a checkpoint, fp32, in evaluation mode, with the configuration it was trained under."""
     config = load_config(checkpoint / CONFIG)
     model = BertForPreTraining(config.model)
-    model.load_state_dict(load_weights(checkpoint))
+    try:
+        model.load_state_dict(load_weights(checkpoint))
+    except RuntimeError as error:  # torch's words for names or shapes that do not fit
+        raise ValueError(f"checkpoint {checkpoint}: {WEIGHTS} does not fit {CONFIG} ({error})") from error
     return model.eval(), config
 
 

@@ -1,0 +1,65 @@
+"""The same training on DeepSpeed releases that still have a PLD of their own and on those that removed it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
+
+RELEASES = ("0.16.9", "0.19.6")
+
+
+@pytest.fixture(scope="module")
+def expected(corpus, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("installed") / "run"
+    run_pretrain(config(), corpus, run_dir)
+    return read_metrics(run_dir)
+
+
+def config():
+    block = {"temporal": "exponential", "gamma": 0.1}
+    return small_config(progressive_layer_drop=block, zero_optimization={"stage": 1}, training={"eval_interval": 0})
+
+
+def installed(release: str) -> Path:
+    """A folder with this release alone, made once and kept beside the environment."""
+    folder = Path(sys.prefix) / f"deepspeed-{release}"
+    if not (folder / "deepspeed").is_dir():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+        environment = {**os.environ, "DS_BUILD_OPS": "0"}
+        done = subprocess.run(
+            [*pip, "--target", str(folder), f"deepspeed=={release}"], env=environment, capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"deepspeed {release} cannot be installed here: {done.stderr.strip()[-300:]}")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", RELEASES)
+def test_losses_and_theta_do_not_depend_on_the_release(release, corpus, expected, tmp_path):
+    folder = installed(release)
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(config()))
+    environment = clean_environment()
+    environment["PYTHONPATH"] = os.pathsep.join([str(folder), environment["PYTHONPATH"]])
+    version = subprocess.run(
+        [sys.executable, "-c", "import deepspeed; print(deepspeed.__version__)"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert version.stdout.strip().splitlines()[-1].startswith(release)
+    command = pretrain_command(path, corpus, tmp_path / "run")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = read_metrics(tmp_path / "run")
+    assert np.array(losses) == pytest.approx(np.array(expected), rel=1e-6)
+    thetas = read_metrics(tmp_path / "run", "theta")
+    assert thetas == pytest.approx([0.5 * np.exp(-0.1 * step) + 0.5 for step in range(12)])
