@@ -10,8 +10,6 @@ import dataclasses
 import math
 from typing import Literal
 
-import numpy as np
-
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -77,9 +75,3 @@ class Schedule:
 def block_saving(schedule: Schedule, num_steps: int) -> float:
     """The share of the blocks' compute that PLD saves over a run of `num_steps`: 1 − mean depth / L."""
     return 1.0 - schedule.mean_expected_depth(num_steps) / schedule.num_blocks
-
-
-def theta_table(schedule: Schedule, num_steps: int, lines: int = 9) -> list[tuple[int, float, float]]:
-    """(step, θ, expected depth) at evenly spread steps, the last included."""
-    steps = sorted({int(step) for step in np.linspace(0, num_steps - 1, lines)})
-    return [(step, schedule.theta(step), schedule.expected_depth(step)) for step in steps]

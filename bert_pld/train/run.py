@@ -209,7 +209,7 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
     model.encoder.use_backend(config.model.kernels, device.type)
     engine = _make_engine(config, model)
     metrics = Metrics(output_dir, config, config.deepspeed["train_batch_size"], device)
-    writer = CheckpointWriter(output_dir, engine, config, training_rows.manifest.fingerprint(), data_dir)
+    writer = CheckpointWriter(output_dir, engine, config, training_rows.manifest, data_dir)
     run = Run(config, engine, metrics, writer, Preemption(), training_rows, validation_rows, device)
     if start is not None:
         state = writer.restore(start)

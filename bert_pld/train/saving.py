@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bert_pld.config import ConfigError, RunConfig
-from bert_pld.data.shards import write_atomically
+from bert_pld.data.shards import Manifest, write_atomically
 from bert_pld.train import checkpoint as files
 
 # Bytes a parameter at most: fp32 weights (4), DeepSpeed's module (4) and its optimizer's master and moments (12).
@@ -28,12 +28,11 @@ _FREE_MODEL_KEYS = ("kernels", "activation_checkpointing", "preset")
 class CheckpointWriter:
     """Saves, prunes and restores the checkpoints of one run; every method is called by all ranks together."""
 
-    def __init__(
-        self, run_dir: Path, engine: Any, config: RunConfig, data_fingerprint: str, tokenizer_dir: Path
-    ) -> None:
+    def __init__(self, run_dir: Path, engine: Any, config: RunConfig, data: Manifest, tokenizer_dir: Path) -> None:
         self.directory = run_dir / files.CHECKPOINTS
         self.engine, self.config = engine, config
-        self.data_fingerprint, self.tokenizer_dir = data_fingerprint, tokenizer_dir
+        self.data_facts = {"data_source": data.attributes.source, "data_fingerprint": data.fingerprint()}
+        self.tokenizer_dir = tokenizer_dir
         self.is_writer = dist.get_rank() == 0
 
     def save(self, step: int, counters: dict[str, Any]) -> None:
@@ -101,7 +100,7 @@ class CheckpointWriter:
                     f"checkpoint {checkpoint} is of another run: {name} is {there!r} there and {here!r} here;"
                     " use another --output_dir, or the same configuration"
                 )
-        if files.load_state(checkpoint)["data_fingerprint"] != self.data_fingerprint:
+        if files.load_state(checkpoint)["data_fingerprint"] != self.data_facts["data_fingerprint"]:
             raise ConfigError(
                 f"checkpoint {checkpoint} was trained on other data than --data_dir holds (shards differ)"
             )
@@ -109,7 +108,7 @@ class CheckpointWriter:
     def _write_ours(self, aside: Path, weights: dict[str, torch.Tensor], step: int, counters: dict[str, Any]) -> None:
         save_file(weights, aside / files.WEIGHTS)
         (aside / files.CONFIG).write_text(json.dumps(self.config.as_json(), indent=2) + "\n")
-        state = {"step": step, "data_fingerprint": self.data_fingerprint, **counters}
+        state = {"step": step, **self.data_facts, **counters}
         (aside / files.STATE).write_text(json.dumps(state, indent=2) + "\n")
         for name in files.TOKENIZER_FILES:
             shutil.copyfile(self.tokenizer_dir / name, aside / name)
