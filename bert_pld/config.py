@@ -13,8 +13,9 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from bert_pld.config_blocks import ConfigError, build_block
 from bert_pld.counter_rng import MAX_SEED
 
 # hidden_size, num_layers, num_attention_heads, intermediate_size, initializer_range. BERT's 0.02 suits a width of 768
@@ -31,10 +32,6 @@ _PRESET_FIELDS = ("hidden_size", "num_layers", "num_attention_heads", "intermedi
 
 MONITOR_BLOCKS = ("tensorboard", "wandb", "csv_monitor", "comet")
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-
-
-class ConfigError(ValueError):
-    """A mistake in a run's JSON, in one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +224,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         blocks["progressive_layer_drop"] = {"enabled": False}
     blocks = {name: {} if block is None else block for name, block in blocks.items()}
     blocks["model"] = _fill_preset(blocks["model"], where)
-    run = RunConfig(deepspeed=values, **{n: _build(c, blocks[n], f"{where}: {n}") for n, c in OUR_BLOCKS.items()})
+    run = RunConfig(deepspeed=values, **{n: build_block(c, blocks[n], f"{where}: {n}") for n, c in OUR_BLOCKS.items()})
     if run.data.seq_length > run.model.max_position_embeddings:
         raise ConfigError(
             f"{where}: data.seq_length: {run.data.seq_length}; must be at most"
@@ -312,25 +309,6 @@ def resolve_batch_sizes(deepspeed: Mapping[str, Any], world_size: int) -> tuple[
     return total, micro, accumulation
 
 
-T = TypeVar("T")
-
-
-def _build(cls: type[T], values: Any, where: str) -> T:
-    """Make a block's dataclass from its JSON object, checking names, types and ranges."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: must be an object, is {values!r}")
-    hints = get_type_hints(cls)
-    for key, value in values.items():
-        if key not in hints:
-            raise ConfigError(f"{where}.{key}: unknown key{_nearest(key, hints)}; valid: {', '.join(hints)}")
-        if not _matches(value, hints[key]):
-            raise ConfigError(f"{where}.{key}: {value!r}; must be {_describe(hints[key])}")
-    block = cls(**{key: float(value) if _is_float(hints[key], value) else value for key, value in values.items()})
-    for problem in block.check():  # type: ignore[attr-defined]
-        raise ConfigError(f"{where}.{problem}")
-    return block
-
-
 def _fill_preset(values: Any, where: str) -> Any:
     """Write a preset's sizes under those that are given; sizes given without a preset stand alone."""
     if not isinstance(values, Mapping):
@@ -349,43 +327,6 @@ def _refuse_misspelt_blocks(values: Mapping[str, Any], where: str) -> None:
         near = difflib.get_close_matches(key.lower(), OUR_BLOCKS, n=1, cutoff=0.8)
         if near:
             raise ConfigError(f"{where}: {key}: unknown block, did you mean '{near[0]}'?")
-
-
-def _nearest(key: str, valid: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(valid), n=1, cutoff=0.5)
-    return f", did you mean '{near[0]}'?" if near else ""
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
-    arguments = get_args(hint)
-    return (hint,) if get_origin(hint) is Literal or not arguments else arguments
-
-
-def _matches(value: Any, hint: Any) -> bool:
-    for kind in _alternatives(hint):
-        if get_origin(kind) is Literal:
-            if value in get_args(kind) and isinstance(value, str):
-                return True
-        elif kind is float:
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return True
-        elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-            return True
-    return False
-
-
-def _is_float(hint: Any, value: Any) -> bool:
-    return float in _alternatives(hint) and isinstance(value, int)
-
-
-def _describe(hint: Any) -> str:
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
-    parts = [
-        "one of " + ", ".join(repr(choice) for choice in get_args(kind)) if get_origin(kind) is Literal else words[kind]
-        for kind in _alternatives(hint)
-    ]
-    return " or ".join(parts)
 
 
 def _check_seed(seed: int) -> Iterable[str]:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bert_pld.data.loader import MicroBatch
+from bert_pld.data.micro_batch import MicroBatch
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from bert_pld.counter_rng import Stream, random_words
-from bert_pld.data.loader import MicroBatch
+from bert_pld.data.micro_batch import MicroBatch
 from bert_pld.train.evaluation import evaluate, model_inputs
 from bert_pld.train.run import Run
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from bert_pld.config import MONITOR_BLOCKS, RunConfig
-from bert_pld.data.loader import MicroBatch
+from bert_pld.data.micro_batch import MicroBatch
 from bert_pld.model import ModelFlops
 from bert_pld.pld import Gates
 

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 
 from bert_pld.config import BATCH_KEYS, MONITOR_BLOCKS, ConfigError, RunConfig, resolve_batch_sizes
-from bert_pld.data.loader import MicroBatch, check_matches_model, evaluation_batches, training_batches
+from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
+from bert_pld.data.micro_batch import MicroBatch
 from bert_pld.data.order import positions_of_micro_batch, rows_at
 from bert_pld.data.shards import ShardedRows
 from bert_pld.model import BertForPreTraining
