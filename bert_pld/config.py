@@ -84,6 +84,9 @@ class ModelConfig:
     attention_dropout: float = 0.1
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
+    position_initialization: Literal["normal", "sinusoidal"] = "normal"
+    """What the learned position embeddings start from. Sinusoids let heads find neighbours by a rotation, which ends the
+    unigram plateau of a short run much sooner; either way they are trained and exported alike."""
     kernels: Literal["auto", "reference", "compiled"] = "auto"
     activation_checkpointing: bool = False
 

@@ -128,10 +128,13 @@ def loss_difference(config: ModelConfig, batch: Batch, device: torch.device) -> 
 
 
 def train_step(contender: Contender, batch: Batch, step: int, device: torch.device) -> None:
-    """Forward, backward, optimizer."""
+    """Forward, backward, optimizer; a dropped block's parameters step with zero gradients, as under DeepSpeed."""
     with torch.autocast(device.type, torch.bfloat16, enabled=contender.dtype == "bf16"):
         loss = contender.forward(contender.model, batch, step)
     loss.backward()
+    for parameter in contender.model.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
     contender.optimizer.step()
     contender.optimizer.zero_grad(set_to_none=True)
 

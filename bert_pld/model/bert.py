@@ -41,6 +41,13 @@ class Embeddings(nn.Module):
         return self.dropout(hidden_states)
 
 
+def sinusoids(positions: int, width: int) -> Tensor:
+    """[positions, width] sines and cosines of geometric wavelengths (Vaswani et al., arXiv:1706.03762, section 3.5)."""
+    rates = 10_000.0 ** (-torch.arange(0, width, 2) / width)
+    angles = torch.arange(positions)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+
+
 class SwitchableBlock(nn.Module):
     """One Transformer block that a gate can drop or scale (arXiv:2010.13369, section 3).
 
@@ -173,6 +180,9 @@ class BertForPreTraining(nn.Module):
                 nn.init.normal_(parameter, std=self.config.initializer_range)
             else:
                 parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+        if self.config.position_initialization == "sinusoidal":
+            positions = self.encoder.embeddings.position.weight
+            positions.copy_(sinusoids(*positions.shape) * (2.0**0.5 * self.config.initializer_range))
 
     def forward(
         self,

@@ -76,6 +76,20 @@ def test_two_ranks_resume_bitwise_from_an_earlier_checkpoint(stage, corpus, tmp_
     assert series(run_dir) == whole
 
 
+@pytest.mark.launcher
+def test_stage_zero_resumes_with_another_number_of_ranks(corpus, tmp_path):
+    run_dir = tmp_path / "run"
+    off = config(model={"hidden_dropout": 0.0, "attention_dropout": 0.0})
+    run_pretrain(off, corpus, run_dir, ranks=2)
+    whole = series(run_dir)
+    for checkpoint in list_checkpoints(run_dir / "checkpoints")[:2]:
+        shutil.rmtree(checkpoint)
+    run_pretrain({**off, "train_micro_batch_size_per_gpu": 8}, corpus, run_dir)
+    resumed = series(run_dir)
+    assert resumed["step"] == whole["step"]
+    assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
 def test_sigterm_finishes_the_step_checkpoints_and_asks_for_a_requeue(corpus, uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
     path = tmp_path / "c.json"
