@@ -85,8 +85,8 @@ class ModelConfig:
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     position_initialization: Literal["normal", "sinusoidal"] = "normal"
-    """What the learned position embeddings start from. Sinusoids let heads find neighbours by a rotation, which ends the
-    unigram plateau of a short run much sooner; either way they are trained and exported alike."""
+    """What the learned position embeddings start from: noise, or sinusoids, whose neighbours differ by a rotation that
+    attention can find sooner. Either way they are trained, and exported alike."""
     kernels: Literal["auto", "reference", "compiled"] = "auto"
     activation_checkpointing: bool = False
 
