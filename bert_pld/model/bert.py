@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from bert_pld.config import ModelConfig
 from bert_pld.kernels import reference as ops
 from bert_pld.kernels import select_backend
+from bert_pld.kernels.dropout import dropout as drop_out
 from bert_pld.model.heads import MaskedLanguageModelHead, NextSentenceHead
 from bert_pld.pld.gates import BlockGate, run_gated
 
@@ -30,7 +31,7 @@ class Embeddings(nn.Module):
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.normalization == "post" else None
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = config.hidden_dropout
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """[B, S] ids and segments → [B, S, H]."""
@@ -38,7 +39,7 @@ class Embeddings(nn.Module):
         hidden_states = hidden_states + self.token_type(token_type_ids)
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
-        return self.dropout(hidden_states)
+        return drop_out(hidden_states, self.dropout if self.training else 0.0)
 
 
 def sinusoids(positions: int, width: int) -> Tensor:

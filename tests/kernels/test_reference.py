@@ -1,0 +1,86 @@
+"""The reference operations against formulas, and dropout's statistics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bert_pld.kernels import reference, select_backend
+from bert_pld.kernels.dropout import dropout
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_dropout_keeps_its_share_scales_to_expectation_and_repeats_with_the_seed(probability):
+    torch.manual_seed(0)
+    out = dropout(torch.ones(1001, 999), probability)
+    kept = out != 0
+    sigma = (probability * (1 - probability) / out.numel()) ** 0.5
+    assert kept.float().mean().item() == pytest.approx(1 - probability, abs=5 * sigma)
+    assert out[kept].unique().numel() == 1
+    assert out.max().item() == pytest.approx(1 / (1 - probability), rel=2e-4)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(torch.ones(1001, 999), probability), out)
+
+
+def test_dropout_decisions_that_share_an_integer_are_independent():
+    torch.manual_seed(1)
+    kept = (dropout(torch.ones(250_000, 4), 0.3) != 0).float()
+    off_diagonal = torch.corrcoef(kept.T) - torch.eye(4)
+    assert off_diagonal.abs().max() < 5 / 250_000**0.5
+
+
+def test_dropout_s_gradient_goes_where_its_output_came_from():
+    torch.manual_seed(2)
+    values = torch.randn(33, 7, requires_grad=True)
+    out = dropout(values, 0.4)
+    upstream = torch.randn(33, 7)
+    out.backward(upstream)
+    factor = torch.where(out != 0, out.detach() / values.detach(), 0.0)
+    assert torch.allclose(values.grad, upstream * factor, atol=1e-6)
+
+
+def test_no_dropout_is_no_operation():
+    values = torch.randn(3)
+    assert dropout(values, 0.0) is values
+
+
+def test_scaled_residual_is_the_formula():
+    torch.manual_seed(3)
+    inner, weight, bias, residual = torch.randn(5, 6), torch.randn(4, 6), torch.randn(4), torch.randn(5, 4)
+    expected = residual + 1.7 * (inner @ weight.T + bias)
+    for scale in (1.7, torch.tensor(1.7)):
+        out = reference.linear_dropout_scale_residual(inner, weight, bias, residual, 0.0, scale)
+        assert torch.allclose(out, expected, atol=1e-5)
+
+
+def test_attention_with_dropout_is_attention_on_average():
+    torch.manual_seed(4)
+    qkv = torch.randn(2, 6, 24)
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    exact = reference.self_attention(qkv, 2, mask, 0.0)
+    mean = sum(reference.self_attention(qkv, 2, mask, 0.2) for _ in range(4000)) / 4000
+    assert torch.allclose(mean, exact, atol=0.06)
+    heads = qkv.view(2, 6, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    scores = heads[0] @ heads[1].transpose(-1, -2) / 2.0
+    weights = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
+    assert torch.allclose(exact, (weights @ heads[2]).transpose(1, 2).reshape(2, 6, 8), atol=1e-5)
+
+
+def test_gelu_variants_and_summed_loss():
+    x, weight, bias = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)
+    for name, approximate in (("gelu", "none"), ("gelu_tanh", "tanh")):
+        expected = F.gelu(x @ weight.T + bias, approximate=approximate)
+        assert torch.allclose(reference.linear_gelu(x, weight, bias, name), expected, atol=1e-6)
+    logits, labels = torch.randn(7, 9), torch.randint(0, 9, (7,))
+    assert reference.masked_lm_loss_sum(logits, labels).item() == pytest.approx(
+        F.cross_entropy(logits, labels, reduction="sum").item(), rel=1e-6
+    )
+    assert reference.masked_lm_loss_sum(logits[:0], labels[:0]).item() == 0.0
+
+
+def test_backend_choice_says_why_it_cannot():
+    assert select_backend("auto", "cpu") == "reference"
+    assert select_backend("auto", "cuda") == "compiled"
+    with pytest.raises(ValueError, match="'triton'; must be one of reference, compiled, auto"):
+        select_backend("triton", "cpu")
