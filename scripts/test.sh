@@ -7,4 +7,5 @@ source scripts/environment.sh tensorboard,test
 ruff format --check .
 ruff check .
 mypy
-exec python -m pytest "$@"
+# A process a core; the tests of one file share their runs.
+exec python -m pytest -n "$(nproc)" --dist loadfile "$@"

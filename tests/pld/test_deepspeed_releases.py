@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
+from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
 
 RELEASES = ("0.16.9", "0.19.6")
 

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 import torch
-from conftest import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
+from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
 
 from bert_pld.train.checkpoint import fault, list_checkpoints
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import read_metrics, run_pretrain, small_config
+from runs import read_metrics, run_pretrain, small_config
 
 STEPS = 20
 

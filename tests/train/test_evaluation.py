@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import clean_environment, read_metrics, run_pretrain, small_config
+from runs import clean_environment, read_metrics, run_pretrain, small_config
 
 from bert_pld.data.loader import evaluation_batches
 from bert_pld.data.shards import ShardedRows

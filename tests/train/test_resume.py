@@ -11,7 +11,7 @@ import time
 import warnings
 
 import pytest
-from conftest import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
+from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
 
 from bert_pld.train.checkpoint import list_checkpoints, newest_valid
 from bert_pld.train.preemption import EXIT_PREEMPTED

@@ -1,0 +1,147 @@
+"""A small learnable corpus as native shards, and runs on it in processes of their own, through the real launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
+
+from bert_pld.data.shards import Manifest, ShardAttributes, vocabulary_hash, write_shard
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+VOCABULARY = [*SPECIAL, *(f"w{i}" for i in range(51)), *(f"##p{i}" for i in range(8))]
+SEQ_LENGTH = 32
+
+
+def write_corpus(
+    directory: Path, *, train_rows: int = 96, validation_rows: int = 12, seq_length: int = SEQ_LENGTH
+) -> Path:
+    """Native shards of sequences in which each token is mostly its predecessor plus two: learnable in few steps."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    attributes = ShardAttributes(
+        vocabulary_hash=vocabulary_hash(VOCABULARY),
+        vocabulary_size=len(VOCABULARY),
+        casing="uncased",
+        seq_length=seq_length,
+        objective="mlm+nsp",
+        source="synthetic",
+        seed=0,
+    )
+    splits = {}
+    for split, rows in (("train", train_rows), ("validation", validation_rows)):
+        length = rng.integers(seq_length - 8, seq_length + 1, rows)
+        start = rng.integers(0, len(VOCABULARY) - 5, (rows, 1))
+        ids = 5 + (start + 2 * np.arange(seq_length)) % (len(VOCABULARY) - 5)
+        noise = rng.random(ids.shape) < 0.05
+        ids[noise] = rng.integers(5, len(VOCABULARY), noise.sum())
+        label = rng.integers(0, 2, rows)
+        segment_b = length // 2
+        ids[:, 0] = 2
+        ids[np.arange(rows), segment_b - 1] = 3
+        ids[np.arange(rows), length - 1] = 3
+        ids[np.arange(seq_length) >= length[:, None]] = 0
+        columns = {"input_ids": ids, "length": length, "segment_b_start": segment_b, "next_sentence_label": label}
+        splits[split] = [write_shard(directory / f"{split}_00000.hdf5", columns, attributes)]
+    special = dict(zip(("pad", "unk", "cls", "sep", "mask"), range(5), strict=True))
+    Manifest(attributes, splits, {"train": train_rows, "validation": validation_rows}, special).write(directory)
+    tokenizer = Tokenizer(WordPiece({t: i for i, t in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "vocab.txt").write_text("".join(token + "\n" for token in VOCABULARY))
+    return directory
+
+
+def small_config(**blocks: Any) -> dict[str, Any]:
+    """A run of a few seconds: 3 × 32, dropout on, PLD at θ = 0.5 from the first step; blocks given are merged in."""
+    config: dict[str, Any] = {
+        "train_batch_size": 8,
+        "train_micro_batch_size_per_gpu": 4,
+        "gradient_clipping": 1.0,
+        "optimizer": {"type": "AdamW", "params": {"lr": 3e-3, "weight_decay": 0.01}},
+        "progressive_layer_drop": {"enabled": True, "theta": 0.5, "temporal": "constant"},
+        "model": {
+            "preset": None,
+            "hidden_size": 32,
+            "num_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "max_position_embeddings": 64,
+            "initializer_range": 0.1,
+        },
+        "data": {"seq_length": SEQ_LENGTH, "workers": 0},
+        "training": {"max_steps": 12, "log_interval": 1, "eval_interval": 6, "checkpoint_interval": 4, "seed": 1},
+    }
+    for name, value in blocks.items():
+        config[name] = {**config.get(name, {}), **value} if isinstance(value, dict) else value
+    return config
+
+
+def clean_environment() -> dict[str, str]:
+    """This environment, less what a launcher or an earlier run left, with the checkout importable."""
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_SIZE")
+    environment = {k: v for k, v in os.environ.items() if k not in launcher}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    environment["OMP_NUM_THREADS"] = "1"
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    return environment
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def pretrain_command(config: Path, data_dir: Path, output_dir: Path, *arguments: str, ranks: int = 1) -> list[str]:
+    """One rank: a plain process. Several: the real `deepspeed` launcher."""
+    if ranks == 1:
+        start = [sys.executable, "-m", "bert_pld.pretrain"]
+    else:
+        launcher = Path(sys.executable).parent / "deepspeed"
+        start = [
+            str(launcher),
+            "--num_gpus",
+            str(ranks),
+            "--master_port",
+            str(free_port()),
+            "--module",
+            "bert_pld.pretrain",
+        ]
+    paths = ["--deepspeed_config", str(config), "--data_dir", str(data_dir), "--output_dir", str(output_dir)]
+    return [*start, *paths, *arguments]
+
+
+def run_pretrain(
+    config: dict[str, Any], data_dir: Path, output_dir: Path, *arguments: str, ranks: int = 1, expect: int | None = 0
+) -> subprocess.CompletedProcess[str]:
+    """Pretrain in a process of its own and check its exit code."""
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    path = output_dir.parent / f"{output_dir.name}.json"
+    path.write_text(json.dumps(config))
+    done = subprocess.run(
+        pretrain_command(path, data_dir, output_dir, *arguments, ranks=ranks),
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if expect is not None:
+        assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done
+
+
+def read_metrics(run_dir: Path, key: str = "loss") -> list[Any]:
+    """A key's series from a run's metrics.jsonl."""
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [record[key] for record in records if key in record]
