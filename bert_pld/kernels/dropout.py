@@ -18,11 +18,16 @@ def dropout(values: Tensor, probability: float) -> Tensor:
     """values · mask / P[kept], with P[mask = 0] = `probability` (to 2^-17), from torch's generator of the device."""
     if probability == 0.0:
         return values
-    if values.device.type != "cpu":
+    if not draws_integers(values):
         return F.dropout(values, probability)
     dropped_levels = round(probability * _LEVELS)
     keep = _random_levels(values.shape) >= dropped_levels - _LEVELS // 2
     return values * keep.to(values.dtype).mul_(_LEVELS / (_LEVELS - dropped_levels))
+
+
+def draws_integers(values: Tensor) -> bool:
+    """Whether dropout of these values is drawn here: on a CPU, in eager mode (a compiler fuses torch's own)."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _random_levels(shape: torch.Size) -> Tensor:

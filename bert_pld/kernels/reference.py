@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bert_pld.kernels.dropout import draws_integers
 from bert_pld.kernels.dropout import dropout as drop_out
 
 
@@ -56,7 +57,7 @@ def self_attention(qkv: Tensor, num_heads: int, attention_mask: Tensor | None, d
     heads = qkv.view(batch, seq, 3, num_heads, width // (3 * num_heads))
     query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, N, S, H / N]
     mask = None if attention_mask is None else attention_mask[:, None, None, :]
-    if dropout and qkv.device.type == "cpu":
+    if dropout and draws_integers(qkv):
         # With dropout torch's fused attention does not run on a CPU: these are the same steps, with a faster dropout.
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)

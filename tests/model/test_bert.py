@@ -173,6 +173,21 @@ def test_compiled_backend_equals_the_reference():
             assert torch.allclose(actual[name], expected[name], atol=1e-5, rtol=1e-4), name
 
 
+@pytest.mark.slow
+def test_compiled_block_is_one_graph_whatever_the_scale():
+    """θ moves at every step: a graph a scale would soon end in silent eager execution."""
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    model = make_model(hidden_dropout=0.1, attention_dropout=0.1)
+    for block in model.encoder.blocks:
+        block.compile(dynamic=True, backend=counter, fullgraph=True)
+    for step in range(12):
+        gradients(model, fixed_gates([1, 1, 0, 1], scale=1.0 + 0.1 * step))
+    assert counter.frame_count <= 2
+
+
 def test_flops_of_bert_base_are_the_known_ones():
     """85 M block parameters: 6 FLOPs each a token, forward and backward, and attention's share."""
     config = load_config({"model": {"vocab_size": 30528, "next_sentence_prediction": True}}).model
