@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -41,3 +43,23 @@ def run(
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(code)
+
+
+def run_as_rank(
+    main: Callable[[argparse.Namespace], int | None],
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """`run` for a process that was one rank of several: leaves without C++'s static destructors.
+
+    By then everything is written and the process group is gone, but a thread of the collectives' library that is
+    still winding down makes those destructors abort the process now and then, and a finished run would look failed.
+    """
+    try:
+        run(main, parser, arguments)
+    except SystemExit as leaving:
+        atexit._run_exitfuncs()
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(leaving.code if isinstance(leaving.code, int) else EXIT_ERROR)

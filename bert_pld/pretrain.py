@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bert_pld.cli import make_parser, run
+from bert_pld.cli import make_parser, run_as_rank
 from bert_pld.config import load_config
 
 
@@ -44,4 +44,4 @@ def main(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    run(main, build_parser())
+    run_as_rank(main, build_parser())

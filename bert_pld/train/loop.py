@@ -14,6 +14,7 @@ from bert_pld.train.run import Run
 def train(run: Run) -> bool:
     """Train to `max_steps`; return False if a signal ended the run early, after its checkpoint."""
     engine, metrics, settings = run.engine, run.metrics, run.config.training
+    preempted = False
     metrics.start_clock()
     for micro_batches in run.training_batches():
         step, lr = engine.global_steps + 1, engine.get_lr()[0]
@@ -36,8 +37,9 @@ def train(run: Run) -> bool:
                 run.save(step)
             metrics.start_clock()
         if preempted:
-            return False
-    return True
+            break
+    run.preemption.close()
+    return not preempted
 
 
 def training_step(run: Run, micro_batches: list[MicroBatch], want_grad_norm: bool = False) -> float | None:

@@ -33,6 +33,12 @@ class Preemption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True
 
+    def close(self) -> None:
+        """Wait for the last agreement, which nobody asks for any more."""
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
+
     def agreed(self) -> bool:
         """Whether to stop after the present step; the same answer on every rank. Call once a step."""
         if self._group is None:
