@@ -41,12 +41,15 @@ def test_train_measures_every_contender(tmp_path, capsys):
     assert by_name["pld_sample"]["depth_drawn"] == pytest.approx(2.75, abs=1 / 4)
 
 
-def test_slow_dtype_is_skipped_and_said(monkeypatch, capsys):
+def test_peer_that_crawls_in_a_dtype_is_left_out_and_said(monkeypatch, capsys):
     monkeypatch.setattr(train, "matmul_gflops", lambda dtype, device: 100.0 if dtype == torch.float32 else 1.5)
-    assert run("train", *TINY, "--dtypes=fp32,bf16", "--contenders=reference") == 0
+    assert run("train", *TINY, "--dtypes=fp32,bf16", "--contenders=hugging_face,reference") == 0
     printed = capsys.readouterr().out
-    assert "bf16  skipped: matrix products at 1.5 GFLOP/s against fp32's 100; --force measures it" in printed
-    assert printed.count("reference ") == 1
+    assert "bf16  reference" in printed
+    assert (
+        "bf16  hugging_face left out: matrix products at 1.5 GFLOP/s against fp32's 100; --force measures it" in printed
+    )
+    assert printed.count("reference ") == 2
 
 
 def test_contenders_see_the_same_targets():

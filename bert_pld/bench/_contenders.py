@@ -15,6 +15,8 @@ from bert_pld.model.hugging_face import to_hugging_face
 from bert_pld.pld.gates import Gates
 
 CONTENDERS = ("hugging_face", "reference", "compiled", "pld_batch", "pld_sample")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Of the whole model, as DeepSpeed casts it."""
 MASK_PROBABILITY = 0.15
 
 
@@ -81,7 +83,7 @@ def make_contender(
         def forward(model: nn.Module, batch: Batch, step: int) -> Tensor:
             return _forward_ours(model, batch, None if drawn is None else drawn[step])
 
-    model.to(device).train()
+    model.to(device, DTYPES[dtype]).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     return Contender(name, dtype, model, forward, optimizer)
 
@@ -129,9 +131,7 @@ def loss_difference(config: ModelConfig, batch: Batch, device: torch.device) -> 
 
 def train_step(contender: Contender, batch: Batch, step: int, device: torch.device) -> None:
     """Forward, backward, optimizer; a dropped block's parameters step with zero gradients, as under DeepSpeed."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=contender.dtype == "bf16"):
-        loss = contender.forward(contender.model, batch, step)
-    loss.backward()
+    contender.forward(contender.model, batch, step).backward()
     for parameter in contender.model.parameters():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

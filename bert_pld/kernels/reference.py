@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bert_pld.kernels.dropout import draws_integers
 from bert_pld.kernels.dropout import dropout as drop_out
+from bert_pld.kernels.linear import linear, needs_widening
 
 
 def layer_norm(hidden_states: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -25,7 +26,7 @@ def linear_gelu(
 ) -> Tensor:
     """gelu(x · Wᵀ + b), with the error function or its tanh approximation: [..., H] → [..., I]."""
     approximate = "tanh" if activation == "gelu_tanh" else "none"
-    return F.gelu(F.linear(hidden_states, weight, bias), approximate=approximate)
+    return F.gelu(linear(hidden_states, weight, bias), approximate=approximate)
 
 
 def linear_dropout_scale_residual(
@@ -35,7 +36,7 @@ def linear_dropout_scale_residual(
 
     `scale` is the gate's 1 / p_l (arXiv:2010.13369, section 3); `dropout` is 0 outside training.
     """
-    branch = drop_out(F.linear(inner, weight, bias), dropout)
+    branch = drop_out(linear(inner, weight, bias), dropout)
     if isinstance(scale, Tensor):
         return residual + branch * scale
     return torch.add(residual, branch, alpha=scale)
@@ -53,6 +54,8 @@ def self_attention(qkv: Tensor, num_heads: int, attention_mask: Tensor | None, d
     Returns:
         [B, S, H].
     """
+    if needs_widening(qkv):
+        return self_attention(qkv.float(), num_heads, attention_mask, dropout).to(qkv.dtype)
     batch, seq, width = qkv.shape
     heads = qkv.view(batch, seq, 3, num_heads, width // (3 * num_heads))
     query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, N, S, H / N]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +17,7 @@ from bert_pld.config import ModelConfig
 from bert_pld.kernels import reference as ops
 from bert_pld.kernels import select_backend
 from bert_pld.kernels.dropout import dropout as drop_out
+from bert_pld.kernels.linear import linear
 from bert_pld.model.heads import MaskedLanguageModelHead, NextSentenceHead
 from bert_pld.pld.gates import BlockGate, run_gated
 
@@ -85,7 +85,7 @@ class SwitchableBlock(nn.Module):
         return self._ffn_norm(self._feed_forward(hidden_states, hidden_states, scale))
 
     def _attend(self, normed: Tensor, residual: Tensor, attention_mask: Tensor | None, scale: float | Tensor) -> Tensor:
-        qkv = F.linear(normed, self.qkv_weight, self.qkv_bias)
+        qkv = linear(normed, self.qkv_weight, self.qkv_bias)
         dropout = self.config.attention_dropout if self.training else 0.0
         context = ops.self_attention(qkv, self.config.num_attention_heads, attention_mask, dropout)
         return ops.linear_dropout_scale_residual(

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bert_pld.config import ModelConfig
+from bert_pld.kernels.linear import Linear, linear
 
 
 class MaskedLanguageModelHead(nn.Module):
@@ -15,7 +16,7 @@ class MaskedLanguageModelHead(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
-        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.transform = Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
@@ -23,7 +24,7 @@ class MaskedLanguageModelHead(nn.Module):
         """[M, H] hidden states and [V, H] embeddings → [M, V] logits."""
         approximate = "tanh" if self.config.hidden_act == "gelu_tanh" else "none"
         inner = F.gelu(self.transform(hidden_states), approximate=approximate)
-        return F.linear(self.norm(inner), word_embeddings, self.bias)
+        return linear(self.norm(inner), word_embeddings, self.bias)
 
 
 class NextSentenceHead(nn.Module):
@@ -31,8 +32,8 @@ class NextSentenceHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
-        self.classifier = nn.Linear(config.hidden_size, 2)
+        self.pooler = Linear(config.hidden_size, config.hidden_size)
+        self.classifier = Linear(config.hidden_size, 2)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, S, H] → [B, 2] logits."""
