@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from runs import clean_environment, read_metrics, run_pretrain, small_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bert_pld.data.loader import evaluation_batches
 from bert_pld.data.shards import ShardedRows
@@ -19,9 +20,11 @@ from bert_pld.train.evaluation import evaluate, model_inputs
 @pytest.fixture(scope="module")
 def run_dir(corpus, tmp_path_factory):
     path = tmp_path_factory.mktemp("evaluated") / "run"
-    run_pretrain(
-        small_config(csv_monitor={"enabled": True, "output_path": str(path / "csv"), "job_name": "x"}), corpus, path
-    )
+    monitors = {
+        name: {"enabled": True, "output_path": str(path / name), "job_name": "x"}
+        for name in ("csv_monitor", "tensorboard")
+    }
+    run_pretrain(small_config(**monitors), corpus, path)
     return path
 
 
@@ -80,5 +83,10 @@ def test_every_logging_step_has_the_promised_keys_and_feeds_the_monitors(run_dir
     assert set(promised.split()) <= set(records[0])
     assert records[0]["grad_norm"] > 0
     assert records[0]["loss"] == pytest.approx(records[0]["mlm_loss"] + records[0]["nsp_loss"], rel=1e-5)
-    written = {path.name for path in (run_dir / "csv" / "x").iterdir()}
+    written = {path.name for path in (run_dir / "csv_monitor" / "x").iterdir()}
     assert {"train_loss.csv", "train_theta.csv", "eval_mlm_loss.csv"} <= written
+    events = EventAccumulator(str(run_dir / "tensorboard" / "x")).Reload()
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(
+        [r["loss"] for r in records if "loss" in r]
+    )
+    assert [event.step for event in events.Scalars("eval/mlm_loss")] == [48, 96]
