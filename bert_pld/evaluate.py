@@ -31,11 +31,12 @@ def main(options: argparse.Namespace) -> None:
 
     from bert_pld.data.loader import check_matches_model, evaluation_batches
     from bert_pld.data.shards import ShardedRows
-    from bert_pld.train.checkpoint import load_model, resolve_checkpoint
+    from bert_pld.train.checkpoint import check_same_vocabulary, load_model, resolve_checkpoint
     from bert_pld.train.evaluation import evaluate
 
     checkpoint = resolve_checkpoint(options.checkpoint)
     rows = ShardedRows(options.data_dir, options.split)
+    check_same_vocabulary(checkpoint, rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, config = load_model(checkpoint)
     check_matches_model(

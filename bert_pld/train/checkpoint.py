@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bert_pld.config import RunConfig, load_config
-from bert_pld.data.shards import file_sha256, write_atomically
+from bert_pld.data.shards import ShardedRows, file_sha256, vocabulary_hash, write_atomically
 from bert_pld.model import BertForPreTraining
 
 CHECKPOINTS, LATEST, CHECKSUMS = "checkpoints", "latest", "checksums.json"
@@ -112,6 +112,20 @@ def resolve_checkpoint(path: Path) -> Path:
     raise ValueError(
         f"{path}: holds no checkpoint; give a run's folder, its {CHECKPOINTS} folder, or one step_N folder"
     )
+
+
+def check_same_vocabulary(checkpoint: Path, rows: ShardedRows) -> None:
+    """Refuse data whose ids mean other tokens than those the checkpoint was trained on.
+
+    Raises:
+        ValueError: the two vocabularies differ.
+    """
+    entries = (checkpoint / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    if vocabulary_hash(entries) != rows.attributes.vocabulary_hash:
+        raise ValueError(
+            f"data directory {rows.data_dir}: made with another vocabulary ({rows.attributes.vocabulary_size} entries)"
+            f" than checkpoint {checkpoint} ({len(entries)} entries); use data made with --vocab {checkpoint}/vocab.txt"
+        )
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:

@@ -206,7 +206,9 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
     torch.manual_seed(config.training.seed)
     model = BertForPreTraining(config.model)
     if initialize_from is not None and start is None:
-        _load_initial_weights(model, files.resolve_checkpoint(initialize_from))
+        checkpoint = files.resolve_checkpoint(initialize_from)
+        files.check_same_vocabulary(checkpoint, training_rows)
+        _load_initial_weights(model, checkpoint)
     model.encoder.use_backend(config.model.kernels, device.type)
     engine = _make_engine(config, model)
     metrics = Metrics(output_dir, config, config.deepspeed["train_batch_size"], device)

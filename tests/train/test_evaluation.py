@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -40,6 +41,19 @@ def test_evaluation_command_repeats_the_figures_of_training(corpus, run_dir, tmp
     figures = json.loads(figures.read_text())
     for key in ("eval_mlm_loss", "eval_mlm_accuracy", "eval_nsp_accuracy"):
         assert figures[key] == pytest.approx(read_metrics(run_dir, key)[-1], rel=1e-5)
+
+
+def test_data_of_another_vocabulary_is_refused(corpus, run_dir, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(corpus, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["attributes"]["vocabulary_hash"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    command = [sys.executable, "-m", "bert_pld.evaluate", "--checkpoint", str(run_dir), "--data_dir", str(other)]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "made with another vocabulary (64 entries)" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_loss_is_per_masked_token_whatever_the_batch_size(corpus, run_dir):
