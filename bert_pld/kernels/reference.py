@@ -1,17 +1,19 @@
 """The blocks' operations in eager torch: the specification that every other backend is tested against.
 
 Shapes: B sequences, S positions, H hidden, I intermediate, N attention heads, M masked positions, V vocabulary.
+`add_norm`, `bias_gelu` and `linear_cross_entropy_sum` specify the fused kernels, operation by operation.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bert_pld.kernels.dropout import draws_integers
+from bert_pld.kernels.dropout import CounterDropout, counter_keep_mask, draws_integers, dropped_levels, kept_scale
 from bert_pld.kernels.dropout import dropout as drop_out
 from bert_pld.kernels.linear import linear, needs_widening
 
@@ -73,3 +75,91 @@ def self_attention(qkv: Tensor, num_heads: int, attention_mask: Tensor | None, d
 def masked_lm_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """Summed cross-entropy in fp32 of [M, V] logits against [M] labels, in nats; 0 for M = 0."""
     return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+@dataclasses.dataclass(frozen=True)
+class RowMap:
+    """Which rows of a stream [T, H] a compact tensor [K, H] holds, in the stream's order."""
+
+    compact_row: Tensor
+    """int32 [T]: the compact tensor's row for each of the stream's, or -1."""
+    count: int
+    """K, known on the host."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Join:
+    """How a sub-layer's output joins the residual stream."""
+
+    scale: float = 1.0
+    """The gate's 1 / p_l."""
+    dropout: CounterDropout = CounterDropout(0.0)
+    rows: RowMap | None = None
+    """The rows that the sub-layer ran on; None: all."""
+
+
+def add_norm(
+    stream: Tensor,
+    weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    values: Tensor | None = None,
+    bias: Tensor | None = None,
+    join: Join | None = None,
+    rows: RowMap | None = None,
+) -> tuple[Tensor, Tensor]:
+    """LayerNorm of the stream once a sub-layer's output has joined it.
+
+    Args:
+        stream: [T, H].
+        weight: [H] of the LayerNorm.
+        norm_bias: [H] of the LayerNorm.
+        eps: of the LayerNorm.
+        values: [K, H] that join the stream, or None.
+        bias: [H] added to them first; given with them.
+        join: where and how they join; given with them.
+        rows: the N rows to normalise; None: all T.
+
+    Returns:
+        normed [N, H] and the new stream [T, H].
+    """
+    if join is not None:
+        assert values is not None and bias is not None
+        dropped = dropped_levels(join.dropout.probability)
+        keep = counter_keep_mask(join.dropout, *values.shape).to(values.device)
+        branch = (values + bias) * keep * (join.scale * kept_scale(dropped))
+        if join.rows is None:
+            stream = stream + branch
+        else:
+            stream = stream.index_add(0, _stream_rows(join.rows), branch)
+    chosen = stream if rows is None else stream.index_select(0, _stream_rows(rows))
+    return layer_norm(chosen, weight, norm_bias, eps), stream
+
+
+def _stream_rows(rows: RowMap) -> Tensor:
+    """int64 [K]: the stream's row for each of the compact tensor's."""
+    present = (rows.compact_row >= 0).nonzero().squeeze(1)
+    return torch.empty_like(present).index_copy(0, rows.compact_row[present].long(), present)
+
+
+def bias_gelu(values: Tensor, bias: Tensor, activation: Literal["gelu", "gelu_tanh"]) -> Tensor:
+    """gelu(x + b), with the error function or its tanh approximation: [T, I] and [I] → [T, I]."""
+    return F.gelu(values + bias, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def linear_cross_entropy_sum(
+    hidden_states: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of x · Wᵀ + b against labels, in nats.
+
+    Args:
+        hidden_states: [M, H].
+        weight: [V, H].
+        bias: [V].
+        labels: int64 [M].
+
+    Returns:
+        The sum (fp32; 0 for M = 0) and how many labels have the highest logit (int64, no gradient).
+    """
+    logits = linear(hidden_states, weight, bias)
+    return masked_lm_loss_sum(logits, labels), (logits.detach().argmax(-1) == labels).sum()

@@ -1,0 +1,358 @@
+"""A sub-layer's output joins the residual stream and the stream is normalised for the next sub-layer: one pass.
+
+    x'[t] = x[t] + s · dropout(z[i(t)] + b)        where the branch has row i(t) for stream row t, else x[t]
+    n[j]  = LN(x'[t]) with j = j(t)                for the rows that the next sub-layer runs on
+
+s is the gate's 1 / p_l of the switchable block (arXiv:2010.13369, section 3); i and j are row maps: the scatter-add of the
+sequences that one block kept and the gather of those that the next one keeps. Without a branch this is a LayerNorm with
+a gather. The specification is `bert_pld.kernels.reference.add_norm`.
+
+Bytes moved: forward reads x and z and writes x' and n; backward reads their gradients and x' and writes two gradients.
+Nothing else of the stream's size is kept for backward: mean and 1 / σ a row (fp32), and the dropout mask is drawn again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bert_pld.kernels.dropout import CounterDropout, dropped_levels, kept_scale
+from bert_pld.kernels.reference import Join, RowMap
+from bert_pld.kernels.tiles import MAX_WIDTH, Tile, keep_tile, row_tile
+
+VARYING = ["num_rows", "scale", "seed", "seed_high", "site", "dropped_levels"]
+"""Arguments that change from call to call: a kernel must not be compiled again for a particular value."""
+
+
+@triton.jit(do_not_specialize=VARYING)
+def add_norm_forward_kernel(
+    stream_ptr,  # [T, WIDTH]
+    values_ptr,  # [K, WIDTH]
+    bias_ptr,  # [WIDTH]
+    branch_rows_ptr,  # int32 [T]
+    norm_rows_ptr,  # int32 [T]
+    weight_ptr,  # [WIDTH]
+    norm_bias_ptr,  # [WIDTH]
+    new_stream_ptr,  # [T, WIDTH]
+    normed_ptr,  # [N, WIDTH]
+    mean_ptr,  # fp32 [N]
+    rstd_ptr,  # fp32 [N]
+    num_rows,
+    scale,
+    eps,
+    seed,
+    seed_high,
+    site,
+    dropped_levels,
+    WIDTH: tl.constexpr,
+    HAS_BRANCH: tl.constexpr,
+    HAS_BRANCH_ROWS: tl.constexpr,
+    HAS_NORM_ROWS: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    columns = tl.arange(0, BLOCK_WIDTH)
+    in_rows = rows < num_rows
+    in_width = columns < WIDTH
+    mask = in_rows[:, None] & in_width[None, :]
+    offsets = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+    x = tl.load(stream_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+
+    if HAS_BRANCH:
+        source = tl.load(branch_rows_ptr + rows, mask=in_rows, other=-1) if HAS_BRANCH_ROWS else rows
+        joins = (in_rows & (source >= 0))[:, None] & in_width[None, :]
+        source_offsets = source.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+        branch = tl.load(values_ptr + source_offsets, mask=joins, other=0.0).to(tl.float32)
+        branch += tl.load(bias_ptr + columns, mask=in_width, other=0.0).to(tl.float32)[None, :]
+        if HAS_DROPOUT:
+            joins = joins & keep_tile(source, seed, seed_high, site, dropped_levels, BLOCK_ROWS, BLOCK_WIDTH)
+        x = tl.where(joins, x + branch * scale, x)
+        # Normalised is what is stored: backward sees the stream only in its own precision.
+        stored = x.to(new_stream_ptr.dtype.element_ty)
+        tl.store(new_stream_ptr + offsets, stored, mask=mask)
+        x = stored.to(tl.float32)
+
+    mean = tl.sum(x, axis=1) / WIDTH
+    centred = tl.where(in_width[None, :], x - mean[:, None], 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / WIDTH + eps)
+    weight = tl.load(weight_ptr + columns, mask=in_width, other=0.0).to(tl.float32)
+    norm_bias = tl.load(norm_bias_ptr + columns, mask=in_width, other=0.0).to(tl.float32)
+    normed = centred * rstd[:, None] * weight[None, :] + norm_bias[None, :]
+    target = tl.load(norm_rows_ptr + rows, mask=in_rows, other=-1) if HAS_NORM_ROWS else rows
+    is_target = in_rows & (target >= 0)
+    target_offsets = target.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+    normed = normed.to(normed_ptr.dtype.element_ty)
+    tl.store(normed_ptr + target_offsets, normed, mask=is_target[:, None] & in_width[None, :])
+    tl.store(mean_ptr + target, mean, mask=is_target)
+    tl.store(rstd_ptr + target, rstd, mask=is_target)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def add_norm_backward_kernel(
+    grad_normed_ptr,  # [N, WIDTH]
+    grad_new_stream_ptr,  # [T, WIDTH]
+    new_stream_ptr,  # [T, WIDTH]
+    weight_ptr,  # [WIDTH]
+    mean_ptr,  # fp32 [N]
+    rstd_ptr,  # fp32 [N]
+    branch_rows_ptr,  # int32 [T]
+    norm_rows_ptr,  # int32 [T]
+    grad_stream_ptr,  # [T, WIDTH]
+    grad_values_ptr,  # [K, WIDTH]
+    partial_ptr,  # fp32 [programs, 3, WIDTH]: of weight, norm_bias, bias
+    num_rows,
+    scale,
+    seed,
+    seed_high,
+    site,
+    dropped_levels,
+    WIDTH: tl.constexpr,
+    HAS_BRANCH: tl.constexpr,
+    HAS_BRANCH_ROWS: tl.constexpr,
+    HAS_NORM_ROWS: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    HAS_GRAD_NORMED: tl.constexpr,
+    HAS_GRAD_NEW_STREAM: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    program = tl.program_id(0)
+    columns = tl.arange(0, BLOCK_WIDTH)
+    in_width = columns < WIDTH
+    weight = tl.load(weight_ptr + columns, mask=in_width, other=0.0).to(tl.float32)
+    grad_weight = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH], tl.float32)
+    grad_norm_bias = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH], tl.float32)
+    grad_bias = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH], tl.float32)
+
+    for first in range(program * BLOCK_ROWS, num_rows, tl.num_programs(0) * BLOCK_ROWS):
+        rows = first + tl.arange(0, BLOCK_ROWS)
+        in_rows = rows < num_rows
+        mask = in_rows[:, None] & in_width[None, :]
+        offsets = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+        if HAS_GRAD_NEW_STREAM:
+            grad = tl.load(grad_new_stream_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        else:
+            grad = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH], tl.float32)
+
+        if HAS_GRAD_NORMED:
+            target = tl.load(norm_rows_ptr + rows, mask=in_rows, other=-1) if HAS_NORM_ROWS else rows
+            is_target = in_rows & (target >= 0)
+            target_mask = is_target[:, None] & in_width[None, :]
+            target_offsets = target.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+            grad_normed = tl.load(grad_normed_ptr + target_offsets, mask=target_mask, other=0.0).to(tl.float32)
+            x = tl.load(new_stream_ptr + offsets, mask=target_mask, other=0.0).to(tl.float32)
+            mean = tl.load(mean_ptr + target, mask=is_target, other=0.0)
+            rstd = tl.load(rstd_ptr + target, mask=is_target, other=0.0)
+            x_hat = tl.where(target_mask, (x - mean[:, None]) * rstd[:, None], 0.0)
+            grad_weight += grad_normed * x_hat
+            grad_norm_bias += grad_normed
+            weighted = grad_normed * weight[None, :]
+            along_x_hat = tl.sum(weighted * x_hat, axis=1) / WIDTH
+            along_ones = tl.sum(weighted, axis=1) / WIDTH
+            grad += (weighted - along_ones[:, None] - x_hat * along_x_hat[:, None]) * rstd[:, None]
+        tl.store(grad_stream_ptr + offsets, grad.to(grad_stream_ptr.dtype.element_ty), mask=mask)
+
+        if HAS_BRANCH:
+            source = tl.load(branch_rows_ptr + rows, mask=in_rows, other=-1) if HAS_BRANCH_ROWS else rows
+            joined = (in_rows & (source >= 0))[:, None] & in_width[None, :]
+            passes = joined
+            if HAS_DROPOUT:
+                passes = joined & keep_tile(source, seed, seed_high, site, dropped_levels, BLOCK_ROWS, BLOCK_WIDTH)
+            grad_values = tl.where(passes, grad * scale, 0.0)
+            grad_bias += grad_values
+            source_offsets = source.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+            tl.store(grad_values_ptr + source_offsets, grad_values.to(grad_values_ptr.dtype.element_ty), mask=joined)
+
+    partial = partial_ptr + program * 3 * WIDTH + columns
+    tl.store(partial, tl.sum(grad_weight, axis=0), mask=in_width)
+    tl.store(partial + WIDTH, tl.sum(grad_norm_bias, axis=0), mask=in_width)
+    if HAS_BRANCH:
+        tl.store(partial + 2 * WIDTH, tl.sum(grad_bias, axis=0), mask=in_width)
+
+
+def add_norm_forward(
+    stream: Tensor,
+    weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    values: Tensor | None = None,
+    bias: Tensor | None = None,
+    join: Join | None = None,
+    rows: RowMap | None = None,
+    tile: Tile | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launch the forward kernel: arguments as `add_norm`; `tile` is by default `row_tile(H)`.
+
+    Returns:
+        normed [N, H], new stream [T, H] (`stream` itself without a branch), mean and rstd, fp32 [N].
+    """
+    num_rows, width = stream.shape
+    assert width <= MAX_WIDTH and stream.is_contiguous() and (values is None or values.is_contiguous())
+    tile = tile or row_tile(width)
+    count = num_rows if rows is None else rows.count
+    normed = torch.empty(count, width, dtype=stream.dtype, device=stream.device)
+    mean = torch.empty(count, dtype=torch.float32, device=stream.device)
+    rstd = torch.empty_like(mean)
+    new_stream = stream if join is None else torch.empty_like(stream)
+    if num_rows:
+        # Where there is no such tensor the kernel gets one that it won't read.
+        add_norm_forward_kernel[(triton.cdiv(num_rows, tile.rows),)](
+            stream,
+            stream if values is None else values,
+            weight if bias is None else bias,
+            _compact_row(join.rows if join else None, mean),
+            _compact_row(rows, mean),
+            weight,
+            norm_bias,
+            new_stream,
+            normed,
+            mean,
+            rstd,
+            num_rows,
+            eps=eps,
+            HAS_NORM_ROWS=rows is not None,
+            **_join_arguments(join),
+            **_tile_arguments(tile, width),
+        )
+    return normed, new_stream, mean, rstd
+
+
+def add_norm_backward(
+    grad_normed: Tensor | None,
+    grad_new_stream: Tensor | None,
+    new_stream: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    join: Join | None = None,
+    rows: RowMap | None = None,
+    tile: Tile | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Launch the backward kernel.
+
+    Args:
+        grad_normed: [N, H], or None for zeros.
+        grad_new_stream: [T, H], or None for zeros.
+        new_stream: [T, H], as the forward returned it.
+        weight: [H].
+        mean: fp32 [N], as the forward returned it.
+        rstd: fp32 [N], as the forward returned it.
+        join: as the forward got it.
+        rows: as the forward got it.
+        tile: by default `row_tile(H)`.
+
+    Returns:
+        Gradients of the stream [T, H] and of the branch's values [K, H] (None without one), and fp32 [3, H]: of
+        weight, norm_bias and the branch's bias.
+    """
+    num_rows, width = new_stream.shape
+    tile = tile or row_tile(width)
+    grad_stream, grad_values = torch.empty_like(new_stream), None
+    if join is not None:
+        count = num_rows if join.rows is None else join.rows.count
+        grad_values = torch.empty(count, width, dtype=new_stream.dtype, device=new_stream.device)
+    programs = tile.programs(num_rows, new_stream.device)
+    if not programs:
+        return grad_stream, grad_values, torch.zeros(3, width, dtype=torch.float32, device=new_stream.device)
+    partial = torch.empty(programs, 3, width, dtype=torch.float32, device=new_stream.device)
+    add_norm_backward_kernel[(programs,)](
+        new_stream if grad_normed is None else grad_normed.contiguous(),
+        new_stream if grad_new_stream is None else grad_new_stream.contiguous(),
+        new_stream,
+        weight,
+        mean,
+        rstd,
+        _compact_row(join.rows if join else None, mean),
+        _compact_row(rows, mean),
+        grad_stream,
+        grad_stream if grad_values is None else grad_values,
+        partial,
+        num_rows,
+        HAS_NORM_ROWS=rows is not None,
+        HAS_GRAD_NORMED=grad_normed is not None,
+        HAS_GRAD_NEW_STREAM=grad_new_stream is not None,
+        **_join_arguments(join),
+        **_tile_arguments(tile, width),
+    )
+    return grad_stream, grad_values, partial.sum(0)
+
+
+def _compact_row(rows: RowMap | None, unread: Tensor) -> Tensor:
+    return unread if rows is None else rows.compact_row
+
+
+def _join_arguments(join: Join | None) -> dict[str, Any]:
+    dropout = CounterDropout(0.0) if join is None else join.dropout
+    dropped = dropped_levels(dropout.probability)
+    low, high = dropout.key_words
+    return {
+        "scale": 1.0 if join is None else float(join.scale) * kept_scale(dropped),
+        "seed": low,
+        "seed_high": high,
+        "site": dropout.site,
+        "dropped_levels": dropped,
+        "HAS_BRANCH": join is not None,
+        "HAS_BRANCH_ROWS": join is not None and join.rows is not None,
+        "HAS_DROPOUT": dropped > 0,
+    }
+
+
+def _tile_arguments(tile: Tile, width: int) -> dict[str, Any]:
+    return {"WIDTH": width, "BLOCK_ROWS": tile.rows, "BLOCK_WIDTH": tile.width, "num_warps": tile.num_warps}
+
+
+class _AddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, stream, weight, norm_bias, eps, values, bias, join, rows):  # type: ignore[no-untyped-def]
+        normed, new_stream, mean, rstd = add_norm_forward(stream, weight, norm_bias, eps, values, bias, join, rows)
+        ctx.save_for_backward(new_stream, weight, mean, rstd)
+        ctx.join, ctx.rows = join, rows
+        ctx.set_materialize_grads(False)
+        return normed, new_stream
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_normed, grad_new_stream):  # type: ignore[no-untyped-def]
+        new_stream, weight, mean, rstd = ctx.saved_tensors
+        grad_stream, grad_values, sums = add_norm_backward(
+            grad_normed, grad_new_stream, new_stream, weight, mean, rstd, ctx.join, ctx.rows
+        )
+        grad_weight, grad_norm_bias, grad_bias = sums.to(weight.dtype)
+        grad_bias = None if ctx.join is None else grad_bias
+        return grad_stream, grad_weight, grad_norm_bias, None, grad_values, grad_bias, None, None
+
+
+def add_norm(
+    stream: Tensor,
+    weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    values: Tensor | None = None,
+    bias: Tensor | None = None,
+    join: Join | None = None,
+    rows: RowMap | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`bert_pld.kernels.reference.add_norm` as one kernel each way, differentiable once.
+
+    Args:
+        stream: [T, H], H at most `MAX_WIDTH`.
+        weight: [H] of the LayerNorm.
+        norm_bias: [H] of the LayerNorm.
+        eps: of the LayerNorm.
+        values: [K, H] that join the stream, or None.
+        bias: [H] added to them first; given with them.
+        join: where and how they join; given with them.
+        rows: the N rows to normalise; None: all T.
+
+    Returns:
+        normed [N, H] and the new stream [T, H].
+    """
+    values = None if values is None else values.contiguous()
+    return _AddNorm.apply(stream.contiguous(), weight, norm_bias, eps, values, bias, join, rows)  # type: ignore[no-untyped-call]

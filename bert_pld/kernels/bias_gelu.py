@@ -1,0 +1,145 @@
+"""GELU of a matrix product and its bias, in one pass each way: y = gelu(x + b).
+
+erf:   gelu(u) = u · Φ(u),  Φ(u) = (1 + erf(u / √2)) / 2                        (Hendrycks and Gimpel, arXiv:1606.08415)
+tanh:  gelu(u) = u · (1 + tanh(t)) / 2 = u · σ(2 t),  t = √(2/π) · (u + 0.044715 u³)
+
+The specification is `bert_pld.kernels.reference.bias_gelu`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bert_pld.kernels.tiles import Tile, element_tile
+
+
+@triton.jit
+def gelu_and_slope(u, TANH: tl.constexpr):
+    """gelu(u) and gelu'(u) in fp32."""
+    if TANH:
+        # √(2/π) and 3 · 0.044715 · √(2/π), doubled because tanh(t) = 2 σ(2 t) − 1.
+        squared = u * u
+        sigmoid = 1.0 / (1.0 + tl.exp(-u * (1.5957691216057308 + 0.07135481282553484 * squared)))
+        slope = sigmoid + u * sigmoid * (1.0 - sigmoid) * (1.5957691216057308 + 0.21406443847660453 * squared)
+        return u * sigmoid, slope
+    below = 0.5 * (1.0 + tl.erf(u * 0.7071067811865476))
+    density = 0.3989422804014327 * tl.exp(-0.5 * u * u)
+    return u * below, below + u * density
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def bias_gelu_forward_kernel(
+    values_ptr,  # [T, WIDTH]
+    bias_ptr,  # [WIDTH]
+    out_ptr,  # [T, WIDTH]
+    num_rows,
+    WIDTH: tl.constexpr,
+    TANH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
+    in_width = columns < WIDTH
+    mask = (rows < num_rows)[:, None] & in_width[None, :]
+    offsets = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+    u = tl.load(values_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    u += tl.load(bias_ptr + columns, mask=in_width, other=0.0).to(tl.float32)[None, :]
+    out, _ = gelu_and_slope(u, TANH)
+    tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def bias_gelu_backward_kernel(
+    grad_out_ptr,  # [T, WIDTH]
+    values_ptr,  # [T, WIDTH]
+    bias_ptr,  # [WIDTH]
+    grad_values_ptr,  # [T, WIDTH]
+    partial_ptr,  # fp32 [programs, WIDTH]
+    num_rows,
+    WIDTH: tl.constexpr,
+    TANH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    program = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
+    in_width = columns < WIDTH
+    bias = tl.load(bias_ptr + columns, mask=in_width, other=0.0).to(tl.float32)
+    grad_bias = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH], tl.float32)
+    for first in range(program * BLOCK_ROWS, num_rows, tl.num_programs(0) * BLOCK_ROWS):
+        rows = first + tl.arange(0, BLOCK_ROWS)
+        mask = (rows < num_rows)[:, None] & in_width[None, :]
+        offsets = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+        u = tl.load(values_ptr + offsets, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
+        grad = tl.load(grad_out_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        _, slope = gelu_and_slope(u, TANH)
+        grad *= slope
+        grad_bias += grad
+        tl.store(grad_values_ptr + offsets, grad.to(grad_values_ptr.dtype.element_ty), mask=mask)
+    tl.store(partial_ptr + program * WIDTH + columns, tl.sum(grad_bias, axis=0), mask=in_width)
+
+
+def bias_gelu_forward(values: Tensor, bias: Tensor, activation: str, tile: Tile | None = None) -> Tensor:
+    """Launch the forward kernel: [T, I] and [I] → [T, I]; `tile` is by default `element_tile(I)`."""
+    num_rows, width = values.shape
+    tile = tile or element_tile(width)
+    out = torch.empty_like(values)
+    if num_rows:
+        grid = (triton.cdiv(num_rows, tile.rows), triton.cdiv(width, tile.width))
+        bias_gelu_forward_kernel[grid](values, bias, out, num_rows, **_arguments(tile, width, activation))
+    return out
+
+
+def bias_gelu_backward(
+    grad_out: Tensor, values: Tensor, bias: Tensor, activation: str, tile: Tile | None = None
+) -> tuple[Tensor, Tensor]:
+    """Launch the backward kernel: gradients of values [T, I] and, in fp32, of bias [I]."""
+    num_rows, width = values.shape
+    tile = tile or element_tile(width)
+    grad_values = torch.empty_like(values)
+    across = triton.cdiv(width, tile.width)
+    programs = triton.cdiv(tile.programs(num_rows * across, values.device), across)
+    if not programs:
+        return grad_values, torch.zeros(width, dtype=torch.float32, device=values.device)
+    partial = torch.empty(programs, width, dtype=torch.float32, device=values.device)
+    bias_gelu_backward_kernel[(programs, across)](
+        grad_out.contiguous(), values, bias, grad_values, partial, num_rows, **_arguments(tile, width, activation)
+    )
+    return grad_values, partial.sum(0)
+
+
+def _arguments(tile: Tile, width: int, activation: str) -> dict[str, Any]:
+    return {
+        "WIDTH": width,
+        "TANH": activation == "gelu_tanh",
+        "BLOCK_ROWS": tile.rows,
+        "BLOCK_WIDTH": tile.width,
+        "num_warps": tile.num_warps,
+    }
+
+
+class _BiasGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, bias, activation):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(values, bias)
+        ctx.activation = activation
+        return bias_gelu_forward(values, bias, activation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):  # type: ignore[no-untyped-def]
+        values, bias = ctx.saved_tensors
+        grad_values, grad_bias = bias_gelu_backward(grad_out, values, bias, ctx.activation)
+        return grad_values, grad_bias.to(bias.dtype), None
+
+
+def bias_gelu(values: Tensor, bias: Tensor, activation: Literal["gelu", "gelu_tanh"]) -> Tensor:
+    """`bert_pld.kernels.reference.bias_gelu` as one kernel each way: [T, I] and [I] → [T, I], differentiable once."""
+    return _BiasGelu.apply(values.contiguous(), bias, activation)  # type: ignore[no-untyped-call]

@@ -1,0 +1,149 @@
+"""The masked-LM head's last step: decoder and cross-entropy over chunks of positions.
+
+Logits exist a chunk of positions at a time, in the model's precision; one kernel reads them, accumulates in fp32, and
+writes their gradient over them, so that neither positions × vocabulary in fp32 nor two copies of it are ever held. The
+three gradients are formed in the forward pass, with a unit upstream gradient, and multiplied by it in the backward one.
+The products are cuBLAS's. The specification is `bert_pld.kernels.reference.linear_cross_entropy_sum`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bert_pld.kernels.linear import linear
+
+CHUNK_ELEMENTS = 2**27
+"""Logits held at a time: 256 MiB in 16 bits."""
+_BLOCK = 4096
+
+
+@triton.jit
+def cross_entropy_kernel(
+    logits_ptr,  # [M, V], overwritten by softmax − onehot where WRITE_GRADIENT
+    labels_ptr,  # int64 [M]
+    losses_ptr,  # fp32 [M]
+    correct_ptr,  # int32 [M]
+    VOCABULARY: tl.constexpr,
+    WRITE_GRADIENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    logits = logits_ptr + row * VOCABULARY
+    label = tl.load(labels_ptr + row)
+    label_logit = tl.load(logits + label).to(tl.float32)
+    highest = -float("inf")
+    best = 0
+    total = 0.0
+    for first in range(0, VOCABULARY, BLOCK):
+        columns = first + tl.arange(0, BLOCK)
+        piece = tl.load(logits + columns, mask=columns < VOCABULARY, other=-float("inf")).to(tl.float32)
+        # The first of equal ones, as torch's argmax on a CPU.
+        piece_highest, piece_best = tl.max(piece, axis=0, return_indices=True)
+        best = tl.where(piece_highest > highest, first + piece_best, best)
+        higher = tl.maximum(highest, piece_highest)
+        total = total * tl.exp(highest - higher) + tl.sum(tl.exp(piece - higher), axis=0)
+        highest = higher
+    tl.store(losses_ptr + row, tl.log(total) + highest - label_logit)
+    tl.store(correct_ptr + row, (best == label).to(tl.int32))
+    if WRITE_GRADIENT:
+        for first in range(0, VOCABULARY, BLOCK):
+            columns = first + tl.arange(0, BLOCK)
+            mask = columns < VOCABULARY
+            piece = tl.load(logits + columns, mask=mask, other=-float("inf")).to(tl.float32)
+            gradient = tl.exp(piece - highest) / total - tl.where(columns == label, 1.0, 0.0)
+            tl.store(logits + columns, gradient.to(logits_ptr.dtype.element_ty), mask=mask)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, write_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Launch the kernel.
+
+    Args:
+        logits: [M, V]; afterwards, with `write_gradient`, the gradient of the summed loss.
+        labels: int64 [M].
+        write_gradient: whether to overwrite.
+
+    Returns:
+        Losses in nats, fp32 [M], and whether the label has the highest logit, int32 [M].
+    """
+    count, vocabulary = logits.shape
+    losses = torch.empty(count, dtype=torch.float32, device=logits.device)
+    correct = torch.empty(count, dtype=torch.int32, device=logits.device)
+    block = min(_BLOCK, triton.next_power_of_2(vocabulary))
+    if count:
+        cross_entropy_kernel[(count,)](
+            logits,
+            labels,
+            losses,
+            correct,
+            VOCABULARY=vocabulary,
+            WRITE_GRADIENT=write_gradient,
+            BLOCK=block,
+            num_warps=min(max(block // 256, 1), 16),
+        )
+    return losses, correct
+
+
+def linear_cross_entropy_forward(
+    hidden_states: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, want_gradients: bool
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    """All chunks: the summed loss (fp32), the correct ones (int64), and gradients of the first three arguments."""
+    count, vocabulary = hidden_states.shape[0], weight.shape[0]
+    chunk = max(CHUNK_ELEMENTS // vocabulary, 1)
+    losses, corrects, grad_hidden = [], [], []
+    grad_weight = grad_bias = None
+    for first in range(0, max(count, 1), chunk):
+        piece = hidden_states[first : first + chunk]
+        logits = linear(piece, weight, bias)
+        loss, correct = cross_entropy(logits, labels[first : first + chunk], want_gradients)
+        losses.append(loss)
+        corrects.append(correct)
+        if want_gradients:
+            grad_hidden.append(linear(logits, weight.t(), None))
+            piece_weight, piece_bias = linear(logits.t(), piece.t(), None), logits.sum(0, dtype=torch.float32)
+            if count > chunk:
+                piece_weight = piece_weight.float()
+            grad_weight = piece_weight if grad_weight is None else grad_weight.add_(piece_weight)
+            grad_bias = piece_bias if grad_bias is None else grad_bias.add_(piece_bias)
+    loss_sum, correct_sum = torch.cat(losses).sum(), torch.cat(corrects).sum()
+    if grad_weight is None or grad_bias is None:
+        return loss_sum, correct_sum, None
+    return loss_sum, correct_sum, (torch.cat(grad_hidden), grad_weight.to(weight.dtype), grad_bias)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_states, weight, bias, labels, want_gradients):  # type: ignore[no-untyped-def]
+        loss, correct, gradients = linear_cross_entropy_forward(hidden_states, weight, bias, labels, want_gradients)
+        if gradients is not None:
+            ctx.save_for_backward(*gradients)
+        ctx.bias_dtype = bias.dtype
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss, _):  # type: ignore[no-untyped-def]
+        grad_hidden, grad_weight, grad_bias = (gradient * grad_loss for gradient in ctx.saved_tensors)
+        return grad_hidden, grad_weight, grad_bias.to(ctx.bias_dtype), None, None
+
+
+def linear_cross_entropy_sum(
+    hidden_states: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`bert_pld.kernels.reference.linear_cross_entropy_sum` in chunks, differentiable once.
+
+    Args:
+        hidden_states: [M, H].
+        weight: [V, H].
+        bias: [V].
+        labels: int64 [M] in [0, V).
+
+    Returns:
+        The summed loss in nats (fp32) and how many labels have the highest logit (int64).
+    """
+    want_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in (hidden_states, weight, bias))
+    return _LinearCrossEntropy.apply(hidden_states, weight, bias, labels, want_gradients)  # type: ignore[no-untyped-call]

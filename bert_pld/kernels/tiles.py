@@ -1,0 +1,76 @@
+"""What all Triton kernels share: tile sizes, how many programs share a reduction, and the dropout mask of a tile."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+import triton
+import triton.language as tl
+
+MAX_WIDTH = 8192
+"""A row is normalised in registers by one program."""
+
+_ELEMENTS_PER_THREAD = 8
+_INTERPRETED_PROGRAMS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """The piece of a matrix that a program holds at a time, and how many programs walk down the rows."""
+
+    rows: int
+    width: int
+    num_warps: int
+    programs_per_multiprocessor: int = 2
+    """Of kernels that reduce over rows: each program walks over many tiles and leaves one partial sum."""
+
+    def programs(self, num_rows: int, device: torch.device) -> int:
+        """Programs of a reducing kernel: enough to fill the device, no more than there are tiles."""
+        filling = self.programs_per_multiprocessor * multiprocessors(device)
+        return min(triton.cdiv(num_rows, self.rows), filling)
+
+
+def row_tile(width: int) -> Tile:
+    """Whole rows: for kernels that normalise."""
+    padded = max(triton.next_power_of_2(width), 16)
+    rows = max(1, 2048 // padded)
+    return Tile(rows, padded, _warps(rows * padded))
+
+
+def element_tile(width: int) -> Tile:
+    """A block of rows × columns: for element-wise kernels."""
+    padded = min(max(triton.next_power_of_2(width), 16), 512)
+    rows = 2048 // padded
+    return Tile(rows, padded, _warps(rows * padded), programs_per_multiprocessor=4)
+
+
+def _warps(elements: int) -> int:
+    return min(max(elements // (32 * _ELEMENTS_PER_THREAD), 1), 16)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; a few where kernels are interpreted, so that loops run more than once."""
+    if device.type != "cuda":
+        return _INTERPRETED_PROGRAMS
+    return _multiprocessors(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@functools.cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+@triton.jit
+def keep_tile(rows, seed, seed_high, site, dropped_levels, BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
+    """bool [BLOCK_ROWS, BLOCK_WIDTH]: `bert_pld.kernels.dropout.counter_keep_mask` of these rows, all columns."""
+    groups = tl.arange(0, BLOCK_WIDTH // 8).to(tl.uint32)
+    zeros = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH // 8], tl.uint32)
+    word_0, word_1, word_2, word_3 = tl.philox(
+        seed, zeros + groups[None, :], zeros + rows.to(tl.uint32)[:, None], zeros + site, zeros + seed_high
+    )
+    # Joined from the inside out: the pairs (0, 2) and (1, 3) first, so that the words come out in order.
+    words = tl.join(tl.join(word_0, word_2), tl.join(word_1, word_3))
+    halves = tl.join(words & 0xFFFF, words >> 16)
+    return tl.reshape(halves, [BLOCK_ROWS, BLOCK_WIDTH]) >= dropped_levels
