@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from bert_pld.kernels.dropout import CounterDropout, dropped_levels, kept_scale
 from bert_pld.kernels.reference import Join, RowMap
-from bert_pld.kernels.tiles import MAX_WIDTH, Tile, keep_tile, row_tile
+from bert_pld.kernels.tiles import MAX_WIDTH, Tile, keep_tile, reducing_row_tile, row_tile
 
 VARYING = ["num_rows", "scale", "seed", "seed_high", "site", "dropped_levels"]
 """Arguments that change from call to call: a kernel must not be compiled again for a particular value."""
@@ -63,6 +63,8 @@ def add_norm_forward_kernel(
     in_width = columns < WIDTH
     mask = in_rows[:, None] & in_width[None, :]
     offsets = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+    # A parameter is read once a row, in the tile's own layout: the cache serves it faster than a shuffle would.
+    in_tile = tl.zeros([BLOCK_ROWS, 1], tl.int32) + columns[None, :]
     x = tl.load(stream_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
 
     if HAS_BRANCH:
@@ -70,21 +72,18 @@ def add_norm_forward_kernel(
         joins = (in_rows & (source >= 0))[:, None] & in_width[None, :]
         source_offsets = source.to(tl.int64)[:, None] * WIDTH + columns[None, :]
         branch = tl.load(values_ptr + source_offsets, mask=joins, other=0.0).to(tl.float32)
-        branch += tl.load(bias_ptr + columns, mask=in_width, other=0.0).to(tl.float32)[None, :]
+        branch += tl.load(bias_ptr + in_tile, mask=mask, other=0.0).to(tl.float32)
         if HAS_DROPOUT:
             joins = joins & keep_tile(source, seed, seed_high, site, dropped_levels, BLOCK_ROWS, BLOCK_WIDTH)
         x = tl.where(joins, x + branch * scale, x)
-        # Normalised is what is stored: backward sees the stream only in its own precision.
-        stored = x.to(new_stream_ptr.dtype.element_ty)
-        tl.store(new_stream_ptr + offsets, stored, mask=mask)
-        x = stored.to(tl.float32)
+        tl.store(new_stream_ptr + offsets, x.to(new_stream_ptr.dtype.element_ty), mask=mask)
 
     mean = tl.sum(x, axis=1) / WIDTH
     centred = tl.where(in_width[None, :], x - mean[:, None], 0.0)
     rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / WIDTH + eps)
-    weight = tl.load(weight_ptr + columns, mask=in_width, other=0.0).to(tl.float32)
-    norm_bias = tl.load(norm_bias_ptr + columns, mask=in_width, other=0.0).to(tl.float32)
-    normed = centred * rstd[:, None] * weight[None, :] + norm_bias[None, :]
+    weight = tl.load(weight_ptr + in_tile, mask=mask, other=0.0).to(tl.float32)
+    norm_bias = tl.load(norm_bias_ptr + in_tile, mask=mask, other=0.0).to(tl.float32)
+    normed = centred * rstd[:, None] * weight + norm_bias
     target = tl.load(norm_rows_ptr + rows, mask=in_rows, other=-1) if HAS_NORM_ROWS else rows
     is_target = in_rows & (target >= 0)
     target_offsets = target.to(tl.int64)[:, None] * WIDTH + columns[None, :]
@@ -127,9 +126,9 @@ def add_norm_backward_kernel(
     columns = tl.arange(0, BLOCK_WIDTH)
     in_width = columns < WIDTH
     weight = tl.load(weight_ptr + columns, mask=in_width, other=0.0).to(tl.float32)
-    grad_weight = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH], tl.float32)
-    grad_norm_bias = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH], tl.float32)
-    grad_bias = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH], tl.float32)
+    grad_weight = tl.zeros([BLOCK_WIDTH], tl.float32)
+    grad_norm_bias = tl.zeros([BLOCK_WIDTH], tl.float32)
+    grad_bias = tl.zeros([BLOCK_WIDTH], tl.float32)
 
     for first in range(program * BLOCK_ROWS, num_rows, tl.num_programs(0) * BLOCK_ROWS):
         rows = first + tl.arange(0, BLOCK_ROWS)
@@ -150,9 +149,9 @@ def add_norm_backward_kernel(
             x = tl.load(new_stream_ptr + offsets, mask=target_mask, other=0.0).to(tl.float32)
             mean = tl.load(mean_ptr + target, mask=is_target, other=0.0)
             rstd = tl.load(rstd_ptr + target, mask=is_target, other=0.0)
-            x_hat = tl.where(target_mask, (x - mean[:, None]) * rstd[:, None], 0.0)
-            grad_weight += grad_normed * x_hat
-            grad_norm_bias += grad_normed
+            x_hat = (x - mean[:, None]) * rstd[:, None]
+            grad_weight += tl.sum(grad_normed * x_hat, axis=0)
+            grad_norm_bias += tl.sum(grad_normed, axis=0)
             weighted = grad_normed * weight[None, :]
             along_x_hat = tl.sum(weighted * x_hat, axis=1) / WIDTH
             along_ones = tl.sum(weighted, axis=1) / WIDTH
@@ -166,15 +165,15 @@ def add_norm_backward_kernel(
             if HAS_DROPOUT:
                 passes = joined & keep_tile(source, seed, seed_high, site, dropped_levels, BLOCK_ROWS, BLOCK_WIDTH)
             grad_values = tl.where(passes, grad * scale, 0.0)
-            grad_bias += grad_values
+            grad_bias += tl.sum(grad_values, axis=0)
             source_offsets = source.to(tl.int64)[:, None] * WIDTH + columns[None, :]
             tl.store(grad_values_ptr + source_offsets, grad_values.to(grad_values_ptr.dtype.element_ty), mask=joined)
 
     partial = partial_ptr + program * 3 * WIDTH + columns
-    tl.store(partial, tl.sum(grad_weight, axis=0), mask=in_width)
-    tl.store(partial + WIDTH, tl.sum(grad_norm_bias, axis=0), mask=in_width)
+    tl.store(partial, grad_weight, mask=in_width)
+    tl.store(partial + WIDTH, grad_norm_bias, mask=in_width)
     if HAS_BRANCH:
-        tl.store(partial + 2 * WIDTH, tl.sum(grad_bias, axis=0), mask=in_width)
+        tl.store(partial + 2 * WIDTH, grad_bias, mask=in_width)
 
 
 def add_norm_forward(
@@ -246,14 +245,14 @@ def add_norm_backward(
         rstd: fp32 [N], as the forward returned it.
         join: as the forward got it.
         rows: as the forward got it.
-        tile: by default `row_tile(H)`.
+        tile: by default `reducing_row_tile(H)`.
 
     Returns:
         Gradients of the stream [T, H] and of the branch's values [K, H] (None without one), and fp32 [3, H]: of
         weight, norm_bias and the branch's bias.
     """
     num_rows, width = new_stream.shape
-    tile = tile or row_tile(width)
+    tile = tile or reducing_row_tile(width)
     grad_stream, grad_values = torch.empty_like(new_stream), None
     if join is not None:
         count = num_rows if join.rows is None else join.rows.count

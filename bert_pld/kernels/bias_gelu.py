@@ -3,6 +3,8 @@
 erf:   gelu(u) = u · Φ(u),  Φ(u) = (1 + erf(u / √2)) / 2                        (Hendrycks and Gimpel, arXiv:1606.08415)
 tanh:  gelu(u) = u · (1 + tanh(t)) / 2 = u · σ(2 t),  t = √(2/π) · (u + 0.044715 u³)
 
+The usual fp32 erf takes more instructions than memory leaves time for. Here log2 Φ(−|u|) is a polynomial: fitted to minimise
+the largest error of gelu, which is 5.4e-7 in fp32 over all u, 1.5 times that of torch's erf.
 The specification is `bert_pld.kernels.reference.bias_gelu`.
 """
 
@@ -23,13 +25,23 @@ from bert_pld.kernels.tiles import Tile, element_tile
 def gelu_and_slope(u, TANH: tl.constexpr):
     """gelu(u) and gelu'(u) in fp32."""
     if TANH:
-        # √(2/π) and 3 · 0.044715 · √(2/π), doubled because tanh(t) = 2 σ(2 t) − 1.
+        # σ(2 t) = 1 / (1 + 2^(−2 t log2(e))), with 2 √(2/π) log2(e) and 0.044715 of it as the two constants.
         squared = u * u
-        sigmoid = 1.0 / (1.0 + tl.exp(-u * (1.5957691216057308 + 0.07135481282553484 * squared)))
+        sigmoid = 1.0 / (1.0 + tl.exp2(-u * (2.302208198144325 + 0.10294324221235649 * squared)))
         slope = sigmoid + u * sigmoid * (1.0 - sigmoid) * (1.5957691216057308 + 0.21406443847660453 * squared)
         return u * sigmoid, slope
-    below = 0.5 * (1.0 + tl.erf(u * 0.7071067811865476))
-    density = 0.3989422804014327 * tl.exp(-0.5 * u * u)
+    # Horner's scheme; beyond 9, Φ(−|u|) · |u| < 1e-17.
+    size = tl.minimum(tl.abs(u), 9.0)
+    log2_tail = 2.7865048650710378e-06 * size - 6.647734153375495e-06
+    log2_tail = log2_tail * size - 0.0005677579320035875
+    log2_tail = log2_tail * size + 0.007600940298289061
+    log2_tail = log2_tail * size - 0.05283571034669876
+    log2_tail = log2_tail * size - 0.4591120183467865
+    log2_tail = log2_tail * size - 1.1511138677597046
+    tail = tl.exp2(log2_tail * size - 1.0)
+    below = tl.where(u < 0.0, tail, 1.0 - tail)
+    # φ(u) with 1/√(2π) in the exponent.
+    density = tl.exp2(-0.7213475204444817 * u * u - 1.3257480647361593)
     return u * below, below + u * density
 
 
@@ -49,8 +61,9 @@ def bias_gelu_forward_kernel(
     in_width = columns < WIDTH
     mask = (rows < num_rows)[:, None] & in_width[None, :]
     offsets = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+    in_tile = tl.zeros([BLOCK_ROWS, 1], tl.int32) + columns[None, :]
     u = tl.load(values_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-    u += tl.load(bias_ptr + columns, mask=in_width, other=0.0).to(tl.float32)[None, :]
+    u += tl.load(bias_ptr + in_tile, mask=mask, other=0.0).to(tl.float32)
     out, _ = gelu_and_slope(u, TANH)
     tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -72,7 +85,7 @@ def bias_gelu_backward_kernel(
     columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
     in_width = columns < WIDTH
     bias = tl.load(bias_ptr + columns, mask=in_width, other=0.0).to(tl.float32)
-    grad_bias = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH], tl.float32)
+    grad_bias = tl.zeros([BLOCK_WIDTH], tl.float32)
     for first in range(program * BLOCK_ROWS, num_rows, tl.num_programs(0) * BLOCK_ROWS):
         rows = first + tl.arange(0, BLOCK_ROWS)
         mask = (rows < num_rows)[:, None] & in_width[None, :]
@@ -81,9 +94,9 @@ def bias_gelu_backward_kernel(
         grad = tl.load(grad_out_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         _, slope = gelu_and_slope(u, TANH)
         grad *= slope
-        grad_bias += grad
+        grad_bias += tl.sum(grad, axis=0)
         tl.store(grad_values_ptr + offsets, grad.to(grad_values_ptr.dtype.element_ty), mask=mask)
-    tl.store(partial_ptr + program * WIDTH + columns, tl.sum(grad_bias, axis=0), mask=in_width)
+    tl.store(partial_ptr + program * WIDTH + columns, grad_bias, mask=in_width)
 
 
 def bias_gelu_forward(values: Tensor, bias: Tensor, activation: str, tile: Tile | None = None) -> Tensor:

@@ -72,7 +72,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, write_gradient: bool) -> tuple
     count, vocabulary = logits.shape
     losses = torch.empty(count, dtype=torch.float32, device=logits.device)
     correct = torch.empty(count, dtype=torch.int32, device=logits.device)
-    block = min(_BLOCK, triton.next_power_of_2(vocabulary))
+    block, num_warps = block_and_warps(vocabulary)
     if count:
         cross_entropy_kernel[(count,)](
             logits,
@@ -82,9 +82,15 @@ def cross_entropy(logits: Tensor, labels: Tensor, write_gradient: bool) -> tuple
             VOCABULARY=vocabulary,
             WRITE_GRADIENT=write_gradient,
             BLOCK=block,
-            num_warps=min(max(block // 256, 1), 16),
+            num_warps=num_warps,
         )
     return losses, correct
+
+
+def block_and_warps(vocabulary: int) -> tuple[int, int]:
+    """Logits that a program reads at a time, and the warps that it does so with: eight a thread."""
+    block = min(_BLOCK, triton.next_power_of_2(vocabulary))
+    return block, min(max(block // 256, 1), 16)
 
 
 def linear_cross_entropy_forward(

@@ -12,8 +12,9 @@ import triton.language as tl
 MAX_WIDTH = 8192
 """A row is normalised in registers by one program."""
 
-_ELEMENTS_PER_THREAD = 8
 _INTERPRETED_PROGRAMS = 3
+_WARP_WIDTH = 256
+"""Columns that a warp reads in one go: 32 threads, 16 bytes each in a 16-bit dtype."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,21 +34,23 @@ class Tile:
 
 
 def row_tile(width: int) -> Tile:
-    """Whole rows: for kernels that normalise."""
+    """One row a program, up to 1,024 columns a warp: a warp sums its row in registers, with no barrier."""
     padded = max(triton.next_power_of_2(width), 16)
-    rows = max(1, 2048 // padded)
-    return Tile(rows, padded, _warps(rows * padded))
+    return Tile(rows=1, width=padded, num_warps=min(max(padded // (4 * _WARP_WIDTH), 1), 16))
+
+
+def reducing_row_tile(width: int) -> Tile:
+    """Whole rows, a few at a time, the warps side by side: what a thread sums over rows stays with it to the end."""
+    padded = max(triton.next_power_of_2(width), 16)
+    num_warps = min(max(padded // _WARP_WIDTH, 1), 16)
+    rows = min(max(4 * _WARP_WIDTH * num_warps // padded, 1), 4)
+    return Tile(rows, padded, num_warps, programs_per_multiprocessor=2 if num_warps >= 4 else 4)
 
 
 def element_tile(width: int) -> Tile:
-    """A block of rows × columns: for element-wise kernels."""
-    padded = min(max(triton.next_power_of_2(width), 16), 512)
-    rows = 2048 // padded
-    return Tile(rows, padded, _warps(rows * padded), programs_per_multiprocessor=4)
-
-
-def _warps(elements: int) -> int:
-    return min(max(elements // (32 * _ELEMENTS_PER_THREAD), 1), 16)
+    """A block of rows × columns: for element-wise kernels, with or without a sum over rows."""
+    padded = min(max(triton.next_power_of_2(width), 16), 4 * _WARP_WIDTH)
+    return Tile(4, padded, num_warps=max(padded // _WARP_WIDTH, 1), programs_per_multiprocessor=6)
 
 
 def multiprocessors(device: torch.device) -> int:

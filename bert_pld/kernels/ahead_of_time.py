@@ -1,0 +1,245 @@
+"""Compile every kernel for GPUs that are not here, and read from the machine code what it needs.
+
+    python -m bert_pld.kernels.ahead_of_time --hidden_sizes 768,1024 --capabilities 80,90,100
+
+prints registers a thread, bytes spilled to local memory, shared memory and machine instructions of each kernel in the
+variants that training runs. Needs no GPU: Triton brings NVIDIA's assembler. Exit 1 if anything spills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from bert_pld.cli import make_parser, run
+from bert_pld.kernels import add_norm, bias_gelu, linear_cross_entropy
+from bert_pld.kernels.tiles import Tile, element_tile, reducing_row_tile, row_tile
+
+CAPABILITIES = (80, 90, 100)
+DTYPES = ("bf16", "fp16", "fp32")
+_NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_ARGUMENT_TYPES = {
+    "branch_rows_ptr": "*i32",
+    "norm_rows_ptr": "*i32",
+    "mean_ptr": "*fp32",
+    "rstd_ptr": "*fp32",
+    "partial_ptr": "*fp32",
+    "labels_ptr": "*i64",
+    "losses_ptr": "*fp32",
+    "correct_ptr": "*i32",
+    "scale": "fp32",
+    "eps": "fp32",
+}
+"""Of arguments that are neither pointers to the model's dtype nor 32-bit integers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One kernel as training launches it."""
+
+    name: str
+    kernel: Any
+    constants: dict[str, Any]
+    num_warps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What the assembler says of one variant."""
+
+    kernel: str
+    hidden_size: int
+    dtype: str
+    capability: int
+    registers: int
+    spill_store_bytes: int
+    spill_load_bytes: int
+    shared_bytes: int
+    num_warps: int
+    instructions: int
+    """Machine instructions of the whole kernel, once each."""
+
+    @property
+    def spills(self) -> bool:
+        """Whether registers went to memory."""
+        return bool(self.spill_store_bytes or self.spill_load_bytes)
+
+
+def variants(hidden_size: int, vocabulary: int = 30528) -> Iterator[Variant]:
+    """Every kernel in the forms that training at this hidden size launches."""
+    plain = {"HAS_BRANCH": False, "HAS_BRANCH_ROWS": False, "HAS_NORM_ROWS": False, "HAS_DROPOUT": False}
+    branch = {**plain, "HAS_BRANCH": True, "HAS_DROPOUT": True}
+    scattered = {**branch, "HAS_BRANCH_ROWS": True, "HAS_NORM_ROWS": True}
+    gradients = {"HAS_GRAD_NORMED": True, "HAS_GRAD_NEW_STREAM": True}
+    forms = {
+        "norm": plain,
+        "norm gather": {**plain, "HAS_NORM_ROWS": True},
+        "branch norm": branch,
+        "scatter norm gather": scattered,
+    }
+    for name, form in forms.items():
+        tile = row_tile(hidden_size)
+        constants = {**_blocks(tile, hidden_size), **form}
+        yield Variant(f"{name} forward", add_norm.add_norm_forward_kernel, constants, tile.num_warps)
+        tile = reducing_row_tile(hidden_size)
+        constants = {**_blocks(tile, hidden_size), **form, **gradients}
+        yield Variant(f"{name} backward", add_norm.add_norm_backward_kernel, constants, tile.num_warps)
+    inner = 4 * hidden_size
+    tile = element_tile(inner)
+    for name, tanh in (("gelu", False), ("gelu_tanh", True)):
+        constants = {**_blocks(tile, inner), "TANH": tanh}
+        yield Variant(f"bias {name} forward", bias_gelu.bias_gelu_forward_kernel, constants, tile.num_warps)
+        yield Variant(f"bias {name} backward", bias_gelu.bias_gelu_backward_kernel, constants, tile.num_warps)
+    block, warps = linear_cross_entropy.block_and_warps(vocabulary)
+    for name, gradient in (("cross entropy", False), ("cross entropy with gradient", True)):
+        constants = {"VOCABULARY": vocabulary, "WRITE_GRADIENT": gradient, "BLOCK": block}
+        yield Variant(name, linear_cross_entropy.cross_entropy_kernel, constants, warps)
+
+
+def _blocks(tile: Tile, width: int) -> dict[str, int]:
+    return {"BLOCK_ROWS": tile.rows, "BLOCK_WIDTH": tile.width, "WIDTH": width}
+
+
+def compile_variant(variant: Variant, hidden_size: int, dtype: str, capability: int) -> Resources:
+    """Compile for sm_`capability` and ask the assembler.
+
+    Raises:
+        RuntimeError: the kernel does not compile, with the compiler's words.
+    """
+    signature, attributes = {}, {}
+    for index, parameter in enumerate(variant.kernel.params):
+        if parameter.is_constexpr:
+            signature[parameter.name] = "constexpr"
+            continue
+        default = f"*{dtype}" if parameter.name.endswith("_ptr") else "i32"
+        signature[parameter.name] = _ARGUMENT_TYPES.get(parameter.name, default)
+        if parameter.name.endswith("_ptr"):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(variant.kernel, signature, variant.constants, attributes)
+    try:
+        compiled = triton.compile(
+            source, target=GPUTarget("cuda", capability, 32), options={"num_warps": variant.num_warps}
+        )
+    except Exception as error:
+        raise RuntimeError(f"{variant.name}, H = {hidden_size}, {dtype}, sm_{capability}: {error}") from error
+    said = _assemble(compiled.asm["ptx"], capability)
+    return Resources(
+        kernel=variant.name,
+        hidden_size=hidden_size,
+        dtype=dtype,
+        capability=capability,
+        registers=_number(r"Used (\d+) registers", said),
+        spill_store_bytes=_number(r"(\d+) bytes spill stores", said),
+        spill_load_bytes=_number(r"(\d+) bytes spill loads", said),
+        shared_bytes=compiled.metadata.shared,
+        num_warps=variant.num_warps,
+        instructions=_count_instructions(compiled.asm["cubin"]),
+    )
+
+
+def _assemble(ptx: str, capability: int) -> str:
+    """What `ptxas -v` reports."""
+    newer = _NVIDIA_TOOLS / "ptxas-blackwell"
+    assembler = newer if capability >= 100 and newer.exists() else _NVIDIA_TOOLS / "ptxas"
+    architecture = re.search(r"\.target (sm_\w+)", ptx)
+    assert architecture is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        command = [str(assembler), "-v", f"--gpu-name={architecture[1]}", str(path), "-o", str(path.with_suffix(".o"))]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def _count_instructions(cubin: bytes) -> int:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(_NVIDIA_TOOLS / "cuobjdump"), "-sass", file.name]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)", listing, flags=re.MULTILINE))
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    return int(found[1]) if found else 0
+
+
+def compile_all(hidden_sizes: list[int], dtypes: list[str], capabilities: list[int]) -> list[Resources]:
+    """Every variant for every size, dtype and GPU, on all cores."""
+    jobs = [
+        (variant, hidden, dtype, capability)
+        for capability in capabilities
+        for dtype in dtypes
+        for hidden in hidden_sizes
+        for variant in variants(hidden)
+    ]
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(lambda job: compile_variant(*job), jobs))
+
+
+def report(found: list[Resources]) -> str:
+    """A table, a line a variant."""
+    lines = [f"{'kernel':30}{'H':>6} {'dtype':6}{'sm':>4}{'registers':>10}{'spills':>8}{'shared':>8}{'instr.':>8}{'warps':>6}"]
+    lines += [
+        f"{r.kernel:30}{r.hidden_size:>6} {r.dtype:6}{r.capability:>4}{r.registers:>10}"
+        f"{r.spill_store_bytes + r.spill_load_bytes:>8}{r.shared_bytes:>8}{r.instructions:>8}{r.num_warps:>6}"
+        for r in found
+    ]
+    spilling = sum(r.spills for r in found)
+    return "\n".join([*lines, f"{len(found)} kernels compiled with Triton {triton.__version__}, {spilling} spill"])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = make_parser(
+        "bert_pld.kernels.ahead_of_time",
+        "Compile every Triton kernel without a GPU and report registers and spills.",
+        "python -m bert_pld.kernels.ahead_of_time --hidden_sizes 768,1024 --capabilities 90 --dtypes bf16",
+    )
+    parser.add_argument("--hidden_sizes", default="768,1024", help="widths, joined by commas (default 768,1024)")
+    parser.add_argument("--dtypes", default="bf16", help=f"of {', '.join(DTYPES)} (default bf16)")
+    parser.add_argument(
+        "--capabilities", default=",".join(map(str, CAPABILITIES)), help="compute capabilities × 10 (default 80,90,100)"
+    )
+    parser.add_argument("--json", type=Path, help="write every figure to this file too")
+    return parser
+
+
+def main(options: argparse.Namespace) -> None:
+    """Compile, print, and fail if anything spills."""
+    if triton.knobs.runtime.interpret:
+        raise ValueError("TRITON_INTERPRET is set: interpreted kernels cannot be compiled; unset it")
+    dtypes = options.dtypes.split(",")
+    if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
+        raise ValueError(f"--dtypes {','.join(unknown)}: must be of {', '.join(DTYPES)}")
+    try:
+        hidden_sizes, capabilities = (
+            [int(part) for part in text.split(",")] for text in (options.hidden_sizes, options.capabilities)
+        )
+    except ValueError as error:
+        raise ValueError(f"--hidden_sizes, --capabilities: must be integers joined by commas: {error}") from error
+    found = compile_all(hidden_sizes, dtypes, capabilities)
+    print(report(found))
+    if options.json is not None:
+        options.json.write_text(json.dumps([dataclasses.asdict(r) for r in found], indent=2) + "\n", encoding="utf-8")
+    if any(r.spills for r in found):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(main, build_parser())

@@ -1,0 +1,43 @@
+"""Where kernels run in a test: interpreted on the CPU, or on a GPU where there is one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import triton
+from triton.runtime import interpreter
+
+
+@pytest.fixture(autouse=True)
+def interpreter_rounds_bf16_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device rounds to the nearest, ties to even; Triton's interpreter cuts off, which is twice the error."""
+    convert = interpreter._convert_float
+
+    def rounding(values, from_dtype, to_dtype, mode):
+        if from_dtype == triton.language.float32 and to_dtype == triton.language.bfloat16:
+            wide = torch.from_numpy(np.ascontiguousarray(values))
+            return wide.bfloat16().view(torch.int16).numpy().view(np.uint16)
+        return convert(values, from_dtype, to_dtype, mode)
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounding)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """A device on which this process can launch Triton kernels."""
+    if request.param == "cpu" and not triton.knobs.runtime.interpret:
+        pytest.skip("kernels are interpreted only where TRITON_INTERPRET=1 (set where there is no GPU)")
+    return request.param
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that nothing has written yet is NaN, so that an output left out shows."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def poison(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(-(2**20))
+
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: poison(empty(*args, **kwargs)))
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: poison(empty_like(*args, **kwargs)))
