@@ -87,7 +87,7 @@ class ModelConfig:
     position_initialization: Literal["normal", "sinusoidal"] = "normal"
     """What the learned position embeddings start from: noise, or sinusoids, whose neighbours differ by a rotation that
     attention can find sooner. Either way they are trained, and exported alike."""
-    kernels: Literal["auto", "reference", "compiled"] = "auto"
+    kernels: Literal["auto", "reference", "compiled", "triton"] = "auto"
     activation_checkpointing: bool = False
 
     def check(self) -> Iterable[str]:

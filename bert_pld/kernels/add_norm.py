@@ -21,9 +21,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bert_pld.kernels import TRITON_MAX_WIDTH
 from bert_pld.kernels.dropout import CounterDropout, dropped_levels, kept_scale
 from bert_pld.kernels.reference import Join, RowMap
-from bert_pld.kernels.tiles import MAX_WIDTH, Tile, keep_tile, reducing_row_tile, row_tile
+from bert_pld.kernels.tiles import Tile, keep_tile, reducing_row_tile, row_tile
 
 VARYING = ["num_rows", "scale", "seed", "seed_high", "site", "dropped_levels"]
 """Arguments that change from call to call: a kernel must not be compiled again for a particular value."""
@@ -193,8 +194,8 @@ def add_norm_forward(
         normed [N, H], new stream [T, H] (`stream` itself without a branch), mean and rstd, fp32 [N].
     """
     num_rows, width = stream.shape
-    assert width <= MAX_WIDTH and stream.is_contiguous() and (values is None or values.is_contiguous())
-    tile = tile or row_tile(width)
+    assert width <= TRITON_MAX_WIDTH and stream.is_contiguous() and (values is None or values.is_contiguous())
+    tile = (tile or row_tile(width)).fitted(num_rows, stream.device)
     count = num_rows if rows is None else rows.count
     normed = torch.empty(count, width, dtype=stream.dtype, device=stream.device)
     mean = torch.empty(count, dtype=torch.float32, device=stream.device)
@@ -252,7 +253,7 @@ def add_norm_backward(
         weight, norm_bias and the branch's bias.
     """
     num_rows, width = new_stream.shape
-    tile = tile or reducing_row_tile(width)
+    tile = (tile or reducing_row_tile(width)).fitted(num_rows, new_stream.device)
     grad_stream, grad_values = torch.empty_like(new_stream), None
     if join is not None:
         count = num_rows if join.rows is None else join.rows.count
@@ -341,7 +342,7 @@ def add_norm(
     """`bert_pld.kernels.reference.add_norm` as one kernel each way, differentiable once.
 
     Args:
-        stream: [T, H], H at most `MAX_WIDTH`.
+        stream: [T, H], H at most `TRITON_MAX_WIDTH`.
         weight: [H] of the LayerNorm.
         norm_bias: [H] of the LayerNorm.
         eps: of the LayerNorm.

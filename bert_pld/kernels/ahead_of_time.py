@@ -194,7 +194,9 @@ def compile_all(hidden_sizes: list[int], dtypes: list[str], capabilities: list[i
 
 def report(found: list[Resources]) -> str:
     """A table, a line a variant."""
-    lines = [f"{'kernel':30}{'H':>6} {'dtype':6}{'sm':>4}{'registers':>10}{'spills':>8}{'shared':>8}{'instr.':>8}{'warps':>6}"]
+    lines = [
+        f"{'kernel':30}{'H':>6} {'dtype':6}{'sm':>4}{'registers':>10}{'spills':>8}{'shared':>8}{'instr.':>8}{'warps':>6}"
+    ]
     lines += [
         f"{r.kernel:30}{r.hidden_size:>6} {r.dtype:6}{r.capability:>4}{r.registers:>10}"
         f"{r.spill_store_bytes + r.spill_load_bytes:>8}{r.shared_bytes:>8}{r.instructions:>8}{r.num_warps:>6}"

@@ -27,7 +27,7 @@ def gelu_and_slope(u, TANH: tl.constexpr):
     if TANH:
         # σ(2 t) = 1 / (1 + 2^(−2 t log2(e))), with 2 √(2/π) log2(e) and 0.044715 of it as the two constants.
         squared = u * u
-        sigmoid = 1.0 / (1.0 + tl.exp2(-u * (2.302208198144325 + 0.10294324221235649 * squared)))
+        sigmoid = 1.0 / (1.0 + tl.exp2(-u * (2.302208198144325 + 0.1029432395800235 * squared)))
         slope = sigmoid + u * sigmoid * (1.0 - sigmoid) * (1.5957691216057308 + 0.21406443847660453 * squared)
         return u * sigmoid, slope
     # Horner's scheme; beyond 9, Φ(−|u|) · |u| < 1e-17.
@@ -102,7 +102,7 @@ def bias_gelu_backward_kernel(
 def bias_gelu_forward(values: Tensor, bias: Tensor, activation: str, tile: Tile | None = None) -> Tensor:
     """Launch the forward kernel: [T, I] and [I] → [T, I]; `tile` is by default `element_tile(I)`."""
     num_rows, width = values.shape
-    tile = tile or element_tile(width)
+    tile = (tile or element_tile(width)).fitted(num_rows, values.device)
     out = torch.empty_like(values)
     if num_rows:
         grid = (triton.cdiv(num_rows, tile.rows), triton.cdiv(width, tile.width))
@@ -115,7 +115,7 @@ def bias_gelu_backward(
 ) -> tuple[Tensor, Tensor]:
     """Launch the backward kernel: gradients of values [T, I] and, in fp32, of bias [I]."""
     num_rows, width = values.shape
-    tile = tile or element_tile(width)
+    tile = (tile or element_tile(width)).fitted(num_rows, values.device)
     grad_values = torch.empty_like(values)
     across = triton.cdiv(width, tile.width)
     programs = triton.cdiv(tile.programs(num_rows * across, values.device), across)

@@ -9,10 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-MAX_WIDTH = 8192
-"""A row is normalised in registers by one program."""
-
 _INTERPRETED_PROGRAMS = 3
+_INTERPRETED_TILES = 4
 _WARP_WIDTH = 256
 """Columns that a warp reads in one go: 32 threads, 16 bytes each in a 16-bit dtype."""
 
@@ -26,6 +24,12 @@ class Tile:
     num_warps: int
     programs_per_multiprocessor: int = 2
     """Of kernels that reduce over rows: each program walks over many tiles and leaves one partial sum."""
+
+    def fitted(self, num_rows: int, device: torch.device) -> Tile:
+        """The tile itself; a taller one where kernels are interpreted, program after program, and rows are many."""
+        if device.type == "cuda" or num_rows <= _INTERPRETED_TILES * self.rows:
+            return self
+        return dataclasses.replace(self, rows=triton.next_power_of_2(triton.cdiv(num_rows, _INTERPRETED_TILES)))
 
     def programs(self, num_rows: int, device: torch.device) -> int:
         """Programs of a reducing kernel: enough to fill the device, no more than there are tiles."""

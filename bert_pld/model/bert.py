@@ -1,23 +1,21 @@
-"""The encoder: embeddings, switchable Transformer blocks under their gates, and the pretraining model around them.
-
-`pre` normalization is the paper's switchable block (identity mapping: the residual stream is never normalised, one
-LayerNorm follows the last block; Hugging Face calls it MegatronBert). `post` is the original BERT. Parameters have one
-plain layout whatever the backend.
-"""
+"""The encoder: embeddings, switchable Transformer blocks under their gates, and the pretraining model around them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bert_pld.config import ModelConfig
-from bert_pld.kernels import reference as ops
 from bert_pld.kernels import select_backend
 from bert_pld.kernels.dropout import dropout as drop_out
-from bert_pld.kernels.linear import linear
+from bert_pld.kernels.layout import TokenLayout, padded_layout
+from bert_pld.kernels.reference import Join, layer_norm
+from bert_pld.model.block import SwitchableBlock
 from bert_pld.model.heads import MaskedLanguageModelHead, NextSentenceHead
 from bert_pld.pld.gates import BlockGate, run_gated
 
@@ -33,10 +31,10 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.normalization == "post" else None
         self.dropout = config.hidden_dropout
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        """[B, S] ids and segments → [B, S, H]."""
-        hidden_states = self.word(input_ids) + self.position.weight[: input_ids.shape[1]]
-        hidden_states = hidden_states + self.token_type(token_type_ids)
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """[B, S] ids and segments → [B, S, H]; or [T], with each token's position in its sequence, → [T, H]."""
+        position = self.position.weight[: input_ids.shape[1]] if positions is None else self.position(positions)
+        hidden_states = self.word(input_ids) + position + self.token_type(token_type_ids)
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
         return drop_out(hidden_states, self.dropout if self.training else 0.0)
@@ -49,65 +47,24 @@ def sinusoids(positions: int, width: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
 
 
-class SwitchableBlock(nn.Module):
-    """One Transformer block that a gate can drop or scale (arXiv:2010.13369, section 3).
+class FinalNorm(nn.LayerNorm):
+    """The LayerNorm that follows the last pre-norm block."""
 
-    pre:   x' = x + s · Attention(LN(x));   x'' = x' + s · FFN(LN(x'))
-    post:  x' = LN(x + s · Attention(x));   x'' = LN(x' + s · FFN(x'))
+    fused = False
 
-    with s = 1 / p_l in training and 1 in evaluation.
-    """
+    def forward(
+        self,
+        hidden_states: Tensor,
+        values: Tensor | None = None,
+        bias: Tensor | None = None,
+        join: Join | None = None,
+    ) -> Tensor:
+        """[…, H] → […, H]; fused kernels let the last kept block's output join the stream [T, H] first."""
+        if self.fused:
+            from bert_pld.kernels.add_norm import add_norm
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        hidden, intermediate = config.hidden_size, config.intermediate_size
-        self.config = config
-        # Parameters are the block's own, not those of sub-modules: a block is one unit to gather, to compile, to fuse.
-        self.attention_norm_weight = nn.Parameter(torch.empty(hidden))
-        self.attention_norm_bias = nn.Parameter(torch.empty(hidden))
-        self.qkv_weight = nn.Parameter(torch.empty(3 * hidden, hidden))
-        self.qkv_bias = nn.Parameter(torch.empty(3 * hidden))
-        self.attention_output_weight = nn.Parameter(torch.empty(hidden, hidden))
-        self.attention_output_bias = nn.Parameter(torch.empty(hidden))
-        self.ffn_norm_weight = nn.Parameter(torch.empty(hidden))
-        self.ffn_norm_bias = nn.Parameter(torch.empty(hidden))
-        self.ffn_up_weight = nn.Parameter(torch.empty(intermediate, hidden))
-        self.ffn_up_bias = nn.Parameter(torch.empty(intermediate))
-        self.ffn_down_weight = nn.Parameter(torch.empty(hidden, intermediate))
-        self.ffn_down_bias = nn.Parameter(torch.empty(hidden))
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, scale: float | Tensor) -> Tensor:
-        """[B, S, H] hidden states and bool [B, S] mask (or None) → [B, S, H]."""
-        if self.config.normalization == "pre":
-            hidden_states = self._attend(self._attention_norm(hidden_states), hidden_states, attention_mask, scale)
-            return self._feed_forward(self._ffn_norm(hidden_states), hidden_states, scale)
-        hidden_states = self._attention_norm(self._attend(hidden_states, hidden_states, attention_mask, scale))
-        return self._ffn_norm(self._feed_forward(hidden_states, hidden_states, scale))
-
-    def _attend(self, normed: Tensor, residual: Tensor, attention_mask: Tensor | None, scale: float | Tensor) -> Tensor:
-        qkv = linear(normed, self.qkv_weight, self.qkv_bias)
-        dropout = self.config.attention_dropout if self.training else 0.0
-        context = ops.self_attention(qkv, self.config.num_attention_heads, attention_mask, dropout)
-        return ops.linear_dropout_scale_residual(
-            context, self.attention_output_weight, self.attention_output_bias, residual, self._dropout, scale
-        )
-
-    def _feed_forward(self, normed: Tensor, residual: Tensor, scale: float | Tensor) -> Tensor:
-        inner = ops.linear_gelu(normed, self.ffn_up_weight, self.ffn_up_bias, self.config.hidden_act)
-        return ops.linear_dropout_scale_residual(
-            inner, self.ffn_down_weight, self.ffn_down_bias, residual, self._dropout, scale
-        )
-
-    def _attention_norm(self, hidden_states: Tensor) -> Tensor:
-        eps = self.config.layer_norm_eps
-        return ops.layer_norm(hidden_states, self.attention_norm_weight, self.attention_norm_bias, eps)
-
-    def _ffn_norm(self, hidden_states: Tensor) -> Tensor:
-        return ops.layer_norm(hidden_states, self.ffn_norm_weight, self.ffn_norm_bias, self.config.layer_norm_eps)
-
-    @property
-    def _dropout(self) -> float:
-        return self.config.hidden_dropout if self.training else 0.0
+            return add_norm(hidden_states, self.weight, self.bias, self.eps, values, bias, join)[0]
+        return layer_norm(hidden_states, self.weight, self.bias, self.eps)
 
 
 class Encoder(nn.Module):
@@ -119,13 +76,19 @@ class Encoder(nn.Module):
         self.embeddings = Embeddings(config, vocab_size)
         self.blocks = nn.ModuleList(SwitchableBlock(config) for _ in range(config.num_layers))
         pre = config.normalization == "pre"
-        self.final_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if pre else None
+        self.final_norm = FinalNorm(config.hidden_size, config.layer_norm_eps) if pre else None
+        self.fused = False
 
     def use_backend(self, name: str, device_type: str) -> None:
         """Run the blocks with a kernel backend: see `bert_pld.kernels.select_backend`."""
-        if select_backend(name, device_type) == "compiled":
+        backend = select_backend(name, device_type, self.config.hidden_size)
+        if backend == "compiled":
             for block in self.blocks:
                 block.compile(dynamic=True)
+        elif backend == "triton":
+            from bert_pld.model.fused_encoder import fuse
+
+            fuse(self)
 
     def forward(
         self,
@@ -133,23 +96,54 @@ class Encoder(nn.Module):
         token_type_ids: Tensor,
         attention_mask: Tensor | None = None,
         gates: Sequence[BlockGate] | None = None,
+        sequence_lengths: NDArray[np.int64] | None = None,
     ) -> Tensor:
-        """[B, S] → [B, S, H]; `gates` None runs all blocks unscaled."""
+        """[B, S] → [B, S, H]; `gates` None runs all blocks unscaled. See `encode`."""
+        hidden_states, layout = self.encode(input_ids, token_type_ids, attention_mask, gates, sequence_lengths)
+        return layout.pad(hidden_states)
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        gates: Sequence[BlockGate] | None = None,
+        sequence_lengths: NDArray[np.int64] | None = None,
+    ) -> tuple[Tensor, TokenLayout]:
+        """Hidden states without their padding, where the backend leaves it out.
+
+        Args:
+            input_ids: int64 [B, S].
+            token_type_ids: int64 [B, S].
+            attention_mask: bool [B, S], True where there is a token; None where no row has padding.
+            gates: one a block; None runs all blocks unscaled.
+            sequence_lengths: [B] tokens of each row, on the host. With a mask and without them, a backend that leaves
+                padding out must wait for the device to learn them.
+
+        Returns:
+            [T, H] and where the tokens lie in it.
+        """
+        if self.fused:
+            from bert_pld.model.fused_encoder import encode_fused
+
+            return encode_fused(self, input_ids, token_type_ids, attention_mask, gates, sequence_lengths)
         hidden_states = self.embeddings(input_ids, token_type_ids)
         for index, block in enumerate(self.blocks):
             gate = None if gates is None else gates[index]
-            hidden_states = run_gated(self._checkpointed(block), hidden_states, gate, attention_mask)
-        return hidden_states if self.final_norm is None else self.final_norm(hidden_states)
+            hidden_states = run_gated(self.recomputed(block), hidden_states, gate, attention_mask)
+        if self.final_norm is not None:
+            hidden_states = self.final_norm(hidden_states)
+        return hidden_states.flatten(0, 1), padded_layout(*input_ids.shape, input_ids.device)
 
-    def _checkpointed(self, block: nn.Module) -> Callable[..., Tensor]:
+    def recomputed(self, block: nn.Module) -> Callable[..., Tensor]:
         """The block itself, or the block recomputed in backward, under the very same gate."""
         if not (self.config.activation_checkpointing and self.training and torch.is_grad_enabled()):
             return block
 
-        def recomputed(hidden_states: Tensor, attention_mask: Tensor | None, scale: float) -> Tensor:
-            return checkpoint(block, hidden_states, attention_mask, scale, use_reentrant=False)
+        def run(*inputs: object, **keywords: object) -> Tensor:
+            return checkpoint(block, *inputs, use_reentrant=False, **keywords)
 
-        return recomputed
+        return run
 
 
 class BertForPreTraining(nn.Module):
@@ -173,6 +167,11 @@ class BertForPreTraining(nn.Module):
         """Gates a forward needs."""
         return self.config.num_layers
 
+    def use_backend(self, name: str, device_type: str) -> None:
+        """Run with a kernel backend: see `bert_pld.kernels.select_backend`."""
+        self.encoder.use_backend(name, device_type)
+        self.mlm_head.fused = self.encoder.fused
+
     @torch.no_grad()
     def initialize_parameters(self) -> None:
         """Matrices normal with `initializer_range`, LayerNorm weights 1, biases 0, from torch's global generator."""
@@ -195,6 +194,7 @@ class BertForPreTraining(nn.Module):
         next_sentence_labels: Tensor | None = None,
         mlm_denominator: Tensor | float | None = None,
         gates: Sequence[BlockGate] | None = None,
+        sequence_lengths: NDArray[np.int64] | None = None,
     ) -> dict[str, Tensor]:
         """Losses of one micro-batch, in nats.
 
@@ -208,19 +208,21 @@ class BertForPreTraining(nn.Module):
             mlm_denominator: what the summed MLM loss is divided by; by default M. A training step passes its masked
                 tokens per micro-batch over all ranks, so that the mean over micro-batches is the mean over tokens.
             gates: one a block, or None.
+            sequence_lengths: [B] tokens of each row, on the host: see `Encoder.encode`.
 
         Returns:
             `loss` (with gradient) and, detached, `mlm_loss`, `nsp_loss` (0 without the head), `mlm_correct` and
             `nsp_correct` (counts).
         """
-        hidden_states = self.encoder(input_ids, token_type_ids, attention_mask, gates)
-        logits = self.masked_lm_logits(hidden_states, masked_positions)
+        hidden_states, layout = self.encoder.encode(input_ids, token_type_ids, attention_mask, gates, sequence_lengths)
+        masked = hidden_states.index_select(0, layout.rows_of(masked_positions))
+        mlm_loss, mlm_correct = self.mlm_head(masked, self.encoder.embeddings.word.weight, masked_labels)
         denominator = max(masked_labels.numel(), 1) if mlm_denominator is None else mlm_denominator
-        mlm_loss = ops.masked_lm_loss_sum(logits, masked_labels) / denominator
+        mlm_loss = mlm_loss / denominator
         loss, nsp_loss = mlm_loss, torch.zeros_like(mlm_loss)
         nsp_correct = torch.zeros_like(mlm_loss)
         if self.nsp_head is not None and next_sentence_labels is not None:
-            nsp_logits = self.nsp_head(hidden_states)
+            nsp_logits = self.nsp_head(hidden_states.index_select(0, layout.first_rows))
             nsp_loss = self.nsp_head.loss(nsp_logits, next_sentence_labels)
             nsp_correct = (nsp_logits.argmax(-1) == next_sentence_labels).sum()
             loss = mlm_loss + nsp_loss
@@ -228,7 +230,7 @@ class BertForPreTraining(nn.Module):
             "loss": loss,
             "mlm_loss": mlm_loss.detach(),
             "nsp_loss": nsp_loss.detach(),
-            "mlm_correct": (logits.detach().argmax(-1) == masked_labels).sum(),
+            "mlm_correct": mlm_correct,
             "nsp_correct": nsp_correct,
         }
 

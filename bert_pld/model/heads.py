@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bert_pld.config import ModelConfig
+from bert_pld.kernels import reference
 from bert_pld.kernels.linear import Linear, linear
 
 
@@ -16,15 +17,33 @@ class MaskedLanguageModelHead(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
+        self.fused = False
         self.transform = Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
-    def forward(self, hidden_states: Tensor, word_embeddings: Tensor) -> Tensor:
-        """[M, H] hidden states and [V, H] embeddings → [M, V] logits."""
+    def forward(
+        self, hidden_states: Tensor, word_embeddings: Tensor, labels: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits, or the loss against labels.
+
+        Args:
+            hidden_states: [M, H], of the masked positions only.
+            word_embeddings: [V, H].
+            labels: int64 [M], or None.
+
+        Returns:
+            Logits [M, V]; with labels the summed loss (fp32, nats) and how many labels have the highest logit.
+        """
         approximate = "tanh" if self.config.hidden_act == "gelu_tanh" else "none"
-        inner = F.gelu(self.transform(hidden_states), approximate=approximate)
-        return linear(self.norm(inner), word_embeddings, self.bias)
+        inner = self.norm(F.gelu(self.transform(hidden_states), approximate=approximate))
+        if labels is None:
+            return linear(inner, word_embeddings, self.bias)
+        if self.fused:
+            from bert_pld.kernels.linear_cross_entropy import linear_cross_entropy_sum
+
+            return linear_cross_entropy_sum(inner, word_embeddings, self.bias, labels)
+        return reference.linear_cross_entropy_sum(inner, word_embeddings, self.bias, labels)
 
 
 class NextSentenceHead(nn.Module):
@@ -35,9 +54,9 @@ class NextSentenceHead(nn.Module):
         self.pooler = Linear(config.hidden_size, config.hidden_size)
         self.classifier = Linear(config.hidden_size, 2)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """[B, S, H] → [B, 2] logits."""
-        return self.classifier(torch.tanh(self.pooler(hidden_states[:, 0])))
+    def forward(self, first_tokens: Tensor) -> Tensor:
+        """[B, H] hidden states of the first tokens → [B, 2] logits."""
+        return self.classifier(torch.tanh(self.pooler(first_tokens)))
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy in fp32 over labels that are not -100; 0 if there are none."""

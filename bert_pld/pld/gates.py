@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bert_pld.counter_rng import Stream, random_words, to_unit_interval
 from bert_pld.pld.schedule import Schedule
@@ -31,6 +32,15 @@ class BlockGate:
     """int64 [k], ascending: the rows the block runs on. None: all."""
     touch_when_dropped: bool = False
     """Run a dropped block on an empty batch (see `run_gated`)."""
+    host_rows: NDArray[np.int64] | None = None
+    """`rows` once more, on the host."""
+
+    @property
+    def rows_on_host(self) -> NDArray[np.int64] | None:
+        """`rows` as an array; a gate that was made without it waits for the device."""
+        if self.host_rows is not None or self.rows is None:
+            return self.host_rows
+        return self.rows.cpu().numpy()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +130,14 @@ def _draw_for_samples(
     chosen = [np.sort(ranked[index, :count]) for index, count in enumerate(counts)]
     uploaded = torch.from_numpy(np.concatenate(chosen)).to(device, non_blocking=True).split(counts.tolist())
     return [
-        BlockGate(keep=bool(count), scale=1.0 / p, keep_probability=p, rows=None if count == rows else index)
-        for count, p, index in zip(counts, probabilities, uploaded, strict=True)
+        BlockGate(
+            keep=bool(count),
+            scale=1.0 / p,
+            keep_probability=p,
+            rows=None if count == rows else index,
+            host_rows=None if count == rows else host,
+        )
+        for count, p, index, host in zip(counts, probabilities, uploaded, chosen, strict=True)
     ]
 
 

@@ -209,7 +209,7 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
         checkpoint = files.resolve_checkpoint(initialize_from)
         files.check_same_vocabulary(checkpoint, training_rows)
         _load_initial_weights(model, checkpoint)
-    model.encoder.use_backend(config.model.kernels, device.type)
+    model.use_backend(config.model.kernels, device.type)
     engine = _make_engine(config, model)
     metrics = Metrics(output_dir, config, config.deepspeed["train_batch_size"], device)
     writer = CheckpointWriter(output_dir, engine, config, training_rows.manifest, data_dir)

@@ -133,7 +133,10 @@ def test_outputs_that_nothing_uses_give_no_gradient(used, device):
 def test_repeated_calls_give_the_same_bits(device):
     join = Join(1.5, CounterDropout(0.1, seed=1, site=2), row_map(some_rows(13, 5), 13, device))
     inputs = [*norm_inputs(13, 96, torch.bfloat16, device)]
-    inputs += [random_tensor(join.rows.count, 96, seed=6).bfloat16().to(device), random_tensor(96, seed=7).to(inputs[0])]
+    inputs += [
+        random_tensor(join.rows.count, 96, seed=6).bfloat16().to(device),
+        random_tensor(96, seed=7).to(inputs[0]),
+    ]
     upstream = [random_tensor(13, 96, seed=8, device=device), random_tensor(13, 96, seed=9, device=device)]
     runs = [
         outputs_and_gradients(lambda s, w, nb, v, b: fused.add_norm(s, w, nb, EPS, v, b, join), inputs, upstream)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bert_pld import kernels
 from bert_pld.kernels import reference, select_backend
 from bert_pld.kernels.dropout import dropout
 
@@ -79,8 +80,31 @@ def test_gelu_variants_and_summed_loss():
     assert reference.masked_lm_loss_sum(logits[:0], labels[:0]).item() == 0.0
 
 
-def test_backend_choice_says_why_it_cannot():
-    assert select_backend("auto", "cpu") == "reference"
-    assert select_backend("auto", "cuda") == "compiled"
-    with pytest.raises(ValueError, match="'triton'; must be one of reference, compiled, auto"):
-        select_backend("triton", "cpu")
+def test_backend_choice_says_why_it_cannot(monkeypatch):
+    assert select_backend("auto", "cpu", 768) == "reference"
+    assert select_backend("reference", "cuda", 768) == "reference"
+    with pytest.raises(ValueError, match="'tritn'; must be one of reference, compiled, triton, auto"):
+        select_backend("tritn", "cpu", 768)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match="'triton' needs an NVIDIA GPU, and this run is on cpu; use 'auto' or"):
+        select_backend("triton", "cpu", 768)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert select_backend("triton", "cpu", 768) == "triton"
+    with pytest.raises(ValueError, match="a hidden_size of at most 8192, and it is 16384"):
+        select_backend("triton", "cpu", 16384)
+
+
+@pytest.mark.parametrize(
+    "capability,installed,expected",
+    [((9, 0), True, "triton"), ((7, 0), True, "compiled"), ((9, 0), False, "reference")],
+)
+def test_auto_on_a_gpu_picks_by_capability(capability, installed, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object() if installed else None)
+    assert select_backend("auto", "cuda", 768) == expected
+    if expected != "triton":
+        reason = (
+            "capability 8.0 or newer, and this one has 7.0" if installed else "package triton, which is not installed"
+        )
+        with pytest.raises(ValueError, match=reason):
+            select_backend("triton", "cuda", 768)

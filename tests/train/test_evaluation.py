@@ -84,7 +84,7 @@ def test_accuracy_counts_the_masked_tokens_that_are_right(corpus, run_dir):
             guesses = model.masked_lm_logits(hidden, batch.masked_positions).argmax(-1)
             right += (guesses == batch.masked_labels).sum().item()
             total += batch.masked_tokens
-            pairs += (model.nsp_head(hidden).argmax(-1) == batch.next_sentence_labels).sum().item()
+            pairs += (model.nsp_head(hidden[:, 0]).argmax(-1) == batch.next_sentence_labels).sum().item()
     assert figures["eval_mlm_accuracy"] == pytest.approx(right / total)
     assert figures["eval_nsp_accuracy"] == pytest.approx(pairs / 12)
 

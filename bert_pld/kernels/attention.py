@@ -1,0 +1,66 @@
+"""Multi-head softmax attention over flattened tokens: each sequence attends to itself, padding costs nothing.
+
+Sequences of one length run through torch's scaled_dot_product_attention. Sequences of different lengths, packed, run
+through the FlashAttention kernel that torch brings, in its variable-length form. torch's public one of that form
+(`torch.nn.attention.varlen`) has no dropout, so the operator beneath it is called, which has, and which differentiates.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bert_pld.kernels import reference
+from bert_pld.kernels.layout import TokenLayout
+
+_MAX_HEAD_WIDTH = 256
+
+
+def self_attention(qkv: Tensor, num_heads: int, layout: TokenLayout, dropout: float) -> Tensor:
+    """Attend within each sequence.
+
+    Args:
+        qkv: [T, 3·H], queries, keys and values one after the other.
+        num_heads: N.
+        layout: where the sequences lie in the T rows.
+        dropout: of the attention probabilities, from torch's generator of the device; 0 outside training.
+
+    Returns:
+        [T, H].
+    """
+    total, width = qkv.shape
+    if not total:
+        return qkv[:, : width // 3]
+    if layout.cumulative_lengths is None:
+        context = reference.self_attention(qkv.view(-1, layout.padded_length, width), num_heads, None, dropout)
+        return context.view(total, width // 3)
+    if runs_packed(qkv.device, qkv.dtype, width // (3 * num_heads)):
+        return _packed_attention(qkv, num_heads, layout, dropout)
+    return _padded_attention(qkv, num_heads, layout, dropout)
+
+
+def runs_packed(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    """Whether the variable-length kernel takes these; otherwise packed sequences are padded for attention alone."""
+    if device.type not in ("cuda", "meta") or dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return head_width % 8 == 0 and head_width <= _MAX_HEAD_WIDTH
+
+
+def _packed_attention(qkv: Tensor, num_heads: int, layout: TokenLayout, dropout: float) -> Tensor:
+    total, width = qkv.shape
+    query, key, value = qkv.view(total, 3, num_heads, width // (3 * num_heads)).unbind(1)
+    edges, longest = layout.cumulative_lengths, layout.longest
+    context = torch.ops.aten._flash_attention_forward(
+        query, key, value, edges, edges, longest, longest, dropout, False, False
+    )[0]
+    return context.reshape(total, width // 3)
+
+
+def _padded_attention(qkv: Tensor, num_heads: int, layout: TokenLayout, dropout: float) -> Tensor:
+    assert layout.cumulative_lengths is not None
+    columns = torch.arange(layout.longest, device=qkv.device)
+    mask = columns < layout.cumulative_lengths.diff()[:, None]
+    index = torch.nonzero_static(mask.flatten(), size=qkv.shape[0]).squeeze(1)
+    padded = qkv.new_zeros(mask.numel(), qkv.shape[1]).index_copy(0, index, qkv)
+    context = reference.self_attention(padded.view(*mask.shape, -1), num_heads, mask, dropout)
+    return context.flatten(0, 1).index_select(0, index)

@@ -1,0 +1,157 @@
+"""Where the tokens of B sequences lie in flattened hidden states [T, H], with the padding left out where there is any.
+
+What shapes depend on (lengths, which sequences a block keeps) stays on the host: nothing here waits for a device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bert_pld.kernels.reference import RowMap
+
+_ABSENT = np.int32(-(2**30))
+"""Instead of the distance from a stream row to its compact row: the sequence was not kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLayout:
+    """B sequences of at most S tokens, one after the other."""
+
+    lengths: NDArray[np.int64]
+    """[B] rows of each sequence in the hidden states."""
+    padded_length: int
+    """S."""
+    device: torch.device
+    cumulative_lengths: Tensor | None = None
+    """int32 [B + 1] row where each sequence starts, and T; None where all have S rows."""
+    positions: Tensor | None = None
+    """int64 [T] index into the flattened [B · S] of each row; None where they are the same."""
+    row_of_position: Tensor | None = None
+    """int64 [B · S], the inverse (anything at padding); None where they are the same."""
+
+    @property
+    def total(self) -> int:
+        """T."""
+        return int(self.lengths.sum())
+
+    @property
+    def longest(self) -> int:
+        """Rows of the longest sequence."""
+        return int(self.lengths.max(initial=0))
+
+    @property
+    def first_rows(self) -> Tensor:
+        """int64 [B]: the row of each sequence's first token."""
+        if self.cumulative_lengths is not None:
+            return self.cumulative_lengths[:-1].long()
+        return torch.arange(len(self.lengths), device=self.device) * self.padded_length
+
+    def rows_of(self, positions: Tensor) -> Tensor:
+        """Rows of tokens given by their index into the flattened [B · S]."""
+        return positions if self.row_of_position is None else self.row_of_position.index_select(0, positions)
+
+    def pack(self, values: Tensor) -> Tensor:
+        """[B, S, …] → [T, …]: padding left out."""
+        flat = values.flatten(0, 1)
+        return flat if self.positions is None else flat.index_select(0, self.positions)
+
+    def pad(self, values: Tensor) -> Tensor:
+        """[T, …] → [B, S, …]: zeros at padding."""
+        shape = (len(self.lengths), self.padded_length, *values.shape[1:])
+        if self.positions is None:
+            return values.view(shape)
+        return values.new_zeros(shape).flatten(0, 1).index_copy(0, self.positions, values).view(shape)
+
+
+def padded_layout(batch: int, padded_length: int, device: torch.device) -> TokenLayout:
+    """Every sequence takes S rows."""
+    return TokenLayout(np.full(batch, padded_length, np.int64), padded_length, device)
+
+
+def packed_layout(attention_mask: Tensor, lengths: NDArray[np.int64] | None) -> TokenLayout:
+    """Only tokens take rows.
+
+    Args:
+        attention_mask: bool [B, S], True where there is a token.
+        lengths: [B] tokens of each sequence, on the host; None asks the mask, and waits for its device.
+    """
+    batch, padded_length = attention_mask.shape
+    if lengths is None:
+        lengths = attention_mask.sum(1).cpu().numpy().astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    flat = attention_mask.flatten()
+    return TokenLayout(
+        lengths,
+        padded_length,
+        attention_mask.device,
+        cumulative_lengths=upload(starts, attention_mask.device),
+        positions=torch.nonzero_static(flat, size=int(starts[-1])).squeeze(1),
+        row_of_position=flat.cumsum(0) - 1,
+    )
+
+
+def kept_layouts(
+    layout: TokenLayout, kept: Sequence[NDArray[np.int64] | None]
+) -> list[tuple[TokenLayout, RowMap | None]]:
+    """For each block, the layout of the sequences that it keeps, and their rows in the stream.
+
+    Args:
+        layout: of the stream.
+        kept: for each block the kept sequences, ascending; None: all.
+
+    Returns:
+        For each block, with one upload for all of them; no row map where all are kept.
+    """
+    some = [rows for rows in kept if rows is not None]
+    if not some:
+        return [(layout, None)] * len(kept)
+    packed = layout.cumulative_lengths is not None
+    shifts = np.full((len(some), len(layout.lengths)), _ABSENT, np.int32)
+    starts = np.cumsum(layout.lengths) - layout.lengths
+    compact_starts = []
+    for shift, rows in zip(shifts, some, strict=True):
+        edges = np.concatenate([[0], np.cumsum(layout.lengths[rows])])
+        shift[rows] = edges[:-1] - starts[rows]
+        compact_starts.append(edges.astype(np.int32))
+    uploaded = upload(np.concatenate([shifts.ravel(), *(compact_starts if packed else [])]), layout.device)
+    maps = iter(_row_maps(uploaded[: shifts.size].view(shifts.shape), layout))
+    cumulative = iter(uploaded[shifts.size :].split([len(edges) for edges in compact_starts]) if packed else [])
+
+    result: list[tuple[TokenLayout, RowMap | None]] = []
+    for rows in kept:
+        if rows is None:
+            result.append((layout, None))
+            continue
+        own = TokenLayout(
+            layout.lengths[rows],
+            layout.padded_length,
+            layout.device,
+            cumulative_lengths=next(cumulative) if packed else None,
+        )
+        result.append((own, RowMap(next(maps), own.total)))
+    return result
+
+
+def _row_maps(shifts: Tensor, layout: TokenLayout) -> Tensor:
+    """int32 [blocks, T] from the distances int32 [blocks, B]."""
+    if layout.cumulative_lengths is None:
+        per_row = shifts.repeat_interleave(layout.padded_length, dim=1)
+    else:
+        lengths = layout.cumulative_lengths.diff()
+        per_row = shifts.repeat_interleave(lengths, dim=1, output_size=layout.total)
+    rows = torch.arange(layout.total, dtype=torch.int32, device=layout.device)
+    return torch.where(per_row == int(_ABSENT), -1, rows + per_row)
+
+
+def upload(values: NDArray[np.int32] | NDArray[np.int64], device: torch.device | str) -> Tensor:
+    """A host array on a device, without waiting for it."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -1,0 +1,99 @@
+"""The switchable Transformer block: its parameters, and its sub-layers in eager torch.
+
+`pre` normalization is the paper's switchable block (identity mapping: the residual stream is never normalised, one
+LayerNorm follows the last block; Hugging Face calls it MegatronBert). `post` is the original BERT. Parameters have one
+plain layout whatever the backend; `bert_pld.model.fused_block` runs the same parameters through fused kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bert_pld.config import ModelConfig
+from bert_pld.kernels import reference as ops
+from bert_pld.kernels.linear import linear
+
+
+class SwitchableBlock(nn.Module):
+    """One Transformer block that a gate can drop or scale (arXiv:2010.13369, section 3).
+
+    pre:   x' = x + s · Attention(LN(x));   x'' = x' + s · FFN(LN(x'))
+    post:  x' = LN(x + s · Attention(x));   x'' = LN(x' + s · FFN(x'))
+
+    with s = 1 / p_l in training and 1 in evaluation.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden, intermediate = config.hidden_size, config.intermediate_size
+        self.config = config
+        self.run: Callable[..., Any] = run_eager
+        """How the block is run: called with the block and what `forward` gets."""
+        # Parameters are the block's own, not those of sub-modules: a block is one unit to gather, to compile, to fuse.
+        self.attention_norm_weight = nn.Parameter(torch.empty(hidden))
+        self.attention_norm_bias = nn.Parameter(torch.empty(hidden))
+        self.qkv_weight = nn.Parameter(torch.empty(3 * hidden, hidden))
+        self.qkv_bias = nn.Parameter(torch.empty(3 * hidden))
+        self.attention_output_weight = nn.Parameter(torch.empty(hidden, hidden))
+        self.attention_output_bias = nn.Parameter(torch.empty(hidden))
+        self.ffn_norm_weight = nn.Parameter(torch.empty(hidden))
+        self.ffn_norm_bias = nn.Parameter(torch.empty(hidden))
+        self.ffn_up_weight = nn.Parameter(torch.empty(intermediate, hidden))
+        self.ffn_up_bias = nn.Parameter(torch.empty(intermediate))
+        self.ffn_down_weight = nn.Parameter(torch.empty(hidden, intermediate))
+        self.ffn_down_bias = nn.Parameter(torch.empty(hidden))
+
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        """As `run_eager`, or as the function that a fused backend put in its place."""
+        return self.run(self, *inputs, **keywords)
+
+    @property
+    def hidden_dropout(self) -> float:
+        """Of sub-layers' outputs; 0 outside training."""
+        return self.config.hidden_dropout if self.training else 0.0
+
+    @property
+    def attention_dropout(self) -> float:
+        """Of attention probabilities; 0 outside training."""
+        return self.config.attention_dropout if self.training else 0.0
+
+
+def run_eager(
+    block: SwitchableBlock, hidden_states: Tensor, attention_mask: Tensor | None, scale: float | Tensor
+) -> Tensor:
+    """[B, S, H] hidden states and bool [B, S] mask (or None) → [B, S, H]."""
+    if block.config.normalization == "pre":
+        hidden_states = _attend(block, _attention_norm(block, hidden_states), hidden_states, attention_mask, scale)
+        return _feed_forward(block, _ffn_norm(block, hidden_states), hidden_states, scale)
+    hidden_states = _attention_norm(block, _attend(block, hidden_states, hidden_states, attention_mask, scale))
+    return _ffn_norm(block, _feed_forward(block, hidden_states, hidden_states, scale))
+
+
+def _attend(
+    block: SwitchableBlock, normed: Tensor, residual: Tensor, attention_mask: Tensor | None, scale: float | Tensor
+) -> Tensor:
+    qkv = linear(normed, block.qkv_weight, block.qkv_bias)
+    context = ops.self_attention(qkv, block.config.num_attention_heads, attention_mask, block.attention_dropout)
+    return ops.linear_dropout_scale_residual(
+        context, block.attention_output_weight, block.attention_output_bias, residual, block.hidden_dropout, scale
+    )
+
+
+def _feed_forward(block: SwitchableBlock, normed: Tensor, residual: Tensor, scale: float | Tensor) -> Tensor:
+    inner = ops.linear_gelu(normed, block.ffn_up_weight, block.ffn_up_bias, block.config.hidden_act)
+    return ops.linear_dropout_scale_residual(
+        inner, block.ffn_down_weight, block.ffn_down_bias, residual, block.hidden_dropout, scale
+    )
+
+
+def _attention_norm(block: SwitchableBlock, hidden_states: Tensor) -> Tensor:
+    eps = block.config.layer_norm_eps
+    return ops.layer_norm(hidden_states, block.attention_norm_weight, block.attention_norm_bias, eps)
+
+
+def _ffn_norm(block: SwitchableBlock, hidden_states: Tensor) -> Tensor:
+    return ops.layer_norm(hidden_states, block.ffn_norm_weight, block.ffn_norm_bias, block.config.layer_norm_eps)

@@ -1,0 +1,172 @@
+"""The encoder through fused kernels against the eager one: both granularities, with and without padding, every stage."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_bert import ROWS, SEQ, fixed_gates, gradients, make_batch, make_model
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bert_pld.kernels import reference
+from bert_pld.model import fused_block
+from bert_pld.pld import BlockGate, Schedule, draw_gates
+
+# Where there is a GPU kernels are not interpreted; tests/gpu runs whole models there.
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted kernels only")
+
+SOME = [
+    BlockGate(keep=True, scale=1.25, keep_probability=0.8, rows=torch.tensor([0, 1, 3])),
+    BlockGate(keep=True, scale=1.5, keep_probability=0.67, rows=torch.tensor([2])),
+    BlockGate(keep=False, scale=2.0, keep_probability=0.5),
+    BlockGate(keep=True, scale=2.0, keep_probability=0.5, rows=torch.tensor([1, 2])),
+]
+GATES = {
+    "no gates": None,
+    "batch": fixed_gates([1, 0, 1, 1], scale=1.5),
+    "first blocks dropped": fixed_gates([0, 0, 1, 0], scale=1.5),
+    "last block dropped": fixed_gates([1, 1, 1, 0], scale=1.5),
+    "all dropped": fixed_gates([0, 0, 0, 0], scale=1.5),
+    "sample": SOME,
+}
+
+
+def fused_model(**options):
+    model = make_model(**options)
+    model.use_backend("triton", "cpu")
+    return model
+
+
+def assert_equal_gradients(actual, expected, rtol=2e-4):
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        scale = expected[name].abs().max().item()
+        assert torch.allclose(actual[name], expected[name], atol=rtol * scale + 1e-7), name
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
+@pytest.mark.parametrize("gates", GATES.values(), ids=GATES)
+@pytest.mark.parametrize("normalization", ["pre", "post"])
+def test_loss_and_every_gradient_equal_the_eager_model_s(normalization, gates, padded):
+    batch = make_batch(padded=padded)
+    loss, expected = gradients(make_model(normalization=normalization), gates, **batch)
+    fused_loss, actual = gradients(fused_model(normalization=normalization), gates, **batch)
+    assert fused_loss == pytest.approx(loss, rel=1e-5)
+    assert_equal_gradients(actual, expected)
+
+
+@pytest.mark.parametrize("num_layers", [1, 4])
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+def test_one_block_and_four_under_drawn_gates(granularity, num_layers):
+    schedule = Schedule(num_layers, 0.5, temporal="constant")
+    for step in range(3):
+        gates = draw_gates(schedule, granularity=granularity, seed=1, step=step, micro_step=0, rows=ROWS)
+        loss, expected = gradients(make_model(num_layers=num_layers), gates)
+        fused_loss, actual = gradients(fused_model(num_layers=num_layers), gates)
+        assert fused_loss == pytest.approx(loss, rel=1e-5)
+        assert_equal_gradients(actual, expected)
+
+
+@pytest.mark.parametrize("normalization", ["pre", "post"])
+def test_with_dropout_kernels_compute_what_their_formulas_do(normalization, monkeypatch):
+    """Each kernel replaced by its specification, which draws the same masks from the counter."""
+    results = []
+    for formulas in (False, True):
+        if formulas:
+            for name in ("add_norm", "bias_gelu"):
+                monkeypatch.setattr(fused_block, name, getattr(reference, name))
+        model = fused_model(normalization=normalization, hidden_dropout=0.3)
+        torch.manual_seed(5)
+        results.append(gradients(model, SOME))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    assert_equal_gradients(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+def test_recomputed_blocks_give_the_same_bits_under_dropout(granularity):
+    gates = draw_gates(
+        Schedule(4, 0.5, temporal="constant"), granularity=granularity, seed=0, step=3, micro_step=0, rows=ROWS
+    )
+    results = []
+    for checkpointing in (False, True):
+        model = fused_model(activation_checkpointing=checkpointing, hidden_dropout=0.2, attention_dropout=0.2)
+        torch.manual_seed(1)
+        results.append(gradients(model, gates))
+    (loss, plain), (loss_again, recomputed) = results
+    assert loss == loss_again
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+def test_dropout_differs_between_sub_layers_blocks_and_forwards():
+    """A stream of zeros through blocks whose sub-layers all give ones: what is dropped shows in the stream."""
+    model = fused_model(num_layers=2, hidden_dropout=0.5)
+    torch.manual_seed(0)
+    losses = {gradients(model, None)[0] for _ in range(3)}
+    assert len(losses) == 3
+
+
+@pytest.mark.parametrize("normalization", ["pre", "post"])
+@pytest.mark.parametrize("pattern", [[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 0]])
+def test_touched_blocks_change_nothing_and_get_zero_gradients(pattern, normalization):
+    loss, expected = gradients(fused_model(normalization=normalization), fixed_gates(pattern, 1.5))
+    touched_loss, actual = gradients(
+        fused_model(normalization=normalization), fixed_gates(pattern, 1.5, touch_when_dropped=True)
+    )
+    assert touched_loss == loss
+    for name, gradient in actual.items():
+        assert torch.equal(gradient, expected[name] if name in expected else torch.zeros_like(gradient)), name
+    assert len(actual) == len(list(make_model(normalization=normalization).parameters()))
+
+
+class Products(TorchDispatchMode):
+    """Rows of every matrix product with a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            left = args[0] if func is torch.ops.aten.mm.default else args[1]
+            self.rows.append(left.shape[0])
+        return func(*args, **(kwargs or {}))
+
+
+def forward_rows(gates, **batch):
+    model = fused_model(num_layers=4, next_sentence_prediction=False)
+    batch = {**make_batch(), **batch, "next_sentence_labels": None, "gates": gates}
+    with torch.no_grad(), Products() as products:
+        model(**batch)
+    return products.rows[: -2 if len(batch["masked_positions"]) else None]  # less the head's two
+
+
+def test_padding_and_dropped_sequences_cost_no_product():
+    tokens, lengths = 16 + 12 + 9 + 16, [16, 12, 9, 16]
+    assert forward_rows(None) == [tokens] * 16
+    assert forward_rows(None, attention_mask=None) == [ROWS * SEQ] * 16
+    assert forward_rows(fixed_gates([1, 0, 0, 1])) == [tokens] * 8
+    kept = [[0, 1, 3], [2], [1, 2]]
+    assert forward_rows(SOME) == [sum(lengths[i] for i in rows) for rows in kept for _ in range(4)]
+
+
+def test_lengths_from_the_host_or_from_the_mask_are_the_same():
+    import numpy as np
+
+    model = fused_model().eval()
+    expected = model(**make_batch())["loss"].item()
+    assert model(**make_batch(), sequence_lengths=np.array([16, 12, 9, 16]))["loss"].item() == expected
+
+
+def test_hidden_states_come_back_padded_with_zeros():
+    batch, model = make_batch(), fused_model().eval()
+    with torch.no_grad():
+        padded = model.encoder(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+        eager = make_model().eval().encoder(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+    assert padded.shape == (ROWS, SEQ, 32)
+    assert not padded[~batch["attention_mask"]].any()
+    assert torch.allclose(padded[batch["attention_mask"]], eager[batch["attention_mask"]], atol=1e-5)
+
+
+def test_bf16_model_follows_its_fp32_self():
+    loss, _ = gradients(make_model(), SOME)
+    model = fused_model().bfloat16()
+    assert gradients(model, SOME)[0] == pytest.approx(loss, rel=0.03)
