@@ -50,6 +50,8 @@ class MicroBatch:
     """Real rows; the others (evaluation only) repeat a row to fill up and have no targets."""
     row_indices: Int64Array
     """`[B]` running indices in the split: which samples these are."""
+    lengths: Int64Array
+    """`[B]` tokens of each row, on the host."""
 
     @property
     def masked_tokens(self) -> int:
@@ -126,4 +128,5 @@ class MicroBatchMaker:
             tokens=int(lengths[:real_rows].sum()),
             rows=real_rows,
             row_indices=row_indices,
+            lengths=lengths,
         )

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 _INTERPRETED_PROGRAMS = 3
-_INTERPRETED_TILES = 4
+_INTERPRETED_TILES = 2
 _WARP_WIDTH = 256
 """Columns that a warp reads in one go: 32 threads, 16 bytes each in a 16-bit dtype."""
 

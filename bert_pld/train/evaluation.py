@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,8 +46,8 @@ def evaluate(model: nn.Module, batches: Iterable[MicroBatch], device: torch.devi
     }
 
 
-def model_inputs(batch: MicroBatch) -> dict[str, torch.Tensor | None]:
-    """The tensors of a micro-batch under the names the model's forward has."""
+def model_inputs(batch: MicroBatch) -> dict[str, Any]:
+    """A micro-batch under the names the model's forward has."""
     return {
         "input_ids": batch.input_ids,
         "token_type_ids": batch.token_type_ids,
@@ -54,4 +55,5 @@ def model_inputs(batch: MicroBatch) -> dict[str, torch.Tensor | None]:
         "masked_positions": batch.masked_positions,
         "masked_labels": batch.masked_labels,
         "next_sentence_labels": batch.next_sentence_labels,
+        "sequence_lengths": batch.lengths,
     }

@@ -1,0 +1,47 @@
+"""Training through the fused kernels (interpreted): the same losses as the eager operations, at every ZeRO stage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from runs import read_metrics, run_pretrain, small_config
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted kernels only")
+
+NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+
+
+def losses(corpus, run_dir, kernels, *, steps, stage=0, ranks=1, granularity="batch", **model):
+    config = small_config(
+        train_batch_size=4,
+        train_micro_batch_size_per_gpu=4 // ranks,
+        model={"kernels": kernels, **NO_DROPOUT, **model},
+        zero_optimization={"stage": stage},
+        progressive_layer_drop={"granularity": granularity},
+        training={"max_steps": steps, "eval_interval": 0, "checkpoint_interval": 0, "log_interval": 1},
+    )
+    run_pretrain(config, corpus, run_dir, ranks=ranks)
+    return np.array(read_metrics(run_dir))
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+def test_thirty_steps_have_the_eager_run_s_losses(granularity, corpus, tmp_path):
+    expected = losses(corpus, tmp_path / "reference", "reference", steps=30, granularity=granularity)
+    actual = losses(corpus, tmp_path / "triton", "triton", steps=30, granularity=granularity)
+    assert expected[:5].mean() > expected[-5:].mean()  # it learns
+    assert actual == pytest.approx(expected, rel=2e-4)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_ranks_at_every_stage_have_the_losses_of_one(stage, corpus, tmp_path):
+    expected = losses(corpus, tmp_path / "one", "reference", steps=6)
+    actual = losses(corpus, tmp_path / "two", "triton", steps=6, stage=stage, ranks=2)
+    assert actual == pytest.approx(expected, rel=1e-4)
+
+
+def test_recomputed_post_norm_blocks_under_accumulation(corpus, tmp_path):
+    options = {"normalization": "post", "activation_checkpointing": True}
+    expected = losses(corpus, tmp_path / "one", "reference", steps=4, granularity="sample", **options)
+    actual = losses(corpus, tmp_path / "two", "triton", steps=4, granularity="sample", **options)
+    assert actual == pytest.approx(expected, rel=1e-4)
