@@ -30,6 +30,7 @@ setup(
         "matplotlib>=3.8",
         "sentencex>=1.0",
         "tqdm>=4.66",
+        "triton>=3.5; platform_system == 'Linux'",
     ],
     extras_require={
         "tensorboard": ["tensorboard>=2.16"],

@@ -3,8 +3,8 @@
 erf:   gelu(u) = u · Φ(u),  Φ(u) = (1 + erf(u / √2)) / 2                        (Hendrycks and Gimpel, arXiv:1606.08415)
 tanh:  gelu(u) = u · (1 + tanh(t)) / 2 = u · σ(2 t),  t = √(2/π) · (u + 0.044715 u³)
 
-The usual fp32 erf takes more instructions than memory leaves time for. Here log2 Φ(−|u|) is a polynomial: fitted to minimise
-the largest error of gelu, which is 5.4e-7 in fp32 over all u, 1.5 times that of torch's erf.
+The usual fp32 erf takes more instructions than memory leaves time for. Here log2 Φ(−|u|) is a polynomial, fitted to
+minimise the largest error of gelu: 5.4e-7 in fp32 over all u, 1.5 times that of torch's erf.
 The specification is `bert_pld.kernels.reference.bias_gelu`.
 """
 
@@ -56,6 +56,7 @@ def bias_gelu_forward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
+    """A tile a program."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
     in_width = columns < WIDTH
@@ -81,6 +82,7 @@ def bias_gelu_backward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
+    """Each program walks down the rows of its columns and leaves its share of the bias's gradient."""
     program = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
     in_width = columns < WIDTH
@@ -140,14 +142,14 @@ def _arguments(tile: Tile, width: int, activation: str) -> dict[str, Any]:
 
 class _BiasGelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, bias, activation):  # type: ignore[no-untyped-def]
+    def forward(ctx, values, bias, activation):
         ctx.save_for_backward(values, bias)
         ctx.activation = activation
         return bias_gelu_forward(values, bias, activation)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad_out):
         values, bias = ctx.saved_tensors
         grad_values, grad_bias = bias_gelu_backward(grad_out, values, bias, ctx.activation)
         return grad_values, grad_bias.to(bias.dtype), None
@@ -155,4 +157,4 @@ class _BiasGelu(torch.autograd.Function):
 
 def bias_gelu(values: Tensor, bias: Tensor, activation: Literal["gelu", "gelu_tanh"]) -> Tensor:
     """`bert_pld.kernels.reference.bias_gelu` as one kernel each way: [T, I] and [I] → [T, I], differentiable once."""
-    return _BiasGelu.apply(values.contiguous(), bias, activation)  # type: ignore[no-untyped-call]
+    return _BiasGelu.apply(values.contiguous(), bias, activation)

@@ -64,6 +64,9 @@ class CounterDropout:
         return self.seed & 0x7FFFFFFF, self.seed >> 31
 
 
+NO_DROPOUT = CounterDropout(0.0)
+
+
 def dropped_levels(probability: float) -> int:
     """Of 2^16 values that a decision's bits can take, how many drop."""
     return round(probability * _LEVELS)

@@ -69,9 +69,10 @@ class TokenLayout:
         return values.new_zeros(shape).flatten(0, 1).index_copy(0, self.positions, values).view(shape)
 
 
-def padded_layout(batch: int, padded_length: int, device: torch.device) -> TokenLayout:
-    """Every sequence takes S rows."""
-    return TokenLayout(np.full(batch, padded_length, np.int64), padded_length, device)
+def padded_layout(input_ids: Tensor) -> TokenLayout:
+    """Of ids [B, S]: every sequence takes S rows."""
+    batch, padded_length = input_ids.shape
+    return TokenLayout(np.full(batch, padded_length, np.int64), padded_length, input_ids.device)
 
 
 def packed_layout(attention_mask: Tensor, lengths: NDArray[np.int64] | None) -> TokenLayout:
@@ -81,7 +82,7 @@ def packed_layout(attention_mask: Tensor, lengths: NDArray[np.int64] | None) -> 
         attention_mask: bool [B, S], True where there is a token.
         lengths: [B] tokens of each sequence, on the host; None asks the mask, and waits for its device.
     """
-    batch, padded_length = attention_mask.shape
+    _batch, padded_length = attention_mask.shape
     if lengths is None:
         lengths = attention_mask.sum(1).cpu().numpy().astype(np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -124,12 +125,12 @@ def kept_layouts(
     cumulative = iter(uploaded[shifts.size :].split([len(edges) for edges in compact_starts]) if packed else [])
 
     result: list[tuple[TokenLayout, RowMap | None]] = []
-    for rows in kept:
-        if rows is None:
+    for block_rows in kept:
+        if block_rows is None:
             result.append((layout, None))
             continue
         own = TokenLayout(
-            layout.lengths[rows],
+            layout.lengths[block_rows],
             layout.padded_length,
             layout.device,
             cumulative_lengths=next(cumulative) if packed else None,

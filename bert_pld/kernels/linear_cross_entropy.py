@@ -31,6 +31,7 @@ def cross_entropy_kernel(
     WRITE_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """One position a program, its logits in pieces: once for the highest and the sum, once more for the gradient."""
     row = tl.program_id(0).to(tl.int64)
     logits = logits_ptr + row * VOCABULARY
     label = tl.load(labels_ptr + row)
@@ -122,7 +123,7 @@ def linear_cross_entropy_forward(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_states, weight, bias, labels, want_gradients):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden_states, weight, bias, labels, want_gradients):
         loss, correct, gradients = linear_cross_entropy_forward(hidden_states, weight, bias, labels, want_gradients)
         if gradients is not None:
             ctx.save_for_backward(*gradients)
@@ -132,7 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_loss, _):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad_loss, _):
         grad_hidden, grad_weight, grad_bias = (gradient * grad_loss for gradient in ctx.saved_tensors)
         return grad_hidden, grad_weight, grad_bias.to(ctx.bias_dtype), None, None
 
@@ -152,4 +153,4 @@ def linear_cross_entropy_sum(
         The summed loss in nats (fp32) and how many labels have the highest logit (int64).
     """
     want_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in (hidden_states, weight, bias))
-    return _LinearCrossEntropy.apply(hidden_states, weight, bias, labels, want_gradients)  # type: ignore[no-untyped-call]
+    return _LinearCrossEntropy.apply(hidden_states, weight, bias, labels, want_gradients)

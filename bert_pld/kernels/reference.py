@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bert_pld.kernels.dropout import CounterDropout, counter_keep_mask, draws_integers, dropped_levels, kept_scale
+from bert_pld.kernels.dropout import (
+    NO_DROPOUT,
+    CounterDropout,
+    counter_keep_mask,
+    draws_integers,
+    dropped_levels,
+    kept_scale,
+)
 from bert_pld.kernels.dropout import dropout as drop_out
 from bert_pld.kernels.linear import linear, needs_widening
 
@@ -93,7 +100,7 @@ class Join:
 
     scale: float = 1.0
     """The gate's 1 / p_l."""
-    dropout: CounterDropout = CounterDropout(0.0)
+    dropout: CounterDropout = NO_DROPOUT
     rows: RowMap | None = None
     """The rows that the sub-layer ran on; None: all."""
 
@@ -124,7 +131,8 @@ def add_norm(
         normed [N, H] and the new stream [T, H].
     """
     if join is not None:
-        assert values is not None and bias is not None
+        assert values is not None
+        assert bias is not None
         dropped = dropped_levels(join.dropout.probability)
         keep = counter_keep_mask(join.dropout, *values.shape).to(values.device)
         branch = (values + bias) * keep * (join.scale * kept_scale(dropped))

@@ -133,7 +133,7 @@ class Encoder(nn.Module):
             hidden_states = run_gated(self.recomputed(block), hidden_states, gate, attention_mask)
         if self.final_norm is not None:
             hidden_states = self.final_norm(hidden_states)
-        return hidden_states.flatten(0, 1), padded_layout(*input_ids.shape, input_ids.device)
+        return hidden_states.flatten(0, 1), padded_layout(input_ids)
 
     def recomputed(self, block: nn.Module) -> Callable[..., Tensor]:
         """The block itself, or the block recomputed in backward, under the very same gate."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bert_pld.config import ModelConfig
 
 
@@ -20,9 +23,13 @@ class ModelFlops:
 
     @property
     def block_per_sequence(self) -> float:
-        """One block on one sequence of S tokens: projections 4H² + 2HI a token, attention 2·S·H a token."""
-        hidden, inner, seq = self.config.hidden_size, self.config.intermediate_size, self.seq_length
-        return 6.0 * seq * (4 * hidden * hidden + 2 * hidden * inner + 2 * seq * hidden)
+        """One block on one sequence of S tokens."""
+        return self.block(np.array([self.seq_length]))
+
+    def block(self, lengths: NDArray[np.int64]) -> float:
+        """One block on sequences of these lengths: projections 4H² + 2HI a token, attention 2·length·H a token."""
+        hidden, inner, tokens = self.config.hidden_size, self.config.intermediate_size, lengths.astype(np.float64)
+        return float((6.0 * tokens * (4 * hidden * hidden + 2 * hidden * inner + 2 * tokens * hidden)).sum())
 
     @property
     def heads_per_sequence(self) -> float:

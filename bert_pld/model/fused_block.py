@@ -1,6 +1,6 @@
 """The switchable block through fused kernels, on flattened tokens.
 
-In a pre-norm block the sub-layer's output does not join the residual stream where it is made: it waits (`values`, `bias`
+In a pre-norm block a sub-layer's output does not join the residual stream where it is made: it waits (`values`, `bias`
 and a `Join`) for the next LayerNorm that reads the stream, which may be the next *kept* block's, and one kernel adds,
 drops out, scales and normalises. So the stream is read once and written once a sub-layer, however many blocks between
 two kept ones were dropped; under sample granularity the same kernel scatters this block's rows and gathers the next's.

@@ -1,4 +1,4 @@
-"""The encoder through fused kernels: tokens without padding, one residual stream, and outputs that wait for a LayerNorm."""
+"""The encoder through fused kernels: tokens without padding, one residual stream, outputs that wait for a LayerNorm."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def encode_fused(
 ) -> tuple[Tensor, TokenLayout]:
     """`Encoder.encode` without padding: [T, H], T tokens."""
     if attention_mask is None:
-        layout = padded_layout(*input_ids.shape, input_ids.device)
+        layout = padded_layout(input_ids)
         stream = encoder.embeddings(input_ids, token_type_ids).flatten(0, 1)
     else:
         layout = packed_layout(attention_mask, sequence_lengths)

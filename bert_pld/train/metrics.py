@@ -42,8 +42,17 @@ class Counters:
 class Metrics:
     """Collects a run's figures and writes them at logging steps."""
 
-    def __init__(self, run_dir: Path, config: RunConfig, train_batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        config: RunConfig,
+        train_batch_size: int,
+        device: torch.device,
+        leaves_padding_out: bool = False,
+    ) -> None:
         self.config, self.train_batch_size, self.device = config, train_batch_size, device
+        self.leaves_padding_out = leaves_padding_out
+        """Whether blocks run on tokens only: what is counted as executed."""
         self.flops = ModelFlops(config.model, config.data.seq_length, config.data.mask_probability)
         self.path = run_dir / METRICS
         self.counters = Counters()
@@ -58,7 +67,7 @@ class Metrics:
     def _reset(self) -> None:
         self._losses = torch.zeros(3, device=self.device)
         self._steps = self._micro_steps = self._tokens = 0
-        self._kept = self._theta = 0.0
+        self._kept = self._theta = self._flops = 0.0
         self._seconds_before = self.counters.seconds
 
     def resume(self, step: int, counters: dict[str, Any]) -> None:
@@ -93,13 +102,18 @@ class Metrics:
         self.non_finite_step = torch.where(is_first, step, self.non_finite_step)
         self._micro_steps += 1
         self._tokens += batch.tokens
-        self._kept += gates.kept_blocks if gates is not None else self.config.model.num_layers
+        kept_blocks = gates.kept_blocks if gates is not None else self.config.model.num_layers
+        self._kept += kept_blocks
+        rows = len(batch.lengths)
+        per_block = self.flops.block(batch.lengths) if self.leaves_padding_out else rows * self.flops.block_per_sequence
+        self._flops += kept_blocks * per_block + rows * self.flops.heads_per_sequence
         self._theta = gates.theta if gates is not None else 1.0
 
     def log(self, step: int, lr: float, grad_norm: float | None) -> None:
         """Write the line of a logging step: means over the steps since the last one. All ranks call it."""
         self.stop_clock()
-        totals = torch.cat([self._losses, torch.tensor([float(self._tokens)], device=self.device)]).double()
+        counted = torch.tensor([self._tokens, self._flops], dtype=torch.float64, device=self.device)
+        totals = torch.cat([self._losses.double(), counted])
         dist.all_reduce(totals)
         world = dist.get_world_size()
         loss, mlm_loss, nsp_loss = (totals[:3] / (self._micro_steps * world)).tolist()
@@ -107,10 +121,7 @@ class Metrics:
         self.counters.tokens += tokens
         seconds = max(self.counters.seconds - self._seconds_before, 1e-9)
         kept_blocks = self._kept / self._micro_steps
-        rows = (
-            self._micro_steps * self.train_batch_size / (self.config.deepspeed["gradient_accumulation_steps"] * world)
-        )
-        tflops = self.flops.per_sequence(kept_blocks) * rows / seconds / 1e12
+        tflops = totals[4].item() / world / seconds / 1e12
         peak = self.config.training.peak_tflops or _known_peak(self.device)
         record = {
             "step": step,

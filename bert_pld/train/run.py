@@ -211,7 +211,8 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
         _load_initial_weights(model, checkpoint)
     model.use_backend(config.model.kernels, device.type)
     engine = _make_engine(config, model)
-    metrics = Metrics(output_dir, config, config.deepspeed["train_batch_size"], device)
+    batch_size = config.deepspeed["train_batch_size"]
+    metrics = Metrics(output_dir, config, batch_size, device, leaves_padding_out=model.encoder.fused)
     writer = CheckpointWriter(output_dir, engine, config, training_rows.manifest, data_dir)
     run = Run(config, engine, metrics, writer, Preemption(), training_rows, validation_rows, device)
     if start is not None:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("rows,width", [(1, 96), (13, 768), (1, 1000), (37, 1024)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 96), (13, 768), (1, 1000), (37, 1024)])
 def test_bias_gelu_and_its_gradients_equal_their_formula(rows, width, dtype, activation, device):
     inputs = [
         3 * random_tensor(rows, width, seed=1, dtype=dtype, device=device),

@@ -25,7 +25,7 @@ def make_inputs(count, hidden, vocabulary, dtype, device):
 
 @pytest.mark.parametrize("chunk", [1, 5, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("count,hidden,vocabulary", [(1, 96, 77), (13, 64, 5000), (13, 1000, 30)])
+@pytest.mark.parametrize(("count", "hidden", "vocabulary"), [(1, 96, 77), (13, 64, 5000), (13, 1000, 30)])
 def test_loss_and_gradients_equal_their_formula(count, hidden, vocabulary, dtype, chunk, device, monkeypatch):
     monkeypatch.setattr(fused, "CHUNK_ELEMENTS", chunk * vocabulary)
     inputs, labels = make_inputs(count, hidden, vocabulary, dtype, device)
@@ -60,7 +60,8 @@ def test_no_positions_give_zero_and_zero_gradients(device):
     leaves = [tensor.requires_grad_() for tensor in inputs]
     loss, correct = fused.linear_cross_entropy_sum(*leaves, labels)
     loss.backward()
-    assert loss.item() == 0.0 and correct.item() == 0
+    assert loss.item() == 0.0
+    assert correct.item() == 0
     assert all(torch.equal(leaf.grad, torch.zeros_like(leaf)) for leaf in leaves)
 
 

@@ -95,7 +95,7 @@ def test_backend_choice_says_why_it_cannot(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "capability,installed,expected",
+    ("capability", "installed", "expected"),
     [((9, 0), True, "triton"), ((7, 0), True, "compiled"), ((9, 0), False, "reference")],
 )
 def test_auto_on_a_gpu_picks_by_capability(capability, installed, expected, monkeypatch):

@@ -1,4 +1,4 @@
-"""The encoder through fused kernels against the eager one: both granularities, with and without padding, every stage."""
+"""The encoder through fused kernels against the eager one: both granularities, with and without padding."""
 
 from __future__ import annotations
 
