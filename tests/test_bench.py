@@ -1,13 +1,17 @@
 """The bench's subjects on tiny sizes: that the figures are there and add up, not how high they are."""
 
 import json
+import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from bert_pld import cli
 from bert_pld.bench import __main__ as bench
-from bert_pld.bench import _contenders, train
+from bert_pld.bench import _contenders, gradient_variance, train
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 TINY = [
     "--num_layers=4", "--hidden_size=32", "--num_attention_heads=2", "--vocab_size=64", "--micro_batch_size=4",
@@ -91,3 +95,80 @@ def test_help_lists_the_subjects(capsys):
     assert "train     Training throughput" in printed
     assert "example:\n  python -m bert_pld.bench train" in printed
     assert "_contenders" not in printed
+
+
+def test_gradient_variance_gives_finite_figures_for_every_setting(tmp_path, capsys):
+    tiny = ["--num_layers=4", "--hidden_size=32", "--num_attention_heads=2", "--vocab_size=64", "--seq_length=16"]
+    settings = ["--micro_batch_sizes=2,4", "--thetas=0.5", "--draws=16", "--trained_steps=2", "--device=cpu"]
+    assert run("gradient_variance", *tiny, *settings, "--json", str(tmp_path / "variance.json")) == 0
+    result = json.loads((tmp_path / "variance.json").read_text())
+    assert gradient_variance.report(result) in capsys.readouterr().out
+    figures = result["figures"]
+    keys = [(one["weights"], one["micro_batch_size"], one["theta"]) for one in figures]
+    assert keys == [("initial", 2, 0.5), ("initial", 4, 0.5), ("trained", 2, 0.5), ("trained", 4, 0.5)]
+    for one in figures:
+        assert one["blocks_expected"] == 2.75
+        assert one["sample"]["blocks_mean"] == pytest.approx(2.75, abs=1 / one["micro_batch_size"])
+        assert one["sample"]["blocks_standard_deviation"] < one["batch"]["blocks_standard_deviation"]
+        for granularity in ("batch", "sample"):
+            assert 0 < one[granularity]["relative_variance"] < math.inf
+            assert list(one[granularity]["by_part"]) == list(gradient_variance.PARTS)
+        assert one["ratio"] == one["batch"]["relative_variance"] / one["sample"]["relative_variance"]
+    assert all(0 < one["relative_variance"] < 1 for one in result["between_batches"])
+    assert run("gradient_variance", "--draws=20") == 1
+    assert "--draws 20: must be a multiple of 8, at least 16" in capsys.readouterr().err
+
+
+def test_streaming_moments_are_those_of_the_stored_vectors():
+    generator = torch.Generator().manual_seed(0)
+    vectors = 5.0 + torch.randn(64, 7, generator=generator, dtype=torch.float64)
+    moments = gradient_variance.StreamingMoments()
+    for vector in vectors:
+        moments.add(vector)
+    assert moments.variance == pytest.approx(vectors.var(dim=0).sum().item())
+    assert torch.allclose(moments.mean, vectors.mean(dim=0))
+    parts = ({"head": vector[:3], "embeddings": vector[3:]} for vector in vectors)
+    of_parts = gradient_variance._moments(parts, draws=64)
+    within = [chunk.var(dim=0).sum() for chunk in vectors.chunk(8)]
+    assert of_parts["variance"] == pytest.approx(sum(within).item() / 8)
+    squared = vectors.mean(dim=0).square().sum().item() - of_parts["variance"] / 64
+    assert of_parts["relative_variance"] == pytest.approx(of_parts["variance"] / squared)
+
+
+def markdown_tables(path):
+    """Each table of a page: its header and its rows, as lists of cells."""
+    tables, previous = [], ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|"):
+            if not previous.startswith("|"):
+                tables.append((cells, []))
+            elif set(line) - set("|-: "):
+                tables[-1][1].append(cells)
+        previous = line
+    return tables
+
+
+def test_documented_gradient_variance_is_the_committed_one():
+    result = json.loads((DOCS / "results" / "gradient_variance_cpu.json").read_text())
+    of = {(one["weights"], str(one["micro_batch_size"]), f"{one['theta']:g}"): one for one in result["figures"]}
+    between = {(b["weights"], str(b["micro_batch_size"])): b["relative_variance"] for b in result["between_batches"]}
+    whole, by_part = (
+        rows for header, rows in markdown_tables(DOCS / "pld.md") if header[:2] == ["weights", "sequences"]
+    )
+    assert [tuple(row[:3]) for row in whole] == list(of)
+    for row in whole:
+        one = of[tuple(row[:3])]
+        assert float(row[3]) == pytest.approx(one["batch"]["relative_variance"], abs=6e-4)
+        assert float(row[4]) == pytest.approx(one["sample"]["relative_variance"], abs=6e-4)
+        assert float(row[5].split(" ± ")[0]) == pytest.approx(one["ratio"], abs=6e-3)
+        assert float(row[6]) == pytest.approx(between[tuple(row[:2])], abs=6e-3)
+        for cell, granularity in zip(row[7:], ("batch", "sample"), strict=True):
+            depth = [one[granularity]["blocks_mean"], one[granularity]["blocks_standard_deviation"]]
+            assert [float(number) for number in cell.split(" ± ")] == pytest.approx(depth, abs=6e-3)
+    assert len(by_part) > 0
+    for row in by_part:
+        ratios = of[tuple(row[:3])]["ratio_by_part"]
+        assert [float(cell) for cell in row[3:]] == pytest.approx(
+            [ratios[p] for p in gradient_variance.PARTS], abs=6e-3
+        )

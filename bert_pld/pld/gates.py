@@ -2,7 +2,8 @@
 
 No global generator is read or advanced, so all ranks agree without a message, a resumed run draws the same gates, and
 activation checkpointing, which is handed the same `BlockGate` again, recomputes the same blocks. A block is sampled
-and scaled with one and the same p_l, so that E[gate / p_l] = 1 (the published code scaled with the next block's).
+and scaled with one and the same p_l, so that E[gate / p_l] = 1 (the published code scaled with the next block's); and
+for any set of different blocks the expectation of the product of a row's scaled gates is 1, at both granularities.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class BlockGate:
     keep: bool
     """Whether the block runs at all."""
     scale: float
-    """What its sub-layers' outputs are multiplied with: 1 / keep_probability."""
+    """What its sub-layers' outputs are multiplied with: 1 / keep_probability; at sample granularity rows / k for a
+    block that runs on k of them."""
     keep_probability: float
     rows: torch.Tensor | None = None
     """int64 [k], ascending: the rows the block runs on. None: all."""
@@ -79,8 +81,10 @@ def draw_gates(
     Args:
         schedule: gives p_l at this step.
         granularity: `batch`: each block is kept for all rows or for none, P[keep] = p_l, independently. `sample`:
-            block l runs on k_l of the rows, k_l the systematic rounding of rows · p_l, so that E[k_l] = rows · p_l and
-            Σ k_l varies by at most one between micro-batches.
+            block l runs on k_l of the rows with the scale rows / k_l, k_l the systematic rounding of rows · p_l, so
+            that E[k_l] = rows · p_l and Σ k_l varies by at most one between micro-batches. A block with
+            rows · p_l < 1, which may run on none, is drawn independently of the others and scaled with 1 / p_l; its
+            row comes on top of that constant sum.
         seed: of the gates, in [0, 2^32).
         step: optimizer step, from 0.
         micro_step: micro-batch within the step, from 0.
@@ -121,23 +125,32 @@ def _draw_for_samples(
     device: torch.device | str,
 ) -> list[BlockGate]:
     # Systematic sampling: k_l = floor(c_l + u) − floor(c_{l−1} + u), with c_l = Σ_{j ≤ l} rows · p_j and one u for all.
-    offset = float(to_unit_interval(random_words(seed, Stream.GATES, 0, micro_step, step)[0]))
-    edges = np.floor(np.concatenate([[0.0], np.cumsum(np.asarray(probabilities) * rows)]) + offset).astype(np.int64)
-    counts = np.minimum(np.diff(edges), rows)
+    # It couples the counts, so 1 / p_l would bias products over blocks; given the counts, the blocks' rows are
+    # independent and each row's chance is k_l / rows, so rows / k_l does not.
+    expected = np.asarray(probabilities) * rows
+    never_empty = expected >= 1.0
+    coupled, single = random_words(seed, Stream.GATES, np.arange(len(probabilities)), micro_step, step)[:2]
+    ends = np.concatenate([[0.0], np.cumsum(np.where(never_empty, expected, 0.0))])
+    counts = np.minimum(np.diff(np.floor(ends + to_unit_interval(coupled)[0]).astype(np.int64)), rows)
+    counts = np.where(never_empty, counts, to_unit_interval(single) < expected)
+    scales = np.where(never_empty & (counts > 0), rows / np.maximum(counts, 1), 1.0 / np.asarray(probabilities))
     block, row = np.ogrid[: len(probabilities), first_row : first_row + rows]
     priority = random_words(seed, Stream.GATE_ROWS, row, block, step, micro_step)[0]
     ranked = np.argsort(priority, axis=1, kind="stable")
     chosen = [np.sort(ranked[index, :count]) for index, count in enumerate(counts)]
-    uploaded = torch.from_numpy(np.concatenate(chosen)).to(device, non_blocking=True).split(counts.tolist())
+    together = torch.from_numpy(np.concatenate(chosen))
+    if torch.device(device).type == "cuda":
+        together = together.pin_memory()
+    uploaded = together.to(device, non_blocking=True).split(counts.tolist())
     return [
         BlockGate(
             keep=bool(count),
-            scale=1.0 / p,
+            scale=scale,
             keep_probability=p,
             rows=None if count == rows else index,
             host_rows=None if count == rows else host,
         )
-        for count, p, index, host in zip(counts, probabilities, uploaded, chosen, strict=True)
+        for count, scale, p, index, host in zip(counts, scales.tolist(), probabilities, uploaded, chosen, strict=True)
     ]
 
 
