@@ -1,4 +1,4 @@
-"""What only a GPU can tell: mixed precision, compiled blocks, dropped blocks under ZeRO 3, exact resume."""
+"""What only a GPU can tell: mixed precision, compiled and fused blocks, dropped blocks under ZeRO 3, exact resume."""
 
 from __future__ import annotations
 
@@ -38,20 +38,37 @@ def test_precisions_and_stages_follow_the_fp32_run(precision, granularity, stage
     assert actual == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 0.03)
 
 
-def test_compiled_blocks_train_as_the_reference(corpus, tmp_path):
+@pytest.mark.parametrize("backend", ["compiled", "triton"])
+def test_faster_backends_train_as_the_reference(backend, corpus, tmp_path):
     runs = {
         kernels: losses(
             small_config(model={"hidden_dropout": 0.0, "attention_dropout": 0.0, "kernels": kernels}),
             corpus,
             tmp_path / kernels,
         )
-        for kernels in ("reference", "compiled")
+        for kernels in ("reference", backend)
     }
-    assert runs["compiled"] == pytest.approx(runs["reference"], rel=1e-3)
+    assert runs[backend] == pytest.approx(runs["reference"], rel=1e-3)
 
 
-def test_resumed_bf16_run_repeats_its_losses_bitwise(corpus, tmp_path):
-    config = small_config(zero_optimization={"stage": 1}, bf16={"enabled": True}, model={"kernels": "reference"})
+@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_fused_blocks_in_16_bits_follow_the_fp32_run(precision, granularity, stage, corpus, tmp_path):
+    common = {
+        "model": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
+        "progressive_layer_drop": {"granularity": granularity},
+    }
+    expected = losses(small_config(**common), corpus, tmp_path / "fp32")
+    actual = losses(
+        small_config(**common, zero_optimization={"stage": stage}, **PRECISIONS[precision]), corpus, tmp_path / "run"
+    )
+    assert actual == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "triton"])
+def test_resumed_bf16_run_repeats_its_losses_bitwise(kernels, corpus, tmp_path):
+    config = small_config(zero_optimization={"stage": 1}, bf16={"enabled": True}, model={"kernels": kernels})
     run_dir = tmp_path / "run"
     whole = losses(config, corpus, run_dir).tolist()
     for checkpoint in list_checkpoints(run_dir / "checkpoints")[:2]:

@@ -1,0 +1,122 @@
+"""The whole model through compiled Triton kernels on a GPU, against eager torch there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_bert import fixed_gates, make_batch, make_model
+
+from bert_pld.config import load_config
+from bert_pld.model import BertForPreTraining
+from bert_pld.pld import BlockGate, Schedule, draw_gates
+
+pytestmark = pytest.mark.gpu
+
+BASE = {"preset": "base", "num_layers": 4, "vocab_size": 8192, "next_sentence_prediction": True}
+
+
+def sample_gates(device):
+    rows = ([0, 1, 3], [2], [], [1, 2])
+    return [
+        BlockGate(keep=bool(kept), scale=1.5, keep_probability=0.67, rows=torch.tensor(kept, device=device))
+        for kept in rows
+    ]
+
+
+def step(model, gates, batch, dtype=torch.float32):
+    model = model.to("cuda", dtype).train()
+    batch = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    outputs = model(**batch, gates=gates)
+    outputs["loss"].backward()
+    return outputs["loss"].item(), {
+        name: parameter.grad.float() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+
+
+def relative_error(actual, expected):
+    """Of all gradients together, and the worst single one's."""
+    assert actual.keys() == expected.keys()
+    total = sum((actual[n] - expected[n]).square().sum() for n in expected).sqrt()
+    return (total / sum(g.square().sum() for g in expected.values()).sqrt()).item()
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
+@pytest.mark.parametrize("granularity", ["none", "batch", "sample"])
+@pytest.mark.parametrize("normalization", ["pre", "post"])
+def test_small_model_in_fp32_has_the_eager_loss_and_gradients(normalization, granularity, padded):
+    results = []
+    for backend in ("reference", "triton"):
+        model = make_model(normalization=normalization)
+        model.use_backend(backend, "cuda")
+        gates = {"none": None, "batch": fixed_gates([1, 0, 1, 1], 1.5), "sample": sample_gates("cuda")}[granularity]
+        results.append(step(model, gates, make_batch(padded=padded)))
+    (loss, expected), (fused_loss, actual) = results
+    assert fused_loss == pytest.approx(loss, rel=1e-5)
+    assert relative_error(actual, expected) < 1e-4
+
+
+def base_batch(rows=16, seq=128):
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(20, seq + 1, (rows,), generator=generator)
+    mask = torch.arange(seq) < lengths[:, None]
+    positions = (mask & (torch.rand(rows, seq, generator=generator) < 0.15)).flatten().nonzero().squeeze(1)
+    return {
+        "input_ids": torch.randint(5, 8192, (rows, seq), generator=generator),
+        "token_type_ids": torch.zeros(rows, seq, dtype=torch.int64),
+        "attention_mask": mask,
+        "masked_positions": positions,
+        "masked_labels": torch.randint(5, 8192, (len(positions),), generator=generator),
+        "next_sentence_labels": torch.randint(0, 2, (rows,), generator=generator),
+        "sequence_lengths": lengths.numpy(),
+    }
+
+
+def base_model(backend, **options):
+    config = load_config({"model": {**BASE, "hidden_dropout": 0.0, "attention_dropout": 0.0, **options}})
+    torch.manual_seed(0)
+    model = BertForPreTraining(config.model)
+    model.use_backend(backend, "cuda")
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+def test_base_width_in_16_bits_is_no_further_from_fp32_than_eager_is(granularity, dtype):
+    schedule = Schedule(4, 0.5, temporal="constant")
+    gates = draw_gates(schedule, granularity=granularity, seed=3, step=1, micro_step=0, rows=16, device="cuda")
+    loss, exact = step(base_model("reference"), gates, base_batch())
+    eager_loss, eager = step(base_model("reference"), gates, base_batch(), dtype)
+    fused_loss, fused = step(base_model("triton"), gates, base_batch(), dtype)
+    assert abs(fused_loss - loss) <= 2 * abs(eager_loss - loss) + 2e-3
+    assert relative_error(fused, exact) <= 1.5 * relative_error(eager, exact)
+
+
+def test_recomputed_blocks_give_the_same_bits_under_dropout():
+    results = []
+    for checkpointing in (False, True):
+        model = base_model("triton", activation_checkpointing=checkpointing, hidden_dropout=0.1, attention_dropout=0.1)
+        torch.manual_seed(1)
+        results.append(step(model, None, base_batch(), torch.bfloat16))
+    (loss, plain), (loss_again, recomputed) = results
+    assert loss == pytest.approx(loss_again, rel=1e-6)
+    # FlashAttention's backward adds in an order of its own: equal up to that.
+    assert relative_error(recomputed, plain) < 1e-2
+
+
+def test_no_forward_or_backward_waits_for_the_device():
+    model = base_model("triton", hidden_dropout=0.1, attention_dropout=0.1).to("cuda", torch.bfloat16).train()
+    batch = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in base_batch().items()}
+    schedule = Schedule(4, 0.5, temporal="constant")
+
+    def one_step(index):
+        gates = draw_gates(schedule, granularity="sample", seed=3, step=index, micro_step=0, rows=16, device="cuda")
+        model(**batch, gates=gates)["loss"].backward()
+
+    for index in range(3):
+        one_step(index)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        one_step(3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
