@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import bert_pld.bench
-from bert_pld.cli import make_parser, run
+from bert_pld.cli import make_parser, run_as_rank
 
 
 def subjects() -> dict[str, str]:
@@ -55,4 +55,4 @@ def main(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     subject = sys.argv[1] if len(sys.argv) > 1 else None
     parser = build_parser(subject)
-    run(main, parser, sys.argv[2:] if subject in subjects() else None)
+    run_as_rank(main, parser, sys.argv[2:] if subject in subjects() else None)

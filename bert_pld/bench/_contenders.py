@@ -1,121 +1,182 @@
-"""What `bench train` compares: one model in several classes and backends, on the same random tokens."""
+"""What `bench train` compares: Hugging Face's classes, DeepSpeed's layer, our backends, and ours under PLD."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from bert_pld.bench._batches import Batch
+from bert_pld.bench._deepspeed_engine import make_engine
+from bert_pld.bench._deepspeed_layer import use_deepspeed_blocks
+from bert_pld.bench._timing import PeakMemory, StepClock, allocated_bytes, synchronize
 from bert_pld.config import ModelConfig
+from bert_pld.kernels import select_backend
 from bert_pld.model.bert import BertForPreTraining
 from bert_pld.model.hugging_face import to_hugging_face
 from bert_pld.pld.gates import Gates
 
-CONTENDERS = ("hugging_face", "reference", "compiled", "pld_batch", "pld_sample")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""Of the whole model, as DeepSpeed casts it."""
-MASK_PROBABILITY = 0.15
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Random tokens in both classes' forms; no row has padding."""
-
-    input_ids: Tensor
-    token_type_ids: Tensor
-    masked_positions: Tensor
-    masked_labels: Tensor
-    labels: Tensor
-    """[B, S], -100 where nothing is masked."""
-    next_sentence_labels: Tensor
+HUGGING_FACE: dict[str, Literal["pre", "post"]] = {"hf_bert": "post", "hf_megatron": "pre"}
+"""Their eager contenders, with the normalization that each class has."""
+OURS = ("reference", "compiled", "triton")
+PLD = ("pld_batch", "pld_sample")
+CONTENDERS = (
+    *(f"{name}{suffix}" for name in HUGGING_FACE for suffix in ("", "_compiled")),
+    "deepspeed_transformer",
+    *OURS,
+    *PLD,
+)
+Forward = Callable[[Any, Batch, int], Tensor]
 
 
 @dataclasses.dataclass
 class Contender:
-    """One way to train, with its model, optimizer and measured rounds."""
+    """One way to train: its engine, and what was measured of it."""
 
     name: str
     dtype: str
-    model: nn.Module
-    forward: Callable[[nn.Module, Batch, int], Tensor]
-    """(model, batch, step within the round) → loss."""
-    optimizer: torch.optim.Optimizer
-    round_seconds: list[float] = dataclasses.field(default_factory=list)
+    backend: str
+    """What runs the blocks: eager, compiled, deepspeed, or one of ours."""
+    attention: str
+    engine: Any
+    forward: Forward
+    """(engine, batch, step within the round) → loss."""
+    warmup_seconds: float = 0.0
+    """Compilation included."""
+    warmup_skipped_steps: int = 0
+    """Of the warm-up, that a loss scale too high for fp16 cost the optimizer."""
+    first_loss: float | None = None
+    resident_bytes: int | None = None
+    """Of parameters, optimizer states and whatever else stays between steps."""
+    rise_bytes: list[int] = dataclasses.field(default_factory=list)
+    """Of each round: how far memory rose over that."""
+    step_seconds: list[list[float]] = dataclasses.field(default_factory=list)
+    """Of each round's steps."""
+
+    @property
+    def round_seconds(self) -> list[float]:
+        """Seconds of each round."""
+        return [sum(steps) for steps in self.step_seconds]
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Memory at its highest, as if no other contender were there; None on a CPU."""
+        return None if self.resident_bytes is None else self.resident_bytes + max(self.rise_bytes, default=0)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Measured steps whose optimizer did nothing, as a gradient overflowed."""
+        return self.engine.skipped_steps - self.warmup_skipped_steps
+
+    def train_step(self, batch: Batch, step: int) -> Tensor:
+        """Forward, backward, optimizer."""
+        loss = self.forward(self.engine, batch, step)
+        self.engine.backward(loss)
+        self.engine.step()
+        return loss
+
+    def warm_up(self, batches: Sequence[Batch], warmup_steps: int, steps_per_round: int) -> None:
+        """Steps before the measurement; what compiles kernels by shape sees a whole round's batches and gates."""
+        steps = warmup_steps if self.backend in ("eager", "reference") else max(warmup_steps, steps_per_round)
+        started = time.perf_counter()
+        for step in range(steps):
+            loss = self.train_step(batches[step % len(batches)], step % steps_per_round)
+            if step == 0:
+                self.first_loss = loss.item()
+        synchronize(self.engine.device)
+        self.warmup_seconds = time.perf_counter() - started
+        self.warmup_skipped_steps = self.engine.skipped_steps
+
+    def measure_round(self, batches: Sequence[Batch], steps: int) -> None:
+        """Time one turn of `steps` steps."""
+        device = self.engine.device
+        memory, clock = PeakMemory(device), StepClock(device)
+        for step in range(steps):
+            self.train_step(batches[step % len(batches)], step)
+            clock.mark()
+        self.step_seconds.append(clock.seconds())
+        rise = memory.rise_bytes()
+        if rise is not None:
+            self.rise_bytes.append(rise)
 
 
-def random_batch(config: ModelConfig, rows: int, seq: int, device: torch.device, seed: int) -> Batch:
-    """B = `rows` sequences of S = `seq` random tokens, `MASK_PROBABILITY` of them masked in each row."""
-    generator = torch.Generator().manual_seed(seed)
-    assert config.vocab_size is not None
-    input_ids = torch.randint(1, config.vocab_size, (rows, seq), generator=generator)
-    # The same number in each row, at random positions.
-    targets = max(round(MASK_PROBABILITY * seq), 1)
-    columns = torch.rand(rows, seq, generator=generator).argsort(dim=1)[:, :targets].sort(dim=1).values
-    labels = torch.full((rows, seq), -100).scatter(1, columns, input_ids.gather(1, columns))
-    positions = (columns + torch.arange(rows)[:, None] * seq).flatten()
-    tensors = (
-        input_ids,
-        (torch.arange(seq) >= seq // 2).long().expand(rows, seq).contiguous(),
-        positions,
-        input_ids.flatten()[positions],
-        labels,
-        torch.randint(0, 2, (rows,), generator=generator),
-    )
-    return Batch(*(tensor.to(device) for tensor in tensors))
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What all contenders have in common."""
+
+    config: ModelConfig
+    rows: int
+    seq: int
+    device: torch.device
+    deepspeed: Mapping[str, Mapping[str, Any]]
+    """The DeepSpeed configuration by dtype."""
+    gates: Mapping[str, Sequence[Gates]]
+    """Of a round's steps, for each PLD contender."""
+    pld_kernels: str
 
 
-def make_contender(
-    name: str, dtype: str, config: ModelConfig, gates: dict[str, list[Gates]], device: torch.device
+def prepare_contender(
+    name: str, dtype: str, setup: Setup, batches: Sequence[Batch], warmup_steps: int, steps_per_round: int
 ) -> Contender:
-    """A contender by its name in `CONTENDERS`; all start from the same weights. `gates`: of the steps of a round."""
-    torch.manual_seed(0)
-    model: nn.Module = BertForPreTraining(config)
-    forward = _forward_hugging_face
-    if name == "hugging_face":
-        model = _as_hugging_face(model)
+    """A contender by its name in `CONTENDERS`, warmed up; all of one normalization start from the same weights.
+
+    Raises:
+        ValueError: it cannot run here, and why.
+    """
+    before = allocated_bytes(setup.device)
+    model: nn.Module
+    if name.startswith("hf_"):
+        model, backend, attention = _make_hugging_face(name, setup)
+        forward: Forward = forward_hugging_face
     else:
-        drawn = gates.get(name)
-        model.encoder.use_backend("compiled" if name == "compiled" else "reference", device.type)
+        model, backend, attention = _make_ours(name, dtype, setup)
+        forward = _forward_with(setup.gates.get(name))
+    engine = make_engine(model.to(setup.device).train(), setup.deepspeed[dtype])
+    contender = Contender(name, dtype, backend, attention, engine, forward)
+    contender.warm_up(batches, warmup_steps, steps_per_round)
+    after = allocated_bytes(setup.device)
+    contender.resident_bytes = None if before is None or after is None else after - before
+    return contender
 
-        def forward(model: nn.Module, batch: Batch, step: int) -> Tensor:
-            return _forward_ours(model, batch, None if drawn is None else drawn[step])
 
-    model.to(device, DTYPES[dtype]).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    return Contender(name, dtype, model, forward, optimizer)
-
-
-def _as_hugging_face(model: nn.Module) -> nn.Module:
-    """The stock class with the same weights and its default attention."""
+def as_hugging_face(model: BertForPreTraining) -> nn.Module:
+    """The stock class with the same weights; SDPA where the class has it, else its own attention."""
     import transformers
 
     hf_config, state = to_hugging_face(model.state_dict(), model.config)
-    theirs = getattr(transformers, hf_config.architectures[0])(hf_config)
+    cls = getattr(transformers, hf_config.architectures[0])
+    theirs = cls._from_config(hf_config, attn_implementation="sdpa" if cls._supports_sdpa else "eager")
     theirs.load_state_dict(state, strict=False)
     return theirs
 
 
-def _forward_hugging_face(model: nn.Module, batch: Batch, step: int) -> Tensor:
+def forward_hugging_face(model: nn.Module, batch: Batch, step: int = 0) -> Tensor:
+    """Their loss, as users run it: the MLM head on all positions."""
+    mask = batch.attention_mask
     return model(
         input_ids=batch.input_ids,
         token_type_ids=batch.token_type_ids,
+        attention_mask=None if mask is None else mask.long(),
         labels=batch.labels,
         next_sentence_label=batch.next_sentence_labels,
     ).loss
 
 
-def _forward_ours(model: nn.Module, batch: Batch, gates: Gates | None) -> Tensor:
+def forward_ours(model: nn.Module, batch: Batch, gates: Gates | None = None) -> Tensor:
+    """Our loss, under explicit gates."""
     return model(
         batch.input_ids,
         batch.token_type_ids,
-        None,
+        batch.attention_mask,
         batch.masked_positions,
         batch.masked_labels,
         batch.next_sentence_labels,
         gates=gates,
+        sequence_lengths=None if batch.attention_mask is None else batch.sequence_lengths,
     )["loss"]
 
 
@@ -124,31 +185,36 @@ def loss_difference(config: ModelConfig, batch: Batch, device: torch.device) -> 
     """How far the two classes' losses are apart, in evaluation and fp32: that they compute the same is checked here."""
     torch.manual_seed(0)
     ours = BertForPreTraining(config).eval()
-    theirs = _as_hugging_face(ours).to(device).eval()
-    difference = _forward_ours(ours.to(device), batch, None) - _forward_hugging_face(theirs, batch, 0)
+    theirs = as_hugging_face(ours).to(device).eval()
+    difference = forward_ours(ours.to(device), batch) - forward_hugging_face(theirs, batch)
     return abs(difference.item())
 
 
-def train_step(contender: Contender, batch: Batch, step: int, device: torch.device) -> None:
-    """Forward, backward, optimizer; a dropped block's parameters step with zero gradients, as under DeepSpeed."""
-    contender.forward(contender.model, batch, step).backward()
-    for parameter in contender.model.parameters():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    contender.optimizer.step()
-    contender.optimizer.zero_grad(set_to_none=True)
+def _make_hugging_face(name: str, setup: Setup) -> tuple[nn.Module, str, str]:
+    eager = name.removesuffix("_compiled")
+    config = dataclasses.replace(setup.config, normalization=HUGGING_FACE[eager])
+    if name != eager:
+        select_backend("compiled", setup.device.type, config.hidden_size)
+    torch.manual_seed(0)
+    model = as_hugging_face(BertForPreTraining(config))
+    if name != eager:
+        model.compile()
+    return model, "eager" if name == eager else "compiled", model.config._attn_implementation
 
 
-def time_round(contender: Contender, batches: list[Batch], steps: int, device: torch.device) -> float:
-    """Seconds that a round of `steps` steps takes."""
-    started = now(device)
-    for step in range(steps):
-        train_step(contender, batches[step % len(batches)], step, device)
-    return now(device) - started
+def _make_ours(name: str, dtype: str, setup: Setup) -> tuple[nn.Module, str, str]:
+    torch.manual_seed(0)
+    model = BertForPreTraining(setup.config)
+    if name == "deepspeed_transformer":
+        use_deepspeed_blocks(model, setup.rows, setup.seq, dtype, setup.device)
+        return model, "deepspeed", "deepspeed"
+    backend = select_backend(setup.pld_kernels if name in PLD else name, setup.device.type, setup.config.hidden_size)
+    model.use_backend(backend, setup.device.type)
+    return model, backend, "sdpa"
 
 
-def now(device: torch.device) -> float:
-    """Wall-clock seconds, once the device has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def _forward_with(gates: Sequence[Gates] | None) -> Forward:
+    def forward(engine: Any, batch: Batch, step: int) -> Tensor:
+        return forward_ours(engine, batch, None if gates is None else gates[step])
+
+    return forward

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bert_pld.bench._contenders import MASK_PROBABILITY
+from bert_pld.bench._batches import MASK_PROBABILITY
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.model.bert import BertForPreTraining
 from bert_pld.pld.gates import Gates, draw_gates

@@ -1,42 +1,51 @@
-"""Training throughput: Hugging Face's class, ours, and ours with PLD at its limit.
+"""Training throughput: Hugging Face's classes, DeepSpeed's layer, our backends, and ours with PLD at its limit.
 
-All contenders start from the same weights, see the same random tokens, drop out alike and step the same fused AdamW.
-They take turns, A B C A B C …, so that whatever else the machine does falls on all of them; a ratio is the median over
-rounds of the ratio within a round. The PLD contenders run θ constant, on the same gate draws every round.
+All contenders run under one DeepSpeed configuration, see the same random tokens and drop out alike; those of one
+normalization start from the same weights. They take turns, A B C A B C …, so that whatever else the machine does falls
+on all of them; a ratio is the median over rounds of the ratio within a round. The PLD contenders run θ constant, on the
+same gate draws every round, drawn beforehand.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import statistics
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from bert_pld.bench._batches import Batch, random_batch
 from bert_pld.bench._contenders import (
     CONTENDERS,
-    DTYPES,
-    MASK_PROBABILITY,
+    HUGGING_FACE,
+    PLD,
     Contender,
+    Setup,
     loss_difference,
-    make_contender,
-    now,
-    random_batch,
-    time_round,
-    train_step,
+    prepare_contender,
 )
+from bert_pld.bench._deepspeed_engine import DTYPES, deepspeed_json, single_rank
+from bert_pld.bench._figures import RoundFlops, figures_of, report
+from bert_pld.bench._timing import matmul_gflops
 from bert_pld.config import ModelConfig, load_config
-from bert_pld.model.flops import ModelFlops
+from bert_pld.kernels import BACKENDS
 from bert_pld.pld.gates import Gates, draw_gates
 from bert_pld.pld.schedule import Schedule
 
+__all__ = ["EXAMPLE", "add_arguments", "measure", "report"]
 EXAMPLE = "python -m bert_pld.bench train --model_preset small --dtypes fp32 --json train.json"
+_ALIAS = "hugging_face"
+"""The class of theirs with our normalization."""
+_DEFAULT_ON_CPU = ("hf_bert", "hf_megatron", "reference", "pld_batch", "pld_sample")
 _BATCHES = 4
 _SLOW_MATMUL = 0.1
-"""Where a dtype's matrix products run at less than this share of fp32's, Hugging Face's class, which does not widen
-them, is left out unless forced: a step takes minutes."""
+"""Where a dtype's matrix products run at less than this share of fp32's, Hugging Face's classes, which do not widen
+them, are left out unless forced: a step takes minutes."""
+_RECOMPILATIONS = 64
+"""Of one function, for all contenders together; past them torch.compile would quietly run it eagerly."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,16 +62,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocab_size", type=int, default=8192)
     parser.add_argument("--micro_batch_size", type=int, default=16, help="sequences (default 16)")
     parser.add_argument("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
-    parser.add_argument("--dtypes", default="fp32,bf16", help="of fp32, bf16 (the whole model); default both")
-    default = [name for name in CONTENDERS if name != "compiled"]
+    parser.add_argument("--padding", type=float, default=0.0, help="share of padding, below 0.5 (default 0)")
     parser.add_argument(
-        "--contenders", default=",".join(default), help=f"of {', '.join(CONTENDERS)} (default: all but compiled)"
+        "--dtypes", help=f"of {', '.join(DTYPES)} (the whole model); default bf16 on a GPU, fp32,bf16 on a CPU"
+    )
+    parser.add_argument(
+        "--contenders",
+        help=f"of {', '.join(CONTENDERS)}; or {_ALIAS}: their class with our normalization"
+        f" (default: all on a GPU; on a CPU {','.join(_DEFAULT_ON_CPU)})",
+    )
+    parser.add_argument("--zero_stage", type=int, choices=(0, 1, 2), default=1, help="of all contenders (default 1)")
+    parser.add_argument(
+        "--pld_kernels", choices=(*BACKENDS, "auto"), default="auto", help="backend of the PLD contenders"
     )
     parser.add_argument("--theta", type=float, default=0.5, help="θ of the PLD contenders (default 0.5)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default 5)")
     parser.add_argument("--steps_per_round", type=int, default=6, help="steps, and gate draws, a turn (default 6)")
-    parser.add_argument("--warmup_steps", type=int, default=2, help="steps of each contender before (default 2)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--warmup_steps", type=int, default=2, help="steps of each contender before; a whole turn where it compiles"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--force", action="store_true", help="measure Hugging Face even where products crawl")
 
 
@@ -70,67 +89,131 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure all contenders in all dtypes.
 
     Returns:
-        JSON-ready: the set-up, `matmul_gflops` a dtype, `skipped`, `gates` and one entry of `contenders` for each.
+        JSON-ready: the set-up, the DeepSpeed configuration and `matmul_gflops` a dtype, one entry of `contenders` for
+        each that ran and one of `skipped`, with the reason, for each that did not.
 
     Raises:
-        ValueError: an unknown dtype or contender, or sizes that do not fit.
+        ValueError: an unknown dtype or contender, sizes that do not fit, or nothing that can run here.
     """
-    dtypes = _chosen("--dtypes", options.dtypes, tuple(DTYPES))
-    names = _chosen("--contenders", options.contenders, CONTENDERS)
+    on_gpu = options.device == "cuda"
+    dtypes = _chosen("--dtypes", options.dtypes or ("bf16" if on_gpu else "fp32,bf16"), tuple(DTYPES))
+    names = _chosen(
+        "--contenders",
+        options.contenders or ",".join(CONTENDERS if on_gpu else _DEFAULT_ON_CPU),
+        (_ALIAS, *CONTENDERS),
+    )
     for key in ("rounds", "steps_per_round", "micro_batch_size"):
         if getattr(options, key) < 1:
             raise ValueError(f"--{key} {getattr(options, key)}: must be at least 1")
-    device = torch.device(options.device)
+    if not 0 <= options.padding < 0.5:
+        raise ValueError(f"--padding {options.padding:g}: must be from 0 to below 0.5")
+    if on_gpu and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine has no GPU")
+    if "fp16" in dtypes and not on_gpu:
+        raise ValueError("--dtypes fp16: a CPU cannot train in fp16; use fp32 or bf16, or a GPU")
     config = _model_config(options)
-    flops = ModelFlops(config, options.seq_length, MASK_PROBABILITY)
-    gates = _draw_all_gates(options, config.num_layers, device)
-    batches = [
-        random_batch(config, options.micro_batch_size, options.seq_length, device, seed) for seed in range(_BATCHES)
-    ]
+    matching = next(name for name, normalization in HUGGING_FACE.items() if normalization == config.normalization)
+    names = list(dict.fromkeys(matching if name == _ALIAS else name for name in names))
+    with single_rank(options.device) as device, _recompiling():
+        return _measure(options, config, names, dtypes, device)
 
+
+def _measure(
+    options: argparse.Namespace, config: ModelConfig, names: list[str], dtypes: list[str], device: torch.device
+) -> dict[str, Any]:
+    import deepspeed
+    import transformers
+
+    rows, seq, steps = options.micro_batch_size, options.seq_length, options.steps_per_round
+    # First, while the GPU has no other work, so that the matrix library's workspace is on nobody's bill.
     rates = {dtype: matmul_gflops(DTYPES[dtype], device) for dtype in dict.fromkeys(("fp32", *dtypes))}
-    skipped = [d for d in dtypes if rates[d] < _SLOW_MATMUL * rates["fp32"] and not options.force]
-    contenders = [
-        make_contender(name, dtype, config, gates, device)
-        for dtype in dtypes
-        for name in names
-        if not (name == "hugging_face" and dtype in skipped)
-    ]
-    for contender in contenders:
-        for step in range(options.warmup_steps):
-            train_step(contender, batches[step % _BATCHES], step % options.steps_per_round, device)
+    batches = [random_batch(config, rows, seq, device, seed, options.padding) for seed in range(min(_BATCHES, steps))]
+    difference = loss_difference(config, batches[0], device)
+    gates = _draw_all_gates(options, config.num_layers, device)
+    deepspeed_configs = {dtype: deepspeed_json(dtype, options.zero_stage, rows) for dtype in dtypes}
+    setup = Setup(config, rows, seq, device, deepspeed_configs, gates, options.pld_kernels)
+
+    contenders, skipped = _prepare(names, dtypes, setup, batches, rates, options)
     for _ in range(options.rounds):
         for contender in contenders:
-            contender.round_seconds.append(time_round(contender, batches, options.steps_per_round, device))
+            contender.measure_round(batches, steps)
 
-    tokens_a_round = options.steps_per_round * options.micro_batch_size * options.seq_length
+    of_steps = [batches[step % len(batches)] for step in range(steps)]
+    flops = RoundFlops(config, of_steps)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "deepspeed_version": deepspeed.__version__,
+        "transformers": transformers.__version__,
         "model": dataclasses.asdict(config),
-        "micro_batch_size": options.micro_batch_size,
-        "seq_length": options.seq_length,
+        "micro_batch_size": rows,
+        "seq_length": seq,
+        "padding": 1 - sum(batch.tokens for batch in of_steps) / (steps * rows * seq),
         "rounds": options.rounds,
-        "steps_per_round": options.steps_per_round,
+        "steps_per_round": steps,
         "theta": options.theta,
+        "zero_stage": options.zero_stage,
+        "deepspeed": deepspeed_configs,
         "matmul_gflops": rates,
+        "loss_difference": difference,
+        "contenders": [
+            figures_of(one, contenders, of_steps, gates.get(one.name), options.theta, flops, _ceiling(rates, one.dtype))
+            for one in contenders
+        ],
         "skipped": skipped,
-        "loss_difference": loss_difference(config, batches[0], device),
-        "contenders": [_figures(one, contenders, gates, flops, tokens_a_round, options.theta) for one in contenders],
     }
 
 
-def matmul_gflops(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of a square matrix product, the best of five."""
-    size = 4096 if device.type == "cuda" else 512
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):
-        started = now(device)
-        torch.mm(left, right)
-        best = min(best, now(device) - started)
-    return 2.0 * size**3 / best / 1e9
+def _prepare(
+    names: list[str],
+    dtypes: list[str],
+    setup: Setup,
+    batches: list[Batch],
+    rates: dict[str, float],
+    options: argparse.Namespace,
+) -> tuple[list[Contender], list[dict[str, Any]]]:
+    """All contenders that run here, and of the others why not; `failed` where it is a fault, not a limit."""
+    contenders, skipped = [], []
+    for dtype in dtypes:
+        for name in names:
+            entry = {"name": name, "dtype": dtype, "failed": False}
+            if name.startswith("hf_") and rates[dtype] < _SLOW_MATMUL * rates["fp32"] and not options.force:
+                reason = (
+                    f"matrix products at {rates[dtype]:,.1f} GFLOP/s against fp32's {rates['fp32']:,.0f};"
+                    " --force measures it"
+                )
+                skipped.append({**entry, "reason": reason})
+                continue
+            try:
+                contenders.append(
+                    prepare_contender(name, dtype, setup, batches, options.warmup_steps, options.steps_per_round)
+                )
+            except ValueError as error:
+                skipped.append({**entry, "reason": _one_line(str(error))})
+            except Exception as error:
+                logging.getLogger(__name__).exception("%s in %s", name, dtype)
+                reason = _one_line(f"{type(error).__name__}: {error}")
+                skipped.append({**entry, "reason": reason, "failed": True})
+    if not contenders:
+        raise ValueError(f"--contenders: none can run here; {skipped[0]['name']}: {skipped[0]['reason']}")
+    return contenders, skipped
+
+
+def _ceiling(rates: dict[str, float], dtype: str) -> float:
+    """What MFU is measured against: fp32's product where a dtype's is slower, since ours widens it then."""
+    return max(rates[dtype], rates["fp32"])
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
+
+
+def _recompiling() -> contextlib.AbstractContextManager[None]:
+    """Let torch.compile make a version for each contender and shape, and fail rather than run eagerly."""
+    import torch._dynamo
+
+    return torch._dynamo.config.patch(recompile_limit=_RECOMPILATIONS, fail_on_recompile_limit_hit=True)
 
 
 def _chosen(option: str, text: str, allowed: Sequence[str]) -> list[str]:
@@ -162,10 +245,10 @@ def _draw_all_gates(options: argparse.Namespace, blocks: int, device: torch.devi
     """For each PLD contender, the gates of a round's steps."""
     schedule = Schedule(blocks, theta_limit=options.theta, temporal="constant")
     return {
-        f"pld_{granularity}": [
+        name: [
             draw_gates(
                 schedule,
-                granularity=granularity,
+                granularity="batch" if name == "pld_batch" else "sample",
                 seed=0,
                 step=step,
                 micro_step=0,
@@ -174,92 +257,5 @@ def _draw_all_gates(options: argparse.Namespace, blocks: int, device: torch.devi
             )
             for step in range(options.steps_per_round)
         ]
-        for granularity in ("batch", "sample")
+        for name in PLD
     }
-
-
-def _figures(
-    one: Contender,
-    contenders: list[Contender],
-    gates: dict[str, list[Gates]],
-    flops: ModelFlops,
-    tokens_a_round: int,
-    theta: float,
-) -> dict[str, Any]:
-    """A contender's rates, and its ratios to those it is compared with where they ran."""
-
-    def time_over(name: str, dtype: str) -> float | None:
-        other = next((c for c in contenders if (c.name, c.dtype) == (name, dtype)), None)
-        if other is None:
-            return None
-        return statistics.median(a / b for a, b in zip(one.round_seconds, other.round_seconds, strict=True))
-
-    def speed_over(name: str, dtype: str) -> float | None:
-        ratio = time_over(name, dtype)
-        return None if ratio is None else 1.0 / ratio
-
-    rates = [tokens_a_round / seconds for seconds in one.round_seconds]
-    figures = {
-        "name": one.name,
-        "dtype": one.dtype,
-        "tokens_per_s": statistics.median(rates),
-        "tokens_per_s_range": [min(rates), max(rates)],
-        "speed_over_hugging_face_fp32": speed_over("hugging_face", "fp32"),
-        "speed_over_hugging_face_same_dtype": speed_over("hugging_face", one.dtype),
-    }
-    if one.name in gates:
-        depth = statistics.fmean(drawn.kept_blocks for drawn in gates[one.name])
-        expected = Schedule(flops.config.num_layers, theta_limit=theta, temporal="constant").expected_depth(0)
-        figures |= {
-            "time_over_reference": time_over("reference", one.dtype),
-            "predicted_of_gates_drawn": flops.ratio(depth),
-            "predicted_of_expectation": flops.ratio(expected),
-            "depth_drawn": depth,
-            "depth_expected": expected,
-        }
-    return figures
-
-
-def report(result: dict[str, Any]) -> str:
-    """The figures as a table."""
-    model, rates = result["model"], result["matmul_gflops"]
-    lines = [
-        f"training step of {model['num_layers']} blocks × {model['hidden_size']}, {model['normalization']}-norm,"
-        f" vocabulary {model['vocab_size']:,}, micro-batch {result['micro_batch_size']} × {result['seq_length']},"
-        f" {result['device']}, {result['threads']} threads, torch {result['torch']}",
-        f"{result['rounds']} rounds of {result['steps_per_round']} steps in turns; matrix products: "
-        + ", ".join(f"{dtype} {rate:,.0f} GFLOP/s" for dtype, rate in rates.items()),
-        f"the same function: fp32 losses differ by {result['loss_difference']:.1e}",
-        "",
-        f"{'dtype':6}{'contender':14}{'tokens/s':>10}  {'(lowest–highest)':20}{'× HF fp32':>10}{'× HF same':>11}",
-    ]
-    for one in result["contenders"]:
-        low, high = one["tokens_per_s_range"]
-        lines.append(
-            f"{one['dtype']:6}{one['name']:14}{one['tokens_per_s']:>10,.0f}  {f'({low:,.0f}–{high:,.0f})':20}"
-            f"{_ratio(one['speed_over_hugging_face_fp32']):>10}{_ratio(one['speed_over_hugging_face_same_dtype']):>11}"
-        )
-    for dtype in result["skipped"]:
-        lines.append(
-            f"{dtype:6}hugging_face left out: matrix products at {rates[dtype]:,.1f} GFLOP/s"
-            f" against fp32's {rates['fp32']:,.0f}; --force measures it"
-        )
-    dropping = [one for one in result["contenders"] if "depth_drawn" in one]
-    if dropping:
-        lines += [
-            "",
-            f"time a sample at θ = {result['theta']:g} over the reference's          predicted from FLOPs",
-            f"{'dtype':6}{'contender':14}{'measured':>10}"
-            f"{'gates drawn':>16}{'expectation':>14}    blocks drawn, expected",
-        ]
-    for one in dropping:
-        lines.append(
-            f"{one['dtype']:6}{one['name']:14}{_ratio(one['time_over_reference']):>10}"
-            f"{one['predicted_of_gates_drawn']:>16.3f}{one['predicted_of_expectation']:>14.3f}"
-            f"    {one['depth_drawn']:.2f}, {one['depth_expected']:.2f} of {model['num_layers']}"
-        )
-    return "\n".join(lines)
-
-
-def _ratio(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

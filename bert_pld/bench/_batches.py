@@ -1,0 +1,89 @@
+"""Random micro-batches for `bench train`, in the forms that our model and Hugging Face's take."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bert_pld.config import ModelConfig
+
+MASK_PROBABILITY = 0.15
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """B rows of S random tokens, right-padded."""
+
+    input_ids: Tensor
+    """int64 [B, S], 0 at padding."""
+    token_type_ids: Tensor
+    """int64 [B, S]."""
+    attention_mask: Tensor | None
+    """bool [B, S], True where there is a token; None where no row has padding."""
+    sequence_lengths: NDArray[np.int64]
+    """[B] tokens of each row, on the host."""
+    masked_positions: Tensor
+    """int64 [M] indices into the flattened [B · S], ascending."""
+    masked_labels: Tensor
+    """int64 [M]."""
+    labels: Tensor
+    """int64 [B, S], -100 where nothing is masked."""
+    next_sentence_labels: Tensor
+    """int64 [B]."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.sequence_lengths.sum())
+
+
+def targets_of(length: int) -> int:
+    """Masked positions of a row of `length` tokens."""
+    return max(round(MASK_PROBABILITY * length), 1)
+
+
+def random_lengths(rows: int, seq: int, padding: float, generator: torch.Generator) -> NDArray[np.int64]:
+    """[B] lengths, uniform on [S·(1 − 2·padding), S] so that on average a share `padding` of the tokens is padding.
+
+    One length is drawn from each of `rows` equal strata, so that each batch comes close to that share.
+    """
+    shortest = max(seq - round(2 * padding * seq), 1)
+    strata = (torch.randperm(rows, generator=generator) + torch.rand(rows, generator=generator)) / rows
+    drawn = (shortest + strata.double() * (seq - shortest + 1)).long().clamp(max=seq)
+    return drawn.numpy()
+
+
+def random_batch(
+    config: ModelConfig, rows: int, seq: int, device: torch.device, seed: int, padding: float = 0.0
+) -> Batch:
+    """B = `rows` sequences of at most S = `seq` random tokens, `MASK_PROBABILITY` of them masked in each row."""
+    generator = torch.Generator().manual_seed(seed)
+    assert config.vocab_size is not None
+    input_ids = torch.randint(1, config.vocab_size, (rows, seq), generator=generator)
+    order = torch.rand(rows, seq, generator=generator)
+    next_sentence_labels = torch.randint(0, 2, (rows,), generator=generator)
+    lengths = random_lengths(rows, seq, padding, generator)
+
+    columns = torch.arange(seq)
+    real = columns < torch.from_numpy(lengths)[:, None]
+    input_ids = input_ids.where(real, 0)
+    # The tokens of each row that come first in a random order.
+    rank = order.where(real, 2.0).argsort(dim=1).argsort(dim=1)
+    masked = rank < torch.tensor([targets_of(int(length)) for length in lengths])[:, None]
+    positions = masked.flatten().nonzero().squeeze(1)
+    half = torch.from_numpy(lengths)[:, None] // 2
+
+    return Batch(
+        input_ids=input_ids.to(device),
+        token_type_ids=((columns >= half) & real).long().to(device),
+        attention_mask=real.to(device) if padding else None,
+        sequence_lengths=lengths,
+        masked_positions=positions.to(device),
+        masked_labels=input_ids.flatten()[positions].to(device),
+        labels=input_ids.where(masked, -100).to(device),
+        next_sentence_labels=next_sentence_labels.to(device),
+    )

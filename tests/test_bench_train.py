@@ -1,0 +1,294 @@
+"""`bench train` on tiny sizes: that the figures are there and add up, not how high they are."""
+
+import json
+import math
+import statistics
+
+import pytest
+import torch
+from torch import nn
+
+from bert_pld import cli
+from bert_pld.bench import __main__ as bench
+from bert_pld.bench import _batches, _contenders, _deepspeed_layer, _figures, train
+from bert_pld.model import BertForPreTraining
+from bert_pld.model.flops import ModelFlops
+from bert_pld.pld.gates import draw_gates
+from bert_pld.pld.schedule import Schedule
+
+TINY = [
+    "--num_layers=4", "--hidden_size=32", "--num_attention_heads=2", "--vocab_size=64", "--micro_batch_size=4",
+    "--seq_length=16", "--rounds=2", "--steps_per_round=3",
+]  # fmt: skip
+CPU = torch.device("cpu")
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed runs on the GPU here")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads cost more than they bring at these sizes."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(before)
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(bench.main, bench.build_parser(arguments[0]), arguments[1:])
+    return stopped.value.code
+
+
+def config_of(*arguments):
+    return train._model_config(bench.build_parser("train").parse_args([*TINY, *arguments]))
+
+
+@on_cpu
+def test_train_measures_every_contender_under_one_deepspeed_configuration(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    names = ["hf_bert", "hf_megatron", "reference", "pld_batch", "pld_sample"]
+    path = tmp_path / "train.json"
+    contenders = ",".join([*names, "deepspeed_transformer", "triton"])
+    assert run("train", *TINY, "--dtypes=fp32", f"--contenders={contenders}", "--json", str(path)) == 0
+    printed, result = capsys.readouterr().out, json.loads(path.read_text())
+    assert not torch.distributed.is_initialized()
+    assert [one["name"] for one in result["contenders"]] == names
+    assert {one["name"]: one["reason"] for one in result["skipped"]} == {
+        "deepspeed_transformer": "needs an NVIDIA GPU, and this run is on cpu",
+        "triton": "model.kernels: 'triton' needs an NVIDIA GPU, and this run is on cpu; use 'auto' or 'reference'",
+    }
+    assert not any(one["failed"] for one in result["skipped"])
+    assert "deepspeed_transformer  skipped: needs an NVIDIA GPU" in printed
+    assert result["deepspeed"]["fp32"]["zero_optimization"] == {"stage": 1}
+    assert result["loss_difference"] < 1e-5
+    by_name = {one["name"]: one for one in result["contenders"]}
+    check_figures(result)
+    assert by_name["hf_bert"]["attention"] == "sdpa"
+    assert all(one["peak_memory_bytes"] is None for one in result["contenders"])
+    for name in ("pld_batch", "pld_sample"):
+        one = by_name[name]
+        assert one["full_depth"] == "reference"
+        assert one["depth_expected"] == pytest.approx((3 * 4 - 1) / 4)
+        assert one["predicted_of_expectation"] < 1
+        assert one["time_over_full_depth"] * one["speed_over"]["fp32"]["reference"] == pytest.approx(1)
+        expected = one["time_over_full_depth"] / one["predicted_of_gates_drawn"]
+        assert one["measured_over_predicted"] == pytest.approx(expected)
+    # exact counts: 2.75 of 4 blocks on average, from one micro-batch to the next never off by more than a row
+    assert by_name["pld_sample"]["depth_drawn"] == pytest.approx(2.75, abs=1 / 4)
+
+
+def check_figures(result):
+    tokens = (1 - result["padding"]) * result["steps_per_round"] * result["micro_batch_size"] * result["seq_length"]
+    contenders = {(one["dtype"], one["name"]): one for one in result["contenders"]}
+    for one in result["contenders"]:
+        rounds = [sum(steps) for steps in one["step_seconds"]]
+        assert [len(steps) for steps in one["step_seconds"]] == [result["steps_per_round"]] * result["rounds"]
+        low, high = one["tokens_per_s_range"]
+        assert 0 < low <= one["tokens_per_s"] <= high
+        assert low == pytest.approx(tokens / max(rounds))
+        assert one["step_ms_p50"] <= one["step_ms_p95"]
+        assert one["step_p95_over_p50"] == pytest.approx(one["step_ms_p95"] / one["step_ms_p50"])
+        assert all(math.isfinite(one[key]) and one[key] > 0 for key in ("mfu", "step_ms_p50", "warmup_seconds"))
+        # random weights: as good as guessing a token of 64 and one of two labels
+        assert one["first_loss"] == pytest.approx(math.log(64) + math.log(2), abs=0.5)
+        assert one["skipped_steps"] == 0
+        for dtype, over in one["speed_over"].items():
+            for name, ratio in over.items():
+                theirs = [sum(steps) for steps in contenders[dtype, name]["step_seconds"]]
+                ratios = [mine / other for mine, other in zip(rounds, theirs, strict=True)]
+                assert ratio == pytest.approx(1 / statistics.median(ratios))
+
+
+@on_cpu
+def test_peer_that_crawls_in_a_dtype_is_left_out_and_one_that_fails_is_said(tmp_path, monkeypatch, capsys):
+    def fail(model, *_):
+        raise RuntimeError("no such\nkernel")
+
+    monkeypatch.setattr(train, "matmul_gflops", lambda dtype, device: 100.0 if dtype == torch.float32 else 1.5)
+    monkeypatch.setattr(_contenders, "use_deepspeed_blocks", fail)
+    arguments = ("--dtypes=fp32,bf16", "--contenders=hugging_face,reference,deepspeed_transformer", "--padding=0.25")
+    assert run("train", *TINY, *arguments, "--json", str(tmp_path / "train.json")) == 0
+    printed, result = capsys.readouterr().out, json.loads((tmp_path / "train.json").read_text())
+    ran = [(one["dtype"], one["name"]) for one in result["contenders"]]
+    assert ran == [("fp32", "hf_megatron"), ("fp32", "reference"), ("bf16", "reference")]
+    check_figures(result)
+    assert result["padding"] == pytest.approx(0.25, abs=0.06)
+    assert result["loss_difference"] < 1e-5
+    assert (
+        "bf16  hf_megatron            skipped: matrix products at 1.5 GFLOP/s against fp32's 100; --force measures it"
+    ) in printed
+    assert "bf16  deepspeed_transformer  failed: RuntimeError: no such kernel" in printed
+
+
+@pytest.mark.gpu
+def test_train_measures_memory_and_kernels_on_a_gpu(tmp_path):
+    sizes = ("--hidden_size=128", "--seq_length=64", "--padding=0.1")
+    contenders = "--contenders=hf_bert,hf_megatron,reference,triton,pld_batch,pld_sample"
+    path = tmp_path / "train.json"
+    assert run("train", *TINY, *sizes, contenders, "--dtypes=bf16,fp16", "--json", str(path)) == 0
+    result = json.loads(path.read_text())
+    assert result["skipped"] == []
+    assert len(result["contenders"]) == 12
+    check_figures(result)
+    for one in result["contenders"]:
+        assert 0 < one["resident_memory_bytes"] < one["peak_memory_bytes"]
+        assert one["mfu"] < 1
+
+
+@pytest.mark.parametrize("normalization", ["pre", "post"])
+def test_both_hugging_face_classes_have_our_sizes(normalization):
+    config = config_of(f"--normalization={normalization}")
+    setup = _contenders.Setup(config, 4, 16, CPU, {}, {}, "auto")
+    for name, theirs in _contenders.HUGGING_FACE.items():
+        model, backend, attention = _contenders._make_hugging_face(name, setup)
+        assert model.config.model_type == {"post": "bert", "pre": "megatron-bert"}[theirs]
+        assert (model.config.hidden_size, model.config.num_hidden_layers, backend) == (32, 4, "eager")
+        assert attention == ("sdpa" if type(model)._supports_sdpa else "eager")
+    difference = _contenders.loss_difference(config, _batches.random_batch(config, 4, 16, CPU, 0, 0.3), CPU)
+    assert difference < 1e-5
+
+
+def test_contenders_see_the_same_targets():
+    config = config_of()
+    batch, again = (_batches.random_batch(config, 4, 16, CPU, seed=1) for _ in range(2))
+    assert torch.equal(batch.input_ids, again.input_ids)
+    assert torch.equal(batch.labels.flatten()[batch.masked_positions], batch.masked_labels)
+    assert (batch.labels != -100).sum(1).tolist() == [2, 2, 2, 2]
+    assert batch.masked_positions.numel() == 8
+    assert batch.attention_mask is None
+    assert batch.tokens == 64
+
+
+def test_padding_is_on_the_right_and_of_the_share_asked_for():
+    config = config_of()
+    batch = _batches.random_batch(config, 64, 40, CPU, seed=2, padding=0.2)
+    lengths = torch.from_numpy(batch.sequence_lengths)
+    assert lengths.min() >= 24
+    assert lengths.max() == 40
+    assert 1 - batch.tokens / (64 * 40) == pytest.approx(0.2, abs=0.01)
+    assert torch.equal(batch.attention_mask, torch.arange(40) < lengths[:, None])
+    assert torch.equal(batch.input_ids != 0, batch.attention_mask)
+    assert bool(batch.attention_mask.flatten()[batch.masked_positions].all())
+    assert torch.equal(batch.labels.flatten()[batch.masked_positions], batch.masked_labels)
+    masked = [_batches.targets_of(int(length)) for length in lengths]
+    assert (batch.labels != -100).sum(1).tolist() == masked
+
+
+def test_executed_flops_follow_gates_and_lengths():
+    config = config_of()
+    whole = _batches.random_batch(config, 4, 16, CPU, seed=0)
+    model = ModelFlops(config, 16, 2 / 16)
+    flops = _figures.RoundFlops(config, [whole, whole])
+    assert flops.at_depth(4) == pytest.approx(2 * 4 * model.per_sequence())
+    schedule = Schedule(4, theta_limit=0.5, temporal="constant")
+    for granularity in ("batch", "sample"):
+        gates = [
+            draw_gates(schedule, granularity=granularity, seed=0, step=step, micro_step=0, rows=4) for step in (3, 4)
+        ]
+        expected = sum(4 * model.per_sequence(drawn.kept_blocks) for drawn in gates)
+        assert flops.under(gates) == pytest.approx(expected)
+        assert flops.under(gates) < flops.at_depth(4)
+    padded = _batches.random_batch(config, 4, 16, CPU, seed=0, padding=0.3)
+    expected = sum(ModelFlops(config, n, _batches.targets_of(n) / n).per_sequence() for n in padded.sequence_lengths)
+    assert _figures.RoundFlops(config, [padded]).at_depth(4) == pytest.approx(expected)
+
+
+class LayerOfTheirs(nn.Module):
+    """What `DeepSpeedTransformerLayer` computes, by its parameters' names."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, hidden, inner = config, config.hidden_size, config.intermediate_size
+        shapes = {
+            "attn_qkvw": (3 * hidden, hidden), "attn_qkvb": (3 * hidden,), "attn_ow": (hidden, hidden),
+            "attn_ob": (hidden,), "attn_nw": (hidden,), "attn_nb": (hidden,), "inter_w": (inner, hidden),
+            "inter_b": (inner,), "output_w": (hidden, inner), "output_b": (hidden,), "norm_w": (hidden,),
+            "norm_b": (hidden,),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            setattr(self, name, nn.Parameter(torch.empty(shape)))
+
+    def forward(self, hidden, mask):
+        def norm(values, name):
+            weight, bias = getattr(self, f"{name}w"), getattr(self, f"{name}b")
+            return nn.functional.layer_norm(values, weight.shape, weight, bias, self.config.layer_norm_eps)
+
+        def attend(values):
+            rows, length, width = values.shape
+            parts = nn.functional.linear(values, self.attn_qkvw, self.attn_qkvb).split(width, dim=-1)
+            q, k, v = (part.view(rows, length, self.config.heads, -1).transpose(1, 2) for part in parts)
+            weights = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5 + mask).softmax(-1)
+            context = (weights @ v).transpose(1, 2).flatten(2)
+            return nn.functional.linear(context, self.attn_ow, self.attn_ob)
+
+        def feed_forward(values):
+            inner = nn.functional.gelu(nn.functional.linear(values, self.inter_w, self.inter_b), approximate="tanh")
+            return nn.functional.linear(inner, self.output_w, self.output_b)
+
+        if self.config.pre_layer_norm:
+            hidden = hidden + attend(norm(hidden, "norm_"))
+            return hidden + feed_forward(norm(hidden, "attn_n"))
+        hidden = norm(hidden + attend(hidden), "attn_n")
+        return norm(hidden + feed_forward(hidden), "norm_")
+
+
+@pytest.mark.parametrize("normalization", ["pre", "post"])
+def test_deepspeed_s_layers_get_our_weights_and_mask(normalization, monkeypatch):
+    import deepspeed.ops.transformer as theirs
+
+    monkeypatch.setattr(theirs, "DeepSpeedTransformerLayer", LayerOfTheirs)
+    monkeypatch.setattr(_deepspeed_layer, "check_can_run", lambda *_: None)
+    config = config_of(f"--normalization={normalization}")
+    torch.manual_seed(0)
+    model = BertForPreTraining(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    batch = _batches.random_batch(config, 4, 16, CPU, seed=0, padding=0.25)
+    expected = _contenders.forward_ours(model, batch)
+    _deepspeed_layer.use_deepspeed_blocks(model, 4, 16, "fp32", CPU)
+    assert all(isinstance(block, _deepspeed_layer.DeepSpeedBlock) for block in model.encoder.blocks)
+    assert _contenders.forward_ours(model, batch).item() == pytest.approx(expected.item(), abs=2e-3)
+
+
+def test_reason_of_a_failed_build_is_the_compiler_s_first_error():
+    lines = [
+        "[1/9] nvcc -c softmax.cu",
+        "softmax.cu(12): error: identifier is undefined",
+        "ninja: build stopped: subcommand failed.",
+        "RuntimeError: Error building extension 'transformer'",
+    ]
+    assert _deepspeed_layer.reason_in(lines, 1) == "softmax.cu(12): error: identifier is undefined (exit code 1)"
+    del lines[1]
+    assert _deepspeed_layer.reason_in(lines, 1) == "RuntimeError: Error building extension 'transformer' (exit code 1)"
+    assert _deepspeed_layer.reason_in([], -6) == "no output (exit code -6)"
+
+
+def test_preset_gives_its_sizes():
+    options = bench.build_parser("train").parse_args(["--model_preset=small", "--num_layers=2"])
+    config = train._model_config(options)
+    assert (config.hidden_size, config.num_layers, config.num_attention_heads, config.vocab_size) == (512, 2, 8, 8192)
+
+
+def test_mistakes_are_one_line(capsys):
+    for arguments, message in (
+        (("--dtypes=fp8",), "--dtypes fp8: must be a list of fp32, bf16, fp16"),
+        (("--contenders=apex",), "--contenders apex: must be a list of hugging_face, hf_bert"),
+        (("--hidden_size=30", "--num_attention_heads=4"), "hidden_size: 30; must be a multiple of"),
+        (("--rounds=0",), "--rounds 0: must be at least 1"),
+        (("--padding=0.5",), "--padding 0.5: must be from 0 to below 0.5"),
+        (("--dtypes=fp16", "--device=cpu"), "--dtypes fp16: a CPU cannot train in fp16"),
+    ):
+        assert run("train", *arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert message in error
+
+
+@on_cpu
+def test_nothing_left_to_measure_is_an_error(capsys):
+    assert run("train", *TINY, "--dtypes=fp32", "--contenders=deepspeed_transformer") == 1
+    error = capsys.readouterr().err
+    assert "error: --contenders: none can run here; deepspeed_transformer: needs an NVIDIA GPU" in error
