@@ -9,7 +9,7 @@ ruff check .
 mypy
 if [ $# -eq 0 ]; then
     # Every kernel compiled for GPUs that need not be here: the report, and a failure if registers spill.
-    env -u TRITON_INTERPRET python -m bert_pld.kernels.ahead_of_time
+    env -u TRITON_INTERPRET python -m bert_pld.compile_kernels
 fi
 # A process a core; the tests of one file share their runs.
 exec python -m pytest -n "$(nproc)" --dist loadfile "$@"

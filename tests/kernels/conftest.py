@@ -8,6 +8,8 @@ import torch
 import triton
 from triton.runtime import interpreter
 
+from bert_pld.kernels import tiles
+
 
 @pytest.fixture(autouse=True)
 def interpreter_rounds_bf16_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +31,12 @@ def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cpu" and not triton.knobs.runtime.interpret:
         pytest.skip("kernels are interpreted only where TRITON_INTERPRET=1 (set where there is no GPU)")
     return request.param
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted kernels with a GPU's tiles, so that a program of a reducing kernel walks over several."""
+    monkeypatch.setattr(tiles, "_INTERPRETED_TILES", 1000)
 
 
 @pytest.fixture

@@ -125,6 +125,13 @@ def test_gather_and_scatter_in_low_precision(dtype, device):
     check_add_norm(37, 768, dtype, device, join, row_map(some_rows(37, 4), 37, device))
 
 
+@pytest.mark.usefixtures("small_tiles")
+def test_programs_that_walk_over_several_tiles_sum_them_all(device):
+    """23 rows are six tiles of at most four; three programs walk over two each where kernels are interpreted."""
+    join = Join(1.5, CounterDropout(0.1, seed=1, site=2), row_map(some_rows(23, 3), 23, device))
+    check_add_norm(23, 1024, torch.float32, device, join, row_map(some_rows(23, 4), 23, device))
+
+
 @pytest.mark.parametrize("used", [(True, False), (False, True)])
 def test_outputs_that_nothing_uses_give_no_gradient(used, device):
     check_add_norm(5, 96, torch.float32, device, used=used)

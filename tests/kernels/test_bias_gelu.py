@@ -29,6 +29,18 @@ def test_bias_gelu_and_its_gradients_equal_their_formula(rows, width, dtype, act
     )
 
 
+@pytest.mark.usefixtures("small_tiles")
+def test_programs_that_walk_over_several_tiles_sum_them_all(device):
+    inputs = [random_tensor(23, 1100, seed=1, device=device), random_tensor(1100, seed=2, device=device)]
+    assert_close_as_eager(
+        lambda values, bias: fused.bias_gelu(values, bias, "gelu"),
+        lambda values, bias: reference.bias_gelu(values, bias, "gelu"),
+        inputs,
+        [random_tensor(23, 1100, seed=3, device=device)],
+        ["out", "grad values", "grad bias"],
+    )
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
 def test_far_from_zero_it_is_the_identity_or_zero(activation, device):
     values = torch.tensor([[-60.0, -12.0, 12.0, 60.0]], device=device, requires_grad=True)

@@ -55,6 +55,13 @@ def test_counts_the_labels_with_the_highest_logit(device):
     assert correct.item() == 2  # row 3's logits are all equal: the first counts as highest
 
 
+def test_of_equal_logits_the_first_counts_whichever_piece_it_is_read_with(device):
+    hidden, weight = torch.zeros(2, 3, device=device), torch.zeros(9000, 3, device=device)
+    labels = torch.tensor([0, 5000], device=device)
+    _, correct = fused.linear_cross_entropy_sum(hidden, weight, torch.zeros(9000, device=device), labels)
+    assert correct.item() == 1
+
+
 def test_no_positions_give_zero_and_zero_gradients(device):
     inputs, labels = make_inputs(0, 8, 20, torch.float32, device)
     leaves = [tensor.requires_grad_() for tensor in inputs]

@@ -13,8 +13,8 @@ from runs import REPOSITORY
 def compile_ahead(*arguments, code="", **environment):
     """The command in a process that does not interpret kernels, after `code`."""
     script = f"import sys; sys.argv[1:] = {list(arguments)!r}\n{code}\n" + (
-        "from bert_pld.cli import run\nfrom bert_pld.kernels import ahead_of_time\n"
-        "run(ahead_of_time.main, ahead_of_time.build_parser())\n"
+        "from bert_pld.cli import run\nfrom bert_pld import compile_kernels\n"
+        "run(compile_kernels.main, compile_kernels.build_parser())\n"
     )
     inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     return subprocess.run(

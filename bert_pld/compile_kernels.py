@@ -1,6 +1,6 @@
 """Compile every kernel for GPUs that are not here, and read from the machine code what it needs.
 
-    python -m bert_pld.kernels.ahead_of_time --hidden_sizes 768,1024 --capabilities 80,90,100
+    python -m bert_pld.compile_kernels --hidden_sizes 768,1024 --capabilities 80,90,100
 
 prints registers a thread, bytes spilled to local memory, shared memory and machine instructions of each kernel in the
 variants that training runs. Needs no GPU: Triton brings NVIDIA's assembler. Exit 1 if anything spills.
@@ -208,9 +208,9 @@ def report(found: list[Resources]) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = make_parser(
-        "bert_pld.kernels.ahead_of_time",
+        "bert_pld.compile_kernels",
         "Compile every Triton kernel without a GPU and report registers and spills.",
-        "python -m bert_pld.kernels.ahead_of_time --hidden_sizes 768,1024 --capabilities 90 --dtypes bf16",
+        "python -m bert_pld.compile_kernels --hidden_sizes 768,1024 --capabilities 90 --dtypes bf16",
     )
     parser.add_argument("--hidden_sizes", default="768,1024", help="widths, joined by commas (default 768,1024)")
     parser.add_argument("--dtypes", default="bf16", help=f"of {', '.join(DTYPES)} (default bf16)")
