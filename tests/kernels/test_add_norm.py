@@ -127,7 +127,7 @@ def test_gather_and_scatter_in_low_precision(dtype, device):
 
 @pytest.mark.usefixtures("small_tiles")
 def test_programs_that_walk_over_several_tiles_sum_them_all(device):
-    """23 rows are six tiles of at most four; three programs walk over two each where kernels are interpreted."""
+    """23 rows are six tiles of at most four, for two programs where kernels are interpreted."""
     join = Join(1.5, CounterDropout(0.1, seed=1, site=2), row_map(some_rows(23, 3), 23, device))
     check_add_norm(23, 1024, torch.float32, device, join, row_map(some_rows(23, 4), 23, device))
 
