@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from bert_pld.bench._contenders import (
     time_round,
     train_step,
 )
+from bert_pld.bench._options import chosen
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.model.flops import ModelFlops
 from bert_pld.pld.gates import Gates, draw_gates
@@ -75,8 +75,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: an unknown dtype or contender, or sizes that do not fit.
     """
-    dtypes = _chosen("--dtypes", options.dtypes, tuple(DTYPES))
-    names = _chosen("--contenders", options.contenders, CONTENDERS)
+    dtypes = chosen("--dtypes", options.dtypes, tuple(DTYPES))
+    names = chosen("--contenders", options.contenders, CONTENDERS)
     for key in ("rounds", "steps_per_round", "micro_batch_size"):
         if getattr(options, key) < 1:
             raise ValueError(f"--{key} {getattr(options, key)}: must be at least 1")
@@ -131,14 +131,6 @@ def matmul_gflops(dtype: torch.dtype, device: torch.device) -> float:
         torch.mm(left, right)
         best = min(best, now(device) - started)
     return 2.0 * size**3 / best / 1e9
-
-
-def _chosen(option: str, text: str, allowed: Sequence[str]) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in allowed]
-    if unknown or not names:
-        raise ValueError(f"{option} {text}: must be a list of {', '.join(allowed)}, joined by commas")
-    return list(dict.fromkeys(names))
 
 
 def _model_config(options: argparse.Namespace) -> ModelConfig:
