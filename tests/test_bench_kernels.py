@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+import triton
 
 from bert_pld import cli
 from bert_pld.bench import __main__ as bench
@@ -17,14 +18,12 @@ from bert_pld.bench._kernel_cases import OPERATIONS
 from bert_pld.bench._kernel_check import _exact, kernel_errors, passes, relative_error
 from bert_pld.bench._kernel_contenders import torch_contender
 from bert_pld.bench._kernel_operation import Size
-
-triton = pytest.importorskip("triton")
 from bert_pld.bench._kernel_sweep import _fits, candidate_tiles
 from bert_pld.kernels.tiles import Tile, element_tile, reducing_row_tile, row_tile
 
 CPU = torch.device("cpu")
 SMALL = Size(tokens=16, hidden=8, dtype="bf16", seq_length=4, vocabulary=10)
-TINY = ["--tokens=16", "--hidden=32", "--seq_length=4", "--vocab_size=50", "--rounds=2", "--device=cpu"]
+TINY = ["--tokens=16", "--hidden=32", "--seq_length=4", "--vocab_size=50", "--rounds=1", "--device=cpu"]
 
 
 def run(*arguments):
@@ -200,7 +199,7 @@ def test_command_needs_no_triton(tmp_path):
 
 def test_measured_kernels_are_checked_swept_and_restored(interpreted, tmp_path):
     path = tmp_path / "kernels.json"
-    arguments = ["--operations=add_norm,cross_entropy", "--peers=none", "--sweep", "--rounds=1", "--json", str(path)]
+    arguments = ["--operations=add_norm,cross_entropy", "--peers=none", "--sweep", "--json", str(path)]
     assert run(*TINY, *arguments) == 0
     for row in json.loads(path.read_text())["rows"]:
         assert set(row["times"]) == {"triton", "copy"}
@@ -279,6 +278,7 @@ def test_mistakes_are_one_line(capsys):
         (("--operations=softmax",), "--operations softmax: must be a list of layer_norm"),
         (("--peers=liger",), "--peers liger: must be a list of eager, compiled, apex"),
         (("--rounds=0",), "--rounds 0: must be at least 1"),
+        (("--device=meta",), "--device meta: must be cuda or cpu"),
     ):
         assert run("--device=cpu", *arguments) == 1
         error = capsys.readouterr().err

@@ -22,8 +22,8 @@ _PASS_BYTES = {"cuda": 2e9, "cpu": 1.6e7}
 _MEMORY_SHARE = 1 / 64
 """Of a GPU's memory, at most, that a pass moves: contenders hold what they save for backward besides."""
 _CACHES = 4
-_MOST_SETS = 128
-_COPY_BYTES = {"cuda": 2**31, "cpu": 2**27}
+_MOST_SETS = {"cuda": 128, "cpu": 8}
+_COPY_BYTES = {"cuda": 2**31, "cpu": 2**26}
 _EVICTING_BYTES = 2**28
 _HOST_CALLS = 20
 _HOST_REPEATS = 5
@@ -71,7 +71,7 @@ def input_sets(bytes_a_call: int, device: torch.device) -> int:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         wanted = max(min(wanted, properties.total_memory * _MEMORY_SHARE), _CACHES * properties.L2_cache_size)
-    return min(max(-(-int(wanted) // bytes_a_call), 2), _MOST_SETS)
+    return min(max(-(-int(wanted) // bytes_a_call), 2), _MOST_SETS[device.type])
 
 
 @contextlib.contextmanager

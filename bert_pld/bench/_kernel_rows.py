@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -58,7 +59,7 @@ def measure_rows(operation: Operation, conditions: Conditions) -> list[dict[str,
     if obstacle is not None:
         absent["triton"] = obstacle
     rows = []
-    with repeatable_compiled_backward():
+    with repeatable_compiled_backward() if "compiled" in formulas else contextlib.nullcontext():
         for direction in operation.directions:
             row = _row(operation, direction, draws, formulas, dict(absent), conditions)
             row["error"] = errors.get(direction)

@@ -65,6 +65,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(options.device)
     if device.type not in _DEFAULTS:
         raise ValueError(f"--device {options.device}: must be cuda or cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {options.device}: there is no GPU here")
     default = _DEFAULTS[device.type]
     given = {
         key: getattr(options, key) if getattr(options, key) is not None else value for key, value in default.items()
