@@ -108,8 +108,8 @@ def prepare(contender: Contender, sets: int, device: torch.device, graphs: bool)
         graph.replay()
         torch.cuda.synchronize(device)
     except Exception as error:  # Whatever a contender does that cannot be captured: it is timed without.
-        with contextlib.suppress(RuntimeError):
-            torch.cuda.synchronize(device)
+        run()
+        torch.cuda.synchronize(device)
         return Prepared(contender, run, graph=False, graph_obstacle=one_line(error))
     return Prepared(contender, graph.replay, graph=True)
 

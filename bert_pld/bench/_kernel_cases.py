@@ -16,7 +16,7 @@ from torch import Tensor
 from bert_pld.bench._kernel_operation import Draw, Formula, Operation, Size
 from bert_pld.kernels import reference
 from bert_pld.kernels.dropout import CounterDropout
-from bert_pld.kernels.layout import kept_layouts, padded_layout
+from bert_pld.kernels.layout import TokenLayout, kept_layouts
 from bert_pld.kernels.reference import Join, RowMap
 
 if TYPE_CHECKING:
@@ -258,7 +258,8 @@ def _two_subsets(size: Size, device: torch.device) -> tuple[RowMap, RowMap]:
     count = max(round(KEPT_SHARE * sequences), 1)
     random = np.random.default_rng(0)
     kept = [np.sort(random.choice(sequences, count, replace=False)).astype(np.int64) for _ in range(2)]
-    (_, joined), (_, normed) = kept_layouts(padded_layout(sequences, size.seq_length, device), kept)
+    layout = TokenLayout(np.full(sequences, size.seq_length, np.int64), size.seq_length, device)
+    (_, joined), (_, normed) = kept_layouts(layout, kept)
     assert joined is not None
     assert normed is not None
     return joined, normed
