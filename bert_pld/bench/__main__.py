@@ -44,12 +44,13 @@ def build_parser(subject: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def main(options: argparse.Namespace) -> None:
-    """Measure one subject, print its table, and write it where asked."""
+def main(options: argparse.Namespace) -> int:
+    """Measure one subject, print its table, and write it where asked; 1 where the subject found something `failed`."""
     result = options.module.measure(options)
     print(options.module.report(result))
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 1 if result.get("failed") else 0
 
 
 if __name__ == "__main__":

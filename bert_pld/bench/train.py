@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from bert_pld.bench._contenders import (
 )
 from bert_pld.bench._deepspeed_engine import DTYPES, deepspeed_json, single_rank
 from bert_pld.bench._figures import RoundFlops, figures_of, report
+from bert_pld.bench._options import chosen
 from bert_pld.bench._timing import matmul_gflops
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.kernels import BACKENDS
@@ -96,8 +96,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         ValueError: an unknown dtype or contender, sizes that do not fit, or nothing that can run here.
     """
     on_gpu = options.device == "cuda"
-    dtypes = _chosen("--dtypes", options.dtypes or ("bf16" if on_gpu else "fp32,bf16"), tuple(DTYPES))
-    names = _chosen(
+    dtypes = chosen("--dtypes", options.dtypes or ("bf16" if on_gpu else "fp32,bf16"), tuple(DTYPES))
+    names = chosen(
         "--contenders",
         options.contenders or ",".join(CONTENDERS if on_gpu else _DEFAULT_ON_CPU),
         (_ALIAS, *CONTENDERS),
@@ -214,14 +214,6 @@ def _recompiling() -> contextlib.AbstractContextManager[None]:
     import torch._dynamo
 
     return torch._dynamo.config.patch(recompile_limit=_RECOMPILATIONS, fail_on_recompile_limit_hit=True)
-
-
-def _chosen(option: str, text: str, allowed: Sequence[str]) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in allowed]
-    if unknown or not names:
-        raise ValueError(f"{option} {text}: must be a list of {', '.join(allowed)}, joined by commas")
-    return list(dict.fromkeys(names))
 
 
 def _model_config(options: argparse.Namespace) -> ModelConfig:

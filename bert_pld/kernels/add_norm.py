@@ -97,7 +97,7 @@ def add_norm_backward(
 
     Returns:
         Gradients of the stream [T, H] and of the branch's values [K, H] (None without one), and fp32 [3, H]: of
-        weight, norm_bias and the branch's bias.
+        weight, norm_bias and the branch's bias ([2, H] without one).
     """
     num_rows, width = new_stream.shape
     tile = (tile or reducing_row_tile(width)).fitted(num_rows, new_stream.device)
@@ -105,10 +105,10 @@ def add_norm_backward(
     if join is not None:
         count = num_rows if join.rows is None else join.rows.count
         grad_values = torch.empty(count, width, dtype=new_stream.dtype, device=new_stream.device)
-    programs = tile.programs(num_rows, new_stream.device)
+    programs, sums = tile.programs(num_rows, new_stream.device), 2 if join is None else 3
     if not programs:
-        return grad_stream, grad_values, torch.zeros(3, width, dtype=torch.float32, device=new_stream.device)
-    partial = torch.empty(programs, 3, width, dtype=torch.float32, device=new_stream.device)
+        return grad_stream, grad_values, torch.zeros(sums, width, dtype=torch.float32, device=new_stream.device)
+    partial = torch.empty(programs, sums, width, dtype=torch.float32, device=new_stream.device)
     add_norm_backward_kernel[(programs,)](
         new_stream if grad_normed is None else grad_normed.contiguous(),
         new_stream if grad_new_stream is None else grad_new_stream.contiguous(),
@@ -171,9 +171,8 @@ class _AddNorm(torch.autograd.Function):
         grad_stream, grad_values, sums = add_norm_backward(
             grad_normed, grad_new_stream, new_stream, weight, mean, rstd, ctx.join, ctx.rows
         )
-        grad_weight, grad_norm_bias, grad_bias = sums.to(weight.dtype)
-        grad_bias = None if ctx.join is None else grad_bias
-        return grad_stream, grad_weight, grad_norm_bias, None, grad_values, grad_bias, None, None
+        grad_weight, grad_norm_bias, *grad_bias = sums.to(weight.dtype)
+        return grad_stream, grad_weight, grad_norm_bias, None, grad_values, *(grad_bias or [None]), None, None
 
 
 def add_norm(

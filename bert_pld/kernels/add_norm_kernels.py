@@ -58,7 +58,11 @@ def add_norm_forward_kernel(
     offsets = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
     # A parameter is read once a row, in the tile's own layout: the cache serves it faster than a shuffle would.
     in_tile = tl.zeros([BLOCK_ROWS, 1], tl.int32) + columns[None, :]
-    x = tl.load(stream_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    target = tl.load(norm_rows_ptr + rows, mask=in_rows, other=-1) if HAS_NORM_ROWS else rows
+    is_target = in_rows & (target >= 0)
+    target_mask = is_target[:, None] & in_width[None, :]
+    # Without a branch a row that is not normalised is not needed.
+    x = tl.load(stream_ptr + offsets, mask=mask if HAS_BRANCH else target_mask, other=0.0).to(tl.float32)
 
     if HAS_BRANCH:
         source = tl.load(branch_rows_ptr + rows, mask=in_rows, other=-1) if HAS_BRANCH_ROWS else rows
@@ -77,11 +81,8 @@ def add_norm_forward_kernel(
     weight = tl.load(weight_ptr + in_tile, mask=mask, other=0.0).to(tl.float32)
     norm_bias = tl.load(norm_bias_ptr + in_tile, mask=mask, other=0.0).to(tl.float32)
     normed = centred * rstd[:, None] * weight + norm_bias
-    target = tl.load(norm_rows_ptr + rows, mask=in_rows, other=-1) if HAS_NORM_ROWS else rows
-    is_target = in_rows & (target >= 0)
     target_offsets = target.to(tl.int64)[:, None] * WIDTH + columns[None, :]
-    normed = normed.to(normed_ptr.dtype.element_ty)
-    tl.store(normed_ptr + target_offsets, normed, mask=is_target[:, None] & in_width[None, :])
+    tl.store(normed_ptr + target_offsets, normed.to(normed_ptr.dtype.element_ty), mask=target_mask)
     tl.store(mean_ptr + target, mean, mask=is_target)
     tl.store(rstd_ptr + target, rstd, mask=is_target)
 
@@ -98,7 +99,7 @@ def add_norm_backward_kernel(
     norm_rows_ptr,  # int32 [T]
     grad_stream_ptr,  # [T, WIDTH]
     grad_values_ptr,  # [K, WIDTH]
-    partial_ptr,  # fp32 [programs, 3, WIDTH]: of weight, norm_bias, bias
+    partial_ptr,  # fp32 [programs, 3, WIDTH]: of weight, norm_bias, bias; [programs, 2, WIDTH] without a branch
     num_rows,
     scale,
     seed,
@@ -163,7 +164,7 @@ def add_norm_backward_kernel(
             source_offsets = source.to(tl.int64)[:, None] * WIDTH + columns[None, :]
             tl.store(grad_values_ptr + source_offsets, grad_values.to(grad_values_ptr.dtype.element_ty), mask=joined)
 
-    partial = partial_ptr + program * 3 * WIDTH + columns
+    partial = partial_ptr + program * (3 if HAS_BRANCH else 2) * WIDTH + columns
     tl.store(partial, grad_weight, mask=in_width)
     tl.store(partial + WIDTH, grad_norm_bias, mask=in_width)
     if HAS_BRANCH:

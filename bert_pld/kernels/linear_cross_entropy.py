@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bert_pld.kernels.linear import linear
+from bert_pld.kernels.tiles import Tile
 
 CHUNK_ELEMENTS = 2**27
 """Logits held at a time: 256 MiB in 16 bits."""
@@ -59,13 +60,16 @@ def cross_entropy_kernel(
             tl.store(logits + columns, gradient.to(logits_ptr.dtype.element_ty), mask=mask)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, write_gradient: bool) -> tuple[Tensor, Tensor]:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, write_gradient: bool, tile: Tile | None = None
+) -> tuple[Tensor, Tensor]:
     """Launch the kernel.
 
     Args:
         logits: [M, V]; afterwards, with `write_gradient`, the gradient of the summed loss.
         labels: int64 [M].
         write_gradient: whether to overwrite.
+        tile: logits that a program reads at a time (`width`) and its warps; by default `block_and_warps(V)`.
 
     Returns:
         Losses in nats, fp32 [M], and whether the label has the highest logit, int32 [M].
@@ -73,7 +77,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, write_gradient: bool) -> tuple
     count, vocabulary = logits.shape
     losses = torch.empty(count, dtype=torch.float32, device=logits.device)
     correct = torch.empty(count, dtype=torch.int32, device=logits.device)
-    block, num_warps = block_and_warps(vocabulary)
+    block, num_warps = block_and_warps(vocabulary) if tile is None else (tile.width, tile.num_warps)
     if count:
         cross_entropy_kernel[(count,)](
             logits,

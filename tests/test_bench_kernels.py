@@ -1,0 +1,287 @@
+"""The kernels' bench on tiny sizes: bytes by hand, formulas beside specifications, verdicts, and the command itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import triton
+
+from bert_pld import cli
+from bert_pld.bench import __main__ as bench
+from bert_pld.bench import _device_timing, _kernel_cases, _kernel_rows, _kernel_sweep, kernels
+from bert_pld.bench._kernel_cases import OPERATIONS
+from bert_pld.bench._kernel_check import _exact, kernel_errors, passes, relative_error
+from bert_pld.bench._kernel_contenders import torch_contender
+from bert_pld.bench._kernel_operation import Size
+from bert_pld.bench._kernel_sweep import _fits, candidate_tiles
+from bert_pld.kernels.tiles import Tile, element_tile, reducing_row_tile, row_tile
+
+CPU = torch.device("cpu")
+SMALL = Size(tokens=16, hidden=8, dtype="bf16", seq_length=4, vocabulary=10)
+TINY = ["--tokens=16", "--hidden=32", "--seq_length=4", "--vocab_size=50", "--rounds=1", "--device=cpu"]
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(bench.main, bench.build_parser("kernels"), arguments)
+    return stopped.value.code
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Kernels run, interpreted, as if this were a device that can time them; two input sets are enough."""
+    monkeypatch.setattr(_kernel_rows, "triton_obstacle", lambda device: None)
+    monkeypatch.setattr(_kernel_rows, "input_sets", lambda moved_bytes, device: 2)
+    monkeypatch.setattr(_kernel_sweep, "candidate_tiles", lambda *given: candidate_tiles(*given)[:3])
+    if not triton.knobs.runtime.interpret:
+        pytest.skip("kernels are interpreted only where TRITON_INTERPRET=1 (set where there is no GPU)")
+
+
+# 16 rows of 8 in bf16 are 256 bytes, the 12 of three kept sequences of four 192; mean and rstd take 8 bytes a row.
+BYTES = {
+    ("layer_norm", "forward"): 256 + 2 * 16 + 256 + 128,
+    ("layer_norm", "backward"): 256 + 256 + 16 + 128 + 256 + 2 * 32,
+    ("layer_norm_gather", "forward"): 192 + 2 * 16 + 64 + 192 + 96,
+    ("layer_norm_gather", "backward"): 192 + 192 + 16 + 64 + 96 + 256 + 2 * 32,
+    ("add_norm", "forward"): 256 + 256 + 3 * 16 + 256 + 256 + 128,
+    ("add_norm", "backward"): 3 * 256 + 16 + 128 + 256 + 256 + 3 * 32,
+    ("add_norm_scatter_gather", "forward"): 256 + 192 + 3 * 16 + 2 * 64 + 256 + 192 + 96,
+    ("add_norm_scatter_gather", "backward"): 192 + 256 + 192 + 16 + 2 * 64 + 96 + 256 + 192 + 3 * 32,
+    ("bias_gelu", "forward"): 1024 + 64 + 1024,
+    ("bias_gelu", "backward"): 1024 + 1024 + 64 + 1024 + 128,
+    ("bias_gelu_tanh", "forward"): 2112,
+    ("bias_gelu_tanh", "backward"): 3264,
+    # two masked positions
+    ("cross_entropy", "both"): 40 + 40 + 2 * (8 + 4 + 4),
+}
+
+
+def test_bytes_are_those_counted_by_hand():
+    counted = {
+        (name, direction): operation.moved_bytes(direction)
+        for name, operation in ((name, make(SMALL, CPU)) for name, make in OPERATIONS.items())
+        for direction in operation.directions
+    }
+    assert counted == BYTES
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_peers_compute_what_the_specification_says(name, monkeypatch):
+    monkeypatch.setattr(_kernel_cases, "DROPOUT", 0.0)
+    operation = OPERATIONS[name](dataclasses.replace(SMALL, dtype="fp32"), CPU)
+    draw = operation.draw(1)
+    outputs, gradients = _exact(operation, draw)
+    for found, exact in zip(operation.formula()(*draw.inputs), outputs, strict=False):
+        assert relative_error(found, exact) < 1e-6
+    directions = [direction for direction in operation.directions if direction != "forward"]
+    contender = torch_contender("eager", operation.formula(), directions[0], [draw])
+    for _ in range(2):
+        for found, exact in zip(contender.call(0), gradients, strict=True):
+            assert relative_error(found, exact) < 1e-6
+
+
+def test_draws_differ_by_seed_and_nothing_is_zero():
+    operation = OPERATIONS["add_norm_scatter_gather"](SMALL, CPU)
+    first, again, other = (operation.draw(seed) for seed in (1, 1, 2))
+    assert torch.equal(first.inputs[0], again.inputs[0])
+    for one, two in zip(first.inputs, other.inputs, strict=True):
+        assert not torch.equal(one, two)
+        assert one.abs().min() > 0
+    joined, normed = operation.join.rows, operation.rows
+    assert (joined.count, normed.count) == (12, 12)
+    assert not torch.equal(joined.compact_row, normed.compact_row)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_kernels_pass_the_check_before_timing(name, interpreted):
+    operation = OPERATIONS[name](dataclasses.replace(SMALL, hidden=32), CPU)
+    errors = kernel_errors(operation, operation.draw(3))
+    assert set(errors) == {"both"} if name == "cross_entropy" else {"forward", "backward"}
+    for error in errors.values():
+        assert 0 < error < 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [[], ["--no_graphs"]], ids=["graphs", "launches"])
+def test_gpu_run_times_every_kernel_beside_its_peers(graphs, tmp_path):
+    path = tmp_path / "kernels.json"
+    arguments = ["--tokens=8192", "--hidden=768", "--peers=eager", "--rounds=3", *graphs, "--json", str(path)]
+    assert run(*arguments) == 0
+    result = json.loads(path.read_text())
+    assert [(row["operation"], row["direction"]) for row in result["rows"]] == list(BYTES)
+    for row in result["rows"]:
+        assert set(row["times"]) == {"triton", "eager", "copy"}
+        assert 0 < row["error"] < 2e-2
+        for times in row["times"].values():
+            assert times["graph"] is not bool(graphs), times["graph_obstacle"]
+            # Nothing comes from the cache: no call is faster than memory, as a large copy has it.
+            assert 0 < times["share_of_copy"] < 1.15
+            assert times["host_us"] > 0
+
+
+def test_check_refuses_nan_and_what_was_left_unwritten(interpreted, monkeypatch):
+    assert not passes(float("nan"))
+    assert not passes(0.021)
+    assert passes(0.019)
+    operation = OPERATIONS["bias_gelu"](SMALL, CPU)
+
+    def leaves_out_a_row(draw, tile=None):
+        out = torch.empty_like(draw.inputs[0])
+        out[1:] = torch.nn.functional.gelu(draw.inputs[0] + draw.inputs[1])[1:].detach()
+        return (out,)
+
+    monkeypatch.setattr(operation, "forward", leaves_out_a_row)
+    errors = kernel_errors(operation, operation.draw(0))
+    assert not passes(errors["forward"])
+    assert passes(errors["backward"])
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("width", [32, 768, 1024, 4096])
+def test_sweep_tries_tiles_that_fit(width):
+    for default, direction in (
+        (row_tile(width), "forward"),
+        (reducing_row_tile(width), "backward"),
+        (element_tile(width), "backward"),
+        (Tile(1, 4096, 16), "both"),
+    ):
+        tiles = candidate_tiles(default, direction)
+        assert tiles[0] == default
+        assert len(set(tiles)) == len(tiles)
+        for tile in tiles[1:]:
+            assert _fits(tile)
+            for number in (tile.rows, tile.width, tile.num_warps):
+                assert number & (number - 1) == 0
+            assert tile.width == default.width or direction == "both"
+        shared = {tile.programs_per_multiprocessor for tile in tiles}
+        assert len(shared) == 1 or direction == "backward"
+        if width >= 768:
+            assert 4 <= len(tiles) <= 60
+
+
+def test_command_on_a_cpu_times_peers_and_says_why_kernels_are_absent(tmp_path, capsys):
+    assert run(*TINY, "--dtypes=fp32,bf16", "--peers=eager,apex", "--json", str(tmp_path / "kernels.json")) == 0
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "kernels.json").read_text())
+    assert [(row["operation"], row["direction"]) for row in result["rows"]] == 2 * list(BYTES)
+    assert all(rate > 0.1 for rate in result["copy_gb_s"])
+    assert result["torch"] == torch.__version__
+    assert result["failed"] == []
+    for row in result["rows"]:
+        assert set(row["times"]) == {"eager", "copy"}
+        assert row["below_target"] is None
+        for times in row["times"].values():
+            assert 0 < times["lowest_us"] <= times["median_us"] <= times["highest_us"]
+            assert times["gb_s"] == pytest.approx(row["bytes"] / times["median_us"] / 1e3)
+            assert times["share_of_copy"] == pytest.approx(times["gb_s"] / max(result["copy_gb_s"]))
+    assert "triton left out: needs a GPU (26 rows)" in printed
+    assert "apex left out: not installed (4 rows)" in printed
+
+
+def test_command_needs_no_triton(tmp_path):
+    """As on a machine where the package is missing."""
+    code = (
+        "import sys; sys.modules['triton'] = None; sys.argv = ['bench', 'kernels', *sys.argv[1:]]\n"
+        "import runpy; runpy.run_module('bert_pld.bench', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *TINY, "--operations=layer_norm,cross_entropy"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "triton not installed" in done.stdout
+    assert "cross_entropy           both" in done.stdout
+
+
+def test_measured_kernels_are_checked_swept_and_restored(interpreted, tmp_path):
+    path = tmp_path / "kernels.json"
+    arguments = ["--operations=add_norm,cross_entropy", "--peers=none", "--sweep", "--json", str(path)]
+    assert run(*TINY, *arguments) == 0
+    for row in json.loads(path.read_text())["rows"]:
+        assert set(row["times"]) == {"triton", "copy"}
+        assert 0 <= row["error"] < 1e-5
+        assert row["below_target"] is True
+        swept = row["sweep"]
+        assert swept["default"]["tile"] == swept["tried"][0]["tile"]
+        assert swept["best"]["us"] <= swept["default"]["us"]
+        assert all("error" not in tried for tried in swept["tried"])
+
+
+def test_wrong_kernel_fails_the_command_once_all_is_printed(interpreted, monkeypatch, capsys):
+    forward = _kernel_cases.BiasGelu.forward
+    monkeypatch.setattr(_kernel_cases.BiasGelu, "forward", lambda *given: tuple(1.1 * out for out in forward(*given)))
+    assert run(*TINY, "--operations=bias_gelu,layer_norm", "--peers=none") == 1
+    printed = capsys.readouterr().out
+    assert "FAILED bias_gelu forward: differs from the specification by 1.0e-01" in printed
+    assert printed.count("FAILED") == 2
+    assert "layer_norm              backward" in printed
+
+
+def test_contender_is_restored_before_each_pass():
+    values = [torch.zeros(1), torch.zeros(1)]
+    seen = []
+
+    def call(index):
+        seen.append(values[index].item())
+        return values[index].add_(1)
+
+    contender = _device_timing.Contender("adds", call, lambda: [value.zero_() for value in values])
+    prepared = _device_timing.prepare(contender, 2, CPU, graphs=True)
+    _device_timing.take_turns([prepared], 2, 3, CPU)
+    assert seen == [0.0] * 10
+    assert len(prepared.seconds) == 3
+    assert not prepared.graph
+
+
+def row(operation, share, **others):
+    times = {"median_us": 10.0, "lowest_us": 9.0, "highest_us": 11.0, "gb_s": 4000 * share, "graph": True}
+    times |= {"graph_obstacle": None, "share_of_copy": share, "host_us": 21.5}
+    tile = {"rows": 1, "width": 1024, "num_warps": 1, "programs_per_multiprocessor": 2}
+    swept = {"default": {"tile": tile, "us": 10.0}, "best": {"tile": {**tile, "num_warps": 4}, "us": 8.0}, "tried": []}
+    size = {"tokens": 8192, "hidden": 768, "dtype": "bf16"}
+    return {
+        "operation": operation, "direction": "forward", **size, "bytes": 25_000_000, "absent": {}, "sweep": swept,
+        "times": {"triton": times, "eager": {**times, "median_us": 30.0, "graph_obstacle": "no capture"}},
+        "below_target": None, "error": 1.5e-3, "failed": None, **others,
+    }  # fmt: skip
+
+
+def test_report_marks_rows_below_the_target():
+    rows = [row("layer_norm", 0.91), row("bias_gelu", 0.84)]
+    kernels._judge(rows, 4000.0)
+    assert [one["below_target"] for one in rows] == [False, True]
+    result = {
+        "device": "a GPU", "torch": "2", "triton": "3", "graphs": True, "rounds": 20, "copy_gb_s": [3900.0, 4000.0],
+        "target_share": 0.85, "peers": ["eager"], "rows": rows, "failed": [],
+    }  # fmt: skip
+    printed = kernels.report(result).splitlines()
+    above, below = (next(line for line in printed if line.startswith(name)) for name in ("layer_norm", "bias_gelu"))
+    assert "91 " in above
+    assert "<" not in above
+    assert "84<" in below
+    assert "30.0 (3.00×)" in below
+    assert "1 of 2 rows below 85%" in printed
+    assert "eager of bias_gelu forward without a graph: no capture (1 row)" in printed
+    assert any("best 1×1024, 4 warps" in line and "(1.25×)" in line for line in printed)
+
+
+def test_mistakes_are_one_line(capsys):
+    for arguments, message in (
+        (("--tokens=100",), "--tokens 100: must be a multiple of --seq_length 128"),
+        (("--tokens=-128",), "--tokens -128: must be positive integers joined by commas"),
+        (("--hidden=a",), "--hidden a: must be positive integers joined by commas"),
+        (("--dtypes=fp8",), "--dtypes fp8: must be a list of fp32, bf16, fp16"),
+        (("--operations=softmax",), "--operations softmax: must be a list of layer_norm"),
+        (("--peers=liger",), "--peers liger: must be a list of eager, compiled, apex"),
+        (("--rounds=0",), "--rounds 0: must be at least 1"),
+        (("--device=meta",), "--device meta: must be cuda or cpu"),
+    ):
+        assert run("--device=cpu", *arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert message in error
