@@ -1,10 +1,18 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can tell, in one command, on an offline host that has torch and triton.
 #
-#   OUT=results bash scripts/gpu_check.sh       from the checkout; wheels torch's host lacks lie in .whl/
+#   OUT=results bash scripts/gpu_check.sh [STAGE …]      from the checkout; all stages without arguments
 #
-# Installs .whl/*.whl (if any) into a folder of its own, runs `pytest -m gpu`, the training benchmark, and 200 steps of `small`
-# with and without layer dropping; prints a short table and writes JSON to $OUT.
+#   tests     pytest -m gpu: kernels, the fused model and training on the device                          3 minutes
+#   curves    200 steps of `small` in bf16 and fp16, triton against reference, three seeds                2
+#   kernels   each fused kernel, forward and backward, against copy bandwidth, eager, compiled, Apex      5
+#   base      training steps of BERT-base: Hugging Face, ours, layer dropping, under one DeepSpeed JSON   5
+#   large     the same of BERT-large                                                                      5
+#   deepspeed DeepSpeed's own fused layer in fp16, which it builds first                                   7
+#   sweep     other tile sizes for each kernel                                                            5
+#
+# What the host lacks lies as wheels in .whl/ (scripts/gpu_wheels.sh fetches them) and is installed into a folder of its
+# own. Prints a short table a stage; writes JSON and one log to $OUT. Exit 1 if any stage failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-gpu_check_results}" PYTHONUNBUFFERED=1
@@ -14,18 +22,45 @@ if compgen -G ".whl/*.whl" >/dev/null; then
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" .whl/*.whl || exit 1
 fi
 export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PATH="$site/bin:$PATH"
-python3 -c 'import torch; assert torch.cuda.is_available(), "no GPU here"; print(torch.cuda.get_device_name())' || exit 1
+python3 - <<'PYTHON' || exit 1
+import torch, triton, transformers, deepspeed
+assert torch.cuda.is_available(), "no GPU here"
+print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__,
+      "transformers", transformers.__version__, "deepspeed", deepspeed.__version__)
+PYTHON
 
 failed=0
-step() {
-    local name="$1"
-    shift
-    echo "== $name"
-    "$@" >"$OUT/$name.log" 2>&1 || { failed=1; echo "failed: $name"; tail -15 "$OUT/$name.log"; }
+stage() { # NAME LINES COMMAND…: run it into the log, show the end of what it said
+    local name="$1" lines="$2" began=$SECONDS
+    shift 2
+    echo "== $name: $*" | tee -a "$OUT/gpu_check.log"
+    "$@" >"$OUT/.stage.log" 2>&1 || { failed=1; echo "FAILED: $name (exit $?)"; lines=40; }
+    cat "$OUT/.stage.log" >>"$OUT/gpu_check.log"
+    tail -n "$lines" "$OUT/.stage.log" | cut -c1-200
+    echo "   $((SECONDS - began)) s"
+    rm -f "$OUT/.stage.log"
 }
-step tests python3 -m pytest -m gpu -q tests
-step bench_base python3 -m bert_pld.bench train --model_preset base --vocab_size 30528 --micro_batch_size 64 \
-    --rounds 5 --steps_per_round 16 --contenders hugging_face,reference,compiled,pld_batch,pld_sample \
-    --json "$OUT/bench_base.json"
-tail -25 "$OUT/bench_base.log"
+bench() { python3 -m bert_pld.bench "$@"; }
+train=(train --vocab_size 30528 --dtypes bf16 --rounds 4 --steps_per_round 16)
+peers=hf_bert,hf_bert_compiled,hf_megatron,reference,compiled,triton,pld_batch,pld_sample
+
+for name in "${@:-all}"; do
+    case "$name" in
+    all) exec bash "$0" tests curves kernels base large deepspeed sweep ;;
+    tests) stage tests 15 python3 -m pytest -m gpu -q -n 6 tests ;;
+    curves) stage curves 12 bench curves --dtypes bf16,fp16 --json "$OUT/curves.json" ;;
+    kernels) stage kernels 45 bench kernels --json "$OUT/kernels.json" ;;
+    base) stage base 25 bench "${train[@]}" --model_preset base --micro_batch_size 256 --contenders "$peers" \
+        --json "$OUT/base.json" ;;
+    large) stage large 25 bench "${train[@]}" --model_preset large --micro_batch_size 128 --contenders "$peers" \
+        --json "$OUT/large.json" ;;
+    deepspeed) stage deepspeed 15 bench train --vocab_size 30528 --model_preset base --micro_batch_size 64 --dtypes fp16 \
+        --contenders deepspeed_transformer,reference,triton --rounds 4 --json "$OUT/deepspeed_layer.json" ;;
+    sweep) stage sweep 45 bench kernels --sweep --peers none --tokens 32768 --hidden 1024 --json "$OUT/sweep.json" ;;
+    *)
+        echo "error: $name: must be of tests, curves, kernels, base, large, deepspeed, sweep" >&2
+        exit 2
+        ;;
+    esac
+done
 exit $failed

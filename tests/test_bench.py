@@ -105,3 +105,24 @@ def test_documented_gradient_variance_is_the_committed_one():
         assert [float(cell) for cell in row[3:]] == pytest.approx(
             [ratios[p] for p in gradient_variance.PARTS], abs=6e-3
         )
+
+
+def test_curves_compares_two_backends_over_seeds(tmp_path, capsys):
+    sizes = ["--model_preset=tiny", "--vocab_size=512", "--steps=8", "--micro_batch_size=4", "--seq_length=16"]
+    path = tmp_path / "curves.json"
+    # Against itself a backend differs by nothing.
+    for backends, dtypes in (("reference,reference", "fp32"), ("reference,triton", "fp16"), ("reference,x", "fp32")):
+        assert run("curves", *sizes, "--device=cpu", f"--backends={backends}", f"--dtypes={dtypes}") == 1
+    said = capsys.readouterr().err
+    assert "--backends reference,reference: must be two" in said
+    assert "--dtypes fp16: needs a GPU" in said
+    assert "--backends reference,x: must be a list of reference, compiled, triton" in said
+    options = ["--backends=reference,triton", "--dtypes=fp32", "--seeds=2", "--device=cpu", f"--json={path}"]
+    code = run("curves", *sizes, *options)
+    result = json.loads(path.read_text())
+    (figures,) = result["figures"]
+    assert code == int(result["failed"]) == int(not figures["within_spread"])
+    assert [len(run) for run in figures["curves"]["triton"]] == [8, 8]
+    # Different dropout masks, the same model: close, not equal.
+    assert figures["curves"]["triton"][0][0] == pytest.approx(figures["curves"]["reference"][0][0], rel=0.1)
+    assert figures["curves"]["triton"] != figures["curves"]["reference"]

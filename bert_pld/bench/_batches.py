@@ -1,8 +1,9 @@
-"""Random micro-batches for `bench train`, in the forms that our model and Hugging Face's take."""
+"""Micro-batches: random tokens in the forms that our model and Hugging Face's take, and a learnable pattern."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from bert_pld.config import ModelConfig
 
 MASK_PROBABILITY = 0.15
+_MASK_ID = 0
+_TOPICS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,3 +90,28 @@ def random_batch(
         labels=input_ids.where(masked, -100).to(device),
         next_sentence_labels=next_sentence_labels.to(device),
     )
+
+
+def pattern_batch(config: ModelConfig, rows: int, seq: int, seed: int) -> dict[str, Any]:
+    """The model's arguments for B = `rows` learnable sequences of S = `seq` tokens, the same number masked in each.
+
+    Each sequence has one of 16 topics; a topic is a sixteenth of the vocabulary under a Zipf distribution.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    assert config.vocab_size is not None
+    words = config.vocab_size // _TOPICS
+    topics = torch.randint(_TOPICS, (rows, 1), generator=generator)
+    zipf = 1.0 / torch.arange(1, words)
+    tokens = (
+        topics * words + 1 + torch.multinomial(zipf, rows * seq, replacement=True, generator=generator).view(rows, seq)
+    )
+    masked = max(round(MASK_PROBABILITY * seq), 1)
+    columns = torch.rand(rows, seq, generator=generator).argsort(dim=1)[:, :masked]
+    positions = (columns + torch.arange(rows)[:, None] * seq).flatten()
+    return {
+        "input_ids": tokens.scatter(1, columns, _MASK_ID),
+        "token_type_ids": torch.zeros_like(tokens),
+        "attention_mask": None,
+        "masked_positions": positions,
+        "masked_labels": tokens.flatten()[positions],
+    }

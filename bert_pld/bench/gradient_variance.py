@@ -2,8 +2,9 @@
 
 One fixed batch, θ constant, dropout 0, so that nothing but the gates differs from draw to draw. Tokens are random and
 learnable: each sequence has one of 16 topics, a topic is a sixteenth of the vocabulary under a Zipf distribution; 15 %
-of the tokens are masked. Gradients are taken at the initial weights and after some AdamW steps without gates; the
-embeddings' gradient includes that of the tied output matrix. For scale, the variance from batch to batch without gates.
+of the tokens are masked. Gradients are taken at the initial weights and after some AdamW steps under layer dropping,
+of either granularity in turn; the embeddings' gradient includes that of the tied output matrix. For scale, the
+variance from batch to batch without gates.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bert_pld.bench._batches import MASK_PROBABILITY
+from bert_pld.bench._batches import pattern_batch
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.model.bert import BertForPreTraining
 from bert_pld.pld.gates import Gates, draw_gates
@@ -28,8 +29,6 @@ PARTS = ("first third", "middle third", "last third", "embeddings", "head")
 """Of the blocks in depth order, and what is around them; the head includes the last LayerNorm."""
 GRANULARITIES: tuple[Literal["batch", "sample"], ...] = ("batch", "sample")
 _CHUNKS = 8
-_MASK_ID = 0
-_TOPICS = 16
 _TRAINING_ROWS = 16
 
 
@@ -41,9 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocab_size", type=int, default=2048)
     parser.add_argument("--seq_length", type=int, default=64, help="tokens a sequence (default 64)")
     parser.add_argument("--micro_batch_sizes", default="4,16,64", help="sequences, joined by commas (default 4,16,64)")
-    parser.add_argument("--thetas", default="0.9,0.7,0.5", help="θ, joined by commas (default 0.9,0.7,0.5)")
-    parser.add_argument("--draws", type=int, default=64, help=f"a figure, a multiple of {_CHUNKS} (default 64)")
-    parser.add_argument("--trained_steps", type=int, default=150, help="of AdamW, 16 sequences each (default 150)")
+    parser.add_argument("--thetas", default="0.5", help="θ, joined by commas (default 0.5)")
+    parser.add_argument("--draws", type=int, default=128, help=f"a figure, a multiple of {_CHUNKS} (default 128)")
+    parser.add_argument("--trained_steps", type=int, default=300, help="of AdamW, 16 sequences each (default 300)")
+    parser.add_argument("--trained_theta", type=float, default=0.5, help="θ of those steps (default 0.5)")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="of those steps (default 1e-3)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -106,32 +106,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "seq_length": options.seq_length,
         "draws": options.draws,
         "trained_steps": options.trained_steps,
+        "trained_theta": options.trained_theta,
         "learning_rate": options.learning_rate,
         "losses": losses,
         "between_batches": between,
         "figures": figures,
-    }
-
-
-def pattern_batch(config: ModelConfig, rows: int, seq: int, seed: int) -> dict[str, Any]:
-    """The model's arguments for B = `rows` sequences of S = `seq` tokens, the same number masked in each."""
-    generator = torch.Generator().manual_seed(seed)
-    assert config.vocab_size is not None
-    words = config.vocab_size // _TOPICS
-    topics = torch.randint(_TOPICS, (rows, 1), generator=generator)
-    zipf = 1.0 / torch.arange(1, words)
-    tokens = (
-        topics * words + 1 + torch.multinomial(zipf, rows * seq, replacement=True, generator=generator).view(rows, seq)
-    )
-    masked = max(round(MASK_PROBABILITY * seq), 1)
-    columns = torch.rand(rows, seq, generator=generator).argsort(dim=1)[:, :masked]
-    positions = (columns + torch.arange(rows)[:, None] * seq).flatten()
-    return {
-        "input_ids": tokens.scatter(1, columns, _MASK_ID),
-        "token_type_ids": torch.zeros_like(tokens),
-        "attention_mask": None,
-        "masked_positions": positions,
-        "masked_labels": tokens.flatten()[positions],
     }
 
 
@@ -143,8 +122,19 @@ def _loss(model: BertForPreTraining, batch: dict[str, Any], gates: Gates | None 
 
 def _train(model: BertForPreTraining, options: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, fused=True)
+    schedule = Schedule(model.num_gated_blocks, theta_limit=options.trained_theta, temporal="constant")
     for step in range(options.trained_steps):
-        _loss(model, pattern_batch(model.config, _TRAINING_ROWS, options.seq_length, 1 + step)).backward()
+        # Other gates than those that are measured under.
+        gates = draw_gates(
+            schedule,
+            granularity=GRANULARITIES[step % len(GRANULARITIES)],
+            seed=1,
+            step=step,
+            micro_step=0,
+            rows=_TRAINING_ROWS,
+            device=options.device,
+        )
+        _loss(model, pattern_batch(model.config, _TRAINING_ROWS, options.seq_length, 1 + step), gates).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
