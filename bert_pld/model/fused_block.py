@@ -25,7 +25,10 @@ from bert_pld.model.block import SwitchableBlock
 
 @dataclasses.dataclass(frozen=True)
 class BlockCall:
-    """What a block must know of one forward besides tensors that have gradients."""
+    """What a block must know of one forward besides tensors that have gradients.
+
+    Given by keyword: DeepSpeed looks for tensors in positional arguments, and warns of what it can't look into.
+    """
 
     layout: TokenLayout
     """Of the sequences that the block runs on."""
@@ -104,8 +107,8 @@ def touch(block: SwitchableBlock, stream: Tensor, call: BlockCall) -> Tensor:
     """Run a dropped block on no rows: a zero whose backward gives all its parameters zero gradients."""
     nothing = stream[:0]
     if block.config.normalization == "post":
-        return block(nothing, call).sum()
-    stream, values, bias = block(nothing, None, None, call)
+        return block(nothing, call=call).sum()
+    stream, values, bias = block(nothing, None, None, call=call)
     return stream.sum() + values.sum() + bias[:0].sum()
 
 

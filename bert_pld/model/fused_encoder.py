@@ -64,7 +64,7 @@ def encode_fused(
                 bias = bias + touch(block, stream, call)
             continue
         call = dataclasses.replace(call, pending=pending)
-        stream, values, bias = encoder.recomputed(block)(stream, values, bias, call)
+        stream, values, bias = encoder.recomputed(block)(stream, values, bias, call=call)
         pending = call.joins[1]
     return encoder.final_norm(stream, values, bias, pending), layout
 
@@ -76,10 +76,10 @@ def _run_post_norm(
         if not keep:
             hidden_states = hidden_states + touch(block, hidden_states, call)
         elif call.rows is None:
-            hidden_states = encoder.recomputed(block)(hidden_states, call)
+            hidden_states = encoder.recomputed(block)(hidden_states, call=call)
         else:
             rows = torch.nonzero_static(call.rows.compact_row >= 0, size=call.rows.count).squeeze(1)
-            updated = encoder.recomputed(block)(hidden_states.index_select(0, rows), call)
+            updated = encoder.recomputed(block)(hidden_states.index_select(0, rows), call=call)
             hidden_states = hidden_states.index_copy(0, rows, updated)
     return hidden_states
 

@@ -1,7 +1,8 @@
 """Bytes of device memory that a training step needs on one rank, estimated from the configuration.
 
 Weights and their states are exact up to DeepSpeed's buffers. Activations are the tensors that the eager operations of
-`bert_pld.kernels.reference` keep for backward, with an attention kernel that does not store its probabilities.
+`bert_pld.kernels.reference` keep for backward, with an attention kernel that does not store its probabilities; where
+the configuration names the fused kernels, they keep no dropout masks and no logits in fp32.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> M
         block_activation_bytes=float(tokens * _block_bytes_per_token(run, element)),
         block_input_bytes=float(tokens * hidden * element),
         # Logits in the model's precision, in fp32, and their gradient; the head's transform, GELU and LayerNorm.
-        head_activation_bytes=masked * ((model.vocab_size or 0) * (element + 8) + 5 * hidden * element)
+        head_activation_bytes=masked
+        * ((model.vocab_size or 0) * (element + (0 if model.kernels == "triton" else 8)) + 5 * hidden * element)
         + tokens * hidden * (element + math.ceil(model.hidden_dropout)),
         num_layers=model.num_layers,
         activation_checkpointing=model.activation_checkpointing,
@@ -108,5 +110,6 @@ def _block_bytes_per_token(run: RunConfig, element: int) -> float:
     """H-wide: two LayerNorms' inputs and outputs, q, k, v, attention's output; I-wide: GELU's input and output."""
     model = run.model
     wide = 8 * model.hidden_size + 2 * model.intermediate_size
-    dropout_masks = 2 * model.hidden_size if model.hidden_dropout else 0
+    stores_masks = model.hidden_dropout and model.kernels != "triton"
+    dropout_masks = 2 * model.hidden_size if stores_masks else 0
     return element * wide + dropout_masks + 4 * model.num_attention_heads
