@@ -46,7 +46,7 @@ def row_tile(width: int) -> Tile:
 def reducing_row_tile(width: int) -> Tile:
     """Whole rows, a few at a time, the warps side by side: what a thread sums over rows stays with it to the end."""
     padded = max(triton.next_power_of_2(width), 16)
-    num_warps = min(max(padded // _WARP_WIDTH, 1), 16)
+    num_warps = min(max(padded // _WARP_WIDTH, 1), 8)  # 16 would leave a thread too few registers
     rows = min(max(4 * _WARP_WIDTH * num_warps // padded, 1), 4)
     return Tile(rows, padded, num_warps, programs_per_multiprocessor=2 if num_warps >= 4 else 4)
 
