@@ -83,28 +83,24 @@ def markdown_tables(path):
 
 
 def test_documented_gradient_variance_is_the_committed_one():
-    result = json.loads((DOCS / "results" / "gradient_variance_cpu.json").read_text())
-    of = {(one["weights"], str(one["micro_batch_size"]), f"{one['theta']:g}"): one for one in result["figures"]}
-    between = {(b["weights"], str(b["micro_batch_size"])): b["relative_variance"] for b in result["between_batches"]}
-    whole, by_part = (
-        rows for header, rows in markdown_tables(DOCS / "pld.md") if header[:2] == ["weights", "sequences"]
-    )
-    assert [tuple(row[:3]) for row in whole] == list(of)
-    for row in whole:
-        one = of[tuple(row[:3])]
-        assert float(row[3]) == pytest.approx(one["batch"]["relative_variance"], abs=6e-4)
-        assert float(row[4]) == pytest.approx(one["sample"]["relative_variance"], abs=6e-4)
-        assert float(row[5].split(" ± ")[0]) == pytest.approx(one["ratio"], abs=6e-3)
-        assert float(row[6]) == pytest.approx(between[tuple(row[:2])], abs=6e-3)
-        for cell, granularity in zip(row[7:], ("batch", "sample"), strict=True):
-            depth = [one[granularity]["blocks_mean"], one[granularity]["blocks_standard_deviation"]]
-            assert [float(number) for number in cell.split(" ± ")] == pytest.approx(depth, abs=6e-3)
-    assert len(by_part) > 0
-    for row in by_part:
-        ratios = of[tuple(row[:3])]["ratio_by_part"]
-        assert [float(cell) for cell in row[3:]] == pytest.approx(
-            [ratios[p] for p in gradient_variance.PARTS], abs=6e-3
-        )
+    tables = [rows for header, rows in markdown_tables(DOCS / "pld.md") if header[:2] == ["weights", "sequences"]]
+    names = ("gradient_variance_cpu.json", "gradient_variance_keep_first_block_cpu.json")
+    for rows, name in zip(tables, names, strict=True):
+        result = json.loads((DOCS / "results" / name).read_text())
+        of = {(one["weights"], str(one["micro_batch_size"]), f"{one['theta']:g}"): one for one in result["figures"]}
+        between = {
+            (b["weights"], str(b["micro_batch_size"])): b["relative_variance"] for b in result["between_batches"]
+        }
+        assert [tuple(row[:3]) for row in rows] == list(of)
+        for row in rows:
+            one = of[tuple(row[:3])]
+            assert float(row[3]) == pytest.approx(one["batch"]["relative_variance"], abs=6e-4)
+            assert float(row[4]) == pytest.approx(one["sample"]["relative_variance"], abs=6e-4)
+            assert float(row[5].split(" ± ")[0]) == pytest.approx(one["ratio"], abs=6e-3)
+            assert float(row[6]) == pytest.approx(between[tuple(row[:2])], abs=6e-3)
+            for cell, granularity in zip(row[7:], ("batch", "sample"), strict=True):
+                depth = [one[granularity]["blocks_mean"], one[granularity]["blocks_standard_deviation"]]
+                assert [float(number) for number in cell.split(" ± ")] == pytest.approx(depth, abs=6e-3)
 
 
 def test_curves_compares_two_backends_over_seeds(tmp_path, capsys):

@@ -1,10 +1,11 @@
 """Variance of the gradient under gate draws: batch against sample granularity at the same expected compute.
 
-One fixed batch, θ constant, dropout 0, so that nothing but the gates differs from draw to draw. Tokens are random and
-learnable: each sequence has one of 16 topics, a topic is a sixteenth of the vocabulary under a Zipf distribution; 15 %
-of the tokens are masked. Gradients are taken at the initial weights and after some AdamW steps under layer dropping,
-of either granularity in turn; the embeddings' gradient includes that of the tied output matrix. For scale, the
-variance from batch to batch without gates.
+One fixed batch, θ constant, dropout 0: nothing but the gates differs from draw to draw. Gradients are clipped as in
+training, where a few draws would otherwise outweigh all others. Tokens are random and learnable: each sequence has one
+of 16 topics, a topic is a sixteenth of the vocabulary under a Zipf distribution; 15 % of the tokens are masked.
+Gradients are taken at the initial weights and after some AdamW steps under layer dropping, of either granularity in
+turn; the embeddings' gradient includes that of the tied output matrix. For scale, the variance from batch to batch
+without gates.
 """
 
 from __future__ import annotations
@@ -41,10 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seq_length", type=int, default=64, help="tokens a sequence (default 64)")
     parser.add_argument("--micro_batch_sizes", default="4,16,64", help="sequences, joined by commas (default 4,16,64)")
     parser.add_argument("--thetas", default="0.5", help="θ, joined by commas (default 0.5)")
-    parser.add_argument("--draws", type=int, default=128, help=f"a figure, a multiple of {_CHUNKS} (default 128)")
+    parser.add_argument("--draws", type=int, default=64, help=f"a figure, a multiple of {_CHUNKS} (default 64)")
     parser.add_argument("--trained_steps", type=int, default=300, help="of AdamW, 16 sequences each (default 300)")
     parser.add_argument("--trained_theta", type=float, default=0.5, help="θ of those steps (default 0.5)")
+    parser.add_argument(
+        "--clip", type=float, default=1.0, help="norm that gradients are clipped to; 0: none (default 1)"
+    )
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="of those steps (default 1e-3)")
+    parser.add_argument(
+        "--keep_first_block", action="store_true", help="never drop block 1 (default: p_l = 1 − l/L·(1 − θ))"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -107,6 +114,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "draws": options.draws,
         "trained_steps": options.trained_steps,
         "trained_theta": options.trained_theta,
+        "clip": options.clip,
+        "keep_first_block": options.keep_first_block,
         "learning_rate": options.learning_rate,
         "losses": losses,
         "between_batches": between,
@@ -122,7 +131,12 @@ def _loss(model: BertForPreTraining, batch: dict[str, Any], gates: Gates | None 
 
 def _train(model: BertForPreTraining, options: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, fused=True)
-    schedule = Schedule(model.num_gated_blocks, theta_limit=options.trained_theta, temporal="constant")
+    schedule = Schedule(
+        model.num_gated_blocks,
+        theta_limit=options.trained_theta,
+        temporal="constant",
+        keep_first_block=options.keep_first_block,
+    )
     for step in range(options.trained_steps):
         # Other gates than those that are measured under.
         gates = draw_gates(
@@ -140,15 +154,18 @@ def _train(model: BertForPreTraining, options: argparse.Namespace) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def _gradient(model: BertForPreTraining, batch: dict[str, Any], gates: Gates | None) -> dict[str, Tensor]:
-    """[N] for each part; a dropped block's is zero."""
+def _gradient(model: BertForPreTraining, batch: dict[str, Any], gates: Gates | None, clip: float) -> dict[str, Tensor]:
+    """[N] for each part, clipped as a training step clips; a dropped block's is zero."""
     model.zero_grad(set_to_none=True)
     _loss(model, batch, gates).backward()
     gathered: dict[str, list[Tensor]] = {part: [] for part in PARTS}
     for name, parameter in model.named_parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         gathered[_part_of(name, model.num_gated_blocks)].append(gradient.flatten())
-    return {part: torch.cat(gradients) for part, gradients in gathered.items() if gradients}
+    parts = {part: torch.cat(gradients) for part, gradients in gathered.items() if gradients}
+    norm = torch.stack([part.norm() for part in parts.values()]).norm().item()
+    factor = clip / norm if clip and norm > clip else 1.0
+    return {part: gradient * factor for part, gradient in parts.items()}
 
 
 def _part_of(name: str, blocks: int) -> str:
@@ -190,12 +207,14 @@ def _between_batches(model: BertForPreTraining, rows: int, options: argparse.Nam
     """The variance from batch to batch without gates, over the mean squared norm of one batch's gradient."""
     seeds = range(10_000, 10_000 + options.draws)
     batches = (pattern_batch(model.config, rows, options.seq_length, seed) for seed in seeds)
-    moments = _moments((_gradient(model, batch, None) for batch in batches), options.draws)
+    moments = _moments((_gradient(model, batch, None, options.clip) for batch in batches), options.draws)
     return {"relative_variance": moments["variance"] / (moments["variance"] + moments["mean_squared"])}
 
 
 def _under_gates(model: BertForPreTraining, rows: int, theta: float, options: argparse.Namespace) -> dict[str, Any]:
-    schedule = Schedule(model.num_gated_blocks, theta_limit=theta, temporal="constant")
+    schedule = Schedule(
+        model.num_gated_blocks, theta_limit=theta, temporal="constant", keep_first_block=options.keep_first_block
+    )
     batch = pattern_batch(model.config, rows, options.seq_length, 0)
     device = next(model.parameters()).device
     figures: dict[str, Any] = {"blocks_expected": schedule.expected_depth(0)}
@@ -205,7 +224,7 @@ def _under_gates(model: BertForPreTraining, rows: int, theta: float, options: ar
             for step in range(options.draws)
         ]
         figures[granularity] = {
-            **_moments((_gradient(model, batch, gates) for gates in drawn), options.draws),
+            **_moments((_gradient(model, batch, gates, options.clip) for gates in drawn), options.draws),
             "blocks_mean": statistics.fmean(gates.kept_blocks for gates in drawn),
             "blocks_standard_deviation": statistics.stdev(gates.kept_blocks for gates in drawn),
         }
