@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -19,7 +18,7 @@ from bert_pld.kernels import TRITON_MAX_WIDTH
 from bert_pld.kernels.add_norm_kernels import add_norm_backward_kernel, add_norm_forward_kernel
 from bert_pld.kernels.dropout import NO_DROPOUT, dropped_levels, kept_scale
 from bert_pld.kernels.reference import Join, RowMap
-from bert_pld.kernels.tiles import Tile, reducing_row_tile, row_tile
+from bert_pld.kernels.tiles import Tile, ceil_div, reducing_row_tile, row_tile
 
 
 def add_norm_forward(
@@ -50,7 +49,7 @@ def add_norm_forward(
     new_stream = stream if join is None else torch.empty_like(stream)
     if num_rows:
         # Where there is no such tensor the kernel gets one that it won't read.
-        add_norm_forward_kernel[(triton.cdiv(num_rows, tile.rows),)](
+        add_norm_forward_kernel[(ceil_div(num_rows, tile.rows),)](
             stream,
             stream if values is None else values,
             weight if bias is None else bias,

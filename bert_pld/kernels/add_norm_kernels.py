@@ -19,9 +19,11 @@ from bert_pld.kernels.tiles import keep_tile
 
 VARYING = ["num_rows", "scale", "seed", "seed_high", "site", "dropped_levels"]
 """Arguments that change from call to call: a kernel must not be compiled again for a particular value."""
+ROW_MAPS = ["branch_rows_ptr", "norm_rows_ptr"]
+"""Rows of one matrix, so aligned or not as the number of tokens has it: no reason to compile again either."""
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=ROW_MAPS)
 def add_norm_forward_kernel(
     stream_ptr,  # [T, WIDTH]
     values_ptr,  # [K, WIDTH]
@@ -87,7 +89,7 @@ def add_norm_forward_kernel(
     tl.store(rstd_ptr + target, rstd, mask=is_target)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=ROW_MAPS)
 def add_norm_backward_kernel(
     grad_normed_ptr,  # [N, WIDTH]
     grad_new_stream_ptr,  # [T, WIDTH]

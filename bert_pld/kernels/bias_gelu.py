@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bert_pld.kernels.tiles import Tile, element_tile
+from bert_pld.kernels.tiles import Tile, ceil_div, element_tile
 
 
 @triton.jit
@@ -107,7 +107,7 @@ def bias_gelu_forward(values: Tensor, bias: Tensor, activation: str, tile: Tile 
     tile = (tile or element_tile(width)).fitted(num_rows, values.device)
     out = torch.empty_like(values)
     if num_rows:
-        grid = (triton.cdiv(num_rows, tile.rows), triton.cdiv(width, tile.width))
+        grid = (ceil_div(num_rows, tile.rows), ceil_div(width, tile.width))
         bias_gelu_forward_kernel[grid](values, bias, out, num_rows, **_arguments(tile, width, activation))
     return out
 
@@ -119,8 +119,8 @@ def bias_gelu_backward(
     num_rows, width = values.shape
     tile = (tile or element_tile(width)).fitted(num_rows, values.device)
     grad_values = torch.empty_like(values)
-    across = triton.cdiv(width, tile.width)
-    programs = triton.cdiv(tile.programs(num_rows * across, values.device), across)
+    across = ceil_div(width, tile.width)
+    programs = ceil_div(tile.programs(num_rows * across, values.device), across)
     if not programs:
         return grad_values, torch.zeros(width, dtype=torch.float32, device=values.device)
     partial = torch.empty(programs, width, dtype=torch.float32, device=values.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bert_pld.kernels.linear import linear
-from bert_pld.kernels.tiles import Tile
+from bert_pld.kernels.tiles import Tile, power_of_two_from
 
 CHUNK_ELEMENTS = 2**27
 """Logits held at a time: 256 MiB in 16 bits."""
@@ -94,7 +94,7 @@ def cross_entropy(
 
 def block_and_warps(vocabulary: int) -> tuple[int, int]:
     """Logits that a program reads at a time, and the warps that it does so with: eight a thread."""
-    block = min(_BLOCK, triton.next_power_of_2(vocabulary))
+    block = min(_BLOCK, power_of_two_from(vocabulary))
     return block, min(max(block // 256, 1), 16)
 
 

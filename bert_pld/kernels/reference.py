@@ -67,7 +67,7 @@ def self_attention(qkv: Tensor, num_heads: int, attention_mask: Tensor | None, d
         return self_attention(qkv.float(), num_heads, attention_mask, dropout).to(qkv.dtype)
     batch, seq, width = qkv.shape
     heads = qkv.view(batch, seq, 3, num_heads, width // (3 * num_heads))
-    query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, N, S, H / N]
+    query, key, value = (part.transpose(1, 2) for part in heads.unbind(2))  # each [B, N, S, H / N]
     mask = None if attention_mask is None else attention_mask[:, None, None, :]
     if dropout and draws_integers(qkv):
         # With dropout torch's fused attention does not run on a CPU: these are the same steps, with a faster dropout.

@@ -15,6 +15,16 @@ _WARP_WIDTH = 256
 """Columns that a warp reads in one go: 32 threads, 16 bytes each in a 16-bit dtype."""
 
 
+def ceil_div(count: int, size: int) -> int:
+    """⌈count / size⌉; Triton's own takes microseconds on the host, several times a launch."""
+    return -(-count // size)
+
+
+def power_of_two_from(size: int) -> int:
+    """The lowest power of two that is at least `size`."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
 @dataclasses.dataclass(frozen=True)
 class Tile:
     """The piece of a matrix that a program holds at a time, and how many programs walk down the rows."""
@@ -29,31 +39,34 @@ class Tile:
         """The tile itself; a taller one where kernels are interpreted, program after program, and rows are many."""
         if device.type == "cuda" or num_rows <= _INTERPRETED_TILES * self.rows:
             return self
-        return dataclasses.replace(self, rows=triton.next_power_of_2(triton.cdiv(num_rows, _INTERPRETED_TILES)))
+        return dataclasses.replace(self, rows=power_of_two_from(ceil_div(num_rows, _INTERPRETED_TILES)))
 
     def programs(self, num_rows: int, device: torch.device) -> int:
         """Programs of a reducing kernel: enough to fill the device, no more than there are tiles."""
         filling = self.programs_per_multiprocessor * multiprocessors(device)
-        return min(triton.cdiv(num_rows, self.rows), filling)
+        return min(ceil_div(num_rows, self.rows), filling)
 
 
+@functools.cache
 def row_tile(width: int) -> Tile:
     """One row a program, up to 1,024 columns a warp: a warp sums its row in registers, with no barrier."""
-    padded = max(triton.next_power_of_2(width), 16)
+    padded = max(power_of_two_from(width), 16)
     return Tile(rows=1, width=padded, num_warps=min(max(padded // (4 * _WARP_WIDTH), 1), 16))
 
 
+@functools.cache
 def reducing_row_tile(width: int) -> Tile:
     """Whole rows, a few at a time, the warps side by side: what a thread sums over rows stays with it to the end."""
-    padded = max(triton.next_power_of_2(width), 16)
+    padded = max(power_of_two_from(width), 16)
     num_warps = min(max(padded // _WARP_WIDTH, 1), 8)  # 16 would leave a thread too few registers
     rows = min(max(4 * _WARP_WIDTH * num_warps // padded, 1), 4)
     return Tile(rows, padded, num_warps, programs_per_multiprocessor=2 if num_warps >= 4 else 4)
 
 
+@functools.cache
 def element_tile(width: int) -> Tile:
     """A block of rows × columns: for element-wise kernels, with or without a sum over rows."""
-    padded = min(max(triton.next_power_of_2(width), 16), 4 * _WARP_WIDTH)
+    padded = min(max(power_of_two_from(width), 16), 4 * _WARP_WIDTH)
     return Tile(4, padded, num_warps=max(padded // _WARP_WIDTH, 1), programs_per_multiprocessor=6)
 
 

@@ -41,6 +41,9 @@ def encode_fused(
     sequence_lengths: NDArray[np.int64] | None,
 ) -> tuple[Tensor, TokenLayout]:
     """`Encoder.encode` without padding: [T, H], T tokens."""
+    device = input_ids.device
+    # Triton launches on the current device.
+    assert device.type != "cuda" or device.index == torch.cuda.current_device(), f"call torch.cuda.set_device({device})"
     if attention_mask is None:
         layout = padded_layout(input_ids)
         stream = encoder.embeddings(input_ids, token_type_ids).flatten(0, 1)

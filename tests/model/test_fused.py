@@ -96,12 +96,20 @@ def test_recomputed_blocks_give_the_same_bits_under_dropout(granularity):
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
 
 
-def test_dropout_differs_between_sub_layers_blocks_and_forwards():
-    """A stream of zeros through blocks whose sub-layers all give ones: what is dropped shows in the stream."""
-    model = fused_model(num_layers=2, hidden_dropout=0.5)
-    torch.manual_seed(0)
-    losses = {gradients(model, None)[0] for _ in range(3)}
-    assert len(losses) == 3
+def test_every_sub_layer_has_a_dropout_site_of_its_own_and_every_forward_a_seed(monkeypatch):
+    seen, real = [], fused_block.add_norm
+
+    def spy(*inputs):
+        seen.extend(value.dropout for value in inputs if isinstance(value, reference.Join))
+        return real(*inputs)
+
+    monkeypatch.setattr(fused_block, "add_norm", spy)
+    model = fused_model(num_layers=3, hidden_dropout=0.5)
+    for _ in range(2):
+        model(**make_batch())
+    # Of six outputs a forward, the last joins in the final LayerNorm.
+    assert len({(dropout.seed, dropout.site) for dropout in seen}) == len(seen) == 2 * 5
+    assert len({dropout.seed for dropout in seen}) == 2
 
 
 @pytest.mark.parametrize("normalization", ["pre", "post"])

@@ -55,15 +55,15 @@ def test_small_model_in_fp32_has_the_eager_loss_and_gradients(normalization, gra
     assert relative_error(actual, expected) < 1e-4
 
 
-def base_batch(rows=16, seq=128):
+def base_batch(rows=16, seq=128, padded=True):
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(20, seq + 1, (rows,), generator=generator)
+    lengths = torch.randint(20, seq + 1, (rows,), generator=generator) if padded else torch.full((rows,), seq)
     mask = torch.arange(seq) < lengths[:, None]
     positions = (mask & (torch.rand(rows, seq, generator=generator) < 0.15)).flatten().nonzero().squeeze(1)
     return {
         "input_ids": torch.randint(5, 8192, (rows, seq), generator=generator),
         "token_type_ids": torch.zeros(rows, seq, dtype=torch.int64),
-        "attention_mask": mask,
+        "attention_mask": mask if padded else None,
         "masked_positions": positions,
         "masked_labels": torch.randint(5, 8192, (len(positions),), generator=generator),
         "next_sentence_labels": torch.randint(0, 2, (rows,), generator=generator),
@@ -79,14 +79,15 @@ def base_model(backend, **options):
     return model
 
 
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
-def test_base_width_in_16_bits_is_no_further_from_fp32_than_eager_is(granularity, dtype):
+def test_base_width_in_16_bits_is_no_further_from_fp32_than_eager_is(granularity, dtype, padded):
     schedule = Schedule(4, 0.5, temporal="constant")
     gates = draw_gates(schedule, granularity=granularity, seed=3, step=1, micro_step=0, rows=16, device="cuda")
-    loss, exact = step(base_model("reference"), gates, base_batch())
-    eager_loss, eager = step(base_model("reference"), gates, base_batch(), dtype)
-    fused_loss, fused = step(base_model("triton"), gates, base_batch(), dtype)
+    loss, exact = step(base_model("reference"), gates, base_batch(padded=padded))
+    eager_loss, eager = step(base_model("reference"), gates, base_batch(padded=padded), dtype)
+    fused_loss, fused = step(base_model("triton"), gates, base_batch(padded=padded), dtype)
     assert abs(fused_loss - loss) <= 2 * abs(eager_loss - loss) + 2e-3
     assert relative_error(fused, exact) <= 1.5 * relative_error(eager, exact)
 
@@ -103,9 +104,10 @@ def test_recomputed_blocks_give_the_same_bits_under_dropout():
     assert relative_error(recomputed, plain) < 1e-2
 
 
-def test_no_forward_or_backward_waits_for_the_device():
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
+def test_no_forward_or_backward_waits_for_the_device(padded):
     model = base_model("triton", hidden_dropout=0.1, attention_dropout=0.1).to("cuda", torch.bfloat16).train()
-    batch = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in base_batch().items()}
+    batch = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in base_batch(padded=padded).items()}
     schedule = Schedule(4, 0.5, temporal="constant")
 
     def one_step(index):
