@@ -16,6 +16,10 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-gpu_check_results}" PYTHONUNBUFFERED=1
+python3 -c 'import torch, triton; raise SystemExit(not torch.cuda.is_available())' || {
+    echo "error: needs a host with a GPU, torch and triton ($(command -v python3) sees none)" >&2
+    exit 1
+}
 mkdir -p "$OUT"
 site="$(mktemp -d)"
 if compgen -G ".whl/*.whl" >/dev/null; then
@@ -24,7 +28,6 @@ fi
 export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PATH="$site/bin:$PATH"
 python3 - <<'PYTHON' || exit 1
 import torch, triton, transformers, deepspeed
-assert torch.cuda.is_available(), "no GPU here"
 print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__,
       "transformers", transformers.__version__, "deepspeed", deepspeed.__version__)
 PYTHON

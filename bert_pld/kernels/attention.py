@@ -41,7 +41,7 @@ def self_attention(qkv: Tensor, num_heads: int, layout: TokenLayout, dropout: fl
 
 def runs_packed(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
     """Whether the variable-length kernel takes these; otherwise packed sequences are padded for attention alone."""
-    if device.type not in ("cuda", "meta") or dtype not in (torch.float16, torch.bfloat16):
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
     return head_width % 8 == 0 and head_width <= _MAX_HEAD_WIDTH
 

@@ -79,7 +79,8 @@ def test_variable_length_kernel_takes_what_it_is_given_and_differentiates():
     """On meta tensors, which have shapes and gradients but no values: the operator's arguments are the right ones."""
     layout = packed_layout(MASK, LENGTHS)
     qkv = torch.randn(17, 3 * 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
-    assert attention.runs_packed(qkv.device, qkv.dtype, 16)
+    assert attention.runs_packed(torch.device("cuda"), qkv.dtype, 16)
+    assert not attention.runs_packed(torch.device("cpu"), qkv.dtype, 16)
     edges = layout.cumulative_lengths.to("meta")
     out = attention._packed_attention(qkv, 4, _with_edges(layout, edges), 0.1)
     assert out.shape == (17, 64)
