@@ -48,8 +48,8 @@ def drop_reason(text: str) -> str | None:
 def cleaned(documents: Iterable[Document], dropped: Counter[str]) -> Iterator[str]:
     """The texts that are kept; those that are not are counted in `dropped` by reason."""
     for document in documents:
-        text = clean_text(document.text)
-        reason = drop_reason(text)
+        text = clean_text(document.text) if document.dropped is None else ""
+        reason = document.dropped or drop_reason(text)
         if reason is None:
             yield text
         else:

@@ -16,3 +16,5 @@ class Document:
     source: str
     """The kind that read it."""
     title: str = ""
+    dropped: str | None = None
+    """Why the source itself leaves it out, in a few words (`redirect`, `no text`); None where it is to be read."""

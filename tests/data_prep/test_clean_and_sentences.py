@@ -41,6 +41,13 @@ def test_documents_are_dropped_with_counted_reasons():
     assert dropped == {TOO_SHORT: 2, NOT_PROSE: 1}
 
 
+def test_what_a_source_leaves_out_is_counted_by_its_reason():
+    dropped: Counter[str] = Counter()
+    documents = [Document("", "1", "wiki", dropped="redirect"), Document(PROSE, "2", "wiki", dropped="a list")]
+    assert not list(cleaned(documents, dropped))
+    assert dropped == {"redirect": 1, "a list": 1}
+
+
 def test_letters_of_other_scripts_are_prose():
     assert drop_reason("Это обыкновенное предложение, достаточно длинное, чтобы его не выбросили.") is None
 
