@@ -10,7 +10,9 @@ from pathlib import Path
 
 from bert_pld.counter_rng import MAX_SEED
 from bert_pld.data.shards import OBJECTIVES, file_sha256
+from data_prep.duplicates import DEDUPLICATION
 from data_prep.instances import SMALLEST_SEQ_LENGTH
+from data_prep.local_executor import LocalExecutor
 from data_prep.pipeline import build
 from data_prep.plan import BuildArguments
 from data_prep.sources import KINDS, Source
@@ -53,7 +55,8 @@ def _build(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--executor {arguments.executor}: not available; allowed: {', '.join(EXECUTORS)}")
     if arguments.format not in FORMATS:
         raise ValueError(f"--format {arguments.format}: not available; allowed: {', '.join(FORMATS)}")
-    _check_range("--seq_length", arguments.seq_length, SMALLEST_SEQ_LENGTH, LONGEST_SEQ_LENGTH)
+    for seq_length in arguments.seq_length:
+        _check_range("--seq_length", seq_length, SMALLEST_SEQ_LENGTH, LONGEST_SEQ_LENGTH)
     _check_range("--seed", arguments.seed, 0, MAX_SEED)
     _check_range("--workers", arguments.workers, 1, 4096)
     _check_range("--shard_rows", arguments.shard_rows, 1, 2**31 - 1)
@@ -61,6 +64,8 @@ def _build(arguments: argparse.Namespace) -> int:
         _check_range("--vocab_size", arguments.vocab_size, SMALLEST_VOCABULARY, LARGEST_VOCABULARY)
     if not 0.0 < arguments.validation_fraction < 1.0:
         raise ValueError(f"--validation_fraction {arguments.validation_fraction}: must lie between 0 and 1")
+    if not 0.0 < arguments.similarity <= 1.0:
+        raise ValueError(f"--similarity {arguments.similarity}: must be above 0 and at most 1")
     sources = tuple(str(Source.parse(source)) for source in arguments.source)
     if arguments.vocab is not None and not arguments.vocab.is_file():
         raise ValueError(f"--vocab {arguments.vocab}: no such file; give a vocab.txt, one entry a line")
@@ -69,14 +74,18 @@ def _build(arguments: argparse.Namespace) -> int:
         vocab=file_sha256(arguments.vocab) if arguments.vocab else None,
         vocab_size=arguments.vocab_size,
         cased=arguments.cased,
-        seq_length=arguments.seq_length,
+        seq_lengths=tuple(sorted(set(arguments.seq_length))),
         objective=arguments.objective,
         validation_fraction=arguments.validation_fraction,
         seed=arguments.seed,
         shard_rows=arguments.shard_rows,
         language=arguments.language,
+        keep_languages=tuple(arguments.keep_languages.split(",")) if arguments.keep_languages else (),
+        deduplicate=arguments.deduplicate,
+        similarity=arguments.similarity,
     )
-    build(decisive, arguments.vocab, arguments.output_dir, arguments.workers)
+    with LocalExecutor(arguments.workers) as executor:
+        build(decisive, arguments.vocab, arguments.output_dir, executor)
     return 0
 
 
@@ -130,7 +139,11 @@ def _parser() -> argparse.ArgumentParser:
     vocabulary.add_argument("--vocab", type=Path, metavar="FILE", help="a WordPiece vocab.txt to use")
     vocabulary.add_argument("--vocab_size", type=int, metavar="N", help="train a vocabulary of N entries on the text")
     add.add_argument("--cased", action="store_true", help="keep capitals and accents (default: uncased)")
-    add.add_argument("--seq_length", type=int, default=128, help="tokens in a row (default: 128)")
+    add.add_argument(
+        "--seq_length", type=int, nargs="+", default=[128], metavar="S",
+        help="tokens in a row (default: 128); several lengths give a data directory each, OUTPUT_DIR/seq_S, of the"
+        " same documents",
+    )  # fmt: skip
     add.add_argument(
         "--objective", choices=OBJECTIVES, default=OBJECTIVES[0],
         help="mlm+nsp: sentence pairs; mlm: packed full sequences (default: mlm+nsp)",
@@ -141,6 +154,15 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add.add_argument("--seed", type=int, default=0, help="decides the split and the pairs (default: 0)")
     add.add_argument("--shard_rows", type=int, default=65536, help="most rows in a shard (default: 65536)")
+    add.add_argument(
+        "--deduplicate", choices=DEDUPLICATION, default=DEDUPLICATION[0],
+        help="across all sources; the first of equal documents stays (default: near)",
+    )  # fmt: skip
+    add.add_argument(
+        "--similarity", type=float, default=0.65,
+        help="share of common shingles from which on documents are near duplicates (default: 0.65)",
+    )  # fmt: skip
+    add.add_argument("--keep_languages", metavar="en,de", help="drop documents in other languages (default: keep all)")
     add.add_argument("--language", default="en", help="of the text, for sentence splitting, ISO 639 (default: en)")
     add.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)),

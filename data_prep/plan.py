@@ -1,13 +1,16 @@
 """The plan of a build: its arguments and its list of tasks, fixed before anything is read and kept in the build folder.
 
-A build is two lists of tasks with the vocabulary between them. Each task is a pure function of (plan, its number), so
-that any executor may run them, in any order and number at a time, and the bytes come out the same.
+A build is a few lists of tasks, one after another: reading, comparing (for duplicates), writing. Each task is a pure
+function of (plan, its number), so that any executor may run them, in any order and number at a time, and the bytes come
+out the same.
 
-    .build/plan.json                 arguments; reading tasks, each a list of pieces of the sources
-    .build/spool/00000.txt .npz      what a reading task leaves
-    .build/groups.json               writing tasks, each a list of ranges of spooled documents
-    .build/shards/train_00000_000.hdf5
-    .build/done/read_00000.json      completion marker of a task, with its counts
+    .build/plan.json                    arguments; reading tasks, each a list of pieces of a source
+    .build/spool/00000.txt .npz .sig    what a reading task leaves
+    .build/comparisons.json             comparing tasks, each a share of all digests or signatures
+    .build/duplicates/                  what they find
+    .build/groups.json                  writing tasks, each a list of ranges of spooled documents
+    .build/shards/128/train_00000_000.hdf5
+    .build/done/read_00000.json         completion marker of a task, with its counts
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,10 +32,10 @@ from data_prep.sources import Source
 from data_prep.sources.pieces import Piece
 
 BUILD_FOLDER = ".build"
-DATA_CARD_NAME = "data_card.json"
+DATA_CARD_NAME, DATA_CARD_PAGE_NAME = "data_card.json", "data_card.html"
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt")
 READING_TASK_BYTES = 4 << 20
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised when the same arguments come to give other bytes."""
 
 
@@ -44,12 +48,26 @@ class BuildArguments:
     """SHA-256 of the given vocabulary file, None where one is trained."""
     vocab_size: int | None
     cased: bool
-    seq_length: int
+    seq_lengths: tuple[int, ...]
+    """Ascending. Of one length the output directory is the data directory, of several it holds one for each."""
     objective: str
     validation_fraction: float
     seed: int
     shard_rows: int
     language: str
+    """Of the text, for sentence splitting."""
+    keep_languages: tuple[str, ...] = ()
+    """Documents in others are dropped; empty keeps all."""
+    deduplicate: str = "near"
+    """`near`, `exact` or `none`."""
+    similarity: float = 0.65
+    """From which estimated Jaccard similarity on two documents are near duplicates."""
+
+    def data_dirs(self, output_dir: Path) -> dict[int, Path]:
+        """The data directory of each sequence length."""
+        if len(self.seq_lengths) == 1:
+            return {self.seq_lengths[0]: output_dir}
+        return {seq_length: output_dir / f"seq_{seq_length}" for seq_length in self.seq_lengths}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +76,8 @@ class Plan:
 
     arguments: BuildArguments
     tasks: list[list[Piece]]
+    source_of_task: list[int]
+    """Which of the arguments' sources a task reads."""
 
     def identity(self) -> str:
         """A digest of the arguments and of what is to be read (names and sizes)."""
@@ -74,8 +94,11 @@ class Plan:
     def read(cls, build_dir: Path) -> Plan:
         """The plan of a build folder."""
         content = json.loads((build_dir / "plan.json").read_text(encoding="utf-8"))
-        arguments = {**content["arguments"], "sources": tuple(content["arguments"]["sources"])}
-        return cls(BuildArguments(**arguments), [[Piece(**piece) for piece in task] for task in content["tasks"]])
+        arguments = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content["arguments"].items()
+        }
+        tasks = [[Piece(**piece) for piece in task] for task in content["tasks"]]
+        return cls(BuildArguments(**arguments), tasks, content["source_of_task"])
 
 
 def make_plan(arguments: BuildArguments) -> Plan:
@@ -84,13 +107,18 @@ def make_plan(arguments: BuildArguments) -> Plan:
     Raises:
         ValueError: a source is empty or cannot be found.
     """
-    tasks: list[list[Piece]] = [[]]
-    for source in arguments.sources:
+    tasks: list[list[Piece]] = []
+    source_of_task: list[int] = []
+    for number, source in enumerate(arguments.sources):
+        size = READING_TASK_BYTES
         for piece in Source.parse(source).pieces():
-            if tasks[-1] and sum(p.bytes for p in tasks[-1]) + piece.bytes > READING_TASK_BYTES:
+            if size + piece.bytes > READING_TASK_BYTES:
                 tasks.append([])
+                source_of_task.append(number)
+                size = 0
             tasks[-1].append(piece)
-    return Plan(arguments, [task for task in tasks if task])
+            size += piece.bytes
+    return Plan(arguments, tasks, source_of_task)
 
 
 class Markers:
@@ -111,13 +139,16 @@ class Markers:
 
 def is_finished(output_dir: Path, plan: Plan) -> bool:
     """Whether `output_dir` holds this very build, complete."""
-    card = output_dir / DATA_CARD_NAME
-    if not card.is_file() or not (output_dir / MANIFEST_NAME).is_file():
-        return False
-    try:
-        return bool(json.loads(card.read_text(encoding="utf-8")).get("build") == plan.identity())
-    except (ValueError, AttributeError):
-        return False
+    for data_dir in plan.arguments.data_dirs(output_dir).values():
+        card = data_dir / DATA_CARD_NAME
+        if not card.is_file() or not (data_dir / MANIFEST_NAME).is_file():
+            return False
+        try:
+            if json.loads(card.read_text(encoding="utf-8"))["build"] != plan.identity():
+                return False
+        except (ValueError, TypeError, KeyError):
+            return False
+    return True
 
 
 @contextmanager
@@ -133,13 +164,17 @@ def opened_build(output_dir: Path, plan: Plan) -> Iterator[Path]:
     if not plan_file.is_file():
         strangers = sorted(path.name for path in output_dir.iterdir() if path != build_dir)
         if strangers:
-            what = "another build" if MANIFEST_NAME in strangers else "other files"
+            is_build = MANIFEST_NAME in strangers or any(output_dir.glob(f"seq_*/{MANIFEST_NAME}"))
+            what = "another build" if is_build else "other files"
             raise ValueError(
                 f"--output_dir {output_dir}: holds {what} ({', '.join(strangers[:3])}{' …' * (len(strangers) > 3)});"
                 " nothing was changed; choose an empty or new directory"
             )
-    for folder in (build_dir, build_dir / "spool", build_dir / "shards", build_dir / "done"):
-        folder.mkdir(exist_ok=True)
+    folders = ["spool", "duplicates", "done", *(f"shards/{length}" for length in plan.arguments.seq_lengths)]
+    for folder in folders:
+        (build_dir / folder).mkdir(parents=True, exist_ok=True)
+    for data_dir in plan.arguments.data_dirs(output_dir).values():
+        data_dir.mkdir(exist_ok=True)
     with open(build_dir / "lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -158,27 +193,25 @@ def opened_build(output_dir: Path, plan: Plan) -> Iterator[Path]:
             yield build_dir
         except ValueError:
             # A mistake in arguments or inputs: with it put right this is another build, and the folder is of no use.
-            discard_build(output_dir)
+            discard_build(output_dir, plan)
             raise
 
 
-def discard_build(output_dir: Path) -> None:
-    """Remove what an unfinished build left, and its directory if nothing else is in it."""
-    for name in VOCABULARY_FILES:
-        (output_dir / name).unlink(missing_ok=True)
+def discard_build(output_dir: Path, plan: Plan) -> None:
+    """Remove what an unfinished build left, and its directories if nothing else is in them."""
     remove_build(output_dir / BUILD_FOLDER)
-    if not os.listdir(output_dir):
-        output_dir.rmdir()
+    for folder in [*plan.arguments.data_dirs(output_dir).values(), output_dir]:
+        for name in VOCABULARY_FILES:
+            (folder / name).unlink(missing_ok=True)
+        if folder.is_dir() and not os.listdir(folder):
+            folder.rmdir()
 
 
 def remove_build(build_dir: Path) -> None:
-    """Remove the build folder of a finished build."""
-    for folder in ("spool", "shards", "done"):
-        for path in sorted((build_dir / folder).glob("*")) + sorted((build_dir / folder).glob(".*.partial")):
-            path.unlink(missing_ok=True)
-        if (build_dir / folder).is_dir():
-            (build_dir / folder).rmdir()
-    for name in ("groups.json", "lock", "plan.json"):
+    """Remove the build folder; the plan goes last, so that an interrupted removal leaves a build that can go on."""
+    for path in build_dir.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    for name in ("comparisons.json", "groups.json", "lock", "plan.json"):
         (build_dir / name).unlink(missing_ok=True)
-    if not os.listdir(build_dir):
-        build_dir.rmdir()
+    shutil.rmtree(build_dir)

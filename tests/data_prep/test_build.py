@@ -54,8 +54,8 @@ import data_prep.plan, data_prep.splitting, data_prep.pipeline
 from data_prep.__main__ import main
 data_prep.plan.READING_TASK_BYTES, data_prep.splitting.GROUP_BYTES = 1 << 14, 1 << 13
 class Slow(data_prep.pipeline.Progress):
-    def advance(self, count):
-        super().advance(count)
+    def advance(self, count, documents=0):
+        super().advance(count, documents)
         time.sleep(0.1)
 data_prep.pipeline.Progress = Slow
 sys.exit(main(sys.argv[1:]))
@@ -135,7 +135,8 @@ def test_card_and_manifest_agree_with_the_shards(sound_build):
     assert manifest.attributes.casing == "uncased"
     assert manifest.special_tokens == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
     assert sorted(p.name for p in sound_build.iterdir()) == [
-        "data_card.json", "manifest.json", "tokenizer.json", "train_00000.hdf5", "validation_00000.hdf5", "vocab.txt"
+        "data_card.html", "data_card.json", "manifest.json", "tokenizer.json", "train_00000.hdf5",
+        "validation_00000.hdf5", "vocab.txt",
     ]  # fmt: skip
 
 
