@@ -162,7 +162,7 @@ def _is_in(share: Share, keys: UInt64Array) -> NDArray[np.bool_]:
 
 
 def _agreeing(keys: UInt64Array, numbers: UInt64Array) -> UInt64Array:
-    """Pairs to compare among documents with equal keys, `[P, 2]`: each with the first of them and with the one before."""
+    """Pairs to compare, `[P, 2]`: of documents with equal keys each with the first of them and with the one before."""
     order = np.lexsort((numbers, keys))
     keys, numbers = keys[order], numbers[order]
     is_first = np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)]

@@ -1,3 +1,5 @@
 """placeholder until the language identifier is merged"""
+
+
 def drop_reason(text, languages):
     return None

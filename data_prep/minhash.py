@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +26,9 @@ BAND_ROWS = 4
 BANDS = HASHES // BAND_ROWS
 """Documents that agree in all rows of a band are compared: at similarity s a pair is met with 1 - (1 - s⁴)³²."""
 FEWEST_WORDS = 60
-"""Shorter documents are alike only if their whole signatures are equal. Below this length it is articles made from
-one template, with nothing but a name exchanged, that are most similar: of encyclopaedia articles of 30 to 40 words
-more than half would go at a similarity of 0.65, of those of 60 to 70 words one in 150."""
+"""Shorter documents are alike only if their words are the same. Below this length it is articles made from one
+template, with nothing but a name exchanged, that are most similar: of encyclopaedia articles of 30 to 40 words half
+would go at a similarity of 0.65, of those of 60 to 70 words one in 150."""
 
 _WINDOW_BYTES = 1 << 20
 """Words are hashed in windows of this size, which bounds memory; a shingle across two windows is left out."""
@@ -46,85 +47,92 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint16]:
         texts: D documents.
 
     Returns:
-        uint16 `[D, BANDS, BAND_ROWS]`. A document of fewer than `FEWEST_WORDS` words has a digest of its signature in
-        the first band and 0 in all others; one of fewer than `SHINGLE_WORDS` words has 0 everywhere.
+        uint16 `[D, BANDS, BAND_ROWS]`. A document of fewer than `FEWEST_WORDS` words has a digest of its words in the
+        first band and 0 in all others; one without a word has 0 everywhere.
     """
     lowest = np.full((len(texts), HASHES), 0xFFFFFFFF, np.uint32)
     words = np.zeros(len(texts), np.int64)
+    digests = np.zeros(len(texts), np.uint64)
     window: list[bytes] = []
     first, size = 0, 0
     for number, text in enumerate(texts):
         data = text.lower().encode("utf-8")
         if window and size + len(data) > _WINDOW_BYTES:
-            words[first:number] += _lower(lowest[first:number], window)
+            _take(window, lowest[first:number], words[first:number], digests[first:number])
             window, first, size = [], number, 0
         window.append(data)
         size += len(data) + 1
         while len(window[-1]) > _WINDOW_BYTES:  # alone in its window
             cut = window[-1].rfind(b" ", 0, _WINDOW_BYTES) + 1 or _WINDOW_BYTES
-            words[number : number + 1] += _lower(lowest[number : number + 1], [window[-1][:cut]])
+            here = slice(number, number + 1)
+            _take([window[-1][:cut]], lowest[here], words[here], digests[here])
             window[-1] = window[-1][cut:]
     if window:
-        words[first:] += _lower(lowest[first:], window)
+        _take(window, lowest[first:], words[first:], digests[first:])
     signed = (lowest & np.uint32(0xFFFF)).astype(np.uint16)
-    short = np.flatnonzero(words < FEWEST_WORDS)
-    digests = _mixed(_folded(lowest[short]))
-    digests[words[short] < SHINGLE_WORDS] = 0
+    short = words < FEWEST_WORDS
     signed[short] = 0
-    signed[short, :BAND_ROWS] = digests.view(np.uint16).reshape(-1, BAND_ROWS)
+    signed[short, :BAND_ROWS] = digests[short].view(np.uint16).reshape(-1, BAND_ROWS)
     return signed.reshape(len(texts), BANDS, BAND_ROWS)
 
 
-def _folded(lowest: NDArray[np.uint32]) -> UInt64Array:
-    """One number for each row."""
-    powers, _ = _powers()
-    return np.sum(lowest * powers[1 : HASHES + 1], axis=1, dtype=np.uint64)
-
-
-def _lower(lowest: NDArray[np.uint32], documents: list[bytes]) -> NDArray[np.int64]:
-    """Lower the minima of D documents, `[D, HASHES]`, to those of their shingles; the number of words of each."""
-    hashes, document_of, words = _shingles(documents)
-    if not len(hashes):
-        return words
-    starts = np.flatnonzero(np.concatenate([[True], document_of[1:] != document_of[:-1]]))
-    present = document_of[starts]
-    factors, offsets = _orders()
-    ranked = np.empty_like(hashes)
-    for order in range(HASHES):
-        np.multiply(hashes, factors[order], out=ranked)
-        ranked += offsets[order]
-        lowest[present, order] = np.minimum(lowest[present, order], np.minimum.reduceat(ranked, starts))
-    return words
-
-
-def _shingles(documents: list[bytes]) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64]]:
-    """A hash of every shingle, the document it is in, ascending, and the number of words of each document."""
+def _take(documents: list[bytes], lowest: NDArray[np.uint32], words: NDArray[np.int64], digests: UInt64Array) -> None:
+    """Lower the minima of D documents, `[D, HASHES]`, to those of their shingles; count and digest their words."""
     data = np.frombuffer(b" ".join(documents) + b" ", np.uint8)
+    starts, ends = _words(data)
+    if not len(starts):
+        return
+    hashes = _mixed(_span_hashes(data, starts, ends))
+    document_ends = np.cumsum([len(document) + 1 for document in documents])
+    words_until = np.searchsorted(starts, document_ends)
+    words_from = np.concatenate([[0], words_until[:-1]])
+    words += words_until - words_from
+    digests += np.where(words_until > words_from, _mixed(_span_hashes(hashes, words_from, words_until)), np.uint64(0))
+    shingles, starts_of, present = _shingles(hashes, words_from, words_until)
+    if not len(shingles):
+        return
+    factors, offsets = _orders()
+    ranked = np.empty_like(shingles)
+    for order in range(HASHES):
+        np.multiply(shingles, factors[order], out=ranked)
+        ranked += offsets[order]
+        lowest[present, order] = np.minimum(lowest[present, order], np.minimum.reduceat(ranked, starts_of))
+
+
+def _words(data: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First byte of each word, and the byte after its last; `data` ends in a space."""
     in_word = _WORD_BYTES[data]
     edges = np.flatnonzero(in_word[1:] != in_word[:-1]) + 1
     if in_word[0]:
         edges = np.concatenate([[0], edges])
-    starts, ends = edges[0::2], edges[1::2]
-    words = _mixed(_span_hashes(data, starts, ends))
-    document_ends = np.cumsum([len(document) + 1 for document in documents])
-    document_of = np.searchsorted(document_ends, starts, side="right")
-    words_of = np.bincount(document_of, minlength=len(documents))
-    count = len(words) - SHINGLE_WORDS + 1
-    if count < 1:
-        return np.empty(0, np.uint32), np.empty(0, np.int64), words_of
-    total = words[:count].copy()
+    return edges[0::2], edges[1::2]
+
+
+def _shingles(
+    words: UInt64Array, words_from: NDArray[np.int64], words_until: NDArray[np.int64]
+) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64]]:
+    """The hash of every shingle, where those of a document begin, and which documents have any."""
+    counts = np.maximum(words_until - words_from - SHINGLE_WORDS + 1, 0)
+    present = np.flatnonzero(counts)
+    starts_of = np.cumsum(counts[present]) - counts[present]
+    if not len(present):
+        return np.empty(0, np.uint32), starts_of, present
+    is_first = np.zeros(len(words) - SHINGLE_WORDS + 2, np.int8)  # +1 where a document's shingles begin, -1 after them
+    np.add.at(is_first, words_from[present], 1)
+    np.add.at(is_first, words_from[present] + counts[present], -1)
+    within = np.cumsum(is_first[:-1]).astype(bool)
+    total = words[: len(within)].copy()
     for place in range(1, SHINGLE_WORDS):
         total *= np.uint64(_BASE)
-        total += words[place : place + count]
-    within = document_of[:count] == document_of[SHINGLE_WORDS - 1 :]
-    return (_mixed(total[within]) >> np.uint64(32)).astype(np.uint32), document_of[:count][within], words_of
+        total += words[place : place + len(within)]
+    return (_mixed(total[within]) >> np.uint64(32)).astype(np.uint32), starts_of, present
 
 
-def _span_hashes(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> UInt64Array:
-    """The polynomial Σ c·Bⁱ (mod 2⁶⁴) of each span of bytes, i counted from its start, by one running sum over all."""
+def _span_hashes(values: NDArray[Any], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> UInt64Array:
+    """The polynomial Σ v·Bⁱ (mod 2⁶⁴) of each span of values, i counted from its start, by one running sum over all."""
     powers, inverses = _powers()
-    sums = np.zeros(len(data) + 1, np.uint64)
-    np.cumsum(powers[: len(data)] * data, out=sums[1:])
+    sums = np.zeros(len(values) + 1, np.uint64)
+    np.cumsum(powers[: len(values)] * values, out=sums[1:])
     hashed: UInt64Array = (sums[ends] - sums[starts]) * inverses[starts]
     return hashed
 

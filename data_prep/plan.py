@@ -94,7 +94,7 @@ class Plan:
     def read(cls, build_dir: Path) -> Plan:
         """The plan of a build folder."""
         content = json.loads((build_dir / "plan.json").read_text(encoding="utf-8"))
-        arguments = {
+        arguments: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content["arguments"].items()
         }
         tasks = [[Piece(**piece) for piece in task] for task in content["tasks"]]

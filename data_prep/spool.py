@@ -1,8 +1,8 @@
 """The spool: what the reading tasks leave on disk for the later ones. A few files a task.
 
-    00012.txt   sentences, one a line, UTF-8, documents one after another
-    00012.npz   where each document ends, how many sentences it has, 128 bits of its content's digest
-    00012.sig   MinHash signatures, band after band: uint16 [BANDS, documents, BAND_ROWS]
+00012.txt   sentences, one a line, UTF-8, documents one after another
+00012.npz   where each document ends, how many sentences it has, 128 bits of its content's digest
+00012.sig   MinHash signatures, band after band: uint16 [BANDS, documents, BAND_ROWS]
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +73,16 @@ def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], sign
     return {"documents": len(ends), "sentences": sum(counts), "bytes": written}
 
 
-class _aside:
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
     """A name beside the final one to write under; the file moves to its place when all went well."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-
-    def __enter__(self) -> Path:
-        return self.aside
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            os.replace(self.aside, self.path)
-        else:
-            self.aside.unlink(missing_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield aside
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:

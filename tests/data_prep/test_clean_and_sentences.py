@@ -11,6 +11,7 @@ from data_prep.sentences import split_sentences
 from data_prep.sources import KINDS
 from data_prep.sources.pieces import Piece
 
+
 class Given(PipelineStep):
     """Gives these texts as documents."""
 

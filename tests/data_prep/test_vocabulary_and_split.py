@@ -7,8 +7,8 @@ import pytest
 from made_up_corpus import made_up_documents
 from tokenizers import Tokenizer
 
-from data_prep.splitting import make_groups
 from data_prep.duplicates import Duplicates
+from data_prep.splitting import make_groups
 from data_prep.spool import Spool, write_spool
 from data_prep.tokens import encode_documents
 from data_prep.vocabulary import SPECIAL_TOKENS, read_vocabulary, train_vocabulary
@@ -116,7 +116,9 @@ def test_split_takes_the_fraction_and_depends_on_content_and_seed_alone(tmp_path
     other = make_groups(other_dir, 1, seed=3, validation_fraction=0.1)
     spool = Spool(other_dir / "spool", 0)
     assert {text[0] for text in spool.read(other.chosen(spool, Duplicates(other_dir), 3, "validation"))} == held_out
-    assert set(other.chosen(spool, Duplicates(other_dir), 4, "validation")) != set(other.chosen(spool, Duplicates(other_dir), 3, "validation"))
+    assert set(other.chosen(spool, Duplicates(other_dir), 4, "validation")) != set(
+        other.chosen(spool, Duplicates(other_dir), 3, "validation")
+    )
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 0.999999])
