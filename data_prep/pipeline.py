@@ -75,6 +75,8 @@ def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, execu
             cards[data_dir] = make_card(plan, manifest, reading, removed, writing)
             write_card(cards[data_dir], data_dir)
             manifest.write(data_dir)
+            for leftover in data_dir.glob(".*.partial"):  # of a build that was killed while it wrote here
+                leftover.unlink()
         remove_build(build_dir)
     for data_dir, card in cards.items():
         print(summary(card, data_dir, time.monotonic() - began))

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.counter_rng import Stream, random_words
+from bert_pld.data.shards import written_aside
 from data_prep.minhash import BAND_ROWS, BANDS, signatures
 
 _DIGEST_BYTES = 16
@@ -48,7 +47,7 @@ def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], sign
     unsigned_bytes = 0
     path = text_path(spool_dir, task)
     written = 0
-    with _aside(path) as aside, open(aside, "wb") as file:
+    with written_aside(path) as file:
         for sentences in documents:
             text = "\n".join(sentences)
             data = text.encode("utf-8") + b"\n"
@@ -65,29 +64,17 @@ def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], sign
                     unsigned, unsigned_bytes = [], 0
     if signed:
         signed_blocks.append(signatures(unsigned))
-        with _aside(path.with_suffix(".sig")) as aside:
-            np.concatenate(signed_blocks).transpose(1, 0, 2).tofile(aside)
+        with written_aside(path.with_suffix(".sig")) as file:
+            file.write(np.concatenate(signed_blocks).transpose(1, 0, 2).tobytes())
     words = np.frombuffer(b"".join(digests), "<u4").reshape(-1, 4)
-    with _aside(path.with_suffix(".npz")) as aside, open(aside, "wb") as file:
+    with written_aside(path.with_suffix(".npz")) as file:
         np.savez(file, ends=np.array(ends, np.int64), sentences=np.array(counts, np.int64), digests=words)
     return {"documents": len(ends), "sentences": sum(counts), "bytes": written}
 
 
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """A name beside the final one to write under; the file moves to its place when all went well."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield aside
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
 def write_array(path: Path, array: NDArray[Any]) -> None:
     """Write a `.npy` file that appears only whole."""
-    with _aside(path) as aside, open(aside, "wb") as file:
+    with written_aside(path) as file:
         np.save(file, array)
 
 

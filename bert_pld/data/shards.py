@@ -24,9 +24,10 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -158,14 +159,29 @@ def _digest(file: Any) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def written_aside(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes its name only when all of it is on the disk; an error leaves nothing behind.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.partial")
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file aside, flush it to disk, and rename it into place."""
-    aside = path.with_name(f".{path.name}.partial")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    with written_aside(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def shard_name(split: str, index: int) -> str:
@@ -196,8 +212,8 @@ def write_shard(path: Path, rows: Rows, attributes: ShardAttributes) -> ShardRec
             f"{path}: token ids {np.min(rows['input_ids'])} to {np.max(rows['input_ids'])} are not all in"
             f" [0, {attributes.vocabulary_size}), the vocabulary"
         )
-    aside = path.with_name(f".{path.name}.partial")
-    with h5py.File(aside, "w", libver=("v110", "v110")) as file:
+    # Made in memory and then written: HDF5 itself answers a full disk with a page of tracebacks.
+    with h5py.File(path.name, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
         file.attrs["format"] = FORMAT_NAME
         file.attrs["version"] = FORMAT_VERSION
         for name, value in dataclasses.asdict(attributes).items():
@@ -205,17 +221,17 @@ def write_shard(path: Path, rows: Rows, attributes: ShardAttributes) -> ShardRec
         for name, dtype in COLUMNS.items():
             column = np.ascontiguousarray(rows[name], dtype=dtype or attributes.token_dtype)
             file.create_dataset(name, data=column, track_times=False)
-    with open(aside, "rb") as written:
-        os.fsync(written.fileno())
-    record = ShardRecord(
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    with written_aside(path) as written:
+        written.write(image)
+    return ShardRecord(
         file=path.name,
         rows=count,
         tokens=int(np.sum(rows["length"], dtype=np.int64)),
-        bytes=aside.stat().st_size,
-        sha256=file_sha256(aside),
+        bytes=len(image),
+        sha256=hashlib.sha256(image).hexdigest(),
     )
-    os.replace(aside, path)
-    return record
 
 
 class Shard:
