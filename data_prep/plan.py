@@ -60,7 +60,7 @@ class BuildArguments:
     """Documents in others are dropped; empty keeps all."""
     deduplicate: str = "near"
     """`near`, `exact` or `none`."""
-    similarity: float = 0.65
+    similarity: float = 0.6
     """From which estimated Jaccard similarity on two documents are near duplicates."""
 
     def data_dirs(self, output_dir: Path) -> dict[int, Path]:
