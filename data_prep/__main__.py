@@ -90,10 +90,9 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    of_lengths = sorted(path.parent for path in arguments.data_dir.glob(f"seq_*/{MANIFEST_NAME}"))
-    data_dirs = (
-        of_lengths if not (arguments.data_dir / MANIFEST_NAME).is_file() and of_lengths else [arguments.data_dir]
-    )
+    data_dirs = [arguments.data_dir]
+    if not (arguments.data_dir / MANIFEST_NAME).is_file():
+        data_dirs = sorted(path.parent for path in arguments.data_dir.glob(f"seq_*/{MANIFEST_NAME}")) or data_dirs
     faults = [fault for data_dir in data_dirs for fault in verify(data_dir, samples=3)]
     for fault in faults:
         print(f"error: {_one_line(fault)}", file=sys.stderr)

@@ -26,7 +26,7 @@ BANDS = HASHES // BAND_ROWS
 """Documents that agree in all rows of a band are compared: at similarity s a pair is met with 1 - (1 - s⁴)³²."""
 FEWEST_WORDS = 150
 """A shorter document is like another only if its subject, the first names or numbers in it, is the same too: short
-articles made from one template, with a name exchanged, have more in common than an edited copy has with its original."""
+articles made from one template, with a name exchanged, have more in common than an edited copy and its original."""
 SUBJECT_NAMES = 4
 
 _WINDOW_BYTES = 1 << 20

@@ -196,9 +196,8 @@ def test_several_sequence_lengths_hold_the_same_documents(corpus, sound_build, t
 
 
 def test_card_says_what_each_source_gave(corpus, tmp_path):
-    (tmp_path / "more.jsonl").write_text(
-        json.dumps({"text": "Short."}) + "\n" + json.dumps({"text": "word " * 30}) + "\n"
-    )
+    texts = ["Short.", "word " * 30]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     assert build(corpus, tmp_path / "data", "--source", f"jsonl={tmp_path}/more.jsonl") == 0
     card = json.loads((tmp_path / "data" / "data_card.json").read_text())
     assert [(source["documents"], source["dropped"]) for source in card["sources"]] == [
@@ -207,9 +206,7 @@ def test_card_says_what_each_source_gave(corpus, tmp_path):
     ]
     assert all("not recorded" in source["licence"] for source in card["sources"])
     histogram = card["histograms"]
-    assert (
-        sum(histogram["document_tokens"]) == sum(card["documents"][split] for split in ("train", "validation")) == 161
-    )
+    assert sum(histogram["document_tokens"]) == card["documents"]["train"] + card["documents"]["validation"] == 161
     assert sum(histogram["sentence_tokens"]) == card["sentences"]
     assert sum(histogram["row_fill_sixteenths"]) == sum(card["rows"].values())
     page = (tmp_path / "data" / "data_card.html").read_text()
