@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import torch
 from runs import VOCABULARY
 from static_shards import make_static_rows, write_static_corpus, write_static_shard
 
-from bert_pld.data.loader import evaluation_batches, training_batches
+from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
 from bert_pld.data.masking import MaskedTokens, Vocabulary, mask_tokens
 from bert_pld.data.nvidia_rows import NvidiaRows, open_rows
 from bert_pld.data.nvidia_shards import encode, find_shards, predictions_per_row, read_blocks, write_nvidia_shard
@@ -210,6 +211,23 @@ def test_each_shard_is_unpacked_once_and_again_when_it_changes(tmp_path, cache):
     assert len(list(cache.glob("*.rows"))) == 4
     assert (changed.read(np.arange(41, 48))["input_ids"] == native["input_ids"]).all()
     assert changed.manifest.fingerprint() != before
+
+
+def test_a_copied_directory_has_the_same_fingerprint_and_another_order_of_shards_another(tmp_path):
+    write_static_corpus(tmp_path / "d")
+    shutil.copytree(tmp_path / "d", tmp_path / "copy")
+    first, copied = (open_rows(tmp_path / name, "train").manifest.fingerprint() for name in ("d", "copy"))
+    assert first == copied
+    (tmp_path / "copy" / "books_training_0.hdf5").rename(tmp_path / "copy" / "books_training_5.hdf5")
+    assert open_rows(tmp_path / "copy", "train").manifest.fingerprint() != first
+
+
+def test_another_sequence_length_than_configured_is_refused_with_the_file(tmp_path):
+    write_static_corpus(tmp_path / "d")
+    rows = open_rows(tmp_path / "d", "train")
+    message = r"d \(books_training_0.hdf5\): sequences of 32 tokens; the run is configured for 16 \(data.seq_length\)"
+    with pytest.raises(ValueError, match=message):
+        check_matches_model(rows, vocabulary_size=64, max_positions=64, seq_length=16)
 
 
 def test_a_cache_that_was_emptied_is_filled_again(tmp_path, cache):
