@@ -21,7 +21,6 @@ import dataclasses
 import hashlib
 import io
 import math
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.data.masking import MaskedTokens
-from bert_pld.data.shards import FORMAT_NAME, IS_NEXT, NO_PAIR, RANDOM_NEXT, Rows, ShardRecord
+from bert_pld.data.shards import FORMAT_NAME, IS_NEXT, NO_PAIR, RANDOM_NEXT, Rows, ShardRecord, written_aside
 
 DTYPES = {
     "input_ids": np.int32,
@@ -280,12 +279,8 @@ def write_nvidia_shard(path: Path, columns: dict[str, NDArray[Any]]) -> ShardRec
         for name, column in columns.items():
             gzip = {"compression": "gzip", "compression_opts": 4} if column.size else {}
             file.create_dataset(name, data=column, track_times=False, **gzip)
-    aside = path.with_name(f".{path.name}.partial")
-    with open(aside, "wb") as written:
+    with written_aside(path) as written:
         written.write(memory.getbuffer())
-        written.flush()
-        os.fsync(written.fileno())
-    os.replace(aside, path)
     return ShardRecord(
         file=path.name,
         rows=len(columns["input_ids"]),
