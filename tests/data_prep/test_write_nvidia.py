@@ -18,6 +18,8 @@ from bert_pld.data.shards import COLUMNS, Manifest, ShardedRows
 from data_prep.verify import verify
 
 DUPLICATES = 3
+SHARDS = ("--shard_rows", "300", "--deduplicate", "none")
+NVIDIA = ("--format", "nvidia", "--duplicates", str(DUPLICATES))
 
 
 @pytest.fixture(autouse=True)
@@ -29,14 +31,19 @@ def digests(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def build_pair(corpus, folder, *flags):
-    """The same text in both formats, several groups and shards."""
+@pytest.fixture(scope="module", autouse=True)
+def several_groups():
+    """Of two shards each, so that rows are counted over groups and shards."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data_prep.plan.READING_TASK_BYTES", 1 << 14)
-        patch.setattr("data_prep.splitting.GROUP_BYTES", 1 << 13)
-        assert build(corpus, folder / "native", "--shard_rows", "50", *flags) == 0
-        nvidia = ("--format", "nvidia", "--duplicates", str(DUPLICATES))
-        assert build(corpus, folder / "nvidia", "--shard_rows", "50", *nvidia, *flags) == 0
+        patch.setattr("data_prep.plan.READING_TASK_BYTES", 1 << 15)
+        patch.setattr("data_prep.splitting.GROUP_BYTES", 1 << 15)
+        yield
+
+
+def build_pair(corpus, folder, *flags):
+    """The same text in both formats."""
+    assert build(corpus, folder / "native", *SHARDS, *flags) == 0
+    assert build(corpus, folder / "nvidia", *SHARDS, *NVIDIA, *flags) == 0
     return folder
 
 
@@ -50,7 +57,7 @@ def assert_same_rows_and_masks(folder):
     nvidia = open_rows(folder / "nvidia", "train")
     count = len(native)
     assert len(nvidia) == DUPLICATES * count
-    assert len(nvidia.records) == DUPLICATES * len(native.records) > DUPLICATES
+    assert len(nvidia.records) == DUPLICATES * len(native.records) > 4 * DUPLICATES
     vocabulary = Vocabulary.read(folder / "native", native.manifest)
     originals = native.read(np.arange(count))
     for duplicate in range(DUPLICATES):
@@ -81,7 +88,7 @@ def test_packed_rows_have_no_next_sentence_labels(corpus, tmp_path):
     _, nvidia = assert_same_rows_and_masks(tmp_path)
     with h5py.File(tmp_path / "nvidia" / nvidia.records[0].file) as file:
         assert "next_sentence_labels" not in file
-        assert file["masked_lm_ids"].shape == (50, 6)
+        assert file["masked_lm_ids"].shape == (300, 6)
     assert verify(tmp_path / "nvidia") == []
 
 
@@ -103,8 +110,8 @@ def test_a_build_without_its_manifest_reads_the_same_rows(pair, tmp_path):
         assert theirs.attributes.vocabulary_hash == ours.attributes.vocabulary_hash
 
 
-def test_workers_and_an_interruption_change_no_byte(corpus, pair, tmp_path, small_tasks, monkeypatch):
-    flags = ("--shard_rows", "50", "--format", "nvidia", "--duplicates", str(DUPLICATES), "--workers", "2")
+def test_workers_and_an_interruption_change_no_byte(corpus, pair, tmp_path, monkeypatch):
+    flags = (*SHARDS, *NVIDIA, "--workers", "2")
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -169,11 +176,11 @@ def test_verify_finds_damaged_missing_and_foreign_shards(pair, tmp_path):
     content[len(content) // 2] ^= 1
     (data / "bert_training_0.hdf5").write_bytes(content)
     (data / "bert_training_1.hdf5").unlink()
-    shutil.copy(data / "bert_test_0.hdf5", data / "bert_training_99.hdf5")
+    shutil.copy(data / "bert_test_0.hdf5", data / "bert_training_999.hdf5")
     faults = " ".join(verify(data))
     assert "bert_training_0.hdf5: damaged (SHA-256 differs" in faults
     assert "bert_training_1.hdf5: missing" in faults
-    assert "bert_training_99.hdf5: foreign shard" in faults
+    assert "bert_training_999.hdf5: foreign shard" in faults
 
 
 @pytest.mark.parametrize(
