@@ -18,10 +18,12 @@ from data_prep.plan import BuildArguments
 from data_prep.sources import KINDS, Source
 from data_prep.verify import verify
 from data_prep.vocabulary import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
+from data_prep.write_nvidia import DEFAULT_DUPLICATES
 
 EXECUTORS = ("local",)
-FORMATS = ("native",)
+FORMATS = ("native", "nvidia")
 LONGEST_SEQ_LENGTH = 2**16 - 1
+MOST_DUPLICATES = 1000
 
 _EXAMPLE = """\
 examples:
@@ -55,6 +57,13 @@ def _build(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--executor {arguments.executor}: not available; allowed: {', '.join(EXECUTORS)}")
     if arguments.format not in FORMATS:
         raise ValueError(f"--format {arguments.format}: not available; allowed: {', '.join(FORMATS)}")
+    if arguments.format == "nvidia":
+        duplicates = DEFAULT_DUPLICATES if arguments.duplicates is None else arguments.duplicates
+        _check_range("--duplicates", duplicates, 1, MOST_DUPLICATES)
+    elif arguments.duplicates is not None:
+        raise ValueError("--duplicates: native rows hold no masks; give it with --format nvidia only")
+    else:
+        duplicates = 1
     for seq_length in arguments.seq_length:
         _check_range("--seq_length", seq_length, SMALLEST_SEQ_LENGTH, LONGEST_SEQ_LENGTH)
     _check_range("--seed", arguments.seed, 0, MAX_SEED)
@@ -83,6 +92,8 @@ def _build(arguments: argparse.Namespace) -> int:
         keep_languages=tuple(arguments.keep_languages.split(",")) if arguments.keep_languages else (),
         deduplicate=arguments.deduplicate,
         similarity=arguments.similarity,
+        format=arguments.format,
+        duplicates=duplicates,
     )
     with LocalExecutor(arguments.workers) as executor:
         build(decisive, arguments.vocab, arguments.output_dir, executor)
@@ -172,7 +183,14 @@ def _parser() -> argparse.ArgumentParser:
         help="processes; no influence on the result (default: the CPUs of this machine)",
     )  # fmt: skip
     add.add_argument("--executor", default=EXECUTORS[0], help=f"where tasks run: {', '.join(EXECUTORS)}")
-    add.add_argument("--format", default=FORMATS[0], help=f"of the shards: {', '.join(FORMATS)}")
+    add.add_argument(
+        "--format", default=FORMATS[0],
+        help=f"of the shards: {', '.join(FORMATS)}, NVIDIA's static masks (default: {FORMATS[0]})",
+    )  # fmt: skip
+    add.add_argument(
+        "--duplicates", type=int, metavar="K",
+        help=f"sets of masks for each training row, with --format nvidia (default: {DEFAULT_DUPLICATES})",
+    )  # fmt: skip
 
     check = commands.add_parser(
         "verify", help="check a data directory", formatter_class=form,

@@ -63,6 +63,10 @@ class BuildArguments:
     """`near`, `exact` or `none`."""
     similarity: float = 0.6
     """From which estimated Jaccard similarity on two documents are near duplicates."""
+    format: str = "native"
+    """`native` or `nvidia`, of the shards."""
+    duplicates: int = 1
+    """Sets of masks for each training row in NVIDIA's format; native rows have none."""
 
     def data_dirs(self, output_dir: Path) -> dict[int, Path]:
         """The data directory of each sequence length."""
@@ -226,6 +230,6 @@ def remove_build(build_dir: Path) -> None:
     for path in build_dir.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-    for name in ("comparisons.json", "groups.json", "lock", "plan.json"):
+    for name in ("comparisons.json", "groups.json", "masking.json", "lock", "plan.json"):
         (build_dir / name).unlink(missing_ok=True)
     shutil.rmtree(build_dir)
