@@ -1,5 +1,0 @@
-"""placeholder until the language identifier is merged"""
-
-
-def drop_reason(text, languages):
-    return None
