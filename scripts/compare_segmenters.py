@@ -36,8 +36,13 @@ from data_prep.sentences import split_sentences
 END, EITHER = "‖", "¦"
 PHENOMENA = ("quotation", "ellipsis", "abbreviation", "number", "other")
 _ELLIPSIS = re.compile(r"(?:…|\.\.|(?:^| )\.)[\"'”’)\]]*$|^(?:…|\.)")
+_ABBREVIATED = (
+    "mr mrs ms dr st sr jr prof rev hon gen col capt maj lt lieut comdr cmdr sgt gov sen rep pres messrs mme mlle esq"
+    " bros co corp inc ltd dept univ mt ft pt av ave rd no nos vol vols op fig figs ch ed eds pp p c ca cf vs viz etc et al"
+    " jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun n adj adv"
+)
 _ABBREVIATION = re.compile(
-    r"^[(\[\"'“‘]*(?:[A-Z]|(?:\w\.)+\w|[A-Z]?[a-z]{0,4}[^aeiouy\W]|[A-Z][a-z]{1,3}|no|ca|vol)\.$"
+    rf"[^\w]*(?:[^\W\d_]|(?:\w\.)+\w|(?:[A-Z][a-z]?\.)+[A-Z]|{'|'.join(_ABBREVIATED.split())})\.\W*$", re.IGNORECASE
 )
 _NUMBER = re.compile(r"\d\W*$")
 _OPENING, _CLOSING = "“‘«„", "”»"
@@ -159,7 +164,8 @@ def scores(right: int, found: int, wanted: int) -> dict[str, float | int]:
     precision = right / found if found else 1.0
     recall = right / wanted if wanted else 1.0
     f1 = 2 * right / (found + wanted) if found + wanted else 1.0
-    return {"wanted": wanted, "found": found, "precision": precision, "recall": recall, "f1": f1}
+    counts = {"wanted": wanted, "missed": wanted - right, "wrong": found - right}
+    return {**counts, "precision": precision, "recall": recall, "f1": f1}
 
 
 def measure_accuracy(segment: Segmenter, gold: list[dict[str, Any]], show: bool = False) -> dict[str, Any]:
@@ -249,9 +255,10 @@ def main() -> None:
             "paragraphs": len(gold),
             "paragraphs_by_register": dict(sorted(Counter(item["register"] for item in gold).items())),
             "boundaries": sum(len(item["ends"]) for item in gold),
+            "gaps_by_phenomenon": dict(Counter(kind for item in gold for kind in item["phenomenon"].values())),
             "segmenters": figures,
         }
-        print(f"{path.stem}: {len(gold)} paragraphs\n{_table(figures)}")
+        print(f"{path.stem}: {len(gold)} paragraphs; by phenomenon: missed + wrong\n{_table(figures)}")
     if options.text is not None:
         text = options.text.read_text(encoding="utf-8")
         result["speed_text_bytes"] = len(text.encode())
@@ -269,7 +276,8 @@ def _table(figures: dict[str, dict[str, Any]]) -> str:
     head = f"{'':12}{'precision':>10}{'recall':>8}{'F1':>8}{'exact':>7}" + "".join(f"{p:>14}" for p in PHENOMENA)
     lines = [head]
     for name, of in figures.items():
-        kinds = "".join(f"{of['by_phenomenon'].get(p, {'f1': float('nan')})['f1']:14.3f}" for p in PHENOMENA)
+        faults = (of["by_phenomenon"].get(p, {"missed": 0, "wrong": 0}) for p in PHENOMENA)
+        kinds = "".join(f"{f['missed']} + {f['wrong']}".rjust(14) for f in faults)
         line = f"{name:12}{of['precision']:10.3f}{of['recall']:8.3f}{of['f1']:8.3f}{of['exact_paragraphs']:7.2f}"
         lines.append(line + kinds)
     return "\n".join(lines)

@@ -72,7 +72,7 @@ def test_scores_on_the_made_up_gold_set_are_full_where_those_of_the_bare_library
     bare = compare_segmenters.measure_accuracy(compare_segmenters.SEGMENTERS["sentencex"](), items)
     assert sum(len(item["ends"]) for item in items) == ours["wanted"] == 33
     assert ours["f1"] == ours["exact_paragraphs"] == 1.0
-    assert bare["by_phenomenon"]["quotation"]["recall"] < 0.7
+    assert bare["by_phenomenon"]["quotation"]["recall"] <= 0.7
     assert bare["f1"] < 0.9
 
 
@@ -81,7 +81,7 @@ def test_the_comparison_counts_missed_and_wrong_boundaries_by_phenomenon():
     gold[0]["phenomenon"] = compare_segmenters.phenomena(gold[0]["text"])
     assert gold[0]["phenomenon"][7] == "abbreviation"
     wrong = compare_segmenters.measure_accuracy(lambda text: ["It is Mr.", "Fox.", "He ran."], gold)
-    assert (wrong["wanted"], wrong["found"], wrong["precision"], wrong["recall"]) == (1, 2, 0.5, 1.0)
+    assert (wrong["wanted"], wrong["missed"], wrong["wrong"], wrong["precision"]) == (1, 0, 1, 0.5)
     assert wrong["by_phenomenon"]["abbreviation"]["precision"] == 0.0
     assert wrong["exact_paragraphs"] == 0.0
     missed = compare_segmenters.measure_accuracy(lambda text: [text], gold)
@@ -95,7 +95,7 @@ def test_the_comparison_writes_figures_for_every_gold_file_and_names_the_fault_o
     command = [sys.executable, str(ROOT / "scripts" / "compare_segmenters.py"), "--gold", str(gold), "--repeats", "2"]
     options = ["--text", str(tmp_path / "text.txt"), "--json", str(tmp_path / "figures.json")]
     done = subprocess.run(command + options, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "made_up: 20 paragraphs" in done.stdout
+    assert "made_up: 20 paragraphs; by phenomenon" in done.stdout
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert figures["gold"]["made_up"]["segmenters"]["data_prep"]["f1"] == 1.0
     assert figures["speed"]["sentencex"]["mb_per_s"] > 0
