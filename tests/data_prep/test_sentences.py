@@ -145,3 +145,19 @@ def test_an_unknown_language_is_named_with_those_that_are_known():
         with pytest.raises(ValueError, match="no sentence rules"):
             split_sentences("Some text.", language)
     assert len(LANGUAGES) == 34
+
+
+def test_the_documented_accuracy_is_the_committed_one():
+    result = json.loads((ROOT / "docs/results/sentence_segmentation.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    table = page[page.index("| | precision | recall | F1 |") :].split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table]
+    assert [row[0] for row in rows] == list(compare_segmenters.SEGMENTERS)
+    for name, *cells in rows:
+        held_out, development = (result["gold"][gold]["segmenters"][name] for gold in ("held_out", "development"))
+        wanted = [held_out["precision"], held_out["recall"], held_out["f1"], development["f1"]]
+        assert [float(cell) for cell in cells[:4]] == pytest.approx(wanted, abs=6e-4)
+        for cell, kind in zip(cells[4:9], compare_segmenters.PHENOMENA, strict=True):
+            faults = held_out["by_phenomenon"].get(kind, {"missed": 0, "wrong": 0})
+            assert cell == f"{faults['missed']} + {faults['wrong']}"
+        assert float(cells[9]) == pytest.approx(result["speed"][name]["mb_per_s"], abs=0.06)
