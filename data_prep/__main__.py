@@ -12,6 +12,7 @@ from bert_pld.counter_rng import MAX_SEED
 from bert_pld.data.shards import MANIFEST_NAME, OBJECTIVES, file_sha256
 from data_prep.duplicates import DEDUPLICATION
 from data_prep.instances import SMALLEST_SEQ_LENGTH
+from data_prep.language import parse_languages
 from data_prep.local_executor import LocalExecutor
 from data_prep.pipeline import build
 from data_prep.plan import BuildArguments
@@ -89,7 +90,7 @@ def _build(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         shard_rows=arguments.shard_rows,
         language=arguments.language,
-        keep_languages=tuple(arguments.keep_languages.split(",")) if arguments.keep_languages else (),
+        keep_languages=parse_languages(arguments.keep_language) if arguments.keep_language else (),
         deduplicate=arguments.deduplicate,
         similarity=arguments.similarity,
         format=arguments.format,
@@ -176,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         "--similarity", type=float, default=0.6,
         help="share of common shingles from which on documents are near duplicates (default: 0.6)",
     )  # fmt: skip
-    add.add_argument("--keep_languages", metavar="en,de", help="drop documents in other languages (default: keep all)")
+    add.add_argument("--keep_language", metavar="en,de", help="drop documents in other languages (default: keep all)")
     add.add_argument("--language", default="en", help="of the text, for sentence splitting, ISO 639 (default: en)")
     add.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)),
