@@ -1,0 +1,143 @@
+"""Lines of an article without its markup: which sections, paragraphs and list entries are prose."""
+
+from __future__ import annotations
+
+import re
+
+from data_prep.sources.wiki_text import is_prose, repaired
+
+FEWEST_LISTED_CHARACTERS = 200
+SMALLEST_PROSE_SHARE = 0.1
+"""Of an article's prose and lists together; with less it is a list."""
+
+SECTIONS_WITHOUT_PROSE = frozenset({
+    "references", "reference", "external links", "external link", "see also", "further reading", "bibliography", "notes", "footnotes",
+    "sources", "citations", "notes and references", "references and notes", "works cited", "literature", "links", "related pages",
+    "other websites", "discography", "filmography", "gallery", "image gallery", "selected bibliography", "selected works", "primary sources",
+    "secondary sources", "general references", "cited sources", "cited works", "publications", "selected publications", "track listing",
+    "weblinks", "einzelnachweise", "literatur", "siehe auch", "quellen", "anmerkungen", "werke", "belege", "fußnoten",
+    "références", "notes et références", "liens externes", "lien externe", "voir aussi", "bibliographie", "articles connexes", "annexes",
+    "notes", "referencias", "enlaces externos", "véase también", "bibliografía", "notas", "fuentes", "notas y referencias",
+    "note", "collegamenti esterni", "bibliografia", "voci correlate", "altri progetti", "riferimenti", "fonti",
+    "referências", "ligações externas", "ver também", "notas e referências", "leitura adicional",
+    "примечания", "ссылки", "литература", "см. также", "источники", "примітки", "посилання", "література", "джерела", "див. також",
+    "przypisy", "linki zewnętrzne", "zobacz też", "uwagi", "referenties", "externe links", "zie ook", "bronnen", "literatuur",
+    "bronnen, noten en/of referenties", "referenser", "externa länkar", "se även", "källor", "noter", "litteratur", "referanser",
+    "eksterne lenker", "se også", "kilder", "henvisninger", "eksterne henvisninger", "viitteet", "aiheesta muualla", "lähteet",
+    "katso myös", "reference", "externí odkazy", "související články", "odkazy", "poznámky", "jegyzetek", "források",
+    "további információk", "kapcsolódó szócikkek", "kaynakça", "dış bağlantılar", "ayrıca bakınız", "脚注", "注釈", "出典", "参考文献",
+    "関連項目", "外部リンク", "参考资料", "參考資料", "外部链接", "外部連結", "参见", "參見", "注释", "각주", "같이 보기", "외부 링크", "참고 문헌",
+    "مراجع", "المراجع", "وصلات خارجية", "انظر أيضا", "پانویس", "منابع", "پیوند به بیرون", "جستارهای وابسته", "הערות שוליים",
+    "קישורים חיצוניים", "לקריאה נוספת", "ראו גם", "tham khảo", "liên kết ngoài", "xem thêm", "chú thích", "atsauces", "ārējās saites",
+    "skatīt arī", "nuorodos", "šaltiniai", "παραπομπές", "εξωτερικοί σύνδεσμοι", "note", "legături externe", "vezi și", "източници",
+    "външни препратки", "бележки", "вижте също", "izvori", "vanjske poveznice", "referències", "enllaços externs", "vegeu també",
+    "izmontuotuo literatura", "nūruodis", "viits", "välislingid", "vaata ka", "ūtruo puornūruode",
+})  # fmt: skip
+"""Headings, in small letters; such a section goes with its sub-sections."""
+
+_LIST_TITLE = re.compile(
+    r"^(?:lists? of|index of|outline of|glossary of|table of|timeline of|liste (?:des?|der|von|du|d['’])|listes? des|"
+    r"lista (?:de|dei|delle|degli|di|över|över|do|dos|das)|elenco|anexo:|список|списък|списак|lijst van|seznam|zoznam|"
+    r"luettelo|danh sách)\b|(?:一覧|列表|목록)$",
+    re.IGNORECASE,
+)
+_LIST_MARKS = "*#:;"
+_SENTENCE_END = re.compile(r"[.!?…。！？।۔][\"'”’»)\]]*$")
+_LAST_SENTENCE_END = re.compile(r"[.!?…。！？][\"”’»)]*(?=\s|(?<=[。！？]))")
+_SENTENCE_START = re.compile(r"[\"'“‘«(]*[^\W_a-z]")
+_CITATION = re.compile(r"\bISBN\b|\bISSN\b|\bpp?\. ?\d|\bdoi:|\bRetrieved\b|\bVol\. ?\d|^[^.]{2,60}\((?:\w+ )?\d{4}\)[.,:]|\bPress[,.:]? ?\d{4}\b")
+_EMPTY_QUALIFIER = re.compile(
+    r"(?<=\()\s*(?:IPA|pronounced|pronunciation|listen|Aussprache|prononcé|or|in full)?\s*:?\s*(?=[;,)])[;,]?\s*", re.IGNORECASE
+)
+_BEFORE_CLOSING = re.compile(r"[;,]\s*(?:IPA|pronounced|or|listen)?\s*:?\s*(?=\))", re.IGNORECASE)
+_DOUBLED_COMMA = re.compile(r",(?:\s*,)+")
+_SPACE_IN_BRACKET = re.compile(r"(?<=[(\[])\s+|\s+(?=[)\]])")
+_CONTROL = re.compile(r"\[\[|\]\]|\{\{+|\}\}+|'''+|^\{\||\|\}$|</?(?:ref|nowiki|br|div|span)\b[^<>]{0,200}>", re.MULTILINE | re.IGNORECASE)
+
+
+def prose_of_lines(text: str, title: str, table_characters: int) -> tuple[str, bool]:
+    """The prose of an article, and whether the article is a list.
+
+    Lines that follow each other are one paragraph. Headings go, and sections such as References with all their
+    content. Of list entries those stay that are sentences. Paragraphs of at most six words go (see `wiki_text`).
+
+    Args:
+        text: without templates, tables, links, tags; entities resolved.
+        title: of the article.
+        table_characters: removed with tables, counted as list.
+    """
+    if _LIST_TITLE.search(title):
+        return "", True
+    if "[" in text or "{" in text or "'" in text or "<" in text or "|}" in text:
+        text = _CONTROL.sub("", text)
+    paragraphs: list[str] = []
+    opened: list[str] = []
+    skipped_level = 0
+    listed = table_characters
+
+    def close() -> None:
+        if opened:
+            if (line := tidied(" ".join(opened))) and is_prose(line):
+                paragraphs.append(line)
+            opened.clear()
+
+    for line in text.split("\n"):
+        stripped = line.strip()
+        if not stripped:
+            close()
+            continue
+        first = stripped[0]
+        if first == "=" and (level := _heading_level(stripped)):
+            close()
+            if not skipped_level or level <= skipped_level:
+                heading = stripped.strip("= \t").rstrip(":").lower()
+                skipped_level = level if heading in SECTIONS_WITHOUT_PROSE else 0
+        elif skipped_level:
+            continue
+        elif first in _LIST_MARKS or line[0] == " ":
+            close()
+            if first in _LIST_MARKS:
+                listed += len(stripped)
+            entry = stripped.lstrip(_LIST_MARKS + " ")
+            if is_sentence(entry) and (entry := tidied(entry)) and is_prose(entry):
+                paragraphs.append(entry)
+        elif first in "|!" or stripped.startswith("----"):
+            close()
+            listed += len(stripped)
+        else:
+            opened.append(stripped)
+    close()
+    prose = "\n".join(paragraphs)
+    is_list = listed >= FEWEST_LISTED_CHARACTERS and len(prose) < SMALLEST_PROSE_SHARE * (len(prose) + listed)
+    return prose, is_list
+
+
+def _heading_level(line: str) -> int:
+    """Number of `=` on both sides; 0 for a line that is no heading."""
+    left = len(line) - len(line.lstrip("="))
+    right = len(line) - len(line.rstrip("="))
+    return min(left, right, 6) if len(line) > left else 0
+
+
+def is_sentence(entry: str) -> bool:
+    """Whether a list entry reads as a sentence: capital first, full stop last, and no citation of a book."""
+    return (
+        _SENTENCE_END.search(entry[-8:]) is not None
+        and _SENTENCE_START.match(entry) is not None
+        and _CITATION.search(entry[:2000]) is None
+    )
+
+
+def tidied(line: str) -> str:
+    """A paragraph in one line, the traces of removed templates mended; a last clause that introduces a list goes."""
+    line = " ".join(line.split())
+    if "(" in line:
+        line = _EMPTY_QUALIFIER.sub("", line)
+        line = _BEFORE_CLOSING.sub("", line)
+    if ",," in line or ", ," in line:
+        line = _DOUBLED_COMMA.sub(",", line)
+    line = " ".join(repaired(line).split())
+    if line.endswith((":", "：")):
+        ends = [match.end() for match in _LAST_SENTENCE_END.finditer(line)]
+        line = line[: ends[-1]] if ends else ""
+    return line
