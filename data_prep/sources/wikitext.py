@@ -31,11 +31,15 @@ _OPAQUE = (
 _OPAQUE_TAG = re.compile(rf"<(/?)({_OPAQUE})(?![\w-])([^<>]*)>", re.IGNORECASE)
 _BRACES = re.compile(r"\{{2,}|\}{2,}")
 _TABLE_MARK = re.compile(r"^[ \t:*#]*(?:\{\||(\|\}(?!\})))", re.MULTILINE)
+_SIDE_TABLE = re.compile(
+    r"infobox|toccolours|taxobox|navbox|metadata|vertical-navbox|sidebar|float:\s?right|align=\W?right", re.IGNORECASE
+)
 _END_OF_UNCLOSED_TABLE = re.compile(r"\n(?=={1,6}[^=\n])|\n[ \t]*\n(?=[^|!{\s])")
 _LINK_MARK = re.compile(r"\[\[|\]\]")
 _EXTERNAL_LINK = re.compile(r"(?<!\[)\[(?:(?:https?|ftps?|irc|news|gopher):)?//([^\[\]\n]*)\]|\[mailto:([^\[\]\n]*)\]")
-_URL = re.compile(r"(?:\b(?:https?|ftps?)://)[^\s<>\[\]{}|\"]+")
+_URL = re.compile(r"<?(?:https?|ftps?)://[^\s<>\[\]{}|\"]+>?")
 _HIDDEN = re.compile(r"<(span|div)\b[^<>]{0,200}?display:\s?none[^<>]{0,200}>[^<>]{0,2000}</\1>", re.IGNORECASE)
+_BREAK = re.compile(r"(?:<br\s*/?>\s*){2,}|<br\s*/?>[ \t]*\n|(?<=[.!?…])[ \t]*<br\s*/?>", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9]{0,20})(?:[\s/][^<>]*)?>")
 _SUPERSCRIPT = re.compile(r"<sup>\s*([+\-−–]?\d{1,4})\s*</sup>", re.IGNORECASE)
 _VARIANT = re.compile(r"-\{(?:[^{}|\n]{0,20}\|)?([^{}\n]{0,200})\}-")
@@ -171,7 +175,11 @@ def without_templates(text: str, title: str) -> tuple[str, bool]:
 
 
 def without_tables(text: str) -> tuple[str, int]:
-    """`{| … |}` removed, nested ones too, and how many characters that were; an open one ends before the next text."""
+    """`{| … |}` removed, nested ones too; an open one ends before the next text.
+
+    Returns:
+        (text, characters removed with tables that do not stand at the article's side).
+    """
     if "{|" not in text:
         return text, 0
     marks = list(_TABLE_MARK.finditer(text))
@@ -191,7 +199,8 @@ def without_tables(text: str) -> tuple[str, int]:
         if end is None:
             found = _END_OF_UNCLOSED_TABLE.search(text, mark.end())
             end = found.start() if found else len(text)
-        removed += end - mark.start()
+        first_line = text[mark.start() : mark.start() + 1000].partition("\n")[0]
+        removed += 0 if _SIDE_TABLE.search(first_line) else end - mark.start()
         position = end
     kept.append(text[position:])
     return "".join(kept), removed
@@ -266,6 +275,8 @@ def without_html(text: str) -> str:
         if "display" in text:
             text = _HIDDEN.sub("", text)
         text = _SUPERSCRIPT.sub(lambda match: match[1].translate(_RAISED), text)
+        if "<br" in text or "<BR" in text:
+            text = _BREAK.sub("\n\n", text)
         text = _TAG.sub(_replaced_tag, text)
     if "-{" in text:
         text = _VARIANT.sub(_variant, text)

@@ -9,6 +9,8 @@ from data_prep.sources.wiki_text import is_prose, repaired
 FEWEST_LISTED_CHARACTERS = 200
 SMALLEST_PROSE_SHARE = 0.1
 """Of an article's prose and lists together; with less it is a list."""
+MARKUP_OF_A_TABLE = 4
+"""Characters of its wikitext to one that a reader sees, about."""
 
 SECTIONS_WITHOUT_PROSE = frozenset({
     "references", "reference", "external links", "external link", "see also", "further reading", "bibliography", "notes", "footnotes",
@@ -50,9 +52,10 @@ _EMPTY_QUALIFIER = re.compile(
     r"(?<=\()\s*(?:IPA|pronounced|pronunciation|listen|Aussprache|prononcé|or|in full)?\s*:?\s*(?=[;,)])[;,]?\s*", re.IGNORECASE
 )
 _BEFORE_CLOSING = re.compile(r"[;,]\s*(?:IPA|pronounced|or|listen)?\s*:?\s*(?=\))", re.IGNORECASE)
-_DOUBLED_COMMA = re.compile(r",(?:\s*,)+")
-_SPACE_IN_BRACKET = re.compile(r"(?<=[(\[])\s+|\s+(?=[)\]])")
+_DOUBLED_COMMA = re.compile(r",(?:\s*,)+(?=\s|$)|,\s*(?=\.(?:\s|$))")
 _CONTROL = re.compile(r"\[\[|\]\]|\{\{+|\}\}+|'''+|^\{\||\|\}$|</?(?:ref|nowiki|br|div|span)\b[^<>]{0,200}>", re.MULTILINE | re.IGNORECASE)
+
+_CONTROL_MARKS = ("[[", "]]", "{{", "}}", "'''", "{|", "|}", "<")
 
 
 def prose_of_lines(text: str, title: str, table_characters: int) -> tuple[str, bool]:
@@ -68,12 +71,12 @@ def prose_of_lines(text: str, title: str, table_characters: int) -> tuple[str, b
     """
     if _LIST_TITLE.search(title):
         return "", True
-    if "[" in text or "{" in text or "'" in text or "<" in text or "|}" in text:
+    if any(mark in text for mark in _CONTROL_MARKS):
         text = _CONTROL.sub("", text)
     paragraphs: list[str] = []
     opened: list[str] = []
     skipped_level = 0
-    listed = table_characters
+    listed = table_characters // MARKUP_OF_A_TABLE
 
     def close() -> None:
         if opened:
@@ -134,8 +137,8 @@ def tidied(line: str) -> str:
     if "(" in line:
         line = _EMPTY_QUALIFIER.sub("", line)
         line = _BEFORE_CLOSING.sub("", line)
-    if ",," in line or ", ," in line:
-        line = _DOUBLED_COMMA.sub(",", line)
+    if ",," in line or ", ," in line or ",." in line or ", ." in line:
+        line = _DOUBLED_COMMA.sub(lambda match: "," if match[0].count(",") > 1 else "", line)
     line = " ".join(repaired(line).split())
     if line.endswith((":", "：")):
         ends = [match.end() for match in _LAST_SENTENCE_END.finditer(line)]

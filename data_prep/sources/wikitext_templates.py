@@ -32,6 +32,7 @@ _DISAMBIGUATION_TITLE = re.compile(
     r"egyértelműsítő lap|anlam ayrımı|동음이의|định hướng|desambiguació|nozīmju atdalīšana)\)$",
     re.IGNORECASE,
 )
+LONGEST_SOUND_CHARACTERS = 8
 _PIPE = re.compile(r"\[\[[^\[\]]*\]\]|\|")
 _NAMED = re.compile(r"\s*([\w .-]{1,30}?)\s*=(.*)", re.DOTALL)
 _MONTHS = (
@@ -132,7 +133,7 @@ def _convert(arguments: Arguments) -> str:
     parts = arguments.positional
     shown, index = "", 0
     while index < len(parts) and (_is_number(parts[index]) or parts[index] in _SEPARATORS):
-        shown += _SEPARATORS.get(parts[index], parts[index])
+        shown += _SEPARATORS.get(parts[index]) or _grouped(parts[index])
         index += 1
     unit = parts[index] if index < len(parts) else ""
     if not shown:
@@ -147,6 +148,14 @@ def _convert(arguments: Arguments) -> str:
     if arguments.named.get("sp") == "us":
         singular, plural = (word.replace("metre", "meter").replace("litre", "liter") for word in (singular, plural))
     return f"{shown}-{singular}" if adjective else f"{shown} {singular if shown == '1' else plural}"
+
+
+def _grouped(number: str) -> str:
+    """`2381741` as `2,381,741`; what is grouped or broken already stays."""
+    whole, point, decimals = number.partition(".")
+    if whole.isdecimal() and len(whole) > 3 and (not point or decimals.isdecimal()):
+        return f"{int(whole):,}{point}{decimals}"
+    return number
 
 
 def _is_number(text: str) -> bool:
@@ -239,6 +248,21 @@ def _quotation(arguments: Arguments) -> str:
     return f"\n{text}\n" if text else ""
 
 
+def _sounds(arguments: Arguments) -> str:
+    """A sound that a sentence speaks of; a longer transcription tells how a word is pronounced, and goes."""
+    return arguments.at(1) if len(arguments.at(1)) <= LONGEST_SOUND_CHARACTERS else ""
+
+
+def _authors_and_year(arguments: Arguments) -> str:
+    """`{{harvtxt|Artin|1970}}`, which is a part of its sentence, as `Artin (1970)`."""
+    parts = [part for part in arguments.positional if part]
+    return f"{' and '.join(parts[:-1])} ({parts[-1]})" if len(parts) > 1 else ""
+
+
+def _bible_verse(arguments: Arguments) -> str:
+    return f"{arguments.at(1)} {arguments.at(2)}".strip()
+
+
 def _height(arguments: Arguments) -> str:
     named = arguments.named
     if named.get("ft"):
@@ -271,9 +295,9 @@ _add("lang;langue;lang2;color;colour;font color;font colour;fontcolor;rtl-lang;w
 _add("transliteration;transl;translit;translation;literal translation;lit;linktext-last", _last)
 _add("langx", _language)
 _add("nbsp;nbs;space;thin space;thinsp;hair space;hsp;sp;spaces;0;emsp;ensp;clear;-", " ")
-_add("spaced ndash;snd;spnd;sndash;spaced en dash;spaced endash;dash;–;spaced en dash space", " – ")
+_add("spaced ndash;snd;snds;spnd;sndash;spaced en dash;spaced endash;dash;–;spaced en dash space", " – ")
 _add("ndash;endash;en dash", "–")
-_add("mdash;emdash;em dash;spaced mdash;—", "—")
+_add("mdash;mdashb;emdash;em dash;spaced mdash;—", "—")
 _add("';apostrophe;okina", "'")
 _add("'s", "'s")
 _add("\";' \";\" '", '"')
@@ -317,6 +341,10 @@ _add("ce;c.e.", _suffixed(" CE"))
 _add("quote;blockquote;cquote;quotation;bquote;zitat;citation bloc;quoteblock;block quote;cita;cytat;citat", _quotation)
 _add("block indent;indent;block", _quotation)
 _add("height", _height)
+_add("ipa;ipa link;ipalink;angle bracket;angbr ipa;grapheme", _sounds)
+_add("harvtxt;harvtxt2;harvcoltxt", _authors_and_year)
+_add("bibleverse;bibleref;bibleref2;bibleverse-nb", _bible_verse)
+_add("us patent;uspatent", _prefixed("U.S. Patent "))
 _add("unité;unidad;unit;nombre;nb;num;formatnum;fmtn;formatnr;m;nau;heure;jh;datum", _number_and_unit)
 _add("s;siècle;s-;s mini;sp-;siecle", _french_century)
 _add("1er", "1er")
