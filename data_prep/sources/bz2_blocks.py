@@ -1,8 +1,8 @@
-"""bzip2 files read block by block from any byte on, so that many workers share one file, single-stream or multistream.
+"""bzip2 files, of one stream or many, read block by block from any byte on, so that many workers share a file.
 
-A bzip2 stream is a header `BZh1` … `BZh9`, blocks of at most 900 kB of text that do not depend on each other, and an end
-mark. Blocks begin with a 48-bit magic at any bit; a file may hold many streams. Here a block is found by its magic, cut
-out, and made a stream of its own, which the standard library decodes and whose checksum it checks.
+A bzip2 stream is a header `BZh1` … `BZh9`, blocks of at most 900 kB of text that do not depend on each other, and an
+end mark. Blocks begin with a 48-bit magic at any bit; a file may hold many streams. Here a block is found by its
+magic, cut out, and made a stream of its own, which the standard library decodes and whose checksum it checks.
 
 48 random bits equal the magic once in 2^48: about once in a thousand dumps of 22 GB. A block that does not decode up to
 the next magic is therefore tried up to later ones before the file is called damaged.
@@ -57,7 +57,7 @@ def read_blocks(path: str | Path, start: int = 0) -> Iterator[Block]:
                 first = true
                 continue
             if data is None:
-                if following is None:
+                if following is None and magics.end_of_block(first, None) is None:
                     raise ValueError(
                         f"{path}: ends at byte {magics.size} within a bzip2 stream (last block at byte {first // 8});"
                         " is the file cut?"

@@ -13,6 +13,7 @@ LONGEST_PAGE_BYTES = 16 << 20
 _OPENING, _CLOSING, _END = b"<page>", b"</page>", b"</mediawiki>"
 _LONGEST_FOOTER_BYTES = 64
 _COMMENTS = re.compile(rb"<!--.*?-->", re.DOTALL)
+_WHOLE_NUMBER = re.compile(r"\s*-?\d{1,9}\s*")
 _TITLE = re.compile(rb"<title>([^<]{0,1000})</title>")
 _ID = re.compile(rb"<id>(\d{1,20})</id>")
 
@@ -140,7 +141,9 @@ class _Reader:
                 searched = 0
             if not self._more():
                 known = _name(head or bytes(self._buffer[:4096]))
-                raise ValueError(f"{self._path}: the XML ends within the page{known} that begins at {where}; is it cut?")
+                raise ValueError(
+                    f"{self._path}: the XML ends within the page{known} that begins at {where}; is it cut?"
+                )
         end = found + len(_CLOSING)
         data = head or bytes(self._buffer[:end])
         length += end
@@ -184,7 +187,7 @@ def _parse(data: bytes, path: str, where: str) -> Page:
     return Page(
         title=(page.findtext("title") or "").strip(),
         id=(page.findtext("id") or "").strip(),
-        namespace=int(namespace) if namespace and namespace.strip().lstrip("-").isdecimal() else None,
+        namespace=int(namespace) if namespace and _WHOLE_NUMBER.fullmatch(namespace) else None,
         is_redirect=page.find("redirect") is not None,
         model=(revision.findtext("model") if revision is not None else None) or "wikitext",
         text=(revision.findtext("text") if revision is not None else None) or "",

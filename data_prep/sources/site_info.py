@@ -17,7 +17,9 @@ CANONICAL_NAMES = {
 HEAD_BYTES = 1 << 20
 """A root element and its site information fit into this."""
 
-_PROLOG = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s+|<\?[^>]{0,500}\?>|<!--.{0,10000}?-->|<!DOCTYPE[^>]{0,500}>)*", re.DOTALL)
+_PROLOG = re.compile(
+    rb"(?:\xef\xbb\xbf)?(?:\s+|<\?[^>]{0,500}\?>|<!--.{0,10000}?-->|<!DOCTYPE[^>]{0,500}>)*", re.DOTALL
+)
 _ENCODING = re.compile(rb"<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([\w.:-]+)[\"']")
 _ROOT = re.compile(rb"<mediawiki(?=[\s>])[^>]{0,2000}>")
 _ELEMENT = re.compile(rb"<([A-Za-z_][\w.:-]*)")
@@ -81,9 +83,14 @@ def read_site_info(head: bytes, path: str) -> SiteInfo:
     except ElementTree.ParseError as error:
         raise ValueError(f"{path}: the <siteinfo> at byte {opening} is cut or not well-formed ({error})") from None
     namespaces = dict(CANONICAL_NAMES)
-    for element_of_namespace in element_tree.iterfind("./namespaces/namespace"):
-        if name := (element_of_namespace.text or "").strip():
-            namespaces[name.replace("_", " ").lower()] = int(element_of_namespace.get("key", "0"))
+    for entry in element_tree.iterfind("./namespaces/namespace"):
+        key = entry.get("key", "")
+        if not re.fullmatch(r"-?\d{1,9}", key):
+            raise ValueError(
+                f"{path}: the <siteinfo> at byte {opening} has a namespace with key {key[:20]!r}, no number"
+            )
+        if name := (entry.text or "").strip():
+            namespaces[name.replace("_", " ").lower()] = int(key)
     return SiteInfo(namespaces, (element_tree.findtext("sitename") or "").strip())
 
 

@@ -25,7 +25,9 @@ NAMES = {
 SYMBOLS = {
     "km2": "km²", "m2": "m²", "mi2": "sq mi", "sqmi": "sq mi", "sqkm": "km²", "sqm": "m²", "ft2": "sq ft",
     "sqft": "sq ft", "m3": "m³", "km3": "km³", "cuft": "cu ft", "cumi": "cu mi", "C": "°C", "F": "°F", "K": "K",
-    "C-change": "°C", "F-change": "°F", "m/s": "m/s", "oilbbl": "barrels of oil", "oilbbl/d": "barrels of oil per day", "/km2": "/km²", "PD/km2": "/km²", "PD/sqmi": "/sq mi",
+    "C-change": "°C", "F-change": "°F", "m/s": "m/s",
+    "oilbbl": "barrels of oil", "oilbbl/d": "barrels of oil per day",
+    "/km2": "/km²", "PD/km2": "/km²", "PD/sqmi": "/sq mi",
     "acres": "acres", "acre": "acres", "st": "st", "long ton": "long tons", "short ton": "short tons", "cc": "cc",
     "lbf": "lbf", "kph": "km/h", "foot": "ft", "feet": "ft", "inch": "in", "metre": "m", "meter": "m", "mile": "mi",
 }  # fmt: skip

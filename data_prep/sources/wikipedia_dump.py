@@ -1,4 +1,4 @@
-"""Kind `wikipedia-dump`: MediaWiki's export XML, `.xml` or `.xml.bz2` (one stream or many), as dumps.wikimedia.org has it.
+"""Kind `wikipedia-dump`: MediaWiki's export XML, `.xml` or `.xml.bz2` (one stream or many).
 
 A piece is a range of bytes of the file as it lies on disk. It reads the pages whose `<page>` begins in it; in a bzip2
 file, in those blocks that begin in it. So pieces need no index, listing them reads nothing but each file's head, and

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from data_prep.sources.latex_text import text_of_latex
-from data_prep.sources.site_info import CATEGORIES, FILES, SiteInfo
+from data_prep.sources.site_info import SiteInfo
 from data_prep.sources.wikitext_lines import prose_of_lines
+from data_prep.sources.wikitext_links import without_external_links, without_links
 from data_prep.sources.wikitext_templates import DROPPED, expand, is_disambiguation, name_of
 
 DEEPEST_NESTING = 40
 """As in MediaWiki; what lies deeper is dropped."""
-LONGEST_LINK_CHARACTERS = 20_000
 LONGEST_TEMPLATE_CHARACTERS = 100_000
 
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
@@ -35,9 +35,6 @@ _SIDE_TABLE = re.compile(
     r"infobox|toccolours|taxobox|navbox|metadata|vertical-navbox|sidebar|float:\s?right|align=\W?right", re.IGNORECASE
 )
 _END_OF_UNCLOSED_TABLE = re.compile(r"\n(?=={1,6}[^=\n])|\n[ \t]*\n(?=[^|!{\s])")
-_LINK_MARK = re.compile(r"\[\[|\]\]")
-_EXTERNAL_LINK = re.compile(r"(?<!\[)\[(?:(?:https?|ftps?|irc|news|gopher):)?//([^\[\]\n]*)\]|\[mailto:([^\[\]\n]*)\]")
-_URL = re.compile(r"<?(?:https?|ftps?)://[^\s<>\[\]{}|\"]+>?")
 _HIDDEN = re.compile(r"<(span|div)\b[^<>]{0,200}?display:\s?none[^<>]{0,200}>[^<>]{0,2000}</\1>", re.IGNORECASE)
 _BREAK = re.compile(r"(?:<br\s*/?>\s*){2,}|<br\s*/?>[ \t]*\n|(?<=[.!?…])[ \t]*<br\s*/?>", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9]{0,20})(?:[\s/][^<>]*)?>")
@@ -47,14 +44,6 @@ _SWITCH = re.compile(r"__[^\W\d_]{2,30}__")
 _QUOTES = re.compile(r"'{2,}")
 _RAISED = str.maketrans("0123456789+-−–", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁻")
 _ESCAPED = str.maketrans({mark: f"&#{ord(mark)};" for mark in "[]{}|'<>=*#:;_!"})
-_MEDIA_FILE = re.compile(
-    r"^[^\[\]|{}\n:]{2,30}:[^\[\]|{}\n]+\.(?:jpe?g|png|svg|gif|tiff?|og[agv]|web[mp]|pdf|djvu|mp3|wav|midi?|flac|stl|xcf)\s*$",
-    re.IGNORECASE,
-)
-_LANGUAGE_PREFIX = re.compile(
-    r"(?:[a-z]{2,3}|simple|be-x-old|be-tarask|zh-[a-z]{3,9}(?:-[a-z]{3})?|roa-[a-z]{3,4}|cbk-zam|fiu-vro|bat-smg|map-bms|nds-nl):\S"
-)
-_OTHER_PROJECTS = {"mw", "voy", "doi", "oeis", "rfc", "hdl", "arxiv"}
 _BLOCK_TAGS = {
     "p", "div", "blockquote", "center", "table", "tr", "td", "th", "ul", "ol", "li", "dl", "dt", "dd", "poem", "hr",
     "h1", "h2", "h3", "h4", "h5", "h6", "caption",
@@ -206,69 +195,6 @@ def without_tables(text: str) -> tuple[str, int]:
     return "".join(kept), removed
 
 
-def without_links(text: str, site: SiteInfo) -> str:
-    """Links replaced by their text; files, categories and links to other languages removed."""
-    if "[[" not in text:
-        return text
-    out: list[str] = []
-    opened: list[tuple[int, int]] = []
-    position = length = 0
-    for mark in _LINK_MARK.finditer(text):
-        if mark.start() > position:
-            out.append(text[position : mark.start()])
-            length += mark.start() - position
-        position = mark.end()
-        if mark[0] == "[[":
-            opened.append((len(out), length))
-            out.append("")
-        elif opened:
-            start, length_before = opened.pop()
-            if length - length_before > LONGEST_LINK_CHARACTERS:
-                continue
-            inner = "".join(out[start + 1 :])
-            del out[start:]
-            inner = text_of_link(inner, site)
-            out.append(inner)
-            length = length_before + len(inner)
-    out.append(text[position:])
-    return "".join(out)
-
-
-def text_of_link(inner: str, site: SiteInfo) -> str:
-    """What a reader sees of `[[inner]]`."""
-    target, pipe, label = inner.partition("|")
-    if "\n" in target or not target.strip():
-        return inner
-    if ":" in target:
-        if target.lstrip().startswith(":"):
-            target = target.lstrip()[1:]
-        else:
-            namespace, _ = site.split(target)
-            if namespace in (FILES, CATEGORIES) or _MEDIA_FILE.match(target):
-                return ""
-            bare = target.strip()
-            if not pipe and _LANGUAGE_PREFIX.match(bare) and bare.partition(":")[0] not in _OTHER_PROJECTS:
-                return ""
-    if pipe and label.strip():
-        return label
-    if pipe:
-        return re.sub(r"^[^:\n]{1,30}:(?=\S)|\s*(?:\([^()]*\)|,.*)$", "", target).strip()
-    return target.strip("_").replace("_", " ")
-
-
-def without_external_links(text: str) -> str:
-    """`[http://… label]` replaced by its label; bare addresses removed."""
-    if "//" not in text and "[mailto:" not in text:
-        return text
-    text = _EXTERNAL_LINK.sub(_label, text)
-    return _URL.sub(lambda match: match[0][len(match[0].rstrip(".,;:!?)'")) :], text) if "://" in text else text
-
-
-def _label(match: re.Match[str]) -> str:
-    parts = (match[1] or match[2] or "").split(None, 1)
-    return parts[1] if len(parts) > 1 else ""
-
-
 def without_html(text: str) -> str:
     """Tags removed; small raised numbers become characters, blocks begin a line of their own."""
     if "<" in text:
@@ -310,7 +236,7 @@ def _unquoted(line: str) -> str:
     if bold % 2 and italic % 2:
         runs = [match.start() for match in _QUOTES.finditer(line) if len(match[0]) == 3]
         wanted: tuple[Callable[[int], bool], ...] = (
-            lambda at: at >= 2 and line[at - 1] != " " and line[at - 2] == " " or at == 1,
+            lambda at: (at >= 2 and line[at - 1] != " " and line[at - 2] == " ") or at == 1,
             lambda at: at >= 2 and line[at - 1] != " ",
         )
         chosen = next((at for test in wanted for at in runs if test(at)), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from data_prep.sources.wiki_text import is_prose, repaired
+from data_prep.sources.wiki_words import LIST_TITLE, SECTIONS_WITHOUT_PROSE
 
 FEWEST_LISTED_CHARACTERS = 200
 SMALLEST_PROSE_SHARE = 0.1
@@ -12,48 +13,23 @@ SMALLEST_PROSE_SHARE = 0.1
 MARKUP_OF_A_TABLE = 4
 """Characters of its wikitext to one that a reader sees, about."""
 
-SECTIONS_WITHOUT_PROSE = frozenset({
-    "references", "reference", "external links", "external link", "see also", "further reading", "bibliography", "notes", "footnotes",
-    "sources", "citations", "notes and references", "references and notes", "works cited", "literature", "links", "related pages",
-    "other websites", "discography", "filmography", "gallery", "image gallery", "selected bibliography", "selected works", "primary sources",
-    "secondary sources", "general references", "cited sources", "cited works", "publications", "selected publications", "track listing",
-    "weblinks", "einzelnachweise", "literatur", "siehe auch", "quellen", "anmerkungen", "werke", "belege", "fußnoten",
-    "références", "notes et références", "liens externes", "lien externe", "voir aussi", "bibliographie", "articles connexes", "annexes",
-    "notes", "referencias", "enlaces externos", "véase también", "bibliografía", "notas", "fuentes", "notas y referencias",
-    "note", "collegamenti esterni", "bibliografia", "voci correlate", "altri progetti", "riferimenti", "fonti",
-    "referências", "ligações externas", "ver também", "notas e referências", "leitura adicional",
-    "примечания", "ссылки", "литература", "см. также", "источники", "примітки", "посилання", "література", "джерела", "див. також",
-    "przypisy", "linki zewnętrzne", "zobacz też", "uwagi", "referenties", "externe links", "zie ook", "bronnen", "literatuur",
-    "bronnen, noten en/of referenties", "referenser", "externa länkar", "se även", "källor", "noter", "litteratur", "referanser",
-    "eksterne lenker", "se også", "kilder", "henvisninger", "eksterne henvisninger", "viitteet", "aiheesta muualla", "lähteet",
-    "katso myös", "reference", "externí odkazy", "související články", "odkazy", "poznámky", "jegyzetek", "források",
-    "további információk", "kapcsolódó szócikkek", "kaynakça", "dış bağlantılar", "ayrıca bakınız", "脚注", "注釈", "出典", "参考文献",
-    "関連項目", "外部リンク", "参考资料", "參考資料", "外部链接", "外部連結", "参见", "參見", "注释", "각주", "같이 보기", "외부 링크", "참고 문헌",
-    "مراجع", "المراجع", "وصلات خارجية", "انظر أيضا", "پانویس", "منابع", "پیوند به بیرون", "جستارهای وابسته", "הערות שוליים",
-    "קישורים חיצוניים", "לקריאה נוספת", "ראו גם", "tham khảo", "liên kết ngoài", "xem thêm", "chú thích", "atsauces", "ārējās saites",
-    "skatīt arī", "nuorodos", "šaltiniai", "παραπομπές", "εξωτερικοί σύνδεσμοι", "note", "legături externe", "vezi și", "източници",
-    "външни препратки", "бележки", "вижте също", "izvori", "vanjske poveznice", "referències", "enllaços externs", "vegeu també",
-    "izmontuotuo literatura", "nūruodis", "viits", "välislingid", "vaata ka", "ūtruo puornūruode",
-})  # fmt: skip
-"""Headings, in small letters; such a section goes with its sub-sections."""
 
-_LIST_TITLE = re.compile(
-    r"^(?:lists? of|index of|outline of|glossary of|table of|timeline of|liste (?:des?|der|von|du|d['’])|listes? des|"
-    r"lista (?:de|dei|delle|degli|di|över|över|do|dos|das)|elenco|anexo:|список|списък|списак|lijst van|seznam|zoznam|"
-    r"luettelo|danh sách)\b|(?:一覧|列表|목록)$",
-    re.IGNORECASE,
-)
 _LIST_MARKS = "*#:;"
 _SENTENCE_END = re.compile(r"[.!?…。！？।۔][\"'”’»)\]]*$")
 _LAST_SENTENCE_END = re.compile(r"[.!?…。！？][\"”’»)]*(?=\s|(?<=[。！？]))")
 _SENTENCE_START = re.compile(r"[\"'“‘«(]*[^\W_a-z]")
-_CITATION = re.compile(r"\bISBN\b|\bISSN\b|\bpp?\. ?\d|\bdoi:|\bRetrieved\b|\bVol\. ?\d|^[^.]{2,60}\((?:\w+ )?\d{4}\)[.,:]|\bPress[,.:]? ?\d{4}\b")
+_CITATION = re.compile(
+    r"\bISBN\b|\bISSN\b|\bpp?\. ?\d|\bdoi:|\bRetrieved\b|\bVol\. ?\d|^[^.]{2,60}\((?:\w+ )?\d{4}\)[.,:]|"
+    r"\bPress[,.:]? ?\d{4}\b"
+)
 _EMPTY_QUALIFIER = re.compile(
-    r"(?<=\()\s*(?:IPA|pronounced|pronunciation|listen|Aussprache|prononcé|or|in full)?\s*:?\s*(?=[;,)])[;,]?\s*", re.IGNORECASE
+    r"\(\s*(?:(?:IPA|pronounced|pronunciation|listen|or|in full)\b\s*)?:?\s*(?=[;,)])[;,]?\s*", re.IGNORECASE
 )
 _BEFORE_CLOSING = re.compile(r"[;,]\s*(?:IPA|pronounced|or|listen)?\s*:?\s*(?=\))", re.IGNORECASE)
 _DOUBLED_COMMA = re.compile(r",(?:\s*,)+(?=\s|$)|,\s*(?=\.(?:\s|$))")
-_CONTROL = re.compile(r"\[\[|\]\]|\{\{+|\}\}+|'''+|^\{\||\|\}$|</?(?:ref|nowiki|br|div|span)\b[^<>]{0,200}>", re.MULTILINE | re.IGNORECASE)
+_CONTROL = re.compile(
+    r"\[\[|\]\]|\{\{+|\}\}+|'''+|^\{\||\|\}$|</?(?:ref|nowiki|br|div|span)\b[^<>]{0,200}>", re.MULTILINE | re.IGNORECASE
+)
 
 _CONTROL_MARKS = ("[[", "]]", "{{", "}}", "'''", "{|", "|}", "<")
 
@@ -69,7 +45,7 @@ def prose_of_lines(text: str, title: str, table_characters: int) -> tuple[str, b
         title: of the article.
         table_characters: removed with tables, counted as list.
     """
-    if _LIST_TITLE.search(title):
+    if LIST_TITLE.search(title):
         return "", True
     if any(mark in text for mark in _CONTROL_MARKS):
         text = _CONTROL.sub("", text)
@@ -135,7 +111,7 @@ def tidied(line: str) -> str:
     """A paragraph in one line, the traces of removed templates mended; a last clause that introduces a list goes."""
     line = " ".join(line.split())
     if "(" in line:
-        line = _EMPTY_QUALIFIER.sub("", line)
+        line = _EMPTY_QUALIFIER.sub("(", line)
         line = _BEFORE_CLOSING.sub("", line)
     if ",," in line or ", ," in line or ",." in line or ", ." in line:
         line = _DOUBLED_COMMA.sub(lambda match: "," if match[0].count(",") > 1 else "", line)

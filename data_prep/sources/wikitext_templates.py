@@ -5,76 +5,20 @@ All others (infoboxes, citations, navigation, maintenance marks) leave nothing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
-from data_prep.sources.unit_names import NAMES, SYMBOLS
+from data_prep.sources.template_arguments import Arguments
+from data_prep.sources.template_numbers import date, fraction, height, number_and_unit, ordinal, quantity, value
+from data_prep.sources.wiki_words import DISAMBIGUATION_TEMPLATES, DISAMBIGUATION_TITLE, LANGUAGES
 
 DROPPED = frozenset({
-    "", "cite web", "cite book", "cite news", "cite journal", "citation needed", "citation", "cite", "sfn", "reflist", "main",
-    "see also", "coord", "flagicon", "refn", "efn", "r", "rp", "harv", "harvnb", "isbn", "webarchive", "dead link", "who",
+    "", "cite web", "cite book", "cite news", "cite journal", "citation needed", "citation", "cite", "sfn", "reflist",
+    "main", "see also", "coord", "flagicon", "refn", "efn", "r", "rp", "harv", "harvnb", "isbn", "webarchive",
+    "dead link", "who",
 })  # fmt: skip
 """The most frequent of those that leave nothing, known at once."""
 
-DISAMBIGUATION_TEMPLATES = frozenset({
-    "disambig", "disamb", "dab", "disambiguation", "disambiguation page", "hndis", "geodis", "numberdis", "letterdis", "schooldis",
-    "mathdab", "roaddis", "shipindex", "callsigndis", "hospitaldis", "begriffsklärung", "homonymie", "homonymes", "internationalisation",
-    "desambiguación", "desambiguacion", "desambiguação", "disambigua", "disambiguazione", "неоднозначность", "многозначность",
-    "багатозначність", "ujednoznacznienie", "doorverwijspagina", "dp", "aimai", "曖昧さ回避", "消歧义", "消歧義", "förgrening", "gren",
-    "täsmennyssivu", "flertydig", "peker", "pekerside", "rozcestník", "rozlišovacia stránka", "egyért", "anlam ayrımı", "anlamayrımı",
-    "توضيح", "ابهام‌زدایی", "ابهام زدایی", "פירושונים", "동음이의", "định hướng", "trang định hướng", "nuozīmju atdalīšana",
-    "nuoruodinis", "αποσαφήνιση", "dezambiguizare", "пояснение", "razdvojba", "вишезначна одредница", "desambiguació",
-    "argipen", "homónimos", "apartigilo", "täpsustuslehekülg", "razločitev", "բազմիմաստություն", "მრავალმნიშვნელოვანი",
-})  # fmt: skip
-_DISAMBIGUATION_TITLE = re.compile(
-    r"\((?:disambiguation|begriffsklärung|homonymie|desambiguación|desambiguação|disambigua|значения|значення|"
-    r"ujednoznacznienie|doorverwijspagina|曖昧さ回避|消歧义|消歧義|olika betydelser|täsmennyssivu|flertydig|rozcestník|"
-    r"egyértelműsítő lap|anlam ayrımı|동음이의|định hướng|desambiguació|nozīmju atdalīšana)\)$",
-    re.IGNORECASE,
-)
 LONGEST_SOUND_CHARACTERS = 8
-_PIPE = re.compile(r"\[\[[^\[\]]*\]\]|\|")
-_NAMED = re.compile(r"\s*([\w .-]{1,30}?)\s*=(.*)", re.DOTALL)
-_MONTHS = (
-    "January February March April May June July August September October November December".split()
-)  # fmt: skip
-_SEPARATORS = {"-": "–", "–": "–", "to": " to ", "and": " and ", "or": " or ", "x": " by ", "×": " × ", "by": " by ", "&": " and "}
-_LANGUAGES = {
-    "ar": "Arabic", "cs": "Czech", "cy": "Welsh", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
-    "es": "Spanish", "fa": "Persian", "fi": "Finnish", "fr": "French", "ga": "Irish", "gd": "Scottish Gaelic",
-    "grc": "Ancient Greek", "he": "Hebrew", "hi": "Hindi", "hu": "Hungarian", "it": "Italian", "ja": "Japanese", "ko": "Korean",
-    "la": "Latin", "nl": "Dutch", "no": "Norwegian", "pl": "Polish", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian",
-    "sa": "Sanskrit", "sv": "Swedish", "tr": "Turkish", "uk": "Ukrainian", "ur": "Urdu", "vi": "Vietnamese", "zh": "Chinese",
-}  # fmt: skip
-
-
-class Arguments:
-    """A template's arguments: `at(1)` is the first without a name; links keep their pipes."""
-
-    def __init__(self, text: str) -> None:
-        pieces, position = [], 0
-        for match in _PIPE.finditer(text):
-            if match[0] == "|":
-                pieces.append(text[position : match.start()])
-                position = match.end()
-        pieces.append(text[position:])
-        self.named: dict[str, str] = {}
-        self.positional: list[str] = []
-        for piece in pieces[1:]:
-            if "=" in piece and (match_named := _NAMED.fullmatch(piece)):
-                self.named[match_named[1].strip().lower()] = match_named[2].strip()
-            else:
-                self.positional.append(piece.strip())
-
-    def at(self, number: int) -> str:
-        """Argument `number` from 1 on; empty where it is not given."""
-        if str(number) in self.named:
-            return self.named[str(number)]
-        return self.positional[number - 1] if number <= len(self.positional) else ""
-
-    def last(self) -> str:
-        """The last argument without a name."""
-        return self.positional[-1] if self.positional else ""
 
 
 def name_of(head: str) -> str:
@@ -90,7 +34,7 @@ def is_disambiguation(title: str = "", text: str = "", name: str = "") -> bool:
     """Whether a title, a behaviour switch in the text, or a template's name marks a disambiguation page."""
     if name:
         return name in DISAMBIGUATION_TEMPLATES or name.endswith(" disambiguation")
-    return "__DISAMBIG__" in text or _DISAMBIGUATION_TITLE.search(title) is not None
+    return "__DISAMBIG__" in text or DISAMBIGUATION_TITLE.search(title) is not None
 
 
 def expand(name: str, text: str, title: str) -> str:
@@ -99,7 +43,7 @@ def expand(name: str, text: str, title: str) -> str:
         return expansion if isinstance(expansion, str) else expansion(Arguments(text))
     if name.startswith("lang-"):
         word = Arguments(text).at(1)
-        language = _LANGUAGES.get(name[5:])
+        language = LANGUAGES.get(name[5:])
         return f"{language}: {word}" if language and word else word
     if name.startswith("formatnum:"):
         return text.partition(":")[2].partition("|")[0].strip()
@@ -128,69 +72,13 @@ def _last(arguments: Arguments) -> str:
     return arguments.last()
 
 
-def _convert(arguments: Arguments) -> str:
-    """`{{convert|5|km|mi}}` as `5 kilometres`; ranges and `5 ft 11 in` too; the converted value is left out."""
-    parts = arguments.positional
-    shown, index = "", 0
-    while index < len(parts) and (_is_number(parts[index]) or parts[index] in _SEPARATORS):
-        shown += _SEPARATORS.get(parts[index]) or _grouped(parts[index])
-        index += 1
-    unit = parts[index] if index < len(parts) else ""
-    if not shown:
-        return ""
-    adjective = arguments.named.get("adj") in ("on", "mid", "pre")
-    short = arguments.named.get("abbr") in ("on", "in") or unit not in NAMES
-    if index + 2 < len(parts) and _is_number(parts[index + 1]) and unit in NAMES:
-        return f"{shown} {SYMBOLS.get(unit, unit)} {parts[index + 1]} {SYMBOLS.get(parts[index + 2], parts[index + 2])}"
-    if short:
-        return f"{shown} {SYMBOLS.get(unit, unit)}".strip()
-    singular, plural = NAMES[unit]
-    if arguments.named.get("sp") == "us":
-        singular, plural = (word.replace("metre", "meter").replace("litre", "liter") for word in (singular, plural))
-    return f"{shown}-{singular}" if adjective else f"{shown} {singular if shown == '1' else plural}"
-
-
-def _grouped(number: str) -> str:
-    """`2381741` as `2,381,741`; what is grouped or broken already stays."""
-    whole, point, decimals = number.partition(".")
-    if whole.isdecimal() and len(whole) > 3 and (not point or decimals.isdecimal()):
-        return f"{int(whole):,}{point}{decimals}"
-    return number
-
-
-def _is_number(text: str) -> bool:
-    return text[:1] in "0123456789.+-−" and any(character.isdigit() for character in text)
-
-
-def _fraction(arguments: Arguments) -> str:
-    parts = [part for part in arguments.positional if part]
-    if len(parts) == 3:
-        return f"{parts[0]} {parts[1]}/{parts[2]}"
-    return "/".join(parts) if len(parts) == 2 else f"1/{parts[0]}" if parts else ""
-
-
-def _date(arguments: Arguments) -> str:
-    """Year, month and day in numbers as a reader sees them; other forms word by word."""
-    numbers = arguments.positional[:3]
-    if numbers and all(part.isdecimal() for part in numbers) and len(numbers[0]) > 2:
-        if len(numbers) == 1 or not 1 <= int(numbers[1]) <= 12:
-            return numbers[0]
-        month = _MONTHS[int(numbers[1]) - 1]
-        if len(numbers) == 2:
-            return f"{month} {numbers[0]}"
-        if arguments.named.get("df") in ("y", "yes"):
-            return f"{int(numbers[2])} {month} {numbers[0]}"
-        return f"{month} {int(numbers[2])}, {numbers[0]}"
-    return " ".join(part for part in arguments.positional if part)
-
-
 def _as_of(arguments: Arguments) -> str:
     if "alt" in arguments.named:
         return arguments.named["alt"]
     start = "since" if arguments.named.get("since") in ("y", "yes") else "as of"
     if arguments.named.get("lc") not in ("y", "yes", "on"):
         start = start.capitalize()
-    return f"{start} {_date(arguments)}" if arguments.at(1) else ""
+    return f"{start} {date(arguments)}" if arguments.at(1) else ""
 
 
 def _circa(arguments: Arguments) -> str:
@@ -198,7 +86,7 @@ def _circa(arguments: Arguments) -> str:
 
 
 def _language(arguments: Arguments) -> str:
-    language, word = _LANGUAGES.get(arguments.at(1)), arguments.at(2)
+    language, word = LANGUAGES.get(arguments.at(1)), arguments.at(2)
     return f"{language}: {word}" if language and word else word
 
 
@@ -210,7 +98,9 @@ def _nihongo(arguments: Arguments) -> str:
 def _chinese(arguments: Arguments) -> str:
     word = next((arguments.named[key] for key in ("c", "s", "t", "zh") if arguments.named.get(key)), arguments.at(1))
     pinyin = arguments.named.get("p", "")
-    return "; ".join(part for part in (f"Chinese: {word}" if word else "", f"pinyin: {pinyin}" if pinyin else "") if part)
+    return "; ".join(
+        part for part in (f"Chinese: {word}" if word else "", f"pinyin: {pinyin}" if pinyin else "") if part
+    )
 
 
 def _ship(arguments: Arguments) -> str:
@@ -225,24 +115,6 @@ def _ship_class(arguments: Arguments) -> str:
     return f"{arguments.at(1)}-class {arguments.at(2)}".strip() if arguments.at(1) else ""
 
 
-def _val(arguments: Arguments) -> str:
-    unit = arguments.named.get("u") or arguments.named.get("ul") or ""
-    power = f"×10^{arguments.named['e']}" if arguments.named.get("e") else ""
-    return f"{arguments.at(1)}{power} {unit}".strip()
-
-
-def _ordinal(arguments: Arguments) -> str:
-    number = arguments.at(1)
-    if not number.isdecimal():
-        return number
-    ending = "th" if number[-2:] in ("11", "12", "13") else {"1": "st", "2": "nd", "3": "rd"}.get(number[-1], "th")
-    return number + ending
-
-
-def _number_and_unit(arguments: Arguments) -> str:
-    return " ".join(part for part in arguments.positional if part)
-
-
 def _quotation(arguments: Arguments) -> str:
     text = arguments.named.get("text") or arguments.named.get("quote") or arguments.at(1)
     return f"\n{text}\n" if text else ""
@@ -255,19 +127,16 @@ def _sounds(arguments: Arguments) -> str:
 
 def _authors_and_year(arguments: Arguments) -> str:
     """`{{harvtxt|Artin|1970}}`, which is a part of its sentence, as `Artin (1970)`."""
-    parts = [part for part in arguments.positional if part]
+    if "last" in arguments.named and "txt" in arguments.positional:
+        parts = [arguments.named["last"], arguments.named.get("last2", ""), arguments.named.get("year", "")]
+    else:
+        parts = arguments.positional
+    parts = [part for part in parts if part]
     return f"{' and '.join(parts[:-1])} ({parts[-1]})" if len(parts) > 1 else ""
 
 
 def _bible_verse(arguments: Arguments) -> str:
     return f"{arguments.at(1)} {arguments.at(2)}".strip()
-
-
-def _height(arguments: Arguments) -> str:
-    named = arguments.named
-    if named.get("ft"):
-        return f"{named['ft']} ft {named.get('in', '0')} in"
-    return f"{named['m']} m" if named.get("m") else f"{named['cm']} cm" if named.get("cm") else ""
 
 
 def _french_century(arguments: Arguments) -> str:
@@ -291,7 +160,9 @@ _add(
     "citation bref;allmusic name;usd name;snamei;tld;cquotetext;bold;italics;nobots text",
     _nth(1),
 )
-_add("lang;langue;lang2;color;colour;font color;font colour;fontcolor;rtl-lang;wikt-lang;unité-lien;text color", _nth(2))
+_add(
+    "lang;langue;lang2;color;colour;font color;font colour;fontcolor;rtl-lang;wikt-lang;unité-lien;text color", _nth(2)
+)
 _add("transliteration;transl;translit;translation;literal translation;lit;linktext-last", _last)
 _add("langx", _language)
 _add("nbsp;nbs;space;thin space;thinsp;hair space;hsp;sp;spaces;0;emsp;ensp;clear;-", " ")
@@ -300,17 +171,17 @@ _add("ndash;endash;en dash", "–")
 _add("mdash;mdashb;emdash;em dash;spaced mdash;—", "—")
 _add("';apostrophe;okina", "'")
 _add("'s", "'s")
-_add("\";' \";\" '", '"')
+_add('";\' ";" \'', '"')
 _add("·;dot;middot;•;bull;bullet", " · ")
 _add("=", "=")
 _add("pb;paragraph;parabr;paragraph break;par", "\n\n")
 _add("shy;wbr;zwj;zwnj;zwsp", "")
-_add("convert;cvt;conv;convertir;umrechnen", _convert)
-_add("frac;fraction;sfrac;tfrac;dfrac;frac2", _fraction)
+_add("convert;cvt;conv;convertir;umrechnen", quantity)
+_add("frac;fraction;sfrac;tfrac;dfrac;frac2", fraction)
 _add(
     "date;start date;end date;birth date;death date;birth date and age;death date and age;start date and age;dts;"
     "film date;bda;dob;birth-date;death-date;date-;date de naissance;date de décès;fecha",
-    _date,
+    date,
 )
 _add("as of;as of?;asof", _as_of)
 _add("circa;c.;ca.;ca;c", _circa)
@@ -319,11 +190,28 @@ _add("nihongo;nihongo2;nihongo3;nihongo foot;nihongo krt", _nihongo)
 _add("zh;zh-cn;chinese;zh-tsp", _chinese)
 _add("ship;ships", _ship)
 _add("sclass;sclass-;sclass2;sclass2-", _ship_class)
-for _prefix in ("HMS", "USS", "SS", "RMS", "SMS", "MV", "MS", "HMAS", "HMCS", "USAT", "USCGC", "HNLMS", "HMNZS", "RFA", "PS", "TSS"):
+for _prefix in (
+    "HMS",
+    "USS",
+    "SS",
+    "RMS",
+    "SMS",
+    "MV",
+    "MS",
+    "HMAS",
+    "HMCS",
+    "USAT",
+    "USCGC",
+    "HNLMS",
+    "HMNZS",
+    "RFA",
+    "PS",
+    "TSS",
+):
     _add(_prefix.lower(), _ship_of(_prefix))
 _add("gs", _ship_of("German submarine"))
-_add("val;value", _val)
-_add("ordinal;ord", _ordinal)
+_add("val;value", value)
+_add("ordinal;ord", ordinal)
 _add("chem;chem/link;gaps;formula;auto chem", _joined(""))
 _add("e;esp;x10^;10^", _prefixed("×10^"))
 _add("us$;usd;us dollar;dollar", _prefixed("US$"))
@@ -340,12 +228,12 @@ _add("bc;b.c.", _suffixed(" BC"))
 _add("ce;c.e.", _suffixed(" CE"))
 _add("quote;blockquote;cquote;quotation;bquote;zitat;citation bloc;quoteblock;block quote;cita;cytat;citat", _quotation)
 _add("block indent;indent;block", _quotation)
-_add("height", _height)
+_add("height", height)
 _add("ipa;ipa link;ipalink;angle bracket;angbr ipa;grapheme", _sounds)
-_add("harvtxt;harvtxt2;harvcoltxt", _authors_and_year)
+_add("harvtxt;harvtxt2;harvcoltxt;harvs", _authors_and_year)
 _add("bibleverse;bibleref;bibleref2;bibleverse-nb", _bible_verse)
 _add("us patent;uspatent", _prefixed("U.S. Patent "))
-_add("unité;unidad;unit;nombre;nb;num;formatnum;fmtn;formatnr;m;nau;heure;jh;datum", _number_and_unit)
+_add("unité;unidad;unit;nombre;nb;num;formatnum;fmtn;formatnr;m;nau;heure;jh;datum", number_and_unit)
 _add("s;siècle;s-;s mini;sp-;siecle", _french_century)
 _add("1er", "1er")
 _add("ier", "Ier")
