@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -207,7 +208,7 @@ def _fault(data: bytes, error: ElementTree.ParseError) -> str:
 def _too_long(head: bytes) -> Page:
     """A page of which only the head was kept."""
     title, number = _TITLE.search(head), _ID.search(head)
-    name = title[1].decode("utf-8", "replace") if title else ""
+    name = html.unescape(title[1].decode("utf-8", "replace")) if title else ""
     return Page(name, number[1].decode() if number else "", None, False, "wikitext", None)
 
 

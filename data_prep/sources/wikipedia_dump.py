@@ -38,7 +38,8 @@ LIST = "list"
 _DUMP_NAME = re.compile(r"\.xml(?:-p\d+p\d+)?(?:\.bz2)?$", re.IGNORECASE)
 _INDEX_NAME = re.compile(r"-index\d*\.txt", re.IGNORECASE)
 _SAME_CONTENT = re.compile(r"-multistream(?=\d*\.xml)|\.bz2$", re.IGNORECASE)
-_REDIRECT = re.compile(r"\s*#[^\W\d_][^\[\]\n#*]{2,40}?:?\s*\[\[")
+_REDIRECT = re.compile(r"\s*#\w{2,30}\s{0,9}:?\s{0,9}\[\[")
+"""One word in any language, for exports that do not mark redirects."""
 
 
 def list_pieces(where: str, piece_bytes: int | None = None) -> list[Piece]:

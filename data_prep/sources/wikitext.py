@@ -31,6 +31,7 @@ _OPAQUE = (
 _OPAQUE_TAG = re.compile(rf"<(/?)({_OPAQUE})(?![\w-])([^<>]*)>", re.IGNORECASE)
 _BRACES = re.compile(r"\{{2,}|\}{2,}")
 _TABLE_MARK = re.compile(r"^[ \t:*#]*(?:\{\||(\|\}(?!\})))", re.MULTILINE)
+_HATNOTE = re.compile(r"^:+''(?!')[^\n]*''[ \t]*\.?[ \t]*$", re.MULTILINE)
 _SIDE_TABLE = re.compile(
     r"infobox|toccolours|taxobox|navbox|metadata|vertical-navbox|sidebar|float:\s?right|align=\W?right", re.IGNORECASE
 )
@@ -71,7 +72,7 @@ def article_of_wikitext(text: str, title: str, site: SiteInfo) -> Article:
     text, disambiguation = without_templates(without_opaque_tags(without_comments(text)), title)
     if disambiguation or is_disambiguation(title, text):
         return Article("", True, False)
-    text, table_characters = without_tables(text)
+    text, table_characters = without_tables(without_hatnotes(text))
     text = without_html(without_external_links(without_links(text, site)))
     lines = html.unescape(html.unescape(without_quotes(text)))
     prose, is_list = prose_of_lines(lines, title, table_characters)
@@ -161,6 +162,11 @@ def without_templates(text: str, title: str) -> tuple[str, bool]:
                 out.append(expansion)
     out.append(text[position:])
     return "".join(out), disambiguation
+
+
+def without_hatnotes(text: str) -> str:
+    """Indented lines in italics with a link (`:''For the city, see [[…]].''`) removed: they lead to other articles."""
+    return _HATNOTE.sub(lambda match: "" if "[[" in match[0] else match[0], text) if ":''" in text else text
 
 
 def without_tables(text: str) -> tuple[str, int]:

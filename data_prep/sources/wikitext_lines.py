@@ -26,7 +26,8 @@ _EMPTY_QUALIFIER = re.compile(
     r"\(\s*(?:(?:IPA|pronounced|pronunciation|listen|or|in full)\b\s*)?:?\s*(?=[;,)])[;,]?\s*", re.IGNORECASE
 )
 _BEFORE_CLOSING = re.compile(r"[;,]\s*(?:IPA|pronounced|or|listen)?\s*:?\s*(?=\))", re.IGNORECASE)
-_DOUBLED_COMMA = re.compile(r",(?:\s*,)+(?=\s|$)|,\s*(?=\.(?:\s|$))")
+_DOUBLED_MARK = re.compile(r"([;,])(?:\s*[;,])+(?=\s|$)")
+_MARK_BEFORE_STOP = re.compile(r"[;,]\s*(?=\.(?:\s|$))")
 _CONTROL = re.compile(
     r"\[\[|\]\]|\{\{+|\}\}+|'''+|^\{\||\|\}$|</?(?:ref|nowiki|br|div|span)\b[^<>]{0,200}>", re.MULTILINE | re.IGNORECASE
 )
@@ -113,9 +114,10 @@ def tidied(line: str) -> str:
     if "(" in line:
         line = _EMPTY_QUALIFIER.sub("(", line)
         line = _BEFORE_CLOSING.sub("", line)
-    if ",," in line or ", ," in line or ",." in line or ", ." in line:
-        line = _DOUBLED_COMMA.sub(lambda match: "," if match[0].count(",") > 1 else "", line)
-    line = " ".join(repaired(line).split())
+    line = _DOUBLED_MARK.sub(r"\1", repaired(line))
+    if ",." in line or ", ." in line or ";." in line or "; ." in line:
+        line = _MARK_BEFORE_STOP.sub("", line)
+    line = " ".join(line.split())
     if line.endswith((":", "：")):
         ends = [match.end() for match in _LAST_SENTENCE_END.finditer(line)]
         line = line[: ends[-1]] if ends else ""

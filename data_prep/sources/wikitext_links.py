@@ -75,9 +75,15 @@ def without_external_links(text: str) -> str:
     if "//" not in text and "[mailto:" not in text:
         return text
     text = _EXTERNAL_LINK.sub(_label, text)
-    return _URL.sub(lambda match: match[0][len(match[0].rstrip(".,;:!?)'")) :], text) if "://" in text else text
+    return _URL.sub(_after_address, text) if "://" in text else text
 
 
 def _label(match: re.Match[str]) -> str:
     parts = match[1].split(None, 1)
     return parts[1] if len(parts) > 1 else ""
+
+
+def _after_address(match: re.Match[str]) -> str:
+    """The punctuation of the sentence that ends an address."""
+    marks = ".,;:!?'" if "(" in match[0] else ".,;:!?)'"
+    return match[0][len(match[0].rstrip(marks)) :]
