@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-from data_prep.sources import books, jsonl, python_docs, text, wikiextractor
+from data_prep.sources import books, jsonl, python_docs, text, wikiextractor, wikipedia_dump
 from data_prep.sources.pieces import Piece, SourceKind
 
 KINDS: dict[str, SourceKind] = {
-    kind.name: kind for kind in (wikiextractor.KIND, books.KIND, text.KIND, jsonl.KIND, python_docs.KIND)
+    kind.name: kind
+    for kind in (wikipedia_dump.KIND, wikiextractor.KIND, books.KIND, text.KIND, jsonl.KIND, python_docs.KIND)
 }
 
 

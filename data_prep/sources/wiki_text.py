@@ -30,15 +30,23 @@ def prose_of_article(text: str, title: str) -> str:
         text = _TAG.sub(" ", text)
     for line in text.split("\n"):
         line = line.strip()
-        if line != title and len(line.split(None, LONGEST_HEADING_WORDS)) > LONGEST_HEADING_WORDS:
-            if _NOT_PROSE.search(line):
-                continue
-            if "(" in line or "[" in line:
-                line = _EMPTY_BRACKETS.sub("", line)
-                line = _OPENING.sub("(", line)
-                if " )" in line or ",)" in line or ";)" in line:
-                    line = _CLOSING.sub(")", line)
-            if any(mark in line for mark in _SPACED_MARKS):
-                line = _SPACE_BEFORE.sub(r"\1", line)
-            lines.append(line)
+        if line != title and is_prose(line):
+            lines.append(repaired(line))
     return "\n".join(lines)
+
+
+def is_prose(line: str) -> bool:
+    """Whether a line is part of the running text: more than six words, and neither a list entry, a table nor a link."""
+    return len(line.split(None, LONGEST_HEADING_WORDS)) > LONGEST_HEADING_WORDS and not _NOT_PROSE.search(line)
+
+
+def repaired(line: str) -> str:
+    """A line without the marks that removed templates leave in it."""
+    if "(" in line or "[" in line:
+        line = _EMPTY_BRACKETS.sub("", line)
+        line = _OPENING.sub("(", line)
+        if " )" in line or ",)" in line or ";)" in line:
+            line = _CLOSING.sub(")", line)
+    if any(mark in line for mark in _SPACED_MARKS):
+        line = _SPACE_BEFORE.sub(r"\1", line)
+    return line

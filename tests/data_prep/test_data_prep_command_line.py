@@ -99,7 +99,7 @@ def test_full_disk_is_one_line_and_the_build_can_go_on(tmp_path, corpus, sound_b
 def test_sources_lists_every_kind_with_an_example(capsys):
     assert main(["sources"]) == 0
     out = capsys.readouterr().out
-    for example in ("wikiextractor=", "books=", "text=", "jsonl=", "--source python-docs"):
+    for example in ("wikipedia-dump=", "wikiextractor=", "books=", "text=", "jsonl=", "--source python-docs"):
         assert example in out
 
 
