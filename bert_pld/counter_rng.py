@@ -35,6 +35,7 @@ class Stream(enum.IntEnum):
     DROPOUT = 5
     INSTANCES = 6
     SPLIT = 7
+    MINHASH = 8
 
 
 def philox_4x32(

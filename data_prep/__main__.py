@@ -9,17 +9,22 @@ import sys
 from pathlib import Path
 
 from bert_pld.counter_rng import MAX_SEED
-from bert_pld.data.shards import OBJECTIVES, file_sha256
+from bert_pld.data.shards import MANIFEST_NAME, OBJECTIVES, file_sha256
+from data_prep.duplicates import DEDUPLICATION
 from data_prep.instances import SMALLEST_SEQ_LENGTH
+from data_prep.language import parse_languages
+from data_prep.local_executor import LocalExecutor
 from data_prep.pipeline import build
 from data_prep.plan import BuildArguments
 from data_prep.sources import KINDS, Source
 from data_prep.verify import verify
 from data_prep.vocabulary import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
+from data_prep.write_nvidia import DEFAULT_DUPE_FACTOR
 
 EXECUTORS = ("local",)
-FORMATS = ("native",)
+FORMATS = ("native", "nvidia")
 LONGEST_SEQ_LENGTH = 2**16 - 1
+LARGEST_DUPE_FACTOR = 1000
 
 _EXAMPLE = """\
 examples:
@@ -53,7 +58,15 @@ def _build(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--executor {arguments.executor}: not available; allowed: {', '.join(EXECUTORS)}")
     if arguments.format not in FORMATS:
         raise ValueError(f"--format {arguments.format}: not available; allowed: {', '.join(FORMATS)}")
-    _check_range("--seq_length", arguments.seq_length, SMALLEST_SEQ_LENGTH, LONGEST_SEQ_LENGTH)
+    if arguments.format == "nvidia":
+        dupe_factor = DEFAULT_DUPE_FACTOR if arguments.dupe_factor is None else arguments.dupe_factor
+        _check_range("--dupe_factor", dupe_factor, 1, LARGEST_DUPE_FACTOR)
+    elif arguments.dupe_factor is not None:
+        raise ValueError("--dupe_factor: native rows hold no masks; give it with --format nvidia only")
+    else:
+        dupe_factor = 1
+    for seq_length in arguments.seq_length:
+        _check_range("--seq_length", seq_length, SMALLEST_SEQ_LENGTH, LONGEST_SEQ_LENGTH)
     _check_range("--seed", arguments.seed, 0, MAX_SEED)
     _check_range("--workers", arguments.workers, 1, 4096)
     _check_range("--shard_rows", arguments.shard_rows, 1, 2**31 - 1)
@@ -61,6 +74,8 @@ def _build(arguments: argparse.Namespace) -> int:
         _check_range("--vocab_size", arguments.vocab_size, SMALLEST_VOCABULARY, LARGEST_VOCABULARY)
     if not 0.0 < arguments.validation_fraction < 1.0:
         raise ValueError(f"--validation_fraction {arguments.validation_fraction}: must lie between 0 and 1")
+    if not 0.0 < arguments.similarity <= 1.0:
+        raise ValueError(f"--similarity {arguments.similarity}: must be above 0 and at most 1")
     sources = tuple(str(Source.parse(source)) for source in arguments.source)
     if arguments.vocab is not None and not arguments.vocab.is_file():
         raise ValueError(f"--vocab {arguments.vocab}: no such file; give a vocab.txt, one entry a line")
@@ -69,19 +84,28 @@ def _build(arguments: argparse.Namespace) -> int:
         vocab=file_sha256(arguments.vocab) if arguments.vocab else None,
         vocab_size=arguments.vocab_size,
         cased=arguments.cased,
-        seq_length=arguments.seq_length,
+        seq_lengths=tuple(sorted(set(arguments.seq_length))),
         objective=arguments.objective,
         validation_fraction=arguments.validation_fraction,
         seed=arguments.seed,
         shard_rows=arguments.shard_rows,
         language=arguments.language,
+        keep_languages=parse_languages(arguments.keep_language) if arguments.keep_language else (),
+        deduplicate=arguments.deduplicate,
+        similarity=arguments.similarity,
+        format=arguments.format,
+        dupe_factor=dupe_factor,
     )
-    build(decisive, arguments.vocab, arguments.output_dir, arguments.workers)
+    with LocalExecutor(arguments.workers) as executor:
+        build(decisive, arguments.vocab, arguments.output_dir, executor)
     return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    faults = verify(arguments.data_dir, samples=3)
+    data_dirs = [arguments.data_dir]
+    if not (arguments.data_dir / MANIFEST_NAME).is_file():
+        data_dirs = sorted(path.parent for path in arguments.data_dir.glob(f"seq_*/{MANIFEST_NAME}")) or data_dirs
+    faults = [fault for data_dir in data_dirs for fault in verify(data_dir, samples=3)]
     for fault in faults:
         print(f"error: {_one_line(fault)}", file=sys.stderr)
     return 1 if faults else 0
@@ -130,7 +154,11 @@ def _parser() -> argparse.ArgumentParser:
     vocabulary.add_argument("--vocab", type=Path, metavar="FILE", help="a WordPiece vocab.txt to use")
     vocabulary.add_argument("--vocab_size", type=int, metavar="N", help="train a vocabulary of N entries on the text")
     add.add_argument("--cased", action="store_true", help="keep capitals and accents (default: uncased)")
-    add.add_argument("--seq_length", type=int, default=128, help="tokens in a row (default: 128)")
+    add.add_argument(
+        "--seq_length", type=int, nargs="+", default=[128], metavar="S",
+        help="tokens in a row (default: 128); several lengths give a data directory each, OUTPUT_DIR/seq_S, of the"
+        " same documents",
+    )  # fmt: skip
     add.add_argument(
         "--objective", choices=OBJECTIVES, default=OBJECTIVES[0],
         help="mlm+nsp: sentence pairs; mlm: packed full sequences (default: mlm+nsp)",
@@ -141,13 +169,29 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add.add_argument("--seed", type=int, default=0, help="decides the split and the pairs (default: 0)")
     add.add_argument("--shard_rows", type=int, default=65536, help="most rows in a shard (default: 65536)")
+    add.add_argument(
+        "--deduplicate", choices=DEDUPLICATION, default=DEDUPLICATION[0],
+        help="across all sources; the first of equal documents stays (default: near)",
+    )  # fmt: skip
+    add.add_argument(
+        "--similarity", type=float, default=0.6,
+        help="share of common shingles from which on documents are near duplicates (default: 0.6)",
+    )  # fmt: skip
+    add.add_argument("--keep_language", metavar="en,de", help="drop documents in other languages (default: keep all)")
     add.add_argument("--language", default="en", help="of the text, for sentence splitting, ISO 639 (default: en)")
     add.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)),
         help="processes; no influence on the result (default: the CPUs of this machine)",
     )  # fmt: skip
     add.add_argument("--executor", default=EXECUTORS[0], help=f"where tasks run: {', '.join(EXECUTORS)}")
-    add.add_argument("--format", default=FORMATS[0], help=f"of the shards: {', '.join(FORMATS)}")
+    add.add_argument(
+        "--format", default=FORMATS[0],
+        help=f"of the shards: {', '.join(FORMATS)}, NVIDIA's static masks (default: {FORMATS[0]})",
+    )  # fmt: skip
+    add.add_argument(
+        "--dupe_factor", type=int, metavar="K",
+        help=f"sets of masks for each training row, with --format nvidia (default: {DEFAULT_DUPE_FACTOR})",
+    )  # fmt: skip
 
     check = commands.add_parser(
         "verify", help="check a data directory", formatter_class=form,

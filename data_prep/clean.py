@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator
-
-from data_prep.document import Document
 
 FEWEST_CHARACTERS = 64
 SMALLEST_PROSE_FRACTION = 0.7
@@ -43,14 +39,3 @@ def drop_reason(text: str) -> str | None:
     if len(data.translate(None, _NOT_LETTER_OR_SPACE)) < SMALLEST_PROSE_FRACTION * len(data):
         return NOT_PROSE
     return None
-
-
-def cleaned(documents: Iterable[Document], dropped: Counter[str]) -> Iterator[str]:
-    """The texts that are kept; those that are not are counted in `dropped` by reason."""
-    for document in documents:
-        text = clean_text(document.text) if document.dropped is None else ""
-        reason = document.dropped or drop_reason(text)
-        if reason is None:
-            yield text
-        else:
-            dropped[reason] += 1

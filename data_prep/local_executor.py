@@ -12,8 +12,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-Task = Callable[[Path, int], None]
-
 
 class LocalExecutor:
     """A pool of processes, started as they are needed and kept for all stages of a build."""
@@ -24,7 +22,13 @@ class LocalExecutor:
             workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
         )
 
-    def run(self, function: Task, build_dir: Path, tasks: Sequence[int], finished: Callable[[int], None]) -> None:
+    def run(
+        self,
+        function: Callable[[Path, int], None],
+        build_dir: Path,
+        tasks: Sequence[int],
+        finished: Callable[[int], None],
+    ) -> None:
         """Run `function(build_dir, task)` for every task, and call `finished(task)` after each.
 
         Raises:

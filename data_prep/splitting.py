@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.data.shards import SPLITS, write_atomically
+from data_prep.duplicates import Duplicates
 from data_prep.spool import Spool
 
 GROUP_BYTES = 8 << 20
@@ -47,23 +48,26 @@ class Groups:
         content = json.loads((build_dir / "groups.json").read_text(encoding="utf-8"))
         return cls(content["highest_validation_draw"], [Group(**group) for group in content["tasks"]])
 
-    def chosen(self, spool: Spool, seed: int, split: str) -> NDArray[np.intp]:
-        """Indices of a spool's documents that belong to a split."""
-        return np.flatnonzero(_is_in(split, spool.draws(seed), self.highest_validation_draw))
+    def chosen(self, spool: Spool, duplicates: Duplicates, seed: int, split: str) -> NDArray[np.intp]:
+        """Indices of a spool's documents that belong to a split, duplicates left out."""
+        kept = duplicates.kept(spool.task, len(spool))
+        return np.flatnonzero(kept & _is_in(split, spool.draws(seed), self.highest_validation_draw))
 
 
-def make_groups(spool_dir: Path, tasks: int, seed: int, validation_fraction: float) -> Groups:
+def make_groups(build_dir: Path, tasks: int, seed: int, validation_fraction: float) -> Groups:
     """Assign documents to splits by their draw, and pack each split's, in order, into groups of about 8 MiB.
 
     The document with the lowest draw is always for validation and the one with the highest for training. Equal texts
-    have equal draws, so that a copy of a training document is never in the validation split.
+    have equal draws: even where duplicates stay, a copy of a training document is never in the validation split.
 
     Raises:
         ValueError: fewer than two different documents.
     """
+    duplicates = Duplicates(build_dir)
     lowest, highest = 2**64 - 1, 0
     for task in range(tasks):
-        draws = Spool(spool_dir, task).draws(seed)
+        spool = Spool(build_dir / "spool", task)
+        draws = spool.draws(seed)[duplicates.kept(task, len(spool))]
         if len(draws):
             lowest, highest = min(lowest, int(draws.min())), max(highest, int(draws.max()))
     if lowest >= highest:
@@ -76,8 +80,9 @@ def make_groups(spool_dir: Path, tasks: int, seed: int, validation_fraction: flo
     for split in SPLITS:
         made: list[Group] = []
         for task in range(tasks):
-            spool = Spool(spool_dir, task)
-            sizes = spool.bytes[_is_in(split, spool.draws(seed), bound)]
+            spool = Spool(build_dir / "spool", task)
+            kept = duplicates.kept(task, len(spool))
+            sizes = spool.bytes[kept & _is_in(split, spool.draws(seed), bound)]
             _pack(made, split, task, sizes)
         if len(made) > 1 and (made[-1].documents < FEWEST_GROUP_DOCUMENTS or made[-1].bytes < GROUP_BYTES // 4):
             last = made.pop()

@@ -1,13 +1,14 @@
-"""The spool: what the reading tasks leave on disk for the writing tasks. One pair of files a task.
+"""The spool: what the reading tasks leave on disk for the later ones. A few files a task.
 
-`00012.txt` holds sentences, one a line, UTF-8, documents one after another; `00012.npz` says where each document ends
-and how many sentences it has, and carries 128 bits of its content's digest, by which it is assigned to a split.
+00012.txt   sentences, one a line, UTF-8, documents one after another
+00012.npz   where each document ends, how many sentences it has, 128 bits of its content's digest
+00012.sig   MinHash signatures, band after band: uint16 [BANDS, documents, BAND_ROWS]
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.counter_rng import Stream, random_words
+from bert_pld.data.shards import written_aside
+from data_prep.minhash import BAND_ROWS, BANDS, signatures
 
 _DIGEST_BYTES = 16
+_SIGNED_AT_A_TIME_BYTES = 1 << 20
 
 
 def text_path(spool_dir: Path, task: int) -> Path:
@@ -25,45 +29,100 @@ def text_path(spool_dir: Path, task: int) -> Path:
     return spool_dir / f"{task:05d}.txt"
 
 
-def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]]) -> dict[str, int]:
-    """Write the documents of a task, each a list of sentences without line feeds; both files appear only whole.
+def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], signed: bool) -> dict[str, int]:
+    """Write the documents of a task, each a list of sentences without line feeds; a file appears only whole.
+
+    Args:
+        spool_dir: where.
+        task: number of the reading task.
+        documents: their sentences.
+        signed: whether to make signatures.
 
     Returns:
         `documents`, `sentences` and `bytes` written.
     """
-    ends, counts, digests = [], [], []
+    ends: list[int] = []
+    counts, digests, signed_blocks = [], [], [np.empty((0, BANDS, BAND_ROWS), np.uint16)]
+    unsigned: list[str] = []
+    unsigned_bytes = 0
     path = text_path(spool_dir, task)
-    aside = path.with_name(f".{path.name}.partial")
     written = 0
-    with open(aside, "wb") as file:
+    with written_aside(path) as file:
         for sentences in documents:
-            data = ("\n".join(sentences) + "\n").encode("utf-8")
+            text = "\n".join(sentences)
+            data = text.encode("utf-8") + b"\n"
             file.write(data)
             written += len(data)
             ends.append(written)
             counts.append(len(sentences))
             digests.append(hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest())
+            if signed:
+                unsigned.append(text)
+                unsigned_bytes += len(data)
+                if unsigned_bytes >= _SIGNED_AT_A_TIME_BYTES:
+                    signed_blocks.append(signatures(unsigned))
+                    unsigned, unsigned_bytes = [], 0
+    if signed:
+        signed_blocks.append(signatures(unsigned))
+        with written_aside(path.with_suffix(".sig")) as file:
+            file.write(np.concatenate(signed_blocks).transpose(1, 0, 2).tobytes())
     words = np.frombuffer(b"".join(digests), "<u4").reshape(-1, 4)
-    index = path.with_suffix(".npz")
-    index_aside = index.with_name(f".{index.name}.partial")
-    with open(index_aside, "wb") as file:
+    with written_aside(path.with_suffix(".npz")) as file:
         np.savez(file, ends=np.array(ends, np.int64), sentences=np.array(counts, np.int64), digests=words)
-    os.replace(aside, path)
-    os.replace(index_aside, index)
     return {"documents": len(ends), "sentences": sum(counts), "bytes": written}
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a `.npy` file that appears only whole."""
+    with written_aside(path) as file:
+        np.save(file, array)
 
 
 class Spool:
     """The documents of one reading task."""
 
     def __init__(self, spool_dir: Path, task: int) -> None:
+        self.task = task
         self.path = text_path(spool_dir, task)
+
+    @functools.cached_property
+    def _index(self) -> dict[str, NDArray[Any]]:
         with np.load(self.path.with_suffix(".npz")) as index:
-            ends: NDArray[np.int64] = index["ends"]
-            self.sentences: NDArray[np.int64] = index["sentences"]
-            self.digests: NDArray[np.uint32] = index["digests"]
-        self.starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(ends) else ends
-        self.bytes = ends - self.starts
+            return {name: index[name] for name in ("ends", "sentences", "digests")}
+
+    def __len__(self) -> int:
+        return len(self._index["ends"])
+
+    @property
+    def sentences(self) -> NDArray[np.int64]:
+        """Sentences of each document."""
+        return self._index["sentences"]
+
+    @property
+    def digests(self) -> NDArray[np.uint32]:
+        """uint32 `[documents, 4]`: of each document's text."""
+        return self._index["digests"]
+
+    @functools.cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """First byte of each document."""
+        return np.concatenate([[0], self._index["ends"]])[:-1].astype(np.int64)
+
+    @property
+    def bytes(self) -> NDArray[np.int64]:
+        """Bytes of each document."""
+        return np.asarray(self._index["ends"] - self.starts)
+
+    def band(self, band: int) -> NDArray[np.uint64]:
+        """One band of the signatures, a number for each document; 0 where it takes no part."""
+        path = self.path.with_suffix(".sig")
+        count = path.stat().st_size // (BANDS * 8)
+        return np.fromfile(path, np.uint64, count=count, offset=band * count * 8)
+
+    def signatures(self, chosen: NDArray[np.integer[Any]]) -> NDArray[np.uint16]:
+        """The signatures of these documents, at least one: uint16 `[chosen, BANDS · BAND_ROWS]`."""
+        bands = np.memmap(self.path.with_suffix(".sig"), np.uint64, "r").reshape(BANDS, -1)
+        return np.ascontiguousarray(bands[:, chosen].T).view(np.uint16)
 
     def draws(self, seed: int) -> NDArray[np.uint64]:
         """A uniform 64-bit number for each document, a function of (seed, content) alone: equal texts draw equally."""
@@ -72,7 +131,7 @@ class Spool:
         drawn: NDArray[np.uint64] = (high.astype(np.uint64) << np.uint64(32)) | low
         return drawn
 
-    def read(self, chosen: NDArray[Any]) -> Iterator[list[str]]:
+    def read(self, chosen: NDArray[np.integer[Any]]) -> Iterator[list[str]]:
         """The sentences of the documents at these indices."""
         with open(self.path, "rb") as file:
             for document in chosen.tolist():

@@ -1,10 +1,9 @@
-"""The two kinds of task, reading (source to spool) and writing (spool to shards); each needs only its number."""
+"""The kinds of task, each needing only its number: reading (source to spool), comparing, writing (spool to shards)."""
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from bert_pld.data.shards import ShardAttributes
-from data_prep.clean import cleaned
+from bert_pld.data.masking import Vocabulary as MaskingVocabulary
+from bert_pld.data.shards import Rows, ShardAttributes
+from data_prep.duplicates import Comparisons, Duplicates, find_exact, find_near
 from data_prep.instances import packed_rows, pair_rows
 from data_prep.plan import Markers, Plan
-from data_prep.sentences import split_sentences
-from data_prep.sources import KINDS
-from data_prep.splitting import Groups
-from data_prep.spool import Spool, write_spool
-from data_prep.tokens import encode_documents
+from data_prep.recipe import WriteSpool, reading_recipe, run_recipe
+from data_prep.splitting import Group, Groups
+from data_prep.spool import Spool
+from data_prep.tokens import TokenizedDocuments, encode_documents
 from data_prep.vocabulary import CONTINUATION, Vocabulary, read_vocabulary
+from data_prep.write_nvidia import read_parts, write_nvidia_shards
 from data_prep.write_shards import write_group
 
 
@@ -32,55 +32,103 @@ def run_reading_task(build_dir: Path, task: int) -> None:
         ValueError: an input is damaged; says file and place.
     """
     plan = _plan(build_dir)
-    dropped: Counter[str] = Counter()
-    documents = itertools.chain.from_iterable(KINDS[piece.kind].read_piece(piece) for piece in plan.tasks[task])
-    language = plan.arguments.language
-    sentences = (split_sentences(text, language) for text in cleaned(documents, dropped))
-    counts: dict[str, Any] = dict(write_spool(build_dir / "spool", task, sentences))
-    Markers(build_dir).write("read", task, {**counts, "dropped": dict(sorted(dropped.items()))})
+    steps = reading_recipe(plan.arguments, plan.tasks[task], build_dir / "spool", task)
+    dropped = run_recipe(steps)
+    writer = steps[-1]
+    assert isinstance(writer, WriteSpool)
+    Markers(build_dir).write("read", task, {**writer.counts, "dropped": dict(sorted(dropped.items()))})
+
+
+def run_exact_task(build_dir: Path, task: int) -> None:
+    """Find documents that repeat an earlier one."""
+    share = Comparisons.read(build_dir).exact[task]
+    found = find_exact(build_dir, task, share, len(_plan(build_dir).tasks))
+    Markers(build_dir).write("exact", task, {"found": found})
+
+
+def run_near_task(build_dir: Path, task: int) -> None:
+    """Find pairs of documents that are nearly the same."""
+    plan, share = _plan(build_dir), Comparisons.read(build_dir).near[task]
+    compared = find_near(build_dir, task, share, len(plan.tasks), plan.arguments.similarity)
+    Markers(build_dir).write("near", task, {"compared": compared})
 
 
 def run_writing_task(build_dir: Path, task: int) -> None:
-    """Tokenize a group of documents and make rows of them; leave shards and a marker with their records."""
-    plan, groups = _plan(build_dir), _groups(build_dir)
-    group, arguments = groups.tasks[task], plan.arguments
+    """Tokenize a group of documents and make rows of each length; leave shards and a marker with their records."""
+    plan, group = _plan(build_dir), _groups(build_dir).tasks[task]
+    arguments = plan.arguments
     vocabulary, tokenizer, is_continuation = _tokenizer(build_dir, arguments.cased)
-    ids = vocabulary.special_ids()
-
-    def texts() -> Any:
-        for number, first, end in group.members:
-            spool = Spool(build_dir / "spool", number)
-            yield from spool.read(groups.chosen(spool, arguments.seed, group.split)[first:end])
-
-    documents = encode_documents(tokenizer, texts())
-    if arguments.objective == "mlm":
-        rows = packed_rows(documents, arguments.seq_length, ids)
-    else:
-        rows = pair_rows(
-            documents, arguments.seq_length, ids, is_continuation, arguments.seed, group.split, group.number
-        )
-    records = write_group(build_dir / "shards", group, rows, shard_attributes(plan, vocabulary), arguments.shard_rows)
-    counts = {
-        "records": records,
+    documents = encode_documents(tokenizer, _texts(build_dir, plan, group))
+    unknown = vocabulary.special_ids()["unk"]
+    counts: dict[str, Any] = {
         "tokens": len(documents.tokens),
-        "unknown": int(np.count_nonzero(documents.tokens == ids["unk"])),
-        "random_next": int(np.count_nonzero(np.asarray(rows["next_sentence_label"]) == 1)),
+        "unknown": int(np.count_nonzero(documents.tokens == unknown)),
+        "document_lengths": _histogram(np.diff(documents.segment_starts[documents.document_starts])),
+        "sentence_lengths": _histogram(np.diff(documents.segment_starts)),
+        "lengths": {},
     }
+    for seq_length in arguments.seq_lengths:
+        rows = _rows(documents, seq_length, plan, group, vocabulary, is_continuation)
+        attributes = shard_attributes(plan, vocabulary, seq_length)
+        folder = build_dir / "shards" / str(seq_length)
+        counts["lengths"][str(seq_length)] = {
+            "records": write_group(folder, group, rows, attributes, arguments.shard_rows),
+            "random_next": int(np.count_nonzero(np.asarray(rows["next_sentence_label"]) == 1)),
+            "row_lengths": np.bincount(np.asarray(rows["length"]) * 16 // (seq_length + 1), minlength=16).tolist(),
+        }
     Markers(build_dir).write("write", task, counts)
 
 
-def shard_attributes(plan: Plan, vocabulary: Vocabulary) -> ShardAttributes:
-    """What every shard of a build says of itself."""
+def run_masking_task(build_dir: Path, task: int) -> None:
+    """Mask the rows of a native shard and write them in NVIDIA's format; leave a marker with the records."""
+    arguments, part = _plan(build_dir).arguments, read_parts(build_dir)[task]
+    vocabulary, _, is_continuation = _tokenizer(build_dir, arguments.cased)
+    ids = {f"{name}_id": identity for name, identity in vocabulary.special_ids().items()}
+    of_masks = MaskingVocabulary(size=len(vocabulary.entries), is_continuation=is_continuation, **ids)
+    folder = build_dir / "shards" / str(part.seq_length)
+    records = write_nvidia_shards(folder, part, arguments.dupe_factor, of_masks, arguments.seed)
+    Markers(build_dir).write("mask", task, {"records": records})
+
+
+def shard_attributes(plan: Plan, vocabulary: Vocabulary, seq_length: int) -> ShardAttributes:
+    """What every shard of a sequence length says of itself."""
     arguments = plan.arguments
     return ShardAttributes(
         vocabulary_hash=vocabulary.hash,
         vocabulary_size=len(vocabulary.entries),
         casing=vocabulary.casing,
-        seq_length=arguments.seq_length,
+        seq_length=seq_length,
         objective=arguments.objective,
         source=", ".join(arguments.sources),
         seed=arguments.seed,
     )
+
+
+def _texts(build_dir: Path, plan: Plan, group: Group) -> Iterator[list[str]]:
+    """The sentences of each document of a group."""
+    groups, duplicates = _groups(build_dir), Duplicates(build_dir)
+    for number, first, end in group.members:
+        spool = Spool(build_dir / "spool", number)
+        yield from spool.read(groups.chosen(spool, duplicates, plan.arguments.seed, group.split)[first:end])
+
+
+def _rows(
+    documents: TokenizedDocuments,
+    seq_length: int,
+    plan: Plan,
+    group: Group,
+    vocabulary: Vocabulary,
+    is_continuation: NDArray[np.bool_],
+) -> Rows:
+    ids, arguments = vocabulary.special_ids(), plan.arguments
+    if arguments.objective == "mlm":
+        return packed_rows(documents, seq_length, ids)
+    return pair_rows(documents, seq_length, ids, is_continuation, arguments.seed, group.split, group.number)
+
+
+def _histogram(lengths: NDArray[np.int64]) -> list[int]:
+    """How many lengths have 1, 2, 3 … binary digits."""
+    return np.bincount(np.frexp(lengths)[1], minlength=1)[1:].tolist() if len(lengths) else []
 
 
 @functools.lru_cache(maxsize=1)
@@ -95,6 +143,6 @@ def _groups(build_dir: Path) -> Groups:
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(build_dir: Path, cased: bool) -> tuple[Vocabulary, Tokenizer, NDArray[np.bool_]]:
-    vocabulary = read_vocabulary(build_dir.parent / "vocab.txt", cased)
+    vocabulary = read_vocabulary(build_dir / "vocab.txt", cased)
     continuation = np.array([entry.startswith(CONTINUATION) for entry in vocabulary.entries])
     return vocabulary, vocabulary.tokenizer(), continuation

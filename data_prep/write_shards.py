@@ -27,10 +27,7 @@ def write_group(
     for part, first in enumerate(range(0, count, shard_rows)):
         path = folder / f"{group.split}_{group.number:05d}_{part:03d}.hdf5"
         piece = {name: column[first : first + shard_rows] for name, column in rows.items()}
-        try:
-            records.append(dataclasses.asdict(write_shard(path, piece, attributes)))
-        except RuntimeError as error:  # HDF5's word for a write that failed while closing
-            raise OSError(f"cannot write {path}: {error}") from error
+        records.append(dataclasses.asdict(write_shard(path, piece, attributes)))
     return records
 
 

@@ -42,6 +42,8 @@ class SourceKind:
     """From the place the user gave to pieces in a fixed order; raises ValueError where there are none."""
     read_piece: Callable[[Piece], Iterator[Document]]
     needs_place: bool = True
+    licence: str = "not recorded: as whoever holds the rights in the text allows"
+    """Of the text, for the data card."""
 
 
 def find_files(where: str, suffixes: tuple[str, ...] = ("",)) -> list[Path]:

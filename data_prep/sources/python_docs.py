@@ -100,4 +100,5 @@ KIND = SourceKind(
     list_pieces,
     read_piece,
     needs_place=False,
+    licence="Python Software Foundation License",
 )

@@ -62,4 +62,5 @@ KIND = SourceKind(
     "wikiextractor=extracted/",
     list_pieces,
     read_piece,
+    licence="CC BY-SA (Wikipedia's contributors)",
 )

@@ -1,10 +1,27 @@
-from collections import Counter
+import dataclasses
 
 import pytest
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
 
-from data_prep.clean import NOT_PROSE, TOO_SHORT, clean_text, cleaned, drop_reason
-from data_prep.document import Document
+import data_prep.document
+from data_prep.clean import NOT_PROSE, TOO_SHORT, clean_text, drop_reason
+from data_prep.recipe import DropUnfit, Normalise, ReadPieces, run_recipe
 from data_prep.sentences import split_sentences
+from data_prep.sources import KINDS
+from data_prep.sources.pieces import Piece
+
+
+class Given(PipelineStep):
+    """Gives these texts as documents."""
+
+    def __init__(self, texts):
+        super().__init__()
+        self.texts = texts
+
+    def run(self, data, rank=0, world_size=1):
+        yield from (Document(text, "") for text in self.texts)
+
 
 PROSE = "This is a perfectly good sentence, and it is long enough to be kept by the cleaner."
 
@@ -27,7 +44,7 @@ def test_clean_text_has_one_form(raw, clean):
     assert clean_text(clean) == clean
 
 
-def test_documents_are_dropped_with_counted_reasons():
+def test_unfit_documents_are_dropped_with_counted_reasons():
     texts = [
         PROSE,
         "Too short.",
@@ -35,17 +52,22 @@ def test_documents_are_dropped_with_counted_reasons():
         "12 34 | 56 78 | 90 12 || 34.5 % 67.8 % 90.1 % 23 45 67 89 10 11 12 13",
         PROSE + " B",
     ]
-    dropped: Counter[str] = Counter()
-    kept = list(cleaned((Document(text, "", "") for text in texts), dropped))
-    assert kept == [PROSE, PROSE + " B"]
-    assert dropped == {TOO_SHORT: 2, NOT_PROSE: 1}
+    step = DropUnfit()
+    assert [document.text for document in step(Document(text, "") for text in texts)] == [PROSE, PROSE + " B"]
+    assert run_recipe([Given(texts), Normalise(), DropUnfit()]) == {TOO_SHORT: 2, NOT_PROSE: 1}
 
 
-def test_what_a_source_leaves_out_is_counted_by_its_reason():
-    dropped: Counter[str] = Counter()
-    documents = [Document("", "1", "wiki", dropped="redirect"), Document(PROSE, "2", "wiki", dropped="a list")]
-    assert not list(cleaned(documents, dropped))
-    assert dropped == {"redirect": 1, "a list": 1}
+def test_what_a_source_leaves_out_is_counted_by_its_reason(monkeypatch):
+    documents = [
+        data_prep.document.Document("", "1", "text", dropped="redirect"),
+        data_prep.document.Document(PROSE, "2", "text"),
+        data_prep.document.Document("", "3", "text", dropped="redirect"),
+    ]
+    kind = dataclasses.replace(KINDS["text"], read_piece=lambda piece: iter(documents))
+    monkeypatch.setitem(KINDS, "text", kind)
+    reader = ReadPieces([Piece("text", "nowhere", 0, 1)])
+    assert [document.text for document in reader()] == [PROSE]
+    assert run_recipe([ReadPieces([Piece("text", "nowhere", 0, 1)]), Normalise()]) == {"redirect": 2}
 
 
 def test_letters_of_other_scripts_are_prose():

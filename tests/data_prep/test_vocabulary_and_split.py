@@ -7,6 +7,7 @@ import pytest
 from made_up_corpus import made_up_documents
 from tokenizers import Tokenizer
 
+from data_prep.duplicates import Duplicates
 from data_prep.splitting import make_groups
 from data_prep.spool import Spool, write_spool
 from data_prep.tokens import encode_documents
@@ -87,34 +88,37 @@ def test_special_tokens_may_stand_anywhere_in_a_given_vocabulary(tmp_path):
 
 
 def spooled(folder, texts_of_tasks):
-    folder.mkdir(exist_ok=True)
+    """A build folder with these documents, of a sentence each."""
+    (folder / "spool").mkdir(parents=True)
     for task, texts in enumerate(texts_of_tasks):
-        write_spool(folder, task, ([text] for text in texts))
+        write_spool(folder / "spool", task, ([text] for text in texts), signed=False)
     return folder
 
 
 def test_spool_gives_back_what_was_written(tmp_path):
     documents = [["One.", "Zwei ü."], ["Three."], ["四。", "Five."]]
-    assert write_spool(tmp_path, 0, documents) == {"documents": 3, "sentences": 5, "bytes": 34}
+    assert write_spool(tmp_path, 0, documents, signed=True) == {"documents": 3, "sentences": 5, "bytes": 34}
     assert list(Spool(tmp_path, 0).read(np.array([2, 0]))) == [documents[2], documents[0]]
 
 
 def test_split_takes_the_fraction_and_depends_on_content_and_seed_alone(tmp_path):
     texts = [f"document {n}" for n in range(4000)]
-    spool_dir = spooled(tmp_path / "a", [texts[:1000], texts[1000:]])
-    groups = make_groups(spool_dir, 2, seed=3, validation_fraction=0.1)
+    build_dir = spooled(tmp_path / "a", [texts[:1000], texts[1000:]])
+    groups = make_groups(build_dir, 2, seed=3, validation_fraction=0.1)
     held_out = {
         text[0]
         for task in (0, 1)
-        for spool in [Spool(spool_dir, task)]
-        for text in spool.read(groups.chosen(spool, 3, "validation"))
+        for spool in [Spool(build_dir / "spool", task)]
+        for text in spool.read(groups.chosen(spool, Duplicates(build_dir), 3, "validation"))
     }
     assert abs(len(held_out) - 400) < 4 * np.sqrt(4000 * 0.09)
     other_dir = spooled(tmp_path / "b", [list(reversed(texts))])
     other = make_groups(other_dir, 1, seed=3, validation_fraction=0.1)
-    spool = Spool(other_dir, 0)
-    assert {text[0] for text in spool.read(other.chosen(spool, 3, "validation"))} == held_out
-    assert set(other.chosen(spool, 4, "validation")) != set(other.chosen(spool, 3, "validation"))
+    spool = Spool(other_dir / "spool", 0)
+    assert {text[0] for text in spool.read(other.chosen(spool, Duplicates(other_dir), 3, "validation"))} == held_out
+    assert set(other.chosen(spool, Duplicates(other_dir), 4, "validation")) != set(
+        other.chosen(spool, Duplicates(other_dir), 3, "validation")
+    )
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 0.999999])
@@ -130,14 +134,14 @@ def test_copies_of_one_document_cannot_be_split(tmp_path):
 
 def test_groups_hold_each_document_once_and_are_bounded(tmp_path, small_tasks):
     texts = [[f"{task} {n} " + "x" * 400 for n in range(100)] for task in range(3)] + [["last one"]]
-    spool_dir = spooled(tmp_path, texts)
-    groups = make_groups(spool_dir, 4, 1, 0.2)
+    build_dir = spooled(tmp_path, texts)
+    groups = make_groups(build_dir, 4, 1, 0.2)
     seen = []
     for group in groups.tasks:
         chosen = []
         for task, first, end in group.members:
-            spool = Spool(spool_dir, task)
-            chosen += [(task, int(n)) for n in groups.chosen(spool, 1, group.split)[first:end]]
+            spool = Spool(build_dir / "spool", task)
+            chosen += [(task, int(n)) for n in groups.chosen(spool, Duplicates(build_dir), 1, group.split)[first:end]]
         assert len(chosen) == group.documents >= 16
         assert group.bytes <= 3 * (1 << 13)
         seen += chosen

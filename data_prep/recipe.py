@@ -1,0 +1,154 @@
+"""The recipe of a reading task: a short list of datatrove steps, each taking documents and giving documents.
+
+`datatrove.pipeline.base.PipelineStep` is what datatrove's own readers, filters and formatters are too, so that any of
+them can stand in the list. What a step drops it counts under `dropped_<reason>`, as datatrove's filters do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from data_prep.clean import clean_text, drop_reason
+from data_prep.language import language_drop_reason
+from data_prep.plan import BuildArguments
+from data_prep.sentences import split_sentences
+from data_prep.sources import KINDS
+from data_prep.sources.pieces import Piece
+from data_prep.spool import write_spool
+
+_DROPPED = "dropped_"
+
+
+def reading_recipe(arguments: BuildArguments, pieces: list[Piece], spool_dir: Path, task: int) -> list[PipelineStep]:
+    """From pieces of the sources to a spool."""
+    return [
+        ReadPieces(pieces),
+        Normalise(),
+        DropUnfit(),
+        *([KeepLanguages(arguments.keep_languages)] if arguments.keep_languages else []),
+        SplitSentences(arguments.language),
+        WriteSpool(spool_dir, task, signed=arguments.deduplicate == "near"),
+    ]
+
+
+def run_recipe(steps: list[PipelineStep]) -> Counter[str]:
+    """Draw all documents through the steps; what was dropped, by reason."""
+    documents: Any = None
+    for step in steps:
+        documents = step(documents)
+    for _ in documents:
+        pass
+    dropped: Counter[str] = Counter()
+    for step in steps:
+        for label, value in step.stats.stats.items():
+            if label.startswith(_DROPPED):
+                dropped[label.removeprefix(_DROPPED)] += int(value.total)
+    return dropped
+
+
+class ReadPieces(PipelineStep):
+    """The documents of some pieces; those that their source leaves out are counted."""
+
+    type = "READER"
+    name = "pieces"
+
+    def __init__(self, pieces: list[Piece]) -> None:
+        super().__init__()
+        self.pieces = pieces
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Read, ignoring `data`."""
+        for piece in self.pieces:
+            for document in KINDS[piece.kind].read_piece(piece):
+                if document.dropped:
+                    self.stat_update(_DROPPED + document.dropped)
+                else:
+                    yield Document(document.text, document.id, metadata={"title": document.title})
+
+
+class Normalise(PipelineStep):
+    """One form for each character and one kind of space."""
+
+    type = "FORMATTER"
+    name = "normalise"
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Change the texts."""
+        for document in data:
+            document.text = clean_text(document.text)
+            yield document
+
+
+class DropUnfit(PipelineStep):
+    """Drops documents that are too short or no prose."""
+
+    type = "FILTER"
+    name = "unfit"
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Let the others through."""
+        for document in data:
+            if reason := drop_reason(document.text):
+                self.stat_update(_DROPPED + reason)
+            else:
+                yield document
+
+
+class KeepLanguages(PipelineStep):
+    """Drops documents in other languages than those asked for."""
+
+    type = "FILTER"
+    name = "languages"
+
+    def __init__(self, languages: tuple[str, ...]) -> None:
+        super().__init__()
+        self.languages = languages
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Let the others through."""
+        for document in data:
+            if reason := language_drop_reason(document.text, self.languages):
+                self.stat_update(_DROPPED + reason)
+            else:
+                yield document
+
+
+class SplitSentences(PipelineStep):
+    """Puts the sentences under `sentences` into a document's metadata."""
+
+    type = "FORMATTER"
+    name = "sentences"
+
+    def __init__(self, language: str) -> None:
+        super().__init__()
+        self.language = language
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Split each text."""
+        for document in data:
+            document.metadata["sentences"] = split_sentences(document.text, self.language)
+            yield document
+
+
+class WriteSpool(PipelineStep):
+    """Writes the sentences of all documents; `counts` says how much it was."""
+
+    type = "WRITER"
+    name = "spool"
+
+    def __init__(self, spool_dir: Path, task: int, signed: bool) -> None:
+        super().__init__()
+        self.spool_dir, self.task, self.signed = spool_dir, task, signed
+        self.counts: dict[str, int] = {}
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Take in everything; nothing comes out."""
+        sentences = (document.metadata["sentences"] for document in data)
+        self.counts = write_spool(self.spool_dir, self.task, sentences, self.signed)
+        yield from ()

@@ -1,0 +1,150 @@
+"""Builds that are killed at any moment, and builds on a disk that fills up."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from made_up_corpus import WORDS, write_corpus
+
+from data_prep.__main__ import main
+
+KILLS = 20
+_BUILD = """
+import sys
+import data_prep.plan, data_prep.splitting
+from data_prep.__main__ import main
+data_prep.plan.READING_TASK_BYTES, data_prep.splitting.GROUP_BYTES = 1 << 14, 1 << 13
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def flags_of(corpus, output_dir):
+    flags = ["build", "--source", f"text={corpus}", "--output_dir", str(output_dir), "--seq_length", "32", "64"]
+    return [*flags, "--vocab_size", "300", "--validation_fraction", "0.1", "--shard_rows", "50", "--workers", "2"]
+
+
+def start(corpus, output_dir):
+    command = [sys.executable, "-c", _BUILD, *flags_of(corpus, output_dir)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def digests(folder: Path):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_killed_at_twenty_random_moments_a_build_ends_in_the_same_bytes(corpus, tmp_path):
+    output_dir = tmp_path / "data"
+    began = time.monotonic()
+    assert start(corpus, output_dir).wait() == 0
+    whole_s = time.monotonic() - began
+    reference = digests(output_dir)
+    assert len(reference) > 20
+    shutil.rmtree(output_dir)
+    draw = random.Random(11)
+    kills = finished = went_on = 0
+    while kills < KILLS or not finished:
+        process = start(corpus, output_dir)
+        try:
+            # The latest moments are the rarest: aim there too.
+            process.communicate(timeout=draw.uniform(0.2, 1.0) * whole_s if kills < KILLS else 60)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            error = process.communicate()[1]
+            kills += 1
+            went_on += "going on" in error
+            # Nothing half-written is taken for whole: a manifest is there only when everything else is.
+            if all((output_dir / name / "manifest.json").is_file() for name in ("seq_32", "seq_64")):
+                assert {n: d for n, d in digests(output_dir).items() if ".build" not in n} == reference
+        else:
+            assert process.returncode == 0
+            assert digests(output_dir) == reference
+            finished += 1
+            shutil.rmtree(output_dir)
+    assert kills == KILLS
+    assert went_on >= 3
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system may be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills_up_is_one_line_and_with_room_the_build_goes_on(tmp_path, small_disk, capfd):
+    corpus = write_corpus(tmp_path / "text", files=4, documents=100)
+    output_dir = small_disk / "data"
+    assert main(flags_of(corpus, output_dir)) == 1
+    errors = [line for line in capfd.readouterr().err.splitlines() if not line.startswith(("reading", "vocab", "tok"))]
+    errors = [line for line in errors if "duplicates:" not in line]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: no room to write")
+    assert "the same command again" in errors[0]
+    assert not list(output_dir.glob("seq_*/manifest.json"))
+    subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)
+    assert main(flags_of(corpus, output_dir)) == 0
+    assert main(flags_of(corpus, tmp_path / "elsewhere")) == 0
+    assert digests(output_dir) == digests(tmp_path / "elsewhere")
+
+
+def jsonl(path, numbers, damaged=False):
+    """A file of its own size for each, of made-up documents; a damaged one has a line that is no JSON."""
+    draw = random.Random(path.name)
+    lines = [json.dumps({"text": f"{path.stem} {n} " + " ".join(draw.choices(WORDS, k=60))}) for n in range(numbers)]
+    path.write_text("\n".join([*lines, "{oops" if damaged else ""]))
+
+
+def test_a_damaged_file_costs_its_own_task_alone(tmp_path, small_tasks, capfd):
+    folder, output_dir = tmp_path / "text", tmp_path / "data"
+    folder.mkdir()
+    for number in range(6):
+        jsonl(folder / f"{number}.jsonl", 20 + number, damaged=number == 4)
+    flags = ["build", "--source", f"jsonl={folder}", "--seq_length", "32", "--validation_fraction", "0.1"]
+    flags += ["--vocab_size", "300", "--workers", "1", "--output_dir"]
+    assert main([*flags, str(output_dir)]) == 1
+    assert "4.jsonl:25: not JSON" in capfd.readouterr().err
+    done = {path.name for path in (output_dir / ".build" / "done").iterdir()}
+    assert {f"read_{number:05d}.json" for number in range(3)} <= done
+    jsonl(folder / "4.jsonl", 24)
+    assert main([*flags, str(output_dir)]) == 0
+    error = capfd.readouterr().err
+    assert f"{len(done)} of 6 reading tasks taken over from an unfinished build" in error
+    assert f"reading: going on, {len(done)} of 6 tasks were done" in error
+    assert main([*flags, str(tmp_path / "anew")]) == 0
+    assert digests(output_dir) == digests(tmp_path / "anew")
+
+
+def test_a_wrong_vocabulary_size_does_not_cost_the_reading_and_changed_files_are_read_again(tmp_path, corpus, capfd):
+    folder, output_dir = tmp_path / "text", tmp_path / "data"
+    shutil.copytree(corpus, folder)
+    flags = ["build", "--source", f"text={folder}", "--seq_length", "32", "--validation_fraction", "0.1"]
+    flags += ["--workers", "1", "--vocab_size"]
+    assert main([*flags, "90000", "--output_dir", str(output_dir)]) == 1
+    assert "--vocab_size 90000: the text gives only" in capfd.readouterr().err
+    assert main([*flags, "300", "--deduplicate", "none", "--output_dir", str(output_dir)]) == 1
+    assert "holds an unfinished build with other arguments" in capfd.readouterr().err
+    part = folder / "part_0.txt"
+    part.write_text(part.read_text().replace("number 3.", "number 8."))
+    os.utime(part, (time.time() + 10, time.time() + 10))
+    assert main([*flags, "300", "--output_dir", str(output_dir)]) == 1
+    assert "holds an unfinished build with other arguments" in capfd.readouterr().err  # a single task, of all files
+    os.utime(part, (1, 1))
+    assert main([*flags, "300", "--output_dir", str(output_dir)]) == 0
+    assert "1 of 1 reading tasks taken over" in capfd.readouterr().err
