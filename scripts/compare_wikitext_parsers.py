@@ -3,7 +3,8 @@
     pip install mwparserfromhell wikitextparser
     python scripts/compare_wikitext_parsers.py enwiki-pages-articles1.xml-p1p41242.bz2 --articles 200
 
-Every way is followed by the same rules for lines. The ways take turns; the fastest turn of each counts, in processor time.
+Every way is followed by the same rules for lines. The ways take turns; the fastest turn of each counts, in processor
+time.
 """
 
 from __future__ import annotations

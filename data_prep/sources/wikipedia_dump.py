@@ -173,4 +173,5 @@ KIND = SourceKind(
     "'wikipedia-dump=enwiki-*-pages-articles*.xml*.bz2'",
     list_pieces,
     read_piece,
+    licence="CC BY-SA (Wikipedia's contributors)",
 )
