@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-from data_prep.sources import books, jsonl, python_docs, text, wikiextractor
+from data_prep.sources import books, hub, jsonl, parquet, python_docs, text, wikiextractor
 from data_prep.sources.pieces import Piece, SourceKind
 
 KINDS: dict[str, SourceKind] = {
-    kind.name: kind for kind in (wikiextractor.KIND, books.KIND, text.KIND, jsonl.KIND, python_docs.KIND)
+    kind.name: kind
+    for kind in (wikiextractor.KIND, books.KIND, text.KIND, jsonl.KIND, parquet.KIND, hub.KIND, python_docs.KIND)
 }
 
 
@@ -45,7 +46,10 @@ class Source:
         Raises:
             ValueError: nothing is there, or a file cannot be read.
         """
-        return self.kind.list_pieces(self.where)
+        pieces = self.kind.list_pieces(self.where)
+        if not pieces:
+            raise ValueError(f"--source {self}: nothing to read: the files are empty")
+        return pieces
 
     def __str__(self) -> str:
         return f"{self.kind.name}={self.where}" if self.where else self.kind.name

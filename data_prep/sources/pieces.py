@@ -24,6 +24,8 @@ class Piece:
     path: str
     start: int
     end: int
+    selection: str = ""
+    """What of the file is meant where a range of bytes cannot say it; `end - start` is then its size, estimated."""
 
     @property
     def bytes(self) -> int:
