@@ -100,7 +100,8 @@ def _opened(where: str, path: str) -> Any:
         )
     import fsspec
 
-    return fsspec.open(path, "rb").open()
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    return filesystem.open(inner, "rb", cache_type="none")
 
 
 def _pieces_of_parquet(where: str, path: str, options: dict[str, str]) -> list[Piece]:

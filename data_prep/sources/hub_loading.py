@@ -17,6 +17,7 @@ from typing import Any
 
 PARQUET_COPY = "refs/convert/parquet"
 """The branch on which the Hub itself keeps a data set as Parquet files, in folders CONFIG/SPLIT."""
+_LOCAL_HINT = "; HF_HUB_OFFLINE=1 reads what was downloaded before"
 _MOST_NAMES = 12
 _ABOUT_CONFIGURATION = re.compile(r"BuilderConfig '.*' not found|Config name is missing")
 _NETWORK_MODULES = ("httpx", "httpcore", "requests", "urllib3", "aiohttp")
@@ -159,7 +160,7 @@ def one_line_errors(where: str, name: str = "", config: str | None = None) -> It
     except Exception as error:
         message = _first_line(error)
         if (cause := _network_cause(error)) is not None:
-            raise OSError(f"hub={where}: the Hub cannot be reached: {_first_line(cause)}") from None
+            raise OSError(f"hub={where}: the Hub cannot be reached: {_first_line(cause)}{_LOCAL_HINT}") from None
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         if "scripts are no longer supported" in message:

@@ -20,7 +20,8 @@ from data_prep.sources.place_options import split_options
 
 MOST_PARTS = 32
 """Of a row group: the rows skipped are then at most 16 times those read, in a tenth of the time that reading takes."""
-_BUFFER_BYTES = 1 << 20
+_BUFFER_BYTES = 4 << 20
+"""Of each column; over HTTP the size of a request."""
 _MAGIC = b"PAR1"
 
 
