@@ -19,7 +19,15 @@ from typing import Any
 from data_prep.document import Document
 from data_prep.sources import hub_loading
 from data_prep.sources.columns import OPTIONS, Columns, batch_rows, choose_columns, documents_of
-from data_prep.sources.parquet import RowRange, open_table, read_rows, rows_as_pieces, selection_content, selection_text
+from data_prep.sources.parquet import (
+    RowRange,
+    open_table,
+    part_start,
+    read_rows,
+    rows_as_pieces,
+    selection_content,
+    selection_text,
+)
 from data_prep.sources.pieces import PIECE_BYTES, Piece, SourceKind
 from data_prep.sources.place_options import split_options
 
@@ -129,9 +137,9 @@ def _pieces_of_prepared(where: str, builder: Any, split: str, options: dict[str,
         table = datasets.Dataset.from_file(path).data
         columns = choose_columns(table.schema, options, where, path)
         rows, size = table.num_rows, table.column(columns.text).nbytes
-        documents, parts = -(-rows // columns.join_rows), max(1, size // PIECE_BYTES)
+        parts = max(1, size // PIECE_BYTES)
         for part in range(parts):
-            first, end = (min(documents * n // parts * columns.join_rows, rows) for n in (part, part + 1))
+            first, end = (part_start(n, parts, rows, columns.join_rows) for n in (part, part + 1))
             if end > first:
                 span = (size * part // parts, size * (part + 1) // parts)
                 pieces.append(Piece(KIND.name, path, *span, str(RowRange(first, end, columns))))

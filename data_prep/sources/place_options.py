@@ -10,7 +10,7 @@ _OPTION = re.compile(r"^(.*),([A-Za-z_]+)=([^,]*)$", re.DOTALL)
 def split_options(where: str, allowed: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     """Part `PLACE,name=value,…` into the place and its options, taken from the end as long as they look like one.
 
-    A value may hold anything but a comma, a place anything.
+    A value may hold anything but a comma, a place anything but an end that looks like an option.
 
     Raises:
         ValueError: an option that is not allowed, is given twice or is empty, or no place before the options.

@@ -1,14 +1,12 @@
 """A Hub of one's own: the requests that `datasets` and `huggingface_hub` make of the Hub, answered from a folder.
 
-As a program, `python hub_server.py FOLDER` prints its address and serves until its standard input is closed. FOLDER holds
-`OWNER/NAME/…`; the names of some data sets have a meaning: `…/gated` may not be read.
+The folder holds `OWNER/NAME/…`; a data set named `gated` may not be read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -124,11 +122,3 @@ class HubServer:
         self.requests.append((request.command, path, request.headers.get("Range"), 0 if head else len(data)))
         if not head:
             request.wfile.write(data)
-
-
-if __name__ == "__main__":
-    with HubServer(Path(sys.argv[1])) as served:
-        print(served.address, flush=True)
-        sys.stdin.read()
-        for line in served.requests:
-            print(*line)
