@@ -13,11 +13,13 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 PARQUET_COPY = "refs/convert/parquet"
 """The branch on which the Hub itself keeps a data set as Parquet files, in folders CONFIG/SPLIT."""
-_LOCAL_HINT = "; HF_HUB_OFFLINE=1 reads what was downloaded before"
+_LOCAL_HINT = "HF_HUB_OFFLINE=1 reads what was downloaded before"
+_AGAIN = "download it again where there is a network"
 _MOST_NAMES = 12
 _ABOUT_CONFIGURATION = re.compile(r"BuilderConfig '.*' not found|Config name is missing")
 _NETWORK_MODULES = ("httpx", "httpcore", "requests", "urllib3", "aiohttp")
@@ -99,8 +101,8 @@ def _cached_builder(where: str, name: str, config: str | None, revision: str | N
             if "in the cache" in str(error):  # in another configuration, or in several
                 prepared = " ".join(str(error).split())
     try:
-        complete = True
         folder = huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True)
+        complete = _is_listed(name, revision)
     except huggingface_hub.errors.LocalEntryNotFoundError as error:
         complete, folder = False, getattr(error, "snapshot_path", "")
     except huggingface_hub.errors.HFValidationError as error:
@@ -117,10 +119,31 @@ def _cached_builder(where: str, name: str, config: str | None, revision: str | N
         else:
             with one_line_errors(where, name, config):
                 builder = datasets.load_dataset_builder(folder, config)
-    except FileNotFoundError:
-        raise ValueError(not_here) from None
+    except (ValueError, FileNotFoundError) as error:
+        if complete:
+            raise
+        if not any(path.is_file() for path in Path(folder).rglob("*") if path.suffix not in (".md", ".yaml")):
+            raise ValueError(not_here) from None
+        raise ValueError(
+            f"hub={where}: the download in the local cache is not complete ({_first_line(error)}); {_AGAIN}"
+        ) from None
     builder.download_is_complete = complete
     return builder
+
+
+def _is_listed(name: str, revision: str | None) -> bool:
+    """Whether the cache holds the list of the data set's files, by which `snapshot_download` has compared them."""
+    import huggingface_hub
+
+    if not hasattr(huggingface_hub, "get_cached_repo_tree"):
+        return False
+    try:
+        huggingface_hub.get_cached_repo_tree(name, repo_type="dataset", revision=revision)
+    except Exception as error:
+        if type(error).__name__ == "CachedRepoTreeNotFoundError":
+            return False
+        raise
+    return True
 
 
 def require_complete(where: str, builder: Any, split: str, rows: int | None) -> None:
@@ -135,17 +158,16 @@ def require_complete(where: str, builder: Any, split: str, rows: int | None) -> 
     Raises:
         ValueError: files are missing, or nothing says whether they are all there.
     """
-    again = "download it again where there is a network"
     files = [os.path.basename(str(path)) for path in builder.config.data_files[split]]
     numbered = [match for match in (re.search(r"-(\d{5})-of-(\d{5})", file) for file in files) if match]
-    expected = int(numbered[0][2]) if len(numbered) == len(files) else None
+    expected = int(numbered[0][2]) if numbered and len(numbered) == len(files) else None
     if expected is not None and len({match[1] for match in numbered}) != expected:
-        raise ValueError(f"hub={where}: the local cache holds {len(files)} of {expected} files; {again}")
+        raise ValueError(f"hub={where}: the local cache holds {len(files)} of {expected} files; {_AGAIN}")
     described = (builder.info.splits or {}).get(split)
     if rows is not None and described and described.num_examples and described.num_examples != rows:
-        raise ValueError(f"hub={where}: the local cache holds {rows} of {described.num_examples} rows; {again}")
+        raise ValueError(f"hub={where}: the local cache holds {rows} of {described.num_examples} rows; {_AGAIN}")
     if not builder.download_is_complete and expected is None and not (described and rows is not None):
-        raise ValueError(f"hub={where}: the download in the local cache is not complete; {again}")
+        raise ValueError(f"hub={where}: the download in the local cache is not complete; {_AGAIN}")
 
 
 @contextmanager
@@ -160,7 +182,8 @@ def one_line_errors(where: str, name: str = "", config: str | None = None) -> It
     except Exception as error:
         message = _first_line(error)
         if (cause := _network_cause(error)) is not None:
-            raise OSError(f"hub={where}: the Hub cannot be reached: {_first_line(cause)}{_LOCAL_HINT}") from None
+            why = "" if message.startswith("Couldn't reach") else f" ({_first_line(cause)})"
+            raise OSError(f"hub={where}: the Hub cannot be reached{why}; {_LOCAL_HINT}") from None
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         if "scripts are no longer supported" in message:
@@ -172,6 +195,8 @@ def one_line_errors(where: str, name: str = "", config: str | None = None) -> It
             example = f"hub={name}:{difflib.get_close_matches(config or '', names, 1, 0.0)[0]}"
             problem = f"no configuration {config!r}" if config else "has several configurations; name one"
             raise ValueError(f"hub={where}: {problem}, for example {example} (there are: {shortened(names)})") from None
+        if "is a gated dataset" in message:
+            message += " Log in with 'hf auth login', or set HF_TOKEN."
         if isinstance(error, (ValueError, FileNotFoundError)) or type(error).__module__.startswith("datasets"):
             raise ValueError(message if message.startswith(f"hub={where}") else f"hub={where}: {message}") from None
         raise ValueError(f"hub={where}: {type(error).__name__}: {message}") from None

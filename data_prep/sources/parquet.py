@@ -19,7 +19,7 @@ from data_prep.sources.pieces import PIECE_BYTES, Piece, SourceKind, find_files
 from data_prep.sources.place_options import split_options
 
 MOST_PARTS = 16
-"""Of a row group: the rows skipped are then on average 8 times those read, and skipping costs little beside the rest."""
+"""Of a row group: a part skips 8 times the rows that it reads on average, which costs little beside the rest."""
 _BUFFER_BYTES = 4 << 20
 """Of each column; over HTTP the size of a request."""
 _MAGIC = b"PAR1"
