@@ -28,6 +28,7 @@ setup(
         "h5py>=3.10",
         "numpy>=1.26",
         "matplotlib>=3.8",
+        "scipy>=1.11",
         "sentencex>=1.0",
         "tqdm>=4.66",
         "triton>=3.5; platform_system == 'Linux'",

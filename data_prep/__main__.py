@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from bert_pld.counter_rng import MAX_SEED
-from bert_pld.data.shards import OBJECTIVES, file_sha256
+from bert_pld.data.shards import MANIFEST_NAME, OBJECTIVES, file_sha256
 from data_prep.duplicates import DEDUPLICATION
 from data_prep.instances import SMALLEST_SEQ_LENGTH
 from data_prep.local_executor import LocalExecutor
@@ -90,7 +90,10 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    faults = verify(arguments.data_dir, samples=3)
+    data_dirs = [arguments.data_dir]
+    if not (arguments.data_dir / MANIFEST_NAME).is_file():
+        data_dirs = sorted(path.parent for path in arguments.data_dir.glob(f"seq_*/{MANIFEST_NAME}")) or data_dirs
+    faults = [fault for data_dir in data_dirs for fault in verify(data_dir, samples=3)]
     for fault in faults:
         print(f"error: {_one_line(fault)}", file=sys.stderr)
     return 1 if faults else 0
@@ -159,8 +162,8 @@ def _parser() -> argparse.ArgumentParser:
         help="across all sources; the first of equal documents stays (default: near)",
     )  # fmt: skip
     add.add_argument(
-        "--similarity", type=float, default=0.65,
-        help="share of common shingles from which on documents are near duplicates (default: 0.65)",
+        "--similarity", type=float, default=0.6,
+        help="share of common shingles from which on documents are near duplicates (default: 0.6)",
     )  # fmt: skip
     add.add_argument("--keep_languages", metavar="en,de", help="drop documents in other languages (default: keep all)")
     add.add_argument("--language", default="en", help="of the text, for sentence splitting, ISO 639 (default: en)")

@@ -12,9 +12,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from bert_pld.data.shards import Manifest
+from data_prep.carry_over import carry_over
 from data_prep.data_card import make_card, summary, write_card
 from data_prep.duplicates import Comparisons, Duplicates, cluster_near, join_exact
-from data_prep.plan import BuildArguments, Markers, Plan, is_finished, make_plan, opened_build, remove_build
+from data_prep.plan import (
+    BUILD_FOLDER,
+    BuildArguments,
+    Markers,
+    Plan,
+    is_finished,
+    make_plan,
+    opened_build,
+    remove_build,
+)
 from data_prep.progress import Progress
 from data_prep.splitting import Groups, make_groups
 from data_prep.spool import Spool
@@ -57,9 +67,11 @@ def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, execu
     given = read_vocabulary(vocab, arguments.cased) if vocab else None
     plan = make_plan(arguments)
     if is_finished(output_dir, plan):
+        if (output_dir / BUILD_FOLDER).is_dir():  # of a build that was killed while it cleared up
+            remove_build(output_dir / BUILD_FOLDER)
         print(f"{output_dir}: already holds this build, complete; nothing to do")
         return
-    with opened_build(output_dir.absolute(), plan) as build_dir:
+    with opened_build(output_dir.absolute(), plan, carry_over) as build_dir:
         stages = _Stages(build_dir, executor)
         sizes = [sum(piece.bytes for piece in task) for task in plan.tasks]
         reading = stages.run("reading", "read", run_reading_task, sizes)

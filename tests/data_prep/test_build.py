@@ -12,6 +12,7 @@ import pytest
 from made_up_corpus import build, write_corpus
 
 from bert_pld.data.shards import Manifest, ShardedRows
+from data_prep.__main__ import main
 
 
 def digests(folder):
@@ -172,3 +173,43 @@ def test_two_tiny_documents_give_a_row_in_each_split(tmp_path):
     manifest = Manifest.read(tmp_path / "data")
     assert manifest.rows("train") > 0
     assert manifest.rows("validation") > 0
+
+
+def test_several_sequence_lengths_hold_the_same_documents(corpus, sound_build, tmp_path, capsys):
+    flags = ["--seq_length", "64", "32", "--vocab", str(sound_build / "vocab.txt")]
+    assert build(corpus, tmp_path / "both", *flags) == 0
+    one = [json.loads((folder / "data_card.json").read_text()) for folder in (sound_build, tmp_path / "both/seq_32")]
+    for name in ("documents", "sentences", "tokens", "rows", "row_tokens", "random_next_rows", "histograms"):
+        assert one[0][name] == one[1][name]
+    rows = [ShardedRows(folder, "train").read(np.arange(50)) for folder in (sound_build, tmp_path / "both/seq_32")]
+    assert np.array_equal(rows[0]["input_ids"], rows[1]["input_ids"])
+    manifests = [Manifest.read(tmp_path / "both" / name) for name in ("seq_32", "seq_64")]
+    assert [manifest.attributes.seq_length for manifest in manifests] == [32, 64]
+    assert manifests[0].documents == manifests[1].documents
+    assert manifests[0].rows("train") > 1.5 * manifests[1].rows("train")
+    assert main(["verify", str(tmp_path / "both")]) == 0
+    out = capsys.readouterr().out
+    assert "seq_32: " in out
+    assert "seq_64: " in out
+    assert build(corpus, tmp_path / "both", *flags) == 0
+    assert capsys.readouterr().out.count("already holds this build") == 1
+
+
+def test_card_says_what_each_source_gave(corpus, tmp_path):
+    texts = ["Short.", "word " * 30]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert build(corpus, tmp_path / "data", "--source", f"jsonl={tmp_path}/more.jsonl") == 0
+    card = json.loads((tmp_path / "data" / "data_card.json").read_text())
+    assert [(source["documents"], source["dropped"]) for source in card["sources"]] == [
+        (160, {}),
+        (1, {"shorter than 64 characters": 1}),
+    ]
+    assert all("not recorded" in source["licence"] for source in card["sources"])
+    histogram = card["histograms"]
+    assert sum(histogram["document_tokens"]) == card["documents"]["train"] + card["documents"]["validation"] == 161
+    assert sum(histogram["sentence_tokens"]) == card["sentences"]
+    assert sum(histogram["row_fill_sixteenths"]) == sum(card["rows"].values())
+    page = (tmp_path / "data" / "data_card.html").read_text()
+    assert page.count("<svg") == 3
+    for words in ("more.jsonl", "dropped: shorter than 64 characters", f"{card['tokens']:,} tokens"):
+        assert words in page
