@@ -1,6 +1,7 @@
 """A Hub of one's own: the requests that `datasets` and `huggingface_hub` make of the Hub, answered from a folder.
 
-The folder holds `OWNER/NAME/…`; a data set named `gated` may not be read.
+The folder holds `OWNER/NAME/…`; a data set named `gated` may not be read. What lies in `OWNER/NAME/parquet_copy` is
+served as the revision `refs/convert/parquet`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
+PARQUET_COPY, PARQUET_COPY_SHA = "refs/convert/parquet", "f" * 40
+PARQUET_COPY_FOLDER = "parquet_copy"
 
 
 class HubServer:
@@ -55,7 +58,7 @@ class HubServer:
 
     def answer(self, request):
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
-        path = unquote(urlsplit(request.path).path)
+        path = unquote(urlsplit(request.path).path).replace(PARQUET_COPY, PARQUET_COPY_SHA)
         if self.failing:
             return self.send(request, path, 503, b"")
         parts = path.strip("/").split("/")
@@ -68,12 +71,16 @@ class HubServer:
             return self.send(request, path, 401, b"", {"X-Error-Code": "GatedRepo"})
         if not repository.is_dir():
             return self.send(request, path, 404, b"", {"X-Error-Code": "RepoNotFound"})
-        if len(rest) > 1 and rest[1] not in ("main", SHA):
+        revision = rest[1] if len(rest) > 1 else "main"
+        if revision not in ("main", SHA, PARQUET_COPY_SHA):
             return self.send(request, path, 404, b"", {"X-Error-Code": "RevisionNotFound"})
+        commit = PARQUET_COPY_SHA if revision == PARQUET_COPY_SHA else SHA
+        if commit == PARQUET_COPY_SHA:
+            repository = repository / PARQUET_COPY_FOLDER
         if not api:
-            return self.send_file(request, path, repository, "/".join(rest[2:]))
+            return self.send_file(request, path, repository, "/".join(rest[2:]), commit)
         if not rest or rest[0] == "revision":
-            return self.send_json(request, path, {"id": f"{owner}/{name}", "sha": SHA, "siblings": [], "tags": []})
+            return self.send_json(request, path, {"id": f"{owner}/{name}", "sha": commit, "siblings": [], "tags": []})
         if rest[0] == "tree":
             return self.send_tree(request, path, repository, "/".join(rest[2:]))
         if rest[0] == "paths-info":
@@ -96,13 +103,13 @@ class HubServer:
         items = sorted(place.rglob("*") if deep else place.iterdir())
         return self.send_json(request, path, [self.entry(repository, item) for item in items])
 
-    def send_file(self, request, path, repository, name):
+    def send_file(self, request, path, repository, name, commit):
         file = repository / name
         if not file.is_file():
-            headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": SHA}
+            headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}
             return self.send(request, path, 404, b"", headers)
         data = file.read_bytes()
-        headers = {"X-Repo-Commit": SHA, "ETag": f'"{hashlib.sha1(data).hexdigest()}"', "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(data).hexdigest()}"', "Accept-Ranges": "bytes"}
         if span := request.headers.get("Range"):
             first, _, last = span.removeprefix("bytes=").partition("-")
             part = data[int(first) : int(last) + 1 if last else None]

@@ -89,6 +89,10 @@ def repositories(tmp_path_factory, texts):
         (lines / f"part_{number}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
     (folder / "org" / "script").mkdir()
     (folder / "org" / "script" / "script.py").write_text("raise SystemExit\n")
+    write_parquet(
+        folder / "org" / "script" / "parquet_copy" / "plain" / "train" / "0000.parquet", ["a b .", "c .", "d"]
+    )
+    write_parquet(folder / "org" / "script" / "parquet_copy" / "other" / "train" / "0000.parquet", ["Other."])
     (folder / "org" / "gated").mkdir()
     return folder
 
@@ -175,7 +179,9 @@ def test_folder_stream_and_cache_build_the_same_shards_with_any_number_of_worker
 
 def test_streaming_fetches_the_wanted_columns_once_and_keeps_nothing(server, texts, tmp_path):
     server.requests.clear()
-    answers = read("hub=org/wiki:en", "hub=org/lines", home=tmp_path, server=server)
+    copy = "hub=org/script:plain,revision=refs/convert/parquet,join_rows=2"
+    answers = read("hub=org/wiki:en", "hub=org/lines", copy, home=tmp_path, server=server)
+    assert answers[copy]["texts"] == ["a b .\nc .", "d"]
     found = answers["hub=org/wiki:en"]
     assert found["texts"] == texts
     assert found["paths"][0] == f"hf://datasets/org/wiki@{SHA}/en/train-00000-of-00002.parquet"
