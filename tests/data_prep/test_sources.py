@@ -131,7 +131,7 @@ def test_python_docs_is_prose_and_the_same_each_time():
     ("argument", "message"),
     [
         ("wikiextracter=x", "unknown kind 'wikiextracter'; did you mean 'wikiextractor'?"),
-        ("parquet=x", "kinds: wikipedia-dump, wikiextractor, books, text, jsonl, python-docs"),
+        ("parket=x", "kinds: wikipedia-dump, wikiextractor, hub, parquet, jsonl, books, text, python-docs"),
         ("text", "text needs a path or glob"),
         ("python-docs=x", "takes no path"),
     ],
@@ -145,7 +145,7 @@ def test_unusable_source_says_what_is_allowed(argument, message):
 @pytest.mark.parametrize(
     ("kind", "content", "message"),
     [
-        ("text", b"Good line.\nBad \xff line.\n", "a.txt: not UTF-8 at byte 15 (line 2): 0xff"),
+        ("text", b"Good line.\nBad \xff line.\n", "a.txt: not UTF-8 text at byte 15 (line 2): 0xff"),
         ("jsonl", b'{"text": "ok"}\n{"text": \n', "a.txt:2: not JSON"),
         ("jsonl", b'{"body": "ok"}\n', 'a.txt:1: expected an object with a string under "text" (keys here: body)'),
         ("jsonl", b"[1]\n", "a.txt:1: expected an object"),

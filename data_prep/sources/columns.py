@@ -1,0 +1,146 @@
+"""Tables as documents: which columns hold the text, its id and its title, and what a row comes to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from data_prep.document import Document
+from data_prep.sources.place_options import whole_number
+
+NO_TEXT = "no text"
+OPTIONS = ("column", "id", "title", "join_rows")
+BATCH_BYTES = 1 << 20
+MOST_BATCH_ROWS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """The columns to read."""
+
+    text: str
+    id: str
+    """Empty where there is none: a document is then named by its file and row."""
+    title: str
+    """Empty where there is none."""
+    join_rows: int
+    """So many rows one after another make a document; 1 where a row is one."""
+
+    def names(self) -> list[str]:
+        """All that are to be read, each once."""
+        return list(dict.fromkeys(name for name in (self.text, self.id, self.title) if name))
+
+
+def choose_columns(schema: Any, options: dict[str, str], where: str, place: str) -> Columns:
+    """The columns that the options name, or `text`, and `id` and `title` where the table has them.
+
+    Args:
+        schema: the table's, `pyarrow.Schema`.
+        options: those of `OPTIONS` that were given.
+        where: what the user gave, for messages.
+        place: the file or data set that the schema is of.
+
+    Raises:
+        ValueError: a column is not there, there twice, or does not hold strings; `join_rows` is not a number from 1.
+    """
+    join_rows = whole_number(where, "join_rows", options.get("join_rows", "1"), 1)
+    text = options.get("column", "text")
+    if not _has_type(schema, text, place, required=True, strings_only=True):
+        hint = "" if "column" in options else "; name the one with the text with ,column=NAME"
+        raise ValueError(f"{place}: column {text!r} holds {_type(schema, text)}, not strings{hint}")
+    found = {}
+    for name in ("id", "title"):
+        given = options.get(name)
+        if _has_type(schema, given or name, place, required=given is not None, strings_only=name == "title"):
+            found[name] = given or name
+        elif given is not None:
+            raise ValueError(f"{place}: column {given!r} holds {_type(schema, given)}; it cannot be the {name}")
+    return Columns(text, found.get("id", ""), found.get("title", ""), join_rows)
+
+
+def documents_of(batches: Iterable[Any], first_row: int, columns: Columns, place: str, kind: str) -> Iterator[Document]:
+    """The documents of rows that follow one another.
+
+    With `join_rows` of more than 1, the texts of so many rows, one a line; the last document may have fewer.
+
+    Args:
+        batches: record batches or tables with the columns.
+        first_row: number of the first row, for messages and names.
+        columns: which is which.
+        place: the file or data set.
+        kind: of the source.
+
+    Raises:
+        ValueError: a text is not UTF-8; says the row.
+    """
+    row = first_row
+    lines: list[str] = []
+    name = ""
+    for batch in batches:
+        texts = _strings(batch, columns.text, row, place)
+        ids = _strings(batch, columns.id, row, place) if columns.id else [None] * len(texts)
+        titles = _strings(batch, columns.title, row, place) if columns.title else [None] * len(texts)
+        for text, given, title in zip(texts, ids, titles, strict=True):
+            own_name = f"{place}:row {row}" if given is None else str(given)
+            if text is None:
+                yield Document("", own_name, kind, dropped=NO_TEXT)
+            elif columns.join_rows == 1:
+                yield Document(text, own_name, kind, title or "")
+            else:
+                name = name if lines else own_name
+                lines.append(text)
+            row += 1
+            if lines and (row - first_row) % columns.join_rows == 0:
+                yield Document("\n".join(lines), name, kind)
+                lines = []
+    if lines:
+        yield Document("\n".join(lines), name, kind)
+
+
+def batch_rows(rows: int, text_bytes: int) -> int:
+    """Rows in a batch of about 1 MiB."""
+    return max(1, min(MOST_BATCH_ROWS, BATCH_BYTES * rows // max(text_bytes, 1)))
+
+
+def _has_type(schema: Any, name: str, place: str, required: bool, strings_only: bool) -> bool:
+    import pyarrow.types as types
+
+    count = schema.names.count(name)
+    if count > 1:
+        raise ValueError(f"{place}: there are {count} columns named {name!r}")
+    if not count:
+        if required:
+            raise ValueError(
+                f"{place}: no column {name!r} (columns: {', '.join(schema.names)}); name the one with ,column=NAME"
+                if name == "text"
+                else f"{place}: no column {name!r} (columns: {', '.join(schema.names)})"
+            )
+        return False
+    kind = schema.field(name).type
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    is_string = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return bool(is_string or (not strings_only and types.is_integer(kind)))
+
+
+def _type(schema: Any, name: str) -> str:
+    return str(schema.field(name).type)
+
+
+def _strings(batch: Any, name: str, first_row: int, place: str) -> list[Any]:
+    """The values of a column as Python's."""
+    column = batch.column(name)
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        for row in range(len(column)):
+            try:
+                column[row].as_py()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{place}: row {first_row + row}: column {name!r} is not UTF-8 at byte {error.start} of its text:"
+                    f" 0x{error.object[error.start]:02x}"
+                ) from None
+        raise
+    return values

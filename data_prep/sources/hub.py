@@ -1,0 +1,229 @@
+"""Kind `hub`: a data set of the Hugging Face Hub, streamed, or from the local cache when downloading is forbidden.
+
+`datasets` finds its files and configurations. Pieces are
+
+- ranges of rows of its Parquet files, which nearly all large ones are made of: read as kind `parquet` does, over HTTP
+  only the bytes of the columns wanted, nothing kept on disk;
+- ranges of rows of the Arrow files in which `datasets` prepared it before (offline only);
+- its files of another format (JSON, CSV, text), read by `datasets` as a stream.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from data_prep.document import Document
+from data_prep.sources import hub_loading
+from data_prep.sources.columns import OPTIONS, Columns, batch_rows, choose_columns, documents_of
+from data_prep.sources.parquet import (
+    RowRange,
+    open_table,
+    part_start,
+    read_rows,
+    rows_as_pieces,
+    selection_content,
+    selection_text,
+)
+from data_prep.sources.pieces import PIECE_BYTES, Piece, SourceKind
+from data_prep.sources.place_options import split_options
+
+DEFAULT_SPLIT = "train"
+_FOOTERS_AT_A_TIME = 8
+_STREAM_BATCH_ROWS = 64
+
+
+def list_pieces(where: str) -> list[Piece]:
+    """The pieces of a split, in the order of its files; of remote files only the footers are read.
+
+    Raises:
+        ValueError: no such data set, configuration, split or column, or it may not be read.
+        OSError: the Hub cannot be reached.
+    """
+    place, options = split_options(where, (*OPTIONS, "split", "revision"))
+    name, config = _name_and_config(place)
+    split, revision = options.pop("split", DEFAULT_SPLIT), options.pop("revision", None)
+    builder = hub_loading.load_builder(where, name, config, revision)
+    if not builder.config.data_files:
+        return _pieces_of_prepared(where, builder, split, options)
+    splits = list(builder.config.data_files)
+    if split not in splits:
+        raise ValueError(f"hub={where}: no split {split!r} (splits: {', '.join(splits)})")
+    files = [str(file) for file in builder.config.data_files[split]]
+    rows = None
+    if all(file.endswith(".parquet") for file in files):
+        with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
+            listed = pool.map(lambda file: _pieces_of_parquet(where, file, options), files)
+            pieces = [piece for of_file in listed for piece in of_file]
+        ranges = (RowRange.parse(piece.selection) for piece in pieces)
+        rows = sum(range_.end - range_.first for range_ in ranges)
+    else:
+        pieces = _pieces_of_stream(where, builder, split, files, options)
+    if hasattr(builder, "download_is_complete"):
+        hub_loading.require_complete(where, builder, split, rows)
+    return pieces
+
+
+def read_piece(piece: Piece) -> Iterator[Document]:
+    """The documents of a piece.
+
+    Raises:
+        ValueError: a file is damaged, or is remote and downloading is forbidden.
+        OSError: the Hub cannot be reached; the build can go on later.
+    """
+    if piece.path.endswith(".parquet"):
+        if not _is_remote(piece.path):
+            with open(piece.path, "rb") as file:
+                yield from read_rows(piece, file)
+        else:
+            with hub_loading.one_line_errors(piece.path), _opened(piece.path, piece.path) as file:
+                yield from read_rows(piece, file, _remote_metadata(piece.path))
+    elif "rows" in selection_content(piece.selection):
+        yield from _read_prepared(piece)
+    else:
+        yield from _read_stream(piece)
+
+
+def _name_and_config(place: str) -> tuple[str, str | None]:
+    if os.path.isdir(os.path.expanduser(place)):
+        return os.path.expanduser(place), None
+    name, _, config = place.rpartition(":") if ":" in place else (place, "", "")
+    return os.path.expanduser(name), config or None
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def _opened(where: str, path: str) -> Any:
+    """A data file for reading at any place in it."""
+    if not _is_remote(path):
+        return open(path, "rb")
+    if hub_loading.is_offline():
+        raise ValueError(
+            f"hub={where}: the build was planned with a network, and HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set now"
+        )
+    import fsspec
+
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    return filesystem.open(inner, "rb", cache_type="none")
+
+
+def _pieces_of_parquet(where: str, path: str, options: dict[str, str]) -> list[Piece]:
+    """A remote row group is never cut: each part would fetch it again from its beginning."""
+    with hub_loading.one_line_errors(where), _opened(where, path) as file:
+        return rows_as_pieces(KIND.name, path, file, options, where, cut_row_groups=not _is_remote(path))
+
+
+@functools.lru_cache(maxsize=4)
+def _remote_metadata(path: str) -> Any:
+    """A remote file's footer; its address holds the commit, so that it cannot change."""
+    with _opened(path, path) as file:
+        return open_table(path, file).metadata
+
+
+def _pieces_of_prepared(where: str, builder: Any, split: str, options: dict[str, str]) -> list[Piece]:
+    datasets = hub_loading.quiet_datasets()
+    splits = list(builder.info.splits or {})
+    if split not in splits:
+        raise ValueError(f"hub={where}: no split {split!r} (splits: {', '.join(splits)})")
+    with hub_loading.one_line_errors(where):
+        files = [entry["filename"] for entry in builder.as_dataset(split).cache_files]
+    pieces = []
+    for path in files:
+        table = datasets.Dataset.from_file(path).data
+        columns = choose_columns(table.schema, options, where, path)
+        rows, size = table.num_rows, table.column(columns.text).nbytes
+        parts = max(1, size // PIECE_BYTES)
+        for part in range(parts):
+            first, end = (part_start(n, parts, rows, columns.join_rows) for n in (part, part + 1))
+            if end > first:
+                span = (size * part // parts, size * (part + 1) // parts)
+                pieces.append(Piece(KIND.name, path, *span, str(RowRange(first, end, columns))))
+    return pieces
+
+
+def _read_prepared(piece: Piece) -> Iterator[Document]:
+    wanted = RowRange.parse(piece.selection)
+    dataset = _arrow_file(piece.path)
+    step = batch_rows(wanted.end - wanted.first, piece.bytes)
+    names = wanted.columns.names()
+    ranges = ((first, min(first + step, wanted.end)) for first in range(wanted.first, wanted.end, step))
+    batches = (dataset.data.table.slice(first, end - first).select(names) for first, end in ranges)
+    yield from documents_of(batches, wanted.first, wanted.columns, piece.path, piece.kind)
+
+
+@functools.lru_cache(maxsize=2)
+def _arrow_file(path: str) -> Any:
+    """A file of `datasets`' cache, mapped into memory."""
+    return hub_loading.quiet_datasets().Dataset.from_file(path)
+
+
+def _pieces_of_stream(where: str, builder: Any, split: str, files: list[str], options: dict[str, str]) -> list[Piece]:
+    with hub_loading.one_line_errors(where):
+        stream = builder.as_streaming_dataset(split)
+        shards = stream.num_shards
+        first_batch = next(stream.with_format("arrow").iter(1), None)
+        sizes = _file_sizes(where, files)
+    if first_batch is None:
+        return []
+    columns = choose_columns(first_batch.schema, options, where, f"hub={where}")
+    if shards != len(files):
+        sizes = [max(sum(sizes) // shards, 1)] * shards
+    place, given = split_options(where, (*OPTIONS, "split", "revision"))
+    name, config = _name_and_config(place)
+    # The commit that was found is named, so that every task reads the same.
+    revision = builder.hash if any(_is_remote(file) for file in files) else given.get("revision")
+    pieces, offset = [], 0
+    for shard, size in enumerate(sizes):
+        selection = selection_text(
+            config=config, split=split, revision=revision, shard=shard, shards=shards,
+            columns=[columns.text, columns.id, columns.title, columns.join_rows],
+        )  # fmt: skip
+        pieces.append(Piece(KIND.name, name, offset, offset + max(size, 1), selection))
+        offset += max(size, 1)
+    return pieces
+
+
+def _file_sizes(where: str, files: list[str]) -> list[int]:
+    """Bytes of each data file; a file inside an archive counts as the archive."""
+    import fsspec
+
+    sizes = []
+    for file in files:
+        filesystem, path = fsspec.core.url_to_fs(file.rpartition("::")[2])
+        sizes.append(int(filesystem.info(path).get("size") or 1))
+    return sizes
+
+
+def _read_stream(piece: Piece) -> Iterator[Document]:
+    content = selection_content(piece.selection)
+    columns = Columns(*content["columns"])
+    where = f"{piece.path}:{content['config']}" if content["config"] else piece.path
+    stream = _stream(where, piece.path, content["config"], content["revision"], content["split"])
+    shard, shards = content["shard"], content["shards"]
+    place = f"hub={where} file {shard + 1} of {shards}"
+    with hub_loading.one_line_errors(where):
+        if stream.num_shards != shards:
+            raise ValueError(f"has {stream.num_shards} files, but had {shards} when it was listed")
+        rows = stream.shard(shards, shard).with_format("arrow").select_columns(columns.names())
+        yield from documents_of(rows.iter(_STREAM_BATCH_ROWS), 0, columns, place, piece.kind)
+
+
+@functools.lru_cache(maxsize=1)
+def _stream(where: str, name: str, config: str | None, revision: str | None, split: str) -> Any:
+    builder = hub_loading.load_builder(where, name, config, revision)
+    with hub_loading.one_line_errors(where):
+        return builder.as_streaming_dataset(split)
+
+
+KIND = SourceKind(
+    "hub",
+    "a data set of the Hugging Face Hub, streamed; ,split=NAME ,column=NAME ,revision=NAME",
+    "hub=wikimedia/wikipedia:20231101.en",
+    list_pieces,
+    read_piece,
+)

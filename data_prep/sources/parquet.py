@@ -1,0 +1,220 @@
+"""Kind `parquet`: the rows of Parquet files, a document a row.
+
+A piece is a range of rows: some row groups, one, or a part of one. Rows are decoded in batches of about 1 MiB out of a
+buffered file, so that memory does not depend on how large a row group is. The format has no way into the middle of a
+row group: a part of one costs decoding what lies before it, which the number of parts is limited for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from data_prep.document import Document
+from data_prep.sources.columns import OPTIONS, Columns, batch_rows, choose_columns, documents_of
+from data_prep.sources.pieces import PIECE_BYTES, Piece, SourceKind, find_files
+from data_prep.sources.place_options import split_options
+
+MOST_PARTS = 16
+"""Of a row group: a part skips 8 times the rows that it reads on average, which costs little beside the rest."""
+_BUFFER_BYTES = 4 << 20
+"""Of each column; over HTTP the size of a request."""
+_MAGIC = b"PAR1"
+
+
+@dataclasses.dataclass(frozen=True)
+class RowRange:
+    """Which rows of a file a piece holds, in which columns; kept as text in `Piece.selection`."""
+
+    first: int
+    end: int
+    columns: Columns
+
+    def __str__(self) -> str:
+        """As JSON, which any column's name survives."""
+        return selection_text(rows=[self.first, self.end], **dataclasses.asdict(self.columns))
+
+    @classmethod
+    def parse(cls, text: str) -> RowRange:
+        """Read it back."""
+        content = selection_content(text)
+        first, end = content.pop("rows")
+        return cls(first, end, Columns(**content))
+
+
+def selection_text(**content: Any) -> str:
+    """What of a place a piece means, as one string."""
+    return json.dumps(content, ensure_ascii=False, sort_keys=True)
+
+
+def selection_content(text: str) -> dict[str, Any]:
+    """What `selection_text` was given."""
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def list_pieces(where: str) -> list[Piece]:
+    """The `.parquet` files of a folder and its sub-folders, a file or a glob, cut into ranges of rows.
+
+    Raises:
+        ValueError: nothing is there, a file is not Parquet or cut short, or a column is not there or not of strings.
+    """
+    place, options = split_options(where, OPTIONS)
+    pieces = []
+    for path in find_files(place, (".parquet",)):
+        with open(path, "rb") as file:
+            pieces += rows_as_pieces("parquet", str(path), file, options, where)
+    return pieces
+
+
+def read_piece(piece: Piece) -> Iterator[Document]:
+    """The documents of a range of rows.
+
+    Raises:
+        ValueError: the file is damaged, or has changed since it was listed.
+    """
+    with open(piece.path, "rb") as file:
+        yield from read_rows(piece, file)
+
+
+def rows_as_pieces(
+    kind: str, path: str, file: Any, options: dict[str, str], where: str, cut_row_groups: bool = True
+) -> list[Piece]:
+    """Cut a file into pieces of about 8 MiB of text: whole row groups, or parts of one that is larger than two pieces.
+
+    Args:
+        kind: of the source.
+        path: names the file in the pieces.
+        file: the file, open for reading bytes.
+        options: those for columns that were given.
+        where: what the user gave, for messages.
+        cut_row_groups: whether a piece may be a part of a row group.
+
+    Raises:
+        ValueError: see `list_pieces`.
+    """
+    table = open_table(path, file)
+    columns = choose_columns(table.schema_arrow, options, where, path)
+    pieces: list[Piece] = []
+    offset = row = 0
+
+    def add(first: int, end: int, size: int) -> None:
+        nonlocal offset
+        pieces.append(Piece(kind, path, offset, offset + size, str(RowRange(first, end, columns))))
+        offset += size
+
+    waiting_from = waiting_bytes = 0
+    for group_rows, group_bytes in _row_groups(table, columns):
+        if waiting_bytes and waiting_bytes + group_bytes > PIECE_BYTES:
+            add(waiting_from, row, waiting_bytes)
+            waiting_from, waiting_bytes = row, 0
+        if cut_row_groups and group_bytes >= 2 * PIECE_BYTES:
+            parts = min(MOST_PARTS, group_bytes // PIECE_BYTES)
+            for part in range(parts):
+                first, end = (part_start(n, parts, group_rows, columns.join_rows) for n in (part, part + 1))
+                size = group_bytes * (part + 1) // parts - group_bytes * part // parts
+                if end > first:
+                    add(row + first, row + end, size)
+            waiting_from = row + group_rows
+        else:
+            waiting_bytes += group_bytes
+        row += group_rows
+    if row > waiting_from:
+        add(waiting_from, row, waiting_bytes)
+    return pieces
+
+
+def part_start(part: int, parts: int, rows: int, join_rows: int) -> int:
+    """Where a part of `rows` rows begins, or the last one ends: between two documents."""
+    documents = -(-rows // join_rows)
+    return min(documents * part // parts * join_rows, rows)
+
+
+def read_rows(piece: Piece, file: Any, metadata: Any = None) -> Iterator[Document]:
+    """The documents of a piece; rows are joined within a row group only.
+
+    Args:
+        piece: one of `rows_as_pieces`.
+        file: the file, open for reading bytes.
+        metadata: the file's `pyarrow.parquet.FileMetaData` if it is known already.
+    """
+    import pyarrow
+
+    wanted = RowRange.parse(piece.selection)
+    table = open_table(piece.path, file, metadata)
+    if table.metadata.num_rows < wanted.end:
+        raise ValueError(f"{piece.path}: has {table.metadata.num_rows} rows, but had {wanted.end} when it was listed")
+    group_start = 0
+    for group, (group_rows, group_bytes) in enumerate(_row_groups(table, wanted.columns)):
+        first, end = max(wanted.first, group_start), min(wanted.end, group_start + group_rows)
+        if first < end:
+            batches = table.iter_batches(
+                batch_rows(group_rows, group_bytes), [group], wanted.columns.names(), use_threads=False
+            )
+            chosen = _between(batches, first - group_start, end - group_start)
+            try:
+                yield from documents_of(chosen, first, wanted.columns, piece.path, piece.kind)
+            except (pyarrow.ArrowException, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
+                raise ValueError(f"{piece.path}: damaged in row group {group}: {error}") from None
+        group_start += group_rows
+
+
+def open_table(path: str, file: Any, metadata: Any = None) -> Any:
+    """A Parquet file as `pyarrow.parquet.ParquetFile`, that reads through a buffer.
+
+    Raises:
+        ValueError: not Parquet, or cut short.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(file, metadata=metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        file.seek(0)
+        if file.read(len(_MAGIC)) == _MAGIC:
+            file.seek(-len(_MAGIC), os.SEEK_END)
+            if file.read() != _MAGIC:
+                raise ValueError(f"{path}: cut short: begins as a Parquet file, but its end is missing") from None
+            raise ValueError(f"{path}: its footer is damaged: {error}") from None
+        raise ValueError(f"{path}: not a Parquet file") from None
+
+
+def _row_groups(table: Any, columns: Columns) -> Iterator[tuple[int, int]]:
+    """(rows, uncompressed bytes of the text column) of each row group."""
+    metadata = table.metadata
+    if not metadata.num_row_groups:
+        return
+    leaves = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)]
+    leaf = leaves.index(columns.text)
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        yield group.num_rows, group.column(leaf).total_uncompressed_size
+
+
+def _between(batches: Iterator[Any], first: int, end: int) -> Iterator[Any]:
+    """Rows [first, end) of batches that follow one another."""
+    row = 0
+    for batch in batches:
+        begin, stop = max(first - row, 0), min(end - row, len(batch))
+        if begin < stop:
+            yield batch.slice(begin, stop - begin)
+        row += len(batch)
+        if row >= end:
+            return
+
+
+KIND = SourceKind(
+    "parquet",
+    "a document a row, in the column 'text' or ,column=NAME",
+    "parquet=wiki/,column=body",
+    list_pieces,
+    read_piece,
+)

@@ -1,0 +1,275 @@
+"""Data sets of the Hub through `datasets`: a folder, a Hub on this machine over HTTP, and the caches it leaves."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import h5py
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hub_server import SHA, HubServer
+from made_up_corpus import made_up_documents
+
+from data_prep.sources import Source, hub, hub_loading
+
+CARD = """---
+configs:
+- config_name: en
+  data_files:
+  - split: train
+    path: en/train-*
+  - split: validation
+    path: en/validation-*
+- config_name: de
+  data_files: de/*.parquet
+---
+"""
+READ = """
+import json, sys
+from data_prep.sources import Source
+answers = {}
+for argument in sys.argv[1:]:
+    try:
+        source = Source.parse(argument)
+        pieces = source.pieces()
+        texts = [d.text for piece in pieces for d in source.kind.read_piece(piece)]
+        answers[argument] = {"texts": texts, "paths": [piece.path for piece in pieces]}
+    except (ValueError, OSError) as error:
+        answers[argument] = {"error": str(error), "is_network": isinstance(error, OSError)}
+print(json.dumps(answers))
+"""
+FILL_CACHES = """
+import datasets, huggingface_hub
+datasets.load_dataset("org/wiki", "en")
+huggingface_hub.snapshot_download("org/wiki", repo_type="dataset")
+"""
+MISTAKES = {
+    "hub=org/wiki": "has several configurations; name one, for example hub=org/wiki:en (there are: en, de)",
+    "hub=org/wiki:dee": "no configuration 'dee', for example hub=org/wiki:de (there are: en, de)",
+    "hub=org/wiki:en,split=test": "no split 'test' (splits: train, validation)",
+    "hub=org/wiki:en,column=body": "no column 'body' (columns: id, url, text)",
+    "hub=org/wiki:en,revision=v9": "Revision 'v9' doesn't exist",
+    "hub=org/lines,column=body": "no column 'body' (columns: text)",
+    "hub=org/absent": "Dataset 'org/absent' doesn't exist on the Hub or cannot be accessed",
+    "hub=org/gated": "is a gated dataset on the Hub. You must be authenticated to access it.",
+    "hub=org/script": "loading script, which 'datasets' no longer runs; try the Hub's own Parquet copy:",
+    "hub=wikipedia": "there is no folder 'wikipedia', and an id on the Hub is OWNER/NAME",
+    "hub=./no/such": "there is no folder './no/such'",
+}
+
+
+def write_parquet(path, texts, row_group_size=20):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {"id": [f"{path.name} {n}" for n in range(len(texts))], "url": ["x" * 999] * len(texts), "text": texts}
+    pq.write_table(pa.table(columns), path, row_group_size=row_group_size, use_dictionary=False)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return made_up_documents(160, 5)
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory, texts):
+    """`org/wiki`: three files of two splits and another configuration; `org/lines`: JSON; `org/script`; `org/gated`."""
+    folder = tmp_path_factory.mktemp("hub")
+    wiki = folder / "org" / "wiki"
+    write_parquet(wiki / "en" / "train-00000-of-00002.parquet", texts[:80])
+    write_parquet(wiki / "en" / "train-00001-of-00002.parquet", texts[80:])
+    write_parquet(wiki / "en" / "validation-00000-of-00001.parquet", ["Held out."])
+    write_parquet(wiki / "de" / "0.parquet", ["Deutsch."])
+    (wiki / "README.md").write_text(CARD)
+    lines = folder / "org" / "lines"
+    lines.mkdir()
+    for number, part in enumerate((texts[:50], texts[50:])):
+        (lines / f"part_{number}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
+    (folder / "org" / "script").mkdir()
+    (folder / "org" / "script" / "script.py").write_text("raise SystemExit\n")
+    write_parquet(
+        folder / "org" / "script" / "parquet_copy" / "plain" / "train" / "0000.parquet", ["a b .", "c .", "d"]
+    )
+    write_parquet(folder / "org" / "script" / "parquet_copy" / "other" / "train" / "0000.parquet", ["Other."])
+    (folder / "org" / "gated").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(repositories):
+    with HubServer(repositories) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def caches(server, tmp_path_factory):
+    """A home in which `org/wiki` was both prepared and downloaded."""
+    home = tmp_path_factory.mktemp("caches")
+    run(FILL_CACHES, home=home, server=server)
+    return home
+
+
+def run(code, *arguments, home, server=None, **environment):
+    """Python in a process of its own, whose Hub is `server` and whose caches are in `home`."""
+    environment = {
+        **os.environ, "HF_HOME": str(home), "HF_ENDPOINT": server.address if server else "http://127.0.0.1:9",
+        **environment,
+    }  # fmt: skip
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def read(*arguments, **where):
+    """What comes of each source: its texts and the paths of its pieces, or an error."""
+    result = run(READ, *arguments, **where)
+    assert result.stderr == "", "datasets or huggingface_hub wrote to the terminal"
+    return json.loads(result.stdout)
+
+
+def build(source, output_dir, workers, **where):
+    command = "import sys; from data_prep.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    flags = ["--vocab_size", "300", "--seq_length", "32", "--validation_fraction", "0.1", "--shard_rows", "50"]
+    flags += ["--source", source, "--output_dir", str(output_dir), "--workers", str(workers)]
+    run(command, "build", *flags, **where)
+    return output_dir
+
+
+def shard_digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.hdf5")}
+
+
+def rows(folder):
+    """The datasets of all shards, without the attributes, which name the source."""
+    content = {}
+    for path in sorted(folder.glob("*.hdf5")):
+        with h5py.File(path) as file:
+            content |= {(path.name, name): file[name][()].tobytes() for name in file}
+    return content
+
+
+def documents(argument):
+    source = Source.parse(argument)
+    return [document for piece in source.pieces() for document in source.kind.read_piece(piece)]
+
+
+def test_folder_in_the_layout_of_the_hub_is_read_as_the_hub_would(repositories, texts):
+    wiki = repositories / "org" / "wiki"
+    assert [(d.text, d.id) for d in documents(f"hub={wiki}:en")][80] == (texts[80], "train-00001-of-00002.parquet 0")
+    assert [d.text for d in documents(f"hub={wiki}:en")] == texts
+    assert [d.text for d in documents(f"hub={wiki}:de")] == ["Deutsch."]
+    assert [d.text for d in documents(f"hub={repositories}/org/lines")] == texts
+
+
+@pytest.mark.slow
+def test_folder_stream_and_cache_build_the_same_shards_with_any_number_of_workers(
+    server, repositories, caches, tmp_path
+):
+    files = build(f"parquet={repositories}/org/wiki/en/train-*", tmp_path / "files", 1, home=tmp_path / "empty")
+    folder = build(f"hub={repositories}/org/wiki:en", tmp_path / "folder", 1, home=tmp_path / "empty")
+    streamed = build("hub=org/wiki:en", tmp_path / "streamed", 2, home=tmp_path / "other", server=server)
+    offline = build("hub=org/wiki:en", tmp_path / "offline", 3, home=caches, HF_HUB_OFFLINE="1")
+    assert rows(files) == rows(folder) == rows(streamed)
+    assert shard_digests(streamed) == shard_digests(offline)
+    assert len(shard_digests(streamed)) > 8
+
+
+def test_streaming_fetches_the_wanted_columns_once_and_keeps_nothing(server, texts, tmp_path):
+    server.requests.clear()
+    copy = "hub=org/script:plain,revision=refs/convert/parquet,join_rows=2"
+    answers = read("hub=org/wiki:en", "hub=org/lines", copy, home=tmp_path, server=server)
+    assert answers[copy]["texts"] == ["a b .\nc .", "d"]
+    found = answers["hub=org/wiki:en"]
+    assert found["texts"] == texts
+    assert found["paths"][0] == f"hf://datasets/org/wiki@{SHA}/en/train-00000-of-00002.parquet"
+    assert answers["hub=org/lines"] == {"texts": texts, "paths": ["org/lines"] * 2}
+    size = sum(map(len, texts))
+    footers = 2 * 2 * (64 << 10)  # when the files are listed, and when they are read
+    assert 0.2 * size < server.sent(".parquet") < 1.2 * size + footers
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 1000] == []
+
+
+def test_offline_reads_what_was_prepared_or_downloaded_and_asks_for_nothing(server, caches, texts, tmp_path):
+    prepared, downloaded = tmp_path / "prepared", tmp_path / "downloaded"
+    shutil.copytree(caches / "datasets", prepared / "datasets")
+    shutil.copytree(caches / "hub", downloaded / "hub", symlinks=True)
+    server.requests.clear()
+    arguments = ["hub=org/wiki:en", "hub=org/wiki:en,split=validation", "hub=org/wiki:de"]
+    answers = read(*arguments, home=prepared, server=server, HF_HUB_OFFLINE="1")
+    assert answers[arguments[0]]["texts"] == texts
+    assert answers[arguments[0]]["paths"][0].endswith(".arrow")
+    assert answers[arguments[1]]["texts"] == ["Held out."]
+    assert "Available configs in the cache: ['en']" in answers[arguments[2]]["error"]
+    arguments = [f"hub=org/wiki:en,revision={SHA}", "hub=org/wiki:en", "hub=org/wiki:de", "hub=org/lines"]
+    answers = read(*arguments, home=downloaded, server=server, HF_DATASETS_OFFLINE="1")
+    assert answers[arguments[0]]["texts"] == answers[arguments[1]]["texts"] == texts
+    assert answers[arguments[2]]["texts"] == ["Deutsch."]
+    error = answers[arguments[3]]["error"]
+    assert error.startswith("hub=org/lines: not in the local cache, and HF_HUB_OFFLINE or HF_DATASETS_OFFLINE forbids")
+    assert error.endswith("hf download --repo-type dataset org/lines")
+    assert server.requests == []
+
+
+def test_offline_with_a_part_of_the_data_is_an_error(caches, tmp_path):
+    shutil.copytree(caches / "hub", tmp_path / "hub", symlinks=True)
+    snapshot = tmp_path / "hub" / "datasets--org--wiki" / "snapshots" / SHA
+    (snapshot / "en" / "train-00000-of-00002.parquet").unlink()
+    (snapshot / "de" / "0.parquet").unlink()
+    answers = read("hub=org/wiki:en", "hub=org/wiki:de", home=tmp_path, HF_HUB_OFFLINE="1")
+    assert "the local cache holds 1 of 2 files; download it again" in answers["hub=org/wiki:en"]["error"]
+    assert "the download in the local cache is not complete" in answers["hub=org/wiki:de"]["error"]
+
+
+@pytest.fixture(scope="module")
+def mistakes(server, tmp_path_factory):
+    return read(*MISTAKES, home=tmp_path_factory.mktemp("mistakes"), server=server)
+
+
+@pytest.mark.parametrize("argument", MISTAKES)
+def test_data_set_that_cannot_be_had_is_one_line(mistakes, argument):
+    found = mistakes[argument]
+    assert found["error"].startswith(argument)
+    assert MISTAKES[argument] in found["error"]
+    assert "\n" not in found["error"]
+    assert not found["is_network"]
+
+
+def test_no_network_is_an_error_of_the_network(monkeypatch):
+    import datasets
+
+    def refuse(*_, **__):
+        raise ConnectionError("Couldn't reach 'org/wiki' on the Hub (LocalEntryNotFoundError)")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
+    with pytest.raises(OSError, match="hub=org/wiki:en: the Hub cannot be reached; HF_HUB_OFFLINE=1 reads what"):
+        hub.list_pieces("org/wiki:en")
+
+
+def test_datasets_not_installed_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match="install it with: pip install datasets"):
+        hub.list_pieces("org/wiki")
+
+
+def test_losing_the_hub_is_an_error_after_which_the_build_goes_on(monkeypatch):
+    """OSError: a ValueError would be a mistake in the input, for which a build is discarded."""
+
+    def refuse(*_, **__):
+        raise ConnectionError("connection reset")
+
+    monkeypatch.setattr(hub, "_opened", refuse)
+    piece = hub.Piece("hub", "hf://datasets/org/wiki@main/en/0.parquet", 0, 9, "{}")
+    with pytest.raises(OSError, match=r"the Hub cannot be reached \(connection reset\); HF_HUB_OFFLINE=1 reads"):
+        list(hub.read_piece(piece))
+
+
+def test_many_names_are_cut_short():
+    assert hub_loading.shortened([str(n) for n in range(400)]).endswith(", 10, 11 and 388 more")
+
+
+def test_sources_do_not_import_datasets_or_pyarrow_until_they_are_used():
+    code = "import sys, data_prep.sources; print(sorted({'datasets', 'pyarrow', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
