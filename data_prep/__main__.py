@@ -12,18 +12,19 @@ from bert_pld.counter_rng import MAX_SEED
 from bert_pld.data.shards import MANIFEST_NAME, OBJECTIVES, file_sha256
 from data_prep.duplicates import DEDUPLICATION
 from data_prep.instances import SMALLEST_SEQ_LENGTH
+from data_prep.language import parse_languages
 from data_prep.local_executor import LocalExecutor
 from data_prep.pipeline import build
 from data_prep.plan import BuildArguments
 from data_prep.sources import KINDS, Source
 from data_prep.verify import verify
 from data_prep.vocabulary import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
-from data_prep.write_nvidia import DEFAULT_DUPLICATES
+from data_prep.write_nvidia import DEFAULT_DUPE_FACTOR
 
 EXECUTORS = ("local",)
 FORMATS = ("native", "nvidia")
 LONGEST_SEQ_LENGTH = 2**16 - 1
-MOST_DUPLICATES = 1000
+LARGEST_DUPE_FACTOR = 1000
 
 _EXAMPLE = """\
 examples:
@@ -58,12 +59,12 @@ def _build(arguments: argparse.Namespace) -> int:
     if arguments.format not in FORMATS:
         raise ValueError(f"--format {arguments.format}: not available; allowed: {', '.join(FORMATS)}")
     if arguments.format == "nvidia":
-        duplicates = DEFAULT_DUPLICATES if arguments.duplicates is None else arguments.duplicates
-        _check_range("--duplicates", duplicates, 1, MOST_DUPLICATES)
-    elif arguments.duplicates is not None:
-        raise ValueError("--duplicates: native rows hold no masks; give it with --format nvidia only")
+        dupe_factor = DEFAULT_DUPE_FACTOR if arguments.dupe_factor is None else arguments.dupe_factor
+        _check_range("--dupe_factor", dupe_factor, 1, LARGEST_DUPE_FACTOR)
+    elif arguments.dupe_factor is not None:
+        raise ValueError("--dupe_factor: native rows hold no masks; give it with --format nvidia only")
     else:
-        duplicates = 1
+        dupe_factor = 1
     for seq_length in arguments.seq_length:
         _check_range("--seq_length", seq_length, SMALLEST_SEQ_LENGTH, LONGEST_SEQ_LENGTH)
     _check_range("--seed", arguments.seed, 0, MAX_SEED)
@@ -89,11 +90,11 @@ def _build(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         shard_rows=arguments.shard_rows,
         language=arguments.language,
-        keep_languages=tuple(arguments.keep_languages.split(",")) if arguments.keep_languages else (),
+        keep_languages=parse_languages(arguments.keep_language) if arguments.keep_language else (),
         deduplicate=arguments.deduplicate,
         similarity=arguments.similarity,
         format=arguments.format,
-        duplicates=duplicates,
+        dupe_factor=dupe_factor,
     )
     with LocalExecutor(arguments.workers) as executor:
         build(decisive, arguments.vocab, arguments.output_dir, executor)
@@ -176,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         "--similarity", type=float, default=0.6,
         help="share of common shingles from which on documents are near duplicates (default: 0.6)",
     )  # fmt: skip
-    add.add_argument("--keep_languages", metavar="en,de", help="drop documents in other languages (default: keep all)")
+    add.add_argument("--keep_language", metavar="en,de", help="drop documents in other languages (default: keep all)")
     add.add_argument("--language", default="en", help="of the text, for sentence splitting, ISO 639 (default: en)")
     add.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)),
@@ -188,8 +189,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of the shards: {', '.join(FORMATS)}, NVIDIA's static masks (default: {FORMATS[0]})",
     )  # fmt: skip
     add.add_argument(
-        "--duplicates", type=int, metavar="K",
-        help=f"sets of masks for each training row, with --format nvidia (default: {DEFAULT_DUPLICATES})",
+        "--dupe_factor", type=int, metavar="K",
+        help=f"sets of masks for each training row, with --format nvidia (default: {DEFAULT_DUPE_FACTOR})",
     )  # fmt: skip
 
     check = commands.add_parser(

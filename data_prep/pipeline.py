@@ -205,7 +205,7 @@ def _mask(plan: Plan, groups: Groups, writing: Counts, stages: _Stages) -> list[
         for part in masking_parts(seq_length, _native_records(groups, writing, seq_length))
     ]
     write_parts(stages.build_dir, parts)
-    sizes = [part.rows * part.seq_length * part.duplicates(plan.arguments.duplicates) for part in parts]
+    sizes = [part.rows * part.seq_length * part.dupe_factor(plan.arguments.dupe_factor) for part in parts]
     counts = stages.run("masking", "mask", run_masking_task, sizes)
     return [(part, done["records"]) for part, done in zip(parts, counts, strict=True)]
 

@@ -65,7 +65,7 @@ class BuildArguments:
     """From which estimated Jaccard similarity on two documents are near duplicates."""
     format: str = "native"
     """`native` or `nvidia`, of the shards."""
-    duplicates: int = 1
+    dupe_factor: int = 1
     """Sets of masks for each training row in NVIDIA's format; native rows have none."""
 
     def data_dirs(self, output_dir: Path) -> dict[int, Path]:

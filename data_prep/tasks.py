@@ -86,7 +86,7 @@ def run_masking_task(build_dir: Path, task: int) -> None:
     ids = {f"{name}_id": identity for name, identity in vocabulary.special_ids().items()}
     of_masks = MaskingVocabulary(size=len(vocabulary.entries), is_continuation=is_continuation, **ids)
     folder = build_dir / "shards" / str(part.seq_length)
-    records = write_nvidia_shards(folder, part, arguments.duplicates, of_masks, arguments.seed)
+    records = write_nvidia_shards(folder, part, arguments.dupe_factor, of_masks, arguments.seed)
     Markers(build_dir).write("mask", task, {"records": records})
 
 

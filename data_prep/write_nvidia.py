@@ -20,7 +20,7 @@ from bert_pld.data.nvidia_shards import encode, shard_name, write_nvidia_shard
 from bert_pld.data.shards import Shard, ShardRecord, write_atomically
 from data_prep.splitting import Group
 
-DEFAULT_DUPLICATES = 5
+DEFAULT_DUPE_FACTOR = 5
 _PARTS_NAME = "masking.json"
 _BLOCK_ROWS = 1 << 12
 
@@ -35,7 +35,7 @@ class MaskingPart:
     first_row: int
     rows: int
 
-    def duplicates(self, asked: int) -> int:
+    def dupe_factor(self, asked: int) -> int:
         """How many sets of masks its rows get: as many as asked in training, one in validation."""
         return asked if self.split == "train" else 1
 
@@ -63,14 +63,14 @@ def read_parts(build_dir: Path) -> list[MaskingPart]:
 
 
 def write_nvidia_shards(
-    folder: Path, part: MaskingPart, duplicates: int, vocabulary: Vocabulary, seed: int
+    folder: Path, part: MaskingPart, dupe_factor: int, vocabulary: Vocabulary, seed: int
 ) -> list[dict[str, Any]]:
     """Mask a native shard and write one shard of NVIDIA's format for each duplicate beside it.
 
     Args:
         folder: where the native shard is.
         part: which shard, and where it stands in its split.
-        duplicates: sets of masks for each training row.
+        dupe_factor: sets of masks for each training row.
         vocabulary: of the build.
         seed: of the masks, in [0, 2^32).
 
@@ -83,7 +83,7 @@ def write_nvidia_shards(
     """
     shard = Shard(folder / part.file)
     records = []
-    for duplicate in range(part.duplicates(duplicates)):
+    for duplicate in range(part.dupe_factor(dupe_factor)):
         blocks = []
         for first in range(0, part.rows, _BLOCK_ROWS):
             rows = {

@@ -19,7 +19,7 @@ from data_prep.verify import verify
 
 DUPLICATES = 3
 SHARDS = ("--shard_rows", "300", "--deduplicate", "none")
-NVIDIA = ("--format", "nvidia", "--duplicates", str(DUPLICATES))
+NVIDIA = ("--format", "nvidia", "--dupe_factor", str(DUPLICATES))
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +130,7 @@ def test_verify_is_content_with_a_sound_build_and_shows_original_rows(pair, caps
     assert "sound" in out
     assert "[MASK]" not in out
     card = json.loads((pair / "nvidia" / "data_card.json").read_text())
-    assert (card["arguments"]["format"], card["arguments"]["duplicates"]) == ("nvidia", DUPLICATES)
+    assert (card["arguments"]["format"], card["arguments"]["dupe_factor"]) == ("nvidia", DUPLICATES)
 
 
 def rewritten(folder, change):
@@ -186,8 +186,8 @@ def test_verify_finds_damaged_missing_and_foreign_shards(pair, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--format", "nvidia", "--duplicates", "0"], "--duplicates 0: must lie between 1 and 1000"),
-        (["--duplicates", "5"], "--duplicates: native rows hold no masks"),
+        (["--format", "nvidia", "--dupe_factor", "0"], "--dupe_factor 0: must lie between 1 and 1000"),
+        (["--dupe_factor", "5"], "--dupe_factor: native rows hold no masks"),
     ],
 )
 def test_mistakes_are_one_line(corpus, tmp_path, capsys, flags, message):
