@@ -24,7 +24,7 @@ def build_flags(tmp_path, source):
     ("flags", "message"),
     [
         (["--executor", "slurm"], "--executor slurm: not available; allowed: local"),
-        (["--format", "nvidia"], "--format nvidia: not available; allowed: native"),
+        (["--format", "parquet"], "--format parquet: not available; allowed: native, nvidia"),
         (["--seq_length", "4"], "--seq_length 4: must lie between 8 and 65535"),
         (["--validation_fraction", "1.5"], "--validation_fraction 1.5: must lie between 0 and 1"),
         (["--seed", "-1"], "--seed -1: must lie between 0 and 4294967295"),

@@ -186,7 +186,6 @@ def test_verify_finds_damaged_missing_and_foreign_shards(pair, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--format", "parquet"], "--format parquet: not available; allowed: native, nvidia"),
         (["--format", "nvidia", "--dupe_factor", "0"], "--dupe_factor 0: must lie between 1 and 1000"),
         (["--dupe_factor", "5"], "--dupe_factor: native rows hold no masks"),
     ],
