@@ -23,6 +23,7 @@ import bisect
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,8 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+
+from bert_pld.data.mapped_file import map_file, read_ahead
 
 FORMAT_NAME = "bert_pld"
 FORMAT_VERSION = 1
@@ -219,7 +222,8 @@ def write_shard(path: Path, rows: Rows, attributes: ShardAttributes) -> ShardRec
 
 
 class Shard:
-    """One shard opened for random reads: its columns as memory maps, so that nothing but the rows asked for is read.
+    """One shard opened for random reads: its columns as views of one memory map, so that nothing but the rows asked for
+    is read. No descriptor stays open: a process may map tens of thousands of shards.
 
     Raises:
         ValueError: the file is missing, cut, or not a shard of this format.
@@ -235,9 +239,14 @@ class Shard:
                 self.attributes = ShardAttributes(
                     **{k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
                 )
-                self.columns = {name: _map_dataset(path, file[name]) for name in COLUMNS}
+                self.offsets = {name: _offset(path, file[name]) for name in COLUMNS}
+                layout = {name: (file[name].dtype, file[name].shape) for name in COLUMNS}
+            mapped = map_file(path)
         except (OSError, KeyError) as error:
             raise ValueError(f"{path}: not a readable shard ({error})") from error
+        self.columns = {
+            name: _column(path, mapped, self.offsets[name], dtype, shape) for name, (dtype, shape) in layout.items()
+        }
         self.rows = len(self.columns["length"])
         for name, column in self.columns.items():
             shape = (self.rows, self.attributes.seq_length) if name == "input_ids" else (self.rows,)
@@ -248,18 +257,22 @@ class Shard:
                 )
 
 
-def _map_dataset(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
-    """Map a contiguous HDF5 dataset straight from the file."""
-    if dataset.size == 0:
-        return np.empty(dataset.shape, dataset.dtype)
+def _offset(path: Path, dataset: h5py.Dataset) -> int:
+    """Where in the file a contiguous HDF5 dataset begins."""
     offset = dataset.id.get_offset()
-    if offset is None:
+    if offset is None and dataset.size:
         raise ValueError(f"{path}: dataset {dataset.name} is not contiguous")
-    try:
-        mapped = np.memmap(path, mode="r", dtype=dataset.dtype, shape=dataset.shape, offset=offset)
-        return np.asarray(mapped)  # a plain array over the map: indexing a memmap costs several times as much
-    except ValueError as error:  # NumPy's words for a file shorter than the map
-        raise ValueError(f"{path}: cut short ({error})") from error
+    return offset or 0
+
+
+def _column(
+    path: Path, mapped: NDArray[np.uint8], offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> NDArray[Any]:
+    """A dataset as a view of the mapped file."""
+    end = offset + math.prod(shape) * dtype.itemsize
+    if end > len(mapped):
+        raise ValueError(f"{path}: cut short (has {len(mapped)} bytes, {end} needed)")
+    return mapped[offset:end].view(dtype).reshape(shape)
 
 
 class ShardedRows:
@@ -338,3 +351,21 @@ class ShardedRows:
                 out[name][target] = column[local]
             position = end
         return out
+
+    def read_ahead(self, first: int, count: int) -> None:
+        """Ask the system to have rows `first` to `first + count - 1` in its cache soon.
+
+        Raises:
+            ValueError: a shard that contradicts the manifest.
+        """
+        last = min(first + count, len(self))
+        while first < last:
+            index = bisect.bisect_right(self._starts, first) - 1
+            shard, end = self.shard(index), min(last, self._starts[index + 1])
+            local = first - self._starts[index]
+            ranges = []
+            for name, column in shard.columns.items():
+                row_bytes = column.nbytes // shard.rows
+                ranges.append((shard.offsets[name] + local * row_bytes, (end - first) * row_bytes))
+            read_ahead(self.data_dir / self.records[index].file, ranges)
+            first = end
