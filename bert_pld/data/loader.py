@@ -8,6 +8,7 @@ or advanced, so an interrupted run that starts again at step k continues as if n
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import multiprocessing
 import os
@@ -20,73 +21,94 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from bert_pld.data.block_order import BlockOrder
 from bert_pld.data.masking import Vocabulary
-from bert_pld.data.micro_batch import Int64Array, MicroBatch, MicroBatchMaker
-from bert_pld.data.order import positions_of_micro_batch, rows_at
+from bert_pld.data.micro_batch import Int64Array, MicroBatch, MicroBatchMaker, PackedMicroBatches
+from bert_pld.data.order import GlobalOrder, positions_of_micro_batch
+from bert_pld.data.read_ahead import WindowReadAhead
 from bert_pld.data.shards import MANIFEST_NAME, ShardedRows
 
 MASKING_MODES = ("dynamic", "static")
+SHUFFLES = ("global", "blocks")
 
-_PREFETCHED_MICRO_BATCHES = 4
+_PREFETCHED_GROUPS = 4
 """What each worker prepares ahead."""
+_GROUP_TOKENS = 32_768
+"""Micro-batches are prepared and sent in groups of about this many tokens: small ones cost mostly calls."""
 _PARENT_CHECK_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class _MicroBatches(Dataset):
-    """A run's micro-batches by ordinal number. A ValueError is returned: raised, it would gain a worker's traceback."""
+class _MicroBatchGroups(Dataset):
+    """A run's micro-batches in groups, by ordinal number of the group.
+
+    A ValueError is returned: raised, it would gain a worker's traceback.
+    """
 
     maker: MicroBatchMaker
     count: int
+    """Micro-batches in all."""
+    size: int
+    """Rows a micro-batch."""
+    rank: int
+    world_size: int
+
+    @property
+    def group_size(self) -> int:
+        """Micro-batches a group; the last group may have fewer."""
+        return max(1, _GROUP_TOKENS // (self.size * self.maker.rows.attributes.seq_length))
 
     def __len__(self) -> int:
-        return self.count
+        return -(-self.count // self.group_size)
 
-    def __getitem__(self, ordinal: int) -> MicroBatch | ValueError:
+    def __getitem__(self, group: int) -> PackedMicroBatches | ValueError:
+        first = group * self.group_size
+        ordinals = np.arange(first, min(first + self.group_size, self.count))
         try:
-            return self.maker.make(*self.rows_of(ordinal))
+            return self.maker.make(*self.rows_of(ordinals))
         except ValueError as error:
             return error
 
-    def rows_of(self, ordinal: int) -> tuple[Int64Array, Int64Array, int]:
-        """Row indices, their epochs, and how many of them are real."""
+    def rows_of(self, ordinals: Int64Array) -> tuple[Int64Array, Int64Array, list[int]]:
+        """Of micro-batches: row indices, their epochs, and how many rows of each micro-batch are real."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
-class _TrainingMicroBatches(_MicroBatches):
-    order_seed: int
+class _TrainingGroups(_MicroBatchGroups):
+    order: GlobalOrder | BlockOrder
     static: bool
-    micro_batch_size: int
     accumulation_steps: int
-    rank: int
-    world_size: int
     first_position: int
 
-    def rows_of(self, ordinal: int) -> tuple[Int64Array, Int64Array, int]:
-        step, micro_step = divmod(ordinal, self.accumulation_steps)
-        positions = self.first_position + positions_of_micro_batch(
-            step, micro_step, self.rank, self.micro_batch_size, self.accumulation_steps, self.world_size
+    @functools.cached_property
+    def _window_read_ahead(self) -> WindowReadAhead | None:
+        return WindowReadAhead(self.maker.rows, self.order) if isinstance(self.order, BlockOrder) else None
+
+    def rows_of(self, ordinals: Int64Array) -> tuple[Int64Array, Int64Array, list[int]]:
+        split = (self.rank, self.size, self.accumulation_steps, self.world_size)
+        positions = np.concatenate(
+            [positions_of_micro_batch(*divmod(o, self.accumulation_steps), *split) for o in ordinals.tolist()]
         )
-        row_indices, epochs = rows_at(positions, len(self.maker.rows), self.order_seed)
-        return row_indices, np.zeros_like(epochs) if self.static else epochs, len(row_indices)
+        positions += self.first_position
+        if self._window_read_ahead is not None:
+            self._window_read_ahead.reached(int(positions[-1]))
+        row_indices, epochs = self.order.rows_at(positions)
+        return row_indices, np.zeros_like(epochs) if self.static else epochs, [self.size] * len(ordinals)
 
 
 @dataclasses.dataclass(frozen=True)
-class _EvaluationMicroBatches(_MicroBatches):
-    batch_size: int
-    rank: int
-    world_size: int
+class _EvaluationGroups(_MicroBatchGroups):
     evaluated_rows: int
 
-    def rows_of(self, ordinal: int) -> tuple[Int64Array, Int64Array, int]:
-        start = (ordinal * self.world_size + self.rank) * self.batch_size
-        places = np.arange(start, start + self.batch_size, dtype=np.int64)
-        real_rows = int(np.clip(self.evaluated_rows - start, 0, self.batch_size))
-        places[real_rows:] = 0
+    def rows_of(self, ordinals: Int64Array) -> tuple[Int64Array, Int64Array, list[int]]:
+        starts = (ordinals * self.world_size + self.rank) * self.size
+        places = (starts[:, None] + np.arange(self.size)).reshape(-1)
+        places[places >= self.evaluated_rows] = 0
         # Fewer rows than there are: take them evenly from the whole split, which may be ordered by source.
         row_indices = places * len(self.maker.rows) // self.evaluated_rows
-        return row_indices, np.zeros_like(row_indices), real_rows
+        real_rows = np.clip(self.evaluated_rows - starts, 0, self.size)
+        return row_indices, np.zeros_like(row_indices), real_rows.tolist()
 
 
 def training_batches(
@@ -104,6 +126,9 @@ def training_batches(
     mask_probability: float = 0.15,
     whole_word: bool = False,
     masking: str = "dynamic",
+    shuffle: str = "global",
+    shuffle_block_rows: int = 4096,
+    shuffle_window_blocks: int = 64,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[list[MicroBatch]]:
@@ -124,11 +149,12 @@ def training_batches(
         mask_probability: share of the candidates to mask, in (0, 1).
         whole_word: mask whole words.
         masking: `dynamic`, new masks each epoch; `static`, the same ones.
+        shuffle: `global` or `blocks`, as `sample_order` has it, like the two arguments that follow.
         workers: processes that prepare micro-batches; 0 prepares them in this one.
         pin_memory: put them into page-locked memory.
 
     Raises:
-        ValueError: an argument out of range, or faulty data (at the step that meets it).
+        ValueError: an argument out of range, or faulty data (at the step that meets it, or a few before).
         RuntimeError: a worker died.
     """
     _check_sharing(micro_batch_size, rank, world_size, workers)
@@ -138,18 +164,38 @@ def training_batches(
         raise ValueError(f"data.masking '{masking}': must be one of {', '.join(MASKING_MODES)}")
     if first_position is None:
         first_position = first_step * micro_batch_size * accumulation_steps * world_size
-    micro_batches = _TrainingMicroBatches(
+    groups = _TrainingGroups(
         maker=_maker(rows, masking_seed, mask_probability, whole_word),
         count=num_steps * accumulation_steps,
-        order_seed=order_seed,
-        static=masking == "static",
-        micro_batch_size=micro_batch_size,
-        accumulation_steps=accumulation_steps,
+        size=micro_batch_size,
         rank=rank,
         world_size=world_size,
+        order=sample_order(shuffle, len(rows), order_seed, shuffle_block_rows, shuffle_window_blocks),
+        static=masking == "static",
+        accumulation_steps=accumulation_steps,
         first_position=first_position,
     )
-    return _steps(_loaded(micro_batches, workers, pin_memory), accumulation_steps)
+    return _steps(_loaded(groups, workers, pin_memory), accumulation_steps)
+
+
+def sample_order(
+    shuffle: str, num_rows: int, seed: int, block_rows: int, window_blocks: int
+) -> GlobalOrder | BlockOrder:
+    """The order of a split's rows.
+
+    Args:
+        shuffle: `global`: any row anywhere in its epoch; `blocks`: rows that lie together are used close together.
+        num_rows: of the split.
+        seed: in [0, 2^32).
+        block_rows: of `blocks`: rows that lie together.
+        window_blocks: of `blocks`: blocks whose rows are mixed.
+
+    Raises:
+        ValueError: another `shuffle`, or a size below 1.
+    """
+    if shuffle not in SHUFFLES:
+        raise ValueError(f"data.shuffle '{shuffle}': must be one of {', '.join(SHUFFLES)}")
+    return GlobalOrder(num_rows, seed) if shuffle == "global" else BlockOrder(num_rows, seed, block_rows, window_blocks)
 
 
 def evaluation_batches(
@@ -187,15 +233,15 @@ def evaluation_batches(
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows {max_rows}: must be at least 1")
     evaluated_rows = len(rows) if max_rows is None else min(max_rows, len(rows))
-    micro_batches = _EvaluationMicroBatches(
+    groups = _EvaluationGroups(
         maker=_maker(rows, masking_seed, mask_probability, whole_word),
         count=-(-evaluated_rows // (batch_size * world_size)),
-        batch_size=batch_size,
+        size=batch_size,
         rank=rank,
         world_size=world_size,
         evaluated_rows=evaluated_rows,
     )
-    return _loaded(micro_batches, workers, pin_memory)
+    return _loaded(groups, workers, pin_memory)
 
 
 def check_matches_model(rows: ShardedRows, *, vocabulary_size: int, max_positions: int, seq_length: int) -> None:
@@ -243,22 +289,22 @@ def _maker(rows: ShardedRows, masking_seed: int, mask_probability: float, whole_
     return MicroBatchMaker(rows, vocabulary, masking_seed, mask_probability, whole_word)
 
 
-def _loaded(micro_batches: _MicroBatches, workers: int, pin_memory: bool) -> Iterator[MicroBatch]:
+def _loaded(groups: _MicroBatchGroups, workers: int, pin_memory: bool) -> Iterator[MicroBatch]:
     """All micro-batches in order. Closing the iterator ends the workers."""
     loader = DataLoader(
-        micro_batches,
+        groups,
         batch_size=None,
         num_workers=workers,
-        prefetch_factor=_PREFETCHED_MICRO_BATCHES if workers else None,
+        prefetch_factor=_PREFETCHED_GROUPS if workers else None,
         pin_memory=pin_memory,
         collate_fn=_unchanged,
         worker_init_fn=_guard_worker if workers else None,
         generator=torch.Generator(),  # where DataLoader draws its workers' seeds, in place of the global generator
     )
-    for micro_batch in loader:
-        if isinstance(micro_batch, ValueError):
-            raise micro_batch
-        yield micro_batch
+    for group in loader:
+        if isinstance(group, ValueError):
+            raise group
+        yield from group.unpack() if isinstance(group, PackedMicroBatches) else group
 
 
 def _guard_worker(_worker: int) -> None:
