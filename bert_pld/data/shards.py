@@ -22,6 +22,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -293,6 +294,7 @@ class ShardedRows:
         self.split = split
         ends = np.cumsum([record.rows for record in self.records], dtype=np.int64)
         self._starts: list[int] = [0, *ends.tolist()]
+        self._starts_array = np.array(self._starts, np.int64)
         if not len(self):
             raise ValueError(f"data directory {self.data_dir}: split '{split}' has no rows")
         for record in self.records:
@@ -338,18 +340,25 @@ class ShardedRows:
                 f"data directory {self.data_dir}: rows {ascending[0]} to {ascending[-1]} asked for, split"
                 f" '{self.split}' has [0, {len(self)})"
             )
-        out = {
-            name: np.empty((len(order), self.attributes.seq_length) if name == "input_ids" else len(order), np.int64)
-            for name in COLUMNS
+        starts = self._starts_array
+        owners = np.searchsorted(starts, ascending, side="right") - 1
+        local = ascending - starts[owners]
+        bounds = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(order)] if len(order) else [0]
+        gathered = {
+            name: np.empty(
+                (len(order), self.attributes.seq_length) if name == "input_ids" else len(order),
+                dtype or self.attributes.token_dtype,
+            )
+            for name, dtype in COLUMNS.items()
         }
-        position = 0
-        while position < len(order):
-            index = bisect.bisect_right(self._starts, int(ascending[position])) - 1
-            end = int(np.searchsorted(ascending, self._starts[index + 1], side="left"))
-            local, target = ascending[position:end] - self._starts[index], order[position:end]
-            for name, column in self.shard(index).columns.items():
-                out[name][target] = column[local]
-            position = end
+        # A micro-batch may meet as many shards as it has rows: one call a shard and column, the rest for all at once.
+        for begin, end in itertools.pairwise(bounds):
+            columns, of_shard = self.shard(int(owners[begin])).columns, local[begin:end]
+            for name, target in gathered.items():
+                columns[name].take(of_shard, axis=0, out=target[begin:end], mode="clip")
+        out = {name: np.empty(column.shape, np.int64) for name, column in gathered.items()}
+        for name, column in gathered.items():
+            out[name][order] = column
         return out
 
     def read_ahead(self, first: int, count: int) -> None:
