@@ -7,11 +7,13 @@ or advanced, so an interrupted run that starts again at step k continues as if n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -86,9 +88,14 @@ class _TrainingGroups(_MicroBatchGroups):
         return WindowReadAhead(self.maker.rows, self.order) if isinstance(self.order, BlockOrder) else None
 
     def rows_of(self, ordinals: Int64Array) -> tuple[Int64Array, Int64Array, list[int]]:
-        split = (self.rank, self.size, self.accumulation_steps, self.world_size)
+        places = (divmod(ordinal, self.accumulation_steps) for ordinal in ordinals.tolist())
         positions = np.concatenate(
-            [positions_of_micro_batch(*divmod(o, self.accumulation_steps), *split) for o in ordinals.tolist()]
+            [
+                positions_of_micro_batch(
+                    step, micro_step, self.rank, self.size, self.accumulation_steps, self.world_size
+                )
+                for step, micro_step in places
+            ]
         )
         positions += self.first_position
         if self._window_read_ahead is not None:
@@ -155,7 +162,7 @@ def training_batches(
 
     Raises:
         ValueError: an argument out of range, or faulty data (at the step that meets it, or a few before).
-        RuntimeError: a worker died.
+        ChildProcessError: a worker died.
     """
     _check_sharing(micro_batch_size, rank, world_size, workers)
     if accumulation_steps < 1:
@@ -227,7 +234,7 @@ def evaluation_batches(
 
     Raises:
         ValueError: an argument out of range, or faulty data.
-        RuntimeError: a worker died.
+        ChildProcessError: a worker died.
     """
     _check_sharing(batch_size, rank, world_size, workers)
     if max_rows is not None and max_rows < 1:
@@ -301,10 +308,36 @@ def _loaded(groups: _MicroBatchGroups, workers: int, pin_memory: bool) -> Iterat
         worker_init_fn=_guard_worker if workers else None,
         generator=torch.Generator(),  # where DataLoader draws its workers' seeds, in place of the global generator
     )
-    for group in loader:
+    arriving = iter(loader)
+    while True:
+        with naming_dead_workers():
+            group = next(arriving, None)
+        if group is None:
+            return
         if isinstance(group, ValueError):
             raise group
         yield from group.unpack() if isinstance(group, PackedMicroBatches) else group
+
+
+@contextlib.contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Make torch's error for a worker that died one line; it may be raised wherever the process happens to be.
+
+    Raises:
+        ChildProcessError: a worker died, which one, and how.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(
+            r"DataLoader worker \((.*?)\) (is killed by signal: \w+|exited unexpectedly[^.]*)", str(error)
+        )
+        if found is None:
+            raise
+        raise ChildProcessError(
+            f"data-loading worker died: {found[1]} {found[2]}; the system kills one when memory runs out (fewer"
+            " data.workers need less); with data.workers 0 the training process loads by itself"
+        ) from None
 
 
 def _guard_worker(_worker: int) -> None:

@@ -43,7 +43,7 @@ def map_file(path: Path) -> NDArray[np.uint8]:
     buffer = (ctypes.c_uint8 * size).from_address(address)
     # At exit the system unmaps; sooner could be too soon for what still reads.
     weakref.finalize(buffer, _libc().munmap, address, size).atexit = False
-    array = np.frombuffer(buffer, np.uint8)
+    array = np.ctypeslib.as_array(buffer)
     array.flags.writeable = False
     return array
 
