@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(options: argparse.Namespace) -> int:
     """Train; exit 0 at the last step, EXIT_PREEMPTED after a signal and its checkpoint."""
     config = load_config(options.deepspeed_config, options.set)
-    from bert_pld.data.loader import naming_dead_workers
+    from bert_pld.data.workers import naming_dead_workers
     from bert_pld.train.loop import train
     from bert_pld.train.preemption import EXIT_PREEMPTED
     from bert_pld.train.run import prepare_run

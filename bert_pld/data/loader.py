@@ -7,115 +7,26 @@ or advanced, so an interrupted run that starts again at step k continues as if n
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import functools
 import itertools
-import multiprocessing
-import os
-import re
-import signal
-import threading
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from bert_pld.data.block_order import BlockOrder
+from bert_pld.data.groups import EvaluationGroups, MicroBatchGroups, TrainingGroups
 from bert_pld.data.masking import Vocabulary
-from bert_pld.data.micro_batch import Int64Array, MicroBatch, MicroBatchMaker, PackedMicroBatches
-from bert_pld.data.order import GlobalOrder, positions_of_micro_batch
-from bert_pld.data.read_ahead import WindowReadAhead
+from bert_pld.data.micro_batch import MicroBatch, MicroBatchMaker, PackedMicroBatches
+from bert_pld.data.order import GlobalOrder
 from bert_pld.data.shards import MANIFEST_NAME, ShardedRows
+from bert_pld.data.workers import guard_worker, naming_dead_workers
 
 MASKING_MODES = ("dynamic", "static")
 SHUFFLES = ("global", "blocks")
 
 _PREFETCHED_GROUPS = 4
 """What each worker prepares ahead."""
-_GROUP_TOKENS = 32_768
-"""Micro-batches are prepared and sent in groups of about this many tokens: small ones cost mostly calls."""
-_PARENT_CHECK_SECONDS = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class _MicroBatchGroups(Dataset):
-    """A run's micro-batches in groups, by ordinal number of the group.
-
-    A ValueError is returned: raised, it would gain a worker's traceback.
-    """
-
-    maker: MicroBatchMaker
-    count: int
-    """Micro-batches in all."""
-    size: int
-    """Rows a micro-batch."""
-    rank: int
-    world_size: int
-
-    @property
-    def group_size(self) -> int:
-        """Micro-batches a group; the last group may have fewer."""
-        return max(1, _GROUP_TOKENS // (self.size * self.maker.rows.attributes.seq_length))
-
-    def __len__(self) -> int:
-        return -(-self.count // self.group_size)
-
-    def __getitem__(self, group: int) -> PackedMicroBatches | ValueError:
-        first = group * self.group_size
-        ordinals = np.arange(first, min(first + self.group_size, self.count))
-        try:
-            return self.maker.make(*self.rows_of(ordinals))
-        except ValueError as error:
-            return error
-
-    def rows_of(self, ordinals: Int64Array) -> tuple[Int64Array, Int64Array, list[int]]:
-        """Of micro-batches: row indices, their epochs, and how many rows of each micro-batch are real."""
-        raise NotImplementedError
-
-
-@dataclasses.dataclass(frozen=True)
-class _TrainingGroups(_MicroBatchGroups):
-    order: GlobalOrder | BlockOrder
-    static: bool
-    accumulation_steps: int
-    first_position: int
-
-    @functools.cached_property
-    def _window_read_ahead(self) -> WindowReadAhead | None:
-        return WindowReadAhead(self.maker.rows, self.order) if isinstance(self.order, BlockOrder) else None
-
-    def rows_of(self, ordinals: Int64Array) -> tuple[Int64Array, Int64Array, list[int]]:
-        places = (divmod(ordinal, self.accumulation_steps) for ordinal in ordinals.tolist())
-        positions = np.concatenate(
-            [
-                positions_of_micro_batch(
-                    step, micro_step, self.rank, self.size, self.accumulation_steps, self.world_size
-                )
-                for step, micro_step in places
-            ]
-        )
-        positions += self.first_position
-        if self._window_read_ahead is not None:
-            self._window_read_ahead.reached(int(positions[-1]))
-        row_indices, epochs = self.order.rows_at(positions)
-        return row_indices, np.zeros_like(epochs) if self.static else epochs, [self.size] * len(ordinals)
-
-
-@dataclasses.dataclass(frozen=True)
-class _EvaluationGroups(_MicroBatchGroups):
-    evaluated_rows: int
-
-    def rows_of(self, ordinals: Int64Array) -> tuple[Int64Array, Int64Array, list[int]]:
-        starts = (ordinals * self.world_size + self.rank) * self.size
-        places = (starts[:, None] + np.arange(self.size)).reshape(-1)
-        places[places >= self.evaluated_rows] = 0
-        # Fewer rows than there are: take them evenly from the whole split, which may be ordered by source.
-        row_indices = places * len(self.maker.rows) // self.evaluated_rows
-        real_rows = np.clip(self.evaluated_rows - starts, 0, self.size)
-        return row_indices, np.zeros_like(row_indices), real_rows.tolist()
 
 
 def training_batches(
@@ -171,7 +82,7 @@ def training_batches(
         raise ValueError(f"data.masking '{masking}': must be one of {', '.join(MASKING_MODES)}")
     if first_position is None:
         first_position = first_step * micro_batch_size * accumulation_steps * world_size
-    groups = _TrainingGroups(
+    groups = TrainingGroups(
         maker=_maker(rows, masking_seed, mask_probability, whole_word),
         count=num_steps * accumulation_steps,
         size=micro_batch_size,
@@ -240,7 +151,7 @@ def evaluation_batches(
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows {max_rows}: must be at least 1")
     evaluated_rows = len(rows) if max_rows is None else min(max_rows, len(rows))
-    groups = _EvaluationGroups(
+    groups = EvaluationGroups(
         maker=_maker(rows, masking_seed, mask_probability, whole_word),
         count=-(-evaluated_rows // (batch_size * world_size)),
         size=batch_size,
@@ -296,7 +207,7 @@ def _maker(rows: ShardedRows, masking_seed: int, mask_probability: float, whole_
     return MicroBatchMaker(rows, vocabulary, masking_seed, mask_probability, whole_word)
 
 
-def _loaded(groups: _MicroBatchGroups, workers: int, pin_memory: bool) -> Iterator[MicroBatch]:
+def _loaded(groups: MicroBatchGroups, workers: int, pin_memory: bool) -> Iterator[MicroBatch]:
     """All micro-batches in order. Closing the iterator ends the workers."""
     loader = DataLoader(
         groups,
@@ -305,7 +216,7 @@ def _loaded(groups: _MicroBatchGroups, workers: int, pin_memory: bool) -> Iterat
         prefetch_factor=_PREFETCHED_GROUPS if workers else None,
         pin_memory=pin_memory,
         collate_fn=_unchanged,
-        worker_init_fn=_guard_worker if workers else None,
+        worker_init_fn=guard_worker if workers else None,
         generator=torch.Generator(),  # where DataLoader draws its workers' seeds, in place of the global generator
     )
     arriving = iter(loader)
@@ -317,50 +228,6 @@ def _loaded(groups: _MicroBatchGroups, workers: int, pin_memory: bool) -> Iterat
         if isinstance(group, ValueError):
             raise group
         yield from group.unpack() if isinstance(group, PackedMicroBatches) else group
-
-
-@contextlib.contextmanager
-def naming_dead_workers() -> Iterator[None]:
-    """Make torch's error for a worker that died one line; it may be raised wherever the process happens to be.
-
-    Raises:
-        ChildProcessError: a worker died, which one, and how.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        found = re.search(
-            r"DataLoader worker \((.*?)\) (is killed by signal: \w+|exited unexpectedly[^.]*)", str(error)
-        )
-        if found is None:
-            raise
-        raise ChildProcessError(
-            f"data-loading worker died: {found[1]} {found[2]}; the system kills one when memory runs out (fewer"
-            " data.workers need less); with data.workers 0 the training process loads by itself"
-        ) from None
-
-
-def _guard_worker(_worker: int) -> None:
-    """Keep a worker at work through the signals that a scheduler sends to every process of a job.
-
-    The training process answers SIGTERM and SIGUSR1 with one more whole step and a checkpoint, and needs its workers
-    for that. They obey the SIGTERM of that process alone, and end when it is gone.
-    """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigtimedwait"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    """End this worker when its parent says so or has ended, even while the main thread waits to write into a pipe."""
-    parent, started_by = multiprocessing.parent_process(), os.getppid()
-    assert parent is not None
-    while os.getppid() == started_by and parent.is_alive():
-        received = signal.sigtimedwait({signal.SIGTERM}, _PARENT_CHECK_SECONDS)
-        if received is not None and received.si_pid == parent.pid:
-            break
-    os._exit(0)
 
 
 def _unchanged(micro_batch: Any) -> Any:
