@@ -233,15 +233,17 @@ class Shard:
     def __init__(self, path: Path) -> None:
         try:
             with h5py.File(path, "r") as file:
-                if file.attrs.get("format") != FORMAT_NAME or file.attrs.get("version") != FORMAT_VERSION:
+                attributes = file.attrs
+                if attributes.get("format") != FORMAT_NAME or attributes.get("version") != FORMAT_VERSION:
                     raise ValueError(f"{path}: not a {FORMAT_NAME} shard of version {FORMAT_VERSION}")
                 names = [field.name for field in dataclasses.fields(ShardAttributes)]
-                values = {name: file.attrs[name] for name in names}
+                values = {name: attributes[name] for name in names}
                 self.attributes = ShardAttributes(
                     **{k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
                 )
-                self.offsets = {name: _offset(path, file[name]) for name in COLUMNS}
-                layout = {name: (file[name].dtype, file[name].shape) for name in COLUMNS}
+                datasets = {name: file[name] for name in COLUMNS}
+                self.offsets = {name: _offset(path, dataset) for name, dataset in datasets.items()}
+                layout = {name: (dataset.dtype, dataset.shape) for name, dataset in datasets.items()}
             mapped = map_file(path)
         except (OSError, KeyError) as error:
             raise ValueError(f"{path}: not a readable shard ({error})") from error
