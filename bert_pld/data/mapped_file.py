@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _READ_AHEAD_BYTES = 128 << 10
-"""What Linux reads at once of a request to read ahead on any file system: the rest of a longer one is dropped."""
+"""No more than Linux's usual limit for one request; of a longer one the rest may be dropped."""
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:
