@@ -22,7 +22,9 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -33,6 +35,8 @@ from typing import Any, BinaryIO, ClassVar, Protocol
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+
+from bert_pld.data.mapped_file import map_file, read_ahead
 
 FORMAT_NAME = "bert_pld"
 FORMAT_VERSION = 1
@@ -244,7 +248,8 @@ def write_shard(path: Path, rows: Rows, attributes: ShardAttributes) -> ShardRec
 
 
 class Shard:
-    """One shard opened for random reads: its columns as memory maps, so that nothing but the rows asked for is read.
+    """One shard opened for random reads: its columns as views of one memory map, so that nothing but the rows asked for
+    is read. No descriptor stays open: a process may map tens of thousands of shards.
 
     Raises:
         ValueError: the file is missing, cut, or not a shard of this format.
@@ -253,16 +258,24 @@ class Shard:
     def __init__(self, path: Path) -> None:
         try:
             with h5py.File(path, "r") as file:
-                if file.attrs.get("format") != FORMAT_NAME or file.attrs.get("version") != FORMAT_VERSION:
+                attributes = file.attrs
+                if attributes.get("format") != FORMAT_NAME or attributes.get("version") != FORMAT_VERSION:
                     raise ValueError(f"{path}: not a {FORMAT_NAME} shard of version {FORMAT_VERSION}")
                 names = [field.name for field in dataclasses.fields(ShardAttributes)]
-                values = {name: file.attrs[name] for name in names}
+                values = {name: attributes[name] for name in names}
                 self.attributes = ShardAttributes(
                     **{k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
                 )
-                self.columns = {name: _map_dataset(path, file[name]) for name in COLUMNS}
+                datasets = {name: file[name] for name in COLUMNS}
+                self.offsets = {name: _offset(path, dataset) for name, dataset in datasets.items()}
+                layout = {name: (dataset.dtype, dataset.shape) for name, dataset in datasets.items()}
+            mapped = map_file(path)
         except (OSError, KeyError) as error:
             raise ValueError(f"{path}: not a readable shard ({error})") from error
+        self.path = path
+        self.columns = {
+            name: _column(path, mapped, self.offsets[name], dtype, shape) for name, (dtype, shape) in layout.items()
+        }
         self.rows = len(self.columns["length"])
         for name, column in self.columns.items():
             shape = (self.rows, self.attributes.seq_length) if name == "input_ids" else (self.rows,)
@@ -273,25 +286,33 @@ class Shard:
                 )
 
 
-def _map_dataset(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
-    """Map a contiguous HDF5 dataset straight from the file."""
-    if dataset.size == 0:
-        return np.empty(dataset.shape, dataset.dtype)
+def _offset(path: Path, dataset: h5py.Dataset) -> int:
+    """Where in the file a contiguous HDF5 dataset begins."""
     offset = dataset.id.get_offset()
-    if offset is None:
+    if offset is None and dataset.size:
         raise ValueError(f"{path}: dataset {dataset.name} is not contiguous")
-    try:
-        mapped = np.memmap(path, mode="r", dtype=dataset.dtype, shape=dataset.shape, offset=offset)
-        return np.asarray(mapped)  # a plain array over the map: indexing a memmap costs several times as much
-    except ValueError as error:  # NumPy's words for a file shorter than the map
-        raise ValueError(f"{path}: cut short ({error})") from error
+    return offset or 0
+
+
+def _column(
+    path: Path, mapped: NDArray[np.uint8], offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> NDArray[Any]:
+    """A dataset as a view of the mapped file."""
+    end = offset + math.prod(shape) * dtype.itemsize
+    if end > len(mapped):
+        raise ValueError(f"{path}: cut short (has {len(mapped)} bytes, {end} needed)")
+    return mapped[offset:end].view(dtype).reshape(shape)
 
 
 class MappedShard(Protocol):
     """An opened shard of either format."""
 
+    path: Path
+    """The file that is mapped."""
     rows: int
     columns: dict[str, NDArray[Any]]
+    offsets: dict[str, int]
+    """First byte of each column in the file."""
 
 
 class ShardedRows:
@@ -323,6 +344,7 @@ class ShardedRows:
         self.split = split
         ends = np.cumsum([record.rows for record in self.records], dtype=np.int64)
         self._starts: list[int] = [0, *ends.tolist()]
+        self._starts_array = np.array(self._starts, np.int64)
         if not len(self):
             raise ValueError(f"data directory {self.data_dir}: split '{split}' has no rows")
         for record in self.records:
@@ -387,14 +409,38 @@ class ShardedRows:
                 f"data directory {self.data_dir}: rows {ascending[0]} to {ascending[-1]} asked for, split"
                 f" '{self.split}' has [0, {len(self)})"
             )
-        out = {name: np.empty((len(order), *shape), np.int64) for name, shape in row_shapes.items()}
-        position = 0
-        while position < len(order):
-            index = bisect.bisect_right(self._starts, int(ascending[position])) - 1
-            end = int(np.searchsorted(ascending, self._starts[index + 1], side="left"))
-            local, target = ascending[position:end] - self._starts[index], order[position:end]
-            columns = self.shard(index).columns
-            for name in row_shapes:
-                out[name][target] = columns[name][local]
-            position = end
+        starts = self._starts_array
+        owners = np.searchsorted(starts, ascending, side="right") - 1
+        local = ascending - starts[owners]
+        bounds = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(order)] if len(order) else [0]
+        dtypes = {
+            name: column.dtype for name, column in self.shard(int(owners[0]) if len(order) else 0).columns.items()
+        }
+        gathered = {name: np.empty((len(order), *shape), dtypes[name]) for name, shape in row_shapes.items()}
+        # A micro-batch may meet as many shards as it has rows: one call a shard and column, the rest for all at once.
+        for begin, end in itertools.pairwise(bounds):
+            columns, of_shard = self.shard(int(owners[begin])).columns, local[begin:end]
+            for name, target in gathered.items():
+                columns[name].take(of_shard, axis=0, out=target[begin:end], mode="clip")
+        out = {name: np.empty(column.shape, np.int64) for name, column in gathered.items()}
+        for name, column in gathered.items():
+            out[name][order] = column
         return out
+
+    def read_ahead(self, first: int, count: int) -> None:
+        """Ask the system to have rows `first` to `first + count - 1` in its cache soon.
+
+        Raises:
+            ValueError: a shard that contradicts the manifest.
+        """
+        last = min(first + count, len(self))
+        while first < last:
+            index = bisect.bisect_right(self._starts, first) - 1
+            shard, end = self.shard(index), min(last, self._starts[index + 1])
+            local = first - self._starts[index]
+            ranges = []
+            for name, column in shard.columns.items():
+                row_bytes = column.nbytes // shard.rows
+                ranges.append((shard.offsets[name] + local * row_bytes, (end - first) * row_bytes))
+            read_ahead(shard.path, ranges)
+            first = end

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pld.data.mapped_file import map_file
 from bert_pld.data.nvidia_shards import Header, read_blocks
 
 CACHE_VARIABLE = "BERT_PLD_CACHE"
@@ -82,12 +83,13 @@ class UnpackedShard:
         if content["kind"] != _KIND or content["bytes"] != file.stat().st_size:
             raise ValueError(f"{file}: damaged; remove it, and it is made anew")
         self.rows, self.tokens, self.largest_id = (int(content[name]) for name in ("rows", "tokens", "largest_id"))
+        self.path, mapped = file, map_file(file)
         self.columns: dict[str, NDArray[Any]] = {}
+        self.offsets: dict[str, int] = {}
         for name, (dtype, shape, offset) in content["columns"].items():
-            whole = (
-                np.memmap(file, mode="r", dtype=dtype, shape=tuple(shape), offset=offset) if 0 not in shape else None
-            )
-            self.columns[name] = np.empty(shape, dtype) if whole is None else np.asarray(whole)
+            end = offset + math.prod(shape) * np.dtype(dtype).itemsize
+            self.columns[name] = mapped[offset:end].view(dtype).reshape(shape)
+            self.offsets[name] = offset
 
 
 def unpacked(source: Source) -> UnpackedShard:

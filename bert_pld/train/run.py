@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 
 from bert_pld.config import BATCH_KEYS, MONITOR_BLOCKS, ConfigError, RunConfig, resolve_batch_sizes
-from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
+from bert_pld.data.data_directory import resolve_data_dir
+from bert_pld.data.loader import check_matches_model, evaluation_batches, sample_order, training_batches
 from bert_pld.data.micro_batch import MicroBatch
 from bert_pld.data.nvidia_rows import open_rows
-from bert_pld.data.order import positions_of_micro_batch, rows_at
+from bert_pld.data.order import positions_of_micro_batch
 from bert_pld.data.shards import ShardedRows
 from bert_pld.model import BertForPreTraining
 from bert_pld.pld import initialize
@@ -71,6 +72,9 @@ class Run:
             mask_probability=data.mask_probability,
             whole_word=data.whole_word,
             masking=data.masking,
+            shuffle=data.shuffle,
+            shuffle_block_rows=data.shuffle_block_rows,
+            shuffle_window_blocks=data.shuffle_window_blocks,
             workers=data.workers,
             pin_memory=self.device.type == "cuda",
         )
@@ -120,7 +124,9 @@ class Run:
             self.engine.gradient_accumulation_steps(),
             dist.get_world_size(),
         )
-        return rows_at(positions, len(self.training_rows), self.config.training.seed)[0]
+        data, seed = self.config.data, self.config.training.seed
+        sizes = data.shuffle_block_rows, data.shuffle_window_blocks
+        return sample_order(data.shuffle, len(self.training_rows), seed, *sizes).rows_at(positions)[0]
 
     def close(self) -> None:
         """End progress bar and process group; a process that skips this can abort at exit."""
@@ -189,7 +195,7 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
 
     Args:
         config: as loaded.
-        data_dir: shards, native ones or NVIDIA's.
+        data_dir: shards, native ones or NVIDIA's, or a directory with those of `data.seq_length` in `seq_<S>`.
         output_dir: the run's folder.
         resume: `auto` (go on from the folder's newest checkpoint, if any), `never`, or a checkpoint's path.
         initialize_from: a checkpoint whose weights a new run starts with (its second phase, say).
@@ -197,6 +203,7 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
     Raises:
         ValueError: anything a user can mend, in one line.
     """
+    data_dir = resolve_data_dir(data_dir, config.data.seq_length)
     vocab_file = Path(config.data.vocab_file) if config.data.vocab_file else None
     training_rows = open_rows(data_dir, "train", vocab_file)
     held_out = training_rows.manifest.rows("validation") > 0
