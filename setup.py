@@ -31,13 +31,15 @@ setup(
         "scipy>=1.11",
         "sentencex>=1.0",
         "tqdm>=4.66",
+        "datatrove>=0.10",
         "triton>=3.5; platform_system == 'Linux'",
     ],
     extras_require={
         "tensorboard": ["tensorboard>=2.16"],
         "wandb": ["wandb"],
+        "ray": ["ray>=2.40"],
         "hub": ["datasets>=4.0"],
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff", "mypy", "tensorboard>=2.16"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff", "mypy", "tensorboard>=2.16", "ray>=2.40"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

@@ -10,8 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from typing_extensions import Self
-
 from data_prep.attempt import Attempt, Notes, RunTasks, Task, look_again, stop_attempts
 
 MOST_LOSSES = 3
@@ -122,7 +120,7 @@ class ClusterExecutor(ABC):
             jobs.cancel()
             raise
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ClusterExecutor:
         return self
 
     def __exit__(

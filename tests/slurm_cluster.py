@@ -130,7 +130,10 @@ class SlurmCluster:
             self._daemon(f"slurmd_node{node}", "slurmd", "-D", "-N", f"node{node}")
         self._wait(
             "all nodes are idle",
-            lambda: self.output("sinfo", "--noheader", "--Node", "--format=%T").split() == ["idle"] * self.nodes,
+            lambda: (
+                self.output("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T").split()
+                == ["idle"] * self.nodes
+            ),
         )
 
     def _configuration(self, ports: list[int]) -> str:
