@@ -116,11 +116,13 @@ class DataConfig:
 
     seq_length: int = 128
     masking: Literal["dynamic", "static"] = "dynamic"
-    """New masks each epoch, or the same ones."""
+    """New masks each epoch, or the same ones: of shards with masks of their own, those."""
     mask_probability: float = 0.15
     whole_word: bool = False
     workers: int = 1
     """Loader processes a rank; 0 loads in the training process."""
+    vocab_file: str | None = None
+    """The vocabulary of shards in NVIDIA's format that have no `vocab.txt` beside them."""
 
     def check(self) -> Iterable[str]:
         """Yield what is wrong, as 'key: given; allowed'."""

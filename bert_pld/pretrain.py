@@ -18,7 +18,9 @@ def build_parser() -> argparse.ArgumentParser:
         " --data_dir shards/ --output_dir runs/base --set training.max_steps=100000",
     )
     parser.add_argument("--deepspeed_config", required=True, type=Path, help="a DeepSpeed JSON with our blocks")
-    parser.add_argument("--data_dir", required=True, type=Path, help="shards made by `python -m data_prep build`")
+    parser.add_argument(
+        "--data_dir", required=True, type=Path, help="shards made by `python -m data_prep build`, or NVIDIA's"
+    )
     parser.add_argument("--output_dir", required=True, type=Path, help="the run's folder")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
     parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="what to go on from (auto)")

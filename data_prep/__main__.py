@@ -18,9 +18,11 @@ from data_prep.plan import BuildArguments
 from data_prep.sources import KINDS, Source
 from data_prep.verify import verify
 from data_prep.vocabulary import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
+from data_prep.write_nvidia import DEFAULT_DUPLICATES
 
-FORMATS = ("native",)
+FORMATS = ("native", "nvidia")
 LONGEST_SEQ_LENGTH = 2**16 - 1
+MOST_DUPLICATES = 1000
 
 _EXAMPLE = """\
 examples:
@@ -53,6 +55,13 @@ def _build(arguments: argparse.Namespace) -> int:
     options = ExecutorOptions.of(arguments)
     if arguments.format not in FORMATS:
         raise ValueError(f"--format {arguments.format}: not available; allowed: {', '.join(FORMATS)}")
+    if arguments.format == "nvidia":
+        duplicates = DEFAULT_DUPLICATES if arguments.duplicates is None else arguments.duplicates
+        _check_range("--duplicates", duplicates, 1, MOST_DUPLICATES)
+    elif arguments.duplicates is not None:
+        raise ValueError("--duplicates: native rows hold no masks; give it with --format nvidia only")
+    else:
+        duplicates = 1
     for seq_length in arguments.seq_length:
         _check_range("--seq_length", seq_length, SMALLEST_SEQ_LENGTH, LONGEST_SEQ_LENGTH)
     _check_range("--seed", arguments.seed, 0, MAX_SEED)
@@ -80,6 +89,8 @@ def _build(arguments: argparse.Namespace) -> int:
         keep_languages=tuple(arguments.keep_languages.split(",")) if arguments.keep_languages else (),
         deduplicate=arguments.deduplicate,
         similarity=arguments.similarity,
+        format=arguments.format,
+        duplicates=duplicates,
     )
     with make_executor(options) as executor:
         build(decisive, arguments.vocab, arguments.output_dir, executor)
@@ -165,7 +176,14 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--keep_languages", metavar="en,de", help="drop documents in other languages (default: keep all)")
     add.add_argument("--language", default="en", help="of the text, for sentence splitting, ISO 639 (default: en)")
     add_executor_flags(add)
-    add.add_argument("--format", default=FORMATS[0], help=f"of the shards: {', '.join(FORMATS)}")
+    add.add_argument(
+        "--format", default=FORMATS[0],
+        help=f"of the shards: {', '.join(FORMATS)}, NVIDIA's static masks (default: {FORMATS[0]})",
+    )  # fmt: skip
+    add.add_argument(
+        "--duplicates", type=int, metavar="K",
+        help=f"sets of masks for each training row, with --format nvidia (default: {DEFAULT_DUPLICATES})",
+    )  # fmt: skip
 
     check = commands.add_parser(
         "verify", help="check a data directory", formatter_class=form,

@@ -4,6 +4,7 @@
         notes/00003         of rank 3: lines `begin 17`, `done 17`
         errors/00017.json   what task 17 raised
         stop                made by the driver: no further task is begun
+        closed              made by the driver: its jobs have ended
         slurm/              what the jobs printed
         completions/ logs/ stats/ executor.json …   datatrove's own
 
@@ -29,7 +30,7 @@ from bert_pld.data.shards import write_atomically
 Task = Callable[[Path, int], None]
 
 LOGS_FOLDER = "logs"
-_NOTES, _ERRORS, _STOP = "notes", "errors", "stop"
+_NOTES, _ERRORS, _STOP, _CLOSED = "notes", "errors", "stop", "closed"
 
 
 class Attempt:
@@ -40,10 +41,9 @@ class Attempt:
 
     @classmethod
     def begun(cls, build_dir: Path, stage: str) -> Attempt:
-        """A new attempt at a stage; earlier ones of this build begin no further task."""
+        """A new attempt at a stage."""
         logs = build_dir / LOGS_FOLDER
         logs.mkdir(exist_ok=True)
-        stop_attempts(build_dir)
         folder = logs / f"{stage}_{sum(1 for _ in logs.glob(f'{stage}_*')):03d}"
         for part in (folder, folder / _NOTES, folder / _ERRORS):
             part.mkdir()
@@ -64,6 +64,10 @@ class Attempt:
     def stop(self) -> None:
         """Let no further task be begun."""
         (self.folder / _STOP).touch()
+
+    def close(self) -> None:
+        """Say that its jobs have ended."""
+        (self.folder / _CLOSED).touch()
 
     @property
     def stopped(self) -> bool:
@@ -103,10 +107,10 @@ class Attempt:
         raise RuntimeError(f"task {int(paths[0].stem)}: {content['type']}: {content['message']} (see {paths[0]})")
 
 
-def stop_attempts(build_dir: Path) -> None:
-    """Let the attempts of a driver that was killed begin no further task."""
-    for folder in (build_dir / LOGS_FOLDER).glob("*"):
-        Attempt(folder).stop()
+def open_attempts(build_dir: Path) -> list[Attempt]:
+    """Those whose driver did not see them end."""
+    folders = sorted((build_dir / LOGS_FOLDER).glob("*"))
+    return [Attempt(folder) for folder in folders if not (folder / _CLOSED).exists()]
 
 
 class Notes:

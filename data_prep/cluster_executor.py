@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from data_prep.attempt import Attempt, Notes, RunTasks, Task, look_again, stop_attempts
+from data_prep.attempt import Attempt, Notes, RunTasks, Task, look_again
 
 MOST_LOSSES = 3
 """So often a task's job may be lost under it before the build gives up."""
@@ -41,7 +41,6 @@ class ClusterExecutor(ABC):
 
     def __init__(self, workers: int, most_ranks: int) -> None:
         self.workers, self.most_ranks = workers, most_ranks
-        self._cleared: set[Path] = set()
 
     @abstractmethod
     def launch(self, step: RunTasks, ranks: int, attempt: Attempt) -> Jobs:
@@ -50,10 +49,6 @@ class ClusterExecutor(ABC):
         Raises:
             OSError: they were not accepted.
         """
-
-    def end_leftovers(self, build_dir: Path) -> None:
-        """End the jobs of a driver of this build that was killed."""
-        stop_attempts(build_dir)
 
     def run(self, function: Task, build_dir: Path, tasks: Sequence[int], finished: Callable[[int], None]) -> None:
         """Run `function(build_dir, task)` for every task, and call `finished(task)` after each.
@@ -70,9 +65,6 @@ class ClusterExecutor(ABC):
         Raises:
             ValueError, OSError: what a task raised, or jobs were refused or lost too often.
         """
-        if build_dir not in self._cleared:
-            self.end_leftovers(build_dir)
-            self._cleared.add(build_dir)
         done: set[int] = set()
         losses: Counter[int] = Counter()
         barren = 0
@@ -113,11 +105,13 @@ class ClusterExecutor(ABC):
                         finished(task)
                 attempt.raise_error()
                 if ended:
+                    attempt.close()
                     return notes, jobs
                 time.sleep(POLL_S)
         except BaseException:
             attempt.stop()
             jobs.cancel()
+            attempt.close()
             raise
 
     def __enter__(self) -> ClusterExecutor:

@@ -22,12 +22,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bert_pld.data.shards import MANIFEST_NAME, write_atomically
+from data_prep.leftovers import end_leftovers
 from data_prep.sources import Source
 from data_prep.sources.pieces import Piece
 
@@ -62,6 +64,10 @@ class BuildArguments:
     """`near`, `exact` or `none`."""
     similarity: float = 0.6
     """From which estimated Jaccard similarity on two documents are near duplicates."""
+    format: str = "native"
+    """`native` or `nvidia`, of the shards."""
+    duplicates: int = 1
+    """Sets of masks for each training row in NVIDIA's format; native rows have none."""
 
     def data_dirs(self, output_dir: Path) -> dict[int, Path]:
         """The data directory of each sequence length."""
@@ -86,9 +92,8 @@ class Plan:
 
     def write(self, build_dir: Path) -> None:
         """Keep the plan for the tasks and for going on later."""
-        write_atomically(
-            build_dir / "plan.json", json.dumps({"identity": self.identity(), **dataclasses.asdict(self)}) + "\n"
-        )
+        content = {"identity": self.identity(), "recipe": RECIPE_VERSION, **dataclasses.asdict(self)}
+        write_atomically(build_dir / "plan.json", json.dumps(content) + "\n")
 
     @classmethod
     def read(cls, build_dir: Path) -> Plan:
@@ -152,8 +157,16 @@ def is_finished(output_dir: Path, plan: Plan) -> bool:
 
 
 @contextmanager
-def opened_build(output_dir: Path, plan: Plan) -> Iterator[Path]:
+def opened_build(
+    output_dir: Path, plan: Plan, carry_over: Callable[[Path, Plan, Plan], int] = lambda *_: 0
+) -> Iterator[Path]:
     """The build folder of `output_dir`, made or taken up again, locked for as long as the build runs.
+
+    Args:
+        output_dir: absolute.
+        plan: of the build.
+        carry_over: called with (build folder, its plan, `plan`) where an unfinished build with another plan is found;
+            says how many reading tasks it could turn over to this one.
 
     Raises:
         ValueError: the directory holds anything else, a different build, or a build that is running now.
@@ -170,11 +183,7 @@ def opened_build(output_dir: Path, plan: Plan) -> Iterator[Path]:
                 f"--output_dir {output_dir}: holds {what} ({', '.join(strangers[:3])}{' …' * (len(strangers) > 3)});"
                 " nothing was changed; choose an empty or new directory"
             )
-    folders = ["spool", "duplicates", "done", *(f"shards/{length}" for length in plan.arguments.seq_lengths)]
-    for folder in folders:
-        (build_dir / folder).mkdir(parents=True, exist_ok=True)
-    for data_dir in plan.arguments.data_dirs(output_dir).values():
-        data_dir.mkdir(exist_ok=True)
+    build_dir.mkdir(exist_ok=True)
     with open(build_dir / "lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,18 +191,29 @@ def opened_build(output_dir: Path, plan: Plan) -> Iterator[Path]:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             raise ValueError(f"--output_dir {output_dir}: another build is writing here now") from None
-        if plan_file.is_file() and json.loads(plan_file.read_text(encoding="utf-8"))["identity"] != plan.identity():
-            raise ValueError(
-                f"--output_dir {output_dir}: holds an unfinished build with other arguments or inputs;"
-                f" nothing was changed; choose another directory, or remove {build_dir} and start anew"
-            )
+        end_leftovers(build_dir)
+        kept = json.loads(plan_file.read_text(encoding="utf-8")) if plan_file.is_file() else None
+        if kept is not None and kept["identity"] != plan.identity():
+            same_recipe = kept.get("recipe") == RECIPE_VERSION
+            carried = carry_over(build_dir, Plan.read(build_dir), plan) if same_recipe else 0
+            if not carried:
+                raise ValueError(
+                    f"--output_dir {output_dir}: holds an unfinished build with other arguments or inputs;"
+                    f" nothing was changed; choose another directory, or remove {build_dir} and start anew"
+                )
+            print(f"{carried} of {len(plan.tasks)} reading tasks taken over from an unfinished build", file=sys.stderr)
         if not plan_file.is_file():
             plan.write(build_dir)
+        for folder in ("spool", "duplicates", "done", *(f"shards/{length}" for length in plan.arguments.seq_lengths)):
+            (build_dir / folder).mkdir(parents=True, exist_ok=True)
+        for data_dir in plan.arguments.data_dirs(output_dir).values():
+            data_dir.mkdir(exist_ok=True)
         try:
             yield build_dir
         except ValueError:
-            # A mistake in arguments or inputs: with it put right this is another build, and the folder is of no use.
-            discard_build(output_dir, plan)
+            # A mistake in arguments or inputs. What was read by then the corrected build takes over.
+            if not any((build_dir / "done").glob("read_*.json")):
+                discard_build(output_dir, plan)
             raise
 
 
@@ -212,6 +232,6 @@ def remove_build(build_dir: Path) -> None:
     for path in build_dir.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-    for name in ("comparisons.json", "groups.json", "lock", "plan.json"):
+    for name in ("comparisons.json", "groups.json", "masking.json", "lock", "plan.json"):
         (build_dir / name).unlink(missing_ok=True)
     shutil.rmtree(build_dir)

@@ -7,7 +7,6 @@ no shell reads. Jobs use this process's interpreter, environment and working dir
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shlex
@@ -52,7 +51,7 @@ class SlurmExecutor(ClusterExecutor):
         Raises:
             OSError: Slurm refused it.
         """
-        name = job_name(step.build_dir)
+        name = slurm_queue.job_name(step.build_dir)
         executor = _Executor(step, ranks, self.workers, attempt, name, self.options)
         try:
             executor.launch_job()
@@ -60,20 +59,6 @@ class SlurmExecutor(ClusterExecutor):
             slurm_queue.cancel_named(name)
             raise
         return _ArrayOfRanks(str(executor.job_id), name, attempt, ranks)
-
-    def end_leftovers(self, build_dir: Path) -> None:
-        """Cancel what a driver of this build that was killed has left in the queue.
-
-        Raises:
-            OSError: Slurm does not answer.
-        """
-        super().end_leftovers(build_dir)
-        slurm_queue.cancel_named(job_name(build_dir))
-
-
-def job_name(build_dir: Path) -> str:
-    """The name of all jobs of a build, by which a later driver finds them."""
-    return f"data_prep_{hashlib.sha256(os.fsencode(build_dir.resolve())).hexdigest()[:12]}"
 
 
 class _ArrayOfRanks(slurm_queue.JobArray):
@@ -115,7 +100,7 @@ class _Executor(SlurmPipelineExecutor):
         Raises:
             OSError: Slurm refused it.
         """
-        pickled, script = self.folder / "executor.pik", self.folder / "launch_script.slurm"
+        pickled, script = self.folder / "executor.pik", self.folder / slurm_queue.SCRIPT_NAME
         pickled.write_bytes(dill.dumps(self, fmode=dill.CONTENTS_FMODE))
         (self.folder / "ranks_to_run.json").write_text(json.dumps(list(range(self.tasks))), encoding="utf-8")
         self.save_executor_as_json()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+SCRIPT_NAME = "launch_script.slurm"
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol")
 QUEUE_S = 5.0
 """Seconds between two questions to the controller, which answers all users."""
@@ -34,9 +36,18 @@ def require_commands() -> None:
     Raises:
         ValueError: it cannot.
     """
-    for command in COMMANDS:
-        if not shutil.which(command):
-            raise ValueError(f"--executor slurm: {command} is not on the PATH; start it where jobs can be submitted")
+    if missing := missing_command():
+        raise ValueError(f"--executor slurm: {missing} is not on the PATH; start it where jobs can be submitted")
+
+
+def missing_command() -> str | None:
+    """The first of Slurm's commands that is not here."""
+    return next((command for command in COMMANDS if not shutil.which(command)), None)
+
+
+def job_name(build_dir: Path) -> str:
+    """The name of all jobs of a build, by which a later driver finds them."""
+    return f"data_prep_{hashlib.sha256(os.fsencode(build_dir.resolve())).hexdigest()[:12]}"
 
 
 def largest_array() -> int:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from bert_pld.data.masking import Vocabulary
 from bert_pld.data.micro_batch import Int64Array, MicroBatch, MicroBatchMaker
 from bert_pld.data.order import positions_of_micro_batch, rows_at
-from bert_pld.data.shards import MANIFEST_NAME, ShardedRows
+from bert_pld.data.shards import ShardedRows
 
 MASKING_MODES = ("dynamic", "static")
 
@@ -123,7 +123,8 @@ def training_batches(
             earlier steps had another global batch size.
         mask_probability: share of the candidates to mask, in (0, 1).
         whole_word: mask whole words.
-        masking: `dynamic`, new masks each epoch; `static`, the same ones.
+        masking: `dynamic`, new masks each epoch; `static`, the same ones: those that the rows bring along, where they
+            do, else those of epoch 0.
         workers: processes that prepare micro-batches; 0 prepares them in this one.
         pin_memory: put them into page-locked memory.
 
@@ -134,12 +135,10 @@ def training_batches(
     _check_sharing(micro_batch_size, rank, world_size, workers)
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps {accumulation_steps}: must be at least 1")
-    if masking not in MASKING_MODES:
-        raise ValueError(f"data.masking '{masking}': must be one of {', '.join(MASKING_MODES)}")
     if first_position is None:
         first_position = first_step * micro_batch_size * accumulation_steps * world_size
     micro_batches = _TrainingMicroBatches(
-        maker=_maker(rows, masking_seed, mask_probability, whole_word),
+        maker=_maker(rows, masking_seed, mask_probability, whole_word, masking),
         count=num_steps * accumulation_steps,
         order_seed=order_seed,
         static=masking == "static",
@@ -162,10 +161,13 @@ def evaluation_batches(
     max_rows: int | None = None,
     mask_probability: float = 0.15,
     whole_word: bool = False,
+    masking: str = "dynamic",
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[MicroBatch]:
     """This rank's share of a split, each row exactly once over all ranks, always with the same masks.
+
+    They are those of epoch 0, or with `static` masking those that the rows bring along, where they do.
 
     Every rank yields the same number of batches of the same shape. Where the rows run out, a batch is filled up with a
     row that has no targets; `rows` counts the real ones and may be 0.
@@ -188,7 +190,7 @@ def evaluation_batches(
         raise ValueError(f"max_rows {max_rows}: must be at least 1")
     evaluated_rows = len(rows) if max_rows is None else min(max_rows, len(rows))
     micro_batches = _EvaluationMicroBatches(
-        maker=_maker(rows, masking_seed, mask_probability, whole_word),
+        maker=_maker(rows, masking_seed, mask_probability, whole_word, masking),
         count=-(-evaluated_rows // (batch_size * world_size)),
         batch_size=batch_size,
         rank=rank,
@@ -210,7 +212,7 @@ def check_matches_model(rows: ShardedRows, *, vocabulary_size: int, max_position
     Raises:
         ValueError: the shards' vocabulary or sequence length does not fit.
     """
-    found, where = rows.attributes, f"data directory {rows.data_dir} ({MANIFEST_NAME})"
+    found, where = rows.attributes, f"data directory {rows.data_dir} ({rows.described_in})"
     if found.vocabulary_size > vocabulary_size:
         raise ValueError(
             f"{where}: vocabulary of {found.vocabulary_size} entries; the model has {vocabulary_size}"
@@ -236,11 +238,16 @@ def _check_sharing(micro_batch_size: int, rank: int, world_size: int, workers: i
         raise ValueError(f"data-loading workers {workers}: must not be negative")
 
 
-def _maker(rows: ShardedRows, masking_seed: int, mask_probability: float, whole_word: bool) -> MicroBatchMaker:
+def _maker(
+    rows: ShardedRows, masking_seed: int, mask_probability: float, whole_word: bool, masking: str
+) -> MicroBatchMaker:
+    if masking not in MASKING_MODES:
+        raise ValueError(f"data.masking '{masking}': must be one of {', '.join(MASKING_MODES)}")
     if not 0 < mask_probability < 1:
         raise ValueError(f"data.mask_probability {mask_probability}: must be in (0, 1)")
-    vocabulary = Vocabulary.read(rows.data_dir, rows.manifest)
-    return MicroBatchMaker(rows, vocabulary, masking_seed, mask_probability, whole_word)
+    vocabulary = Vocabulary.read(rows.data_dir, rows.manifest, rows.vocabulary_path)
+    own_masks = masking == "static" and rows.has_masks
+    return MicroBatchMaker(rows, vocabulary, masking_seed, mask_probability, whole_word, own_masks)
 
 
 def _loaded(micro_batches: _MicroBatches, workers: int, pin_memory: bool) -> Iterator[MicroBatch]:

@@ -15,13 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.counter_rng import Stream, UInt32Array, random_words, to_unit_interval
-from bert_pld.data.shards import Manifest, vocabulary_hash
+from bert_pld.data.shards import VOCABULARY_NAME, Manifest, vocabulary_hash
+from bert_pld.data.wordpiece import CONTINUATION, read_entries
 
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-
-VOCABULARY_NAME = "vocab.txt"
-CONTINUATION_PREFIX = "##"
 
 # Thresholds of a uint32: below the first [MASK], below the second a random entry, else unchanged.
 _MASK_BELOW = round(0.8 * 2**32)
@@ -71,19 +69,14 @@ class Vocabulary:
         return (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
 
     @classmethod
-    def read(cls, data_dir: str | Path, manifest: Manifest) -> Vocabulary:
-        """Read a data directory's `vocab.txt` and check it against the manifest.
+    def read(cls, data_dir: str | Path, manifest: Manifest, path: Path | None = None) -> Vocabulary:
+        """Read a data directory's vocabulary, `vocab.txt` or the file at `path`, and check it against the manifest.
 
         Raises:
             ValueError: the file is missing, is not the vocabulary that made the shards, or a special token is unnamed.
         """
-        path = Path(data_dir) / VOCABULARY_NAME
-        try:
-            entries = path.read_bytes().decode().split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not a readable vocabulary ({error})") from error
-        if entries[-1] == "":
-            entries.pop()
+        path = path or Path(data_dir) / VOCABULARY_NAME
+        entries = read_entries(path)
         expected = manifest.attributes
         if len(entries) != expected.vocabulary_size or vocabulary_hash(entries) != expected.vocabulary_hash:
             raise ValueError(
@@ -96,7 +89,7 @@ class Vocabulary:
             raise ValueError(f"{data_dir}: the manifest's special_tokens lack {', '.join(missing)}")
         return cls(
             size=len(entries),
-            is_continuation=np.array([entry.startswith(CONTINUATION_PREFIX) for entry in entries], np.bool_),
+            is_continuation=np.array([entry.startswith(CONTINUATION) for entry in entries], np.bool_),
             **{f"{name}_id": manifest.special_tokens[name] for name in names},
         )
 

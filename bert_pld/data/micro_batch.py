@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bert_pld.data.masking import Vocabulary, mask_tokens
+from bert_pld.data.masking import MaskedTokens, Vocabulary, mask_tokens
+from bert_pld.data.nvidia_rows import NvidiaRows
 from bert_pld.data.shards import NO_PAIR, ShardedRows
 
 Int64Array = NDArray[np.int64]
@@ -93,21 +94,13 @@ class MicroBatchMaker:
     masking_seed: int
     mask_probability: float
     whole_word: bool
+    own_masks: bool = False
+    """Take the masks that the rows bring along, whatever the seed and the epoch."""
 
     def make(self, row_indices: Int64Array, epochs: Int64Array, real_rows: int) -> MicroBatch:
         """The micro-batch of these rows, of which those from `real_rows` on are fillers without targets."""
-        columns = self.rows.read(row_indices)
+        columns, masked = self._masked(row_indices, epochs)
         lengths, segment_b_start = columns["length"], columns["segment_b_start"]
-        masked = mask_tokens(
-            columns["input_ids"],
-            lengths,
-            row_indices,
-            epochs,
-            vocabulary=self.vocabulary,
-            seed=self.masking_seed,
-            mask_probability=self.mask_probability,
-            whole_word=self.whole_word,
-        )
         seq_length = masked.input_ids.shape[1]
         positions = np.arange(seq_length)
         is_token = positions < lengths[:, None]
@@ -129,4 +122,21 @@ class MicroBatchMaker:
             rows=real_rows,
             row_indices=row_indices,
             lengths=lengths,
+        )
+
+    def _masked(self, row_indices: Int64Array, epochs: Int64Array) -> tuple[dict[str, NDArray[Any]], MaskedTokens]:
+        """The columns of these rows, and the rows masked."""
+        if self.own_masks:
+            assert isinstance(self.rows, NvidiaRows)
+            return self.rows.read_masked(row_indices)
+        columns = self.rows.read(row_indices)
+        return columns, mask_tokens(
+            columns["input_ids"],
+            columns["length"],
+            row_indices,
+            epochs,
+            vocabulary=self.vocabulary,
+            seed=self.masking_seed,
+            mask_probability=self.mask_probability,
+            whole_word=self.whole_word,
         )

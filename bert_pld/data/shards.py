@@ -24,10 +24,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 import h5py
 import numpy as np
@@ -35,7 +36,11 @@ from numpy.typing import NDArray
 
 FORMAT_NAME = "bert_pld"
 FORMAT_VERSION = 1
+NVIDIA_FORMAT_NAME = "nvidia"
+"""In the manifest of a directory whose shards `bert_pld.data.nvidia_shards` defines."""
 MANIFEST_NAME = "manifest.json"
+FORMATS = (FORMAT_NAME, NVIDIA_FORMAT_NAME)
+TOKENIZER_NAME, VOCABULARY_NAME = "tokenizer.json", "vocab.txt"
 OBJECTIVES = ("mlm+nsp", "mlm")
 SPLITS = ("train", "validation")
 COLUMNS = {"input_ids": None, "length": np.uint16, "segment_b_start": np.uint16, "next_sentence_label": np.int8}
@@ -74,6 +79,7 @@ class ShardRecord:
     file: str
     rows: int
     tokens: int
+    """That are not padding."""
     bytes: int
     sha256: str
 
@@ -88,6 +94,8 @@ class Manifest:
     """Documents a split."""
     special_tokens: dict[str, int]
     """Ids of pad, unk, cls, sep and mask."""
+    format: str = FORMAT_NAME
+    """`bert_pld`, or `nvidia` where the shards are NVIDIA's."""
 
     def rows(self, split: str) -> int:
         """Rows of a split over all its shards."""
@@ -107,7 +115,7 @@ class Manifest:
 
     def write(self, data_dir: Path) -> None:
         """Write `manifest.json` atomically: a reader sees the old one or the whole new one."""
-        payload = {"format": FORMAT_NAME, "version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        payload = {"version": FORMAT_VERSION, **dataclasses.asdict(self)}
         write_atomically(data_dir / MANIFEST_NAME, json.dumps(payload, indent=2, sort_keys=True) + "\n")
 
     @classmethod
@@ -128,13 +136,14 @@ class Manifest:
             )
         try:
             payload = json.loads(path.read_text(encoding="utf-8"))
-            if payload.pop("format") != FORMAT_NAME or payload.pop("version") != FORMAT_VERSION:
+            if payload["format"] not in FORMATS or payload["version"] != FORMAT_VERSION:
                 raise ValueError(f"{path}: not a {FORMAT_NAME} manifest of version {FORMAT_VERSION}")
             return cls(
                 attributes=ShardAttributes(**payload["attributes"]),
                 splits={name: [ShardRecord(**r) for r in records] for name, records in payload["splits"].items()},
                 documents=payload["documents"],
                 special_tokens=payload["special_tokens"],
+                format=payload["format"],
             )
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: damaged manifest ({error!r})") from error
@@ -278,8 +287,17 @@ def _map_dataset(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
         raise ValueError(f"{path}: cut short ({error})") from error
 
 
+class MappedShard(Protocol):
+    """An opened shard of either format."""
+
+    rows: int
+    columns: dict[str, NDArray[Any]]
+
+
 class ShardedRows:
     """All rows of one split, addressed by one running index over its shards.
+
+    A subclass for another format says how one of its shards is opened.
 
     Opening reads the manifest and compares the shards' sizes with it, so that a missing or cut shard is known at once
     and not when its turn comes. A shard is opened at its first use and stays mapped. Safe to hand to forked or spawned
@@ -289,9 +307,18 @@ class ShardedRows:
         ValueError: no such split, an empty split, or a shard that contradicts the manifest (file named).
     """
 
-    def __init__(self, data_dir: str | Path, split: str) -> None:
+    format: ClassVar[str] = FORMAT_NAME
+    """What the manifest must say."""
+    has_masks: ClassVar[bool] = False
+    """Whether the rows bring masks of their own (`read_masked`)."""
+
+    def __init__(self, data_dir: str | Path, split: str, manifest: Manifest | None = None) -> None:
         self.data_dir = Path(data_dir)
-        self.manifest = Manifest.read(self.data_dir)
+        self.manifest = manifest or Manifest.read(self.data_dir)
+        self.described_in = MANIFEST_NAME
+        self.vocabulary_path = self.data_dir / VOCABULARY_NAME
+        if self.manifest.format != self.format:
+            raise ValueError(f"{self.data_dir / MANIFEST_NAME}: shards of format {self.manifest.format!r}")
         self.records = self.manifest.splits.get(split, [])
         self.split = split
         ends = np.cumsum([record.rows for record in self.records], dtype=np.int64)
@@ -304,7 +331,7 @@ class ShardedRows:
             if found != record.bytes:
                 state = "is missing" if found is None else f"has {found} bytes"
                 raise ValueError(f"{path}: {state}; the {MANIFEST_NAME} says {record.bytes} bytes")
-        self._open: dict[int, Shard] = {}
+        self._open: dict[int, MappedShard] = {}
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -317,16 +344,19 @@ class ShardedRows:
         """The attributes every shard shares."""
         return self.manifest.attributes
 
-    def shard(self, index: int) -> Shard:
+    def shard(self, index: int) -> MappedShard:
         """The n-th shard, opened if need be and checked against the manifest."""
         if index not in self._open:
-            record = self.records[index]
-            path = self.data_dir / record.file
-            shard = Shard(path)
-            if shard.attributes != self.attributes or shard.rows != record.rows:
-                raise ValueError(f"{path}: does not belong to this directory's {MANIFEST_NAME}")
-            self._open[index] = shard
+            self._open[index] = self._open_shard(index)
         return self._open[index]
+
+    def _open_shard(self, index: int) -> MappedShard:
+        record = self.records[index]
+        path = self.data_dir / record.file
+        shard = Shard(path)
+        if shard.attributes != self.attributes or shard.rows != record.rows:
+            raise ValueError(f"{path}: does not belong to this directory's {MANIFEST_NAME}")
+        return shard
 
     def read(self, indices: NDArray[np.integer[Any]]) -> dict[str, NDArray[Any]]:
         """The rows at `indices` (any order, repeats allowed), one array a column, int64 `[len(indices), …]`.
@@ -334,6 +364,22 @@ class ShardedRows:
         Raises:
             ValueError: an index outside [0, rows), or a shard that contradicts the manifest.
         """
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(COLUMNS, ())
+        return self._gather(indices, {**shapes, "input_ids": (self.attributes.seq_length,)})
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Put `tokenizer.json` and `vocab.txt` of these rows into a folder.
+
+        Raises:
+            OSError: one of them is missing, or cannot be written.
+        """
+        for name in (TOKENIZER_NAME, VOCABULARY_NAME):
+            shutil.copyfile(self.data_dir / name, folder / name)
+
+    def _gather(
+        self, indices: NDArray[np.integer[Any]], row_shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, NDArray[Any]]:
+        """These columns, given with the shape of one row, of the rows at `indices`."""
         order = np.argsort(indices, kind="stable")
         ascending = np.asarray(indices)[order]
         if len(order) and not 0 <= ascending[0] <= ascending[-1] < len(self):
@@ -341,16 +387,14 @@ class ShardedRows:
                 f"data directory {self.data_dir}: rows {ascending[0]} to {ascending[-1]} asked for, split"
                 f" '{self.split}' has [0, {len(self)})"
             )
-        out = {
-            name: np.empty((len(order), self.attributes.seq_length) if name == "input_ids" else len(order), np.int64)
-            for name in COLUMNS
-        }
+        out = {name: np.empty((len(order), *shape), np.int64) for name, shape in row_shapes.items()}
         position = 0
         while position < len(order):
             index = bisect.bisect_right(self._starts, int(ascending[position])) - 1
             end = int(np.searchsorted(ascending, self._starts[index + 1], side="left"))
             local, target = ascending[position:end] - self._starts[index], order[position:end]
-            for name, column in self.shard(index).columns.items():
-                out[name][target] = column[local]
+            columns = self.shard(index).columns
+            for name in row_shapes:
+                out[name][target] = columns[name][local]
             position = end
         return out

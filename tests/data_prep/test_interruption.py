@@ -1,6 +1,7 @@
 """Builds that are killed at any moment, and builds on a disk that fills up."""
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from made_up_corpus import write_corpus
+from made_up_corpus import WORDS, write_corpus
 
 from data_prep.__main__ import main
 
@@ -101,3 +102,49 @@ def test_a_disk_that_fills_up_is_one_line_and_with_room_the_build_goes_on(tmp_pa
     assert main(flags_of(corpus, output_dir)) == 0
     assert main(flags_of(corpus, tmp_path / "elsewhere")) == 0
     assert digests(output_dir) == digests(tmp_path / "elsewhere")
+
+
+def jsonl(path, numbers, damaged=False):
+    """A file of its own size for each, of made-up documents; a damaged one has a line that is no JSON."""
+    draw = random.Random(path.name)
+    lines = [json.dumps({"text": f"{path.stem} {n} " + " ".join(draw.choices(WORDS, k=60))}) for n in range(numbers)]
+    path.write_text("\n".join([*lines, "{oops" if damaged else ""]))
+
+
+def test_a_damaged_file_costs_its_own_task_alone(tmp_path, small_tasks, capfd):
+    folder, output_dir = tmp_path / "text", tmp_path / "data"
+    folder.mkdir()
+    for number in range(6):
+        jsonl(folder / f"{number}.jsonl", 20 + number, damaged=number == 4)
+    flags = ["build", "--source", f"jsonl={folder}", "--seq_length", "32", "--validation_fraction", "0.1"]
+    flags += ["--vocab_size", "300", "--workers", "1", "--output_dir"]
+    assert main([*flags, str(output_dir)]) == 1
+    assert "4.jsonl:25: not JSON" in capfd.readouterr().err
+    done = {path.name for path in (output_dir / ".build" / "done").iterdir()}
+    assert {f"read_{number:05d}.json" for number in range(3)} <= done
+    jsonl(folder / "4.jsonl", 24)
+    assert main([*flags, str(output_dir)]) == 0
+    error = capfd.readouterr().err
+    assert f"{len(done)} of 6 reading tasks taken over from an unfinished build" in error
+    assert f"reading: going on, {len(done)} of 6 tasks were done" in error
+    assert main([*flags, str(tmp_path / "anew")]) == 0
+    assert digests(output_dir) == digests(tmp_path / "anew")
+
+
+def test_a_wrong_vocabulary_size_does_not_cost_the_reading_and_changed_files_are_read_again(tmp_path, corpus, capfd):
+    folder, output_dir = tmp_path / "text", tmp_path / "data"
+    shutil.copytree(corpus, folder)
+    flags = ["build", "--source", f"text={folder}", "--seq_length", "32", "--validation_fraction", "0.1"]
+    flags += ["--workers", "1", "--vocab_size"]
+    assert main([*flags, "90000", "--output_dir", str(output_dir)]) == 1
+    assert "--vocab_size 90000: the text gives only" in capfd.readouterr().err
+    assert main([*flags, "300", "--deduplicate", "none", "--output_dir", str(output_dir)]) == 1
+    assert "holds an unfinished build with other arguments" in capfd.readouterr().err
+    part = folder / "part_0.txt"
+    part.write_text(part.read_text().replace("number 3.", "number 8."))
+    os.utime(part, (time.time() + 10, time.time() + 10))
+    assert main([*flags, "300", "--output_dir", str(output_dir)]) == 1
+    assert "holds an unfinished build with other arguments" in capfd.readouterr().err  # a single task, of all files
+    os.utime(part, (1, 1))
+    assert main([*flags, "300", "--output_dir", str(output_dir)]) == 0
+    assert "1 of 1 reading tasks taken over" in capfd.readouterr().err

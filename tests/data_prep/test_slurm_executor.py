@@ -12,7 +12,9 @@ from made_up_tasks import bad_line_at_one, bug_at_one, die_at_two, new_build_dir
 
 from data_prep import cluster_executor, slurm_queue
 from data_prep.__main__ import main
-from data_prep.slurm_executor import SlurmExecutor, SlurmOptions, job_name
+from data_prep.leftovers import end_leftovers
+from data_prep.slurm_executor import SlurmExecutor, SlurmOptions
+from data_prep.slurm_queue import job_name
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -162,6 +164,33 @@ def test_a_killed_driver_started_again_ends_its_old_jobs_and_gives_the_same_byte
     assert "going on" in capfd.readouterr().err
     assert digests(output_dir) == local_digests
     assert not old & {number.split("_")[0] for number in running(cluster, output_dir / ".build")}
+
+
+_SLOW_DRIVER = """
+import sys
+from pathlib import Path
+from made_up_tasks import square
+from data_prep.slurm_executor import SlurmExecutor, SlurmOptions
+SlurmExecutor(2, SlurmOptions()).run(square, Path(sys.argv[1]), range(400), lambda task: None)
+"""
+
+
+def test_jobs_of_a_killed_driver_end_before_another_goes_on_with_whatever_executor(cluster, tmp_path, monkeypatch):
+    build_dir = new_build_dir(tmp_path / "build")
+    process = subprocess.Popen([sys.executable, "-c", _SLOW_DRIVER, str(build_dir)])
+    wait_until(lambda: len(results(build_dir)) >= 2)
+    process.kill()
+    process.wait()
+    with monkeypatch.context() as without_slurm:
+        without_slurm.setenv("PATH", "")
+        with pytest.raises(OSError, match="jobs of a build that was killed may still run on Slurm, and sbatch"):
+            end_leftovers(build_dir)
+    assert running(cluster, build_dir)
+    end_leftovers(build_dir)
+    assert running(cluster, build_dir) == []
+    assert 2 <= len(results(build_dir)) < 400
+    monkeypatch.setenv("PATH", "")
+    end_leftovers(build_dir)  # there is nothing left to ask Slurm about
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
