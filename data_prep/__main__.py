@@ -11,9 +11,9 @@ from pathlib import Path
 from bert_pld.counter_rng import MAX_SEED
 from bert_pld.data.shards import MANIFEST_NAME, OBJECTIVES, file_sha256
 from data_prep.duplicates import DEDUPLICATION
+from data_prep.executors import ExecutorOptions, add_executor_flags, make_executor
 from data_prep.instances import SMALLEST_SEQ_LENGTH
 from data_prep.language import parse_languages
-from data_prep.local_executor import LocalExecutor
 from data_prep.pipeline import build
 from data_prep.plan import BuildArguments
 from data_prep.sources import KINDS, Source
@@ -21,7 +21,6 @@ from data_prep.verify import verify
 from data_prep.vocabulary import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
 from data_prep.write_nvidia import DEFAULT_DUPE_FACTOR
 
-EXECUTORS = ("local",)
 FORMATS = ("native", "nvidia")
 LONGEST_SEQ_LENGTH = 2**16 - 1
 LARGEST_DUPE_FACTOR = 1000
@@ -54,8 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    if arguments.executor not in EXECUTORS:
-        raise ValueError(f"--executor {arguments.executor}: not available; allowed: {', '.join(EXECUTORS)}")
+    options = ExecutorOptions.of(arguments)
     if arguments.format not in FORMATS:
         raise ValueError(f"--format {arguments.format}: not available; allowed: {', '.join(FORMATS)}")
     if arguments.format == "nvidia":
@@ -68,7 +66,6 @@ def _build(arguments: argparse.Namespace) -> int:
     for seq_length in arguments.seq_length:
         _check_range("--seq_length", seq_length, SMALLEST_SEQ_LENGTH, LONGEST_SEQ_LENGTH)
     _check_range("--seed", arguments.seed, 0, MAX_SEED)
-    _check_range("--workers", arguments.workers, 1, 4096)
     _check_range("--shard_rows", arguments.shard_rows, 1, 2**31 - 1)
     if arguments.vocab_size is not None:
         _check_range("--vocab_size", arguments.vocab_size, SMALLEST_VOCABULARY, LARGEST_VOCABULARY)
@@ -96,7 +93,7 @@ def _build(arguments: argparse.Namespace) -> int:
         format=arguments.format,
         dupe_factor=dupe_factor,
     )
-    with LocalExecutor(arguments.workers) as executor:
+    with make_executor(options) as executor:
         build(decisive, arguments.vocab, arguments.output_dir, executor)
     return 0
 
@@ -179,11 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add.add_argument("--keep_language", metavar="en,de", help="drop documents in other languages (default: keep all)")
     add.add_argument("--language", default="en", help="of the text, for sentence splitting, ISO 639 (default: en)")
-    add.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)),
-        help="processes; no influence on the result (default: the CPUs of this machine)",
-    )  # fmt: skip
-    add.add_argument("--executor", default=EXECUTORS[0], help=f"where tasks run: {', '.join(EXECUTORS)}")
+    add_executor_flags(add)
     add.add_argument(
         "--format", default=FORMATS[0],
         help=f"of the shards: {', '.join(FORMATS)}, NVIDIA's static masks (default: {FORMATS[0]})",

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.data.shards import MANIFEST_NAME, write_atomically
+from data_prep.leftovers import end_leftovers
 from data_prep.sources import Source
 from data_prep.sources.pieces import Piece
 
@@ -190,6 +191,7 @@ def opened_build(
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             raise ValueError(f"--output_dir {output_dir}: another build is writing here now") from None
+        end_leftovers(build_dir)
         kept = json.loads(plan_file.read_text(encoding="utf-8")) if plan_file.is_file() else None
         if kept is not None and kept["identity"] != plan.identity():
             same_recipe = kept.get("recipe") == RECIPE_VERSION

@@ -23,7 +23,7 @@ def build_flags(tmp_path, source):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--executor", "slurm"], "--executor slurm: not available; allowed: local"),
+        (["--executor", "condor"], "--executor condor: not available; allowed: local, slurm, ray"),
         (["--format", "parquet"], "--format parquet: not available; allowed: native, nvidia"),
         (["--seq_length", "4"], "--seq_length 4: must lie between 8 and 65535"),
         (["--validation_fraction", "1.5"], "--validation_fraction 1.5: must lie between 0 and 1"),
