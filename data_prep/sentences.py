@@ -2,7 +2,7 @@
 
 The library keeps what stands between quotation marks together, however many sentences it is; it is therefore given the
 text with blanks in their place. What it then splits wrongly is joined again by what stands on the two sides, and an
-ellipsis before a capital is a sentence's end. docs/data.md has the accuracy with and without.
+ellipsis before a capital is a sentence's end. docs/data_preparation.md has the accuracy with and without.
 """
 
 from __future__ import annotations
