@@ -16,6 +16,7 @@ from data_prep.instances import SMALLEST_SEQ_LENGTH
 from data_prep.language import parse_languages
 from data_prep.pipeline import build
 from data_prep.plan import BuildArguments
+from data_prep.sentences import check_language
 from data_prep.sources import KINDS, Source
 from data_prep.verify import verify
 from data_prep.vocabulary import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
@@ -73,6 +74,7 @@ def _build(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--validation_fraction {arguments.validation_fraction}: must lie between 0 and 1")
     if not 0.0 < arguments.similarity <= 1.0:
         raise ValueError(f"--similarity {arguments.similarity}: must be above 0 and at most 1")
+    check_language(arguments.language)
     sources = tuple(str(Source.parse(source)) for source in arguments.source)
     if arguments.vocab is not None and not arguments.vocab.is_file():
         raise ValueError(f"--vocab {arguments.vocab}: no such file; give a vocab.txt, one entry a line")

@@ -8,11 +8,11 @@ import re
 LONGEST_HEADING_WORDS = 6
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>")
-_NOT_PROSE = re.compile(r"\[\[|\{\||\|\}|^[|!*#:;•·–—=-]|:$|__[A-Z]+__", re.MULTILINE)
+_BULLETS = frozenset("|!*#:;•·–—=-")
+_MAGIC_WORD = re.compile(r"__[A-Z]+__")
 _EMPTY_BRACKETS = re.compile(r"""[(\[]["'\s;,:/–-]*[)\]]""")
 _OPENING = re.compile(r"\((?:\s*[;,:])+\s*|\(\s+")
 _CLOSING = re.compile(r"(?:\s*[;,])*\s+\)|[;,]\)")
-_SPACED_MARKS = (" ,", " ;", " :", " .")
 _SPACE_BEFORE = re.compile(r"[ ]+([,;:.])(?=\s|$)")
 
 
@@ -37,7 +37,11 @@ def prose_of_article(text: str, title: str) -> str:
 
 def is_prose(line: str) -> bool:
     """Whether a line is part of the running text: more than six words, and neither a list entry, a table nor a link."""
-    return len(line.split(None, LONGEST_HEADING_WORDS)) > LONGEST_HEADING_WORDS and not _NOT_PROSE.search(line)
+    if not line or line[0] in _BULLETS or line[-1] == ":":
+        return False
+    if "[[" in line or "{|" in line or "|}" in line or ("__" in line and _MAGIC_WORD.search(line)):
+        return False
+    return len(line.split(None, LONGEST_HEADING_WORDS)) > LONGEST_HEADING_WORDS
 
 
 def repaired(line: str) -> str:
@@ -47,6 +51,6 @@ def repaired(line: str) -> str:
         line = _OPENING.sub("(", line)
         if " )" in line or ",)" in line or ";)" in line:
             line = _CLOSING.sub(")", line)
-    if any(mark in line for mark in _SPACED_MARKS):
+    if " ," in line or " ;" in line or " :" in line or " ." in line:
         line = _SPACE_BEFORE.sub(r"\1", line)
     return line
