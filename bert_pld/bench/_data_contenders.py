@@ -22,16 +22,17 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+(?=[\"'“‘(]*[A-Z])")
 
 EXTRACT = """
 import sys
-from collections import Counter
-from data_prep.clean import cleaned
+from data_prep.clean import clean_text, drop_reason
 from data_prep.sentences import split_sentences
 from data_prep.sources import KINDS, Source
 
 with open(sys.argv[1], "w", encoding="utf-8") as sentences:
     for source in sys.argv[2:]:
         for piece in Source.parse(source).pieces():
-            for text in cleaned(KINDS[piece.kind].read_piece(piece), Counter()):
-                sentences.write("\\n".join([*split_sentences(text), "", ""]))
+            for document in KINDS[piece.kind].read_piece(piece):
+                text = clean_text(document.text)
+                if not document.dropped and not drop_reason(text):
+                    sentences.write("\\n".join([*split_sentences(text), "", ""]))
 """
 """Run with `python -c`: writes the sentences of the sources as the build splits them."""
 
