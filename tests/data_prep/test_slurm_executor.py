@@ -93,6 +93,7 @@ def test_a_build_on_two_nodes_gives_the_bytes_of_a_local_one(
     output_dir = tmp_path / "it's %a $(touch x) of\tdata"
     for name, value in {"ARRAY_TASK_ID": "5", "MEM_PER_CPU": "3", "MEM_PER_NODE": "4", "JOB_ID": "1"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("RUN_OFFSET", "3")  # read by datatrove
     assert build(corpus, output_dir, *FLAGS) == 0
     assert digests(output_dir) == local_digests
     assert set(jobs(cluster, output_dir / ".build", "%N")) == {"node1", "node2"}
