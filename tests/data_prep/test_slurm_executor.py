@@ -150,6 +150,7 @@ def test_a_task_that_kills_its_job_three_times_is_named(cluster, executor, tmp_p
         executor.run(die_at_two, build_dir, range(6), finished.append)
     assert sorted(finished) == [0, 1, 3, 4, 5]
     assert len(list((build_dir / "logs" / "die_at_two_002" / "slurm").iterdir())) == 1
+    assert len(list((build_dir / "logs").iterdir())) == 3
 
 
 def test_a_killed_driver_started_again_ends_its_old_jobs_and_gives_the_same_bytes(
