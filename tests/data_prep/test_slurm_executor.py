@@ -93,6 +93,7 @@ def test_a_build_on_two_nodes_gives_the_bytes_of_a_local_one(
     output_dir = tmp_path / "it's %a $(touch x) of\tdata"
     for name, value in {"ARRAY_TASK_ID": "5", "MEM_PER_CPU": "3", "MEM_PER_NODE": "4", "JOB_ID": "1"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("RUN_OFFSET", "3")  # read by datatrove
     assert build(corpus, output_dir, *FLAGS) == 0
     assert digests(output_dir) == local_digests
     assert set(jobs(cluster, output_dir / ".build", "%N")) == {"node1", "node2"}
@@ -149,6 +150,7 @@ def test_a_task_that_kills_its_job_three_times_is_named(cluster, executor, tmp_p
         executor.run(die_at_two, build_dir, range(6), finished.append)
     assert sorted(finished) == [0, 1, 3, 4, 5]
     assert len(list((build_dir / "logs" / "die_at_two_002" / "slurm").iterdir())) == 1
+    assert len(list((build_dir / "logs").iterdir())) == 3
 
 
 def test_a_killed_driver_started_again_ends_its_old_jobs_and_gives_the_same_bytes(
