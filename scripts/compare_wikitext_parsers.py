@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Iterator
 from unittest import mock
 
-from data_prep.sources import wikipedia_dump
-from data_prep.sources.site_info import SiteInfo
-from data_prep.sources.wikitext import (
+from data_prep.sources.mediawiki import dump as wikipedia_dump
+from data_prep.sources.mediawiki.site_info import SiteInfo
+from data_prep.sources.mediawiki.wikitext import (
     Article,
     article_of_wikitext,
     without_comments,
@@ -27,7 +27,7 @@ from data_prep.sources.wikitext import (
     without_tables,
     without_templates,
 )
-from data_prep.sources.wikitext_lines import prose_of_lines
+from data_prep.sources.mediawiki.wikitext_lines import prose_of_lines
 
 MARKS = ("[[", "]]", "{{", "}}", "<ref", "{|", "|-", "|}", "&nbsp;", "thumb|", "'''", "http")
 Way = Callable[[str, str, SiteInfo], str]

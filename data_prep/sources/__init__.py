@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-from data_prep.sources import books, hub, jsonl, parquet, python_docs, text, wikiextractor, wikipedia_dump
+from data_prep.sources import books, hub, jsonl, parquet, python_docs, text, wikiextractor
+from data_prep.sources.mediawiki import dump
 from data_prep.sources.pieces import Piece, SourceKind
 
 KINDS: dict[str, SourceKind] = {
     kind.name: kind
     for kind in (
-        wikipedia_dump.KIND,
+        dump.KIND,
         wikiextractor.KIND,
         hub.KIND,
         parquet.KIND,

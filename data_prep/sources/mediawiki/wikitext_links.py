@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from data_prep.sources.site_info import CATEGORIES, FILES, SiteInfo
+from data_prep.sources.mediawiki.site_info import CATEGORIES, FILES, SiteInfo
 
 LONGEST_LINK_CHARACTERS = 20_000
 _LINK_MARK = re.compile(r"\[\[|\]\]")

@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from data_prep.sources.template_arguments import Arguments
-from data_prep.sources.template_numbers import date, fraction, height, number_and_unit, ordinal, quantity, value
-from data_prep.sources.wiki_words import DISAMBIGUATION_TEMPLATES, DISAMBIGUATION_TITLE, LANGUAGES
+from data_prep.sources.mediawiki.template_arguments import Arguments
+from data_prep.sources.mediawiki.template_numbers import (
+    date,
+    fraction,
+    height,
+    number_and_unit,
+    ordinal,
+    quantity,
+    value,
+)
+from data_prep.sources.mediawiki.wiki_words import DISAMBIGUATION_TEMPLATES, DISAMBIGUATION_TITLE, LANGUAGES
 
 DROPPED = frozenset({
     "", "cite web", "cite book", "cite news", "cite journal", "citation needed", "citation", "cite", "sfn", "reflist",

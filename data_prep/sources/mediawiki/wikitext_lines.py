@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from data_prep.sources.mediawiki.wiki_words import LIST_TITLE, SECTIONS_WITHOUT_PROSE
 from data_prep.sources.wiki_text import is_prose, repaired
-from data_prep.sources.wiki_words import LIST_TITLE, SECTIONS_WITHOUT_PROSE
 
 FEWEST_LISTED_CHARACTERS = 200
 SMALLEST_PROSE_SHARE = 0.1

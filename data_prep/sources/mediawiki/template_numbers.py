@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from data_prep.sources.template_arguments import Arguments
-from data_prep.sources.unit_names import NAMES, SYMBOLS
+from data_prep.sources.mediawiki.template_arguments import Arguments
+from data_prep.sources.mediawiki.unit_names import NAMES, SYMBOLS
 
 _MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
