@@ -116,11 +116,19 @@ class DataConfig:
 
     seq_length: int = 128
     masking: Literal["dynamic", "static"] = "dynamic"
-    """New masks each epoch, or the same ones."""
+    """New masks each epoch, or the same ones: of shards with masks of their own, those."""
     mask_probability: float = 0.15
     whole_word: bool = False
+    shuffle: Literal["global", "blocks"] = "global"
+    """`global`: any row anywhere in its epoch. `blocks`: rows that lie together are used close together."""
+    shuffle_block_rows: int = 4096
+    """Of `blocks`: rows that lie together."""
+    shuffle_window_blocks: int = 64
+    """Of `blocks`: blocks whose rows are mixed; two such windows should fit into a node's file cache."""
     workers: int = 1
     """Loader processes a rank; 0 loads in the training process."""
+    vocab_file: str | None = None
+    """The vocabulary of shards in NVIDIA's format that have no `vocab.txt` beside them."""
 
     def check(self) -> Iterable[str]:
         """Yield what is wrong, as 'key: given; allowed'."""
@@ -128,6 +136,9 @@ class DataConfig:
             yield f"seq_length: {self.seq_length}; must be >= 8"
         if not 0.0 < self.mask_probability < 1.0:
             yield f"mask_probability: {self.mask_probability}; must be in (0, 1)"
+        for key in ("shuffle_block_rows", "shuffle_window_blocks"):
+            if getattr(self, key) < 1:
+                yield f"{key}: {getattr(self, key)}; must be >= 1"
         if self.workers < 0:
             yield f"workers: {self.workers}; must be >= 0"
 

@@ -8,6 +8,7 @@ generator is read or advanced. Source: Salmon et al., "Parallel random numbers: 
 from __future__ import annotations
 
 import enum
+import functools
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,19 +51,30 @@ def philox_4x32(
     Returns:
         Four uint32 arrays of the broadcast shape, uniform over [0, 2^32) and mutually independent.
     """
-    # Each word travels in a uint64 whose upper half stays zero, so that products need no widening.
-    x0, x1, x2, x3 = np.broadcast_arrays(*(np.asarray(word).astype(np.uint64) for word in (c0, c1, c2, c3)))
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        product_0 = x0 * _MULTIPLIER_0
-        product_1 = x2 * _MULTIPLIER_1
-        x0 = (product_1 >> _SHIFT_32) ^ x1 ^ np.uint64(k0)
-        x2 = (product_0 >> _SHIFT_32) ^ x3 ^ np.uint64(k1)
-        x1 = product_1 & _LOW_32
-        x3 = product_0 & _LOW_32
-        k0 = (k0 + _WEYL_0) & 0xFFFFFFFF
-        k1 = (k1 + _WEYL_1) & 0xFFFFFFFF
+    words = [np.asarray(word) for word in (c0, c1, c2, c3)]
+    # Each word travels in a uint64 whose upper half stays zero, so that products need no widening; all in place.
+    memory = np.empty((6, *np.broadcast_shapes(*(word.shape for word in words))), np.uint64)
+    x0, x1, x2, x3, product_0, product_1 = (memory[index, ...] for index in range(6))
+    x0[...], x1[...], x2[...], x3[...] = words
+    for key_0, key_1 in _round_keys(*key):
+        np.multiply(x0, _MULTIPLIER_0, out=product_0)
+        np.multiply(x2, _MULTIPLIER_1, out=product_1)
+        np.right_shift(product_1, _SHIFT_32, out=x0)
+        x0 ^= x1
+        x0 ^= key_0
+        np.right_shift(product_0, _SHIFT_32, out=x2)
+        x2 ^= x3
+        x2 ^= key_1
+        np.bitwise_and(product_1, _LOW_32, out=x1)
+        np.bitwise_and(product_0, _LOW_32, out=x3)
     return tuple(x.astype(np.uint32) for x in (x0, x1, x2, x3))  # type: ignore[return-value]
+
+
+@functools.lru_cache(maxsize=64)
+def _round_keys(k0: int, k1: int) -> list[tuple[NDArray[np.uint64], NDArray[np.uint64]]]:
+    """Each round's two keys, as arrays without axes."""
+    weyl = [((k0 + r * _WEYL_0) & 0xFFFFFFFF, (k1 + r * _WEYL_1) & 0xFFFFFFFF) for r in range(_ROUNDS)]
+    return [(np.array(key_0, np.uint64), np.array(key_1, np.uint64)) for key_0, key_1 in weyl]
 
 
 def random_words(

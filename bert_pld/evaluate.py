@@ -17,7 +17,9 @@ def build_parser() -> argparse.ArgumentParser:
         "python -m bert_pld.evaluate --checkpoint runs/base --data_dir shards/",
     )
     parser.add_argument("--checkpoint", required=True, type=Path, help="a run's folder, or one step_N folder")
-    parser.add_argument("--data_dir", required=True, type=Path, help="native shards")
+    parser.add_argument(
+        "--data_dir", required=True, type=Path, help="shards, ours or NVIDIA's, or a directory of seq_<S>"
+    )
     parser.add_argument("--split", default="validation", choices=["validation", "train"])
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--max_rows", type=int, help="evaluate no more rows than this")
@@ -29,16 +31,20 @@ def main(options: argparse.Namespace) -> None:
     """Print the figures, one a line."""
     import torch
 
+    from bert_pld.data.data_directory import resolve_data_dir
     from bert_pld.data.loader import check_matches_model, evaluation_batches
-    from bert_pld.data.shards import ShardedRows
+    from bert_pld.data.nvidia_rows import open_rows
+    from bert_pld.data.shards import VOCABULARY_NAME
     from bert_pld.train.checkpoint import check_same_vocabulary, load_model, resolve_checkpoint
     from bert_pld.train.evaluation import evaluate
 
     checkpoint = resolve_checkpoint(options.checkpoint)
-    rows = ShardedRows(options.data_dir, options.split)
+    model, config = load_model(checkpoint)
+    data_dir = resolve_data_dir(options.data_dir, config.data.seq_length)
+    own_vocabulary = (data_dir / VOCABULARY_NAME).is_file()
+    rows = open_rows(data_dir, options.split, None if own_vocabulary else checkpoint / VOCABULARY_NAME)
     check_same_vocabulary(checkpoint, rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, config = load_model(checkpoint)
     check_matches_model(
         rows,
         vocabulary_size=config.model.vocab_size or 0,
@@ -54,6 +60,7 @@ def main(options: argparse.Namespace) -> None:
         max_rows=options.max_rows,
         mask_probability=config.data.mask_probability,
         whole_word=config.data.whole_word,
+        masking=config.data.masking,
     )
     figures = {"checkpoint": str(checkpoint), **evaluate(model.to(device), batches, device)}
     for name, value in figures.items():

@@ -18,7 +18,12 @@ def build_parser() -> argparse.ArgumentParser:
         " --data_dir shards/ --output_dir runs/base --set training.max_steps=100000",
     )
     parser.add_argument("--deepspeed_config", required=True, type=Path, help="a DeepSpeed JSON with our blocks")
-    parser.add_argument("--data_dir", required=True, type=Path, help="shards made by `python -m data_prep build`")
+    parser.add_argument(
+        "--data_dir",
+        required=True,
+        type=Path,
+        help="what `data_prep build` made: shards or seq_<S>; or NVIDIA's shards",
+    )
     parser.add_argument("--output_dir", required=True, type=Path, help="the run's folder")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
     parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="what to go on from (auto)")
@@ -31,13 +36,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(options: argparse.Namespace) -> int:
     """Train; exit 0 at the last step, EXIT_PREEMPTED after a signal and its checkpoint."""
     config = load_config(options.deepspeed_config, options.set)
+    from bert_pld.data.workers import naming_dead_workers
     from bert_pld.train.loop import train
     from bert_pld.train.preemption import EXIT_PREEMPTED
     from bert_pld.train.run import prepare_run
 
     training = prepare_run(config, options.data_dir, options.output_dir, options.resume, options.initialize_from)
     try:
-        finished = train(training)
+        with naming_dead_workers():
+            finished = train(training)
     finally:
         training.close()
     return 0 if finished else EXIT_PREEMPTED

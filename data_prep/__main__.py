@@ -11,17 +11,20 @@ from pathlib import Path
 from bert_pld.counter_rng import MAX_SEED
 from bert_pld.data.shards import MANIFEST_NAME, OBJECTIVES, file_sha256
 from data_prep.duplicates import DEDUPLICATION
+from data_prep.executors import ExecutorOptions, add_executor_flags, make_executor
 from data_prep.instances import SMALLEST_SEQ_LENGTH
-from data_prep.local_executor import LocalExecutor
+from data_prep.language import parse_languages
 from data_prep.pipeline import build
 from data_prep.plan import BuildArguments
+from data_prep.sentences import check_language
 from data_prep.sources import KINDS, Source
 from data_prep.verify import verify
 from data_prep.vocabulary import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
+from data_prep.write_nvidia import DEFAULT_DUPE_FACTOR
 
-EXECUTORS = ("local",)
-FORMATS = ("native",)
+FORMATS = ("native", "nvidia")
 LONGEST_SEQ_LENGTH = 2**16 - 1
+LARGEST_DUPE_FACTOR = 1000
 
 _EXAMPLE = """\
 examples:
@@ -51,14 +54,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    if arguments.executor not in EXECUTORS:
-        raise ValueError(f"--executor {arguments.executor}: not available; allowed: {', '.join(EXECUTORS)}")
+    options = ExecutorOptions.of(arguments)
     if arguments.format not in FORMATS:
         raise ValueError(f"--format {arguments.format}: not available; allowed: {', '.join(FORMATS)}")
+    if arguments.format == "nvidia":
+        dupe_factor = DEFAULT_DUPE_FACTOR if arguments.dupe_factor is None else arguments.dupe_factor
+        _check_range("--dupe_factor", dupe_factor, 1, LARGEST_DUPE_FACTOR)
+    elif arguments.dupe_factor is not None:
+        raise ValueError("--dupe_factor: native rows hold no masks; give it with --format nvidia only")
+    else:
+        dupe_factor = 1
     for seq_length in arguments.seq_length:
         _check_range("--seq_length", seq_length, SMALLEST_SEQ_LENGTH, LONGEST_SEQ_LENGTH)
     _check_range("--seed", arguments.seed, 0, MAX_SEED)
-    _check_range("--workers", arguments.workers, 1, 4096)
     _check_range("--shard_rows", arguments.shard_rows, 1, 2**31 - 1)
     if arguments.vocab_size is not None:
         _check_range("--vocab_size", arguments.vocab_size, SMALLEST_VOCABULARY, LARGEST_VOCABULARY)
@@ -66,6 +74,7 @@ def _build(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--validation_fraction {arguments.validation_fraction}: must lie between 0 and 1")
     if not 0.0 < arguments.similarity <= 1.0:
         raise ValueError(f"--similarity {arguments.similarity}: must be above 0 and at most 1")
+    check_language(arguments.language)
     sources = tuple(str(Source.parse(source)) for source in arguments.source)
     if arguments.vocab is not None and not arguments.vocab.is_file():
         raise ValueError(f"--vocab {arguments.vocab}: no such file; give a vocab.txt, one entry a line")
@@ -80,11 +89,13 @@ def _build(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         shard_rows=arguments.shard_rows,
         language=arguments.language,
-        keep_languages=tuple(arguments.keep_languages.split(",")) if arguments.keep_languages else (),
+        keep_languages=parse_languages(arguments.keep_language) if arguments.keep_language else (),
         deduplicate=arguments.deduplicate,
         similarity=arguments.similarity,
+        format=arguments.format,
+        dupe_factor=dupe_factor,
     )
-    with LocalExecutor(arguments.workers) as executor:
+    with make_executor(options) as executor:
         build(decisive, arguments.vocab, arguments.output_dir, executor)
     return 0
 
@@ -165,14 +176,17 @@ def _parser() -> argparse.ArgumentParser:
         "--similarity", type=float, default=0.6,
         help="share of common shingles from which on documents are near duplicates (default: 0.6)",
     )  # fmt: skip
-    add.add_argument("--keep_languages", metavar="en,de", help="drop documents in other languages (default: keep all)")
+    add.add_argument("--keep_language", metavar="en,de", help="drop documents in other languages (default: keep all)")
     add.add_argument("--language", default="en", help="of the text, for sentence splitting, ISO 639 (default: en)")
+    add_executor_flags(add)
     add.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)),
-        help="processes; no influence on the result (default: the CPUs of this machine)",
+        "--format", default=FORMATS[0],
+        help=f"of the shards: {', '.join(FORMATS)}, NVIDIA's static masks (default: {FORMATS[0]})",
     )  # fmt: skip
-    add.add_argument("--executor", default=EXECUTORS[0], help=f"where tasks run: {', '.join(EXECUTORS)}")
-    add.add_argument("--format", default=FORMATS[0], help=f"of the shards: {', '.join(FORMATS)}")
+    add.add_argument(
+        "--dupe_factor", type=int, metavar="K",
+        help=f"sets of masks for each training row, with --format nvidia (default: {DEFAULT_DUPE_FACTOR})",
+    )  # fmt: skip
 
     check = commands.add_parser(
         "verify", help="check a data directory", formatter_class=form,

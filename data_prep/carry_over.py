@@ -44,10 +44,11 @@ def carry_over(build_dir: Path, old: Plan, new: Plan) -> int:
         assert counts is not None
         Markers(aside).write("read", after, counts)
     (build_dir / "plan.json").unlink()
-    for name in ("comparisons.json", "groups.json", "vocab.txt", "tokenizer.json"):
-        (build_dir / name).unlink(missing_ok=True)
-    for folder in ("done", "spool", "duplicates", "shards"):
-        shutil.rmtree(build_dir / folder, ignore_errors=True)
+    for path in build_dir.iterdir():
+        if path.is_dir() and path != aside:
+            shutil.rmtree(path)
+        elif path.is_file() and path.name != "lock":
+            path.unlink()
     for folder in ("spool", "done"):
         os.replace(aside / folder, build_dir / folder)
     aside.rmdir()

@@ -20,8 +20,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from bert_pld.data.shards import write_atomically
 from data_prep.minhash import BANDS, HASHES
@@ -124,6 +122,9 @@ def find_near(build_dir: Path, task: int, share: Share, spools: int, similarity:
 
 def cluster_near(build_dir: Path, tasks: int) -> int:
     """Join all pairs into clusters and list all but the first of each; how many documents the list holds."""
+    from scipy.sparse import coo_array  # here: workers need not wait for its import
+    from scipy.sparse.csgraph import connected_components
+
     folder = build_dir / "duplicates"
     pairs = np.concatenate([np.load(folder / f"near_{task:05d}.npy") for task in range(tasks)])
     members, places = np.unique(pairs, return_inverse=True)

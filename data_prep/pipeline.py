@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bert_pld.data.shards import Manifest
+from bert_pld.data.shards import FORMAT_NAME, NVIDIA_FORMAT_NAME, Manifest
 from data_prep.carry_over import carry_over
 from data_prep.data_card import make_card, summary, write_card
 from data_prep.duplicates import Comparisons, Duplicates, cluster_near, join_exact
@@ -26,10 +26,18 @@ from data_prep.plan import (
     remove_build,
 )
 from data_prep.progress import Progress
-from data_prep.splitting import Groups, make_groups
+from data_prep.splitting import Group, Groups, make_groups
 from data_prep.spool import Spool
-from data_prep.tasks import run_exact_task, run_near_task, run_reading_task, run_writing_task, shard_attributes
+from data_prep.tasks import (
+    run_exact_task,
+    run_masking_task,
+    run_near_task,
+    run_reading_task,
+    run_writing_task,
+    shard_attributes,
+)
 from data_prep.vocabulary import Vocabulary, read_vocabulary, train_vocabulary
+from data_prep.write_nvidia import MaskingPart, masking_parts, place_nvidia_shards, write_parts
 from data_prep.write_shards import place_shards
 
 VOCABULARY_SAMPLE_BYTES = 128 << 20
@@ -65,6 +73,8 @@ def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, execu
     """
     began = time.monotonic()
     given = read_vocabulary(vocab, arguments.cased) if vocab else None
+    if arguments.format == "nvidia" and given is not None and given.special_ids()["pad"] != 0:
+        raise ValueError(f"--vocab {vocab}: [PAD] is {given.special_ids()['pad']}; it must be 0 for --format nvidia")
     plan = make_plan(arguments)
     if is_finished(output_dir, plan):
         if (output_dir / BUILD_FOLDER).is_dir():  # of a build that was killed while it cleared up
@@ -81,9 +91,10 @@ def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, execu
         groups = make_groups(build_dir, len(plan.tasks), arguments.seed, arguments.validation_fraction)
         groups.write(build_dir)
         writing = stages.run("tokenizing", "write", run_writing_task, [group.bytes for group in groups.tasks])
+        masking = _mask(plan, groups, writing, stages) if arguments.format == "nvidia" else []
         cards = {}
         for seq_length, data_dir in arguments.data_dirs(output_dir).items():
-            manifest = _finish(plan, groups, vocabulary, writing, build_dir, data_dir, seq_length)
+            manifest = _finish(plan, groups, vocabulary, writing, masking, build_dir, data_dir, seq_length)
             cards[data_dir] = make_card(plan, manifest, reading, removed, writing)
             write_card(cards[data_dir], data_dir)
             manifest.write(data_dir)
@@ -181,19 +192,41 @@ def _vocabulary_sample(build_dir: Path, tasks: int) -> Callable[[], Iterator[lis
     return batches
 
 
+def _native_records(groups: Groups, writing: Counts, seq_length: int) -> list[tuple[Group, list[dict[str, Any]]]]:
+    of_groups = zip(groups.tasks, writing, strict=True)
+    return [(group, counts["lengths"][str(seq_length)]["records"]) for group, counts in of_groups]
+
+
+def _mask(plan: Plan, groups: Groups, writing: Counts, stages: _Stages) -> list[tuple[MaskingPart, Any]]:
+    """Mask the rows of every length and write them in NVIDIA's format; the parts and the records of each."""
+    parts = [
+        part
+        for seq_length in plan.arguments.seq_lengths
+        for part in masking_parts(seq_length, _native_records(groups, writing, seq_length))
+    ]
+    write_parts(stages.build_dir, parts)
+    sizes = [part.rows * part.seq_length * part.dupe_factor(plan.arguments.dupe_factor) for part in parts]
+    counts = stages.run("masking", "mask", run_masking_task, sizes)
+    return [(part, done["records"]) for part, done in zip(parts, counts, strict=True)]
+
+
 def _finish(
     plan: Plan,
     groups: Groups,
     vocabulary: Vocabulary,
     writing: Counts,
+    masking: list[tuple[MaskingPart, Any]],
     build_dir: Path,
     data_dir: Path,
     seq_length: int,
 ) -> Manifest:
     """Put the shards of a sequence length in place and describe them; the manifest is not written yet."""
     vocabulary.save(data_dir)
-    of_groups = zip(groups.tasks, writing, strict=True)
-    records = [(group, counts["lengths"][str(seq_length)]["records"]) for group, counts in of_groups]
-    splits = place_shards(build_dir / "shards" / str(seq_length), data_dir, records)
+    folder, is_nvidia = build_dir / "shards" / str(seq_length), plan.arguments.format == "nvidia"
+    if is_nvidia:
+        splits = place_nvidia_shards(folder, data_dir, [of for of in masking if of[0].seq_length == seq_length])
+    else:
+        splits = place_shards(folder, data_dir, _native_records(groups, writing, seq_length))
     documents = {split: sum(group.documents for group in groups.tasks if group.split == split) for split in splits}
-    return Manifest(shard_attributes(plan, vocabulary, seq_length), splits, documents, vocabulary.special_ids())
+    attributes, name = shard_attributes(plan, vocabulary, seq_length), NVIDIA_FORMAT_NAME if is_nvidia else FORMAT_NAME
+    return Manifest(attributes, splits, documents, vocabulary.special_ids(), name)

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.data.shards import MANIFEST_NAME, write_atomically
+from data_prep.leftovers import end_leftovers
 from data_prep.sources import Source
 from data_prep.sources.pieces import Piece
 
@@ -63,6 +64,10 @@ class BuildArguments:
     """`near`, `exact` or `none`."""
     similarity: float = 0.6
     """From which estimated Jaccard similarity on two documents are near duplicates."""
+    format: str = "native"
+    """`native` or `nvidia`, of the shards."""
+    dupe_factor: int = 1
+    """Sets of masks for each training row in NVIDIA's format; native rows have none."""
 
     def data_dirs(self, output_dir: Path) -> dict[int, Path]:
         """The data directory of each sequence length."""
@@ -186,6 +191,7 @@ def opened_build(
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             raise ValueError(f"--output_dir {output_dir}: another build is writing here now") from None
+        end_leftovers(build_dir)
         kept = json.loads(plan_file.read_text(encoding="utf-8")) if plan_file.is_file() else None
         if kept is not None and kept["identity"] != plan.identity():
             same_recipe = kept.get("recipe") == RECIPE_VERSION
@@ -226,6 +232,6 @@ def remove_build(build_dir: Path) -> None:
     for path in build_dir.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-    for name in ("comparisons.json", "groups.json", "lock", "plan.json"):
+    for name in ("comparisons.json", "groups.json", "masking.json", "lock", "plan.json"):
         (build_dir / name).unlink(missing_ok=True)
     shutil.rmtree(build_dir)

@@ -15,7 +15,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from data_prep.clean import clean_text, drop_reason
-from data_prep.language import drop_reason as language_drop_reason
+from data_prep.language import language_drop_reason
 from data_prep.plan import BuildArguments
 from data_prep.sentences import split_sentences
 from data_prep.sources import KINDS

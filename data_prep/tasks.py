@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from bert_pld.data.masking import Vocabulary as MaskingVocabulary
 from bert_pld.data.shards import Rows, ShardAttributes
 from data_prep.duplicates import Comparisons, Duplicates, find_exact, find_near
 from data_prep.instances import packed_rows, pair_rows
@@ -20,6 +21,7 @@ from data_prep.splitting import Group, Groups
 from data_prep.spool import Spool
 from data_prep.tokens import TokenizedDocuments, encode_documents
 from data_prep.vocabulary import CONTINUATION, Vocabulary, read_vocabulary
+from data_prep.write_nvidia import read_parts, write_nvidia_shards
 from data_prep.write_shards import write_group
 
 
@@ -75,6 +77,17 @@ def run_writing_task(build_dir: Path, task: int) -> None:
             "row_lengths": np.bincount(np.asarray(rows["length"]) * 16 // (seq_length + 1), minlength=16).tolist(),
         }
     Markers(build_dir).write("write", task, counts)
+
+
+def run_masking_task(build_dir: Path, task: int) -> None:
+    """Mask the rows of a native shard and write them in NVIDIA's format; leave a marker with the records."""
+    arguments, part = _plan(build_dir).arguments, read_parts(build_dir)[task]
+    vocabulary, _, is_continuation = _tokenizer(build_dir, arguments.cased)
+    ids = {f"{name}_id": identity for name, identity in vocabulary.special_ids().items()}
+    of_masks = MaskingVocabulary(size=len(vocabulary.entries), is_continuation=is_continuation, **ids)
+    folder = build_dir / "shards" / str(part.seq_length)
+    records = write_nvidia_shards(folder, part, arguments.dupe_factor, of_masks, arguments.seed)
+    Markers(build_dir).write("mask", task, {"records": records})
 
 
 def shard_attributes(plan: Plan, vocabulary: Vocabulary, seq_length: int) -> ShardAttributes:

@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from bert_pld.data.nvidia_shards import read_blocks, read_header
 from bert_pld.data.shards import (
     COLUMNS,
     IS_NEXT,
     NO_PAIR,
+    NVIDIA_FORMAT_NAME,
     RANDOM_NEXT,
     SPLITS,
     Manifest,
@@ -40,19 +42,22 @@ def verify(data_dir: Path, samples: int = 3) -> list[str]:
     except ValueError as error:
         return [str(error)]
     faults = [*_tokenizer_faults(data_dir, manifest), *_file_faults(data_dir, manifest)]
-    sound: list[tuple[ShardRecord, Shard]] = []
+    is_nvidia = manifest.format == NVIDIA_FORMAT_NAME
+    sound: list[Path] = []
     for records in manifest.splits.values():
         for record in records:
             path = data_dir / record.file
             if not path.is_file():
                 faults.append(f"{path}: missing, but the manifest lists it")
                 continue
-            found = list(_shard_faults(path, record, manifest))
+            found = list(_file_damage(path, record))
+            found = found or list((_nvidia_shard_faults if is_nvidia else _shard_faults)(path, record, manifest))
             faults += found
             if not found:
-                sound.append((record, Shard(path)))
+                sound.append(path)
     if sound and (data_dir / "tokenizer.json").is_file() and not _tokenizer_faults(data_dir, manifest):
-        _show(Tokenizer.from_file(str(data_dir / "tokenizer.json")), sound[0][1], samples)
+        columns = next(read_blocks(sound[0]))[1] if is_nvidia else Shard(sound[0]).columns
+        _show(Tokenizer.from_file(str(data_dir / "tokenizer.json")), columns, samples)
     rows = {split: manifest.rows(split) for split in manifest.splits}
     counts = ", ".join(f"{count:,} {split} rows" for split, count in rows.items())
     verdict = f"{len(faults)} fault{'s' * (len(faults) != 1)}" if faults else "sound"
@@ -99,15 +104,48 @@ def _file_faults(data_dir: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{path}: foreign shard, not in the manifest"
 
 
-def _shard_faults(path: Path, record: ShardRecord, manifest: Manifest) -> Iterator[str]:
-    """What is wrong with one shard: its bytes, else its attributes and columns, else its rows."""
+def _file_damage(path: Path, record: ShardRecord) -> Iterator[str]:
+    """Whether a shard has the bytes that were written."""
     size = path.stat().st_size
     if size != record.bytes:
         yield f"{path}: {size} bytes, the manifest says {record.bytes}"
-        return
-    if file_sha256(path) != record.sha256:
+    elif file_sha256(path) != record.sha256:
         yield f"{path}: damaged (SHA-256 differs from the manifest's)"
+
+
+def _nvidia_shard_faults(path: Path, record: ShardRecord, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with one shard of NVIDIA's format: its datasets, else its rows and masks, else its counts."""
+    rows = tokens = 0
+    attributes, special = manifest.attributes, list(manifest.special_tokens.values())
+    try:
+        header = read_header(path)
+        if (header.seq_length, header.has_pairs) != (attributes.seq_length, attributes.objective != "mlm"):
+            yield f"{path}: holds {header}, which is not what the manifest says"
+            return
+        for first, block in read_blocks(path):
+            rows, tokens = rows + len(block["length"]), tokens + int(block["length"].sum())
+            positions = np.minimum(block["mask_positions"], attributes.seq_length - 1)
+            listed = np.arange(header.predictions) < block["mask_count"][:, None]
+            originals = np.take_along_axis(block["input_ids"], positions, axis=1)
+            of_masks = [
+                ("has no masks", (block["mask_count"] == 0) & ~np.isin(block["input_ids"], special).all(axis=1)),
+                ("a special token is masked", (np.isin(originals, special) & listed).any(axis=1)),
+                ("an id beyond the vocabulary", (block["mask_inputs"] >= attributes.vocabulary_size).any(axis=1)),
+            ]
+            for what, bad in [*_row_faults(block, manifest), *of_masks]:
+                if bad.any():
+                    yield f"{path}: row {first + int(np.argmax(bad))}: {what} ({int(bad.sum())} such rows)"
+                    return
+    except ValueError as error:
+        yield str(error)
         return
+    for what, found, expected in (("rows", rows, record.rows), ("tokens", tokens, record.tokens)):
+        if found != expected:
+            yield f"{path}: {found} {what}, the manifest says {expected}"
+
+
+def _shard_faults(path: Path, record: ShardRecord, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with one native shard: its attributes and columns, else its rows."""
     try:
         shard = Shard(path)
     except ValueError as error:
@@ -160,10 +198,10 @@ def _row_faults(block: dict[str, NDArray[Any]], manifest: Manifest) -> Iterator[
     yield "no [SEP] before segment B", ids[rows, before] != special["sep"]
 
 
-def _show(tokenizer: Tokenizer, shard: Shard, samples: int) -> None:
-    """Print rows spread over a shard as text."""
+def _show(tokenizer: Tokenizer, columns: dict[str, NDArray[Any]], samples: int) -> None:
+    """Print rows spread over these columns as text."""
     labels = {IS_NEXT: "B follows A", RANDOM_NEXT: "B is random", NO_PAIR: "no pair"}
-    for index in np.unique(np.linspace(0, shard.rows - 1, samples).astype(int)):
-        ids = shard.columns["input_ids"][index, : int(shard.columns["length"][index])].tolist()
-        label = labels[int(shard.columns["next_sentence_label"][index])]
+    for index in np.unique(np.linspace(0, len(columns["length"]) - 1, samples).astype(int)):
+        ids = columns["input_ids"][index, : int(columns["length"][index])].tolist()
+        label = labels[int(columns["next_sentence_label"][index])]
         print(f"row {index} ({label}): {tokenizer.decode(ids, skip_special_tokens=False)}")

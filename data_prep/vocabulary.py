@@ -8,17 +8,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordPieceTrainer
 
 from bert_pld.data.shards import vocabulary_hash, write_atomically
+from bert_pld.data.wordpiece import CONTINUATION, SPECIAL_TOKENS, bert_normalizer, bert_tokenizer, count_capitals
 
-SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-CONTINUATION = "##"
 LARGEST_ALPHABET = 1000
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 256, 2**20
 _CAPITALS_OF_A_CASED_VOCABULARY = 0.01
@@ -47,20 +43,7 @@ class Vocabulary:
 
     def tokenizer(self) -> Tokenizer:
         """BERT's tokenizer over these entries: clean text, lower case and accents stripped unless cased, WordPiece."""
-        ids = self.special_ids()
-        tokenizer = Tokenizer(
-            WordPiece({entry: index for index, entry in enumerate(self.entries)}, unk_token=SPECIAL_TOKENS["unk"])
-        )
-        tokenizer.normalizer = _normalizer(self.cased)
-        tokenizer.pre_tokenizer = BertPreTokenizer()
-        tokenizer.decoder = WordPieceDecoder(prefix=CONTINUATION)
-        tokenizer.post_processor = TemplateProcessing(
-            single="[CLS] $A [SEP]",
-            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-            special_tokens=[("[CLS]", ids["cls"]), ("[SEP]", ids["sep"])],
-        )
-        tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
-        return tokenizer
+        return bert_tokenizer(self.entries, self.cased)
 
     def save(self, directory: Path) -> None:
         """Write `tokenizer.json` and `vocab.txt`."""
@@ -89,7 +72,7 @@ def read_vocabulary(path: Path, cased: bool) -> Vocabulary:
     if missing:
         wanted = " ".join(SPECIAL_TOKENS.values())
         raise ValueError(f"--vocab {path}: {', '.join(missing)} missing among {len(entries)} entries (needs {wanted})")
-    capitals = sum(entry != entry.lower() for entry in entries if not entry.startswith("["))
+    capitals = count_capitals(entries)
     if not cased and capitals > _CAPITALS_OF_A_CASED_VOCABULARY * len(entries):
         raise ValueError(f"--vocab {path}: {capitals} entries have capital letters, so it is cased; add --cased")
     if cased and not capitals:
@@ -111,7 +94,7 @@ def train_vocabulary(texts: Callable[[], Iterable[list[str]]], size: int, cased:
         ValueError: the text is too small for so many entries.
     """
     tokenizer = Tokenizer(WordPiece({}, unk_token=SPECIAL_TOKENS["unk"]))
-    tokenizer.normalizer = _normalizer(cased)
+    tokenizer.normalizer = bert_normalizer(cased)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     head = [*SPECIAL_TOKENS.values(), *_alphabet(texts(), tokenizer, min(LARGEST_ALPHABET, size // 8))]
     trainer = WordPieceTrainer(
@@ -146,7 +129,3 @@ def _alphabet(texts: Iterable[list[str]], tokenizer: Tokenizer, limit: int) -> l
     ranked = sorted((first + later).items(), key=lambda item: (-item[1], item[0]))
     kept = {character for character, _ in ranked[:limit]}
     return sorted(kept & first.keys()) + [CONTINUATION + character for character in sorted(kept & later.keys())]
-
-
-def _normalizer(cased: bool) -> BertNormalizer:
-    return BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=not cased)

@@ -7,86 +7,26 @@ or advanced, so an interrupted run that starts again at step k continues as if n
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from bert_pld.data.block_order import BlockOrder
+from bert_pld.data.groups import EvaluationGroups, MicroBatchGroups, TrainingGroups
 from bert_pld.data.masking import Vocabulary
-from bert_pld.data.micro_batch import Int64Array, MicroBatch, MicroBatchMaker
-from bert_pld.data.order import positions_of_micro_batch, rows_at
-from bert_pld.data.shards import MANIFEST_NAME, ShardedRows
+from bert_pld.data.micro_batch import MicroBatch, MicroBatchMaker, PackedMicroBatches
+from bert_pld.data.order import GlobalOrder
+from bert_pld.data.shards import ShardedRows
+from bert_pld.data.workers import guard_worker, naming_dead_workers
 
 MASKING_MODES = ("dynamic", "static")
+SHUFFLES = ("global", "blocks")
 
-_PREFETCHED_MICRO_BATCHES = 4
+_PREFETCHED_GROUPS = 4
 """What each worker prepares ahead."""
-_PARENT_CHECK_SECONDS = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class _MicroBatches(Dataset):
-    """A run's micro-batches by ordinal number. A ValueError is returned: raised, it would gain a worker's traceback."""
-
-    maker: MicroBatchMaker
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, ordinal: int) -> MicroBatch | ValueError:
-        try:
-            return self.maker.make(*self.rows_of(ordinal))
-        except ValueError as error:
-            return error
-
-    def rows_of(self, ordinal: int) -> tuple[Int64Array, Int64Array, int]:
-        """Row indices, their epochs, and how many of them are real."""
-        raise NotImplementedError
-
-
-@dataclasses.dataclass(frozen=True)
-class _TrainingMicroBatches(_MicroBatches):
-    order_seed: int
-    static: bool
-    micro_batch_size: int
-    accumulation_steps: int
-    rank: int
-    world_size: int
-    first_position: int
-
-    def rows_of(self, ordinal: int) -> tuple[Int64Array, Int64Array, int]:
-        step, micro_step = divmod(ordinal, self.accumulation_steps)
-        positions = self.first_position + positions_of_micro_batch(
-            step, micro_step, self.rank, self.micro_batch_size, self.accumulation_steps, self.world_size
-        )
-        row_indices, epochs = rows_at(positions, len(self.maker.rows), self.order_seed)
-        return row_indices, np.zeros_like(epochs) if self.static else epochs, len(row_indices)
-
-
-@dataclasses.dataclass(frozen=True)
-class _EvaluationMicroBatches(_MicroBatches):
-    batch_size: int
-    rank: int
-    world_size: int
-    evaluated_rows: int
-
-    def rows_of(self, ordinal: int) -> tuple[Int64Array, Int64Array, int]:
-        start = (ordinal * self.world_size + self.rank) * self.batch_size
-        places = np.arange(start, start + self.batch_size, dtype=np.int64)
-        real_rows = int(np.clip(self.evaluated_rows - start, 0, self.batch_size))
-        places[real_rows:] = 0
-        # Fewer rows than there are: take them evenly from the whole split, which may be ordered by source.
-        row_indices = places * len(self.maker.rows) // self.evaluated_rows
-        return row_indices, np.zeros_like(row_indices), real_rows
 
 
 def training_batches(
@@ -104,6 +44,9 @@ def training_batches(
     mask_probability: float = 0.15,
     whole_word: bool = False,
     masking: str = "dynamic",
+    shuffle: str = "global",
+    shuffle_block_rows: int = 4096,
+    shuffle_window_blocks: int = 64,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[list[MicroBatch]]:
@@ -123,33 +66,53 @@ def training_batches(
             earlier steps had another global batch size.
         mask_probability: share of the candidates to mask, in (0, 1).
         whole_word: mask whole words.
-        masking: `dynamic`, new masks each epoch; `static`, the same ones.
+        masking: `dynamic`, new masks each epoch; `static`, the same ones: those that the rows bring along, where they
+            do, else those of epoch 0.
+        shuffle: `global` or `blocks`, as `sample_order` has it, like the two arguments that follow.
         workers: processes that prepare micro-batches; 0 prepares them in this one.
         pin_memory: put them into page-locked memory.
 
     Raises:
-        ValueError: an argument out of range, or faulty data (at the step that meets it).
-        RuntimeError: a worker died.
+        ValueError: an argument out of range, or faulty data (at the step that meets it, or a few before).
+        ChildProcessError: a worker died.
     """
     _check_sharing(micro_batch_size, rank, world_size, workers)
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps {accumulation_steps}: must be at least 1")
-    if masking not in MASKING_MODES:
-        raise ValueError(f"data.masking '{masking}': must be one of {', '.join(MASKING_MODES)}")
     if first_position is None:
         first_position = first_step * micro_batch_size * accumulation_steps * world_size
-    micro_batches = _TrainingMicroBatches(
-        maker=_maker(rows, masking_seed, mask_probability, whole_word),
+    groups = TrainingGroups(
+        maker=_maker(rows, masking_seed, mask_probability, whole_word, masking),
         count=num_steps * accumulation_steps,
-        order_seed=order_seed,
-        static=masking == "static",
-        micro_batch_size=micro_batch_size,
-        accumulation_steps=accumulation_steps,
+        size=micro_batch_size,
         rank=rank,
         world_size=world_size,
+        order=sample_order(shuffle, len(rows), order_seed, shuffle_block_rows, shuffle_window_blocks),
+        static=masking == "static",
+        accumulation_steps=accumulation_steps,
         first_position=first_position,
     )
-    return _steps(_loaded(micro_batches, workers, pin_memory), accumulation_steps)
+    return _steps(_loaded(groups, workers, pin_memory), accumulation_steps)
+
+
+def sample_order(
+    shuffle: str, num_rows: int, seed: int, block_rows: int, window_blocks: int
+) -> GlobalOrder | BlockOrder:
+    """The order of a split's rows.
+
+    Args:
+        shuffle: `global`: any row anywhere in its epoch; `blocks`: rows that lie together are used close together.
+        num_rows: of the split.
+        seed: in [0, 2^32).
+        block_rows: of `blocks`: rows that lie together.
+        window_blocks: of `blocks`: blocks whose rows are mixed.
+
+    Raises:
+        ValueError: another `shuffle`, or a size below 1.
+    """
+    if shuffle not in SHUFFLES:
+        raise ValueError(f"data.shuffle '{shuffle}': must be one of {', '.join(SHUFFLES)}")
+    return GlobalOrder(num_rows, seed) if shuffle == "global" else BlockOrder(num_rows, seed, block_rows, window_blocks)
 
 
 def evaluation_batches(
@@ -162,10 +125,13 @@ def evaluation_batches(
     max_rows: int | None = None,
     mask_probability: float = 0.15,
     whole_word: bool = False,
+    masking: str = "dynamic",
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[MicroBatch]:
     """This rank's share of a split, each row exactly once over all ranks, always with the same masks.
+
+    They are those of epoch 0, or with `static` masking those that the rows bring along, where they do.
 
     Every rank yields the same number of batches of the same shape. Where the rows run out, a batch is filled up with a
     row that has no targets; `rows` counts the real ones and may be 0.
@@ -181,21 +147,21 @@ def evaluation_batches(
 
     Raises:
         ValueError: an argument out of range, or faulty data.
-        RuntimeError: a worker died.
+        ChildProcessError: a worker died.
     """
     _check_sharing(batch_size, rank, world_size, workers)
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows {max_rows}: must be at least 1")
     evaluated_rows = len(rows) if max_rows is None else min(max_rows, len(rows))
-    micro_batches = _EvaluationMicroBatches(
-        maker=_maker(rows, masking_seed, mask_probability, whole_word),
+    groups = EvaluationGroups(
+        maker=_maker(rows, masking_seed, mask_probability, whole_word, masking),
         count=-(-evaluated_rows // (batch_size * world_size)),
-        batch_size=batch_size,
+        size=batch_size,
         rank=rank,
         world_size=world_size,
         evaluated_rows=evaluated_rows,
     )
-    return _loaded(micro_batches, workers, pin_memory)
+    return _loaded(groups, workers, pin_memory)
 
 
 def check_matches_model(rows: ShardedRows, *, vocabulary_size: int, max_positions: int, seq_length: int) -> None:
@@ -210,7 +176,7 @@ def check_matches_model(rows: ShardedRows, *, vocabulary_size: int, max_position
     Raises:
         ValueError: the shards' vocabulary or sequence length does not fit.
     """
-    found, where = rows.attributes, f"data directory {rows.data_dir} ({MANIFEST_NAME})"
+    found, where = rows.attributes, f"data directory {rows.data_dir} ({rows.described_in})"
     if found.vocabulary_size > vocabulary_size:
         raise ValueError(
             f"{where}: vocabulary of {found.vocabulary_size} entries; the model has {vocabulary_size}"
@@ -236,52 +202,39 @@ def _check_sharing(micro_batch_size: int, rank: int, world_size: int, workers: i
         raise ValueError(f"data-loading workers {workers}: must not be negative")
 
 
-def _maker(rows: ShardedRows, masking_seed: int, mask_probability: float, whole_word: bool) -> MicroBatchMaker:
+def _maker(
+    rows: ShardedRows, masking_seed: int, mask_probability: float, whole_word: bool, masking: str
+) -> MicroBatchMaker:
+    if masking not in MASKING_MODES:
+        raise ValueError(f"data.masking '{masking}': must be one of {', '.join(MASKING_MODES)}")
     if not 0 < mask_probability < 1:
         raise ValueError(f"data.mask_probability {mask_probability}: must be in (0, 1)")
-    vocabulary = Vocabulary.read(rows.data_dir, rows.manifest)
-    return MicroBatchMaker(rows, vocabulary, masking_seed, mask_probability, whole_word)
+    vocabulary = Vocabulary.read(rows.data_dir, rows.manifest, rows.vocabulary_path)
+    own_masks = masking == "static" and rows.has_masks
+    return MicroBatchMaker(rows, vocabulary, masking_seed, mask_probability, whole_word, own_masks)
 
 
-def _loaded(micro_batches: _MicroBatches, workers: int, pin_memory: bool) -> Iterator[MicroBatch]:
+def _loaded(groups: MicroBatchGroups, workers: int, pin_memory: bool) -> Iterator[MicroBatch]:
     """All micro-batches in order. Closing the iterator ends the workers."""
     loader = DataLoader(
-        micro_batches,
+        groups,
         batch_size=None,
         num_workers=workers,
-        prefetch_factor=_PREFETCHED_MICRO_BATCHES if workers else None,
+        prefetch_factor=_PREFETCHED_GROUPS if workers else None,
         pin_memory=pin_memory,
         collate_fn=_unchanged,
-        worker_init_fn=_guard_worker if workers else None,
+        worker_init_fn=guard_worker if workers else None,
         generator=torch.Generator(),  # where DataLoader draws its workers' seeds, in place of the global generator
     )
-    for micro_batch in loader:
-        if isinstance(micro_batch, ValueError):
-            raise micro_batch
-        yield micro_batch
-
-
-def _guard_worker(_worker: int) -> None:
-    """Keep a worker at work through the signals that a scheduler sends to every process of a job.
-
-    The training process answers SIGTERM and SIGUSR1 with one more whole step and a checkpoint, and needs its workers
-    for that. They obey the SIGTERM of that process alone, and end when it is gone.
-    """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigtimedwait"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    """End this worker when its parent says so or has ended, even while the main thread waits to write into a pipe."""
-    parent, started_by = multiprocessing.parent_process(), os.getppid()
-    assert parent is not None
-    while os.getppid() == started_by and parent.is_alive():
-        received = signal.sigtimedwait({signal.SIGTERM}, _PARENT_CHECK_SECONDS)
-        if received is not None and received.si_pid == parent.pid:
-            break
-    os._exit(0)
+    arriving = iter(loader)
+    while True:
+        with naming_dead_workers():
+            group = next(arriving, None)
+        if group is None:
+            return
+        if isinstance(group, ValueError):
+            raise group
+        yield from group.unpack() if isinstance(group, PackedMicroBatches) else group
 
 
 def _unchanged(micro_batch: Any) -> Any:

@@ -15,20 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.counter_rng import Stream, UInt32Array, random_words, to_unit_interval
-from bert_pld.data.shards import Manifest, vocabulary_hash
+from bert_pld.data.shards import VOCABULARY_NAME, Manifest, vocabulary_hash
+from bert_pld.data.wordpiece import CONTINUATION, read_entries
 
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-
-VOCABULARY_NAME = "vocab.txt"
-CONTINUATION_PREFIX = "##"
 
 # Thresholds of a uint32: below the first [MASK], below the second a random entry, else unchanged.
 _MASK_BELOW = round(0.8 * 2**32)
 _RANDOM_BELOW = round(0.9 * 2**32)
 
+_NO_WORD = np.uint32(2**32 - 1)
 _NO_KEY = np.uint64(2**64 - 1)
 _POSITION_BITS = np.uint64(16)
+_POSITION_MASK = np.uint64(2**16 - 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,10 +44,10 @@ class Vocabulary:
     is_continuation: BoolArray
     """`[size]`: the entry continues the word before it (`##…`)."""
 
-    is_special: BoolArray = dataclasses.field(init=False, repr=False)
-    """`[size]`: never masked, never drawn as a replacement."""
+    is_ordinary: BoolArray = dataclasses.field(init=False, repr=False)
+    """`[size]`: neither special nor padding, so that it may be masked, and drawn as a replacement."""
     replacement_ids: Int64Array = dataclasses.field(init=False, repr=False)
-    """All entries that are not special, ascending."""
+    """All ordinary entries, ascending."""
 
     def __post_init__(self) -> None:
         outside = [i for i in self.special_ids if not 0 <= i < self.size]
@@ -58,12 +58,12 @@ class Vocabulary:
             )
         if len(self.is_continuation) != self.size:
             raise ValueError(f"is_continuation has {len(self.is_continuation)} entries, the vocabulary {self.size}")
-        is_special = np.zeros(self.size, np.bool_)
-        is_special[list(self.special_ids)] = True
-        if is_special.all():
+        is_ordinary = np.ones(self.size, np.bool_)
+        is_ordinary[list(self.special_ids)] = False
+        if not is_ordinary.any():
             raise ValueError("vocabulary: holds nothing but special tokens")
-        object.__setattr__(self, "is_special", is_special)
-        object.__setattr__(self, "replacement_ids", np.flatnonzero(~is_special).astype(np.int64))
+        object.__setattr__(self, "is_ordinary", is_ordinary)
+        object.__setattr__(self, "replacement_ids", np.flatnonzero(is_ordinary).astype(np.int64))
 
     @property
     def special_ids(self) -> tuple[int, int, int, int, int]:
@@ -71,19 +71,14 @@ class Vocabulary:
         return (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
 
     @classmethod
-    def read(cls, data_dir: str | Path, manifest: Manifest) -> Vocabulary:
-        """Read a data directory's `vocab.txt` and check it against the manifest.
+    def read(cls, data_dir: str | Path, manifest: Manifest, path: Path | None = None) -> Vocabulary:
+        """Read a data directory's vocabulary, `vocab.txt` or the file at `path`, and check it against the manifest.
 
         Raises:
             ValueError: the file is missing, is not the vocabulary that made the shards, or a special token is unnamed.
         """
-        path = Path(data_dir) / VOCABULARY_NAME
-        try:
-            entries = path.read_bytes().decode().split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not a readable vocabulary ({error})") from error
-        if entries[-1] == "":
-            entries.pop()
+        path = path or Path(data_dir) / VOCABULARY_NAME
+        entries = read_entries(path)
         expected = manifest.attributes
         if len(entries) != expected.vocabulary_size or vocabulary_hash(entries) != expected.vocabulary_hash:
             raise ValueError(
@@ -96,7 +91,7 @@ class Vocabulary:
             raise ValueError(f"{data_dir}: the manifest's special_tokens lack {', '.join(missing)}")
         return cls(
             size=len(entries),
-            is_continuation=np.array([entry.startswith(CONTINUATION_PREFIX) for entry in entries], np.bool_),
+            is_continuation=np.array([entry.startswith(CONTINUATION) for entry in entries], np.bool_),
             **{f"{name}_id": manifest.special_tokens[name] for name in names},
         )
 
@@ -141,28 +136,21 @@ def mask_tokens(
         mask_probability: p in (0, 1).
         whole_word: mask a token together with the `##` pieces that follow it.
     """
-    batch, seq_length = input_ids.shape
-    positions = np.arange(seq_length)
-    candidates = ~vocabulary.is_special[input_ids]
-    candidates &= positions < lengths[:, None]
+    seq_length = input_ids.shape[1]
+    candidates = vocabulary.is_ordinary.take(input_ids)
+    candidates &= np.arange(seq_length, dtype=np.int32) < lengths.astype(np.int32)[:, None]
+    counts = candidates.view(np.uint8).sum(axis=1, dtype=np.uint32)
     selection, action, row_words = _random_words(seed, seq_length, row_indices, epochs)
-
-    # A position's key: its random word, then the position, so that keys differ and their order is random.
-    keys = (selection.astype(np.uint64) << _POSITION_BITS) | positions.astype(np.uint64)
-    counts = candidates.sum(axis=1)
     budgets = np.floor(mask_probability * counts + to_unit_interval(row_words[:, 0])).astype(np.int64)
     budgets = np.maximum(budgets, 1)
     if whole_word:
-        chosen = _choose_words(input_ids, candidates, keys, budgets, row_words[:, 1], vocabulary)
+        flat = _choose_words(input_ids, candidates, selection, budgets, row_words[:, 1], vocabulary)
     else:
-        token_keys = np.where(candidates, keys, _NO_KEY)
-        chosen = candidates & _among_first(token_keys, np.sort(token_keys, axis=1), budgets)
-
-    flat = np.flatnonzero(chosen)
+        flat = _choose_tokens(candidates, selection, np.minimum(budgets, counts))
     labels = input_ids.reshape(-1)[flat]
-    masked = input_ids.reshape(-1).copy()
-    masked[flat] = _replace(labels, action.reshape(-1)[flat], vocabulary)
-    return MaskedTokens(masked.reshape(batch, seq_length), flat, labels)
+    masked = input_ids.copy()
+    masked.reshape(-1)[flat] = _replace(labels, action.reshape(-1)[flat], vocabulary)
+    return MaskedTokens(masked, flat, labels)
 
 
 def _random_words(
@@ -181,40 +169,61 @@ def _random_words(
     return selection, action, np.stack((word_0[:, blocks], word_1[:, blocks]), axis=1)
 
 
-def _among_first(keys: NDArray[np.uint64], ascending: NDArray[np.uint64], counts: Int64Array) -> BoolArray:
-    """Mark in each row b of `keys` its `counts[b]` smallest, at least 1; `ascending` holds the same keys sorted."""
-    return keys <= np.take_along_axis(ascending, counts[:, None] - 1, axis=1)
+def _keys(words: UInt32Array) -> NDArray[np.uint64]:
+    """A position's key: its random word, then the position, so that keys differ and their order is random."""
+    keys = words.astype(np.uint64)
+    keys <<= _POSITION_BITS
+    keys |= np.arange(words.shape[1], dtype=np.uint64)
+    return keys
+
+
+def _choose_tokens(candidates: BoolArray, selection: UInt32Array, counts: Int64Array) -> Int64Array:
+    """In each row b the `counts[b]` candidates of the smallest keys: flat indices, ascending."""
+    words = np.where(candidates, selection, _NO_WORD)
+    last = np.maximum(counts, 1)[:, None] - 1
+    chosen = words <= np.take_along_axis(np.sort(words, axis=1), last, axis=1)
+    chosen &= candidates
+    flat = np.flatnonzero(chosen)
+    if len(flat) != counts.sum():  # two equal words stand where a row's choice ends: their positions decide
+        keys = np.where(candidates, _keys(selection), _NO_KEY)
+        flat = np.flatnonzero(candidates & (keys <= np.take_along_axis(np.sort(keys, axis=1), last, axis=1)))
+    return flat
 
 
 def _choose_words(
     input_ids: Int64Array,
     candidates: BoolArray,
-    keys: NDArray[np.uint64],
+    selection: UInt32Array,
     budgets: Int64Array,
     row_words: UInt32Array,
     vocabulary: Vocabulary,
-) -> BoolArray:
-    """Mark whole words until each row's budget is met: bool `[B, S]`."""
+) -> Int64Array:
+    """Whole words of each row until its budget is met: their tokens' flat indices, ascending."""
     batch, seq_length = input_ids.shape
     starts = candidates.copy()
-    starts[:, 1:] &= ~(vocabulary.is_continuation[input_ids[:, 1:]] & candidates[:, :-1])
-    start_of = np.maximum.accumulate(np.where(starts, np.arange(seq_length), 0), axis=1)
-    start_of += np.arange(batch)[:, None] * seq_length  # flat index of the word that each token belongs to
-    word_lengths = np.bincount(start_of[candidates], minlength=batch * seq_length)
+    starts[:, 1:] &= ~(vocabulary.is_continuation.take(input_ids[:, 1:]) & candidates[:, :-1])
+    tokens = np.flatnonzero(candidates)
+    word_of = np.cumsum(starts.reshape(-1), dtype=np.int32) - 1  # `[B · S]`: the number of the word that a token is of
+    word_of_token = word_of[tokens]
+    word_lengths = np.bincount(word_of_token, minlength=1)
 
-    word_keys = np.where(starts, keys, _NO_KEY)
-    ascending = np.sort(word_keys, axis=1)
-    order = (ascending & np.uint64(0xFFFF)).astype(np.int64)
+    # A word has a token at least, so that no row takes more words than its budget.
+    most = int(budgets.max())
+    ascending = np.partition(np.where(starts, _keys(selection), _NO_KEY), most - 1, axis=1)[:, :most]
+    ascending = np.sort(ascending, axis=1)
     exists = ascending != _NO_KEY
-    order[~exists] = 0
-    lengths = word_lengths.reshape(batch, seq_length)[np.arange(batch)[:, None], order] * exists
+    start_of = np.where(exists, (ascending & _POSITION_MASK).astype(np.int64), 0)
+    start_of += np.arange(batch)[:, None] * seq_length
+    words = np.maximum(word_of[start_of], 0)
+    lengths = word_lengths[words] * exists
     before = np.cumsum(lengths, axis=1) - lengths
     # Fits whole (share >= 1), or crosses the budget and fits by share > u.
     share_left = budgets[:, None] - before
     taken = exists & (share_left > to_unit_interval(row_words)[:, None] * lengths)
-    taken[:, 0] = True
-    chosen_starts = _among_first(word_keys, ascending, taken.sum(axis=1))
-    return chosen_starts.reshape(-1)[start_of] & candidates
+    taken[:, 0] = exists[:, 0]
+    is_taken = np.zeros(len(word_lengths), np.bool_)
+    is_taken[words[taken]] = True
+    return tokens[is_taken[word_of_token]]
 
 
 def _replace(labels: Int64Array, words: UInt32Array, vocabulary: Vocabulary) -> Int64Array:

@@ -11,6 +11,7 @@ Source: Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -46,21 +47,18 @@ def rows_at(positions: Int64Array, num_rows: int, seed: int) -> tuple[Int64Array
     Raises:
         ValueError: `num_rows` or a position is out of range.
     """
-    if not 1 <= num_rows <= MAX_ROWS:
-        raise ValueError(f"number of rows {num_rows}: must be in [1, 2^48]")
+    check_positions(positions, num_rows)
     if not len(positions):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    if positions.min() < 0:
-        raise ValueError(f"stream position {positions.min()}: must not be negative")
     epochs = positions // num_rows
     first_epoch = int(epochs[0])
     if epochs[-1] == first_epoch and (epochs == first_epoch).all():
-        keys = _round_keys(seed, first_epoch)
+        keys = round_keys(seed, first_epoch)
     else:
         distinct, inverse = np.unique(epochs, return_inverse=True)
         keys = _round_keys_of(seed, distinct)[:, inverse]
     values = (positions - epochs * num_rows).astype(np.uint64)
-    return _permute(values, keys, num_rows).astype(np.int64), epochs
+    return permute(values, keys, num_rows).astype(np.int64), epochs
 
 
 def positions_of_micro_batch(
@@ -76,20 +74,44 @@ def positions_of_micro_batch(
     return np.arange(start, start + micro_batch_size, dtype=np.int64)
 
 
-@functools.lru_cache(maxsize=8)
-def _round_keys(seed: int, epoch: int) -> UInt64Array:
-    """One epoch's keys, `[rounds]`."""
-    return _round_keys_of(seed, np.array([epoch], np.int64))[:, 0]
+@dataclasses.dataclass(frozen=True)
+class GlobalOrder:
+    """Any row may stand anywhere in its epoch: `rows_at` of one split and seed."""
+
+    num_rows: int
+    seed: int
+
+    def rows_at(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """The rows that stand at these positions of the training stream, and their epochs."""
+        return rows_at(positions, self.num_rows, self.seed)
 
 
-def _round_keys_of(seed: int, epochs: Int64Array) -> UInt64Array:
+def check_positions(positions: Int64Array, num_rows: int) -> None:
+    """Refuse impossible splits and positions.
+
+    Raises:
+        ValueError: `num_rows` or a position is out of range.
+    """
+    if not 1 <= num_rows <= MAX_ROWS:
+        raise ValueError(f"number of rows {num_rows}: must be in [1, 2^48]")
+    if len(positions) and positions.min() < 0:
+        raise ValueError(f"stream position {positions.min()}: must not be negative")
+
+
+@functools.lru_cache(maxsize=32)
+def round_keys(seed: int, epoch: int, purpose: int = 0, window: int = 0) -> UInt64Array:
+    """Keys `[rounds]` of one permutation: of an epoch's rows by default, of others by `purpose` and `window`."""
+    return _round_keys_of(seed, np.array([epoch], np.int64), purpose, window)[:, 0]
+
+
+def _round_keys_of(seed: int, epochs: Int64Array, purpose: int = 0, window: int = 0) -> UInt64Array:
     """The Feistel keys of several epochs, 64 random bits a round: `[rounds, len(epochs)]`."""
-    rounds = np.arange(_ROUNDS)[:, None]
-    high, low, _, _ = random_words(seed, Stream.ORDER, rounds, epochs & 0xFFFFFFFF, epochs >> 32)
+    rounds = np.arange(_ROUNDS)[:, None] + 16 * purpose
+    high, low, _, _ = random_words(seed, Stream.ORDER, rounds, epochs & 0xFFFFFFFF, epochs >> 32, window)
     return (high.astype(np.uint64) << _SHIFT_32) | low
 
 
-def _permute(values: UInt64Array, keys: UInt64Array, num_rows: int) -> UInt64Array:
+def permute(values: UInt64Array, keys: UInt64Array, num_rows: int) -> UInt64Array:
     """Encrypt `[P]` values of [0, N) into [0, N) under keys `[rounds]`, or `[rounds, P]` of their own."""
     width = math.isqrt(num_rows - 1) + 1  # the least a with a² >= N
     result = _feistel(values, keys, width)

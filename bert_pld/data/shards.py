@@ -22,20 +22,29 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pld.data.mapped_file import map_file, read_ahead
+
 FORMAT_NAME = "bert_pld"
 FORMAT_VERSION = 1
+NVIDIA_FORMAT_NAME = "nvidia"
+"""In the manifest of a directory whose shards `bert_pld.data.nvidia_shards` defines."""
 MANIFEST_NAME = "manifest.json"
+FORMATS = (FORMAT_NAME, NVIDIA_FORMAT_NAME)
+TOKENIZER_NAME, VOCABULARY_NAME = "tokenizer.json", "vocab.txt"
 OBJECTIVES = ("mlm+nsp", "mlm")
 SPLITS = ("train", "validation")
 COLUMNS = {"input_ids": None, "length": np.uint16, "segment_b_start": np.uint16, "next_sentence_label": np.int8}
@@ -74,6 +83,7 @@ class ShardRecord:
     file: str
     rows: int
     tokens: int
+    """That are not padding."""
     bytes: int
     sha256: str
 
@@ -88,6 +98,8 @@ class Manifest:
     """Documents a split."""
     special_tokens: dict[str, int]
     """Ids of pad, unk, cls, sep and mask."""
+    format: str = FORMAT_NAME
+    """`bert_pld`, or `nvidia` where the shards are NVIDIA's."""
 
     def rows(self, split: str) -> int:
         """Rows of a split over all its shards."""
@@ -107,7 +119,7 @@ class Manifest:
 
     def write(self, data_dir: Path) -> None:
         """Write `manifest.json` atomically: a reader sees the old one or the whole new one."""
-        payload = {"format": FORMAT_NAME, "version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        payload = {"version": FORMAT_VERSION, **dataclasses.asdict(self)}
         write_atomically(data_dir / MANIFEST_NAME, json.dumps(payload, indent=2, sort_keys=True) + "\n")
 
     @classmethod
@@ -128,13 +140,14 @@ class Manifest:
             )
         try:
             payload = json.loads(path.read_text(encoding="utf-8"))
-            if payload.pop("format") != FORMAT_NAME or payload.pop("version") != FORMAT_VERSION:
+            if payload["format"] not in FORMATS or payload["version"] != FORMAT_VERSION:
                 raise ValueError(f"{path}: not a {FORMAT_NAME} manifest of version {FORMAT_VERSION}")
             return cls(
                 attributes=ShardAttributes(**payload["attributes"]),
                 splits={name: [ShardRecord(**r) for r in records] for name, records in payload["splits"].items()},
                 documents=payload["documents"],
                 special_tokens=payload["special_tokens"],
+                format=payload["format"],
             )
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: damaged manifest ({error!r})") from error
@@ -235,7 +248,8 @@ def write_shard(path: Path, rows: Rows, attributes: ShardAttributes) -> ShardRec
 
 
 class Shard:
-    """One shard opened for random reads: its columns as memory maps, so that nothing but the rows asked for is read.
+    """One shard opened for random reads: its columns as views of one memory map, so that nothing but the rows asked for
+    is read. No descriptor stays open: a process may map tens of thousands of shards.
 
     Raises:
         ValueError: the file is missing, cut, or not a shard of this format.
@@ -244,16 +258,24 @@ class Shard:
     def __init__(self, path: Path) -> None:
         try:
             with h5py.File(path, "r") as file:
-                if file.attrs.get("format") != FORMAT_NAME or file.attrs.get("version") != FORMAT_VERSION:
+                attributes = file.attrs
+                if attributes.get("format") != FORMAT_NAME or attributes.get("version") != FORMAT_VERSION:
                     raise ValueError(f"{path}: not a {FORMAT_NAME} shard of version {FORMAT_VERSION}")
                 names = [field.name for field in dataclasses.fields(ShardAttributes)]
-                values = {name: file.attrs[name] for name in names}
+                values = {name: attributes[name] for name in names}
                 self.attributes = ShardAttributes(
                     **{k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
                 )
-                self.columns = {name: _map_dataset(path, file[name]) for name in COLUMNS}
+                datasets = {name: file[name] for name in COLUMNS}
+                self.offsets = {name: _offset(path, dataset) for name, dataset in datasets.items()}
+                layout = {name: (dataset.dtype, dataset.shape) for name, dataset in datasets.items()}
+            mapped = map_file(path)
         except (OSError, KeyError) as error:
             raise ValueError(f"{path}: not a readable shard ({error})") from error
+        self.path = path
+        self.columns = {
+            name: _column(path, mapped, self.offsets[name], dtype, shape) for name, (dtype, shape) in layout.items()
+        }
         self.rows = len(self.columns["length"])
         for name, column in self.columns.items():
             shape = (self.rows, self.attributes.seq_length) if name == "input_ids" else (self.rows,)
@@ -264,22 +286,39 @@ class Shard:
                 )
 
 
-def _map_dataset(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
-    """Map a contiguous HDF5 dataset straight from the file."""
-    if dataset.size == 0:
-        return np.empty(dataset.shape, dataset.dtype)
+def _offset(path: Path, dataset: h5py.Dataset) -> int:
+    """Where in the file a contiguous HDF5 dataset begins."""
     offset = dataset.id.get_offset()
-    if offset is None:
+    if offset is None and dataset.size:
         raise ValueError(f"{path}: dataset {dataset.name} is not contiguous")
-    try:
-        mapped = np.memmap(path, mode="r", dtype=dataset.dtype, shape=dataset.shape, offset=offset)
-        return np.asarray(mapped)  # a plain array over the map: indexing a memmap costs several times as much
-    except ValueError as error:  # NumPy's words for a file shorter than the map
-        raise ValueError(f"{path}: cut short ({error})") from error
+    return offset or 0
+
+
+def _column(
+    path: Path, mapped: NDArray[np.uint8], offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> NDArray[Any]:
+    """A dataset as a view of the mapped file."""
+    end = offset + math.prod(shape) * dtype.itemsize
+    if end > len(mapped):
+        raise ValueError(f"{path}: cut short (has {len(mapped)} bytes, {end} needed)")
+    return mapped[offset:end].view(dtype).reshape(shape)
+
+
+class MappedShard(Protocol):
+    """An opened shard of either format."""
+
+    path: Path
+    """The file that is mapped."""
+    rows: int
+    columns: dict[str, NDArray[Any]]
+    offsets: dict[str, int]
+    """First byte of each column in the file."""
 
 
 class ShardedRows:
     """All rows of one split, addressed by one running index over its shards.
+
+    A subclass for another format says how one of its shards is opened.
 
     Opening reads the manifest and compares the shards' sizes with it, so that a missing or cut shard is known at once
     and not when its turn comes. A shard is opened at its first use and stays mapped. Safe to hand to forked or spawned
@@ -289,13 +328,23 @@ class ShardedRows:
         ValueError: no such split, an empty split, or a shard that contradicts the manifest (file named).
     """
 
-    def __init__(self, data_dir: str | Path, split: str) -> None:
+    format: ClassVar[str] = FORMAT_NAME
+    """What the manifest must say."""
+    has_masks: ClassVar[bool] = False
+    """Whether the rows bring masks of their own (`read_masked`)."""
+
+    def __init__(self, data_dir: str | Path, split: str, manifest: Manifest | None = None) -> None:
         self.data_dir = Path(data_dir)
-        self.manifest = Manifest.read(self.data_dir)
+        self.manifest = manifest or Manifest.read(self.data_dir)
+        self.described_in = MANIFEST_NAME
+        self.vocabulary_path = self.data_dir / VOCABULARY_NAME
+        if self.manifest.format != self.format:
+            raise ValueError(f"{self.data_dir / MANIFEST_NAME}: shards of format {self.manifest.format!r}")
         self.records = self.manifest.splits.get(split, [])
         self.split = split
         ends = np.cumsum([record.rows for record in self.records], dtype=np.int64)
         self._starts: list[int] = [0, *ends.tolist()]
+        self._starts_array = np.array(self._starts, np.int64)
         if not len(self):
             raise ValueError(f"data directory {self.data_dir}: split '{split}' has no rows")
         for record in self.records:
@@ -304,7 +353,7 @@ class ShardedRows:
             if found != record.bytes:
                 state = "is missing" if found is None else f"has {found} bytes"
                 raise ValueError(f"{path}: {state}; the {MANIFEST_NAME} says {record.bytes} bytes")
-        self._open: dict[int, Shard] = {}
+        self._open: dict[int, MappedShard] = {}
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -317,16 +366,19 @@ class ShardedRows:
         """The attributes every shard shares."""
         return self.manifest.attributes
 
-    def shard(self, index: int) -> Shard:
+    def shard(self, index: int) -> MappedShard:
         """The n-th shard, opened if need be and checked against the manifest."""
         if index not in self._open:
-            record = self.records[index]
-            path = self.data_dir / record.file
-            shard = Shard(path)
-            if shard.attributes != self.attributes or shard.rows != record.rows:
-                raise ValueError(f"{path}: does not belong to this directory's {MANIFEST_NAME}")
-            self._open[index] = shard
+            self._open[index] = self._open_shard(index)
         return self._open[index]
+
+    def _open_shard(self, index: int) -> MappedShard:
+        record = self.records[index]
+        path = self.data_dir / record.file
+        shard = Shard(path)
+        if shard.attributes != self.attributes or shard.rows != record.rows:
+            raise ValueError(f"{path}: does not belong to this directory's {MANIFEST_NAME}")
+        return shard
 
     def read(self, indices: NDArray[np.integer[Any]]) -> dict[str, NDArray[Any]]:
         """The rows at `indices` (any order, repeats allowed), one array a column, int64 `[len(indices), …]`.
@@ -334,6 +386,22 @@ class ShardedRows:
         Raises:
             ValueError: an index outside [0, rows), or a shard that contradicts the manifest.
         """
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(COLUMNS, ())
+        return self._gather(indices, {**shapes, "input_ids": (self.attributes.seq_length,)})
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Put `tokenizer.json` and `vocab.txt` of these rows into a folder.
+
+        Raises:
+            OSError: one of them is missing, or cannot be written.
+        """
+        for name in (TOKENIZER_NAME, VOCABULARY_NAME):
+            shutil.copyfile(self.data_dir / name, folder / name)
+
+    def _gather(
+        self, indices: NDArray[np.integer[Any]], row_shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, NDArray[Any]]:
+        """These columns, given with the shape of one row, of the rows at `indices`."""
         order = np.argsort(indices, kind="stable")
         ascending = np.asarray(indices)[order]
         if len(order) and not 0 <= ascending[0] <= ascending[-1] < len(self):
@@ -341,16 +409,38 @@ class ShardedRows:
                 f"data directory {self.data_dir}: rows {ascending[0]} to {ascending[-1]} asked for, split"
                 f" '{self.split}' has [0, {len(self)})"
             )
-        out = {
-            name: np.empty((len(order), self.attributes.seq_length) if name == "input_ids" else len(order), np.int64)
-            for name in COLUMNS
+        starts = self._starts_array
+        owners = np.searchsorted(starts, ascending, side="right") - 1
+        local = ascending - starts[owners]
+        bounds = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(order)] if len(order) else [0]
+        dtypes = {
+            name: column.dtype for name, column in self.shard(int(owners[0]) if len(order) else 0).columns.items()
         }
-        position = 0
-        while position < len(order):
-            index = bisect.bisect_right(self._starts, int(ascending[position])) - 1
-            end = int(np.searchsorted(ascending, self._starts[index + 1], side="left"))
-            local, target = ascending[position:end] - self._starts[index], order[position:end]
-            for name, column in self.shard(index).columns.items():
-                out[name][target] = column[local]
-            position = end
+        gathered = {name: np.empty((len(order), *shape), dtypes[name]) for name, shape in row_shapes.items()}
+        # A micro-batch may meet as many shards as it has rows: one call a shard and column, the rest for all at once.
+        for begin, end in itertools.pairwise(bounds):
+            columns, of_shard = self.shard(int(owners[begin])).columns, local[begin:end]
+            for name, target in gathered.items():
+                columns[name].take(of_shard, axis=0, out=target[begin:end], mode="clip")
+        out = {name: np.empty(column.shape, np.int64) for name, column in gathered.items()}
+        for name, column in gathered.items():
+            out[name][order] = column
         return out
+
+    def read_ahead(self, first: int, count: int) -> None:
+        """Ask the system to have rows `first` to `first + count - 1` in its cache soon.
+
+        Raises:
+            ValueError: a shard that contradicts the manifest.
+        """
+        last = min(first + count, len(self))
+        while first < last:
+            index = bisect.bisect_right(self._starts, first) - 1
+            shard, end = self.shard(index), min(last, self._starts[index + 1])
+            local = first - self._starts[index]
+            ranges = []
+            for name, column in shard.columns.items():
+                row_bytes = column.nbytes // shard.rows
+                ranges.append((shard.offsets[name] + local * row_bytes, (end - first) * row_bytes))
+            read_ahead(shard.path, ranges)
+            first = end

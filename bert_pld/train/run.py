@@ -7,7 +7,6 @@ import functools
 import json
 import logging
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +16,11 @@ import torch
 import torch.distributed as dist
 
 from bert_pld.config import BATCH_KEYS, MONITOR_BLOCKS, ConfigError, RunConfig, resolve_batch_sizes
-from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
+from bert_pld.data.data_directory import resolve_data_dir
+from bert_pld.data.loader import check_matches_model, evaluation_batches, sample_order, training_batches
 from bert_pld.data.micro_batch import MicroBatch
-from bert_pld.data.order import positions_of_micro_batch, rows_at
+from bert_pld.data.nvidia_rows import open_rows
+from bert_pld.data.order import positions_of_micro_batch
 from bert_pld.data.shards import ShardedRows
 from bert_pld.model import BertForPreTraining
 from bert_pld.pld import initialize
@@ -71,6 +72,9 @@ class Run:
             mask_probability=data.mask_probability,
             whole_word=data.whole_word,
             masking=data.masking,
+            shuffle=data.shuffle,
+            shuffle_block_rows=data.shuffle_block_rows,
+            shuffle_window_blocks=data.shuffle_window_blocks,
             workers=data.workers,
             pin_memory=self.device.type == "cuda",
         )
@@ -87,6 +91,7 @@ class Run:
             max_rows=self.config.training.eval_rows,
             mask_probability=self.config.data.mask_probability,
             whole_word=self.config.data.whole_word,
+            masking=self.config.data.masking,
             pin_memory=self.device.type == "cuda",
         )
 
@@ -119,7 +124,9 @@ class Run:
             self.engine.gradient_accumulation_steps(),
             dist.get_world_size(),
         )
-        return rows_at(positions, len(self.training_rows), self.config.training.seed)[0]
+        data, seed = self.config.data, self.config.training.seed
+        sizes = data.shuffle_block_rows, data.shuffle_window_blocks
+        return sample_order(data.shuffle, len(self.training_rows), seed, *sizes).rows_at(positions)[0]
 
     def close(self) -> None:
         """End progress bar and process group; a process that skips this can abort at exit."""
@@ -188,7 +195,7 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
 
     Args:
         config: as loaded.
-        data_dir: native shards.
+        data_dir: shards, native ones or NVIDIA's, or a directory with those of `data.seq_length` in `seq_<S>`.
         output_dir: the run's folder.
         resume: `auto` (go on from the folder's newest checkpoint, if any), `never`, or a checkpoint's path.
         initialize_from: a checkpoint whose weights a new run starts with (its second phase, say).
@@ -196,9 +203,11 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
     Raises:
         ValueError: anything a user can mend, in one line.
     """
-    training_rows = ShardedRows(data_dir, "train")
+    data_dir = resolve_data_dir(data_dir, config.data.seq_length)
+    vocab_file = Path(config.data.vocab_file) if config.data.vocab_file else None
+    training_rows = open_rows(data_dir, "train", vocab_file)
     held_out = training_rows.manifest.rows("validation") > 0
-    validation_rows = ShardedRows(data_dir, "validation") if held_out else None
+    validation_rows = open_rows(data_dir, "validation", vocab_file) if held_out else None
     device = join_process_group()
     config = resolve_for_data(config, training_rows, dist.get_world_size(), device)
     start = _choose_checkpoint(output_dir, resume)
@@ -213,13 +222,13 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
     engine = _make_engine(config, model)
     batch_size = config.deepspeed["train_batch_size"]
     metrics = Metrics(output_dir, config, batch_size, device, leaves_padding_out=model.encoder.fused)
-    writer = CheckpointWriter(output_dir, engine, config, training_rows.manifest, data_dir)
+    writer = CheckpointWriter(output_dir, engine, config, training_rows.manifest, output_dir)
     run = Run(config, engine, metrics, writer, Preemption(), training_rows, validation_rows, device)
     if start is not None:
         state = writer.restore(start)
         metrics.resume(state["step"], state)
     if dist.get_rank() == 0:
-        _write_run_files(output_dir, config, data_dir, fresh=start is None)
+        _write_run_files(output_dir, config, training_rows, fresh=start is None)
     dist.barrier()
     return run
 
@@ -290,10 +299,9 @@ def _load_initial_weights(model: BertForPreTraining, checkpoint: Path) -> None:
     model.load_state_dict(weights)
 
 
-def _write_run_files(output_dir: Path, config: RunConfig, data_dir: Path, fresh: bool) -> None:
+def _write_run_files(output_dir: Path, config: RunConfig, rows: ShardedRows, fresh: bool) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / files.CONFIG).write_text(json.dumps(config.as_json(), indent=2) + "\n")
-    for name in files.TOKENIZER_FILES:
-        shutil.copyfile(data_dir / name, output_dir / name)
+    rows.save_tokenizer(output_dir)
     if fresh:
         (output_dir / METRICS).write_text("")

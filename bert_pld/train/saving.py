@@ -14,7 +14,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from safetensors.torch import save_file
 from torch import nn
 
-from bert_pld.config import ConfigError, RunConfig
+from bert_pld.config import ConfigError, RunConfig, load_config
 from bert_pld.data.shards import Manifest, write_atomically
 from bert_pld.train import checkpoint as files
 
@@ -91,7 +91,7 @@ class CheckpointWriter:
         return files.load_state(checkpoint)
 
     def _check_same_run(self, checkpoint: Path) -> None:
-        saved = json.loads((checkpoint / files.CONFIG).read_text())
+        saved = load_config(checkpoint / files.CONFIG).as_json()  # keys newer than the checkpoint have their defaults
         present = self.config.as_json()
         for name in _what_defines(present):
             there, here = (_lookup(source, name) for source in (saved, present))
@@ -142,7 +142,10 @@ def _what_defines(config: dict[str, Any]) -> list[str]:
     """The keys of a configuration that a resumed run may not change."""
     model = [f"model.{key}" for key in config["model"] if key not in _FREE_MODEL_KEYS]
     drop = [f"progressive_layer_drop.{key}" for key in config["progressive_layer_drop"]]
-    return [*model, *drop, "training.seed", "data.seq_length", "train_batch_size"]
+    data = ["seq_length", "shuffle"]
+    if config["data"]["shuffle"] == "blocks":
+        data += ["shuffle_block_rows", "shuffle_window_blocks"]
+    return [*model, *drop, "training.seed", *(f"data.{key}" for key in data), "train_batch_size"]
 
 
 def _lookup(config: dict[str, Any], name: str) -> Any:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-from data_prep.sources import books, hub, jsonl, parquet, python_docs, text, wikiextractor
+from data_prep.sources import books, hub, jsonl, parquet, python_docs, text, wikiextractor, wikipedia_dump
 from data_prep.sources.pieces import Piece, SourceKind
 
 KINDS: dict[str, SourceKind] = {
     kind.name: kind
-    for kind in (wikiextractor.KIND, books.KIND, text.KIND, jsonl.KIND, parquet.KIND, hub.KIND, python_docs.KIND)
+    for kind in (
+        wikipedia_dump.KIND,
+        wikiextractor.KIND,
+        hub.KIND,
+        parquet.KIND,
+        jsonl.KIND,
+        books.KIND,
+        text.KIND,
+        python_docs.KIND,
+    )
 }
 
 

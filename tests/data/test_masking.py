@@ -1,10 +1,12 @@
 """BERT's masking rule in numbers, and its independence of everything but (seed, epoch, row)."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from synthetic_rows import SPECIAL_TOKENS, make_rows
 
-from bert_pld.data.masking import Vocabulary, mask_tokens
+from bert_pld.data.masking import Vocabulary, _choose_tokens, mask_tokens
 from bert_pld.data.shards import Manifest
 
 SPECIAL_IDS = list(SPECIAL_TOKENS.values())
@@ -185,3 +187,69 @@ def test_impossible_special_tokens_are_refused():
         Vocabulary(10, 0, 1, 2, 3, 10, np.zeros(10, bool))
     with pytest.raises(ValueError, match="five different ids"):
         Vocabulary(10, 0, 1, 2, 3, 3, np.zeros(10, bool))
+
+
+@pytest.mark.parametrize(
+    ("seq_length", "whole_word", "probability", "digest"),
+    [
+        (128, False, 0.15, "680ad7b280091d59"),
+        (128, False, 0.4, "3f52bf6de3967f48"),
+        (128, True, 0.15, "4f491ed71e74940c"),
+        (128, True, 0.4, "80a63f05e469cc71"),
+        (37, False, 0.15, "9948e66a0783e8b4"),
+        (37, True, 0.4, "d9f0a497a661361c"),
+    ],
+)
+def test_masks_are_the_ones_that_checkpoints_resume(vocabulary, seq_length, whole_word, probability, digest):
+    corpus = make_rows(np.random.Generator(np.random.PCG64(1)), 300, seq_length, 1000)
+    each = np.arange(300)
+    masked = mask_tokens(
+        corpus["input_ids"],
+        corpus["length"],
+        each * 7919 + 2**33 * (each % 2),
+        each % 3,
+        vocabulary=vocabulary,
+        seed=5,
+        mask_probability=probability,
+        whole_word=whole_word,
+    )
+    content = b"".join(part.astype("<i8").tobytes() for part in (masked.input_ids, masked.positions, masked.labels))
+    assert hashlib.sha256(content).hexdigest()[:16] == digest
+
+
+def test_equal_words_are_told_apart_by_position():
+    """Random words of 32 bits meet once in some hundred thousand rows: the earlier position goes first."""
+    candidates = np.array([[True, True, False, True, True], [True] * 5, [False] * 5, [False, True, True, False, True]])
+    selection = np.array(
+        [[7, 3, 0, 7, 7], [9, 9, 9, 9, 9], [1, 2, 3, 4, 5], [0, 2**32 - 1, 2**32 - 1, 5, 2**32 - 1]], np.uint32
+    )
+    for counts, expected in (
+        ([2, 3, 0, 2], [0, 1, 5, 6, 7, 16, 17]),
+        ([3, 1, 0, 1], [0, 1, 3, 5, 16]),
+        ([4, 5, 0, 3], [0, 1, 3, 4, 5, 6, 7, 8, 9, 16, 17, 19]),
+        ([1, 5, 0, 3], [1, 5, 6, 7, 8, 9, 16, 17, 19]),
+    ):
+        assert _choose_tokens(candidates, selection, np.array(counts)).tolist() == expected
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_shares_over_two_million_tokens(vocabulary, whole_word):
+    """15 % of the candidates within 0.1 points, 80/10/10 within 0.2; specials untouched and never drawn."""
+    corpus = make_rows(np.random.Generator(np.random.PCG64(4)), 20_000, 128, 1000)
+    assert corpus["length"].sum() > 2_000_000
+    masked = mask(corpus, vocabulary, whole_word=whole_word)
+    candidates = candidates_of(corpus)
+    assert abs(len(masked.positions) / candidates.sum() - 0.15) < 0.001
+    now = masked.input_ids.reshape(-1)[masked.positions]
+    assert not np.isin(masked.labels, SPECIAL_IDS).any()
+    is_mask = now == vocabulary.mask_id
+    assert not np.isin(now[~is_mask], SPECIAL_IDS).any()
+    # Of the random draws one in 995 is the original itself.
+    same = (now == masked.labels).mean() - 0.1 / len(vocabulary.replacement_ids)
+    for share, expected in ((is_mask.mean(), 0.8), (same, 0.1), (1 - is_mask.mean() - same, 0.1)):
+        assert abs(share - expected) < 0.002
+    if whole_word:
+        chosen = np.zeros(candidates.shape, bool)
+        chosen.reshape(-1)[masked.positions] = True
+        continues = vocabulary.is_continuation[corpus["input_ids"]][:, 1:] & candidates[:, 1:] & candidates[:, :-1]
+        assert (chosen[:, 1:] == chosen[:, :-1])[continues].all()

@@ -23,8 +23,8 @@ def build_flags(tmp_path, source):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--executor", "slurm"], "--executor slurm: not available; allowed: local"),
-        (["--format", "nvidia"], "--format nvidia: not available; allowed: native"),
+        (["--executor", "condor"], "--executor condor: not available; allowed: local, slurm, ray"),
+        (["--format", "parquet"], "--format parquet: not available; allowed: native, nvidia"),
         (["--seq_length", "4"], "--seq_length 4: must lie between 8 and 65535"),
         (["--validation_fraction", "1.5"], "--validation_fraction 1.5: must lie between 0 and 1"),
         (["--seed", "-1"], "--seed -1: must lie between 0 and 4294967295"),
@@ -99,7 +99,7 @@ def test_full_disk_is_one_line_and_the_build_can_go_on(tmp_path, corpus, sound_b
 def test_sources_lists_every_kind_with_an_example(capsys):
     assert main(["sources"]) == 0
     out = capsys.readouterr().out
-    for example in ("wikiextractor=", "books=", "text=", "jsonl=", "--source python-docs"):
+    for example in ("wikipedia-dump=", "wikiextractor=", "books=", "text=", "jsonl=", "--source python-docs"):
         assert example in out
 
 

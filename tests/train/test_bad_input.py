@@ -60,8 +60,9 @@ def test_mistake_is_one_line(arguments, message, corpus, tmp_path):
         ({"model": {"hidden_size": 64}}, [], "is of another run: model.hidden_size is 32 there and 64 here"),
         ({"progressive_layer_drop": {"theta": 0.6}}, [], "progressive_layer_drop.theta is 0.5 there and 0.6 here"),
         ({"train_batch_size": 16}, [], "train_batch_size is 8 there and 16 here"),
+        ({}, ["--set", "data.shuffle=blocks"], "data.shuffle is 'global' there and 'blocks' here"),
     ],
-    ids=["resume_never", "another_model", "another_schedule", "another_batch"],
+    ids=["resume_never", "another_model", "another_schedule", "another_batch", "another_order"],
 )
 def test_another_run_s_checkpoints_are_neither_used_nor_touched(changes, arguments, message, corpus, finished_run):
     before = (finished_run / "metrics.jsonl").read_bytes(), (finished_run / "config.json").read_bytes()

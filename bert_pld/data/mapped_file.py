@@ -1,0 +1,87 @@
+"""A file mapped into memory without an open descriptor, and asking the system to read parts of one ahead.
+
+Python's `mmap` keeps a descriptor for as long as the map lives (until 3.13), and a corpus of thousands of shards would
+use up what a process may have. The system call needs none once the map exists, so it is made directly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import os
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MAP_FAILED = ctypes.c_void_p(-1).value
+_READ_AHEAD_BYTES = 128 << 10
+"""No more than Linux's usual limit for one request; of a longer one the rest may be dropped."""
+
+
+def map_file(path: Path) -> NDArray[np.uint8]:
+    """All bytes of a file as a read-only array `[size]`; unmapped when the last view of it is gone.
+
+    Raises:
+        OSError: the file cannot be opened or mapped.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(descriptor).st_size
+        if not size:
+            return np.empty(0, np.uint8)
+        address = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+        if address == _MAP_FAILED:
+            number = ctypes.get_errno()
+            raise OSError(number, f"cannot be mapped: {os.strerror(number)}", str(path))
+    finally:
+        os.close(descriptor)
+    buffer = (ctypes.c_uint8 * size).from_address(address)
+    # At exit the system unmaps; sooner could be too soon for what still reads.
+    weakref.finalize(buffer, _libc().munmap, address, size).atexit = False
+    array = np.ctypeslib.as_array(buffer)
+    array.flags.writeable = False
+    return array
+
+
+def read_ahead(path: Path, ranges: Iterable[tuple[int, int]]) -> None:
+    """Ask the system to have these bytes of a file in its cache soon; it may decline, and nothing is waited for.
+
+    Args:
+        path: the file.
+        ranges: (first byte, number of bytes).
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    if not hasattr(os, "posix_fadvise"):  # macOS
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for start, count in ranges:
+            for offset in range(start, start + count, _READ_AHEAD_BYTES):
+                length = min(_READ_AHEAD_BYTES, start + count - offset)
+                os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(descriptor)
+
+
+@functools.lru_cache(maxsize=1)
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_long,  # off_t, on every 64-bit system
+    ]
+    libc.munmap.restype = ctypes.c_int
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc

@@ -1,0 +1,193 @@
+"""bzip2 files, of one stream or many, read block by block from any byte on, so that many workers share a file.
+
+A bzip2 stream is a header `BZh1` … `BZh9`, blocks of at most 900 kB of text that do not depend on each other, and an
+end mark. Blocks begin with a 48-bit magic at any bit; a file may hold many streams. Here a block is found by its
+magic, cut out, and made a stream of its own, which the standard library decodes and whose checksum it checks.
+
+48 random bits equal the magic once in 2^48: about once in a thousand dumps of 22 GB. A block that does not decode up to
+the next magic is therefore tried up to later ones before the file is called damaged.
+"""
+
+from __future__ import annotations
+
+import bz2
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+SIGNATURE = b"BZh"
+BLOCK_MAGIC = 0x314159265359
+END_MAGIC = 0x177245385090
+MAGIC_BITS = 48
+HEADER_BYTES = 4
+LARGEST_BLOCK_BYTES = 1 << 20
+"""Compressed size of a block at most; bzip2 makes of 900,000 bytes that do not compress about 909,600."""
+_WINDOW_BYTES = 1 << 20
+_TAIL_BYTES = 14
+"""An end mark: magic, checksum and padding are 80 to 87 bits; an empty stream is 14 bytes."""
+_EMPTY_STREAM = END_MAGIC.to_bytes(6, "big") + bytes(4)
+
+
+class Block(NamedTuple):
+    """A decoded block."""
+
+    offset: int
+    """Byte of the file in which its magic begins."""
+    data: bytes
+
+
+def read_blocks(path: str | Path, start: int = 0) -> Iterator[Block]:
+    """The blocks whose magic begins in byte `start` of the file or later, in order, up to the end of the file.
+
+    Raises:
+        ValueError: damaged or cut; says file and byte.
+    """
+    with open(path, "rb") as file:
+        magics = _Magics(file, start)
+        if start == 0 and (len(head := magics.bytes_at(0, HEADER_BYTES)) < HEADER_BYTES or not _is_header(head)):
+            raise ValueError(f"{path}: not a bzip2 file: begins with {head!r}, expected b'BZh1' to b'BZh9'")
+        first = magics.next(8 * start)
+        if start == 0 and first != 8 * HEADER_BYTES and not _is_empty_file(magics):
+            raise _damaged(path, 0)
+        known = start == 0
+        while first is not None:
+            data, following = _decode_from(magics, first)
+            if data is None and not known and (true := _after_false_magic(file, first)) != -1:
+                first = true
+                continue
+            if data is None:
+                if following is None and magics.end_of_block(first, None) is None:
+                    raise ValueError(
+                        f"{path}: ends at byte {magics.size} within a bzip2 stream (last block at byte {first // 8});"
+                        " is the file cut?"
+                    )
+                raise _damaged(path, first // 8)
+            yield Block(first // 8, data)
+            first, known = following, True
+
+
+def _damaged(path: str | Path, byte: int) -> ValueError:
+    return ValueError(f"{path}: the bzip2 block at byte {byte} is damaged; test the file with bzip2 -t")
+
+
+def _decode_from(magics: _Magics, first: int) -> tuple[bytes | None, int | None]:
+    """A block decoded, and the bit at which the next one begins (None: it is the last).
+
+    Without data where nothing decodes: the bit is then that of the last magic tried, None where the file ended first.
+    """
+    following: int | None = first
+    while True:
+        assert following is not None
+        following = magics.next(following + 1)
+        end = magics.end_of_block(first, following)
+        if end is not None and (data := _decode(magics.bits(first, end))) is not None:
+            return data, following
+        if following is None or following - first > 8 * LARGEST_BLOCK_BYTES:
+            return None, following
+
+
+def _after_false_magic(file: BinaryIO, found: int) -> int | None:
+    """Where the next block begins if `found` lies within an earlier one, by chance a magic; −1 if it does not."""
+    magics = _Magics(file, max(0, found // 8 - LARGEST_BLOCK_BYTES))
+    earlier = magics.next(0)
+    while earlier is not None and earlier < found:
+        data, following = _decode_from(magics, earlier)
+        if data is not None and (following is None or following > found):
+            return following
+        earlier = magics.next(earlier + 1)
+    return -1
+
+
+def _decode(bits: tuple[int, int]) -> bytes | None:
+    """The content of one block given as (value, number of bits), None if it is damaged or longer than the block."""
+    value, count = bits
+    if count < MAGIC_BITS + 32:
+        return None
+    checksum = (value >> (count - MAGIC_BITS - 32)) & 0xFFFFFFFF
+    stream = ((value << MAGIC_BITS | END_MAGIC) << 32) | checksum
+    total = count + MAGIC_BITS + 32
+    padding = -total % 8
+    decoder = bz2.BZ2Decompressor()
+    try:
+        data = decoder.decompress(b"BZh9" + (stream << padding).to_bytes((total + padding) // 8, "big"))
+    except (OSError, EOFError):
+        return None
+    return data if decoder.eof and not decoder.unused_data else None
+
+
+def _is_header(data: bytes) -> bool:
+    return data[:3] == SIGNATURE and data[3:4] in b"123456789"
+
+
+def _is_empty_file(magics: _Magics) -> bool:
+    """Whether the file begins with a stream that holds nothing."""
+    return magics.bytes_at(HEADER_BYTES, len(_EMPTY_STREAM)) == _EMPTY_STREAM
+
+
+class _Magics:
+    """The magics of a file from a byte on, found as they are asked for, in ascending order of their bits."""
+
+    def __init__(self, file: BinaryIO, start: int) -> None:
+        self._file = file.fileno()
+        self.size = os.fstat(self._file).st_size
+        self._searched = start
+        self._found: list[int] = []
+
+    def next(self, bit: int) -> int | None:
+        """Bit of the first magic that begins at `bit` or later; None where the file ends first."""
+        while True:
+            for found in self._found:
+                if found >= bit:
+                    return found
+            if self._searched >= self.size:
+                return None
+            # Seven bytes hold a magic at any bit: windows overlap by six.
+            window = self.bytes_at(self._searched, _WINDOW_BYTES + 6)
+            far = 8 * (self._searched - 4 * LARGEST_BLOCK_BYTES)
+            self._found = [found for found in self._found if found >= far]
+            self._found += sorted(8 * self._searched + found for found in _find_magics(window, _WINDOW_BYTES))
+            self._searched += _WINDOW_BYTES
+
+    def end_of_block(self, first: int, following: int | None) -> int | None:
+        """Bit after the block at `first` when the next one begins at `following`; None where no end is there."""
+        if following is not None and (
+            following % 8 or not _is_header(self.bytes_at(following // 8 - HEADER_BYTES, HEADER_BYTES))
+        ):
+            return following
+        end = self.size if following is None else following // 8 - HEADER_BYTES
+        while end > first // 8:
+            tail = self.bytes_at(end - _TAIL_BYTES, _TAIL_BYTES)
+            if _is_header(tail) and tail[HEADER_BYTES:] == _EMPTY_STREAM:
+                end -= _TAIL_BYTES
+                continue
+            value = int.from_bytes(tail, "big")
+            for padding in range(8):
+                if (value >> (32 + padding)) & ((1 << MAGIC_BITS) - 1) == END_MAGIC:
+                    return 8 * end - padding - 32 - MAGIC_BITS
+            break
+        return None
+
+    def bits(self, first: int, end: int) -> tuple[int, int]:
+        """Bits [first, end) as (value, number of bits)."""
+        last_byte = (end + 7) // 8
+        value = int.from_bytes(self.bytes_at(first // 8, last_byte - first // 8), "big") >> (8 * last_byte - end)
+        return value & ((1 << (end - first)) - 1), end - first
+
+    def bytes_at(self, offset: int, count: int) -> bytes:
+        """Bytes of the file; fewer at its end."""
+        return os.pread(self._file, count, offset) if offset >= 0 else b""
+
+
+_INNER_BYTES = [((BLOCK_MAGIC << (8 - shift)) >> 8 & (1 << 40) - 1).to_bytes(5, "big") for shift in range(8)]
+
+
+def _find_magics(data: bytes, limit: int) -> Iterator[int]:
+    """Bits at which a magic begins in the first `limit` bytes; for each of the eight shifts, five whole bytes of it."""
+    for shift, inner in enumerate(_INNER_BYTES):
+        position = data.find(inner, 1)
+        while 0 < position <= limit:
+            around = int.from_bytes(data[position - 1 : position + 6].ljust(7, b"\0"), "big")
+            if (around >> (8 - shift)) & (1 << MAGIC_BITS) - 1 == BLOCK_MAGIC:
+                yield 8 * (position - 1) + shift
+            position = data.find(inner, position + 1)

@@ -1,0 +1,177 @@
+"""Kind `wikipedia-dump`: MediaWiki's export XML, `.xml` or `.xml.bz2` (one stream or many).
+
+A piece is a range of bytes of the file as it lies on disk. It reads the pages whose `<page>` begins in it; in a bzip2
+file, in those blocks that begin in it. So pieces need no index, listing them reads nothing but each file's head, and
+every piece size gives the same documents.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.document import Document
+from data_prep.sources.bz2_blocks import SIGNATURE, read_blocks
+from data_prep.sources.export_xml import Chunk, Page, read_pages
+from data_prep.sources.pieces import Piece, SourceKind, find_files, line_of
+from data_prep.sources.site_info import ARTICLES, HEAD_BYTES, SiteInfo, read_site_info
+from data_prep.sources.wikitext import article_of_wikitext
+
+XML_PIECE_BYTES = 16 << 20
+BZ2_PIECE_BYTES = 4 << 20
+"""About 16 MB of XML; a piece decodes one block more than its own."""
+LONGEST_TEXT_BYTES = (2 << 20) + (64 << 10)
+"""MediaWiki's limit for a page (`$wgMaxArticleSize`, 2,048 kB) and a little more."""
+CHUNK_BYTES = 1 << 20
+
+OTHER_NAMESPACE = "not in the article namespace"
+REDIRECT = "redirect"
+NOT_WIKITEXT = "not wikitext"
+NO_TEXT = "no text"
+TOO_LONG = "longer than 2 MiB"
+DISAMBIGUATION = "disambiguation page"
+LIST = "list"
+
+_DUMP_NAME = re.compile(r"\.xml(?:-p\d+p\d+)?(?:\.bz2)?$", re.IGNORECASE)
+_INDEX_NAME = re.compile(r"-index\d*\.txt", re.IGNORECASE)
+_SAME_CONTENT = re.compile(r"-multistream(?=\d*\.xml)|\.bz2$", re.IGNORECASE)
+_REDIRECT = re.compile(r"\s*#\w{2,30}\s{0,9}:?\s{0,9}\[\[")
+"""One word in any language, for exports that do not mark redirects."""
+
+
+def list_pieces(where: str, piece_bytes: int | None = None) -> list[Piece]:
+    """The dumps of a folder and its sub-folders, a file or a glob, cut into ranges of bytes; index files are left out.
+
+    Raises:
+        ValueError: nothing is there, a file is not a MediaWiki export, or two hold the same pages.
+    """
+    paths = find_files(where)
+    if Path(os.path.expanduser(where)).is_dir():
+        paths = [path for path in paths if _DUMP_NAME.search(path.name)]
+        if not paths:
+            raise ValueError(f"{where}: the folder holds no files ending in .xml or .xml.bz2")
+    elif len(paths) > 1:
+        paths = [path for path in paths if not _INDEX_NAME.search(path.name)]
+    names: dict[str, Path] = {}
+    for path in paths:
+        other = names.setdefault(_SAME_CONTENT.sub("", str(path)), path)
+        if other != path:
+            raise ValueError(f"{where}: {other.name} and {path.name} hold the same pages; keep one of them there")
+    pieces = []
+    for path in paths:
+        _site_info(str(path))
+        size = path.stat().st_size
+        step = piece_bytes or (BZ2_PIECE_BYTES if _is_bz2(path) else XML_PIECE_BYTES)
+        pieces += [Piece(KIND.name, str(path), start, min(start + step, size)) for start in range(0, size, step)]
+    return pieces
+
+
+def read_piece(piece: Piece) -> Iterator[Document]:
+    """The articles of a piece as prose; other pages with the reason for which they are left out.
+
+    Raises:
+        ValueError: the dump is damaged or cut; names the place and the page.
+    """
+    site = _site_info(piece.path)
+    if _is_bz2(piece.path):
+        pages = read_pages(_bz2_chunks(piece), piece.path, piece.start == 0, _bz2_place)
+    else:
+        pages = read_pages(
+            _xml_chunks(piece), piece.path, piece.start == 0, functools.partial(_xml_place, path=piece.path)
+        )
+    for page in pages:
+        text, reason = _article(page, site)
+        yield Document(text, page.id, piece.kind, page.title, dropped=reason)
+
+
+def _article(page: Page, site: SiteInfo) -> tuple[str, str | None]:
+    """(prose, None), or ("", why the page is left out)."""
+    namespace = page.namespace if page.namespace is not None else site.split(page.title)[0]
+    reason = None
+    if namespace != ARTICLES:
+        reason = OTHER_NAMESPACE
+    elif page.text is None or len(page.text) > LONGEST_TEXT_BYTES or len(page.text.encode()) > LONGEST_TEXT_BYTES:
+        reason = TOO_LONG
+    elif page.is_redirect or (page.text.lstrip().startswith("#") and _REDIRECT.match(page.text)):
+        reason = REDIRECT
+    elif page.model != "wikitext":
+        reason = NOT_WIKITEXT
+    elif not page.text.strip():
+        reason = NO_TEXT
+    if reason is not None:
+        return "", reason
+    assert page.text is not None
+    article = article_of_wikitext(page.text, page.title, site)
+    if article.is_disambiguation:
+        return "", DISAMBIGUATION
+    if article.is_list:
+        return "", LIST
+    return article.prose, None
+
+
+def _xml_chunks(piece: Piece) -> Iterator[Chunk]:
+    with open(piece.path, "rb") as file:
+        position = piece.start
+        while True:
+            file.seek(position)
+            owned = position < piece.end
+            data = file.read(min(CHUNK_BYTES, piece.end - position) if owned else CHUNK_BYTES)
+            if not data:
+                if owned:
+                    raise ValueError(f"{piece.path}: became shorter while it was being read")
+                return
+            yield Chunk(data, owned, position)
+            position += len(data)
+
+
+def _bz2_chunks(piece: Piece) -> Iterator[Chunk]:
+    for block in read_blocks(piece.path, piece.start):
+        yield Chunk(block.data, block.offset < piece.end, block.offset)
+
+
+def _xml_place(place: int, offset: int, path: str) -> str:
+    return f"byte {place + offset} (line {line_of(path, place + offset)})"
+
+
+def _bz2_place(place: int, offset: int) -> str:
+    return f"byte {offset} of the bzip2 block at byte {place}"
+
+
+def _is_bz2(path: str | Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(SIGNATURE)) == SIGNATURE
+
+
+def _site_info(path: str) -> SiteInfo:
+    status = os.stat(path)
+    return _site_info_of_version(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=128)
+def _site_info_of_version(path: str, size: int, modified_ns: int) -> SiteInfo:
+    """Read once for all pieces of a file that a process reads."""
+    if not size:
+        raise ValueError(f"{path}: the file is empty")
+    head = b""
+    if _is_bz2(path):
+        for block in read_blocks(path):
+            head += block.data
+            if len(head) >= HEAD_BYTES or b"<page>" in head:
+                break
+    else:
+        with open(path, "rb") as file:
+            head = file.read(HEAD_BYTES)
+    return read_site_info(head[:HEAD_BYTES], path)
+
+
+KIND = SourceKind(
+    "wikipedia-dump",
+    "MediaWiki export XML, plain or bzip2, also multistream; articles as prose",
+    "'wikipedia-dump=enwiki-*-pages-articles*.xml*.bz2'",
+    list_pieces,
+    read_piece,
+    licence="CC BY-SA (Wikipedia's contributors)",
+)

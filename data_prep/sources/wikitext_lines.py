@@ -1,0 +1,124 @@
+"""Lines of an article without its markup: which sections, paragraphs and list entries are prose."""
+
+from __future__ import annotations
+
+import re
+
+from data_prep.sources.wiki_text import is_prose, repaired
+from data_prep.sources.wiki_words import LIST_TITLE, SECTIONS_WITHOUT_PROSE
+
+FEWEST_LISTED_CHARACTERS = 200
+SMALLEST_PROSE_SHARE = 0.1
+"""Of an article's prose and lists together; with less it is a list."""
+MARKUP_OF_A_TABLE = 4
+"""Characters of its wikitext to one that a reader sees, about."""
+
+
+_LIST_MARKS = "*#:;"
+_SENTENCE_END = re.compile(r"[.!?…。！？।۔][\"'”’»)\]]*$")
+_LAST_SENTENCE_END = re.compile(r"[.!?…。！？][\"”’»)]*(?=\s|(?<=[。！？]))")
+_SENTENCE_START = re.compile(r"[\"'“‘«(]*[^\W_a-z]")
+_CITATION = re.compile(
+    r"\bISBN\b|\bISSN\b|\bpp?\. ?\d|\bdoi:|\bRetrieved\b|\bVol\. ?\d|^[^.]{2,60}\((?:\w+ )?\d{4}\)[.,:]|"
+    r"\bPress[,.:]? ?\d{4}\b"
+)
+_EMPTY_QUALIFIER = re.compile(
+    r"\(\s*(?:(?:IPA|pronounced|pronunciation|listen|or|in full)\b\s*)?:?\s*(?=[;,)])[;,]?\s*", re.IGNORECASE
+)
+_BEFORE_CLOSING = re.compile(r"[;,]\s*(?:IPA|pronounced|or|listen)?\s*:?\s*(?=\))", re.IGNORECASE)
+_DOUBLED_MARK = re.compile(r"([;,])(?:\s*[;,])+(?=\s|$)")
+_MARK_BEFORE_STOP = re.compile(r"[;,]\s*(?=\.(?:\s|$))")
+_CONTROL = re.compile(
+    r"\[\[|\]\]|\{\{+|\}\}+|'''+|^\{\||\|\}$|</?(?:ref|nowiki|br|div|span)\b[^<>]{0,200}>", re.MULTILINE | re.IGNORECASE
+)
+
+_CONTROL_MARKS = ("[[", "]]", "{{", "}}", "'''", "{|", "|}", "<")
+
+
+def prose_of_lines(text: str, title: str, table_characters: int) -> tuple[str, bool]:
+    """The prose of an article, and whether the article is a list.
+
+    Lines that follow each other are one paragraph. Headings go, and sections such as References with all their
+    content. Of list entries those stay that are sentences. Paragraphs of at most six words go (see `wiki_text`).
+
+    Args:
+        text: without templates, tables, links, tags; entities resolved.
+        title: of the article.
+        table_characters: removed with tables, counted as list.
+    """
+    if LIST_TITLE.search(title):
+        return "", True
+    if any(mark in text for mark in _CONTROL_MARKS):
+        text = _CONTROL.sub("", text)
+    paragraphs: list[str] = []
+    opened: list[str] = []
+    skipped_level = 0
+    listed = table_characters // MARKUP_OF_A_TABLE
+
+    def close() -> None:
+        if opened:
+            if (line := tidied(" ".join(opened))) and is_prose(line):
+                paragraphs.append(line)
+            opened.clear()
+
+    for line in text.split("\n"):
+        stripped = line.strip()
+        if not stripped:
+            close()
+            continue
+        first = stripped[0]
+        if first == "=" and (level := _heading_level(stripped)):
+            close()
+            if not skipped_level or level <= skipped_level:
+                heading = stripped.strip("= \t").rstrip(":").lower()
+                skipped_level = level if heading in SECTIONS_WITHOUT_PROSE else 0
+        elif skipped_level:
+            continue
+        elif first in _LIST_MARKS or line[0] == " ":
+            close()
+            if first in _LIST_MARKS:
+                listed += len(stripped)
+            entry = stripped.lstrip(_LIST_MARKS + " ")
+            if is_sentence(entry) and (entry := tidied(entry)) and is_prose(entry):
+                paragraphs.append(entry)
+        elif first in "|!" or stripped.startswith("----"):
+            close()
+            listed += len(stripped)
+        else:
+            opened.append(stripped)
+    close()
+    prose = "\n".join(paragraphs)
+    is_list = listed >= FEWEST_LISTED_CHARACTERS and len(prose) < SMALLEST_PROSE_SHARE * (len(prose) + listed)
+    return prose, is_list
+
+
+def _heading_level(line: str) -> int:
+    """Number of `=` on both sides; 0 for a line that is no heading."""
+    left = len(line) - len(line.lstrip("="))
+    right = len(line) - len(line.rstrip("="))
+    return min(left, right, 6) if len(line) > left else 0
+
+
+def is_sentence(entry: str) -> bool:
+    """Whether a list entry reads as a sentence: capital first, full stop last, and no citation of a book."""
+    return (
+        _SENTENCE_END.search(entry[-8:]) is not None
+        and _SENTENCE_START.match(entry) is not None
+        and _CITATION.search(entry[:2000]) is None
+    )
+
+
+def tidied(line: str) -> str:
+    """A paragraph in one line, the traces of removed templates mended; a last clause that introduces a list goes."""
+    line = " ".join(line.split())
+    if "(" in line:
+        line = _EMPTY_QUALIFIER.sub("(", line)
+        line = _BEFORE_CLOSING.sub("", line)
+    line = _DOUBLED_MARK.sub(r"\1", repaired(line))
+    if ",." in line or ", ." in line or ";." in line or "; ." in line:
+        line = _MARK_BEFORE_STOP.sub("", line)
+    line = " ".join(line.split())
+    if line.endswith((":", "：")):
+        ends = [match.end() for match in _LAST_SENTENCE_END.finditer(line)]
+        line = line[: ends[-1]] if ends else ""
+    return line

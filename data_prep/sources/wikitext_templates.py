@@ -1,0 +1,241 @@
+"""Templates whose words belong to the sentence around them: units, foreign words, dashes, dates, ship names.
+
+All others (infoboxes, citations, navigation, maintenance marks) leave nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from data_prep.sources.template_arguments import Arguments
+from data_prep.sources.template_numbers import date, fraction, height, number_and_unit, ordinal, quantity, value
+from data_prep.sources.wiki_words import DISAMBIGUATION_TEMPLATES, DISAMBIGUATION_TITLE, LANGUAGES
+
+DROPPED = frozenset({
+    "", "cite web", "cite book", "cite news", "cite journal", "citation needed", "citation", "cite", "sfn", "reflist",
+    "main", "see also", "coord", "flagicon", "refn", "efn", "r", "rp", "harv", "harvnb", "isbn", "webarchive",
+    "dead link", "who",
+})  # fmt: skip
+"""The most frequent of those that leave nothing, known at once."""
+
+LONGEST_SOUND_CHARACTERS = 8
+
+
+def name_of(head: str) -> str:
+    """A template's name from the text that begins it: small letters, spaces for underscores."""
+    name = head.split("|", 1)[0] if "|" in head else head
+    if len(name) > 200:
+        return ""
+    name = name.split("\n", 1)[0] if "\n" in name.strip() else name
+    return " ".join(name.replace("_", " ").split()).lower().removeprefix("template:")
+
+
+def is_disambiguation(title: str = "", text: str = "", name: str = "") -> bool:
+    """Whether a title, a behaviour switch in the text, or a template's name marks a disambiguation page."""
+    if name:
+        return name in DISAMBIGUATION_TEMPLATES or name.endswith(" disambiguation")
+    return "__DISAMBIG__" in text or DISAMBIGUATION_TITLE.search(title) is not None
+
+
+def expand(name: str, text: str, title: str) -> str:
+    """What a template leaves in the sentence: `text` is all that stands between its braces."""
+    if (expansion := _EXPANSIONS.get(name)) is not None:
+        return expansion if isinstance(expansion, str) else expansion(Arguments(text))
+    if name.startswith("lang-"):
+        word = Arguments(text).at(1)
+        language = LANGUAGES.get(name[5:])
+        return f"{language}: {word}" if language and word else word
+    if name.startswith("formatnum:"):
+        return text.partition(":")[2].partition("|")[0].strip()
+    if name in ("pagename", "fullpagename", "basepagename"):
+        return title
+    return ""
+
+
+def _joined(separator: str) -> Callable[[Arguments], str]:
+    return lambda arguments: separator.join(part for part in arguments.positional if part)
+
+
+def _prefixed(prefix: str) -> Callable[[Arguments], str]:
+    return lambda arguments: prefix + arguments.at(1) if arguments.at(1) else ""
+
+
+def _suffixed(suffix: str) -> Callable[[Arguments], str]:
+    return lambda arguments: arguments.at(1) + suffix if arguments.at(1) else ""
+
+
+def _nth(number: int) -> Callable[[Arguments], str]:
+    return lambda arguments: arguments.at(number)
+
+
+def _last(arguments: Arguments) -> str:
+    return arguments.last()
+
+
+def _as_of(arguments: Arguments) -> str:
+    if "alt" in arguments.named:
+        return arguments.named["alt"]
+    start = "since" if arguments.named.get("since") in ("y", "yes") else "as of"
+    if arguments.named.get("lc") not in ("y", "yes", "on"):
+        start = start.capitalize()
+    return f"{start} {date(arguments)}" if arguments.at(1) else ""
+
+
+def _circa(arguments: Arguments) -> str:
+    return "c. " + "–".join(arguments.positional[:2]) if arguments.at(1) else "c."
+
+
+def _language(arguments: Arguments) -> str:
+    language, word = LANGUAGES.get(arguments.at(1)), arguments.at(2)
+    return f"{language}: {word}" if language and word else word
+
+
+def _nihongo(arguments: Arguments) -> str:
+    inner = ", ".join(part for part in arguments.positional[1:3] if part)
+    return f"{arguments.at(1)} ({inner})" if arguments.at(1) and inner else arguments.at(1) or inner
+
+
+def _chinese(arguments: Arguments) -> str:
+    word = next((arguments.named[key] for key in ("c", "s", "t", "zh") if arguments.named.get(key)), arguments.at(1))
+    pinyin = arguments.named.get("p", "")
+    return "; ".join(
+        part for part in (f"Chinese: {word}" if word else "", f"pinyin: {pinyin}" if pinyin else "") if part
+    )
+
+
+def _ship(arguments: Arguments) -> str:
+    return " ".join(part for part in arguments.positional[:2] if part)
+
+
+def _ship_of(prefix: str) -> Callable[[Arguments], str]:
+    return lambda arguments: f"{prefix} {arguments.at(1)}" if arguments.at(1) else ""
+
+
+def _ship_class(arguments: Arguments) -> str:
+    return f"{arguments.at(1)}-class {arguments.at(2)}".strip() if arguments.at(1) else ""
+
+
+def _quotation(arguments: Arguments) -> str:
+    text = arguments.named.get("text") or arguments.named.get("quote") or arguments.at(1)
+    return f"\n{text}\n" if text else ""
+
+
+def _sounds(arguments: Arguments) -> str:
+    """A sound that a sentence speaks of; a longer transcription tells how a word is pronounced, and goes."""
+    return arguments.at(1) if len(arguments.at(1)) <= LONGEST_SOUND_CHARACTERS else ""
+
+
+def _authors_and_year(arguments: Arguments) -> str:
+    """`{{harvtxt|Artin|1970}}`, which is a part of its sentence, as `Artin (1970)`."""
+    if "last" in arguments.named and "txt" in arguments.positional:
+        parts = [arguments.named["last"], arguments.named.get("last2", ""), arguments.named.get("year", "")]
+    else:
+        parts = arguments.positional
+    parts = [part for part in parts if part]
+    return f"{' and '.join(parts[:-1])} ({parts[-1]})" if len(parts) > 1 else ""
+
+
+def _bible_verse(arguments: Arguments) -> str:
+    return f"{arguments.at(1)} {arguments.at(2)}".strip()
+
+
+def _french_century(arguments: Arguments) -> str:
+    return f"{arguments.at(1)}{arguments.at(2) or 'e'} siècle" if arguments.at(1) else ""
+
+
+_EXPANSIONS: dict[str, str | Callable[[Arguments], str]] = {}
+
+
+def _add(names: str, expansion: str | Callable[[Arguments], str]) -> None:
+    _EXPANSIONS.update(dict.fromkeys(names.split(";"), expansion))
+
+
+_add(
+    "nowrap;nobr;nobold;noitalic;nobreak;nwr;small;smaller;big;larger;large;abbr;abbrlink;tooltip;unicode;script;sup;sub;sc;"
+    "smallcaps;small caps;sc2;caps;allcaps;mvar;math;var;pi;em;strong;underline;u;strikethrough;code;kbd;samp;mono;tt;"
+    "vanchor;visible anchor;sic;as written;typo;not a typo;proper name;noprint;ill;interlanguage link;"
+    "interlanguage link multi;link-interwiki;illm;chem2;keypress;title;play;flag;flagcountry;flagu;country;nbsp;bdi;"
+    "track gauge;railgauge;rail gauge;trackgauge;section link;slink;linktext;poem;asiantitle;angbr;gval;numero;"
+    "no italic;italic title prefixed;zh-full;transl-text;avoid wrap;nsmdns;ipac;resize;dunno;"
+    "citation bref;allmusic name;usd name;snamei;tld;cquotetext;bold;italics;nobots text",
+    _nth(1),
+)
+_add(
+    "lang;langue;lang2;color;colour;font color;font colour;fontcolor;rtl-lang;wikt-lang;unité-lien;text color", _nth(2)
+)
+_add("transliteration;transl;translit;translation;literal translation;lit;linktext-last", _last)
+_add("langx", _language)
+_add("nbsp;nbs;space;thin space;thinsp;hair space;hsp;sp;spaces;0;emsp;ensp;clear;-", " ")
+_add("spaced ndash;snd;snds;spnd;sndash;spaced en dash;spaced endash;dash;–;spaced en dash space", " – ")
+_add("ndash;endash;en dash", "–")
+_add("mdash;mdashb;emdash;em dash;spaced mdash;—", "—")
+_add("';apostrophe;okina", "'")
+_add("'s", "'s")
+_add('";\' ";" \'', '"')
+_add("·;dot;middot;•;bull;bullet", " · ")
+_add("=", "=")
+_add("pb;paragraph;parabr;paragraph break;par", "\n\n")
+_add("shy;wbr;zwj;zwnj;zwsp", "")
+_add("convert;cvt;conv;convertir;umrechnen", quantity)
+_add("frac;fraction;sfrac;tfrac;dfrac;frac2", fraction)
+_add(
+    "date;start date;end date;birth date;death date;birth date and age;death date and age;start date and age;dts;"
+    "film date;bda;dob;birth-date;death-date;date-;date de naissance;date de décès;fecha",
+    date,
+)
+_add("as of;as of?;asof", _as_of)
+_add("circa;c.;ca.;ca;c", _circa)
+_add("fl.;floruit;fl", _prefixed("fl. "))
+_add("nihongo;nihongo2;nihongo3;nihongo foot;nihongo krt", _nihongo)
+_add("zh;zh-cn;chinese;zh-tsp", _chinese)
+_add("ship;ships", _ship)
+_add("sclass;sclass-;sclass2;sclass2-", _ship_class)
+for _prefix in (
+    "HMS",
+    "USS",
+    "SS",
+    "RMS",
+    "SMS",
+    "MV",
+    "MS",
+    "HMAS",
+    "HMCS",
+    "USAT",
+    "USCGC",
+    "HNLMS",
+    "HMNZS",
+    "RFA",
+    "PS",
+    "TSS",
+):
+    _add(_prefix.lower(), _ship_of(_prefix))
+_add("gs", _ship_of("German submarine"))
+_add("val;value", value)
+_add("ordinal;ord", ordinal)
+_add("chem;chem/link;gaps;formula;auto chem", _joined(""))
+_add("e;esp;x10^;10^", _prefixed("×10^"))
+_add("us$;usd;us dollar;dollar", _prefixed("US$"))
+_add("$", _prefixed("$"))
+_add("a$;aud", _prefixed("A$"))
+_add("c$;cad", _prefixed("C$"))
+_add("£;gbp;pound sterling;pound", _prefixed("£"))
+_add("€;eur;euro", _prefixed("€"))
+_add("inr;indian rupee;₹;rs;rs.", _prefixed("₹"))
+_add("¥;jpy;yen;cny;rmb", _prefixed("¥"))
+_add("ad;a.d.", _prefixed("AD "))
+_add("bce;b.c.e.", _suffixed(" BCE"))
+_add("bc;b.c.", _suffixed(" BC"))
+_add("ce;c.e.", _suffixed(" CE"))
+_add("quote;blockquote;cquote;quotation;bquote;zitat;citation bloc;quoteblock;block quote;cita;cytat;citat", _quotation)
+_add("block indent;indent;block", _quotation)
+_add("height", height)
+_add("ipa;ipa link;ipalink;angle bracket;angbr ipa;grapheme", _sounds)
+_add("harvtxt;harvtxt2;harvcoltxt;harvs", _authors_and_year)
+_add("bibleverse;bibleref;bibleref2;bibleverse-nb", _bible_verse)
+_add("us patent;uspatent", _prefixed("U.S. Patent "))
+_add("unité;unidad;unit;nombre;nb;num;formatnum;fmtn;formatnr;m;nau;heure;jh;datum", number_and_unit)
+_add("s;siècle;s-;s mini;sp-;siecle", _french_century)
+_add("1er", "1er")
+_add("ier", "Ier")
+_add("ire", "Ire")
+_add("citation étrangère", _nth(2))

@@ -1,0 +1,102 @@
+"""Maps hold what the file holds, keep no descriptor, and go away; thousands of shards fit into one process."""
+
+import dataclasses
+import gc
+import os
+import pickle
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_rows import make_rows
+
+from bert_pld.data import mapped_file
+from bert_pld.data.shards import Manifest, ShardAttributes, ShardedRows, write_shard
+
+
+def maps_of(path):
+    return sum(str(path) in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_map_holds_the_file_s_bytes_read_only_and_keeps_no_descriptor(tmp_path):
+    path = tmp_path / "file"
+    content = bytes(range(256)) * 33
+    path.write_bytes(content)
+    before = descriptors()
+    array = mapped_file.map_file(path)
+    assert array.tobytes() == content
+    assert descriptors() == before
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 1
+    view = array[256:512].view(np.uint16).reshape(16, 8)
+    del array
+    gc.collect()
+    assert maps_of(path) == 1
+    assert view[0, 0] == 0x0100
+    del view
+    gc.collect()
+    assert maps_of(path) == 0
+
+
+def test_empty_and_missing_files(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    assert mapped_file.map_file(tmp_path / "empty").shape == (0,)
+    with pytest.raises(FileNotFoundError):
+        mapped_file.map_file(tmp_path / "missing")
+
+
+def test_reading_ahead_covers_the_rows_of_every_shard_in_pieces_that_linux_honours(make_data_dir, monkeypatch):
+    directory, _ = make_data_dir(counts=(4000, 0, 1000), seq_length=64)
+    rows, asked = ShardedRows(directory, "train"), {}
+
+    def record(descriptor, offset, length, advice):
+        assert advice == os.POSIX_FADV_WILLNEED
+        assert 0 < length <= 128 << 10
+        asked.setdefault(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, []).append((offset, length))
+
+    monkeypatch.setattr(os, "posix_fadvise", record)
+    rows.read_ahead(1000, 10_000)  # to the end of the split
+    assert sorted(asked) == ["train_00000.hdf5", "train_00002.hdf5"]
+    for name, first, count, shard in (("train_00000.hdf5", 1000, 3000, 0), ("train_00002.hdf5", 0, 1000, 2)):
+        expected = set()
+        for column, row_bytes in (
+            ("input_ids", 128),
+            ("length", 2),
+            ("segment_b_start", 2),
+            ("next_sentence_label", 1),
+        ):
+            offset = rows.shard(shard).offsets[column]
+            expected |= set(range(offset + first * row_bytes, offset + (first + count) * row_bytes))
+        assert set().union(*(range(offset, offset + length) for offset, length in asked[name])) == expected
+
+
+def test_two_thousand_shards_open_quickly_with_few_descriptors_and_one_map_each(tmp_path):
+    attributes = ShardAttributes("h", 1000, "uncased", 16, "mlm+nsp", "s", 0)
+    rows = make_rows(np.random.Generator(np.random.PCG64(0)), 3, 16, 1000)
+    record = write_shard(tmp_path / "train_00000.hdf5", rows, attributes)
+    records = [dataclasses.replace(record, file=f"train_{index:05d}.hdf5") for index in range(2000)]
+    for other in records[1:]:
+        os.link(tmp_path / record.file, tmp_path / other.file)
+    Manifest(attributes, {"train": records}, {"train": 1}, {}).write(tmp_path)
+    limits, before = resource.getrlimit(resource.RLIMIT_NOFILE), descriptors()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 32, limits[1]))
+    try:
+        started = time.monotonic()
+        split = ShardedRows(tmp_path, "train")
+        opening = time.monotonic() - started
+        found = split.read(np.arange(0, 6000, 3)[::-1])
+        reading = time.monotonic() - started - opening
+        assert descriptors() == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (found["input_ids"] == rows["input_ids"][0]).all()
+    assert maps_of(tmp_path) <= 2000
+    assert opening < 2
+    assert reading < 60  # about 4 on a machine that does nothing else
+    assert len(pickle.dumps(split)) < 500_000

@@ -1,0 +1,404 @@
+"""NVIDIA's shards, written as others write them: originals restored, masks kept, mistakes named."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from runs import VOCABULARY
+from static_shards import make_static_rows, write_static_corpus, write_static_shard
+
+from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
+from bert_pld.data.masking import MaskedTokens, Vocabulary, mask_tokens
+from bert_pld.data.nvidia_rows import NvidiaRows, open_rows
+from bert_pld.data.nvidia_shards import encode, find_shards, predictions_per_row, read_blocks, write_nvidia_shard
+from bert_pld.data.shards import COLUMNS, ShardedRows
+from bert_pld.data.unpacked_shards import cache_directory
+
+SHAPES = pytest.mark.parametrize("pairs", [True, False], ids=["pairs", "no_pairs"])
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BERT_PLD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def batches(rows, masking="static", workers=0, rank=0, world=1, first=0, steps=6):
+    return training_batches(
+        rows,
+        order_seed=1,
+        masking_seed=2,
+        micro_batch_size=8,
+        accumulation_steps=2,
+        rank=rank,
+        world_size=world,
+        first_step=first,
+        num_steps=steps,
+        masking=masking,
+        workers=workers,
+    )
+
+
+def contents(steps):
+    return [
+        (b.row_indices.tolist(), b.input_ids.tolist(), b.masked_positions.tolist(), b.masked_labels.tolist())
+        for step in steps
+        for b in step
+    ]
+
+
+@SHAPES
+def test_originals_are_restored_and_masks_are_those_of_the_file(tmp_path, pairs):
+    written = write_static_corpus(tmp_path / "d", pairs=pairs, names="nvidia" if pairs else "academic")
+    for split, columns in written.items():
+        rows = open_rows(tmp_path / "d", split)
+        assert isinstance(rows, NvidiaRows)
+        indices = np.random.default_rng(0).permutation(len(rows))
+        read, masked = rows.read_masked(indices)
+        for name in COLUMNS:
+            assert (rows.read(indices)[name] == columns[name][indices]).all(), name
+            assert (read[name] == columns[name][indices]).all(), name
+        assert (masked.input_ids == columns["stored_input_ids"][indices]).all()
+        positions = columns["stored_masked_lm_positions"][indices]
+        row, place = np.nonzero(positions)
+        assert masked.positions.tolist() == (row * 32 + positions[row, place]).tolist()
+        assert masked.labels.tolist() == columns["stored_masked_lm_ids"][indices][row, place].tolist()
+    assert open_rows(tmp_path / "d", "train").attributes.objective == ("mlm+nsp" if pairs else "mlm")
+
+
+def test_static_micro_batches_hold_the_files_own_masks_in_every_epoch(tmp_path):
+    columns = write_static_corpus(tmp_path / "d")["train"]
+    seen = 0
+    for step in batches(open_rows(tmp_path / "d", "train"), steps=13):  # 208 rows: two epochs of 96 and more
+        for batch in step:
+            assert (batch.input_ids.numpy() == columns["stored_input_ids"][batch.row_indices]).all()
+            assert batch.masked_tokens == (columns["stored_masked_lm_positions"][batch.row_indices] > 0).sum()
+            assert (batch.token_type_ids.numpy() == columns["stored_segment_ids"][batch.row_indices]).all()
+            labels = columns["stored_next_sentence_labels"][batch.row_indices]
+            assert (batch.next_sentence_labels.numpy() == labels).all()
+            seen += batch.rows
+    assert seen == 208
+
+
+def test_dynamic_masks_are_those_that_native_rows_would_get(tmp_path):
+    columns = write_static_corpus(tmp_path / "d")["train"]
+    rows = open_rows(tmp_path / "d", "train")
+    vocabulary = Vocabulary.read(rows.data_dir, rows.manifest)
+    epochs = set()
+    for number, (batch, *_) in enumerate(batches(rows, "dynamic", steps=13)):
+        epoch = np.full(8, number * 16 // 96)
+        if (number * 16 + 8) // 96 == number * 16 // 96:
+            expected = mask_tokens(
+                columns["input_ids"][batch.row_indices], batch.lengths, batch.row_indices, epoch,
+                vocabulary=vocabulary, seed=2,
+            )  # fmt: skip
+            assert (batch.input_ids.numpy() == expected.input_ids).all()
+            assert (batch.masked_labels.numpy() == expected.labels).all()
+            epochs.add(int(epoch[0]))
+    assert epochs == {0, 1, 2}
+
+
+@pytest.mark.parametrize("masking", ["static", "dynamic"])
+def test_workers_and_resuming_and_ranks_change_nothing(tmp_path, masking):
+    write_static_corpus(tmp_path / "d")
+    rows = open_rows(tmp_path / "d", "train")
+    alone = contents(batches(rows, masking))
+    assert contents(batches(rows, masking, workers=2)) == alone
+    assert contents(batches(rows, masking, first=4, steps=2)) == alone[8:]
+    sides = [list(batches(rows, masking, rank=rank, world=2, steps=3)) for rank in (0, 1)]
+    of_two = sorted(row for side in sides for step in side for b in step for row in b.input_ids.tolist())
+    assert of_two == sorted(row for _, ids, *_ in alone for row in ids)
+
+
+def test_evaluation_takes_the_files_masks_when_static_and_ours_when_dynamic(tmp_path):
+    columns = write_static_corpus(tmp_path / "d")["validation"]
+    rows = open_rows(tmp_path / "d", "validation")
+    fixed = {"masking_seed": 2, "batch_size": 5, "rank": 0, "world_size": 1}
+    static, dynamic = (list(evaluation_batches(rows, **fixed, masking=masking)) for masking in ("static", "dynamic"))
+    ids = torch.cat([b.input_ids[: b.rows] for b in static]).numpy()
+    assert (ids == columns["stored_input_ids"]).all()
+    assert sum(b.masked_tokens for b in static) == (columns["stored_masked_lm_positions"] > 0).sum()
+    assert not (torch.cat([b.input_ids[: b.rows] for b in dynamic]).numpy() == ids).all()
+
+
+def test_split_and_order_are_read_from_the_names(tmp_path):
+    for name in ("pretraining_test_0", "a_training_10", "a_training_9", "latest_train_1", "train_shard_3"):
+        (tmp_path / f"{name}.hdf5").touch()
+    (tmp_path / "vocab.txt").touch()
+    found = {split: [path.stem for path in paths] for split, paths in find_shards(tmp_path).items()}
+    assert found["train"] == ["a_training_9", "a_training_10", "latest_train_1", "train_shard_3"]
+    assert found["validation"] == ["pretraining_test_0"]
+    write_static_shard(tmp_path / "books_0.hdf5", make_static_rows(np.random.default_rng(1), 2)[0])
+    with pytest.raises(ValueError, match=r"books_0.hdf5: belongs to no split; .* must hold 'train' or 'test'"):
+        find_shards(tmp_path)
+
+
+def test_what_is_encoded_is_decoded_again_and_gives_the_same_bytes(tmp_path):
+    _, native = make_static_rows(np.random.default_rng(1), 50)
+    special = dict(zip(("pad_id", "unk_id", "cls_id", "sep_id", "mask_id"), range(5), strict=True))
+    continues = np.array([entry.startswith("##") for entry in VOCABULARY])
+    vocabulary = Vocabulary(len(VOCABULARY), **special, is_continuation=continues)
+    masked = mask_tokens(
+        native["input_ids"], native["length"], np.arange(50), np.zeros(50, np.int64), vocabulary=vocabulary, seed=0
+    )
+    columns = encode(native, masked, has_pairs=True)
+    record = write_nvidia_shard(tmp_path / "bert_training_0.hdf5", columns)
+    again = write_nvidia_shard(tmp_path / "copy_training_0.hdf5", columns)
+    assert (record.sha256, record.rows, record.tokens) == (again.sha256, 50, native["length"].sum())
+    with h5py.File(tmp_path / "bert_training_0.hdf5") as file:
+        assert {name: (file[name].dtype.str, file[name].shape, file[name].compression) for name in file} == {
+            "input_ids": ("<i4", (50, 32), "gzip"),
+            "input_mask": ("|i1", (50, 32), "gzip"),
+            "segment_ids": ("|i1", (50, 32), "gzip"),
+            "masked_lm_positions": ("<i4", (50, 6), "gzip"),
+            "masked_lm_ids": ("<i4", (50, 6), "gzip"),
+            "next_sentence_labels": ("|i1", (50,), "gzip"),
+        }
+        assert not file.attrs
+    ((first, block),) = read_blocks(tmp_path / "bert_training_0.hdf5")
+    assert first == 0
+    for name, values in native.items():
+        assert (block[name] == values).all(), name
+    assert block["mask_count"].sum() == len(masked.labels)
+
+
+def test_room_for_masks_is_theirs_and_more_is_refused():
+    assert [predictions_per_row(s) for s in (128, 512, 32, 256)] == [20, 80, 6, 40]
+    _, native = make_static_rows(np.random.default_rng(1), 3)
+    too_many = MaskedTokens(native["input_ids"], np.arange(33, 40), native["input_ids"].reshape(-1)[33:40])
+    with pytest.raises(ValueError, match="row 1 has 7 masks; rows of 32 tokens have room for 6"):
+        encode(native, too_many, has_pairs=True)
+    with pytest.raises(ValueError, match="row 2 is masked at its first token"):
+        encode(native, MaskedTokens(native["input_ids"], np.array([64]), np.array([2])), has_pairs=True)
+
+
+def test_a_list_of_masks_ends_at_its_first_zero_after_the_first_entry(tmp_path):
+    stored, native = make_static_rows(np.random.default_rng(1), 4)
+    stored["masked_lm_positions"][0] = [5, 3, 0, 9, 0, 0]  # not ascending; what follows the 0 does not count
+    stored["masked_lm_ids"][0] = [55, 33, 0, 44, 0, 0]
+    stored["masked_lm_positions"][1], stored["masked_lm_ids"][1] = 0, 0  # no mask at all
+    stored["masked_lm_positions"][2] = [0, 7, 0, 0, 0, 0]
+    stored["masked_lm_ids"][2] = [2, 20, 0, 0, 0, 0]
+    write_static_shard(tmp_path / "x_training_0.hdf5", stored)
+    ((_, block),) = read_blocks(tmp_path / "x_training_0.hdf5")
+    assert block["mask_count"].tolist()[:3] == [2, 0, 2]
+    assert block["mask_positions"][0].tolist() == [3, 5, 0, 0, 0, 0]
+    assert block["input_ids"][0, [3, 5]].tolist() == [33, 55]
+    assert block["input_ids"][1].tolist() == stored["input_ids"][1].tolist()
+    assert block["input_ids"][2, [0, 7]].tolist() == [2, 20]
+    assert (block["input_ids"][3] == native["input_ids"][3]).all()
+
+
+def test_each_shard_is_unpacked_once_and_again_when_it_changes(tmp_path, cache):
+    write_static_corpus(tmp_path / "d")
+    rows = open_rows(tmp_path / "d", "train")
+    made = {path: path.stat().st_mtime_ns for path in cache.glob("*.rows")}
+    assert len(made) == 3
+    assert not list(cache.glob("*.partial"))
+    before = rows.manifest.fingerprint()
+    again = open_rows(tmp_path / "d", "train")
+    assert {path: path.stat().st_mtime_ns for path in cache.glob("*.rows")} == made
+    assert again.manifest.fingerprint() == before
+    stored, native = make_static_rows(np.random.default_rng(9), 7)
+    write_static_shard(tmp_path / "d" / "books_training_1.hdf5", stored)
+    changed = open_rows(tmp_path / "d", "train")
+    assert len(list(cache.glob("*.rows"))) == 4
+    assert (changed.read(np.arange(41, 48))["input_ids"] == native["input_ids"]).all()
+    assert changed.manifest.fingerprint() != before
+
+
+def test_a_copied_directory_has_the_same_fingerprint_and_another_order_of_shards_another(tmp_path):
+    write_static_corpus(tmp_path / "d")
+    shutil.copytree(tmp_path / "d", tmp_path / "copy")
+    first, copied = (open_rows(tmp_path / name, "train").manifest.fingerprint() for name in ("d", "copy"))
+    assert first == copied
+    (tmp_path / "copy" / "books_training_0.hdf5").rename(tmp_path / "copy" / "books_training_5.hdf5")
+    assert open_rows(tmp_path / "copy", "train").manifest.fingerprint() != first
+
+
+def test_another_sequence_length_than_configured_is_refused_with_the_file(tmp_path):
+    write_static_corpus(tmp_path / "d")
+    rows = open_rows(tmp_path / "d", "train")
+    message = r"d \(books_training_0.hdf5\): sequences of 32 tokens; the run is configured for 16 \(data.seq_length\)"
+    with pytest.raises(ValueError, match=message):
+        check_matches_model(rows, vocabulary_size=64, max_positions=64, seq_length=16)
+
+
+def test_a_cache_that_was_emptied_is_filled_again(tmp_path, cache):
+    columns = write_static_corpus(tmp_path / "d")["train"]
+    rows = open_rows(tmp_path / "d", "train")
+    for path in cache.glob("*.rows"):
+        path.unlink()
+    assert (rows.read(np.arange(96))["input_ids"] == columns["input_ids"]).all()
+
+
+_OPENING = """
+import sys
+from bert_pld.data.nvidia_rows import open_rows
+import numpy as np
+rows = open_rows(sys.argv[1], "train")
+print(int(rows.read(np.arange(len(rows)))["input_ids"].sum()))
+"""
+
+
+def test_processes_that_open_at_once_share_the_work(tmp_path, cache):
+    columns = write_static_corpus(tmp_path / "d", train=(30, 20, 25, 40, 5, 60))["train"]
+    command = [sys.executable, "-c", _OPENING, str(tmp_path / "d")]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [int(process.communicate(timeout=60)[0]) for process in started] == [columns["input_ids"].sum()] * 3
+    assert len(list(cache.glob("*.rows"))) == 6
+    assert not list(cache.glob("*.partial"))
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path, cache):
+    write_static_corpus(tmp_path / "d", train=(9,))
+    open_rows(tmp_path / "d", "train")
+    (whole,) = cache.glob("*.rows")
+    whole.rename(cache / f".{whole.stem}.123.partial")
+    open_rows(tmp_path / "d", "train")
+    assert [path.suffix for path in sorted(cache.iterdir()) if path.suffix != ".lock"] == [".rows"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, cache, monkeypatch):
+    write_static_corpus(tmp_path / "d")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    with pytest.raises(
+        ValueError, match=r"cache: no room to unpack shards \(0.00 GB are needed, .* set BERT_PLD_CACHE"
+    ):
+        open_rows(tmp_path / "d", "train")
+    monkeypatch.undo()
+    monkeypatch.setenv("BERT_PLD_CACHE", str(cache))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(ValueError, match=r"no room to unpack shards \(No space left on device\)"):
+        open_rows(tmp_path / "d", "train")
+    assert not list(cache.glob("*.rows")) + list(cache.glob(".*.partial"))
+
+
+def test_cache_directory_follows_the_environment(tmp_path, monkeypatch):
+    assert cache_directory() == tmp_path / "cache"
+    monkeypatch.delenv("BERT_PLD_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_directory() == tmp_path / "xdg" / "bert_pld"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / ".cache" / "bert_pld"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    with h5py.File(path) as file:
+        chunk = file["input_ids"].id.get_chunk_info(0)
+    content[chunk.byte_offset : chunk.byte_offset + 20] = bytes(20)
+    path.write_bytes(content)
+
+
+def edit(name, change):
+    def apply(path):
+        with h5py.File(path) as file:
+            stored = {key: file[key][:].astype(np.int64) for key in file}
+        changed = change(stored[name]) if name in stored else None
+        stored = {key: values for key, values in stored.items() if key != name}
+        if changed is not None:
+            stored[name] = changed
+        path.unlink()
+        write_static_shard(path, stored)
+
+    return apply
+
+
+def set_at(*place, value):
+    def change(values):
+        values[place] = value
+        return values
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (cut, "not a readable HDF5 file .*it may be cut short or damaged"),
+        (damage, "not a readable HDF5 file .*filter"),
+        (lambda path: path.write_text("no HDF5"), "not a readable HDF5 file"),
+        (edit("masked_lm_ids", lambda _: None), r"not a shard of NVIDIA's format \(no dataset masked_lm_ids\)"),
+        (
+            edit("segment_ids", lambda v: v[:, :-1]),
+            r"dataset segment_ids is int8 \[7, 31\], expected integers \[7, 32\]",
+        ),
+        (edit("next_sentence_labels", lambda _: None), "no next sentence labels, but books_test_0.hdf5 beside it"),
+        (edit("next_sentence_labels", set_at(3, value=4)), "row 3: next_sentence_labels is neither 0 nor 1"),
+        (edit("input_mask", set_at(2, 4, value=0)), "row 2: input_mask is not ones and then zeros"),
+        (edit("input_mask", lambda v: v * 0), "row 0: is empty"),
+        (edit("segment_ids", set_at(1, 1, value=1)), "row 1: segment_ids are not zeros"),
+        (edit("masked_lm_positions", set_at(1, 1, value=99)), "row 1: masked_lm_positions lie outside the tokens"),
+        (
+            edit("masked_lm_positions", lambda v: np.where(v > 0, 4, 0)),
+            "row 0: masked_lm_positions name a position twice",
+        ),
+        (edit("input_ids", set_at(5, 5, value=-1)), "row 5: a token id is negative"),
+        (edit("input_ids", set_at(5, 5, value=70000)), "holds token id 70000, beyond the vocabulary"),
+        (edit("input_ids", set_at(5, 5, value=64)), "holds token id 64; the vocabulary .* has 64 entries"),
+        (edit("input_ids", set_at(4, 0, value=9)), "row 4 begins with id 9, not with .CLS., which is 2"),
+    ],
+)
+def test_a_faulty_shard_is_named_with_the_reason(tmp_path, harm, message):
+    write_static_corpus(tmp_path / "d")
+    harm(tmp_path / "d" / "books_training_1.hdf5")
+    with pytest.raises(ValueError, match=f"^[^ ]*books_training_1.hdf5: .*{message}") as caught:
+        open_rows(tmp_path / "d", "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_vocabulary_is_the_directory_s_or_the_one_given(tmp_path):
+    given = tmp_path / "vocab_given.txt"
+    given.write_text("".join(f"{entry}\n" for entry in VOCABULARY))
+    write_static_corpus(tmp_path / "d", vocabulary=False)
+    with pytest.raises(ValueError, match="but no vocab.txt; put it there, or give data.vocab_file"):
+        open_rows(tmp_path / "d", "train")
+    rows = open_rows(tmp_path / "d", "train", given)
+    assert (rows.attributes.vocabulary_size, rows.attributes.casing) == (64, "uncased")
+    rows.save_tokenizer(tmp_path)
+    assert (tmp_path / "vocab.txt").read_bytes() == given.read_bytes()
+    (tmp_path / "d" / "vocab.txt").write_text("".join(f"{entry}\n" for entry in [*VOCABULARY, "more"]))
+    with pytest.raises(ValueError, match=r"data.vocab_file: .*vocab_given.txt; differs from .*d/vocab.txt"):
+        open_rows(tmp_path / "d", "train", given)
+    given.write_text("[UNK]\n[PAD]\n[CLS]\n[SEP]\n[MASK]\nword\n")
+    (tmp_path / "d" / "vocab.txt").unlink()
+    with pytest.raises(ValueError, match=r"\[PAD\] is 1; it is 0 in NVIDIA's format"):
+        open_rows(tmp_path / "d", "train", given)
+    given.write_text("[PAD]\n[UNK]\nword\n")
+    with pytest.raises(ValueError, match=r"vocab_given.txt: \[CLS\], \[SEP\], \[MASK\] missing among 3 entries"):
+        open_rows(tmp_path / "d", "train", given)
+
+
+def test_a_directory_with_a_manifest_is_what_the_manifest_says(make_data_dir):
+    directory, _ = make_data_dir()
+    stored, _ = make_static_rows(np.random.default_rng(1), 5)
+    write_static_shard(directory / "books_training_0.hdf5", stored)
+    rows = open_rows(directory, "train")
+    assert type(rows) is ShardedRows
+    assert len(rows) == 37
+    (directory / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"a native shard in a directory without manifest.json \(a build that did not"):
+        open_rows(directory, "train")
+
+
+def test_a_split_without_files_is_an_error(tmp_path):
+    write_static_corpus(tmp_path / "d", test=())
+    assert open_rows(tmp_path / "d", "train").manifest.rows("validation") == 0
+    with pytest.raises(ValueError, match="split 'validation' has no rows"):
+        open_rows(tmp_path / "d", "validation")

