@@ -1,8 +1,8 @@
 """Kind `parquet`: the rows of Parquet files, a document a row.
 
 A piece is a range of rows: some row groups, one, or a part of one. Rows are decoded in batches of about 1 MiB out of a
-buffered file, so that memory does not depend on how large a row group is. The format has no way into the middle of a
-row group: a part of one costs decoding what lies before it, which the number of parts is limited for.
+buffered file, so that memory depends on the size of its pages, not of its row groups. The format has no way into the
+middle of a row group: a part of one costs decoding what lies before it, which the number of parts is limited for.
 """
 
 from __future__ import annotations
