@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bert_pld.data.loader import training_batches
 from bert_pld.data.masking import Vocabulary
-from bert_pld.data.shards import ShardedRows
+from bert_pld.data.sharded_rows import ShardedRows
 
 OURS, HUGGING_FACE = "ours", "hugging_face"
 MASKING = ("dynamic", "static", "whole_word")

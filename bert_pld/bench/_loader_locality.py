@@ -10,7 +10,7 @@ import numpy as np
 
 from bert_pld.bench._loader_contenders import our_batches
 from bert_pld.data.loader import sample_order
-from bert_pld.data.shards import ShardedRows
+from bert_pld.data.sharded_rows import ShardedRows
 
 REGION_BYTES = 1 << 20
 _ROWS = 1000

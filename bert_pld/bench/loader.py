@@ -28,7 +28,7 @@ from bert_pld.bench._options import chosen, positive_integers
 from bert_pld.config import DataConfig
 from bert_pld.data.data_directory import resolve_data_dir
 from bert_pld.data.loader import SHUFFLES
-from bert_pld.data.shards import ShardedRows
+from bert_pld.data.sharded_rows import ShardedRows
 
 EXAMPLE = "python -m bert_pld.bench loader --data_dir shards/ --json loader.json"
 

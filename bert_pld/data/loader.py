@@ -19,7 +19,7 @@ from bert_pld.data.groups import EvaluationGroups, MicroBatchGroups, TrainingGro
 from bert_pld.data.masking import Vocabulary
 from bert_pld.data.micro_batch import MicroBatch, MicroBatchMaker, PackedMicroBatches
 from bert_pld.data.order import GlobalOrder
-from bert_pld.data.shards import ShardedRows
+from bert_pld.data.sharded_rows import ShardedRows
 from bert_pld.data.workers import guard_worker, naming_dead_workers
 
 MASKING_MODES = ("dynamic", "static")

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from bert_pld.data.masking import MaskedTokens, Vocabulary, mask_tokens
 from bert_pld.data.nvidia_rows import NvidiaRows
-from bert_pld.data.shards import NO_PAIR, ShardedRows
+from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.shards import NO_PAIR
 
 Int64Array = NDArray[np.int64]
 IntegerArray = NDArray[np.integer[Any]]

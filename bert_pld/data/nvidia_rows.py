@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bert_pld.data.masking import MaskedTokens
 from bert_pld.data.nvidia_shards import Header, find_shards, read_header, sampled_digest
+from bert_pld.data.sharded_rows import ShardedRows
 from bert_pld.data.shards import (
     COLUMNS,
     MANIFEST_NAME,
@@ -19,7 +20,6 @@ from bert_pld.data.shards import (
     VOCABULARY_NAME,
     Manifest,
     ShardAttributes,
-    ShardedRows,
     ShardRecord,
     vocabulary_hash,
     write_atomically,

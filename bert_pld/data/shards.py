@@ -19,24 +19,21 @@ with the attributes of `ShardAttributes`. Rows are addressed across all shards o
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import hashlib
-import itertools
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Protocol
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pld.data.mapped_file import map_file, read_ahead
+from bert_pld.data.mapped_file import map_file
 
 FORMAT_NAME = "bert_pld"
 FORMAT_VERSION = 1
@@ -302,145 +299,3 @@ def _column(
     if end > len(mapped):
         raise ValueError(f"{path}: cut short (has {len(mapped)} bytes, {end} needed)")
     return mapped[offset:end].view(dtype).reshape(shape)
-
-
-class MappedShard(Protocol):
-    """An opened shard of either format."""
-
-    path: Path
-    """The file that is mapped."""
-    rows: int
-    columns: dict[str, NDArray[Any]]
-    offsets: dict[str, int]
-    """First byte of each column in the file."""
-
-
-class ShardedRows:
-    """All rows of one split, addressed by one running index over its shards.
-
-    A subclass for another format says how one of its shards is opened.
-
-    Opening reads the manifest and compares the shards' sizes with it, so that a missing or cut shard is known at once
-    and not when its turn comes. A shard is opened at its first use and stays mapped. Safe to hand to forked or spawned
-    workers: maps are not pickled.
-
-    Raises:
-        ValueError: no such split, an empty split, or a shard that contradicts the manifest (file named).
-    """
-
-    format: ClassVar[str] = FORMAT_NAME
-    """What the manifest must say."""
-    has_masks: ClassVar[bool] = False
-    """Whether the rows bring masks of their own (`read_masked`)."""
-
-    def __init__(self, data_dir: str | Path, split: str, manifest: Manifest | None = None) -> None:
-        self.data_dir = Path(data_dir)
-        self.manifest = manifest or Manifest.read(self.data_dir)
-        self.described_in = MANIFEST_NAME
-        self.vocabulary_path = self.data_dir / VOCABULARY_NAME
-        if self.manifest.format != self.format:
-            raise ValueError(f"{self.data_dir / MANIFEST_NAME}: shards of format {self.manifest.format!r}")
-        self.records = self.manifest.splits.get(split, [])
-        self.split = split
-        ends = np.cumsum([record.rows for record in self.records], dtype=np.int64)
-        self._starts: list[int] = [0, *ends.tolist()]
-        self._starts_array = np.array(self._starts, np.int64)
-        if not len(self):
-            raise ValueError(f"data directory {self.data_dir}: split '{split}' has no rows")
-        for record in self.records:
-            path = self.data_dir / record.file
-            found = path.stat().st_size if path.is_file() else None
-            if found != record.bytes:
-                state = "is missing" if found is None else f"has {found} bytes"
-                raise ValueError(f"{path}: {state}; the {MANIFEST_NAME} says {record.bytes} bytes")
-        self._open: dict[int, MappedShard] = {}
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
-
-    @property
-    def attributes(self) -> ShardAttributes:
-        """The attributes every shard shares."""
-        return self.manifest.attributes
-
-    def shard(self, index: int) -> MappedShard:
-        """The n-th shard, opened if need be and checked against the manifest."""
-        if index not in self._open:
-            self._open[index] = self._open_shard(index)
-        return self._open[index]
-
-    def _open_shard(self, index: int) -> MappedShard:
-        record = self.records[index]
-        path = self.data_dir / record.file
-        shard = Shard(path)
-        if shard.attributes != self.attributes or shard.rows != record.rows:
-            raise ValueError(f"{path}: does not belong to this directory's {MANIFEST_NAME}")
-        return shard
-
-    def read(self, indices: NDArray[np.integer[Any]]) -> dict[str, NDArray[Any]]:
-        """The rows at `indices` (any order, repeats allowed), one array a column, int64 `[len(indices), …]`.
-
-        Raises:
-            ValueError: an index outside [0, rows), or a shard that contradicts the manifest.
-        """
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(COLUMNS, ())
-        return self._gather(indices, {**shapes, "input_ids": (self.attributes.seq_length,)})
-
-    def save_tokenizer(self, folder: Path) -> None:
-        """Put `tokenizer.json` and `vocab.txt` of these rows into a folder.
-
-        Raises:
-            OSError: one of them is missing, or cannot be written.
-        """
-        for name in (TOKENIZER_NAME, VOCABULARY_NAME):
-            shutil.copyfile(self.data_dir / name, folder / name)
-
-    def _gather(
-        self, indices: NDArray[np.integer[Any]], row_shapes: Mapping[str, tuple[int, ...]]
-    ) -> dict[str, NDArray[Any]]:
-        """These columns, given with the shape of one row, of the rows at `indices`."""
-        order = np.argsort(indices, kind="stable")
-        ascending = np.asarray(indices)[order]
-        if len(order) and not 0 <= ascending[0] <= ascending[-1] < len(self):
-            raise ValueError(
-                f"data directory {self.data_dir}: rows {ascending[0]} to {ascending[-1]} asked for, split"
-                f" '{self.split}' has [0, {len(self)})"
-            )
-        starts = self._starts_array
-        owners = np.searchsorted(starts, ascending, side="right") - 1
-        local = ascending - starts[owners]
-        bounds = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(order)] if len(order) else [0]
-        dtypes = {
-            name: column.dtype for name, column in self.shard(int(owners[0]) if len(order) else 0).columns.items()
-        }
-        gathered = {name: np.empty((len(order), *shape), dtypes[name]) for name, shape in row_shapes.items()}
-        # A micro-batch may meet as many shards as it has rows: one call a shard and column, the rest for all at once.
-        for begin, end in itertools.pairwise(bounds):
-            columns, of_shard = self.shard(int(owners[begin])).columns, local[begin:end]
-            for name, target in gathered.items():
-                columns[name].take(of_shard, axis=0, out=target[begin:end], mode="clip")
-        out = {name: np.empty(column.shape, np.int64) for name, column in gathered.items()}
-        for name, column in gathered.items():
-            out[name][order] = column
-        return out
-
-    def read_ahead(self, first: int, count: int) -> None:
-        """Ask the system to have rows `first` to `first + count - 1` in its cache soon.
-
-        Raises:
-            ValueError: a shard that contradicts the manifest.
-        """
-        last = min(first + count, len(self))
-        while first < last:
-            index = bisect.bisect_right(self._starts, first) - 1
-            shard, end = self.shard(index), min(last, self._starts[index + 1])
-            local = first - self._starts[index]
-            ranges = []
-            for name, column in shard.columns.items():
-                row_bytes = column.nbytes // shard.rows
-                ranges.append((shard.offsets[name] + local * row_bytes, (end - first) * row_bytes))
-            read_ahead(shard.path, ranges)
-            first = end

@@ -28,7 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bert_pld.config import RunConfig, load_config
-from bert_pld.data.shards import ShardedRows, file_sha256, vocabulary_hash, write_atomically
+from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.shards import file_sha256, vocabulary_hash, write_atomically
 from bert_pld.model import BertForPreTraining
 
 CHECKPOINTS, LATEST, CHECKSUMS = "checkpoints", "latest", "checksums.json"

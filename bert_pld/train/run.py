@@ -21,7 +21,7 @@ from bert_pld.data.loader import check_matches_model, evaluation_batches, sample
 from bert_pld.data.micro_batch import MicroBatch
 from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.order import positions_of_micro_batch
-from bert_pld.data.shards import ShardedRows
+from bert_pld.data.sharded_rows import ShardedRows
 from bert_pld.model import BertForPreTraining
 from bert_pld.pld import initialize
 from bert_pld.train import checkpoint as files

@@ -17,7 +17,7 @@ import torch
 
 from bert_pld.data import groups
 from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
-from bert_pld.data.shards import ShardedRows
+from bert_pld.data.sharded_rows import ShardedRows
 
 SEEDS = {"order_seed": 4, "masking_seed": 8}
 TENSORS = ("input_ids", "token_type_ids", "masked_positions", "masked_labels", "next_sentence_labels")

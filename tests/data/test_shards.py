@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from synthetic_rows import make_rows
 
-from bert_pld.data.shards import Manifest, Shard, ShardAttributes, ShardedRows, file_sha256, write_shard
+from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.shards import Manifest, Shard, ShardAttributes, file_sha256, write_shard
 
 
 @pytest.mark.parametrize(("vocabulary_size", "dtype"), [(1000, np.uint16), (65_536, np.uint16), (65_537, np.uint32)])

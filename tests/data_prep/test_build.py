@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from made_up_corpus import build, write_corpus
 
-from bert_pld.data.shards import Manifest, ShardedRows
+from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.shards import Manifest
 from data_prep.__main__ import main
 
 

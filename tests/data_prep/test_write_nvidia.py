@@ -14,7 +14,8 @@ from made_up_corpus import build
 
 from bert_pld.data.masking import Vocabulary, mask_tokens
 from bert_pld.data.nvidia_rows import open_rows
-from bert_pld.data.shards import COLUMNS, Manifest, ShardedRows
+from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.shards import COLUMNS, Manifest
 from data_prep.verify import verify
 
 DUPLICATES = 3

@@ -13,7 +13,7 @@ from runs import clean_environment, read_metrics, run_pretrain, small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bert_pld.data.loader import evaluation_batches
-from bert_pld.data.shards import ShardedRows
+from bert_pld.data.sharded_rows import ShardedRows
 from bert_pld.train.checkpoint import load_model, resolve_checkpoint
 from bert_pld.train.evaluation import evaluate, model_inputs
 
