@@ -26,7 +26,7 @@ from data_prep.minhash import BANDS, HASHES
 from data_prep.spool import Spool, write_array
 
 DEDUPLICATION = ("near", "exact", "none")
-KEYS_PER_TASK = 1 << 21
+KEYS_PER_TASK = 1 << 20
 BANDS_PER_TASK = 8
 EXACT_NAME, NEAR_NAME = "all_exact.npy", "all_near.npy"
 _PAIRS_AT_A_TIME = 1 << 18
