@@ -1,6 +1,7 @@
 import json
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,3 +186,15 @@ def test_build_leaves_duplicates_out_across_sources_and_counts_them(tmp_path):
 def test_similarity_out_of_range_is_an_error(tmp_path, corpus, capsys, similarity):
     assert build(corpus, tmp_path / "out", "--similarity", similarity) == 1
     assert f"--similarity {float(similarity)}: must be above 0 and at most 1" in capsys.readouterr().err
+
+
+def test_documented_shares_are_the_measured_ones():
+    root = Path(__file__).resolve().parents[2]
+    measured = json.loads((root / "docs/results/deduplication_cpu.json").read_text())
+    page = (root / "docs/data_preparation.md").read_text(encoding="utf-8")
+    found = {(row["fewest_words"], row["words_changed"]): row["edited_found"] for row in measured["planted"]}
+    for rate in (0.01, 0.02, 0.03):
+        shares = " | ".join(f"{100 * found[fewest, rate]:.1f} %" for fewest in (0, 60))
+        assert f"| {100 * rate:.0f} % of the words changed | {shares} | 0 |" in page
+    assert all(row["copies_found"] == 1.0 and row["others_lost"] == 0.0 for row in measured["planted"])
+    assert f"{measured['exact']} exact ones, and {measured['near']} near ones" in page
