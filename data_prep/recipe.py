@@ -6,8 +6,9 @@ them can stand in the list. What a step drops it counts under `dropped_<reason>`
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ _DROPPED = "dropped_"
 
 def reading_recipe(arguments: BuildArguments, pieces: list[Piece], spool_dir: Path, task: int) -> list[PipelineStep]:
     """From pieces of the sources to a spool."""
+    keep = arguments.keep_languages
     return [
         ReadPieces(pieces),
         Normalise(),
-        DropUnfit(),
-        *([KeepLanguages(arguments.keep_languages)] if arguments.keep_languages else []),
+        Drop("unfit", drop_reason),
+        *([Drop("languages", functools.partial(language_drop_reason, keep=keep))] if keep else []),
         SplitSentences(arguments.language),
         WriteSpool(spool_dir, task, signed=arguments.deduplicate == "near"),
     ]
@@ -85,35 +87,19 @@ class Normalise(PipelineStep):
             yield document
 
 
-class DropUnfit(PipelineStep):
-    """Drops documents that are too short or no prose."""
+class Drop(PipelineStep):
+    """Drops documents for which there is a reason, which it counts."""
 
     type = "FILTER"
-    name = "unfit"
 
-    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Let the others through."""
-        for document in data:
-            if reason := drop_reason(document.text):
-                self.stat_update(_DROPPED + reason)
-            else:
-                yield document
-
-
-class KeepLanguages(PipelineStep):
-    """Drops documents in other languages than those asked for."""
-
-    type = "FILTER"
-    name = "languages"
-
-    def __init__(self, languages: tuple[str, ...]) -> None:
+    def __init__(self, name: str, reason_of: Callable[[str], str | None]) -> None:
+        self.name, self.reason_of = name, reason_of
         super().__init__()
-        self.languages = languages
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Let the others through."""
         for document in data:
-            if reason := language_drop_reason(document.text, self.languages):
+            if reason := self.reason_of(document.text):
                 self.stat_update(_DROPPED + reason)
             else:
                 yield document

@@ -6,7 +6,7 @@ from datatrove.pipeline.base import PipelineStep
 
 import data_prep.document
 from data_prep.clean import NOT_PROSE, TOO_SHORT, clean_text, drop_reason
-from data_prep.recipe import DropUnfit, Normalise, ReadPieces, run_recipe
+from data_prep.recipe import Drop, Normalise, ReadPieces, run_recipe
 from data_prep.sentences import split_sentences
 from data_prep.sources import KINDS
 from data_prep.sources.pieces import Piece
@@ -52,9 +52,9 @@ def test_unfit_documents_are_dropped_with_counted_reasons():
         "12 34 | 56 78 | 90 12 || 34.5 % 67.8 % 90.1 % 23 45 67 89 10 11 12 13",
         PROSE + " B",
     ]
-    step = DropUnfit()
+    step = Drop("unfit", drop_reason)
     assert [document.text for document in step(Document(text, "") for text in texts)] == [PROSE, PROSE + " B"]
-    assert run_recipe([Given(texts), Normalise(), DropUnfit()]) == {TOO_SHORT: 2, NOT_PROSE: 1}
+    assert run_recipe([Given(texts), Normalise(), Drop("unfit", drop_reason)]) == {TOO_SHORT: 2, NOT_PROSE: 1}
 
 
 def test_what_a_source_leaves_out_is_counted_by_its_reason(monkeypatch):
