@@ -28,7 +28,7 @@ sys.exit(main(sys.argv[1:]))
 
 def flags_of(corpus, output_dir):
     flags = ["build", "--source", f"text={corpus}", "--output_dir", str(output_dir), "--seq_length", "32", "64"]
-    return [*flags, "--vocab_size", "300", "--validation_fraction", "0.1", "--shard_rows", "50", "--workers", "2"]
+    return [*flags, "--vocab_size", "300", "--validation_fraction", "0.1", "--shard_rows", "50", "--workers", "1"]
 
 
 def start(corpus, output_dir):
