@@ -4,22 +4,25 @@
       latest                    the newest one's name; moves last
       step_00001000/
         model.safetensors       fp32 weights in the plain layout, whatever backend, precision and ZeRO stage made them
+        optimizer_….safetensors each of the optimizer's states (Adam: exp_avg, exp_avg_sq), in the same layout
         config.json             the run's resolved configuration
-        state.json              step, metrics' counters, source and fingerprint of the data
+        state.json              step, metrics' counters, fingerprint of the data, scheduler, loss scale
         tokenizer.json vocab.txt
-        deepspeed/…             DeepSpeed's own files, for resuming
         checksums.json          SHA-256 of each file above
+      .step_00002000.partial    being written, or left by a run that was killed; removed by the next one
 
-Reading for evaluation and export needs only the first three. Writing and resuming, which need the ranks and the
-engine, are in `bert_pld.train.saving`.
+Tensors and JSON only: nothing in a checkpoint is run when it is read. No file depends on the number of ranks or on the
+ZeRO stage. Writing and resuming, which need the ranks and the engine, are in `bert_pld.train.saving`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
+import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +36,9 @@ from bert_pld.data.shards import file_sha256, vocabulary_hash, write_atomically
 from bert_pld.model import BertForPreTraining
 
 CHECKPOINTS, LATEST, CHECKSUMS = "checkpoints", "latest", "checksums.json"
-WEIGHTS, CONFIG, STATE, DEEPSPEED = "model.safetensors", "config.json", "state.json", "deepspeed"
+WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "state.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+PARTIAL, PRUNED = ".partial", ".pruned"
 _NAME = re.compile(r"step_(\d+)")
 
 
@@ -51,30 +55,69 @@ def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("_")[1]), reverse=True)
 
 
-def write_checksums(checkpoint: Path) -> None:
-    """Record every file's size and SHA-256: the last file written before a checkpoint gets its name."""
-    sums = {
-        str(path.relative_to(checkpoint)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in _files(checkpoint)
-    }
-    write_atomically(checkpoint / CHECKSUMS, json.dumps(sums, indent=1, sort_keys=True) + "\n")
+def tensor_file(kind: str) -> str:
+    """The file that holds one kind of tensor: `weights`, or a state of the optimizer."""
+    return WEIGHTS if kind == "weights" else f"optimizer_{kind}.safetensors"
+
+
+def remove_leftovers(checkpoints_dir: Path) -> None:
+    """Remove what killed runs left half-written or half-removed. Only for the one run that has the folder."""
+    if checkpoints_dir.is_dir():
+        for path in checkpoints_dir.iterdir():
+            if path.name.startswith(".") and path.name.endswith((PARTIAL, PRUNED)):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def write_checksums(checkpoint: Path, sums: dict[str, dict[str, Any]] | None = None) -> None:
+    """Record every file's size and SHA-256: the last file written before a checkpoint gets its name.
+
+    Args:
+        checkpoint: the folder.
+        sums: name to `{"bytes": …, "sha256": …}`; by default measured.
+    """
+    if sums is None:
+        paths = [path for path in sorted(checkpoint.iterdir()) if path.is_file()]
+        sums = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths}
+    write_atomically(checkpoint / CHECKSUMS, _canonical(sums))
+
+
+def _canonical(sums: Any) -> str:
+    return json.dumps(sums, indent=1, sort_keys=True) + "\n"
 
 
 def fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None if each is as it was written."""
     try:
-        sums = json.loads((checkpoint / CHECKSUMS).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        return f"{CHECKSUMS} is missing or damaged ({error})"
-    for name, expected in sums.items():
+        text = (checkpoint / CHECKSUMS).read_text()
+        sums = json.loads(text)
+        listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in sums.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{CHECKSUMS} is missing or damaged ({type(error).__name__}: {error})"
+    if text != _canonical(sums) or not {WEIGHTS, CONFIG, STATE} <= set(listed):
+        return f"{CHECKSUMS} is not what was written"
+    for name, (size, sha256) in listed.items():
         path = checkpoint / name
-        if not path.is_file():
+        if Path(name).name != name or path.is_symlink() or not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
-        if file_sha256(path) != expected["sha256"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+        if file_sha256(path) != sha256:
             return f"{name} is not what was written (SHA-256 differs)"
     return None
+
+
+def sha256(content: bytes) -> str:
+    """SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sync_directory(directory: Path) -> None:
+    """Flush a directory's entries to the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def newest_valid(checkpoints_dir: Path) -> Path | None:
@@ -155,7 +198,3 @@ def load_model(checkpoint: Path) -> tuple[BertForPreTraining, RunConfig]:
     except RuntimeError as error:  # torch's words for names or shapes that do not fit
         raise ValueError(f"checkpoint {checkpoint}: {WEIGHTS} does not fit {CONFIG} ({error})") from error
     return model.eval(), config
-
-
-def _files(checkpoint: Path) -> Iterator[Path]:
-    return (path for path in sorted(checkpoint.rglob("*")) if path.is_file())

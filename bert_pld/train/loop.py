@@ -19,7 +19,7 @@ def train(run: Run) -> bool:
     for micro_batches in run.training_batches():
         step, lr = engine.global_steps + 1, engine.get_lr()[0]
         last = step == settings.max_steps
-        preempted = run.preemption.agreed() and not last
+        preempted = run.told_to_stop() and not last
         logging = last or preempted or step % settings.log_interval == 0
         grad_norm = training_step(run, micro_batches, want_grad_norm=logging)
 
@@ -38,7 +38,7 @@ def train(run: Run) -> bool:
             metrics.start_clock()
         if preempted:
             break
-    run.preemption.close()
+    run.complete_checkpoint()
     return not preempted
 
 

@@ -142,7 +142,7 @@ class Metrics:
         }
         self._reset()
         self._write(record, "train")
-        self._say(
+        self.say(
             f"step {step}/{self.config.training.max_steps}  loss {loss:.4f} (mlm {mlm_loss:.4f}, nsp {nsp_loss:.4f})"
             f"  lr {lr:.2e}  θ {record['theta']:.3f}  kept {kept_blocks:.2f}/{self.config.model.num_layers}"
             f"  {tokens / seconds:,.0f} tokens/s",
@@ -158,7 +158,7 @@ class Metrics:
             **figures,
         }
         self._write(record, "eval")
-        self._say(
+        self.say(
             f"step {step}  held-out mlm {figures['eval_mlm_loss']:.4f}, accuracy {figures['eval_mlm_accuracy']:.4f}"
             f", nsp accuracy {figures['eval_nsp_accuracy']:.4f}",
             step,
@@ -178,15 +178,16 @@ class Metrics:
             ]
             self.monitor.write_events(events)
 
-    def _say(self, text: str, step: int) -> None:
+    def say(self, text: str, step: int | None = None) -> None:
+        """A line for whoever watches, and on a terminal how far training is."""
         if not self.is_writer:
             return
-        if self.bar is None and sys.stderr.isatty():
+        if self.bar is None and step is not None and sys.stderr.isatty():
             self.bar = tqdm(total=self.config.training.max_steps, initial=step, unit="step", dynamic_ncols=True)
         if self.bar is None:
             print(text, flush=True)
         else:
-            self.bar.n = step
+            self.bar.n = self.bar.n if step is None else step
             self.bar.write(text)
             self.bar.refresh()
 

@@ -15,38 +15,42 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preemption:
-    """Catches SIGTERM and SIGUSR1; all ranks agree on the step at which they stop.
-
-    The agreement is one asynchronous all-reduce of a host integer a step, read one step later: it waits neither for
-    the device nor, in practice, for the network.
-    """
+    """Catches SIGTERM and SIGUSR1."""
 
     def __init__(self) -> None:
-        self._signalled = False
-        self._flag = torch.zeros(1, dtype=torch.int32)
-        self._pending: dist.Work | None = None
-        several = dist.is_initialized() and dist.get_world_size() > 1
-        self._group = dist.new_group(backend="gloo") if several else None
+        self.signalled = False
         for number in SIGNALS:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
+        self.signalled = True
 
-    def close(self) -> None:
-        """Wait for the last agreement, which nobody asks for any more."""
-        if self._pending is not None:
+
+class StepAgreement:
+    """What all ranks know of each other at a step: whether any was told to stop, whether all have written.
+
+    One asynchronous all-reduce of two host integers a step, read one step later: it waits neither for the device nor,
+    in practice, for the network.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        """`group` is one of the host's (gloo), or None for a single rank."""
+        self._group = group
+        self._flags = torch.zeros(2, dtype=torch.int32)
+        self._pending: dist.Work | None = None
+
+    def post(self, stop: bool, written: bool) -> None:
+        """Say what holds on this rank. Once a step, on every rank."""
+        self._flags[0], self._flags[1] = int(stop), int(not written)
+        if self._group is not None:
+            self._pending = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def take(self) -> tuple[bool, bool]:
+        """(whether any rank has to stop, whether all have written) as posted last; the same answer on every rank."""
+        if self._group is not None:
+            if self._pending is None:
+                return False, False
             self._pending.wait()
             self._pending = None
-
-    def agreed(self) -> bool:
-        """Whether to stop after the present step; the same answer on every rank. Call once a step."""
-        if self._group is None:
-            return self._signalled
-        stop = False
-        if self._pending is not None:
-            self._pending.wait()
-            stop = bool(self._flag.item())
-        self._flag.fill_(int(self._signalled))
-        self._pending = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return stop
+        stop, unwritten = self._flags.tolist()
+        return bool(stop), not unwritten

@@ -27,8 +27,8 @@ from bert_pld.pld import initialize
 from bert_pld.train import checkpoint as files
 from bert_pld.train.metrics import METRICS, Metrics
 from bert_pld.train.optimizer import OUR_OPTIMIZERS, build_optimizer, parameter_groups
-from bert_pld.train.preemption import Preemption
-from bert_pld.train.saving import CheckpointWriter
+from bert_pld.train.preemption import Preemption, StepAgreement
+from bert_pld.train.saving import CheckpointWriter, check_same_run
 from bert_pld.train.schedulers import OUR_SCHEDULERS, build_scheduler
 
 _VOCABULARY_MULTIPLE = 8
@@ -47,6 +47,7 @@ class Run:
     metrics: Metrics
     checkpoints: CheckpointWriter
     preemption: Preemption
+    agreement: StepAgreement
     training_rows: ShardedRows
     validation_rows: ShardedRows | None
     device: torch.device
@@ -95,9 +96,28 @@ class Run:
             pin_memory=self.device.type == "cuda",
         )
 
+    def told_to_stop(self) -> bool:
+        """Whether to stop after the present step, the same on every rank. Names a checkpoint that all have written.
+
+        Raises:
+            OSError: that checkpoint could not be written.
+        """
+        stop, written = self.agreement.take()
+        if written:
+            self.complete_checkpoint()
+        self.agreement.post(self.preemption.signalled, self.checkpoints.written)
+        return stop if dist.get_world_size() > 1 else self.preemption.signalled
+
     def save(self, step: int) -> None:
-        """Checkpoint after step `step`."""
-        self.checkpoints.save(step, dataclasses.asdict(self.metrics.counters))
+        """Begin a checkpoint after step `step`; it is written while training goes on."""
+        self.complete_checkpoint()
+        self.checkpoints.begin(step, dataclasses.asdict(self.metrics.counters))
+
+    def complete_checkpoint(self) -> None:
+        """Wait for the checkpoint that is being written, if any."""
+        said = self.checkpoints.complete()
+        if said is not None:
+            self.metrics.say(said)
 
     def stop_if_not_finite(self, step: int) -> None:
         """End a diverged run before a checkpoint of it is made; fp16 overflows are its loss scaler's affair.
@@ -110,6 +130,7 @@ class Run:
         bad = int(first)
         if bad < 0 or self.config.precision == "fp16":
             return
+        self.complete_checkpoint()
         raise NonFiniteLossError(
             f"loss is not finite at step {bad} (noticed at step {step}); rows of its first micro-batch:"
             f" {self._rows_of(bad - 1).tolist()}; the last checkpoint is kept; lower the learning rate or raise warm-up"
@@ -131,6 +152,7 @@ class Run:
     def close(self) -> None:
         """End progress bar and process group; a process that skips this can abort at exit."""
         self.metrics.close()
+        self.checkpoints.close()
         dist.destroy_process_group()
 
 
@@ -214,19 +236,25 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
 
     torch.manual_seed(config.training.seed)
     model = BertForPreTraining(config.model)
-    if initialize_from is not None and start is None:
+    if start is not None:
+        check_same_run(start, config, training_rows.manifest)
+        _load_weights(model, start)
+    elif initialize_from is not None:
         checkpoint = files.resolve_checkpoint(initialize_from)
         files.check_same_vocabulary(checkpoint, training_rows)
-        _load_initial_weights(model, checkpoint)
+        _load_weights(model, checkpoint)
     model.use_backend(config.model.kernels, device.type)
     engine = _make_engine(config, model)
     batch_size = config.deepspeed["train_batch_size"]
     metrics = Metrics(output_dir, config, batch_size, device, leaves_padding_out=model.encoder.fused)
-    writer = CheckpointWriter(output_dir, engine, config, training_rows.manifest, output_dir)
-    run = Run(config, engine, metrics, writer, Preemption(), training_rows, validation_rows, device)
+    group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+    writer = CheckpointWriter(output_dir, engine, config, training_rows.manifest, output_dir, group)
+    agreement = StepAgreement(group)
+    run = Run(config, engine, metrics, writer, Preemption(), agreement, training_rows, validation_rows, device)
     if start is not None:
         state = writer.restore(start)
         metrics.resume(state["step"], state)
+        metrics.say(f"going on after step {state['step']} from checkpoint {start}")
     if dist.get_rank() == 0:
         _write_run_files(output_dir, config, training_rows, fresh=start is None)
     dist.barrier()
@@ -285,8 +313,8 @@ def _choose_checkpoint(output_dir: Path, resume: str) -> Path | None:
     return answer[0]
 
 
-def _load_initial_weights(model: BertForPreTraining, checkpoint: Path) -> None:
-    """Start a new run from another's weights.
+def _load_weights(model: BertForPreTraining, checkpoint: Path) -> None:
+    """Give a model a checkpoint's weights.
 
     Raises:
         ConfigError: the checkpoint is of a model of another shape.

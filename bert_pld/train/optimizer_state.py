@@ -1,0 +1,198 @@
+"""Where a DeepSpeed engine keeps fp32 weights and optimizer state, whichever ZeRO stage and precision it runs.
+
+DeepSpeed's optimizers flatten parameters, pad them, and give each rank a share. `pieces_of` describes this rank's
+share as stretches of named parameters; with it, saving and restoring know nothing of stages. What is read and set here
+are DeepSpeed's own maps (the ones its universal checkpoint is made from), not its checkpoint files: those are pickles,
+which run code when they are read, and are tied to a stage and a number of ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+_LOSS_SCALE_KEYS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+_SCHEDULED_KEYS = ("lr", "betas", "momentum")
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A stretch of one parameter that this rank's optimizer updates."""
+
+    name: str
+    start: int
+    """Of the stretch in the flattened parameter."""
+    numel: int
+    owner: torch.Tensor
+    """The tensor that the optimizer knows: the parameter, or a flat one that holds stretches of many."""
+    offset: int
+    """Of the stretch in the flattened owner."""
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The stretch's view of the owner or of a state of the same shape."""
+        return tensor.detach().view(-1)[self.offset : self.offset + self.numel]
+
+
+def base_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The optimizer inside DeepSpeed's wrappers."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def is_partitioned(engine: Any) -> bool:
+    """Whether ranks hold different pieces; otherwise each holds everything."""
+    return any(hasattr(p, "ds_id") or hasattr(p, "_hp_mapping") for p in engine.module.parameters())
+
+
+def pieces_of(engine: Any) -> list[Piece]:
+    """This rank's pieces, in the order of the model's parameters."""
+    optimizer, names = engine.optimizer, {p: name for name, p in engine.module.named_parameters()}
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        found = _stage_three(optimizer, names)
+    elif is_partitioned(engine):
+        groups = getattr(optimizer, "bit16_groups", None) or optimizer.bf16_groups
+        found = _mapped(optimizer, groups, names)
+    elif hasattr(optimizer, "fp32_groups_flat"):
+        found = _flattened(optimizer.fp16_groups, optimizer.fp32_groups_flat, names)
+    elif hasattr(optimizer, "fp32_groups"):
+        pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+        found = [Piece(names[p], 0, p.numel(), owner, 0) for group in pairs for p, owner in zip(*group, strict=True)]
+    else:
+        found = [Piece(name, 0, p.numel(), p, 0) for p, name in names.items()]
+    order = {name: place for place, name in enumerate(names.values())}
+    return sorted(found, key=lambda piece: (order[piece.name], piece.start))
+
+
+def _mapped(optimizer: Any, groups: Any, names: Mapping[Any, str]) -> list[Piece]:
+    """ZeRO 1 and 2, and bf16 without ZeRO: DeepSpeed links each parameter to its stretch of a flat partition."""
+    found = []
+    for group, owners in zip(groups, optimizer.optimizer.param_groups, strict=True):
+        (owner,) = owners["params"]
+        for parameter in group:
+            mapping = parameter._hp_mapping
+            if mapping is not None:
+                here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+                found.append(Piece(names[parameter], here.start, here.numel, owner, there.start))
+    return found
+
+
+def _stage_three(optimizer: Any, names: Mapping[Any, str]) -> list[Piece]:
+    """ZeRO 3: each parameter is cut into equal parts, the last of them padded."""
+    found = []
+    for parameter, name in names.items():
+        group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+        start = size * torch.distributed.get_rank(parameter.ds_process_group)
+        numel = min(size, parameter.ds_numel - start)
+        if numel > 0:
+            found.append(Piece(name, start, numel, optimizer.fp32_partitioned_groups_flat[group], offset))
+    return found
+
+
+def _flattened(groups: Any, owners: Any, names: Mapping[Any, str]) -> list[Piece]:
+    found = []
+    for group, owner in zip(groups, owners, strict=True):
+        offset = 0
+        for parameter in group:
+            found.append(Piece(names[parameter], 0, parameter.numel(), owner, offset))
+            offset += parameter.numel()
+    return found
+
+
+def full_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
+    """Each parameter's shape, whatever ZeRO 3 has left of it here."""
+    return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.module.named_parameters()}
+
+
+def state_kinds(engine: Any, pieces: list[Piece]) -> list[str]:
+    """The optimizer's states that have one value a weight (Adam: exp_avg, exp_avg_sq), in order of their names."""
+    state = base_optimizer(engine).state
+    kinds = {
+        key
+        for piece in pieces
+        for key, value in state.get(piece.owner, {}).items()
+        if isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape == piece.owner.shape
+    }
+    return sorted(kinds)
+
+
+def scalars_of(engine: Any, pieces: list[Piece]) -> dict[str, Any]:
+    """What else defines the next step, as JSON: step counters, rates as they are now, scheduler, loss scale."""
+    optimizer = base_optimizer(engine)
+    steps: dict[str, Any] = {}
+    for key, value in optimizer.state.get(pieces[0].owner, {}).items() if pieces else ():
+        if isinstance(value, torch.Tensor) and value.numel() == 1 and value.shape != pieces[0].owner.shape:
+            steps[key] = {"value": value.item(), "tensor": True}
+        elif isinstance(value, (int, float)):
+            steps[key] = {"value": value, "tensor": False}
+    groups = [{k: v for k, v in group.items() if _is_plain(v)} for group in optimizer.param_groups]
+    scheduler = engine.lr_scheduler.state_dict() if engine.lr_scheduler is not None else None
+    return {
+        "optimizer": type(optimizer).__name__,
+        "state": steps,
+        "groups": groups,
+        "scheduler": None if scheduler is None else {k: v for k, v in scheduler.items() if _is_plain(v)},
+        "loss_scale": _loss_scale(engine),
+        "skipped_steps": engine.skipped_steps,
+    }
+
+
+def restore_scalars(engine: Any, pieces: list[Piece], saved: Mapping[str, Any], step: int) -> None:
+    """Set what `scalars_of` returned after optimizer step `step`, and the engine's counters."""
+    optimizer = base_optimizer(engine)
+    for owner in _owners(pieces):
+        # torch's fused kernels want their counter on the weights' device, its other ones on the host.
+        on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+        device = owner.device if on_device else torch.device("cpu")
+        for key, entry in saved["state"].items():
+            number = torch.tensor(float(entry["value"]), device=device) if entry["tensor"] else entry["value"]
+            optimizer.state[owner][key] = number
+    for group, there in zip(optimizer.param_groups, saved["groups"], strict=True):
+        keys = ("step", *_SCHEDULED_KEYS) if engine.lr_scheduler is not None else ("step",)
+        group.update({key: there[key] for key in keys if key in there and key in {*group, "step"}})
+    if engine.lr_scheduler is not None and saved["scheduler"] is not None:
+        engine.lr_scheduler.load_state_dict({**engine.lr_scheduler.state_dict(), **saved["scheduler"]})
+    for holder in _loss_scalers(engine):
+        for key, value in (saved["loss_scale"] or {}).items():
+            if hasattr(holder, key):
+                setattr(holder, key, value)
+    engine.global_steps = step
+    engine.global_samples = step * engine.train_batch_size()
+    engine.micro_steps = step * engine.gradient_accumulation_steps()
+    engine.skipped_steps = saved["skipped_steps"]
+
+
+def make_states(engine: Any, pieces: list[Piece], kinds: list[str]) -> None:
+    """Give every owner zeros for each kind of state, padding included, in place of whatever it has."""
+    optimizer = base_optimizer(engine)
+    for owner in _owners(pieces):
+        for kind in kinds:
+            present = optimizer.state[owner].get(kind)
+            if present is None:
+                optimizer.state[owner][kind] = torch.zeros_like(owner, requires_grad=False)
+            else:
+                present.zero_()
+
+
+def _owners(pieces: list[Piece]) -> list[torch.Tensor]:
+    return list({id(piece.owner): piece.owner for piece in pieces}.values())
+
+
+def _loss_scalers(engine: Any) -> list[Any]:
+    """fp16's scaler, whatever the optimizer calls it."""
+    held = (getattr(engine.optimizer, name, None) for name in ("loss_scaler", "loss_scale_config"))
+    found = [holder for holder in held if hasattr(holder, "cur_scale")]
+    return found or ([engine.optimizer] if hasattr(engine.optimizer, "cur_scale") else [])
+
+
+def _loss_scale(engine: Any) -> dict[str, Any] | None:
+    for holder in _loss_scalers(engine):
+        return {key: getattr(holder, key) for key in _LOSS_SCALE_KEYS if hasattr(holder, key)}
+    return None
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(item, (int, float)) for item in value)
+    return isinstance(value, (bool, int, float, str))
