@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bert_pld.config import BATCH_KEYS, MONITOR_BLOCKS, ConfigError, RunConfig, resolve_batch_sizes
+from bert_pld.config import BATCH_KEYS, ConfigError, RunConfig, resolve_batch_sizes
 from bert_pld.data.data_directory import resolve_data_dir
 from bert_pld.data.loader import check_matches_model, evaluation_batches, sample_order, training_batches
 from bert_pld.data.micro_batch import MicroBatch
@@ -23,13 +22,13 @@ from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.order import positions_of_micro_batch
 from bert_pld.data.sharded_rows import ShardedRows
 from bert_pld.model import BertForPreTraining
-from bert_pld.pld import initialize
 from bert_pld.train import checkpoint as files
+from bert_pld.train.engine import make_engine
 from bert_pld.train.metrics import METRICS, Metrics
-from bert_pld.train.optimizer import OUR_OPTIMIZERS, build_optimizer, parameter_groups
 from bert_pld.train.preemption import Preemption, StepAgreement
-from bert_pld.train.saving import CheckpointWriter, check_same_run
-from bert_pld.train.schedulers import OUR_SCHEDULERS, build_scheduler
+from bert_pld.train.resuming import check_same_run, choose_checkpoint, load_weights
+from bert_pld.train.run_lock import RunLock
+from bert_pld.train.saving import CheckpointWriter
 
 _VOCABULARY_MULTIPLE = 8
 
@@ -48,6 +47,7 @@ class Run:
     checkpoints: CheckpointWriter
     preemption: Preemption
     agreement: StepAgreement
+    lock: RunLock
     training_rows: ShardedRows
     validation_rows: ShardedRows | None
     device: torch.device
@@ -153,6 +153,7 @@ class Run:
         """End progress bar and process group; a process that skips this can abort at exit."""
         self.metrics.close()
         self.checkpoints.close()
+        self.lock.release()
         dist.destroy_process_group()
 
 
@@ -232,25 +233,26 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
     validation_rows = open_rows(data_dir, "validation", vocab_file) if held_out else None
     device = join_process_group()
     config = resolve_for_data(config, training_rows, dist.get_world_size(), device)
-    start = _choose_checkpoint(output_dir, resume)
+    lock = RunLock(output_dir)
+    start = choose_checkpoint(output_dir, resume, lock)
 
     torch.manual_seed(config.training.seed)
     model = BertForPreTraining(config.model)
     if start is not None:
         check_same_run(start, config, training_rows.manifest)
-        _load_weights(model, start)
+        load_weights(model, start)
     elif initialize_from is not None:
         checkpoint = files.resolve_checkpoint(initialize_from)
         files.check_same_vocabulary(checkpoint, training_rows)
-        _load_weights(model, checkpoint)
+        load_weights(model, checkpoint)
     model.use_backend(config.model.kernels, device.type)
-    engine = _make_engine(config, model)
+    engine = make_engine(config, model)
     batch_size = config.deepspeed["train_batch_size"]
     metrics = Metrics(output_dir, config, batch_size, device, leaves_padding_out=model.encoder.fused)
     group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
     writer = CheckpointWriter(output_dir, engine, config, training_rows.manifest, output_dir, group)
     agreement = StepAgreement(group)
-    run = Run(config, engine, metrics, writer, Preemption(), agreement, training_rows, validation_rows, device)
+    run = Run(config, engine, metrics, writer, Preemption(), agreement, lock, training_rows, validation_rows, device)
     if start is not None:
         state = writer.restore(start)
         metrics.resume(state["step"], state)
@@ -259,72 +261,6 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
         _write_run_files(output_dir, config, training_rows, fresh=start is None)
     dist.barrier()
     return run
-
-
-def _make_engine(config: RunConfig, model: BertForPreTraining) -> Any:
-    for_deepspeed = {k: v for k, v in config.deepspeed.items() if k not in MONITOR_BLOCKS}
-    # DeepSpeed's throughput timer waits for the device at every step.
-    for_deepspeed.setdefault("timers", {"throughput": {"enabled": False}})
-    optimizer_block = for_deepspeed.get("optimizer") or {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.01}}
-    groups = parameter_groups(model, optimizer_block.get("params", {}).get("weight_decay", 0.0))
-    optimizer = None
-    if optimizer_block["type"] in OUR_OPTIMIZERS:
-        optimizer = build_optimizer(optimizer_block, groups)
-        for_deepspeed.pop("optimizer", None)
-        for_deepspeed["zero_allow_untested_optimizer"] = True
-    scheduler_block, make_scheduler = for_deepspeed.get("scheduler"), None
-    if scheduler_block and scheduler_block.get("params", {}).get("total_num_steps") == "auto":
-        params = {**scheduler_block["params"], "total_num_steps": config.training.max_steps}
-        scheduler_block = for_deepspeed["scheduler"] = {**scheduler_block, "params": params}
-    if scheduler_block and scheduler_block["type"] in OUR_SCHEDULERS:
-        for_deepspeed.pop("scheduler")
-        make_scheduler = functools.partial(build_scheduler, scheduler_block, config.training.max_steps)
-    engine, *_ = initialize(
-        model=model,
-        optimizer=optimizer,
-        model_parameters=None if optimizer is not None else groups,
-        lr_scheduler=make_scheduler,
-        config=dataclasses.replace(config, deepspeed=for_deepspeed),
-    )
-    return engine
-
-
-def _choose_checkpoint(output_dir: Path, resume: str) -> Path | None:
-    """The checkpoint to go on from: rank 0 looks and verifies, all ranks get its answer or its error."""
-    answer: list[Any] = [None]
-    if dist.get_rank() == 0:
-        checkpoints = output_dir / files.CHECKPOINTS
-        try:
-            if resume == "never":
-                if files.list_checkpoints(checkpoints):
-                    raise ConfigError(
-                        f"--output_dir {output_dir}: holds another run's checkpoints;"
-                        " use --resume auto, or another folder"
-                    )
-            elif resume == "auto":
-                answer = [files.newest_valid(checkpoints)]
-            else:
-                answer = [files.resolve_checkpoint(Path(resume))]
-        except ValueError as error:
-            answer = [error]
-    dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], Exception):
-        raise answer[0]
-    return answer[0]
-
-
-def _load_weights(model: BertForPreTraining, checkpoint: Path) -> None:
-    """Give a model a checkpoint's weights.
-
-    Raises:
-        ConfigError: the checkpoint is of a model of another shape.
-    """
-    weights, own = files.load_weights(checkpoint), model.state_dict()
-    for name in sorted({*weights, *own}):
-        there, here = (tuple(s[name].shape) if name in s else "absent" for s in (weights, own))
-        if there != here:
-            raise ConfigError(f"checkpoint {checkpoint} is of another model: {name} is {there} there and {here} here")
-    model.load_state_dict(weights)
 
 
 def _write_run_files(output_dir: Path, config: RunConfig, rows: ShardedRows, fresh: bool) -> None:

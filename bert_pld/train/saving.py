@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from bert_pld.config import ConfigError, RunConfig, load_config
+from bert_pld.config import ConfigError, RunConfig
 from bert_pld.data.shards import Manifest, write_atomically, written_aside
 from bert_pld.train import checkpoint as files
 from bert_pld.train.gather import StateGatherer
@@ -27,9 +27,6 @@ from bert_pld.train.tensor_file import FileSum, NotFiniteError, write_tensors
 
 # Bytes a parameter: fp32 weights and Adam's two moments.
 _BYTES_PER_PARAMETER = 12
-
-# What a resumed run may change: how it is computed, never what is computed.
-_FREE_MODEL_KEYS = ("kernels", "activation_checkpointing", "preset")
 
 
 @dataclasses.dataclass
@@ -241,43 +238,6 @@ class CheckpointWriter:
     def _what_stays(self) -> str:
         kept = files.list_checkpoints(self.directory)
         return f"the previous checkpoint {kept[0].name} stays" if kept else "there is no earlier checkpoint"
-
-
-def check_same_run(checkpoint: Path, config: RunConfig, data: Manifest) -> None:
-    """Refuse to go on from another run's checkpoint.
-
-    Raises:
-        ConfigError: it is of another model, PLD block, batch, optimizer, seed or data.
-    """
-    saved = load_config(checkpoint / files.CONFIG).as_json()  # keys newer than the checkpoint have their defaults
-    present = config.as_json()
-    for name in _what_defines(present):
-        there, here = (_lookup(source, name) for source in (saved, present))
-        if there != here:
-            raise ConfigError(
-                f"checkpoint {checkpoint} is of another run: {name} is {there!r} there and {here!r} here;"
-                " use another --output_dir, or the same configuration"
-            )
-    if files.load_state(checkpoint)["data_fingerprint"] != data.fingerprint():
-        raise ConfigError(f"checkpoint {checkpoint} was trained on other data than --data_dir holds (shards differ)")
-
-
-def _what_defines(config: dict[str, Any]) -> list[str]:
-    """The keys of a configuration that a resumed run may not change."""
-    model = [f"model.{key}" for key in config["model"] if key not in _FREE_MODEL_KEYS]
-    drop = [f"progressive_layer_drop.{key}" for key in config["progressive_layer_drop"]]
-    data = ["seq_length", "shuffle"]
-    if config["data"]["shuffle"] == "blocks":
-        data += ["shuffle_block_rows", "shuffle_window_blocks"]
-    rest = ("training.seed", "optimizer.type", "train_batch_size")
-    return [*model, *drop, *(f"data.{key}" for key in data), *rest]
-
-
-def _lookup(config: dict[str, Any], name: str) -> Any:
-    value: Any = config
-    for key in name.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def _remove(folders: list[Path]) -> None:

@@ -1,0 +1,178 @@
+"""What a checkpoint takes out of an engine and puts into another: exact at every stage and precision."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+from runs import small_config
+from safetensors.torch import load_file
+
+from bert_pld.config import load_config
+from bert_pld.data.loader import training_batches
+from bert_pld.data.nvidia_rows import open_rows
+from bert_pld.model import BertForPreTraining
+from bert_pld.train.engine import make_engine
+from bert_pld.train.evaluation import model_inputs
+from bert_pld.train.gather import StateGatherer
+from bert_pld.train.optimizer_state import restore_scalars, scalars_of
+from bert_pld.train.run import join_process_group
+from bert_pld.train.tensor_file import FileSum, NotFiniteError, write_tensors
+
+SETTINGS = {
+    "fp32": {"zero_optimization": {"stage": 0}},
+    "stage_1": {"zero_optimization": {"stage": 1}},
+    "stage_2": {"zero_optimization": {"stage": 2}},
+    "stage_3": {"zero_optimization": {"stage": 3}},
+    "bf16": {"bf16": {"enabled": True}, "zero_optimization": {"stage": 0}},
+    "bf16_stage_1": {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}},
+    "bf16_stage_3": {"bf16": {"enabled": True}, "zero_optimization": {"stage": 3}},
+    "bf16_fp32_gradients": {
+        "bf16": {"enabled": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": {"stage": 1},
+    },
+    "no_bias_correction": {
+        "optimizer": {"type": "Adam", "params": {"lr": 3e-3, "bias_correction": False}},
+        "zero_optimization": {"stage": 1},
+    },
+    "schedule": {
+        "scheduler": {"type": "WarmupExpDecayLR", "params": {"warmup_num_steps": 6, "decay_rate": 0.5}},
+        "zero_optimization": {"stage": 1},
+    },
+    "deepspeed_schedule": {
+        "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 3, "total_num_steps": "auto"}}
+    },
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group():
+    join_process_group()
+
+
+@pytest.fixture(scope="module")
+def batches(corpus):
+    rows = open_rows(corpus, "train")
+    steps = training_batches(
+        rows,
+        order_seed=1,
+        masking_seed=1,
+        micro_batch_size=8,
+        accumulation_steps=1,
+        rank=0,
+        world_size=1,
+        first_step=0,
+        num_steps=6,
+    )
+    return [step[0] for step in steps]
+
+
+def start(setting, weights=None):
+    changes = {"model": {"vocab_size": 64, "next_sentence_prediction": True}, **SETTINGS[setting]}
+    config = load_config(small_config(train_micro_batch_size_per_gpu=8, **changes))
+    torch.manual_seed(0)
+    model = BertForPreTraining(config.model)
+    if weights is not None:
+        model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+    model.use_backend("reference", "cpu")
+    return make_engine(config, model)
+
+
+def train(engine, batches, first, last):
+    losses = []
+    for number in range(first, last):
+        torch.manual_seed(number)
+        batch = batches[number]
+        outputs = engine(**model_inputs(batch), mlm_denominator=float(batch.masked_tokens))
+        engine.backward(outputs["loss"])
+        engine.step()
+        losses.append(outputs["loss"].item())
+    return losses
+
+
+def snapshot(engine):
+    gatherer = StateGatherer(engine, None)
+    tensors = {kind: copy.deepcopy(gatherer.gather(kind, to=0)) for kind in gatherer.kinds()}
+    return tensors, json.loads(json.dumps(scalars_of(engine, gatherer.pieces)))
+
+
+def go_on(setting, tensors, scalars, folder, step):
+    for kind, arrays in tensors.items():
+        write_tensors(folder / kind, arrays)
+    engine = start(setting, tensors["weights"])
+    gatherer = StateGatherer(engine, None)
+    gatherer.scatter({kind: folder / kind for kind in tensors})
+    restore_scalars(engine, gatherer.pieces, scalars, step)
+    return engine
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_engine_goes_on_bitwise_from_what_was_taken_out(setting, batches, tmp_path):
+    engine = start(setting)
+    train(engine, batches, 0, 3)
+    tensors, scalars = snapshot(engine)
+    whole = train(engine, batches, 3, 6)
+    assert list(tensors) == ["weights", "exp_avg", "exp_avg_sq"]
+    assert sum(np.abs(array).max() > 0 for array in tensors["exp_avg"].values()) > 30  # no gradient in dropped blocks
+    resumed = go_on(setting, tensors, scalars, tmp_path, 3)
+    assert train(resumed, batches, 3, 6) == whole
+    assert resumed.global_steps == 6
+    assert resumed.get_lr() == engine.get_lr()
+
+
+@pytest.mark.parametrize(("before", "after"), [("stage_1", "stage_3"), ("stage_3", "fp32"), ("fp32", "stage_2")])
+def test_another_stage_takes_over_the_same_bits(before, after, batches, tmp_path):
+    engine = start(before)
+    train(engine, batches, 0, 3)
+    tensors, scalars = snapshot(engine)
+    again, same_scalars = snapshot(go_on(after, tensors, scalars, tmp_path, 3))
+    assert {kind: list(arrays) for kind, arrays in again.items()} == {k: list(a) for k, a in tensors.items()}
+    for kind, arrays in tensors.items():
+        for name, array in arrays.items():
+            assert np.array_equal(array, again[kind][name]), (kind, name)
+    assert same_scalars["state"] == scalars["state"]
+
+
+def test_masters_of_bf16_are_kept_in_fp32(batches):
+    engine = start("bf16_stage_1")
+    train(engine, batches, 0, 2)
+    name, parameter = next(iter(engine.module.named_parameters()))
+    weights = snapshot(engine)[0]["weights"][name]
+    assert parameter.dtype == torch.bfloat16
+    assert (weights != parameter.detach().float().numpy()).any()
+    assert np.array_equal(torch.tensor(weights).bfloat16().float().numpy(), parameter.detach().float().numpy())
+
+
+def test_loss_scale_is_taken_out_and_put_back(batches):
+    engine = start("stage_1")
+    gatherer = StateGatherer(engine, None)
+    scaler = DynamicLossScaler(2.0**16, 2.0, 1000, 1.0, 2, False)
+    scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter, scaler.cur_hysteresis = 512.0, 40, 33, 1
+    engine.optimizer.loss_scaler = scaler
+    saved = json.loads(json.dumps(scalars_of(engine, gatherer.pieces)))
+    engine.optimizer.loss_scaler = fresh = DynamicLossScaler(2.0**16, 2.0, 1000, 1.0, 2, False)
+    restore_scalars(engine, gatherer.pieces, saved, 40)
+    assert (fresh.cur_scale, fresh.cur_iter, fresh.last_overflow_iter, fresh.cur_hysteresis) == (512.0, 40, 33, 1)
+
+
+def test_tensor_file_is_safetensors_and_its_sum_is_the_file_s(tmp_path):
+    rng = np.random.default_rng(0)
+    tensors = {"a": rng.normal(size=(3, 5)).astype(np.float32), "b.c": rng.normal(size=4_500_000).astype(np.float32)}
+    written = write_tensors(tmp_path / "t", tensors)
+    read = load_file(tmp_path / "t")
+    assert all(np.array_equal(read[name].numpy(), array) for name, array in tensors.items())
+    content = (tmp_path / "t").read_bytes()
+    assert written == FileSum(len(content), hashlib.sha256(content).hexdigest())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_not_written(value, tmp_path):
+    tensors = {"good": np.ones(3, np.float32), "bad": np.array([1.0, value], np.float32)}
+    with pytest.raises(NotFiniteError, match="bad has values that are not finite"):
+        write_tensors(tmp_path / "t", tensors)
