@@ -220,7 +220,8 @@ class CheckpointWriter:
         problem = None
         if self.is_first:
             self.directory.mkdir(parents=True, exist_ok=True)
-            needed = self.gatherer.total * _BYTES_PER_PARAMETER + (1 << 20)
+            small = sum((self.tokenizer_dir / name).stat().st_size for name in files.TOKENIZER_FILES)
+            needed = self.gatherer.total * _BYTES_PER_PARAMETER + small + (1 << 20)
             free = shutil.disk_usage(self.directory).free
             if free < needed:
                 problem = f"no space left in {self.directory}: {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed"

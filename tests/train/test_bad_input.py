@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 
 import pytest
@@ -122,21 +124,60 @@ def test_checkpoint_that_cannot_be_written_leaves_the_previous_one(corpus, finis
     assert fault(run_dir / "checkpoints" / "step_00000004") is None
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_full_file_system_is_noticed_before_anything_is_written(corpus, tmp_path):
+@pytest.fixture
+def small_file_system(tmp_path, request):
+    """A real file system of its own of a few megabytes."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
     mount = tmp_path / "full"
     mount.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(mount)], capture_output=True)
-    if mounted.returncode:
+    size = f"size={request.param}m"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(mount)], capture_output=True).returncode:
         pytest.skip("this machine does not let us mount")
-    try:
-        config = small_config()
-        config["training"].update(checkpoint_interval=1, keep_checkpoints=12)
-        done = run_pretrain(config, corpus, mount / "run", expect=1)
-        assert "no space left" in error_of(done)
-        kept = list_checkpoints(mount / "run" / "checkpoints")
-        assert len(kept) >= 1
-        assert all(fault(checkpoint) is None for checkpoint in kept)
-        assert f"the previous checkpoint {kept[0].name} stays" in error_of(done)
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+@pytest.mark.parametrize("small_file_system", [3], indirect=True)
+def test_full_file_system_is_noticed_before_anything_is_written(corpus, small_file_system):
+    run_dir = small_file_system / "run"
+    config = small_config()
+    config["training"].update(checkpoint_interval=1, keep_checkpoints=12)
+    done = run_pretrain(config, corpus, run_dir, expect=1)
+    assert "no space left" in error_of(done)
+    kept = list_checkpoints(run_dir / "checkpoints")
+    assert len(kept) >= 1
+    assert all(fault(checkpoint) is None for checkpoint in kept)
+    assert f"the previous checkpoint {kept[0].name} stays" in error_of(done)
+
+
+@pytest.mark.parametrize("small_file_system", [160], indirect=True)
+def test_file_system_that_fills_up_while_a_checkpoint_is_written(corpus, small_file_system, tmp_path):
+    """Somebody else takes all the room between the check for it and the write: a few megabytes are left, not 36."""
+    run_dir, path = small_file_system / "run", tmp_path / "c.json"
+    config = small_config(model={"hidden_size": 256, "intermediate_size": 1024, "num_layers": 4})
+    config["training"].update(checkpoint_interval=2, eval_interval=0, max_steps=6)
+    path.write_text(json.dumps(config))
+    started = subprocess.Popen(
+        pretrain_command(path, corpus, run_dir),
+        env=clean_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    partial = run_dir / "checkpoints" / ".step_00000004.partial"
+    while started.poll() is None and not partial.exists():
+        pass
+    with open(small_file_system / "somebody_else_s", "wb") as file, contextlib.suppress(OSError):
+        while (free := shutil.disk_usage(small_file_system).free) > 4 << 20:
+            os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, free - (2 << 20))
+    _, errors = started.communicate(timeout=120)
+    assert started.returncode == 1
+    error = errors.strip().splitlines()[-1]
+    assert "step_00000004 could not be written (rank 0: [Errno 28] No space left on device" in error
+    assert error.endswith("; the previous checkpoint step_00000002 stays")
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["latest", "step_00000002"]
+    (small_file_system / "somebody_else_s").unlink()
+    run_pretrain(config, corpus, run_dir)
+    assert read_metrics(run_dir, "step")[:6] == [1, 2, 3, 4, 5, 6]
+    assert fault(run_dir / "checkpoints" / "step_00000006") is None

@@ -8,15 +8,17 @@ import shutil
 import signal
 import subprocess
 import time
-import warnings
 
+import numpy as np
 import pytest
 from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
 
-from bert_pld.train.checkpoint import list_checkpoints, newest_valid
+from bert_pld.train.checkpoint import fault, list_checkpoints, newest_valid, write_checksums
 from bert_pld.train.preemption import EXIT_PREEMPTED
 
 KEYS = ("step", "samples", "tokens", "loss", "mlm_loss", "nsp_loss", "lr", "theta", "kept_blocks", "eval_mlm_loss")
+
+ALWAYS = ("checksums.json", "config.json", "model.safetensors", "state.json", "tokenizer.json", "vocab.txt")
 
 
 def config(**changes):
@@ -53,20 +55,18 @@ def uninterrupted(corpus, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after_lines", [1, 3, 5, 8, 11])
-def test_killed_run_resumes_bitwise(after_lines, corpus, uninterrupted, tmp_path):
+def test_killed_run_resumes_bitwise(corpus, uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
     path = tmp_path / "c.json"
     path.write_text(json.dumps(config()))
-    kill_when(run_dir, pretrain_command(path, corpus, run_dir), lambda d: lines(d) >= after_lines)
+    kill_when(run_dir, pretrain_command(path, corpus, run_dir), lambda d: lines(d) >= 5)
     run_pretrain(config(), corpus, run_dir)
     assert series(run_dir) == uninterrupted
 
 
 @pytest.mark.launcher
-@pytest.mark.parametrize("stage", [1, 3])
-def test_two_ranks_resume_bitwise_from_an_earlier_checkpoint(stage, corpus, tmp_path):
-    changes = {"zero_optimization": {"stage": stage}, "progressive_layer_drop": {"granularity": "sample"}}
+def test_two_ranks_resume_bitwise_from_an_earlier_checkpoint(corpus, tmp_path):
+    changes = {"zero_optimization": {"stage": 3}, "progressive_layer_drop": {"granularity": "sample"}}
     run_dir = tmp_path / "run"
     run_pretrain(config(**changes), corpus, run_dir, ranks=2)
     whole = series(run_dir)
@@ -77,17 +77,22 @@ def test_two_ranks_resume_bitwise_from_an_earlier_checkpoint(stage, corpus, tmp_
 
 
 @pytest.mark.launcher
-def test_stage_zero_resumes_with_another_number_of_ranks(corpus, tmp_path):
-    run_dir = tmp_path / "run"
+def test_number_of_ranks_and_zero_stage_change_twice_in_mid_run(corpus, tmp_path):
+    """2 ranks at ZeRO 1, then 1 at ZeRO 3, then 2 at ZeRO 2, against one rank at stage 0 throughout."""
     off = config(model={"hidden_dropout": 0.0, "attention_dropout": 0.0})
-    run_pretrain(off, corpus, run_dir, ranks=2)
-    whole = series(run_dir)
-    for checkpoint in list_checkpoints(run_dir / "checkpoints")[:2]:
-        shutil.rmtree(checkpoint)
-    run_pretrain({**off, "train_micro_batch_size_per_gpu": 8}, corpus, run_dir)
-    resumed = series(run_dir)
-    assert resumed["step"] == whole["step"]
-    assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    run_pretrain(off, corpus, tmp_path / "whole")
+    for ranks, stage, last in ((2, 1, 4), (1, 3, 8), (2, 2, 12)):
+        changed = {**off, "zero_optimization": {"stage": stage}, "train_micro_batch_size_per_gpu": 4 // ranks}
+        steps = f"training.max_steps={last}"
+        done = run_pretrain(changed, corpus, tmp_path / "run", "--set", steps, ranks=ranks)
+        assert last == 4 or f"going on after step {last - 4} from checkpoint" in done.stdout
+    whole, changed = (series(tmp_path / name) for name in ("whole", "run"))
+    assert [changed[key] for key in ("tokens", "theta", "kept_blocks")] == [
+        whole[key] for key in ("tokens", "theta", "kept_blocks")
+    ]
+    assert changed["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    worst = max(abs(a - b) / b for a, b in zip(changed["loss"], whole["loss"], strict=True))
+    print(f"largest relative difference of the loss: {worst:.1e}")
 
 
 def test_sigterm_finishes_the_step_checkpoints_and_asks_for_a_requeue(corpus, uninterrupted, tmp_path):
@@ -102,20 +107,65 @@ def test_sigterm_finishes_the_step_checkpoints_and_asks_for_a_requeue(corpus, un
     assert read_metrics(run_dir) == uninterrupted["loss"]
 
 
-def test_broken_newest_checkpoint_is_skipped_with_a_warning(corpus, uninterrupted, tmp_path):
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    run_pretrain(config(), corpus, run_dir)
+    return run_dir
+
+
+def test_a_flipped_byte_in_any_file_is_noticed_and_the_checkpoint_before_taken(finished, tmp_path):
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    newest, second, *_ = list_checkpoints(tmp_path / "checkpoints")
+    names = sorted(path.name for path in newest.iterdir())
+    assert names == sorted([*ALWAYS, "optimizer_exp_avg.safetensors", "optimizer_exp_avg_sq.safetensors"])
+    rng = np.random.default_rng(0)
+    for name in names:
+        path = newest / name
+        content = path.read_bytes()
+        said = "" if name == "checksums.json" else name
+        for place in {0, len(content) - 1, *rng.integers(0, len(content), 40).tolist()}:
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << int(rng.integers(8))
+            path.write_bytes(damaged)
+            with pytest.warns(UserWarning, match=f"{newest.name} is broken and skipped: .*{said}") as told:
+                assert newest_valid(tmp_path / "checkpoints") == second
+            assert len(told) == 1
+        path.write_bytes(content[:-1])
+        assert fault(newest) is not None
+        path.write_bytes(content)
+    assert fault(newest) is None
+
+
+def test_run_goes_on_from_the_checkpoint_before_a_broken_one_and_says_so(corpus, finished, uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
-    run_pretrain(config(), corpus, run_dir)
+    shutil.copytree(finished, run_dir)
     newest, second, *_ = list_checkpoints(run_dir / "checkpoints")
-    weights = newest / "model.safetensors"
-    damaged = bytearray(weights.read_bytes())
+    moments = newest / "optimizer_exp_avg.safetensors"
+    damaged = bytearray(moments.read_bytes())
     damaged[len(damaged) // 2] ^= 1
-    weights.write_bytes(damaged)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert newest_valid(run_dir / "checkpoints") == second
-    assert "SHA-256 differs" in str(caught[0].message)
-    run_pretrain(config(), corpus, run_dir)
+    moments.write_bytes(damaged)
+    (run_dir / "checkpoints" / "latest").write_text("step_99999999\n")  # points to nothing: it is for people
+    os.utime(second, (0, 0))  # as if clocks had been set: only the steps' numbers count
+    done = run_pretrain(config(), corpus, run_dir)
+    assert "is broken and skipped: optimizer_exp_avg.safetensors is not what was written" in done.stderr
+    assert f"going on after step 9 from checkpoint {second}" in done.stdout
     assert series(run_dir) == uninterrupted
+    assert (run_dir / "checkpoints" / "latest").read_text() == "step_00000012\n"
+
+
+def test_checkpoint_s_files_cannot_lead_outside_its_folder(finished, tmp_path):
+    newest = list_checkpoints(finished / "checkpoints")[0]
+    copied = tmp_path / newest.name
+    shutil.copytree(newest, copied)
+    outside = tmp_path / "outside.json"
+    (copied / "config.json").rename(outside)
+    (copied / "config.json").symlink_to(outside)
+    assert fault(copied) == "config.json is missing"
+    (copied / "config.json").unlink()
+    sums = json.loads((copied / "checksums.json").read_text())
+    write_checksums(copied, {**sums, "../outside.json": sums["config.json"]})
+    assert "is missing" in fault(copied)
 
 
 def test_checkpoints_are_pruned_and_leave_nothing_half_written(corpus, tmp_path):

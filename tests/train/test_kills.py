@@ -1,0 +1,90 @@
+"""Killed at random instants, half of them while a checkpoint is being written, a run loses nothing but time.
+
+`BERT_PLD_KILLS` sets how often (default 16; 50 take two and a half minutes).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import time
+
+import pytest
+from forked_runs import ForkedRuns
+from runs import read_metrics, small_config
+
+from bert_pld.train.checkpoint import PARTIAL, fault, list_checkpoints
+
+KILLS = int(os.environ.get("BERT_PLD_KILLS", "16"))
+STEPS = 8 * KILLS
+
+
+@pytest.fixture(scope="module")
+def runs():
+    with ForkedRuns() as started:
+        yield started
+
+
+def arguments(corpus, run_dir):
+    config = small_config(
+        progressive_layer_drop={"temporal": "exponential", "gamma": 0.02},
+        model={"hidden_size": 64, "intermediate_size": 256},
+    )
+    config["training"].update(max_steps=STEPS, checkpoint_interval=2, eval_interval=0, keep_checkpoints=2)
+    path = run_dir.parent / "c.json"
+    path.write_text(json.dumps(config))
+    return ["--deepspeed_config", str(path), "--data_dir", str(corpus), "--output_dir", str(run_dir)]
+
+
+def is_writing(checkpoints):
+    return checkpoints.is_dir() and any(path.name.endswith(PARTIAL) for path in checkpoints.iterdir())
+
+
+def newest_step(checkpoints):
+    found = list_checkpoints(checkpoints)
+    return int(found[0].name.split("_")[1]) if found else 0
+
+
+def test_killed_at_any_instant_a_run_resumes_from_a_whole_checkpoint_and_repeats_every_bit(runs, corpus, tmp_path):
+    log = tmp_path / "whole.log"
+    assert runs.wait(runs.start(arguments(corpus, tmp_path / "whole"), log)) == 0, log.read_text()
+
+    rng = random.Random(0)
+    run_dir, while_writing = tmp_path / "killed", 0
+    checkpoints = run_dir / "checkpoints"
+    for kill in range(KILLS):
+        log, before = tmp_path / f"{kill}.log", newest_step(checkpoints)
+        pid = runs.start(arguments(corpus, run_dir), log)
+        wanted = kill % 2 == 0
+        deadline = time.monotonic() + 60
+        if wanted:
+            while newest_step(checkpoints) == before and time.monotonic() < deadline:
+                time.sleep(0.002)
+            while not is_writing(checkpoints) and time.monotonic() < deadline:
+                pass
+            time.sleep(rng.uniform(0.0, 0.004))
+        else:
+            time.sleep(rng.uniform(0.1, 1.2))
+        os.kill(pid, signal.SIGKILL)
+        assert runs.wait(pid) == -signal.SIGKILL, log.read_text()
+        while_writing += is_writing(checkpoints)
+
+        assert newest_step(checkpoints) >= before
+        assert all(fault(checkpoint) is None for checkpoint in list_checkpoints(checkpoints))
+        said = re.search(r"going on after step (\d+)", log.read_text())
+        assert said is None or int(said[1]) == before
+    print(f"{KILLS} kills, {while_writing} of them while a checkpoint was being written")
+    assert while_writing >= 0.4 * KILLS
+
+    log = tmp_path / "last.log"
+    assert runs.wait(runs.start(arguments(corpus, run_dir), log)) == 0, log.read_text()
+    assert read_metrics(run_dir) == read_metrics(tmp_path / "whole")
+    assert len(read_metrics(run_dir)) == STEPS
+    assert sorted(path.name for path in checkpoints.iterdir()) == [
+        "latest",
+        f"step_{STEPS - 2:08d}",
+        f"step_{STEPS:08d}",
+    ]
