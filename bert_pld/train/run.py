@@ -250,7 +250,9 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
     batch_size = config.deepspeed["train_batch_size"]
     metrics = Metrics(output_dir, config, batch_size, device, leaves_padding_out=model.encoder.fused)
     group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
-    writer = CheckpointWriter(output_dir, engine, config, training_rows.manifest, output_dir, group)
+    manifest = training_rows.manifest
+    facts = {"data_source": manifest.attributes.source, "data_fingerprint": manifest.fingerprint()}
+    writer = CheckpointWriter(output_dir, engine, config, facts, output_dir, group)
     agreement = StepAgreement(group)
     run = Run(config, engine, metrics, writer, Preemption(), agreement, lock, training_rows, validation_rows, device)
     if start is not None:

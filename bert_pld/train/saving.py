@@ -19,7 +19,7 @@ import numpy as np
 import torch.distributed as dist
 
 from bert_pld.config import ConfigError, RunConfig
-from bert_pld.data.shards import Manifest, write_atomically, written_aside
+from bert_pld.data.shards import write_atomically, written_aside
 from bert_pld.train import checkpoint as files
 from bert_pld.train.gather import StateGatherer
 from bert_pld.train.optimizer_state import restore_scalars, scalars_of
@@ -43,20 +43,29 @@ class _Pending:
 
 
 class CheckpointWriter:
-    """Saves, prunes and restores the checkpoints of one run; every method is called by all ranks together."""
+    """Saves, prunes and restores the checkpoints of one run; every method is called by all ranks together.
+
+    Args:
+        run_dir: the run's folder, on a file system that all ranks share.
+        engine: DeepSpeed's.
+        config: as it is saved with each checkpoint.
+        data_facts: what `state.json` says of the data.
+        tokenizer_dir: where the tokenizer's files are copied from.
+        group: of all ranks, on the host (gloo); None for a single rank.
+    """
 
     def __init__(
         self,
         run_dir: Path,
         engine: Any,
         config: RunConfig,
-        data: Manifest,
+        data_facts: dict[str, str],
         tokenizer_dir: Path,
         group: dist.ProcessGroup | None,
     ) -> None:
         self.directory = run_dir / files.CHECKPOINTS
         self.engine, self.config, self.group = engine, config, group
-        self.data_facts = {"data_source": data.attributes.source, "data_fingerprint": data.fingerprint()}
+        self.data_facts = data_facts
         self.tokenizer_dir = tokenizer_dir
         self.is_first = dist.get_rank() == 0
         self.gatherer = StateGatherer(engine, group)
