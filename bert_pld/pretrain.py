@@ -34,19 +34,30 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Train; exit 0 at the last step, EXIT_PREEMPTED after a signal and its checkpoint."""
+    """Train; exit 0 at the last step, EXIT_PREEMPTED after a signal and its checkpoint.
+
+    Raises:
+        SystemExit: EXIT_LOST_RANK where another rank died or hangs, 1 where it failed; that has been said.
+    """
     config = load_config(options.deepspeed_config, options.set)
     from bert_pld.data.workers import naming_dead_workers
     from bert_pld.train.loop import train
     from bert_pld.train.preemption import EXIT_PREEMPTED
     from bert_pld.train.run import prepare_run
+    from bert_pld.train.watchdog import finish, reporting
 
-    training = prepare_run(config, options.data_dir, options.output_dir, options.resume, options.initialize_from)
+    training = None
     try:
-        with naming_dead_workers():
-            finished = train(training)
+        with reporting():
+            training = prepare_run(
+                config, options.data_dir, options.output_dir, options.resume, options.initialize_from
+            )
+            with naming_dead_workers():
+                finished = train(training)
     finally:
-        training.close()
+        if training is not None:
+            training.close()
+    finish()
     return 0 if finished else EXIT_PREEMPTED
 
 
