@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bert_pld.cli import make_parser, run_as_rank
 from bert_pld.config import load_config
+from bert_pld.train.preemption import EXIT_PREEMPTED, Preemption
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,13 +36,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(options: argparse.Namespace) -> int:
     """Train; exit 0 at the last step, EXIT_PREEMPTED after a signal and its checkpoint."""
+    preemption = Preemption()
     config = load_config(options.deepspeed_config, options.set)
     from bert_pld.data.workers import naming_dead_workers
     from bert_pld.train.loop import train
-    from bert_pld.train.preemption import EXIT_PREEMPTED
     from bert_pld.train.run import prepare_run
 
-    training = prepare_run(config, options.data_dir, options.output_dir, options.resume, options.initialize_from)
+    training = prepare_run(
+        config, options.data_dir, options.output_dir, options.resume, options.initialize_from, preemption
+    )
     try:
         with naming_dead_workers():
             finished = train(training)

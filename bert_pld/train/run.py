@@ -23,9 +23,10 @@ from bert_pld.data.order import positions_of_micro_batch
 from bert_pld.data.sharded_rows import ShardedRows
 from bert_pld.model import BertForPreTraining
 from bert_pld.train import checkpoint as files
+from bert_pld.train.agreement import StepAgreement
 from bert_pld.train.engine import make_engine
 from bert_pld.train.metrics import METRICS, Metrics
-from bert_pld.train.preemption import Preemption, StepAgreement
+from bert_pld.train.preemption import Preemption
 from bert_pld.train.resuming import check_same_run, choose_checkpoint, load_weights
 from bert_pld.train.run_lock import RunLock
 from bert_pld.train.saving import CheckpointWriter
@@ -213,7 +214,14 @@ def resolve_for_data(config: RunConfig, training_rows: ShardedRows, world_size: 
     return dataclasses.replace(config, deepspeed={**config.deepspeed, **sizes})
 
 
-def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str, initialize_from: Path | None) -> Run:
+def prepare_run(
+    config: RunConfig,
+    data_dir: Path,
+    output_dir: Path,
+    resume: str,
+    initialize_from: Path | None,
+    preemption: Preemption,
+) -> Run:
     """Build everything a run needs and bring it to where it left off.
 
     Args:
@@ -222,6 +230,7 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
         output_dir: the run's folder.
         resume: `auto` (go on from the folder's newest checkpoint, if any), `never`, or a checkpoint's path.
         initialize_from: a checkpoint whose weights a new run starts with (its second phase, say).
+        preemption: what has caught the scheduler's signals since the process started.
 
     Raises:
         ValueError: anything a user can mend, in one line.
@@ -254,7 +263,7 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
     facts = {"data_source": manifest.attributes.source, "data_fingerprint": manifest.fingerprint()}
     writer = CheckpointWriter(output_dir, engine, config, facts, output_dir, group)
     agreement = StepAgreement(group)
-    run = Run(config, engine, metrics, writer, Preemption(), agreement, lock, training_rows, validation_rows, device)
+    run = Run(config, engine, metrics, writer, preemption, agreement, lock, training_rows, validation_rows, device)
     if start is not None:
         state = writer.restore(start)
         metrics.resume(state["step"], state)
