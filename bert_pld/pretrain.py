@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bert_pld.cli import make_parser, run_as_rank
 from bert_pld.config import load_config
+from bert_pld.train.preemption import EXIT_PREEMPTED, Preemption
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,21 +40,27 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         SystemExit: EXIT_LOST_RANK where another rank died or hangs, 1 where it failed; that has been said.
     """
+    preemption = Preemption()
     config = load_config(options.deepspeed_config, options.set)
+    from bert_pld.data.bus_error import end_on_bus_error, fault_of
     from bert_pld.data.workers import naming_dead_workers
     from bert_pld.train.loop import train
-    from bert_pld.train.preemption import EXIT_PREEMPTED
     from bert_pld.train.run import prepare_run
-    from bert_pld.train.watchdog import finish, reporting
+    from bert_pld.train.watchdog import end_with, finish, reporting
 
     training = None
     try:
         with reporting():
             training = prepare_run(
-                config, options.data_dir, options.output_dir, options.resume, options.initialize_from
+                config, options.data_dir, options.output_dir, options.resume, options.initialize_from, preemption
             )
-            with naming_dead_workers():
-                finished = train(training)
+            splits = (training.training_rows, training.validation_rows)
+            end_on_bus_error(splits, end_with)
+            try:
+                with naming_dead_workers():
+                    finished = train(training)
+            except ChildProcessError as error:
+                raise ChildProcessError(fault_of(splits) or error) from None
     finally:
         if training is not None:
             training.close()

@@ -10,6 +10,7 @@
 #   large     the same of BERT-large                                                                      5
 #   deepspeed DeepSpeed's own fused layer in fp16, which it builds first                                   7
 #   sweep     other tile sizes for each kernel                                                            5
+#   saving    what a checkpoint costs, beside training and waited for                                     1
 #
 # What the host lacks lies as wheels in .whl/ (scripts/gpu_wheels.sh fetches them) and is installed into a folder of its
 # own. Prints a short table a stage; writes JSON and one log to $OUT. Exit 1 if any stage failed.
@@ -49,7 +50,7 @@ peers=hf_bert,hf_bert_compiled,hf_megatron,reference,compiled,triton,pld_batch,p
 
 for name in "${@:-all}"; do
     case "$name" in
-    all) exec bash "$0" tests curves kernels base large deepspeed sweep ;;
+    all) exec bash "$0" tests curves kernels base large deepspeed sweep saving ;;
     tests) stage tests 15 python3 -m pytest -m gpu -q -n 6 --ignore tests/data_prep tests ;; # whose libraries are not there
     curves) stage curves 12 bench curves --dtypes bf16,fp16 --json "$OUT/curves.json" ;;
     kernels) stage kernels 45 bench kernels --json "$OUT/kernels.json" ;;
@@ -60,8 +61,10 @@ for name in "${@:-all}"; do
     deepspeed) stage deepspeed 15 bench train --vocab_size 30528 --model_preset base --micro_batch_size 64 --dtypes fp16 \
         --contenders deepspeed_transformer,reference,triton --rounds 4 --json "$OUT/deepspeed_layer.json" ;;
     sweep) stage sweep 45 bench kernels --sweep --peers none --tokens 32768 --hidden 1024 --json "$OUT/sweep.json" ;;
+    saving) stage saving 10 bench checkpoint --model_preset base --micro_batch_size 128 --steps_per_block 100 \
+        --folder "${TMPDIR:-/tmp}" --json "$OUT/checkpoint.json" ;;
     *)
-        echo "error: $name: must be of tests, curves, kernels, base, large, deepspeed, sweep" >&2
+        echo "error: $name: must be of tests, curves, kernels, base, large, deepspeed, sweep, saving" >&2
         exit 2
         ;;
     esac

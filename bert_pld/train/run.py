@@ -25,9 +25,10 @@ from bert_pld.data.sharded_rows import ShardedRows
 from bert_pld.model import BertForPreTraining
 from bert_pld.train import checkpoint as files
 from bert_pld.train import watchdog
+from bert_pld.train.agreement import StepAgreement
 from bert_pld.train.engine import make_engine
 from bert_pld.train.metrics import METRICS, Metrics
-from bert_pld.train.preemption import Preemption, StepAgreement
+from bert_pld.train.preemption import Preemption
 from bert_pld.train.resuming import check_same_run, choose_checkpoint, load_weights
 from bert_pld.train.run_lock import RunLock
 from bert_pld.train.saving import CheckpointWriter
@@ -127,22 +128,27 @@ class Run:
         Raises:
             NonFiniteLossError: names the first step whose loss was not finite and its samples.
         """
-        first = self.metrics.non_finite_step.clone()
-        dist.all_reduce(first, op=dist.ReduceOp.MAX)
-        bad = int(first)
-        if bad < 0 or self.config.precision == "fp16":
+        world_size = dist.get_world_size()
+        steps = self.metrics.non_finite_step.new_full((world_size,), -1)
+        steps[dist.get_rank()] = self.metrics.non_finite_step
+        dist.all_reduce(steps, op=dist.ReduceOp.MAX)
+        found = [(bad, rank) for rank, bad in enumerate(steps.tolist()) if bad >= 0]
+        if not found or self.config.precision == "fp16":
             return
+        bad, rank = min(found)
+        of_rank = f" on rank {rank}" if world_size > 1 else ""
         self.complete_checkpoint()
         raise NonFiniteLossError(
-            f"loss is not finite at step {bad} (noticed at step {step}); rows of its first micro-batch:"
-            f" {self._rows_of(bad - 1).tolist()}; the last checkpoint is kept; lower the learning rate or raise warm-up"
+            f"loss is not finite at step {bad}{of_rank} (noticed at step {step});"
+            f" rows of its first micro-batch: {self._rows_of(bad - 1, rank).tolist()};"
+            " the last checkpoint is kept; lower the learning rate or raise warm-up"
         )
 
-    def _rows_of(self, step: int) -> Any:
+    def _rows_of(self, step: int, rank: int) -> Any:
         positions = positions_of_micro_batch(
             step,
             0,
-            dist.get_rank(),
+            rank,
             self.engine.train_micro_batch_size_per_gpu(),
             self.engine.gradient_accumulation_steps(),
             dist.get_world_size(),
@@ -220,7 +226,14 @@ def resolve_for_data(config: RunConfig, training_rows: ShardedRows, world_size: 
     return dataclasses.replace(config, deepspeed={**config.deepspeed, **sizes})
 
 
-def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str, initialize_from: Path | None) -> Run:
+def prepare_run(
+    config: RunConfig,
+    data_dir: Path,
+    output_dir: Path,
+    resume: str,
+    initialize_from: Path | None,
+    preemption: Preemption,
+) -> Run:
     """Build everything a run needs and bring it to where it left off.
 
     Args:
@@ -229,6 +242,7 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
         output_dir: the run's folder.
         resume: `auto` (go on from the folder's newest checkpoint, if any), `never`, or a checkpoint's path.
         initialize_from: a checkpoint whose weights a new run starts with (its second phase, say).
+        preemption: what has caught the scheduler's signals since the process started.
 
     Raises:
         ValueError: anything a user can mend, in one line.
@@ -265,7 +279,7 @@ def prepare_run(config: RunConfig, data_dir: Path, output_dir: Path, resume: str
     facts = {"data_source": manifest.attributes.source, "data_fingerprint": manifest.fingerprint()}
     writer = CheckpointWriter(output_dir, engine, config, facts, output_dir, group)
     agreement = StepAgreement(group)
-    run = Run(config, engine, metrics, writer, Preemption(), agreement, lock, training_rows, validation_rows, device)
+    run = Run(config, engine, metrics, writer, preemption, agreement, lock, training_rows, validation_rows, device)
     if start is not None:
         watchdog.mark("loading the checkpoint")
         state = writer.restore(start)

@@ -227,6 +227,16 @@ def reporting() -> Iterator[None]:
         raise
 
 
+def end_with(error: Exception) -> None:
+    """End this process with exit code 1, from any thread and whatever its main thread does, and tell all ranks why."""
+    member = _member
+    if member is not None:
+        member.say_ended(error)
+    if member is None or (member.line is None and member.peer.rank == 0):
+        _write_to_stderr(f"error: {' '.join(str(error).split())}\n")
+    os._exit(1 if member is None or not member.decided.is_set() else member.code)
+
+
 def finish() -> None:
     """The run is over, on this rank; rank 0 tells the others before it goes."""
     global _member, _judge

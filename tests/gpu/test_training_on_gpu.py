@@ -66,9 +66,9 @@ def test_fused_blocks_in_16_bits_follow_the_fp32_run(precision, granularity, sta
     assert actual == pytest.approx(expected, rel=0.03)
 
 
-@pytest.mark.parametrize("kernels", ["reference", "triton"])
-def test_resumed_bf16_run_repeats_its_losses_bitwise(kernels, corpus, tmp_path):
-    config = small_config(zero_optimization={"stage": 1}, bf16={"enabled": True}, model={"kernels": kernels})
+@pytest.mark.parametrize(("kernels", "precision"), [("reference", "bf16"), ("triton", "bf16"), ("triton", "fp16")])
+def test_resumed_run_repeats_its_losses_bitwise(kernels, precision, corpus, tmp_path):
+    config = small_config(zero_optimization={"stage": 1}, model={"kernels": kernels}, **PRECISIONS[precision])
     run_dir = tmp_path / "run"
     whole = losses(config, corpus, run_dir).tolist()
     for checkpoint in list_checkpoints(run_dir / "checkpoints")[:2]:

@@ -15,6 +15,7 @@ from runs import clean_environment, pretrain_command, read_metrics, run_pretrain
 
 from bert_pld.train.checkpoint import fault, list_checkpoints, newest_valid, write_checksums
 from bert_pld.train.preemption import EXIT_PREEMPTED
+from bert_pld.train.run_lock import LOCK
 
 KEYS = ("step", "samples", "tokens", "loss", "mlm_loss", "nsp_loss", "lr", "theta", "kept_blocks", "eval_mlm_loss")
 
@@ -105,6 +106,16 @@ def test_sigterm_finishes_the_step_checkpoints_and_asks_for_a_requeue(corpus, un
     assert newest_valid(run_dir / "checkpoints").name == f"step_{stopped:08d}"
     run_pretrain(config(), corpus, run_dir)
     assert read_metrics(run_dir) == uninterrupted["loss"]
+
+
+def test_signal_during_start_up_is_heeded_after_the_first_step(corpus, tmp_path):
+    run_dir = tmp_path / "run"
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(config()))
+    code = kill_when(run_dir, pretrain_command(path, corpus, run_dir), lambda d: (d / LOCK).exists(), signal.SIGUSR1)
+    assert code == EXIT_PREEMPTED
+    assert read_metrics(run_dir, "step") == [1]
+    assert newest_valid(run_dir / "checkpoints").name == "step_00000001"
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -38,11 +39,12 @@ def holder(tmp_path):
     process.wait()
 
 
-def test_second_run_is_refused_by_name_and_a_killed_one_keeps_nothing(holder, tmp_path):
+def test_second_run_is_refused_by_name_and_a_killed_one_keeps_nothing(holder, tmp_path, monkeypatch):
     with pytest.raises(RunLockedError, match=f"another run is at work in it .*process {holder.pid}"):
         RunLock(tmp_path).acquire()
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
+    monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
     began = time.monotonic()
     lock = RunLock(tmp_path)
     lock.acquire()
