@@ -19,7 +19,7 @@ from bert_pld.train.judge import EXIT_LOST_RANK
 
 HEARTBEAT_S = 6
 
-# What `deepspeed` makes of a rank that a signal ended, where it meets that rank before the others: -9 as an exit status.
+# The launcher exits with what it meets first: a survivor's code, or the killed rank's -9 as an exit status.
 AFTER_SIGKILL = (EXIT_LOST_RANK, 256 - signal.SIGKILL)
 
 
@@ -30,7 +30,7 @@ class RunningRanks:
         self.run_dir, self.path = folder / "run", folder / "c.json"
         config = small_config(**blocks)
         config["training"].update(max_steps=1_000_000, checkpoint_interval=0, eval_interval=0)
-        config["training"].update(heartbeat_timeout=HEARTBEAT_S, **blocks.get("training", {}))
+        config["training"].update({"heartbeat_timeout": HEARTBEAT_S, **blocks.get("training", {})})
         self.path.write_text(json.dumps(config))
         self.error_file = folder / "stderr"
         command = pretrain_command(self.path, corpus, self.run_dir, *arguments, ranks=2)
