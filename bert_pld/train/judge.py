@@ -126,7 +126,7 @@ class Judge(threading.Thread):
             if watched.peer is not None:
                 self.watched.remove(watched)
                 if not watched.told:
-                    ended = f"{watched.peer} ended without a word; it was at {watched.where}{WHAT_NOW}"
+                    ended = f"{watched.peer} ended without a word; it was last heard at {watched.where}{WHAT_NOW}"
                     self._note(_Event(LOST, f"error: {ended}", EXIT_LOST_RANK, watched))
 
     def _join(self, watched: _Watched, peer: Peer) -> None:
@@ -189,7 +189,7 @@ class Judge(threading.Thread):
             watched.unmoved_s += elapsed
             if watched.silent_s >= self.heartbeat_timeout_s and not watched.told:
                 silent = f"{watched.peer} has given no sign of life for {self.heartbeat_timeout_s:g} s"
-                line = f"error: {silent}; it was at {watched.where}{WHAT_NOW}"
+                line = f"error: {silent}; it was last heard at {watched.where}{WHAT_NOW}"
                 self._note(_Event(LOST, line, EXIT_LOST_RANK, watched, to_end=True))
         self._look_for_a_stall()
 

@@ -31,7 +31,8 @@ from bert_pld.train.judge import EXIT_LOST_RANK, GRACE_S, WHAT_NOW, Judge
 LEAVE_S = 5.0
 """After a verdict: how long a rank may take to end by itself, and a stopped one to wake and do so."""
 
-_MOST_BEAT_S = 5.0
+_BEATS_A_SECOND = 250
+"""What rank 0 hears at most, of all ranks together."""
 _COLLECTIVES = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "processgroup")
 _LEAST_COLLECTIVE_TIMEOUT_S = 1800.0
 
@@ -71,7 +72,7 @@ def start(heartbeat_timeout_s: float, stall_timeout_s: float) -> None:
     world_size, rank = dist.get_world_size(), dist.get_rank()
     if world_size == 1:
         return
-    beat_s = min(heartbeat_timeout_s / 6, _MOST_BEAT_S)
+    beat_s = min(heartbeat_timeout_s / 6, 1 + world_size / _BEATS_A_SECOND)
     tick_s = min(beat_s / 4, 0.5)
     address: list[Any] = [None]
     if rank == 0:

@@ -131,7 +131,7 @@ def test_rank_that_ends_without_a_word_is_lost(outcomes):
     codes, texts = outcomes["exit"]
     assert codes == [EXIT_LOST_RANK, EXIT_LOST_RANK, 7]
     [error] = errors(texts)
-    assert re.match(r"error: rank 2 \(.*\) ended without a word; it was at ", error)
+    assert re.match(r"error: rank 2 \(.*\) ended without a word; it was last heard at ", error)
 
 
 def test_rank_that_does_not_get_on_is_named_with_its_stack(outcomes):
