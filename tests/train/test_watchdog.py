@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,8 +27,6 @@ def _hang_in_a_collective():
 
 def _scenario(name, rank):
     """What a rank does once it is watched."""
-    import time
-
     from bert_pld.train.watchdog import mark
 
     mark("step 1, micro-batch 0")
@@ -33,9 +34,7 @@ def _scenario(name, rank):
         raise ValueError("shard_00007: damaged")
     if name == "bug" and rank == 2:
         raise KeyError("x")
-    if name == "exit" and rank == 2:
-        import os
-
+    if (name, rank) in (("exit", 2), ("exit_of_rank_0", 0)):
         os._exit(7)
     if name == "stall":
         if rank == 1:
@@ -53,8 +52,6 @@ def _scenario(name, rank):
 
 def _serve(port):
     """Fork the ranks of every scenario from a process that has imported everything; print each one's exit code."""
-    import os
-
     from bert_pld.cli import run_as_rank
     from bert_pld.train import watchdog
 
@@ -67,8 +64,6 @@ def _serve(port):
         dist.destroy_process_group()
         watchdog.finish()
         return 0
-
-    import argparse
 
     for number, name in enumerate(SCENARIOS):
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port + number), WORLD_SIZE=str(RANKS))
@@ -84,7 +79,7 @@ def _serve(port):
         print(name, *(codes[rank] for rank in range(RANKS)), flush=True)
 
 
-SCENARIOS = ("own_error", "bug", "exit", "stall", "patient", "all_alike")
+SCENARIOS = ("own_error", "bug", "exit", "exit_of_rank_0", "stall", "patient", "all_alike")
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +127,14 @@ def test_rank_that_ends_without_a_word_is_lost(outcomes):
     assert codes == [EXIT_LOST_RANK, EXIT_LOST_RANK, 7]
     [error] = errors(texts)
     assert re.match(r"error: rank 2 \(.*\) ended without a word; it was last heard at ", error)
+
+
+def test_loss_of_rank_0_is_said_by_one_of_its_host(outcomes):
+    codes, texts = outcomes["exit_of_rank_0"]
+    assert codes == [7, EXIT_LOST_RANK, EXIT_LOST_RANK]
+    assert errors(texts) == errors(texts[1:2])
+    [error] = errors(texts)
+    assert re.match(r"error: rank 0 \(.*\) ended without a word; rank 1 was at step 1, micro-batch 0", error)
 
 
 def test_rank_that_does_not_get_on_is_named_with_its_stack(outcomes):
