@@ -169,7 +169,8 @@ class ShardedRows:
         }
         for name, (lowest, highest) in limits.items():
             column = gathered[name]
-            if not len(column) or (lowest <= column.min() and column.max() <= highest):
+            sound_below = not lowest and column.dtype.kind == "u" or column.min(initial=lowest) >= lowest
+            if sound_below and column.max(initial=lowest) <= highest:
                 continue
             wrong = (column < lowest) | (column > highest)
             row = int(wrong.reshape(len(column), -1).any(axis=1).argmax())

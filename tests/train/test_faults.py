@@ -117,7 +117,7 @@ def test_lost_rank_is_named_once_and_ends_all(rank, number, running):
     killed = number == signal.SIGKILL
     how = " ended without a word" if killed else f" has given no sign of life for {HEARTBEAT_S} s"
     assert error.startswith(f"error: {named(rank, pid)}{how}")
-    assert re.search(r" (it was last heard|rank 1 was) at step \d+, .*; all ranks end; the same command goes on", error)
+    assert re.search(r" (it was last heard|rank 1 was) at .+; all ranks end; the same command goes on", error)
     assert code in (AFTER_SIGKILL if killed else (EXIT_LOST_RANK,))
     # A bound that a hang would miss, not a measurement: gloo would wait for half an hour, the launcher for 30 seconds.
     assert seconds < (15 if killed else HEARTBEAT_S + 15)
