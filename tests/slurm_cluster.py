@@ -77,10 +77,11 @@ class SlurmCluster:
         nodes: their names are node1, node2 …
         cpus: what Slurm believes a node to have.
         settings: further lines of slurm.conf.
+        kill_wait_s: between SIGTERM and SIGKILL, seconds.
     """
 
-    def __init__(self, nodes: int = 2, cpus: int = 1, settings: str = "") -> None:
-        self.nodes, self.cpus, self.settings = nodes, cpus, settings
+    def __init__(self, nodes: int = 2, cpus: int = 1, settings: str = "", kill_wait_s: int = 2) -> None:
+        self.nodes, self.cpus, self.settings, self.kill_wait_s = nodes, cpus, settings, kill_wait_s
         self.folder = Path()
         self.environment: dict[str, str] = {}
         self._daemons: list[subprocess.Popen[bytes]] = []
@@ -163,7 +164,7 @@ class SlurmCluster:
             "SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1",
             "SlurmdParameters=config_overrides",
             "ReturnToService=2",
-            "KillWait=2",
+            f"KillWait={self.kill_wait_s}",
             self.settings,
         ]
         lines += [

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 
 from bert_pld.train.optimizer_state import (
+    Piece,
     base_optimizer,
     full_shapes,
     is_partitioned,
@@ -54,32 +55,36 @@ class StateGatherer:
 
         The arrays are the gatherer's own and are overwritten by the next call for the same kind.
         """
-        values = [piece.of(self._tensor(piece.owner, kind)).float() for piece in self.pieces]
-        local = torch.cat(values) if values else torch.zeros(0, device=self.engine.device)
-        local = local.to(self.engine.device)  # from the host, where the optimizer is offloaded
-        if not self.partitioned:
-            if dist.get_rank() != to:
-                return None
-            whole = self._buffer(kind)
-            self._place(whole, local, self._layouts[0], 0)
+        stretches = [(piece, piece.of(self._tensor(piece.owner, kind))) for piece in self.pieces]
+        if self.partitioned:
+            whole = self._gather_pieces(kind, [values for _, values in stretches], to)
         else:
-            whole = self._gather_pieces(kind, local, to)
-            if whole is None:
-                return None
+            whole = self._copy_pieces(kind, stretches) if dist.get_rank() == to else None
+        if whole is None:
+            return None
         if whole.is_pinned():
             torch.cuda.synchronize(self.engine.device)
         flat = whole.numpy()
         ends = {name: start + int(np.prod(self.shapes[name], dtype=np.int64)) for name, start in self._starts.items()}
         return {name: flat[self._starts[name] : ends[name]].reshape(self.shapes[name]) for name in self.shapes}
 
-    def _gather_pieces(self, kind: str, local: torch.Tensor, to: int) -> torch.Tensor | None:
+    def _copy_pieces(self, kind: str, stretches: list[tuple[Piece, torch.Tensor]]) -> torch.Tensor:
+        whole = self._buffer(kind)
+        for piece, values in stretches:
+            goes = self._starts[piece.name] + piece.start
+            whole[goes : goes + piece.numel].copy_(values, non_blocking=True)
+        return whole
+
+    def _gather_pieces(self, kind: str, stretches: list[torch.Tensor], to: int) -> torch.Tensor | None:
+        device = self.engine.device  # stretches may be on the host, where the optimizer is offloaded
+        local = torch.cat(stretches).float().to(device) if stretches else torch.zeros(0, device=device)
         ranks, own = dist.get_world_size(), dist.get_rank() == to
         sizes = [sum(numel for _, _, numel in layout) for layout in self._layouts]
         at_once = max(1, _VALUES_AT_ONCE // ranks)
         whole = self._buffer(kind) if own else None
         for begin in range(0, max(sizes), at_once):
             length = min(at_once, max(sizes) - begin)
-            part = torch.zeros(length, device=local.device)
+            part = torch.zeros(length, device=device)
             mine = local[begin : begin + length]
             part[: mine.numel()] = mine
             parts = [torch.empty_like(part) for _ in range(ranks)] if own else None

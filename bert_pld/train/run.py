@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import os
-import socket
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +28,7 @@ from bert_pld.train.agreement import StepAgreement
 from bert_pld.train.engine import make_engine
 from bert_pld.train.metrics import METRICS, Metrics
 from bert_pld.train.preemption import Preemption
+from bert_pld.train.rendezvous import describe_rank
 from bert_pld.train.resuming import check_same_run, choose_checkpoint, load_weights
 from bert_pld.train.run_lock import RunLock
 from bert_pld.train.saving import CheckpointWriter
@@ -176,12 +176,7 @@ def join_process_group(timeout: timedelta | None = None) -> torch.device:
     from deepspeed.accelerator import get_accelerator
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update(alone)
+    describe_rank()
     device = torch.device(get_accelerator().device_name(int(os.environ["LOCAL_RANK"])))
     if device.type == "cuda":
         torch.cuda.set_device(device)

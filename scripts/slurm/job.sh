@@ -1,0 +1,109 @@
+# shellcheck shell=bash
+# Sourced by the batch scripts beside it: environment, one step of the job, and what its end means.
+#
+# Variables, from the environment or `sbatch --export=ALL,NAME=VALUE`:
+#
+#   REPOSITORY      the checkout, on a file system that all nodes share (default: where sbatch was called)
+#   BERT_PLD_VENV   the virtual environment (default: .venv in the checkout)
+#   MAX_FAULTS      how often a job that lost a rank is started again (default 3)
+#
+# A step is run by srun, one task a rank: every rank gets the job's signals itself, no node needs ssh, and what is left
+# of a step is ended by Slurm. Exit codes of a step: 0 done; 75 stopped by a signal after a checkpoint: the job is queued
+# again; 69, or one of a killed process: a rank was lost: queued again, MAX_FAULTS times; others: a mistake, which ends
+# the job.
+
+REPOSITORY="${REPOSITORY:-${SLURM_SUBMIT_DIR:?this script is for sbatch}}"
+environment="${BERT_PLD_VENV:-$REPOSITORY/.venv}"
+job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID = }$SLURM_JOB_ID"
+
+say() { printf '[%(%F %T)T] %s\n' -1 "$*"; }
+
+fail() { # MESSAGE: what is wrong, where, what is allowed
+    say "error: $*" >&2
+    exit 1
+}
+
+[ -d "$REPOSITORY/bert_pld" ] || fail "REPOSITORY=$REPOSITORY: not a checkout of bert_pld; give one, or call sbatch in it"
+[ -x "$environment/bin/python" ] ||
+    fail "BERT_PLD_VENV=$environment: no virtual environment; make it before (source scripts/environment.sh tensorboard)"
+export PATH="$environment/bin:$PATH" PYTHONPATH="$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+
+# Compiled kernels and unpacked data go to the node's own disk; nothing is fetched from the network at run time.
+local_disk="${SLURM_TMPDIR:-${TMPDIR:-/tmp}}"
+export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$local_disk/bert_pld_$UID/triton}"
+export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$local_disk/bert_pld_$UID/torch_extensions}"
+export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$local_disk/bert_pld_$UID/inductor}"
+export BERT_PLD_CACHE="${BERT_PLD_CACHE:-$local_disk/bert_pld_$UID/unpacked}"
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" HF_DATASETS_OFFLINE="${HF_DATASETS_OFFLINE:-1}"
+
+# The node of rank 0 by the address that Slurm itself uses: names of compute nodes do not resolve everywhere.
+first_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+address="$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"
+export MASTER_ADDR="${MASTER_ADDR:-${address:-$first_node}}"
+
+terminated=
+run_step() { # SRUN-ARGUMENTS… -- COMMAND…: run it, pass signals on, return its exit code
+    local arguments=() status again
+    while [ "$1" != -- ]; do
+        arguments+=("$1")
+        shift
+    done
+    shift
+    say "job $job on ${SLURM_JOB_NUM_NODES:-1} node(s) ($SLURM_JOB_NODELIST), ${SLURM_NTASKS:-1} task(s)," \
+        "start $((${SLURM_RESTART_COUNT:-0} + 1)), code $(git -C "$REPOSITORY" rev-parse --short HEAD 2>/dev/null || echo unknown)"
+    say "$(printf '%q ' "$@")"
+    # A task that ends takes the others along after a minute, in which ranks have said what they lost and left.
+    srun --kill-on-bad-exit=0 --wait=60 ${arguments[@]+"${arguments[@]}"} "$@" &
+    step=$!
+    trap 'terminated=1' TERM                              # Slurm signals the tasks itself, and this shell too
+    trap 'kill -s USR1 "$step" 2>/dev/null' USR1          # sent to this shell alone, by --signal=B:USR1 or scancel --batch
+    wait "$step"
+    status=$?
+    while kill -0 "$step" 2>/dev/null; do # it was only a signal that ended `wait`
+        wait "$step"
+        status=$?
+    done
+    wait "$step" 2>/dev/null
+    again=$?
+    [ "$again" -eq 127 ] || status=$again
+    return "$status"
+}
+
+requeue() { # WHY
+    if [ -n "$terminated" ]; then
+        say "$1; Slurm ended this job, and queues it again if it was preempted or requeued"
+    elif scontrol requeue "$SLURM_JOB_ID"; then
+        say "$1; queued again"
+    else
+        say "$1; it could not be queued again: sbatch the same command, which goes on where it stopped"
+    fi
+}
+
+conclude() { # STATUS FOLDER: say what a step's exit code means, queue the job again where that helps, and exit with it
+    local status="$1" faults="$2/.faults-$SLURM_JOB_ID" count
+    case "$status" in
+    0)
+        [ -z "$terminated" ] || { # srun does not say how tasks ended that Slurm killed
+            say "job $job: ended by Slurm; goes on from its last checkpoint when it is queued again"
+            exit 143
+        }
+        say "job $job: done"
+        ;;
+    75) requeue "job $job: stopped by a signal after its checkpoint" ;;
+    69 | 129 | 13[0-9] | 14[0-9] | 15[0-9])
+        if [ -n "$terminated" ]; then
+            requeue "job $job: ended by a signal before it could save (exit $status); goes on from its last checkpoint"
+        else
+            echo "$status" >>"$faults"
+            count="$(wc -l <"$faults")"
+            if [ "$count" -le "${MAX_FAULTS:-3}" ]; then
+                requeue "job $job: lost a rank (exit $status), fault $count of at most ${MAX_FAULTS:-3}"
+            else
+                say "job $job: lost a rank (exit $status) once more than MAX_FAULTS=${MAX_FAULTS:-3} allows"
+            fi
+        fi
+        ;;
+    *) say "job $job: failed (exit $status); the error is above; not queued again" ;;
+    esac
+    exit "$status"
+}

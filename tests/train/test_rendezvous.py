@@ -1,0 +1,78 @@
+"""Which rank a process is, from what launchers and Slurm put into its environment."""
+
+from __future__ import annotations
+
+import pytest
+
+from bert_pld.train.rendezvous import describe_rank, first_host, tasks_on_node
+
+TASK = {
+    "SLURM_JOB_ID": "40123",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_NTASKS": "12",
+    "SLURM_STEP_NUM_TASKS": "12",
+    "SLURM_STEP_NODELIST": "gpu[003-004]",
+    "SLURM_STEP_TASKS_PER_NODE": "8,4",
+}
+MEETING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def described(**variables):
+    environment = {name: value for name, value in variables.items() if value is not None}
+    describe_rank(environment)
+    return environment
+
+
+def test_task_of_srun_is_a_rank():
+    found = described(**TASK)
+    assert [found[name] for name in MEETING] == ["9", "12", "1", "4", "gpu003", str(15_000 + 40123 % 15_000)]
+
+
+def test_batch_script_s_address_and_port_come_first():
+    found = described(**TASK, MASTER_ADDR="10.0.0.3", MASTER_PORT="2222")
+    assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("10.0.0.3", "2222")
+
+
+def test_task_that_slurm_bound_to_one_gpu_sees_it_as_its_first():
+    assert described(**TASK, CUDA_VISIBLE_DEVICES="5")["LOCAL_RANK"] == "0"
+    assert described(**TASK, CUDA_VISIBLE_DEVICES="0,1,2,3")["LOCAL_RANK"] == "1"
+
+
+def test_a_launcher_s_word_stands():
+    launched = {**TASK, "RANK": "3", "WORLD_SIZE": "4"}
+    assert described(**launched) == launched
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{}, {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, {**TASK, "SLURM_STEP_NUM_TASKS": "1"}],
+)
+def test_shell_and_batch_script_and_single_task_are_a_run_of_one_rank(variables):
+    found = described(**variables)
+    assert [found[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")] == ["0", "1", "0", "127.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("node1", "node1"),
+        ("node[1-2]", "node1"),
+        ("gpu[003,007-009],cpu1", "gpu003"),
+        ("a1,a2", "a1"),
+        ("rack[1-4]-gpu,x", "rack1-gpu"),
+        ("n1.site.org", "n1.site.org"),
+    ],
+)
+def test_first_host_of_a_list(nodes, host):
+    assert first_host(nodes) == host
+
+
+def test_list_without_a_host_is_refused():
+    with pytest.raises(ValueError, match="names no host to meet at; set MASTER_ADDR"):
+        first_host("")
+
+
+def test_tasks_on_each_node():
+    assert [tasks_on_node("8(x2),4", node) for node in range(3)] == ["8", "8", "4"]
