@@ -169,7 +169,7 @@ class ShardedRows:
         }
         for name, (lowest, highest) in limits.items():
             column = gathered[name]
-            sound_below = not lowest and column.dtype.kind == "u" or column.min(initial=lowest) >= lowest
+            sound_below = (not lowest and column.dtype.kind == "u") or column.min(initial=lowest) >= lowest
             if sound_below and column.max(initial=lowest) <= highest:
                 continue
             wrong = (column < lowest) | (column > highest)
