@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from bert_pld.bench._deepspeed_engine import deepspeed_json
 from bert_pld.config import RunConfig, load_config
 from bert_pld.model.bert import BertForPreTraining
 from bert_pld.pld.engine import initialize
-from bert_pld.pld.gates import Gates
+from bert_pld.pld.gates import Gates, draw_gates
 from bert_pld.train.loop import masked_tokens_per_micro_batch
 from bert_pld.train.optimizer import build_optimizer, parameter_groups
 
@@ -69,7 +70,8 @@ class Setting:
 class Trainer:
     """An engine under a setting, on random tokens that differ from rank to rank."""
 
-    def __init__(self, setting: Setting, device: torch.device) -> None:
+    def __init__(self, setting: Setting, device: torch.device, same_gates: bool = False) -> None:
+        """`same_gates`: every step runs under the first draw that keeps about as many blocks as are expected."""
         self.setting, self.device, self.run = setting, device, setting.run
         torch.manual_seed(0)
         model = BertForPreTraining(self.run.model)
@@ -84,6 +86,7 @@ class Trainer:
             random_batch(self.run.model, rows, seq, device, seed=dist.get_rank() * setting.accumulation + index)
             for index in range(setting.accumulation)
         ]
+        self.gates = self._average_gates() if same_gates and self.engine.layer_dropper is not None else None
 
     def step(self) -> list[list[float]]:
         """One optimizer step; return for each micro-batch the share of the rows that each block ran on."""
@@ -100,16 +103,34 @@ class Trainer:
                 next_sentence_labels=batch.next_sentence_labels,
                 sequence_lengths=batch.sequence_lengths,
                 mlm_denominator=denominator,
+                gates=self.gates,
             )
             self.engine.backward(outputs["loss"])
             self.engine.step()
             dropper = self.engine.layer_dropper
-            kept.append(
-                [1.0] * self.setting.num_layers
-                if dropper is None
-                else _shares(dropper.last_gates, self.setting.micro_batch_size)
-            )
+            if dropper is None:
+                kept.append([1.0] * self.setting.num_layers)
+            else:
+                kept.append(_shares(self.gates or dropper.last_gates, self.setting.micro_batch_size))
         return kept
+
+    def _average_gates(self) -> Gates:
+        schedule, dropper = self.engine.layer_dropper.schedule, self.engine.layer_dropper
+        drawn = (
+            draw_gates(
+                schedule,
+                granularity=dropper.config.granularity,
+                seed=dropper.config.seed,
+                step=step,
+                micro_step=0,
+                rows=self.setting.micro_batch_size,
+                first_row=dist.get_rank() * self.setting.micro_batch_size,
+                device=self.device,
+                touch_when_dropped=self.setting.stage == 3,
+            )
+            for step in itertools.count()
+        )
+        return next(gates for gates in drawn if abs(gates.kept_blocks - schedule.expected_depth(0)) <= 0.5)
 
     def close(self) -> None:
         """Let go of the engine's hooks and buffers."""

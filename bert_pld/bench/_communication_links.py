@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,34 +15,44 @@ from bert_pld.bench._timing import synchronize
 _SIZES_BYTES = [1 << exponent for exponent in range(10, 27, 2)]
 
 
-def measure_links(device: torch.device, rounds: int) -> dict[str, Any]:
-    """Time all-reduce, all-gather and reduce-scatter of fp32 payloads from 1 KiB to 64 MiB, in turns.
+class Links:
+    """Times of all-reduce, all-gather and reduce-scatter of fp32 payloads from 1 KiB to 64 MiB."""
 
-    Returns:
-        For each kind the medians over rounds, of the slower rank each time, and the fit `latency_s` + bytes sent /
-        `bytes_per_s`, by least squares of the relative error.
-    """
-    ranks = dist.get_world_size()
-    times: dict[str, dict[int, list[float]]] = {}
-    for _ in range(rounds):
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._times: dict[str, dict[int, list[float]]] = {}
+
+    def turn(self) -> None:
+        """Time every kind at every size once; all ranks together."""
         for size in _SIZES_BYTES:
-            for kind, call in _calls(size // 4, ranks, device).items():
+            for kind, call in _calls(size // 4, dist.get_world_size(), self.device).items():
                 call()
-                times.setdefault(kind, {}).setdefault(size, []).append(_seconds(call, device, 1 if size > 1 << 22 else 8))
-    doubled = {"all_reduce", "reduce_scatter"} if dist.get_backend() == "gloo" else {"all_reduce"}
-    links: dict[str, Any] = {}
-    for kind, by_size in times.items():
-        median = {size: statistics.median(values) for size, values in by_size.items()}
-        sent = {size: size * (ranks - 1) / ranks * (2 if kind in doubled else 1) for size in median}
-        latency, per_byte = _fit(list(sent.values()), list(median.values()))
-        links[kind] = {
-            "seconds": {str(size): value for size, value in median.items()},
-            "spread": {str(size): (max(v) - min(v)) / median[size] for size, v in by_size.items()},
-            "latency_s": latency,
-            "bytes_per_s": 1.0 / per_byte,
-            "fitted_over_measured": {str(s): (latency + sent[s] * per_byte) / median[s] for s in median},
-        }
-    return links
+                seconds = _seconds(call, self.device, 1 if size > 1 << 22 else 8)
+                self._times.setdefault(kind, {}).setdefault(size, []).append(seconds)
+
+    def result(self) -> dict[str, Any]:
+        """For each kind the lower quartiles over turns, of the slowest rank each time, and the fit `latency_s` + bytes sent /
+        `bytes_per_s`, by least squares of the relative error.
+        """
+        ranks, links = dist.get_world_size(), {}
+        doubled = {"all_reduce", "reduce_scatter"} if dist.get_backend() == "gloo" else {"all_reduce"}
+        for kind, by_size in self._times.items():
+            typical = {size: lower_quartile(values) for size, values in by_size.items()}
+            sent = {size: size * (ranks - 1) / ranks * (2 if kind in doubled else 1) for size in typical}
+            latency, per_byte = _fit(list(sent.values()), list(typical.values()))
+            links[kind] = {
+                "seconds": {str(size): value for size, value in typical.items()},
+                "spread": {str(size): (max(v) - min(v)) / typical[size] for size, v in by_size.items()},
+                "latency_s": latency,
+                "bytes_per_s": 1.0 / per_byte,
+                "fitted_over_measured": {str(s): (latency + sent[s] * per_byte) / typical[s] for s in typical},
+            }
+        return links
+
+
+def lower_quartile(values: Sequence[float]) -> float:
+    """What stands for measured times on a machine that others use as well: noise only ever adds."""
+    return statistics.quantiles(values, n=4, method="inclusive")[0] if len(values) > 1 else values[0]
 
 
 def report_links(result: dict[str, Any]) -> list[str]:
@@ -81,5 +91,7 @@ def _fit(sizes: list[float], seconds: list[float]) -> tuple[float, float]:
     """(latency, seconds a byte) of the least squared relative error, neither below 0."""
     weights = 1.0 / torch.tensor(seconds, dtype=torch.float64)
     columns = torch.stack([torch.ones(len(sizes), dtype=torch.float64), torch.tensor(sizes, dtype=torch.float64)], 1)
-    latency, per_byte = torch.linalg.lstsq(columns * weights[:, None], torch.ones_like(weights)[:, None]).solution.flatten()
+    latency, per_byte = torch.linalg.lstsq(
+        columns * weights[:, None], torch.ones_like(weights)[:, None]
+    ).solution.flatten()
     return max(float(latency), 0.0), max(float(per_byte), 1e-15)

@@ -1,9 +1,10 @@
 """Ranks' communication: bytes a step by ZeRO stage and gates, the links' speed, step times against the cost model.
 
-Every rank runs it, started by the `deepspeed` launcher. `bytes` counts the collectives of training steps, with what they
-carry for dropped blocks, beside `bert_pld.model.communication`'s figures and the network device's counter. `links` times
-collectives alone and fits latency and bandwidth. `steps` takes those and separate measurements of compute and update,
-predicts the step times of other settings with `bert_pld.model.scaling`, and measures them, in turns.
+Every rank runs it, started by the `deepspeed` launcher. `bytes` counts the collectives of training steps, with what
+they carry for dropped blocks, beside `bert_pld.model.communication`'s figures and the network device's counter. `links`
+times collectives alone and fits latency and bandwidth. `steps` does that, measures compute, copies, update and
+DeepSpeed's own time apart, predicts the step times of other settings with `bert_pld.model.scaling`, and measures those,
+all in turns.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from bert_pld.bench._communication_bytes import count_bytes, report_bytes, settings_to_count
-from bert_pld.bench._communication_links import measure_links, report_links
+from bert_pld.bench._communication_links import Links, report_links
 from bert_pld.bench._communication_steps import predict_and_measure, report_steps
 from bert_pld.bench._options import chosen, positive_integers
 from bert_pld.model.flops import parameter_count
@@ -29,12 +30,18 @@ _PRECISIONS = ("fp32", "bf16", "fp16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subject's own options."""
-    parser.add_argument("--parts", default="bytes", help=f"of {', '.join(_PARTS)} (default bytes); steps needs links")
+    parser.add_argument(
+        "--parts", default="bytes", help=f"of {', '.join(_PARTS)} (default bytes); steps has links in it"
+    )
     parser.add_argument("--stages", default="0,1,2,3", help="ZeRO stages, joined by commas (default 0,1,2,3)")
     parser.add_argument("--precisions", default="fp32", help=f"of {', '.join(_PRECISIONS)} (default fp32)")
-    parser.add_argument("--thetas", default="0.5,0.1", help="constant θ; sample granularity: the first (default 0.5,0.1)")
+    parser.add_argument(
+        "--thetas", default="0.5,0.1", help="constant θ; sample granularity: the first (default 0.5,0.1)"
+    )
     parser.add_argument("--accumulations", default="1,2", help="micro-batches a step (default 1,2)")
-    parser.add_argument("--overlap_comm", action="store_true", default=None, help="DeepSpeed's overlap_comm at all stages")
+    parser.add_argument(
+        "--overlap_comm", action="store_true", default=None, help="DeepSpeed's overlap_comm at all stages"
+    )
     parser.add_argument("--num_layers", type=int, default=4, help="blocks, of bytes (default 4)")
     parser.add_argument("--hidden_size", type=int, default=256, help="width, of bytes (default 256)")
     parser.add_argument("--vocab_size", type=int, default=2048)
@@ -52,14 +59,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         ValueError: options that do not fit, or a single rank.
     """
     parts = chosen("--parts", options.parts, _PARTS)
-    if "steps" in parts and "links" not in parts:
-        raise ValueError(f"--parts {options.parts}: steps needs the links that links measures; give both")
     stages = [int(stage) for stage in chosen("--stages", options.stages, ("0", "1", "2", "3"))]
     precisions = chosen("--precisions", options.precisions, _PRECISIONS)
     options.accumulations = positive_integers("--accumulations", options.accumulations)
     options.thetas = _thetas(options.thetas)
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        raise ValueError("one rank has nobody to talk to: start this with deepspeed --no_local_rank --num_gpus 2 --module …")
+        raise ValueError("one rank has nobody to talk to: start it with deepspeed --no_local_rank --num_gpus 2")
     device = join_process_group()
     try:
         return _measure(options, parts, stages, precisions, device)
@@ -92,16 +97,22 @@ def _measure(
             }
             for one in settings
         ]
-    if "links" in parts:
-        result["links"] = measure_links(device, options.rounds)
     if "steps" in parts:
-        result["steps"] = predict_and_measure(options, stages, device, result["links"], gloo)
+        links, result["steps"] = predict_and_measure(options.rounds, stages, device, gloo)
+        result["links"] = links.result()
+    elif "links" in parts:
+        links = Links(device)
+        for _ in range(options.rounds):
+            links.turn()
+        result["links"] = links.result()
     return result
 
 
 def report(result: dict[str, Any]) -> str:
     """The parts as Markdown tables."""
-    lines = [f"{result['ranks']} ranks over {result['backend']}, {result['device']}, torch {result['torch']}, DeepSpeed"]
+    lines = [
+        f"{result['ranks']} ranks over {result['backend']}, {result['device']}, torch {result['torch']}, DeepSpeed"
+    ]
     lines[0] += f" {result['deepspeed']}, {result['threads']} thread(s) a rank"
     for part, described in (("settings", report_bytes), ("links", report_links), ("steps", report_steps)):
         if part in result:

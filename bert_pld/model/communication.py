@@ -4,15 +4,16 @@ The rules are DeepSpeed's, read in its source (0.19.8) and counted in `python -m
 DeepSpeed's defaults bytes are exact, for what a step exchanges apart from a few scalars:
 
 - **Stage 0** all-reduces every gradient once a step; for a parameter without one it sends zeros.
-- **Stages 1 and 2** all-reduce the gradients too (`use_multi_rank_bucket_allreduce`; each rank keeps its part; off, they
-  are reduced to their owners one owner after the other), stage 1 once a step, stage 2 after every micro-batch, and only
-  those of parameters that have one: a block dropped by every micro-batch of a step (stage 2: by this micro-batch) sends
-  nothing. Then each of the optimizer's two groups of parameters is all-gathered, padded to a multiple of 2 · ranks.
-- **Stage 3** all-gathers the parameters in each micro-batch and reduce-scatters all gradients after it, each tensor padded
-  to a multiple of the ranks. A dropped block takes part in both (see `bert_pld.pld.gates.run_gated`). Parameters of up
-  to `stage3_param_persistence_threshold` elements stay whole and are all-gathered one by one after the step. Those that
-  are gathered stay until backward while forward and backward together touch fewer than `stage3_max_reuse_distance`
-  elements (10⁹, so for every BERT); beyond it they are gathered twice.
+- **Stages 1 and 2** all-reduce the gradients too (`use_multi_rank_bucket_allreduce`; each rank keeps its part; off,
+  they are reduced to their owners one owner after the other), stage 1 once a step, stage 2 after every micro-batch, and
+  only those of parameters that have one: a block dropped by every micro-batch of a step (stage 2: by this micro-batch)
+  sends nothing (but zeros at stage 1 with `overlap_comm` and accumulation, see `bert_pld.pld.engine`). Then each of the
+  optimizer's two groups of parameters is all-gathered, padded to a multiple of 2 · ranks.
+- **Stage 3** all-gathers the parameters in each micro-batch and reduce-scatters all gradients after it, each tensor
+  padded to a multiple of the ranks. A dropped block takes part in both (see `bert_pld.pld.gates.run_gated`). Parameters
+  of up to `stage3_param_persistence_threshold` elements stay whole and are all-gathered one by one after the step.
+  Those that are gathered stay until backward while forward and backward together touch fewer than
+  `stage3_max_reuse_distance` elements (10⁹, so for every BERT); beyond it they are gathered twice.
 
 Not modelled: ZeRO++ and MiCS, offloading, gradient accumulation in another dtype, expert parallelism.
 """
@@ -102,6 +103,8 @@ def step_collectives(
         return [Collective("all_reduce", "gradients", count * gradient_element, math.ceil(count / _BUCKET_ELEMENTS))]
     if stage == 3:
         return _partitioned(tensors, zero, world_size, len(kept), element, gradient_element, bucket)
+    if stage == 1 and len(kept) > 1 and zero.get("overlap_comm"):  # dropped blocks are touched: `LayerDropper`
+        in_step = [1.0] * run.model.num_layers
     sent = [_elements_with_gradient(tensors, probabilities) for probabilities in ([in_step] if stage == 1 else kept)]
     together = zero.get("use_multi_rank_bucket_allreduce", True)
     calls = sum(math.ceil(count / bucket) for count in sent) * (1 if together else world_size)

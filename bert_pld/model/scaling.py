@@ -1,11 +1,11 @@
 """How long a training step takes on many ranks: compute, exposed communication, update. A model, not a measurement.
 
-    step = max(FLOPs / achieved FLOP/s, floor of launches) · micro-batches + exposed communication + update + fixed
+    step = max(FLOPs / achieved FLOP/s, launches) · micro-batches + exposed communication + copies + update + fixed
 
 Communication is `bert_pld.model.communication`'s over two levels of links, nodes and the network between them. Without
-`overlap_comm` DeepSpeed's stages 0 to 2 communicate when backward is over, so all of it is exposed; with it, all but the
-last bucket may hide behind the backward that fills the buckets. Stage 3 may hide its gathers, but for the first, behind
-forward, and its reductions as the others do. `bench communication` compares the model with two measured ranks;
+`overlap_comm` DeepSpeed's stages 0 to 2 communicate when backward is over, so all of it is exposed; with it, all but
+the last bucket may hide behind the backward that fills the buckets. Stage 3 may hide its gathers, but for the first,
+behind forward, and its reductions as the others do. `bench communication` compares the model with two measured ranks;
 docs/scaling.md has the ratios and the predictions.
 """
 
@@ -17,12 +17,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bert_pld.config import RunConfig
-from bert_pld.model.communication import Collective, step_collectives
+from bert_pld.model.communication import Collective, payload_bytes, step_collectives
 from bert_pld.model.flops import ModelFlops, parameter_count
+from bert_pld.model.memory import MemoryEstimate
 
-# Bytes that the update reads and writes for each parameter a rank owns: AdamW's weight, two moments and gradient in fp32,
-# three of them written, a cast either way, and a pass each for norm and clipping.
-_UPDATE_BYTES = 44.0
+# Bytes that the update reads and writes for each parameter a rank owns: AdamW's weight, two moments and gradient in
+# fp32, three of them written, a cast either way, and a pass each for norm and clipping.
+UPDATE_BYTES = 44.0
+# Times DeepSpeed reads or writes the gradients around a reduction, counted in its source (0.19.8): into the bucket or
+# flat tensor, scaling it, and out of it; at stage 3 putting the gathered parameters together too.
+_COPY_PASSES = {0: 6, 1: 6, 2: 6, 3: 8}
 _BUCKET_ELEMENTS = 500_000_000
 _BACKWARD_SHARE = 2.0 / 3.0
 
@@ -46,6 +50,11 @@ class Cluster:
     """A hop between nodes."""
     update_bytes_per_s: float = 0.8 * 3.35e12
     """Memory bandwidth of the optimizer's passes: 80 % of HBM3's."""
+    copy_bytes_per_s: float = 0.8 * 3.35e12
+    """Memory bandwidth of copies into new tensors."""
+    all_gather_slowness: float = 1.0
+    """Time of an all-gather over that of an all-reduce which sends as many bytes."""
+    reduce_scatter_slowness: float = 1.0
     launch_s_per_block: float = 150e-6
     """Least time of a block, forward and backward, however few tokens: about 30 launches of 5 µs."""
     fixed_step_s: float = 1e-3
@@ -68,6 +77,8 @@ class StepTime:
     """All collectives, end to end."""
     exposed: float
     """What of `communication` no compute hides."""
+    copies: float
+    """Gradients into and out of what is reduced."""
     update: float
     fixed: float
     tokens: float
@@ -76,7 +87,7 @@ class StepTime:
     @property
     def total(self) -> float:
         """The step."""
-        return self.compute + self.exposed + self.update + self.fixed
+        return self.compute + self.exposed + self.copies + self.update + self.fixed
 
     @property
     def efficiency(self) -> float:
@@ -119,9 +130,9 @@ def collective_seconds(cluster: Cluster, collective: Collective, world_size: int
     Bandwidth: reduce-scatter within the node (each rank sends (g − 1)/g of the payload B), the same between nodes on
     each rank's 1/g of it, and the way back for an all-reduce (twice that); the phases are added although NCCL pipelines
     them, which is at most a factor 2. Latency a call: g − 1 hops within the node; between M nodes M − 1 hops of a ring
-    for reduce-scatter and all-gather, for which NCCL has no tree between multi-GPU nodes, and for an all-reduce twice the
-    lesser of M − 1 and log2 M, its double binary trees (NVIDIA, "Massively scale deep learning training with NCCL 2.4").
-    A `reduce` to one rank after the other is timed as reduce-scatters.
+    for reduce-scatter and all-gather, for which NCCL has no tree between multi-GPU nodes, and for an all-reduce twice
+    the lesser of M − 1 and log2 M, its double binary trees (NVIDIA, "Massively scale deep learning training with NCCL
+    2.4"). A `reduce` to one rank after the other is timed as reduce-scatters.
     """
     ranks = min(cluster.ranks_per_node, world_size)
     nodes = math.ceil(world_size / ranks)
@@ -132,7 +143,9 @@ def collective_seconds(cluster: Cluster, collective: Collective, world_size: int
     between = (nodes - 1) / nodes / ranks / cluster.inter_bytes_per_s
     hops = min(nodes - 1, math.ceil(math.log2(nodes))) if doubled else nodes - 1
     latency = (ranks - 1) * cluster.intra_latency_s + hops * cluster.inter_latency_s
-    return (2.0 if doubled else 1.0) * (collective.payload_bytes * (within + between) + collective.calls * latency)
+    slowness = {"all_gather": cluster.all_gather_slowness, "reduce_scatter": cluster.reduce_scatter_slowness}
+    factor = (2.0 if doubled else 1.0) * slowness.get(collective.kind, 1.0)
+    return factor * (collective.payload_bytes * (within + between) + collective.calls * latency)
 
 
 def predict_step(
@@ -142,7 +155,7 @@ def predict_step(
     world_size: int,
     micro_batch_size: int,
     kept: Sequence[Sequence[float]],
-    block_activation_bytes: float = 0.0,
+    memory: MemoryEstimate | None = None,
 ) -> StepTime:
     """Predict one optimizer step.
 
@@ -153,8 +166,7 @@ def predict_step(
         micro_batch_size: sequences a rank and forward.
         kept: for each micro-batch the share of each block that runs: 1 or 0 for gates that were drawn, keep
             probabilities for an expectation; at sample granularity the share of the rows.
-        block_activation_bytes: what one block keeps of a whole micro-batch (`estimate_memory`), where the cluster has
-            `activation_bytes_per_s`.
+        memory: of the run at this micro-batch size, where the cluster has `activation_bytes_per_s`.
     """
     sample = run.progressive_layer_drop.enabled and run.progressive_layer_drop.granularity == "sample"
     has_gradient = [[float(share > 0.0) if sample else share for share in one] for one in kept]
@@ -167,7 +179,8 @@ def predict_step(
         blocks = depth * flops.block_per_sequence * recomputed
         seconds = micro_batch_size * (blocks + flops.heads_per_sequence) / cluster.flops_per_s
         ideal += seconds
-        seconds += depth * block_activation_bytes / cluster.activation_bytes_per_s
+        if memory is not None:
+            seconds += memory.activation_bytes_at_depth(depth) / cluster.activation_bytes_per_s
         compute += max(seconds, sum(gradients) * cluster.launch_s_per_block)
     times = [(collective, collective_seconds(cluster, collective, world_size)) for collective in collectives]
     owned = parameter_count(run.model) / (world_size if run.zero_stage >= 1 else 1)
@@ -176,7 +189,10 @@ def predict_step(
         ideal=ideal,
         communication=sum(seconds for _, seconds in times),
         exposed=_exposed(run, cluster, times, compute, len(kept)),
-        update=owned * _UPDATE_BYTES / cluster.update_bytes_per_s,
+        copies=_COPY_PASSES[run.zero_stage]
+        * payload_bytes(collectives, content="gradients")
+        / cluster.copy_bytes_per_s,
+        update=owned * UPDATE_BYTES / cluster.update_bytes_per_s,
         fixed=cluster.fixed_step_s,
         tokens=float(world_size * micro_batch_size * len(kept) * run.data.seq_length),
     )
@@ -212,9 +228,9 @@ def _largest_gather(times: Sequence[tuple[Collective, float]]) -> float:
 def slowest_of_independent(probabilities: Sequence[float], micro_steps: int, ranks: int) -> float:
     """Mean over steps of the largest number of blocks that any rank runs in a step, if each rank drew its own gates.
 
-    The blocks a rank runs in a step are a sum of independent Bernoulli variables with distribution function F (exact, by
-    convolution); the largest of N independent ones has the mean Σ_k (1 − F(k)^N) over k ≥ 0. Ours do not draw their own:
-    for comparison.
+    The blocks a rank runs in a step are a sum of independent Bernoulli variables with distribution function F (exact,
+    by convolution); the largest of N independent ones has the mean Σ_k (1 − F(k)^N) over k ≥ 0. Ours do not draw their
+    own: for comparison.
     """
     distribution = [1.0]
     for keep in list(probabilities) * micro_steps:
