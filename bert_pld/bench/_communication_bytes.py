@@ -16,8 +16,13 @@ _REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter")
 
 
 def settings_to_count(options: argparse.Namespace, stages: list[int], precisions: list[str]) -> list[Setting]:
-    """Every combination of the options' lists."""
-    gates = [("none", 1.0), *(("batch", theta) for theta in options.thetas), ("sample", options.thetas[0])]
+    """Every combination of the options' lists; sample granularity at the first θ only."""
+    by_gates = {
+        "none": [("none", 1.0)],
+        "batch": [("batch", theta) for theta in options.thetas],
+        "sample": [("sample", options.thetas[0])],
+    }
+    gates = [one for name in options.gates for one in by_gates[name]]
     return [
         Setting(
             stage=stage,
@@ -30,8 +35,9 @@ def settings_to_count(options: argparse.Namespace, stages: list[int], precisions
             hidden_size=options.hidden_size,
             vocab_size=options.vocab_size,
             seq_length=options.seq_length,
-            overlap_comm=options.overlap_comm,
+            overlap_comm={"default": None, "on": True}[overlap],
         )
+        for overlap in options.overlap_comm
         for precision in precisions
         for stage in stages
         for granularity, theta in gates

@@ -64,7 +64,8 @@ class Setting:
 
     def __str__(self) -> str:
         gates = "no PLD" if self.gates == "none" else f"{self.gates}, θ {self.theta:g}"
-        return f"ZeRO-{self.stage}, {self.precision}, {gates}, {self.accumulation} × {self.micro_batch_size}"
+        overlap = ", overlap_comm" if self.overlap_comm else ""
+        return f"ZeRO-{self.stage}{overlap}, {self.precision}, {gates}, {self.accumulation} × {self.micro_batch_size}"
 
 
 class Trainer:

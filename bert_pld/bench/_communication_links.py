@@ -31,8 +31,8 @@ class Links:
                 self._times.setdefault(kind, {}).setdefault(size, []).append(seconds)
 
     def result(self) -> dict[str, Any]:
-        """For each kind the lower quartiles over turns, of the slowest rank each time, and the fit `latency_s` + bytes sent /
-        `bytes_per_s`, by least squares of the relative error.
+        """For each kind the lower quartiles over turns, of the slowest rank each time, and the fit `latency_s` + bytes
+        sent / `bytes_per_s`, by least squares of the relative error.
         """
         ranks, links = dist.get_world_size(), {}
         doubled = {"all_reduce", "reduce_scatter"} if dist.get_backend() == "gloo" else {"all_reduce"}

@@ -116,7 +116,8 @@ def report_steps(result: dict[str, Any]) -> list[str]:
     for one in steps["settings"]:
         lines.append(
             f"| {one['name']} | {one['predicted_s'] * 1e3:.0f} | {one['prediction']['exposed'] * 1e3:.0f}"
-            f" | {one['measured_s'] * 1e3:.0f} | {one['measured_range_s'][0] * 1e3:.0f}–{one['measured_median_s'] * 1e3:.0f}"
+            f" | {one['measured_s'] * 1e3:.0f}"
+            f" | {one['measured_range_s'][0] * 1e3:.0f}–{one['measured_median_s'] * 1e3:.0f}"
             f" | {one['ratio']:.2f} |"
         )
     return lines

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from bert_pld.bench._communication_bytes import count_bytes, report_bytes, settings_to_count
+from bert_pld.bench._communication_engine import GATES
 from bert_pld.bench._communication_links import Links, report_links
 from bert_pld.bench._communication_steps import predict_and_measure, report_steps
 from bert_pld.bench._options import chosen, positive_integers
@@ -39,9 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--thetas", default="0.5,0.1", help="constant θ; sample granularity: the first (default 0.5,0.1)"
     )
     parser.add_argument("--accumulations", default="1,2", help="micro-batches a step (default 1,2)")
-    parser.add_argument(
-        "--overlap_comm", action="store_true", default=None, help="DeepSpeed's overlap_comm at all stages"
-    )
+    parser.add_argument("--gates", default="none,batch,sample", help=f"of {', '.join(GATES)} (default all)")
+    parser.add_argument("--overlap_comm", default="default", help="default, on, or both (default default)")
     parser.add_argument("--num_layers", type=int, default=4, help="blocks, of bytes (default 4)")
     parser.add_argument("--hidden_size", type=int, default=256, help="width, of bytes (default 256)")
     parser.add_argument("--vocab_size", type=int, default=2048)
@@ -61,6 +61,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     parts = chosen("--parts", options.parts, _PARTS)
     stages = [int(stage) for stage in chosen("--stages", options.stages, ("0", "1", "2", "3"))]
     precisions = chosen("--precisions", options.precisions, _PRECISIONS)
+    options.gates = chosen("--gates", options.gates, GATES)
+    options.overlap_comm = chosen("--overlap_comm", options.overlap_comm, ("default", "on"))
     options.accumulations = positive_integers("--accumulations", options.accumulations)
     options.thetas = _thetas(options.thetas)
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
