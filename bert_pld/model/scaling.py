@@ -59,6 +59,8 @@ class Cluster:
     """Least time of a block, forward and backward, however few tokens: about 30 launches of 5 µs."""
     fixed_step_s: float = 1e-3
     """Of a step beside everything else: the loop, DeepSpeed's bookkeeping, waits for norms and flags."""
+    checkpoint_bytes_per_s: float = 1e9
+    """At which a checkpoint is written, hashed by one rank and flushed."""
     overlap: float = 0.8
     """Share of a backward (stage 3: forward) behind which communication can hide where DeepSpeed lets it."""
     reduce_scatter_as_all_reduce: bool = False
@@ -81,6 +83,8 @@ class StepTime:
     """Gradients into and out of what is reduced."""
     update: float
     fixed: float
+    checkpoint: float
+    """A checkpoint's seconds over the steps from one to the next; not in `total`, as not in a run's `seconds`."""
     tokens: float
     """All ranks', padding included."""
 
@@ -194,7 +198,17 @@ def predict_step(
         / cluster.copy_bytes_per_s,
         update=owned * UPDATE_BYTES / cluster.update_bytes_per_s,
         fixed=cluster.fixed_step_s,
+        checkpoint=checkpoint_seconds(run, cluster) / (run.training.checkpoint_interval or math.inf),
         tokens=float(world_size * micro_batch_size * len(kept) * run.data.seq_length),
+    )
+
+
+def checkpoint_seconds(run: RunConfig, cluster: Cluster) -> float:
+    """All ranks wait for one: fp32 weights, DeepSpeed's module in the run's precision, fp32 master and two moments, all
+    of it read again for its SHA-256 by the first rank (`bert_pld.train.saving`).
+    """
+    return (
+        parameter_count(run.model) * (4 + (4 if run.precision == "fp32" else 2) + 12) / cluster.checkpoint_bytes_per_s
     )
 
 
