@@ -279,12 +279,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def apply_override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str, option: str = "--set") -> None:
     """Set one `section.key=value` in place, making sections as needed."""
     path, separator, text = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
-        raise ConfigError(f"--set {override}: must be section.key=value")
+        raise ConfigError(f"{option} {override}: must be {'section.key' if option == '--set' else 'key'}=value")
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
@@ -292,7 +292,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     for key in keys[:-1]:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {override}: '{key}' is not a section")
+            raise ConfigError(f"{option} {override}: '{key}' is not a section")
     values[keys[-1]] = value
 
 

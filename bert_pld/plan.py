@@ -1,9 +1,10 @@
-"""What a run will cost, before it runs: batch arithmetic, the PLD schedule, FLOPs, predicted saving, memory.
+"""What a run will cost, before it runs: batch arithmetic, the PLD schedule, FLOPs, predicted saving, memory, scaling.
 
     python -m bert_pld.plan --deepspeed_config configs/base.json --world_size 64
 
 Needs no data and no GPU. FLOPs are those of matrix products (`bert_pld.model.flops`); the predicted time ratio is the
-FLOP ratio, so it holds as far as time follows FLOPs.
+FLOP ratio, so it holds as far as time follows FLOPs. Step times on several ranks are those of `bert_pld.model.scaling`
+under assumptions about the cluster, which `--assume` changes.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 
 from bert_pld.cli import make_parser
 from bert_pld.cli import run as run_command
-from bert_pld.config import RunConfig, load_config, resolve_batch_sizes
+from bert_pld.config import RunConfig, apply_override, load_config, resolve_batch_sizes
 from bert_pld.model.flops import ModelFlops, parameter_count
 from bert_pld.model.memory import MemoryEstimate, estimate_memory
+from bert_pld.model.scaling import Cluster, with_assumptions
+from bert_pld.model.scaling_table import ScalingRow, scaling_lines, scaling_rows
 from bert_pld.pld.engine import make_schedule
 from bert_pld.pld.schedule import Schedule
 
@@ -61,6 +64,10 @@ class Plan:
     block_saving_over_run: float
     memory: MemoryEstimate
     """Bytes a rank, at full depth."""
+    cluster: Cluster
+    """What `scaling` assumes."""
+    scaling: list[ScalingRow]
+    """Predicted steps at this batch size, of some numbers of ranks up to `world_size`; none for a single one."""
 
     def as_json(self) -> dict[str, Any]:
         """The plan in JSON's types, without the configuration's DeepSpeed keys."""
@@ -70,18 +77,27 @@ class Plan:
         ]
         values["keep_probabilities_at_limit"] = list(self.keep_probabilities_at_limit)
         values["memory"] = self.memory.as_json()
+        values["cluster"] = dataclasses.asdict(self.cluster)
+        values["scaling"] = [row.as_json() for row in self.scaling]
         values["model"] = dataclasses.asdict(self.run.model)
         values["progressive_layer_drop"] = dataclasses.asdict(self.run.progressive_layer_drop)
         return values
 
 
-def make_plan(run: RunConfig, *, world_size: int = 1, vocabulary_size: int = DEFAULT_VOCABULARY) -> Plan:
+def make_plan(
+    run: RunConfig,
+    *,
+    world_size: int = 1,
+    vocabulary_size: int = DEFAULT_VOCABULARY,
+    cluster: Cluster | None = None,
+) -> Plan:
     """Work out a run's plan.
 
     Args:
         run: its configuration.
         world_size: data-parallel ranks.
         vocabulary_size: entries of the data's vocabulary, used where `model.vocab_size` is not given.
+        cluster: what step times are predicted for; None: `Cluster`'s assumptions.
 
     Raises:
         ValueError: batch sizes that do not fit together (or not with `world_size`), or an argument below 1.
@@ -96,6 +112,8 @@ def make_plan(run: RunConfig, *, world_size: int = 1, vocabulary_size: int = DEF
     limit = dataclasses.replace(schedule, temporal="constant")
     steps = run.training.max_steps
     depth_at_limit, mean_depth = limit.expected_depth(0), schedule.mean_expected_depth(steps)
+    cluster = cluster or Cluster()
+    kept = limit.keep_probabilities(0)
     flops = ModelFlops(run.model, run.data.seq_length, run.data.mask_probability)
     return Plan(
         run=run,
@@ -106,7 +124,7 @@ def make_plan(run: RunConfig, *, world_size: int = 1, vocabulary_size: int = DEF
         parameters=parameter_count(run.model),
         theta_by_step=_theta_by_step(schedule, steps),
         steps_until_limit=_steps_until_limit(schedule),
-        keep_probabilities_at_limit=limit.keep_probabilities(0),
+        keep_probabilities_at_limit=kept,
         depth_at_limit=depth_at_limit,
         mean_depth=mean_depth,
         flops_full=flops.per_sequence(),
@@ -118,6 +136,8 @@ def make_plan(run: RunConfig, *, world_size: int = 1, vocabulary_size: int = DEF
         block_saving_at_limit=1.0 - depth_at_limit / run.model.num_layers,
         block_saving_over_run=1.0 - mean_depth / run.model.num_layers,
         memory=estimate_memory(run, micro_batch, world_size),
+        cluster=cluster,
+        scaling=scaling_rows(run, cluster, world_size, train_batch, micro_batch, kept),
     )
 
 
@@ -175,6 +195,7 @@ def report(plan: Plan) -> str:
         f" {plan.ratio_over_run:.3f} over the whole run",
         f"  the run                   {_flops(plan.total_flops)}",
         *_memory_lines(plan),
+        *scaling_lines(plan.run, plan.scaling),
     ]
     return "\n".join(lines)
 
@@ -227,7 +248,11 @@ def _gib(size_bytes: float) -> str:
 def main(options: argparse.Namespace) -> None:
     """Print the plan, and write it where asked."""
     run = load_config(options.deepspeed_config, options.set)
-    plan = make_plan(run, world_size=options.world_size, vocabulary_size=options.vocab_size)
+    assumptions: dict[str, Any] = {}
+    for assumption in options.assume:
+        apply_override(assumptions, assumption, "--assume")
+    cluster = with_assumptions(Cluster(), assumptions)
+    plan = make_plan(run, world_size=options.world_size, vocabulary_size=options.vocab_size, cluster=cluster)
     print(report(plan))
     if options.json is not None:
         options.json.write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")
@@ -237,7 +262,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m bert_pld.plan`."""
     parser = make_parser(
         "bert_pld.plan",
-        "Batch arithmetic, θ and depth over the run, FLOPs, predicted saving and memory. Needs no data and no GPU.",
+        "Batch arithmetic, θ and depth over the run, FLOPs, predicted saving, memory, scaling. No data or GPU needed.",
         "python -m bert_pld.plan --deepspeed_config configs/base.json --world_size 64 --set model.preset=large",
     )
     parser.add_argument("--deepspeed_config", type=Path, required=True, help="the run's JSON")
@@ -248,6 +273,13 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=DEFAULT_VOCABULARY,
         help=f"entries of the data's vocabulary, rounded up to a multiple of 8 (default {DEFAULT_VOCABULARY})",
+    )
+    parser.add_argument(
+        "--assume",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an assumption about the cluster, such as ranks_per_node=4 (docs/scaling.md)",
     )
     parser.add_argument("--json", type=Path, help="write the plan to this file too")
     return parser

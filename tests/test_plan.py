@@ -104,6 +104,19 @@ def test_predicted_activations_are_what_a_block_keeps(normalization):
     assert plan.memory.activation_bytes_checkpointed < plan.memory.activation_bytes
 
 
+def test_scaling_is_predicted_at_this_batch_size():
+    assert plan_of().scaling == []
+    plan = plan_of({"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": 1}}, world_size=1024)
+    sizes = [(row.world_size, row.accumulation_steps, row.micro_batch_size) for row in plan.scaling]
+    assert sizes == [(16, 4, 64), (64, 1, 64), (256, 1, 16), (1024, 1, 4)]
+    times = [row.step.total for row in plan.scaling]
+    assert times[0] > times[1] > times[2] < times[3]  # with 4 sequences a rank, more ranks cost time
+    for row in plan.scaling:
+        assert plan.ratio_at_limit < row.step.total / row.without_dropping.total < 1.0
+    assert plan.as_json()["scaling"][-1]["step"]["efficiency"] == pytest.approx(plan.scaling[-1].step.efficiency)
+    assert "1,024    1 × 4 " in report(plan)
+
+
 def test_parameters_are_the_models():
     plan = plan_of({"model": {"preset": "tiny"}}, vocabulary_size=1001)
     assert plan.run.model.vocab_size == 1008
@@ -123,6 +136,11 @@ def test_command_prints_and_writes_the_plan(tmp_path):
     assert plan["depth_at_limit"] == 8.75
     assert plan["model"]["vocab_size"] == 30_528
     assert plan["memory"]["total_bytes"] > 12 * plan["parameters"]
+
+    slower = ["64", "--assume", "inter_bytes_per_s=1e9", "--json", out]
+    result = subprocess.run([*command, *slower], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(out.read_text())["scaling"][-1]["step"]["exposed"] > 5 * plan["scaling"][-1]["step"]["exposed"]
 
     result = subprocess.run([*command, "60"], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (1, "")

@@ -61,8 +61,19 @@ class LayerDropper:
             rows=rows,
             first_row=torch.distributed.get_rank() * rows if torch.distributed.is_initialized() else 0,
             device=engine.device,
-            touch_when_dropped=engine.zero_optimization_stage() == 3,
+            touch_when_dropped=self._must_touch,
         )
+
+    @property
+    def _must_touch(self) -> bool:
+        """Whether DeepSpeed reduces right only what every backward gives a gradient (see `run_gated`).
+
+        ZeRO-1 with `overlap_comm` reduces from hooks of the step's last backward alone: a block that was kept in an
+        earlier micro-batch and dropped in that one would be stepped with one rank's gradient.
+        """
+        engine = self.engine
+        stage, overlaps = engine.zero_optimization_stage(), engine.zero_overlap_comm()
+        return stage == 3 or (stage == 1 and overlaps and engine.gradient_accumulation_steps() > 1)
 
     def _inject_gates(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not module.training or kwargs.get("gates") is not None:

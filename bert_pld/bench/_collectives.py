@@ -1,0 +1,108 @@
+"""Counting what ranks exchange: every call of a process group, with its bytes, and what the network device says."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import ProcessGroup
+
+# Methods of torch's process groups, under the names that releases from 2.11 on have for them.
+_KINDS = {
+    "allreduce": "all_reduce",
+    "allreduce_coalesced": "all_reduce",
+    "reduce": "reduce",
+    "broadcast": "broadcast",
+    "allgather": "all_gather",
+    "_allgather_base": "all_gather",
+    "all_gather_single": "all_gather",
+    "allgather_coalesced": "all_gather",
+    "allgather_into_tensor_coalesced": "all_gather",
+    "all_gather_single_coalesced": "all_gather",
+    "reduce_scatter": "reduce_scatter",
+    "_reduce_scatter_base": "reduce_scatter",
+    "reduce_scatter_single": "reduce_scatter",
+    "reduce_scatter_tensor_coalesced": "reduce_scatter",
+    "reduce_scatter_single_coalesced": "reduce_scatter",
+    "alltoall": "all_to_all",
+    "alltoall_base": "all_to_all",
+    "all_to_all_single": "all_to_all",
+    "gather": "gather",
+    "scatter": "scatter",
+    "send": "send",
+    "recv": "recv",
+}
+_FIRST_ARGUMENT_COUNTS = {"all_reduce", "reduce", "broadcast", "all_gather", "send"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One collective as it was called."""
+
+    kind: str
+    payload_bytes: int
+    """Of the whole tensor: an all-gather's output, a reduce-scatter's input."""
+    elements: int
+    zero_bytes: int
+    """Of the payload, what was zero when the call began; -1 for an all-gather, whose output is not there yet."""
+
+
+@contextlib.contextmanager
+def counted_calls() -> Iterator[list[Call]]:
+    """Collect the calls of every process group of this process while in the context; on all threads.
+
+    Groups are watched rather than `torch.distributed`'s functions, of which DeepSpeed keeps references.
+    """
+    calls: list[Call] = []
+    # As the class holds them: pybind11's methods, once fetched as attributes, no longer bind.
+    originals = {name: vars(ProcessGroup)[name] for name in _KINDS if name in vars(ProcessGroup)}
+
+    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        kind = _KINDS[name]
+
+        def call(group: ProcessGroup, *arguments: Any, **keywords: Any) -> Any:
+            given = [*arguments, *keywords.values()]
+            tensors = list(_tensors(given[0] if kind in _FIRST_ARGUMENT_COUNTS else given[1]))
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            zeros = sum(int((tensor == 0).sum()) * tensor.element_size() for tensor in tensors)
+            elements = sum(tensor.numel() for tensor in tensors)
+            calls.append(Call(kind, size, elements, -1 if kind == "all_gather" else zeros))
+            return original(group, *arguments, **keywords)
+
+        return call
+
+    for name in originals:
+        setattr(ProcessGroup, name, watched(name, getattr(ProcessGroup, name)))
+    try:
+        yield calls
+    finally:
+        for name, original in originals.items():
+            setattr(ProcessGroup, name, original)
+
+
+def transmitted_bytes(interface: str) -> int | None:
+    """Bytes that a network device of this machine has sent so far, all processes'; None where Linux does not say.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    devices = Path("/proc/net/dev")
+    if not devices.is_file():
+        return None
+    lines = [line.split(":", 1) for line in devices.read_text().splitlines() if ":" in line]
+    sent = {name.strip(): int(values.split()[8]) for name, values in lines}
+    if interface not in sent:
+        raise ValueError(f"--interface {interface}: must be one of {', '.join(sorted(sent))}")
+    return sent[interface]
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _tensors(one)

@@ -1,0 +1,122 @@
+"""Predicted step times: sums by hand, limits, and the slowest of ranks that draw for themselves by enumeration."""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from bert_pld.config import load_config
+from bert_pld.model.communication import Collective
+from bert_pld.model.flops import ModelFlops, parameter_count
+from bert_pld.model.scaling import (
+    Cluster,
+    checkpoint_seconds,
+    collective_seconds,
+    predict_step,
+    slowest_of_independent,
+    with_assumptions,
+)
+
+PLAIN = Cluster(
+    ranks_per_node=4, intra_bytes_per_s=100.0, inter_bytes_per_s=10.0, intra_latency_s=2.0, inter_latency_s=30.0
+)
+FULL = [[1.0] * 12]
+
+
+def run_of(stage=1, **zero):
+    model = {"preset": "base", "vocab_size": 30528, "next_sentence_prediction": True}
+    config = {"zero_optimization": {"stage": stage, **zero}, "model": model, "bf16": {"enabled": True}}
+    return load_config({"train_micro_batch_size_per_gpu": 64, **config})
+
+
+def step_of(world_size, run=None, cluster=None, micro=64, kept=FULL):
+    return predict_step(run or run_of(), cluster or Cluster(), world_size=world_size, micro_batch_size=micro, kept=kept)
+
+
+def test_collectives_pay_both_levels_of_links():
+    gather = Collective("all_gather", "parameters", 1000.0, 2)
+    # (4 − 1)/4 of 1000 bytes at 100 a second, 3 hops of 2 s a call
+    assert collective_seconds(PLAIN, gather, 4) == pytest.approx(7.5 + 2 * 6.0)
+    # 8 nodes: 7/8 of a rank's quarter at 10 a second, 7 hops of 30 s a call
+    assert collective_seconds(PLAIN, gather, 32) == pytest.approx(7.5 + 21.875 + 2 * (6.0 + 210.0))
+    # there and back, over a tree of 3 levels
+    reduce = dataclasses.replace(gather, kind="all_reduce")
+    assert collective_seconds(PLAIN, reduce, 32) == pytest.approx(2 * (7.5 + 21.875 + 2 * (6.0 + 90.0)))
+    scatter = dataclasses.replace(gather, kind="reduce_scatter")
+    as_all_reduce = dataclasses.replace(PLAIN, reduce_scatter_as_all_reduce=True)
+    assert collective_seconds(as_all_reduce, scatter, 32) == pytest.approx(collective_seconds(PLAIN, reduce, 32))
+
+
+def test_a_step_is_the_sum_of_its_parts():
+    step = step_of(64)
+    flops = ModelFlops(run_of().model, 128).per_sequence()
+    assert step.ideal == pytest.approx(64 * flops / Cluster().flops_per_s)
+    assert step.compute == step.ideal
+    assert step.exposed == step.communication > 0
+    assert step.total == pytest.approx(step.compute + step.exposed + step.copies + step.update + step.fixed)
+    assert step.tokens_per_s == pytest.approx(64 * 64 * 128 / step.total)
+    tiny = step_of(64, micro=1)
+    assert tiny.compute == pytest.approx(12 * Cluster().launch_s_per_block)
+
+
+def test_a_checkpoint_is_spread_over_its_interval():
+    run = run_of()
+    assert checkpoint_seconds(run, Cluster()) == pytest.approx(18 * parameter_count(run.model) / 1e9)
+    assert step_of(64, run).checkpoint == pytest.approx(checkpoint_seconds(run, Cluster()) / 1000)
+    never = dataclasses.replace(run, training=dataclasses.replace(run.training, checkpoint_interval=0))
+    assert step_of(64, never).checkpoint == 0.0
+
+
+def test_buckets_hide_behind_backward_but_for_the_last():
+    whole = step_of(64, run_of(overlap_comm=True))
+    assert whole.exposed == whole.communication  # one bucket of 500 M elements holds every gradient
+    bucketed = step_of(64, run_of(overlap_comm=True, reduce_bucket_size=10_000_000))
+    count = parameter_count(run_of().model)
+    gradients = collective_seconds(Cluster(), Collective("all_reduce", "gradients", 2 * count, -(-count // 10**7)), 64)
+    assert bucketed.communication - bucketed.exposed == pytest.approx(gradients * (1 - 1e7 / count))
+    accumulated = step_of(64, run_of(overlap_comm=True, reduce_bucket_size=10_000_000), micro=8, kept=FULL * 8)
+    window = Cluster().overlap * accumulated.compute * 2 / 3 / 8  # the last micro-batch's backward
+    assert accumulated.communication - accumulated.exposed == pytest.approx(window)
+
+
+def test_dropping_saves_less_of_a_step_than_of_its_compute():
+    kept = [[1 - l / 24 for l in range(1, 13)]]
+    for stage in range(4):
+        full, dropped = step_of(64, run_of(stage)), step_of(64, run_of(stage), kept=kept)
+        assert dropped.compute / full.compute == pytest.approx(0.740, abs=1e-3)
+        assert dropped.compute / full.compute < dropped.total / full.total < 1.0
+        sent = dropped.communication / full.communication
+        assert sent < 0.95 if stage in (1, 2) else sent == 1.0
+
+
+def test_efficiency_falls_with_ranks_and_rises_with_accumulation():
+    by_ranks = [step_of(ranks).efficiency for ranks in (8, 64, 256, 1024)]
+    assert by_ranks == sorted(by_ranks, reverse=True)
+    assert step_of(64, kept=FULL * 8).efficiency > step_of(64).efficiency
+    stage_2 = step_of(64, run_of(2), kept=FULL * 8)
+    assert stage_2.efficiency < step_of(64, kept=FULL * 8).efficiency  # reduces in every micro-batch
+
+
+def test_slowest_of_independent_ranks_by_enumeration():
+    keep = [0.9, 0.3]
+    outcomes = [
+        (sum(drawn), (0.9 if drawn[0] else 0.1) * (0.3 if drawn[1] else 0.7))
+        for drawn in itertools.product((0, 1), repeat=2)
+    ]
+    expected = sum(p * q * max(a, b) for (a, p), (b, q) in itertools.product(outcomes, repeat=2))
+    assert slowest_of_independent(keep, 1, 2) == pytest.approx(expected)
+    assert slowest_of_independent(keep, 3, 1) == pytest.approx(3 * sum(keep))
+    assert slowest_of_independent([1 - l / 24 for l in range(1, 13)], 1, 1024) == pytest.approx(11.9, abs=0.15)
+
+
+def test_assumptions_are_checked():
+    assert with_assumptions(Cluster(), {"ranks_per_node": 4, "overlap": 0}).ranks_per_node == 4
+    for bad in (
+        {"nvlink": 1},
+        {"overlap": 1.5},
+        {"inter_bytes_per_s": 0},
+        {"ranks_per_node": 2.5},
+        {"flops_per_s": "x"},
+    ):
+        with pytest.raises(ValueError, match="--assume"):
+            with_assumptions(Cluster(), bad)
