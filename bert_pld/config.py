@@ -159,6 +159,10 @@ class TrainingConfig:
     """Of initialisation, data order, masks and dropout. Gates have their own."""
     peak_tflops: float | None = None
     """What a device can do at most, for `mfu`; by default known for the GPUs in bert_pld/train/metrics.py."""
+    heartbeat_timeout: float = 30.0
+    """Seconds without a sign of life after which a rank is taken for lost and the run ended, on every host."""
+    stall_timeout: float = 1800.0
+    """Seconds without progress of any rank after which a run is taken for hanging and ended; 0: never."""
 
     def check(self) -> Iterable[str]:
         """Yield what is wrong, as 'key: given; allowed'."""
@@ -172,6 +176,10 @@ class TrainingConfig:
             yield f"eval_rows: {self.eval_rows}; must be >= 1"
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             yield f"peak_tflops: {self.peak_tflops}; must be > 0"
+        if self.heartbeat_timeout < 2:
+            yield f"heartbeat_timeout: {self.heartbeat_timeout}; must be >= 2 seconds"
+        if self.stall_timeout and self.stall_timeout < self.heartbeat_timeout:
+            yield f"stall_timeout: {self.stall_timeout}; must be >= heartbeat_timeout, or 0 (never)"
         yield from _check_seed(self.seed)
 
 

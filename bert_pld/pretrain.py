@@ -35,21 +35,36 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Train; exit 0 at the last step, EXIT_PREEMPTED after a signal and its checkpoint."""
+    """Train; exit 0 at the last step, EXIT_PREEMPTED after a signal and its checkpoint.
+
+    Raises:
+        SystemExit: EXIT_LOST_RANK where another rank died or hangs, 1 where it failed; that has been said.
+    """
     preemption = Preemption()
     config = load_config(options.deepspeed_config, options.set)
+    from bert_pld.data.bus_error import end_on_bus_error, fault_of
     from bert_pld.data.workers import naming_dead_workers
     from bert_pld.train.loop import train
     from bert_pld.train.run import prepare_run
+    from bert_pld.train.watchdog import end_with, finish, reporting
 
-    training = prepare_run(
-        config, options.data_dir, options.output_dir, options.resume, options.initialize_from, preemption
-    )
+    training = None
     try:
-        with naming_dead_workers():
-            finished = train(training)
+        with reporting():
+            training = prepare_run(
+                config, options.data_dir, options.output_dir, options.resume, options.initialize_from, preemption
+            )
+            splits = (training.training_rows, training.validation_rows)
+            end_on_bus_error(splits, end_with)
+            try:
+                with naming_dead_workers():
+                    finished = train(training)
+            except ChildProcessError as error:
+                raise ChildProcessError(fault_of(splits) or error) from None
     finally:
-        training.close()
+        if training is not None:
+            training.close()
+    finish()
     return 0 if finished else EXIT_PREEMPTED
 
 

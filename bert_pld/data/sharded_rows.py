@@ -17,6 +17,7 @@ from bert_pld.data.shards import (
     COLUMNS,
     FORMAT_NAME,
     MANIFEST_NAME,
+    NO_PAIR,
     TOKENIZER_NAME,
     VOCABULARY_NAME,
     Manifest,
@@ -68,12 +69,7 @@ class ShardedRows:
         self._starts_array = np.array(self._starts, np.int64)
         if not len(self):
             raise ValueError(f"data directory {self.data_dir}: split '{split}' has no rows")
-        for record in self.records:
-            path = self.data_dir / record.file
-            found = path.stat().st_size if path.is_file() else None
-            if found != record.bytes:
-                state = "is missing" if found is None else f"has {found} bytes"
-                raise ValueError(f"{path}: {state}; the {MANIFEST_NAME} says {record.bytes} bytes")
+        self.check_sizes()
         self._open: dict[int, MappedShard] = {}
 
     def __len__(self) -> int:
@@ -81,6 +77,19 @@ class ShardedRows:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
+
+    def check_sizes(self) -> None:
+        """Compare the shards' sizes with the manifest.
+
+        Raises:
+            ValueError: a shard is missing or has another size (file named).
+        """
+        for record in self.records:
+            path = self.data_dir / record.file
+            found = path.stat().st_size if path.is_file() else None
+            if found != record.bytes:
+                state = "is missing" if found is None else f"has {found} bytes"
+                raise ValueError(f"{path}: {state}; the {MANIFEST_NAME} says {record.bytes} bytes")
 
     @property
     def attributes(self) -> ShardAttributes:
@@ -143,10 +152,34 @@ class ShardedRows:
             columns, of_shard = self.shard(int(owners[begin])).columns, local[begin:end]
             for name, target in gathered.items():
                 columns[name].take(of_shard, axis=0, out=target[begin:end], mode="clip")
+        self._check_values(gathered, ascending)
         out = {name: np.empty(column.shape, np.int64) for name, column in gathered.items()}
         for name, column in gathered.items():
             out[name][order] = column
         return out
+
+    def _check_values(self, gathered: dict[str, NDArray[Any]], ascending: NDArray[np.integer[Any]]) -> None:
+        """Refuse rows that no shard can hold: files are checked once, and may be overwritten while training runs."""
+        seq_length = self.attributes.seq_length
+        limits = {
+            "input_ids": (0, self.attributes.vocabulary_size - 1),
+            "length": (1, seq_length),
+            "segment_b_start": (0, seq_length),
+            "next_sentence_label": (NO_PAIR, 1),
+        }
+        for name, (lowest, highest) in limits.items():
+            column = gathered[name]
+            sound_below = (not lowest and column.dtype.kind == "u") or column.min(initial=lowest) >= lowest
+            if sound_below and column.max(initial=lowest) <= highest:
+                continue
+            wrong = (column < lowest) | (column > highest)
+            row = int(wrong.reshape(len(column), -1).any(axis=1).argmax())
+            owner = bisect.bisect_right(self._starts, int(ascending[row])) - 1
+            raise ValueError(
+                f"{self.data_dir / self.records[owner].file}: damaged, row {int(ascending[row]) - self._starts[owner]}"
+                f" has {name} {int(column[wrong][0])}, which must be in [{lowest}, {highest}];"
+                f" `python -m data_prep verify {self.data_dir}` checks all shards"
+            )
 
     def read_ahead(self, first: int, count: int) -> None:
         """Ask the system to have rows `first` to `first + count - 1` in its cache soon.

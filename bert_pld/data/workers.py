@@ -20,6 +20,9 @@ def guard_worker(_worker: int) -> None:
     for that. They obey the SIGTERM of that process alone, and end when it is gone.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # Torch would say that shared memory is too small, and the parent's pipe of signals is not this process's.
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
     if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_follow_parent, daemon=True).start()

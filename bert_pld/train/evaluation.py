@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bert_pld.data.micro_batch import MicroBatch
+from bert_pld.train.watchdog import mark
 
 
 @torch.no_grad()
@@ -22,7 +23,8 @@ def evaluate(model: nn.Module, batches: Iterable[MicroBatch], device: torch.devi
     was_training = model.training
     model.eval()
     totals = torch.zeros(5, dtype=torch.float64, device=device)
-    for host_batch in batches:
+    for number, host_batch in enumerate(batches):
+        mark(f"evaluation, batch {number}")
         batch = host_batch.to(device)
         outputs = model(**model_inputs(batch), mlm_denominator=1.0)
         pairs = batch.next_sentence_labels

@@ -9,6 +9,7 @@ from bert_pld.counter_rng import Stream, random_words
 from bert_pld.data.micro_batch import MicroBatch
 from bert_pld.train.evaluation import evaluate, model_inputs
 from bert_pld.train.run import Run
+from bert_pld.train.watchdog import mark
 
 
 def train(run: Run) -> bool:
@@ -16,6 +17,7 @@ def train(run: Run) -> bool:
     engine, metrics, settings = run.engine, run.metrics, run.config.training
     preempted = False
     metrics.start_clock()
+    mark(f"step {engine.global_steps + 1}, loading data")
     for micro_batches in run.training_batches():
         step, lr = engine.global_steps + 1, engine.get_lr()[0]
         last = step == settings.max_steps
@@ -23,6 +25,7 @@ def train(run: Run) -> bool:
         logging = last or preempted or step % settings.log_interval == 0
         grad_norm = training_step(run, micro_batches, want_grad_norm=logging)
 
+        mark(f"step {step}, after its last micro-batch")
         evaluating = run.has_validation and (last or _due(step, settings.eval_interval))
         saving = last or preempted or _due(step, settings.checkpoint_interval)
         if logging:
@@ -34,10 +37,13 @@ def train(run: Run) -> bool:
             if evaluating:
                 metrics.log_evaluation(step, evaluate(engine, run.evaluation_batches(), run.device))
             if saving:
+                mark(f"step {step}, gathering its checkpoint")
                 run.save(step)
             metrics.start_clock()
         if preempted:
             break
+        mark(f"step {step + 1}, loading data")
+    mark("completing the last checkpoint")
     run.complete_checkpoint()
     return not preempted
 
@@ -47,6 +53,7 @@ def training_step(run: Run, micro_batches: list[MicroBatch], want_grad_norm: boo
     engine, step, norm = run.engine, run.engine.global_steps, None
     denominator = masked_tokens_per_micro_batch(micro_batches, run.device)
     for micro_step, batch in enumerate(micro_batches):
+        mark(f"step {step + 1}, micro-batch {micro_step}")
         seed_dropout(run.config.training.seed, step, micro_step, dist.get_rank())
         outputs = engine(**model_inputs(batch.to(run.device)), mlm_denominator=denominator)
         engine.backward(outputs["loss"])

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bert_pld.data.order import positions_of_micro_batch
 from bert_pld.data.sharded_rows import ShardedRows
 from bert_pld.model import BertForPreTraining
 from bert_pld.train import checkpoint as files
+from bert_pld.train import watchdog
 from bert_pld.train.agreement import StepAgreement
 from bert_pld.train.engine import make_engine
 from bert_pld.train.metrics import METRICS, Metrics
@@ -126,22 +128,27 @@ class Run:
         Raises:
             NonFiniteLossError: names the first step whose loss was not finite and its samples.
         """
-        first = self.metrics.non_finite_step.clone()
-        dist.all_reduce(first, op=dist.ReduceOp.MAX)
-        bad = int(first)
-        if bad < 0 or self.config.precision == "fp16":
+        world_size = dist.get_world_size()
+        steps = self.metrics.non_finite_step.new_full((world_size,), -1)
+        steps[dist.get_rank()] = self.metrics.non_finite_step
+        dist.all_reduce(steps, op=dist.ReduceOp.MAX)
+        found = [(bad, rank) for rank, bad in enumerate(steps.tolist()) if bad >= 0]
+        if not found or self.config.precision == "fp16":
             return
+        bad, rank = min(found)
+        of_rank = f" on rank {rank}" if world_size > 1 else ""
         self.complete_checkpoint()
         raise NonFiniteLossError(
-            f"loss is not finite at step {bad} (noticed at step {step}); rows of its first micro-batch:"
-            f" {self._rows_of(bad - 1).tolist()}; the last checkpoint is kept; lower the learning rate or raise warm-up"
+            f"loss is not finite at step {bad}{of_rank} (noticed at step {step});"
+            f" rows of its first micro-batch: {self._rows_of(bad - 1, rank).tolist()};"
+            " the last checkpoint is kept; lower the learning rate or raise warm-up"
         )
 
-    def _rows_of(self, step: int) -> Any:
+    def _rows_of(self, step: int, rank: int) -> Any:
         positions = positions_of_micro_batch(
             step,
             0,
-            dist.get_rank(),
+            rank,
             self.engine.train_micro_batch_size_per_gpu(),
             self.engine.gradient_accumulation_steps(),
             dist.get_world_size(),
@@ -158,8 +165,12 @@ class Run:
         dist.destroy_process_group()
 
 
-def join_process_group() -> torch.device:
-    """Join the ranks that a launcher started, or be the only one; return this rank's device."""
+def join_process_group(timeout: timedelta | None = None) -> torch.device:
+    """Join the ranks that a launcher started, or be the only one; return this rank's device.
+
+    Args:
+        timeout: how long a collective may wait; by default as DeepSpeed has it.
+    """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -175,7 +186,8 @@ def join_process_group() -> torch.device:
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
-    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    limits = {} if timeout is None else {"timeout": timeout}
+    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False, **limits)
     return device
 
 
@@ -230,12 +242,16 @@ def prepare_run(
     Raises:
         ValueError: anything a user can mend, in one line.
     """
+    timeout = watchdog.collective_timeout(config.training.stall_timeout)
+    device = join_process_group(timeout)
+    watchdog.start(config.training.heartbeat_timeout, config.training.stall_timeout)
+    watchdog.mark("opening the data", patient=True)
     data_dir = resolve_data_dir(data_dir, config.data.seq_length)
     vocab_file = Path(config.data.vocab_file) if config.data.vocab_file else None
     training_rows = open_rows(data_dir, "train", vocab_file)
     held_out = training_rows.manifest.rows("validation") > 0
     validation_rows = open_rows(data_dir, "validation", vocab_file) if held_out else None
-    device = join_process_group()
+    watchdog.mark("building model and engine")
     config = resolve_for_data(config, training_rows, dist.get_world_size(), device)
     lock = RunLock(output_dir)
     start = choose_checkpoint(output_dir, resume, lock)
@@ -253,13 +269,14 @@ def prepare_run(
     engine = make_engine(config, model)
     batch_size = config.deepspeed["train_batch_size"]
     metrics = Metrics(output_dir, config, batch_size, device, leaves_padding_out=model.encoder.fused)
-    group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+    group = dist.new_group(backend="gloo", timeout=timeout) if dist.get_world_size() > 1 else None
     manifest = training_rows.manifest
     facts = {"data_source": manifest.attributes.source, "data_fingerprint": manifest.fingerprint()}
     writer = CheckpointWriter(output_dir, engine, config, facts, output_dir, group)
     agreement = StepAgreement(group)
     run = Run(config, engine, metrics, writer, preemption, agreement, lock, training_rows, validation_rows, device)
     if start is not None:
+        watchdog.mark("loading the checkpoint")
         state = writer.restore(start)
         metrics.resume(state["step"], state)
         metrics.say(f"going on after step {state['step']} from checkpoint {start}")

@@ -1,0 +1,168 @@
+"""A rank that is killed, stopped or fails ends the run on all ranks, with one line that names it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config, write_corpus
+
+from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.train.judge import EXIT_LOST_RANK
+
+HEARTBEAT_S = 8
+
+# The launcher exits with what it meets first: a survivor's code, or the killed rank's -9 as an exit status.
+AFTER_SIGKILL = (EXIT_LOST_RANK, 256 - signal.SIGKILL)
+
+
+class RunningRanks:
+    """Two ranks under the real launcher, on a run that would last for hours."""
+
+    def __init__(self, corpus, folder, *arguments, **blocks):
+        self.run_dir, self.path = folder / "run", folder / "c.json"
+        config = small_config(**blocks)
+        config["training"].update(max_steps=1_000_000, checkpoint_interval=0, eval_interval=0)
+        config["training"].update({"heartbeat_timeout": HEARTBEAT_S, **blocks.get("training", {})})
+        self.path.write_text(json.dumps(config))
+        self.error_file = folder / "stderr"
+        command = pretrain_command(self.path, corpus, self.run_dir, *arguments, ranks=2)
+        with open(self.error_file, "wb") as errors:
+            self.launcher = subprocess.Popen(
+                command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+            )
+
+    def wait_for_steps(self, count):
+        metrics = self.run_dir / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not metrics.exists() or metrics.read_text().count("\n") < count:
+            assert self.launcher.poll() is None, self.stderr()[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def processes(self):
+        """Process id → its rank (None: a launcher), of all that belong to this run and are no zombies."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, ProcessLookupError):
+                if entry.name.isdigit() and str(self.path).encode() in (entry / "cmdline").read_bytes():
+                    rank = re.search(rb"(?:^|\0)RANK=(\d+)\0", (entry / "environ").read_bytes())
+                    found[int(entry.name)] = int(rank[1]) if rank else None
+        return found
+
+    def pid(self, rank):
+        """Of the rank's process itself: its loader's workers come later and have higher numbers."""
+        return min(pid for pid, of in self.processes().items() if of == rank)
+
+    def end(self):
+        """Wait for the end; exit code and seconds."""
+        began = time.monotonic()
+        code = self.launcher.wait(timeout=90)
+        return code, time.monotonic() - began
+
+    def stderr(self):
+        return self.error_file.read_text()
+
+    def errors(self):
+        """The one-line errors, and no traceback beside them."""
+        assert "Traceback" not in self.stderr(), self.stderr()[-3000:]
+        return [line for line in self.stderr().splitlines() if line.startswith("error: ")]
+
+    def kill_all(self):
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.launcher.wait(timeout=30)
+
+
+@pytest.fixture
+def running(corpus, tmp_path):
+    started = []
+
+    def start(*arguments, **blocks):
+        started.append(RunningRanks(corpus, tmp_path, *arguments, **blocks))
+        started[-1].wait_for_steps(3)
+        return started[-1]
+
+    yield start
+    for ranks in started:
+        ranks.kill_all()
+
+
+def named(rank, pid):
+    return f"rank {rank} (host {socket.gethostname()}, process {pid})"
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize(
+    ("rank", "number"),
+    [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)],
+    ids=["killed_1", "stopped_1", "stopped_0"],
+)
+def test_lost_rank_is_named_once_and_ends_all(rank, number, running):
+    run = running()
+    pid = run.pid(rank)
+    os.kill(pid, number)
+    code, seconds = run.end()
+    [error] = run.errors()
+    killed = number == signal.SIGKILL
+    how = " ended without a word" if killed else f" has given no sign of life for {HEARTBEAT_S} s"
+    assert error.startswith(f"error: {named(rank, pid)}{how}")
+    assert re.search(r" (it was last heard|rank 1 was) at .+; all ranks end; the same command goes on", error)
+    assert code in (AFTER_SIGKILL if killed else (EXIT_LOST_RANK,))
+    # A bound that a hang would miss, not a measurement: gloo would wait for half an hour, the launcher for 30 seconds.
+    assert seconds < (15 if killed else HEARTBEAT_S + 15)
+    assert run.processes() == {}
+    print(f"{seconds:.1f} s")
+
+
+@pytest.mark.launcher
+def test_shard_cut_short_while_two_ranks_read_it_ends_both_and_the_run_goes_on_with_it_restored(tmp_path):
+    """Its rows lie in mapped memory: reading what is gone is a bus error, not an exception."""
+    corpus = write_corpus(tmp_path / "corpus")
+    shard = corpus / "train_00000.hdf5"
+    content = shard.read_bytes()
+    sizes = {"train_batch_size": 256, "train_micro_batch_size_per_gpu": 128}  # read eight steps ahead
+    every = {"checkpoint_interval": 1}
+    run = RunningRanks(corpus, tmp_path, training=every, progressive_layer_drop={"gamma": 0.1}, **sizes)
+    try:
+        run.wait_for_steps(3)
+        os.truncate(shard, 4096)
+        code, _ = run.end()
+        assert code == 1
+        assert run.errors() == [f"error: {shard}: has 4096 bytes; the manifest.json says {len(content)} bytes"]
+        assert run.processes() == {}
+    finally:
+        run.kill_all()
+    shard.write_bytes(content)
+    last = len(read_metrics(run.run_dir))
+    config = {**json.loads(run.path.read_text()), "train_micro_batch_size_per_gpu": 256}
+    done = run_pretrain(config, corpus, run.run_dir, "--set", f"training.max_steps={last + 3}")
+    assert "going on after step" in done.stdout
+    assert len(read_metrics(run.run_dir)) == last + 3
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("input_ids", 64), ("length", 33), ("segment_b_start", 60000), ("next_sentence_label", 2)]
+)
+def test_row_that_no_shard_can_hold_is_named_with_its_file(column, value, tmp_path):
+    """Written over while the shard is mapped, as training would meet it."""
+    corpus = write_corpus(tmp_path / "corpus")
+    rows = ShardedRows(corpus, "train")
+    rows.read(np.arange(96))
+    shard = rows.shard(0)
+    with open(shard.path, "r+b") as file:
+        file.seek(shard.offsets[column] + 41 * (shard.columns[column].nbytes // 96))
+        file.write(np.array(value, shard.columns[column].dtype).tobytes())
+    assert len(rows.read(np.arange(41))["length"]) == 41
+    with pytest.raises(ValueError, match=f"train_00000.hdf5: damaged, row 41 has {column} {value}, which must be in"):
+        rows.read(np.array([95, 41, 3]))
