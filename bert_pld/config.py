@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bert_pld.config_blocks import ConfigError, build_block
+from bert_pld.config_secrets import without_secrets
 from bert_pld.counter_rng import MAX_SEED
 
 # hidden_size, num_layers, num_attention_heads, intermediate_size, initializer_range. BERT's 0.02 suits a width of 768
@@ -194,9 +195,9 @@ class RunConfig:
     """Every key that is not a block of ours, `optimizer`, `scheduler` and monitors included, as given."""
 
     def as_json(self) -> dict[str, Any]:
-        """The resolved configuration in the form `load_config` reads."""
+        """The resolved configuration in the form `load_config` reads, without secrets: what is saved and shown."""
         ours = {name: dataclasses.asdict(getattr(self, name)) for name in OUR_BLOCKS}
-        return {**ours, **copy.deepcopy(self.deepspeed)}
+        return {**ours, **without_secrets(self.deepspeed)}
 
     def with_model(self, **changes: Any) -> RunConfig:
         """This configuration with some keys of `model` replaced."""

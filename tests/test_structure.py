@@ -11,7 +11,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # A package imports only from itself and from those before it.
-LAYERS = ["counter_rng", "config_blocks", "config", "pld", "kernels", "model", "data", "train", "cli", "bench"]
+LAYERS = [
+    "counter_rng",
+    "config_blocks",
+    "config_secrets",
+    "config",
+    "pld",
+    "kernels",
+    "model",
+    "data",
+    "train",
+    "cli",
+    "bench",
+]
 COMMANDS = {"pretrain", "evaluate", "export", "plan", "plot", "compile_kernels"}
 FREE_OF_CONFIG = {"data": {"counter_rng", "data"}}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from bert_pld.data.containment import refuse_links_out
 from bert_pld.data.shards import MANIFEST_NAME
 
 _OF_A_LENGTH = re.compile(r"seq_(\d+)")
@@ -25,7 +26,7 @@ def resolve_data_dir(data_dir: str | Path, seq_length: int) -> Path:
         those who read it.
 
     Raises:
-        ValueError: there are `seq_<S>` directories, but none of this length.
+        ValueError: there are `seq_<S>` directories, but none of this length, or it is a link out of `data_dir`.
     """
     directory = Path(data_dir)
     if (directory / MANIFEST_NAME).exists() or not directory.is_dir():
@@ -36,6 +37,7 @@ def resolve_data_dir(data_dir: str | Path, seq_length: int) -> Path:
         return directory
     for length, name in lengths:
         if length == seq_length:
+            refuse_links_out(directory, [name])
             return directory / name
     raise ValueError(
         f"data directory {directory}: no seq_{seq_length} for data.seq_length {seq_length}; there are"

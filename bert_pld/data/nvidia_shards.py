@@ -30,6 +30,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pld.data.containment import own_dataset, refuse_links_out
 from bert_pld.data.masking import MaskedTokens
 from bert_pld.data.shards import FORMAT_NAME, IS_NEXT, NO_PAIR, RANDOM_NEXT, Rows, ShardRecord, written_aside
 
@@ -69,8 +70,9 @@ def find_shards(data_dir: Path) -> dict[str, list[Path]]:
     The split is the last of `train` and `test` in the name (`pretraining_test_0.hdf5` is of the test split).
 
     Raises:
-        ValueError: the name of an HDF5 file says neither, or it is no shard of this format.
+        ValueError: the name of an HDF5 file says neither, or it is no shard of this format; a link leads out.
     """
+    refuse_links_out(data_dir)
     found: dict[str, list[Path]] = {}
     for path in sorted(data_dir.iterdir(), key=_natural_order):
         if path.suffix not in SUFFIXES or path.name.startswith(".") or not path.is_file():
@@ -120,10 +122,10 @@ def read_header(path: Path) -> Header:
 def _header(path: Path, file: h5py.File) -> Header:
     if file.attrs.get("format") == FORMAT_NAME:
         raise ValueError(f"{path}: a native shard in a directory without manifest.json (a build that did not finish)")
-    missing = [name for name in DTYPES if name != LABELS and not isinstance(file.get(name), h5py.Dataset)]
+    missing = [name for name in DTYPES if name != LABELS and name not in file.keys()]  # noqa: SIM118, follows no link
     if missing:
         raise ValueError(f"{path}: not a shard of NVIDIA's format (no dataset {', '.join(missing)})")
-    shapes = {name: file[name].shape for name in DTYPES if name in file}
+    shapes = {name: own_dataset(path, file, name).shape for name in DTYPES if name != LABELS or LABELS in file.keys()}  # noqa: SIM118
     two_dimensions = len(shapes["input_ids"]) == len(shapes["masked_lm_ids"]) == 2
     rows, seq_length = shapes["input_ids"] if two_dimensions else (0, 0)
     predictions = shapes["masked_lm_ids"][1] if two_dimensions else 0

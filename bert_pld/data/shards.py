@@ -33,6 +33,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pld.data.containment import own_dataset, refuse_links_out, require_plain_name
 from bert_pld.data.mapped_file import map_file
 
 FORMAT_NAME = "bert_pld"
@@ -124,7 +125,8 @@ class Manifest:
         """Read a data directory's manifest.
 
         Raises:
-            ValueError: the directory is missing or empty, or the manifest is missing, damaged or of another version.
+            ValueError: the directory is missing or empty; the manifest is missing, damaged or of another version, or
+                names a file elsewhere; a file of the directory is a link that leads out of it.
         """
         directory = Path(data_dir)
         if not directory.is_dir():
@@ -139,15 +141,20 @@ class Manifest:
             payload = json.loads(path.read_text(encoding="utf-8"))
             if payload["format"] not in FORMATS or payload["version"] != FORMAT_VERSION:
                 raise ValueError(f"{path}: not a {FORMAT_NAME} manifest of version {FORMAT_VERSION}")
-            return cls(
+            manifest = cls(
                 attributes=ShardAttributes(**payload["attributes"]),
                 splits={name: [ShardRecord(**r) for r in records] for name, records in payload["splits"].items()},
                 documents=payload["documents"],
                 special_tokens=payload["special_tokens"],
                 format=payload["format"],
             )
+            names = [record.file for records in manifest.splits.values() for record in records]
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: damaged manifest ({error!r})") from error
+        for name in names:
+            require_plain_name(name, path)
+        refuse_links_out(directory, [*names, MANIFEST_NAME, TOKENIZER_NAME, VOCABULARY_NAME])
+        return manifest
 
 
 def vocabulary_hash(entries: list[str]) -> str:
@@ -263,7 +270,7 @@ class Shard:
                 self.attributes = ShardAttributes(
                     **{k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
                 )
-                datasets = {name: file[name] for name in COLUMNS}
+                datasets = {name: own_dataset(path, file, name) for name in COLUMNS}
                 self.offsets = {name: _offset(path, dataset) for name, dataset in datasets.items()}
                 layout = {name: (dataset.dtype, dataset.shape) for name, dataset in datasets.items()}
             mapped = map_file(path)
