@@ -4,6 +4,7 @@
 #
 # BERT_PLD_VENV   where the environment lives (default: .venv in the checkout); one that is there is re-used
 # PYTHON          the interpreter it is made with (default: python3; 3.10 to 3.12)
+# BERT_PLD_WHEELHOUSE   a folder of scripts/make_wheelhouse.sh: everything is installed from it, no index is asked
 
 environment_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 environment_dir="${BERT_PLD_VENV:-$environment_root/.venv}"
@@ -16,11 +17,24 @@ if [ ! -f "$environment_stamp" ]; then
         echo "error: ${PYTHON:-python3}: Python 3.10 to 3.12 is needed (set PYTHON)" >&2
         return 1 2>/dev/null || exit 1
     }
-    echo "installing into $environment_dir"
+    environment_from=()
+    if [ -n "${BERT_PLD_WHEELHOUSE:-}" ]; then
+        # Neither an index nor a folder that pip's configuration names: what the folder lacks is to show.
+        environment_from=(--no-index --find-links "$BERT_PLD_WHEELHOUSE")
+        (cd "$BERT_PLD_WHEELHOUSE" && grep -v '^#' SHA256SUMS | sha256sum --check --quiet) || {
+            echo "error: BERT_PLD_WHEELHOUSE=$BERT_PLD_WHEELHOUSE: SHA256SUMS is not there or names another file" \
+                "(see above); make the folder again with scripts/make_wheelhouse.sh" >&2
+            return 1 2>/dev/null || exit 1
+        }
+    fi
+    echo "installing into $environment_dir${BERT_PLD_WHEELHOUSE:+ from $BERT_PLD_WHEELHOUSE}"
     [ -x "$environment_dir/bin/python" ] || "${PYTHON:-python3}" -m venv "$environment_dir"
     environment_pip() {
-        "$environment_dir/bin/python" -m pip install --quiet --disable-pip-version-check \
-            -c "$environment_root/scripts/constraints.txt" "$@"
+        (
+            [ ${#environment_from[@]} -eq 0 ] || { unset PIP_FIND_LINKS && export PIP_CONFIG_FILE=/dev/null; }
+            "$environment_dir/bin/python" -m pip install --quiet --disable-pip-version-check \
+                "${environment_from[@]}" -c "$environment_root/scripts/constraints.txt" "$@"
+        )
     }
     # torch comes first: DeepSpeed's build looks for it.
     environment_pip torch numpy setuptools &&
