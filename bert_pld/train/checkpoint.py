@@ -93,7 +93,7 @@ def fault(checkpoint: Path) -> str | None:
         listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in sums.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{CHECKSUMS} is missing or damaged ({type(error).__name__}: {error})"
-    if text != _canonical(sums) or not {WEIGHTS, CONFIG, STATE} <= set(listed):
+    if text != _canonical(sums) or not {WEIGHTS, CONFIG, STATE, *TOKENIZER_FILES} <= set(listed):
         return f"{CHECKSUMS} is not what was written"
     for name, (size, sha256) in listed.items():
         path = checkpoint / name

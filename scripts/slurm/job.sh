@@ -51,7 +51,7 @@ run_step() { # SRUN-ARGUMENTS… -- COMMAND…: run it, pass signals on, return 
     shift
     say "job $job on ${SLURM_JOB_NUM_NODES:-1} node(s) ($SLURM_JOB_NODELIST), ${SLURM_NTASKS:-1} task(s)," \
         "start $((${SLURM_RESTART_COUNT:-0} + 1)), code $(git -C "$REPOSITORY" rev-parse --short HEAD 2>/dev/null || echo unknown)"
-    say "$(printf '%q ' "$@")"
+    say "$(printf '%q ' "$@" | sed -E 's/((key|token|password|secret)=)[^ ]*/\1***/gI')"
     # A task that ends takes the others along after a minute, in which ranks have said what they lost and left.
     srun --kill-on-bad-exit=0 --wait=60 ${arguments[@]+"${arguments[@]}"} "$@" &
     step=$!

@@ -117,6 +117,13 @@ def test_arguments_reach_the_command_as_they_are(slurm, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+def test_secrets_among_the_arguments_are_not_logged(slurm):
+    done = run("pretrain.sbatch", slurm, "--set", "comet.api_key=abc123", "--set", "training.seed=4")
+    assert "comet.api_key=*** --set training.seed=4" in done.stdout
+    assert "abc123" not in done.stdout + done.stderr
+    assert "comet.api_key=abc123" in calls(slurm, "srun")
+
+
 def test_array_trains_with_its_seed_or_its_line_of_configurations(slurm, tmp_path):
     run("array.sbatch", slurm, SLURM_ARRAY_JOB_ID=5, SLURM_ARRAY_TASK_ID=3)
     seeds = calls(slurm, "srun")
