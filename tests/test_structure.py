@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A package imports only from itself and from those before it.
 LAYERS = ["counter_rng", "config_blocks", "config", "pld", "kernels", "model", "data", "train", "cli", "bench"]
-COMMANDS = {"pretrain", "evaluate", "export", "plan", "plot", "compile_kernels"}
+COMMANDS = {"pretrain", "evaluate", "export", "plan", "plot", "status", "compile_kernels"}
 FREE_OF_CONFIG = {"data": {"counter_rng", "data"}}
 
 
