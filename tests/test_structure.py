@@ -24,7 +24,7 @@ LAYERS = [
     "cli",
     "bench",
 ]
-COMMANDS = {"pretrain", "evaluate", "export", "plan", "plot", "compile_kernels"}
+COMMANDS = {"pretrain", "evaluate", "export", "plan", "plot", "status", "compile_kernels"}
 FREE_OF_CONFIG = {"data": {"counter_rng", "data"}}
 
 

@@ -18,10 +18,11 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from bert_pld.config import MONITOR_BLOCKS, RunConfig
+from bert_pld.config import RunConfig
 from bert_pld.data.micro_batch import MicroBatch
 from bert_pld.model import ModelFlops
 from bert_pld.pld import Gates
+from bert_pld.train.monitors import Monitors
 
 METRICS = "metrics.jsonl"
 
@@ -57,7 +58,7 @@ class Metrics:
         self.path = run_dir / METRICS
         self.counters = Counters()
         self.is_writer = dist.get_rank() == 0
-        self.monitor = _open_monitors(config)
+        self.monitors = Monitors(run_dir, config) if self.is_writer else None
         self.bar: tqdm[Any] | None = None
         self.non_finite_step = torch.full((), -1, dtype=torch.int64, device=device)
         """The first step whose loss was not finite, on the device; -1 for none."""
@@ -79,6 +80,8 @@ class Metrics:
             aside = self.path.with_suffix(".partial")
             aside.write_text("".join(line + "\n" for line in lines))
             aside.replace(self.path)
+        if self.monitors is not None:
+            self.monitors.go_on_after(step * self.train_batch_size)
 
     def start_clock(self) -> None:
         """Training begins, or goes on after an evaluation or a checkpoint."""
@@ -169,14 +172,15 @@ class Metrics:
             return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({k: _json_number(v) for k, v in record.items()}) + "\n")
-        if self.monitor is not None:
+        if self.monitors is not None:
             skipped = ("step", "samples")
-            events = [
-                (f"{group}/{k.removeprefix('eval_')}", v, record["samples"])
-                for k, v in record.items()
-                if k not in skipped and v is not None
-            ]
-            self.monitor.write_events(events)
+            self.monitors.write(
+                [
+                    (f"{group}/{k.removeprefix('eval_')}", v, record["samples"])
+                    for k, v in record.items()
+                    if k not in skipped and v is not None
+                ]
+            )
 
     def say(self, text: str, step: int | None = None) -> None:
         """A line for whoever watches, and on a terminal how far training is."""
@@ -195,17 +199,6 @@ class Metrics:
         """End the progress bar."""
         if self.bar is not None:
             self.bar.close()
-
-
-def _open_monitors(config: RunConfig) -> Any:
-    """DeepSpeed's TensorBoard, W&B, CSV and Comet writers, fed by us at logging steps only."""
-    blocks = {key: config.deepspeed[key] for key in MONITOR_BLOCKS if key in config.deepspeed}
-    if not any(block.get("enabled") for block in blocks.values()):
-        return None
-    from deepspeed.monitor.config import get_monitor_config
-    from deepspeed.monitor.monitor import MonitorMaster
-
-    return MonitorMaster(get_monitor_config(blocks))
 
 
 def _known_peak(device: torch.device) -> float | None:

@@ -1,0 +1,85 @@
+"""DeepSpeed's TensorBoard, W&B, CSV and Comet writers, fed at logging steps, and what a resumed run makes of them.
+
+DeepSpeed appends to what it finds. A run that goes on from an earlier step would have the steps since twice, and a CSV
+file its header again: so those are taken back first, and W&B is told that it is the same run.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from bert_pld.config import MONITOR_BLOCKS, RunConfig
+
+WANDB_RUN_ID = "wandb_run_id"
+
+
+class Monitors:
+    """The monitors that a configuration enables; on rank 0 only.
+
+    Args:
+        run_dir: the run's folder; `output_path` of the tensorboard and csv_monitor blocks is a folder in it by default.
+        config: the run's, with DeepSpeed's monitor blocks.
+    """
+
+    def __init__(self, run_dir: Path, config: RunConfig) -> None:
+        blocks = {key: dict(config.deepspeed[key]) for key in MONITOR_BLOCKS if key in config.deepspeed}
+        self._master: Any = None
+        if not any(block.get("enabled") for block in blocks.values()):
+            return
+        for key in {"tensorboard", "csv_monitor"} & set(blocks):
+            if not blocks[key].get("output_path"):
+                blocks[key]["output_path"] = str(run_dir / key)
+            blocks[key].setdefault("job_name", run_dir.resolve().name)
+        if blocks.get("wandb", {}).get("enabled"):
+            _keep_wandb_run(run_dir)
+        from deepspeed.monitor.config import get_monitor_config
+        from deepspeed.monitor.monitor import MonitorMaster
+
+        self._master = MonitorMaster(get_monitor_config(blocks))
+
+    def write(self, events: list[tuple[str, float, int]]) -> None:
+        """Hand on (name, value, samples so far) triples."""
+        if self._master is not None:
+            self._master.write_events(events)
+
+    def go_on_after(self, samples: int) -> None:
+        """Take back what was written of later samples: they are about to be trained on again."""
+        if self._master is None:
+            return
+        if self._master.csv_monitor is not None:
+            _cut_csv_files(self._master.csv_monitor, samples)
+        if self._master.tb_monitor is not None:
+            _hide_in_tensorboard(self._master.tb_monitor.summary_writer, samples + 1)
+
+
+def _cut_csv_files(monitor: Any, samples: int) -> None:
+    for path in Path(monitor.log_dir).glob("*.csv"):
+        header, *rows = path.read_text().splitlines() or [""]
+        kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= samples]
+        aside = path.with_suffix(".partial")
+        aside.write_text("".join(f"{line}\n" for line in (header, *kept)))
+        aside.replace(path)
+        monitor.filenames.append(path.stem)  # its header is there
+
+
+def _hide_in_tensorboard(writer: Any, first_hidden: int) -> None:
+    """What `SummaryWriter(purge_step=…)` writes, of which DeepSpeed has no setting."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    writer.file_writer.add_event(Event(step=first_hidden, file_version="brain.Event:2"))
+    writer.file_writer.add_event(Event(step=first_hidden, session_log=SessionLog(status=SessionLog.START)))
+    writer.flush()
+
+
+def _keep_wandb_run(run_dir: Path) -> None:
+    """One W&B run for the folder, however often it is resumed, unless the environment names one."""
+    path = run_dir / WANDB_RUN_ID
+    if not path.exists():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(secrets.token_hex(8) + "\n")
+    os.environ.setdefault("WANDB_RUN_ID", path.read_text().strip())
+    os.environ.setdefault("WANDB_RESUME", "allow")
+    os.environ.setdefault("WANDB_DIR", str(run_dir))
