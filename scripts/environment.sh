@@ -21,8 +21,8 @@ if [ ! -f "$environment_stamp" ]; then
     if [ -n "${BERT_PLD_WHEELHOUSE:-}" ]; then
         # Neither an index nor a folder that pip's configuration names: what the folder lacks is to show.
         environment_from=(--no-index --find-links "$BERT_PLD_WHEELHOUSE")
-        (cd "$BERT_PLD_WHEELHOUSE" && grep -v '^#' SHA256SUMS | sha256sum --check --quiet) || {
-            echo "error: BERT_PLD_WHEELHOUSE=$BERT_PLD_WHEELHOUSE: SHA256SUMS is not there or names another file" \
+        (cd "$BERT_PLD_WHEELHOUSE" && grep -v '^#' SHA256SUMS | sha256sum --check --quiet) >&2 || {
+            echo "error: BERT_PLD_WHEELHOUSE=$BERT_PLD_WHEELHOUSE: the files are not those of its SHA256SUMS" \
                 "(see above); make the folder again with scripts/make_wheelhouse.sh" >&2
             return 1 2>/dev/null || exit 1
         }

@@ -32,18 +32,37 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ -n "$folder" ] || fail "FOLDER is missing: bash scripts/make_wheelhouse.sh [OPTIONS] FOLDER"
+case "${python:-3.12}" in 3.10 | 3.11 | 3.12) ;; *) fail "--python $python: must be 3.10, 3.11 or 3.12" ;; esac
 interpreter="${python:+python$python}"
 interpreter="${interpreter:-${PYTHON:-python3}}"
 # pip evaluates `; python_version >= …` by the interpreter that it runs in, whatever --python-version says.
 version="$("$interpreter" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" ||
     fail "--python ${python:-(default)}: $interpreter does not run here; what is needed differs with Python's version"
-case "${python:-$version}" in 3.10 | 3.11 | 3.12) ;; *) fail "--python ${python:-$version}: must be 3.10, 3.11 or 3.12" ;; esac
+case "$version" in 3.10 | 3.11 | 3.12) ;; *) fail "$interpreter is Python $version: give --python 3.10, 3.11 or 3.12" ;; esac
 [ -z "$python" ] || [ "$python" = "$version" ] || fail "--python $python: $interpreter is Python $version"
 machine="$(uname -m)"
 [[ "$platform" =~ ^manylinux_2_([0-9]+)_"$machine"$ ]] ||
     fail "--platform $platform: must be manylinux_2_N_$machine, N the glibc (ldd --version); wheels for others are made there"
 glibc="${BASH_REMATCH[1]}"
 [ "$glibc" -ge 17 ] || fail "--platform $platform: N must be 17 or more"
+[[ "${torch_index:-https://}" =~ ^(https?|file):// ]] || fail "--torch_index $torch_index: must be an http(s):// or file:// URL"
+requirements="$("$interpreter" - "$extras" <<'PYTHON'
+import runpy, sys, types
+
+given = {}  # setup.py is run with a stand-in: Python 3.12's environments have no setuptools
+sys.modules["setuptools"] = types.ModuleType("setuptools")
+sys.modules["setuptools"].find_packages = lambda **_: []
+sys.modules["setuptools"].setup = lambda **arguments: given.update(arguments)
+runpy.run_path("setup.py")
+wanted = list(given["install_requires"])
+for extra in filter(None, sys.argv[1].split(",")):
+    if extra not in given["extras_require"]:
+        raise SystemExit(f"error: --extras {extra}: must be of {', '.join(given['extras_require'])}")
+    wanted += given["extras_require"][extra]
+# What an empty virtual environment needs besides to install a checkout with `pip install -e`.
+print(*wanted, "pip", "setuptools", "wheel", sep="\n")
+PYTHON
+)" || exit 1
 mkdir -p "$(cd "$invoked_from" && realpath -m "$folder")" 2>/dev/null || fail "$folder: cannot be made"
 folder="$(cd "$invoked_from" && realpath "$folder")"
 [ -w "$folder" ] || fail "$folder: cannot be written to"
@@ -56,11 +75,16 @@ if [ -f "$folder/SHA256SUMS" ] && [ "$(head -n 1 "$folder/SHA256SUMS")" = "$targ
     echo "$folder: complete already, every SHA-256 as listed"
     exit 0
 fi
-rm -f "$folder/SHA256SUMS" # until it is complete again
+if [ -f "$folder/SHA256SUMS" ]; then # damaged files go, and the list until it is complete again
+    (cd "$folder" && grep -v '^#' SHA256SUMS | sha256sum --check 2>/dev/null | sed -n 's/: FAILED$//p' |
+        xargs -rd '\n' rm -f) || true
+    rm -f "$folder/SHA256SUMS"
+fi
 
 scratch="$(mktemp -d)"
 partial="$folder/.partial"
 mkdir -p "$partial"
+echo "$requirements" >"$scratch/requirements.txt"
 trap 'rm -rf "$scratch" "$partial"' EXIT
 "$interpreter" -m venv "$scratch/venv" || fail "$interpreter -m venv failed: see above"
 pip() {
@@ -84,22 +108,6 @@ for name in manylinux2014 manylinux2010 manylinux1 linux; do tags+=(--platform "
 from=(--only-binary=:all: --python-version "$version" --implementation cp "${tags[@]}" --find-links "$folder")
 # That index's build of torch is chosen by its local version: pip puts 2.13.0+cpu before 2.13.0.
 [ -z "$torch_index" ] || from+=(--extra-index-url "$torch_index")
-"$scratch/venv/bin/python" - "$extras" >"$scratch/requirements.txt" <<'PYTHON' || fail "--extras $extras: see above"
-import runpy, sys, types
-
-given = {}  # setup.py is run with a stand-in: Python 3.12's environments have no setuptools
-sys.modules["setuptools"] = types.ModuleType("setuptools")
-sys.modules["setuptools"].find_packages = lambda **_: []
-sys.modules["setuptools"].setup = lambda **arguments: given.update(arguments)
-runpy.run_path("setup.py")
-wanted = list(given["install_requires"])
-for extra in filter(None, sys.argv[1].split(",")):
-    if extra not in given["extras_require"]:
-        raise SystemExit(f"{extra}: must be of {', '.join(given['extras_require'])}")
-    wanted += given["extras_require"][extra]
-# What an empty virtual environment needs besides to install a checkout with `pip install -e`.
-print(*wanted, "pip", "setuptools", "wheel", sep="\n")
-PYTHON
 echo "resolving for Python $version, $platform"
 pip install --dry-run --ignore-installed --target "$scratch/target" --report "$scratch/report.json" "${from[@]}" \
     -c scripts/constraints.txt -r "$scratch/requirements.txt" ||
