@@ -1,7 +1,7 @@
 """Runs that start in a fraction of a second: children of a process that has imported everything once.
 
-    with ForkedRuns() as runs:
-        pid = runs.start([...arguments of bert_pld.pretrain...], log)
+    with ForkedRuns(clean_environment()) as runs:
+        pid = runs.start([...arguments of bert_pld.pretrain...], stdout_file, stderr_file)
         os.kill(pid, signal.SIGKILL)
         code = runs.wait(pid)
 
@@ -10,33 +10,38 @@ Each run is a process of its own, as a launcher would start it; only importing t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runs import clean_environment
-
 
 class ForkedRuns:
-    """A server of pretraining runs, ended with everything it started."""
+    """A server of pretraining runs, ended with everything it started.
+
+    Args:
+        environment: of all runs.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = dict(environment)
+        self._running: set[int] = set()
 
     def __enter__(self) -> ForkedRuns:
         self._server = subprocess.Popen(
-            [sys.executable, __file__],
-            env=clean_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            [sys.executable, __file__], env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self._running: set[int] = set()
         return self
 
     def __exit__(self, *_: object) -> None:
         for pid in self._running:
-            os.kill(pid, 9)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
         self._server.stdin.close()
         self._server.wait(timeout=60)
 
@@ -44,15 +49,15 @@ class ForkedRuns:
         print(json.dumps(question), file=self._server.stdin, flush=True)
         return int(self._server.stdout.readline())
 
-    def start(self, arguments: list[str], log: Path) -> int:
-        """Start a run whose output is appended to `log`; returns its process id."""
-        pid = self._ask(start=arguments, log=str(log))
+    def start(self, arguments: list[str], stdout: Path, stderr: Path) -> int:
+        """Start a run whose output is appended to two files; returns its process id."""
+        pid = self._ask(start=arguments, stdout=str(stdout), stderr=str(stderr), cwd=os.getcwd())
         self._running.add(pid)
         return pid
 
-    def wait(self, pid: int) -> int:
-        """Its exit code; negative for a signal."""
-        code = self._ask(wait=pid)
+    def wait(self, pid: int, timeout: float = 300.0) -> int:
+        """Its exit code; negative for a signal. A run that takes longer is killed."""
+        code = self._ask(wait=pid, timeout=timeout)
         self._running.discard(pid)
         return code
 
@@ -62,6 +67,7 @@ def serve() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)  # imports print
     import deepspeed  # noqa: F401
+    import torch._dynamo  # noqa: F401  # an optimizer's first import, and the longest
 
     import bert_pld.train.loop  # noqa: F401
     from bert_pld.cli import run_as_rank
@@ -70,16 +76,28 @@ def serve() -> None:
     for line in sys.stdin:
         question = json.loads(line)
         if "wait" in question:
-            answer = os.waitstatus_to_exitcode(os.waitpid(question["wait"], 0)[1])
+            answer = _wait(question["wait"], question["timeout"])
         else:
             answer = os.fork()
             if answer == 0:
-                log = os.open(question["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                for stream in (1, 2):
-                    os.dup2(log, stream)
                 os.close(answers)
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                for number, name in ((1, "stdout"), (2, "stderr")):
+                    os.dup2(os.open(question[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+                os.chdir(question["cwd"])
                 run_as_rank(main, build_parser(), question["start"])
         os.write(answers, f"{answer}\n".encode())
+
+
+def _wait(pid: int, timeout: float) -> int:
+    deadline = time.monotonic() + timeout
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(pid, 9)
+        time.sleep(0.005)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from forked_runs import ForkedRuns
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Whitespace
@@ -125,20 +128,40 @@ def pretrain_command(config: Path, data_dir: Path, output_dir: Path, *arguments:
 def run_pretrain(
     config: dict[str, Any], data_dir: Path, output_dir: Path, *arguments: str, ranks: int = 1, expect: int | None = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Pretrain in a process of its own and check its exit code."""
+    """Pretrain in processes of its own and check the exit code; a single rank is forked off one that imported torch."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     path = output_dir.parent / f"{output_dir.name}.json"
     path.write_text(json.dumps(config))
-    done = subprocess.run(
-        pretrain_command(path, data_dir, output_dir, *arguments, ranks=ranks),
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = pretrain_command(path, data_dir, output_dir, *arguments, ranks=ranks)
+    if ranks == 1:
+        done = _run_forked(command)
+    else:
+        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=300)
     if expect is not None:
         assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done
+
+
+_servers: list[ForkedRuns] = []
+
+
+def _run_forked(command: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = clean_environment()
+    if _servers and _servers[0].environment != environment:  # a test has changed a variable
+        _servers.pop().__exit__()
+    if not _servers:
+        _servers.append(ForkedRuns(environment).__enter__())
+    with tempfile.TemporaryDirectory() as folder:
+        streams = Path(folder) / "stdout", Path(folder) / "stderr"
+        arguments = command[command.index("bert_pld.pretrain") + 1 :]
+        code = _servers[0].wait(_servers[0].start(arguments, *streams))
+        return subprocess.CompletedProcess(command, code, *(stream.read_text() for stream in streams))
+
+
+@atexit.register
+def _end_servers() -> None:
+    while _servers:
+        _servers.pop().__exit__()
 
 
 def read_metrics(run_dir: Path, key: str = "loss") -> list[Any]:

@@ -65,7 +65,7 @@ def remove_leftovers(checkpoints_dir: Path) -> None:
     if checkpoints_dir.is_dir():
         for path in checkpoints_dir.iterdir():
             if path.name.startswith(".") and path.name.endswith((PARTIAL, PRUNED)):
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def write_checksums(checkpoint: Path, sums: dict[str, dict[str, Any]] | None = None) -> None:

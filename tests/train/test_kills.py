@@ -1,6 +1,6 @@
 """Killed at random instants, half of them while a checkpoint is being written, a run loses nothing but time.
 
-`BERT_PLD_KILLS` sets how often (default 16; 50 take two and a half minutes).
+`BERT_PLD_KILLS` sets how often (default 12; 50 take two and a half minutes).
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import time
 
 import pytest
 from forked_runs import ForkedRuns
-from runs import read_metrics, small_config
+from runs import clean_environment, read_metrics, small_config
 
 from bert_pld.train.checkpoint import PARTIAL, fault, list_checkpoints
 
-KILLS = int(os.environ.get("BERT_PLD_KILLS", "16"))
+KILLS = int(os.environ.get("BERT_PLD_KILLS", "12"))
 STEPS = 8 * KILLS
 
 
 @pytest.fixture(scope="module")
 def runs():
-    with ForkedRuns() as started:
+    with ForkedRuns(clean_environment()) as started:
         yield started
 
 
@@ -40,7 +40,9 @@ def arguments(corpus, run_dir):
 
 
 def is_writing(checkpoints):
-    return checkpoints.is_dir() and any(path.name.endswith(PARTIAL) for path in checkpoints.iterdir())
+    return checkpoints.is_dir() and any(
+        path.name.startswith(".step") and path.name.endswith(PARTIAL) for path in checkpoints.iterdir()
+    )
 
 
 def newest_step(checkpoints):
@@ -50,22 +52,27 @@ def newest_step(checkpoints):
 
 def test_killed_at_any_instant_a_run_resumes_from_a_whole_checkpoint_and_repeats_every_bit(runs, corpus, tmp_path):
     log = tmp_path / "whole.log"
-    assert runs.wait(runs.start(arguments(corpus, tmp_path / "whole"), log)) == 0, log.read_text()
+    assert runs.wait(runs.start(arguments(corpus, tmp_path / "whole"), log, log)) == 0, log.read_text()
 
     rng = random.Random(0)
     run_dir, while_writing = tmp_path / "killed", 0
     checkpoints = run_dir / "checkpoints"
     for kill in range(KILLS):
         log, before = tmp_path / f"{kill}.log", newest_step(checkpoints)
-        pid = runs.start(arguments(corpus, run_dir), log)
+        pid = runs.start(arguments(corpus, run_dir), log, log)
         wanted = kill % 2 == 0
         deadline = time.monotonic() + 60
         if wanted:
             while newest_step(checkpoints) == before and time.monotonic() < deadline:
                 time.sleep(0.002)
-            while not is_writing(checkpoints) and time.monotonic() < deadline:
-                pass
-            time.sleep(rng.uniform(0.0, 0.004))
+            while time.monotonic() < deadline:
+                while not is_writing(checkpoints) and time.monotonic() < deadline:
+                    pass
+                time.sleep(rng.choice([0.0, rng.uniform(0.0, 0.003)]))
+                os.kill(pid, signal.SIGSTOP)  # so that it is still writing when it is killed
+                if is_writing(checkpoints):
+                    break
+                os.kill(pid, signal.SIGCONT)
         else:
             time.sleep(rng.uniform(0.1, 1.2))
         os.kill(pid, signal.SIGKILL)
@@ -80,7 +87,7 @@ def test_killed_at_any_instant_a_run_resumes_from_a_whole_checkpoint_and_repeats
     assert while_writing >= 0.4 * KILLS
 
     log = tmp_path / "last.log"
-    assert runs.wait(runs.start(arguments(corpus, run_dir), log)) == 0, log.read_text()
+    assert runs.wait(runs.start(arguments(corpus, run_dir), log, log)) == 0, log.read_text()
     assert read_metrics(run_dir) == read_metrics(tmp_path / "whole")
     assert len(read_metrics(run_dir)) == STEPS
     assert sorted(path.name for path in checkpoints.iterdir()) == [
