@@ -72,7 +72,8 @@ def find_shards(data_dir: Path) -> dict[str, list[Path]]:
     Raises:
         ValueError: the name of an HDF5 file says neither, or it is no shard of this format; a link leads out.
     """
-    refuse_links_out(data_dir)
+    names = [path.name for path in data_dir.iterdir()]
+    refuse_links_out(data_dir, [name for name in names if name.endswith((*SUFFIXES, "vocab.txt", "tokenizer.json"))])
     found: dict[str, list[Path]] = {}
     for path in sorted(data_dir.iterdir(), key=_natural_order):
         if path.suffix not in SUFFIXES or path.name.startswith(".") or not path.is_file():

@@ -140,7 +140,7 @@ class Judge(threading.Thread):
             assert each.peer is not None
             beside = [rank for rank in sorted(peers) if rank and peers[rank].is_beside(each.peer)]
             speaks = beside[:1] in ([each.peer.rank], [])
-            each.link.send(joined=True, rank_0=dataclasses.asdict(peers[0]), speaks=speaks)
+            each.link.send(joined=True, speaks=speaks)
 
     def _take(self, watched: _Watched, message: dict[str, Any]) -> None:
         assert watched.peer is not None

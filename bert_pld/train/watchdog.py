@@ -77,11 +77,11 @@ def start(heartbeat_timeout_s: float, stall_timeout_s: float) -> None:
     address: list[Any] = [None]
     if rank == 0:
         listener = listen(world_size)
-        address = [(listener.getsockname()[1], secrets.token_hex(16))]
+        address = [(listener.getsockname()[1], secrets.token_hex(16), Peer.here(0))]
         _judge = Judge(listener, address[0][1], world_size, heartbeat_timeout_s, stall_timeout_s, tick_s, beat_s)
         _judge.start()
     dist.broadcast_object_list(address, src=0)
-    port, token = address[0]
+    port, token, rank_0 = address[0]
     host = os.environ["MASTER_ADDR"]
     try:
         connection = socket.create_connection((host, port), timeout=heartbeat_timeout_s)
@@ -89,7 +89,7 @@ def start(heartbeat_timeout_s: float, stall_timeout_s: float) -> None:
         raise OSError(
             f"rank {rank} cannot reach rank 0 at {host}, port {port} ({error}); is a firewall between?"
         ) from None
-    _member = Member(Peer.here(rank), Link(connection), token, heartbeat_timeout_s, tick_s, beat_s)
+    _member = Member(Peer.here(rank), rank_0, Link(connection), token, heartbeat_timeout_s, tick_s, beat_s)
     _member.start()
 
 
@@ -97,14 +97,20 @@ class Member(threading.Thread):
     """One rank in the watch: sends beats and marks, and obeys a verdict."""
 
     def __init__(
-        self, peer: Peer, link: Link, token: str, heartbeat_timeout_s: float, tick_s: float, beat_s: float
+        self,
+        peer: Peer,
+        rank_0: Peer,
+        link: Link,
+        token: str,
+        heartbeat_timeout_s: float,
+        tick_s: float,
+        beat_s: float,
     ) -> None:
         super().__init__(name="watchdog", daemon=True)
-        self.peer, self.link = peer, link
+        self.peer, self.rank_0, self.link = peer, rank_0, link
         self.heartbeat_timeout_s, self.tick_s, self.beat_s = heartbeat_timeout_s, tick_s, beat_s
-        self.rank_0: Peer | None = peer if peer.rank == 0 else None
-        self.speaks = peer.rank == 0
-        """Whether it is this rank that says that rank 0 is lost: the first on each machine."""
+        self.speaks = peer.rank <= 1
+        """Whether it is this rank that says that rank 0 is lost: the first on each machine, once all have joined."""
         self.reporting = threading.Event()
         """The main thread has noticed that something is wrong; it is given the time to end by itself."""
         self.decided = threading.Event()
@@ -140,7 +146,7 @@ class Member(threading.Thread):
 
     def _take(self, message: dict[str, Any]) -> None:
         if message.get("joined"):
-            self.rank_0, self.speaks = Peer(**message["rank_0"]), message["speaks"]
+            self.speaks = message["speaks"]
         if message.get("finished"):
             self._finished = True
         if "verdict" in message:
@@ -150,9 +156,8 @@ class Member(threading.Thread):
 
     def _judge_lost(self, how: str, to_end: bool) -> None:
         self.link.send(rank_0_lost=True)
-        who = str(self.rank_0) if self.rank_0 is not None else "rank 0"
-        line = f"error: {who} {how}; rank {self.peer.rank} was at {_where[1]}{WHAT_NOW}"
-        end = [self.rank_0] if to_end and self.rank_0 is not None else []
+        line = f"error: {self.rank_0} {how}; rank {self.peer.rank} was at {_where[1]}{WHAT_NOW}"
+        end = [self.rank_0] if to_end else []
         self._leave(EXIT_LOST_RANK, line, line if self.speaks else None, end, dump=False)
 
     def _leave(self, code: int, line: str | None, to_print: str | None, end: list[Peer], dump: bool) -> None:

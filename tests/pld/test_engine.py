@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+import deepspeed
 import pytest
 import torch
 from torch import nn
@@ -55,6 +56,8 @@ class Deaf(Tower):
 @pytest.fixture(scope="module", autouse=True)
 def process_group():
     join_process_group()
+    yield
+    deepspeed.comm.destroy_process_group()
 
 
 def start(model=None, config=CONFIG, **keywords):

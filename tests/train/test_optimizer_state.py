@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 
+import deepspeed
 import numpy as np
 import pytest
 import torch
@@ -54,6 +55,8 @@ SETTINGS = {
 @pytest.fixture(scope="module", autouse=True)
 def process_group():
     join_process_group()
+    yield
+    deepspeed.comm.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
