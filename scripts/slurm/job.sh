@@ -8,13 +8,16 @@
 #   MAX_FAULTS      how often a job that lost a rank is started again (default 3)
 #
 # A step is run by srun, one task a rank: every rank gets the job's signals itself, no node needs ssh, and what is left
-# of a step is ended by Slurm. Exit codes of a step: 0 done; 75 stopped by a signal after a checkpoint: the job is queued
-# again; 69, or one of a killed process: a rank was lost: queued again, MAX_FAULTS times; others: a mistake, which ends
-# the job.
+# of a step is ended by Slurm. Exit codes of a step: 0 done; 75 stopped by a signal after a checkpoint, 130 data
+# preparation interrupted: the job is queued again; 69, or one of a killed process: a rank was lost: queued again,
+# MAX_FAULTS times; others: a mistake, which ends the job.
 
 REPOSITORY="${REPOSITORY:-${SLURM_SUBMIT_DIR:?this script is for sbatch}}"
 environment="${BERT_PLD_VENV:-$REPOSITORY/.venv}"
-job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID = }$SLURM_JOB_ID"
+# To Slurm, the number of an array's last element means all of its elements.
+this_job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
+this_job="${this_job:-$SLURM_JOB_ID}"
+job="${SLURM_ARRAY_JOB_ID:+$this_job = }$SLURM_JOB_ID"
 
 say() { printf '[%(%F %T)T] %s\n' -1 "$*"; }
 
@@ -52,11 +55,15 @@ run_step() { # SRUN-ARGUMENTS… -- COMMAND…: run it, pass signals on, return 
     say "job $job on ${SLURM_JOB_NUM_NODES:-1} node(s) ($SLURM_JOB_NODELIST), ${SLURM_NTASKS:-1} task(s)," \
         "start $((${SLURM_RESTART_COUNT:-0} + 1)), code $(git -C "$REPOSITORY" rev-parse --short HEAD 2>/dev/null || echo unknown)"
     say "$(printf '%q ' "$@" | sed -E 's/((key|token|password|secret)=)[^ ]*/\1***/gI')"
-    # A task that ends takes the others along after a minute, in which ranks have said what they lost and left.
-    srun --kill-on-bad-exit=0 --wait=60 ${arguments[@]+"${arguments[@]}"} "$@" &
+    # A task that ends takes the others along after a minute, in which ranks have said what they lost and left. Tasks get
+    # this shell's environment even after `sbatch --export=NAME`, and the CPUs asked for, which srun forgets since 22.05.
+    srun --export=ALL --kill-on-bad-exit=0 --wait=60 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
+        ${arguments[@]+"${arguments[@]}"} "$@" &
     step=$!
-    trap 'terminated=1' TERM                              # Slurm signals the tasks itself, and this shell too
-    trap 'kill -s USR1 "$step" 2>/dev/null' USR1          # sent to this shell alone, by --signal=B:USR1 or scancel --batch
+    # Slurm that ends the job signals tasks and this shell. Sent to this shell alone (--signal=B:…, scancel --batch), a
+    # signal is handed on.
+    trap 'terminated=1; ended_by_slurm || kill -s USR1 "$step" 2>/dev/null' TERM
+    trap 'kill -s USR1 "$step" 2>/dev/null' USR1
     wait "$step"
     status=$?
     while kill -0 "$step" 2>/dev/null; do # it was only a signal that ended `wait`
@@ -69,10 +76,18 @@ run_step() { # SRUN-ARGUMENTS… -- COMMAND…: run it, pass signals on, return 
     return "$status"
 }
 
+ended_by_slurm() { # whether Slurm is ending this job, which a signal alone does not mean
+    [ -n "$terminated" ] && ! scontrol show job "$this_job" | grep -q 'JobState=RUNNING'
+}
+
+left_to_slurm() { # whether Slurm decides if this job is queued again; one at its time limit it would only end
+    ended_by_slurm && ! scontrol show job "$this_job" | grep -q 'Reason=TimeLimit'
+}
+
 requeue() { # WHY
-    if [ -n "$terminated" ]; then
+    if left_to_slurm; then
         say "$1; Slurm ended this job, and queues it again if it was preempted or requeued"
-    elif scontrol requeue "$SLURM_JOB_ID"; then
+    elif scontrol requeue "$this_job"; then
         say "$1; queued again"
     else
         say "$1; it could not be queued again: sbatch the same command, which goes on where it stopped"
@@ -83,15 +98,16 @@ conclude() { # STATUS FOLDER: say what a step's exit code means, queue the job a
     local status="$1" faults="$2/.faults-$SLURM_JOB_ID" count
     case "$status" in
     0)
-        [ -z "$terminated" ] || { # srun does not say how tasks ended that Slurm killed
+        ! ended_by_slurm || { # srun does not say how tasks ended that Slurm killed
             say "job $job: ended by Slurm; goes on from its last checkpoint when it is queued again"
             exit 143
         }
         say "job $job: done"
         ;;
     75) requeue "job $job: stopped by a signal after its checkpoint" ;;
+    130) requeue "job $job: interrupted; goes on where it stopped" ;; # data preparation, which saves as it goes
     69 | 129 | 13[0-9] | 14[0-9] | 15[0-9])
-        if [ -n "$terminated" ]; then
+        if left_to_slurm; then
             requeue "job $job: ended by a signal before it could save (exit $status); goes on from its last checkpoint"
         else
             echo "$status" >>"$faults"

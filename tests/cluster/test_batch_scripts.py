@@ -22,8 +22,9 @@ def slurm(tmp_path):
     """Stand-ins: srun ends with $SRUN_EXIT and writes its arguments down; scontrol and sbatch only write down."""
     programs = {
         "srun": 'printf "%s\\n" "$@" >"$CALLS/srun"; exec sleep-then-exit "${SRUN_SECONDS:-0}" "$SRUN_EXIT"',
-        "sleep-then-exit": 'trap "exit $2" TERM USR1; sleep "$1" & wait; exit "$2"',
+        "sleep-then-exit": 'trap "touch $CALLS/signalled; exit $2" TERM USR1; sleep "$1" & wait; exit "$2"',
         "scontrol": 'case "$1 $2" in "show hostnames") echo node1;; "show node") echo "NodeAddr=10.0.0.1 x";;'
+        ' "show job") echo "JobId=$3 ${JOB_STATE:-JobState=RUNNING Reason=None}";;'
         ' *) echo "$@" >>"$CALLS/scontrol";; esac',
         "sbatch": 'echo "$OUTPUT_DIR|$CONFIG|${INITIALIZE_FROM:-}|$*" >>"$CALLS/sbatch"; wc -l <"$CALLS/sbatch"',
     }
@@ -66,6 +67,7 @@ def calls(environment, name):
         (0, False, "job 7: done"),
         (75, True, "stopped by a signal after its checkpoint; queued again"),
         (69, True, "lost a rank (exit 69), fault 1 of at most 3; queued again"),
+        (130, True, "job 7: interrupted; goes on where it stopped; queued again"),
         (137, True, "lost a rank (exit 137), fault 1 of at most 3; queued again"),
         (1, False, "failed (exit 1); the error is above; not queued again"),
     ],
@@ -77,6 +79,14 @@ def test_exit_code_of_the_ranks_decides(code, queued_again, says, slurm):
     assert calls(slurm, "scontrol") == (["requeue 7"] if queued_again else [])
 
 
+@pytest.mark.parametrize("code", [130, 143])
+def test_data_preparation_that_was_interrupted_is_no_fault(code, slurm):
+    for _ in range(5):
+        done = run("data_prep.sbatch", slurm, SRUN_EXIT=code)
+        assert done.stdout.endswith("job 7: interrupted; goes on where it stopped; queued again\n")
+    assert calls(slurm, "scontrol") == ["requeue 7"] * 5
+
+
 def test_faults_are_counted_over_restarts(slurm):
     said = [run("pretrain.sbatch", slurm, SRUN_EXIT=69, MAX_FAULTS=2).stdout for _ in range(3)]
     assert len(calls(slurm, "scontrol")) == 2
@@ -84,12 +94,26 @@ def test_faults_are_counted_over_restarts(slurm):
     assert "once more than MAX_FAULTS=2 allows" in said[2]
 
 
-@pytest.mark.parametrize("code", [75, 137, 0])
-def test_job_that_slurm_ends_does_not_queue_itself_again(code, slurm):
-    """A cancelled job must stay cancelled; a preempted one is queued again by Slurm."""
+COMPLETING, TIME_LIMIT = "JobState=COMPLETING Reason=None", "JobState=COMPLETING Reason=TimeLimit"
+ALONE = "JobState=RUNNING Reason=None"
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "ends_with", "queued_again", "says"),
+    [
+        (COMPLETING, 75, 75, False, "Slurm ended this job"),  # a cancelled job must stay cancelled
+        (COMPLETING, 137, 137, False, "Slurm ended this job"),
+        (COMPLETING, 0, 143, False, "ended by Slurm"),
+        (TIME_LIMIT, 75, 75, True, "stopped by a signal after its checkpoint; queued again"),
+        (TIME_LIMIT, 137, 137, True, "fault 1 of at most 3; queued again"),
+        (ALONE, 75, 75, True, "stopped by a signal after its checkpoint; queued again"),
+        (ALONE, 0, 0, False, "job 7: done"),
+    ],
+)
+def test_after_sigterm_slurm_s_reason_decides(state, code, ends_with, queued_again, says, slurm):
     started = subprocess.Popen(
         ["bash", str(SCRIPTS / "pretrain.sbatch")],
-        env={**slurm, "SRUN_EXIT": str(code), "SRUN_SECONDS": "2"},
+        env={**slurm, "SRUN_EXIT": str(code), "SRUN_SECONDS": "1", "JOB_STATE": state},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -98,9 +122,23 @@ def test_job_that_slurm_ends_does_not_queue_itself_again(code, slurm):
     time.sleep(0.2)
     started.send_signal(signal.SIGTERM)
     said, _ = started.communicate(timeout=30)
-    assert started.returncode == (code or 143)
-    assert calls(slurm, "scontrol") == []
-    assert "ended" in said.splitlines()[-1]
+    assert started.returncode == ends_with
+    assert calls(slurm, "scontrol") == (["requeue 7"] if queued_again else [])
+    assert says in said.splitlines()[-1]
+    handed_on = os.path.exists(os.path.join(slurm["CALLS"], "signalled"))
+    assert handed_on == (state == ALONE)
+
+
+def test_element_of_an_array_queues_itself_again_not_the_array(slurm):
+    """The last element has the array's own number."""
+    run("array.sbatch", slurm, SLURM_JOB_ID=5, SLURM_ARRAY_JOB_ID=5, SLURM_ARRAY_TASK_ID=3, SRUN_EXIT=75)
+    assert calls(slurm, "scontrol") == ["requeue 5_3"]
+
+
+def test_tasks_get_the_shell_s_environment_and_the_cpus_asked_for(slurm):
+    run("pretrain.sbatch", slurm, SLURM_CPUS_PER_TASK=8)
+    options = calls(slurm, "srun")
+    assert {"--export=ALL", "--cpus-per-task=8"} <= set(options[: options.index("python")])
 
 
 def test_arguments_reach_the_command_as_they_are(slurm, tmp_path):
@@ -161,6 +199,10 @@ def test_without_checkout_or_environment_it_is_one_line(slurm, tmp_path):
     done = run("pretrain.sbatch", slurm, BERT_PLD_VENV=tmp_path)
     assert done.returncode == 1
     assert f"error: BERT_PLD_VENV={tmp_path}: no virtual environment" in done.stderr
+    done = run("pretrain.sbatch", slurm, REPOSITORY=tmp_path / "none", OUTPUT_DIR=tmp_path / "untouched")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert f"{tmp_path}/none/scripts/slurm/job.sh: No such file" in done.stderr
+    assert not (tmp_path / "untouched").exists()
 
 
 def test_fine_tuning_takes_its_task_of_the_list(slurm):
