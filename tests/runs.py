@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -24,6 +26,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = [*SPECIAL, *(f"w{i}" for i in range(51)), *(f"##p{i}" for i in range(8))]
 SEQ_LENGTH = 32
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "LOCAL_SIZE",
+)
 
 
 def write_corpus(
@@ -92,8 +103,7 @@ def small_config(**blocks: Any) -> dict[str, Any]:
 
 def clean_environment() -> dict[str, str]:
     """This environment, less what a launcher or an earlier run left, with the checkout importable."""
-    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_SIZE")
-    environment = {k: v for k, v in os.environ.items() if k not in launcher}
+    environment = {k: v for k, v in os.environ.items() if k not in (*LAUNCHER_VARIABLES, "PYTEST_CURRENT_TEST")}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     environment["OMP_NUM_THREADS"] = "1"
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
@@ -101,9 +111,12 @@ def clean_environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nothing listens on, below those that a system hands out to connections while a launcher starts."""
+    while True:
+        port = secrets.choice(range(10_000, 30_000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def pretrain_command(config: Path, data_dir: Path, output_dir: Path, *arguments: str, ranks: int = 1) -> list[str]:
@@ -123,6 +136,11 @@ def pretrain_command(config: Path, data_dir: Path, output_dir: Path, *arguments:
         ]
     paths = ["--deepspeed_config", str(config), "--data_dir", str(data_dir), "--output_dir", str(output_dir)]
     return [*start, *paths, *arguments]
+
+
+def arguments_of(command: list[str]) -> list[str]:
+    """What a `pretrain_command` hands to `bert_pld.pretrain`."""
+    return command[command.index("bert_pld.pretrain") + 1 :]
 
 
 def run_pretrain(
@@ -145,16 +163,22 @@ def run_pretrain(
 _servers: list[ForkedRuns] = []
 
 
-def _run_forked(command: list[str]) -> subprocess.CompletedProcess[str]:
+def forked_runs() -> ForkedRuns:
+    """The server of this process's single ranks, started anew when a test has changed a variable."""
     environment = clean_environment()
-    if _servers and _servers[0].environment != environment:  # a test has changed a variable
+    if _servers and _servers[0].environment != environment:
         _servers.pop().__exit__()
     if not _servers:
         _servers.append(ForkedRuns(environment).__enter__())
+    return _servers[0]
+
+
+def _run_forked(command: list[str]) -> subprocess.CompletedProcess[str]:
+    runs = forked_runs()
     with tempfile.TemporaryDirectory() as folder:
         streams = Path(folder) / "stdout", Path(folder) / "stderr"
-        arguments = command[command.index("bert_pld.pretrain") + 1 :]
-        code = _servers[0].wait(_servers[0].start(arguments, *streams))
+        arguments = arguments_of(command)
+        code = runs.wait(runs.start(arguments, *streams))
         return subprocess.CompletedProcess(command, code, *(stream.read_text() for stream in streams))
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from runs import LAUNCHER_VARIABLES
 
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun")
 ANSWER_S = 30.0
@@ -89,7 +90,11 @@ class SlurmCluster:
     def __enter__(self) -> SlurmCluster:
         # Not a test's own folder: the path of a socket has at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm_"))
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        self.environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("SLURM_") and name not in LAUNCHER_VARIABLES
+        }
         self.environment |= {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _path()}
         try:
             self._start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections.abc import MutableMapping
 
 _FIRST_PORT, _PORTS = 15_000, 15_000
@@ -29,10 +28,8 @@ def describe_rank(environment: MutableMapping[str, str] | None = None) -> None:
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         _from_slurm(environment)
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    # Port 0: whichever is free when it is opened; nobody else has to know it.
+    environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
 
 
 def _from_slurm(environment: MutableMapping[str, str]) -> None:

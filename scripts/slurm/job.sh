@@ -44,6 +44,9 @@ first_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 address="$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"
 export MASTER_ADDR="${MASTER_ADDR:-${address:-$first_node}}"
 
+# A rank is what Slurm says, not what a launcher said to the shell that called sbatch.
+unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE
+
 terminated=
 run_step() { # SRUN-ARGUMENTS… -- COMMAND…: run it, pass signals on, return its exit code
     local arguments=() status again

@@ -83,7 +83,12 @@ def wait_until(is_so, seconds=30):
 def driver(corpus, output_dir):
     flags = ["build", "--source", f"text={corpus}", "--output_dir", str(output_dir), "--vocab_size", "300"]
     flags += ["--validation_fraction", "0.1", "--seed", "7", "--seq_length", "32", *FLAGS]
-    return subprocess.Popen([sys.executable, "-c", _DRIVER, *flags], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", _DRIVER, *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
 
 
 def test_a_build_on_two_nodes_gives_the_bytes_of_a_local_one(

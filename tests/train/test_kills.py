@@ -12,20 +12,12 @@ import re
 import signal
 import time
 
-import pytest
-from forked_runs import ForkedRuns
-from runs import clean_environment, read_metrics, small_config
+from runs import forked_runs, read_metrics, small_config
 
 from bert_pld.train.checkpoint import PARTIAL, fault, list_checkpoints
 
 KILLS = int(os.environ.get("BERT_PLD_KILLS", "12"))
 STEPS = 8 * KILLS
-
-
-@pytest.fixture(scope="module")
-def runs():
-    with ForkedRuns(clean_environment()) as started:
-        yield started
 
 
 def arguments(corpus, run_dir):
@@ -50,7 +42,8 @@ def newest_step(checkpoints):
     return int(found[0].name.split("_")[1]) if found else 0
 
 
-def test_killed_at_any_instant_a_run_resumes_from_a_whole_checkpoint_and_repeats_every_bit(runs, corpus, tmp_path):
+def test_killed_at_any_instant_a_run_resumes_from_a_whole_checkpoint_and_repeats_every_bit(corpus, tmp_path):
+    runs = forked_runs()
     log = tmp_path / "whole.log"
     assert runs.wait(runs.start(arguments(corpus, tmp_path / "whole"), log, log)) == 0, log.read_text()
 
