@@ -138,7 +138,7 @@ def test_shard_cut_short_while_two_ranks_read_it_ends_both_and_the_run_goes_on_w
         run.wait_for_steps(3)
         os.truncate(shard, 4096)
         code, _ = run.end()
-        assert code == 1
+        assert code == 1, run.stderr()
         assert run.errors() == [f"error: {shard}: has 4096 bytes; the manifest.json says {len(content)} bytes"]
         assert run.processes() == {}
     finally:
