@@ -229,5 +229,6 @@ class Judge(threading.Thread):
 
     def _end(self, **message: Any) -> None:
         self.over = True
-        for watched in self.watched:
+        # Rank 0 last: told, it ends this process, and whoever has heard nothing by then takes it for lost.
+        for watched in sorted(self.watched, key=lambda each: each.peer is not None and each.peer.rank == 0):
             watched.link.send(**message)

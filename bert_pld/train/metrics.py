@@ -38,6 +38,8 @@ class Counters:
     """Tokens trained on over all ranks, padding not counted."""
     seconds: float = 0.0
     """Wall-clock time of training, evaluations and checkpoints not counted."""
+    processor_seconds: float = 0.0
+    """The same on this process's processors, all its threads together: hardly changed by what else a machine does."""
 
 
 class Metrics:
@@ -62,7 +64,7 @@ class Metrics:
         self.bar: tqdm[Any] | None = None
         self.non_finite_step = torch.full((), -1, dtype=torch.int64, device=device)
         """The first step whose loss was not finite, on the device; -1 for none."""
-        self._started = time.perf_counter()
+        self._started, self._processor_started = time.perf_counter(), time.process_time()
         self._reset()
 
     def _reset(self) -> None:
@@ -73,7 +75,7 @@ class Metrics:
 
     def resume(self, step: int, counters: dict[str, Any]) -> None:
         """Go on after step `step`: forget lines of steps that are about to be trained again."""
-        self.counters = Counters(tokens=counters["tokens"], seconds=counters["seconds"])
+        self.counters = Counters(**counters)
         self._reset()
         if self.is_writer and self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
@@ -85,15 +87,16 @@ class Metrics:
 
     def start_clock(self) -> None:
         """Training begins, or goes on after an evaluation or a checkpoint."""
-        self._started = time.perf_counter()
+        self._started, self._processor_started = time.perf_counter(), time.process_time()
 
     def stop_clock(self) -> None:
         """Training pauses. Waits for the device, so that its work is counted where it belongs."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
+        now, processor_now = time.perf_counter(), time.process_time()
         self.counters.seconds += now - self._started
-        self._started = now
+        self.counters.processor_seconds += processor_now - self._processor_started
+        self._started, self._processor_started = now, processor_now
 
     def add_micro_batch(
         self, batch: MicroBatch, outputs: dict[str, torch.Tensor], gates: Gates | None, step: int
@@ -130,7 +133,7 @@ class Metrics:
             "step": step,
             "samples": step * self.train_batch_size,
             "tokens": self.counters.tokens,
-            "seconds": round(self.counters.seconds, 4),
+            **self._clocks(),
             "loss": loss,
             "mlm_loss": mlm_loss,
             "nsp_loss": nsp_loss,
@@ -157,7 +160,7 @@ class Metrics:
         record = {
             "step": step,
             "samples": step * self.train_batch_size,
-            "seconds": round(self.counters.seconds, 4),
+            **self._clocks(),
             **figures,
         }
         self._write(record, "eval")
@@ -166,6 +169,10 @@ class Metrics:
             f", nsp accuracy {figures['eval_nsp_accuracy']:.4f}",
             step,
         )
+
+    def _clocks(self) -> dict[str, float]:
+        seconds, processor_seconds = self.counters.seconds, self.counters.processor_seconds
+        return {"seconds": round(seconds, 4), "processor_seconds": round(processor_seconds, 4)}
 
     def _write(self, record: dict[str, Any], group: str) -> None:
         if not self.is_writer:

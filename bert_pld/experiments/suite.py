@@ -1,0 +1,179 @@
+"""Runs the comparison: every variant and seed once, several at a time, going on where an interrupted suite stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from bert_pld.experiments.variants import VARIANTS, Scale, Variant, configuration
+from bert_pld.train.preemption import EXIT_PREEMPTED
+
+POLL_S = 0.2
+CONFIG, LOG, DIVERGED = "given.json", "log.txt", "diverged.json"
+_NOT_FINITE = "is not finite"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of the comparison."""
+
+    variant: Variant
+    seed: int
+    run_dir: Path
+    config: dict[str, Any]
+
+    @property
+    def max_steps(self) -> int:
+        """Of its configuration."""
+        return int(self.config["training"]["max_steps"])
+
+    def is_done(self) -> bool:
+        """Whether it has been evaluated at its last step, or cannot be because its loss is no number any more."""
+        if (self.run_dir / DIVERGED).exists():
+            return True
+        try:
+            lines = (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return False
+        return any(
+            line.startswith(f'{{"step": {self.max_steps},') and '"eval_mlm_loss"' in line for line in reversed(lines)
+        )
+
+
+def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] | None = None) -> list[Job]:
+    """All runs, in such an order that runs to be compared are close in time: the main variants seed by seed.
+
+    Args:
+        output_dir: run folders are `<variant>/seed_<k>` below it.
+        seeds: of main variants; ablations have seed 1 alone.
+        names: of variants; by default all.
+
+    Raises:
+        ValueError: an unknown name, or an earlier suite's run of other settings.
+    """
+    known = {variant.name: variant for variant in VARIANTS}
+    if unknown := sorted(set(names or ()) - set(known)):
+        raise ValueError(f"--variants {unknown[0]}: must be among {', '.join(known)}")
+    chosen = [variant for variant in VARIANTS if names is None or variant.name in set(names)]
+    jobs = []
+    for seed in range(1, seeds + 1):
+        for variant in chosen:
+            if seed == 1 or variant.is_main:
+                run_dir = output_dir / variant.name / f"seed_{seed}"
+                jobs.append(Job(variant, seed, run_dir, configuration(variant, scale, seed)))
+    for job in jobs:
+        given = job.run_dir / CONFIG
+        if given.exists() and json.loads(given.read_text(encoding="utf-8")) != job.config:
+            raise ValueError(f"{job.run_dir}: was begun with other settings; give another --output_dir")
+    return jobs
+
+
+class Suite:
+    """Runs jobs side by side. A signal is handed on: every run saves itself, and the same command goes on.
+
+    Args:
+        data_dir: shards for all runs.
+        at_once: runs side by side; each gets `threads` processor threads.
+        launcher: what starts a run, before its arguments.
+    """
+
+    def __init__(self, data_dir: Path, at_once: int, threads: int, launcher: list[str]) -> None:
+        self.data_dir, self.at_once, self.launcher = data_dir, at_once, launcher
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self._running: dict[subprocess.Popen[bytes], Job] = {}
+        self._stopping = False
+
+    def run(self, jobs: list[Job]) -> list[str]:
+        """Run all that are not done; one line for each that failed. Jobs come in their order.
+
+        Raises:
+            KeyboardInterrupt: a signal came; all runs have saved themselves.
+        """
+        waiting = [job for job in jobs if not job.is_done()]
+        print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them done, {self.at_once} at a time", flush=True)
+        failures: list[str] = []
+        queue = iter(waiting)
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._fill(queue)
+            while self._running:
+                time.sleep(POLL_S)
+                failures += self._reap()
+                self._fill(queue)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._stopping:
+            raise KeyboardInterrupt
+        return failures
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+        for process in self._running:
+            process.send_signal(signal.SIGTERM)
+
+    def _fill(self, queue: Iterator[Job]) -> None:
+        while not self._stopping and len(self._running) < self.at_once:
+            job = next(queue, None)
+            if job is None:
+                return
+            self._running[self._start(job)] = job
+
+    def _start(self, job: Job) -> subprocess.Popen[bytes]:
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        given = job.run_dir / CONFIG
+        given.write_text(json.dumps(job.config, indent=2) + "\n", encoding="utf-8")
+        paths = ["--deepspeed_config", given, "--data_dir", self.data_dir, "--output_dir", job.run_dir]
+        print(f"{job.variant.name}, seed {job.seed}: started", flush=True)
+        with open(job.run_dir / LOG, "ab") as log:
+            return subprocess.Popen(
+                [*self.launcher, *map(str, paths)],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a terminal's Ctrl-C reaches runs through this process alone
+            )
+
+    def _reap(self) -> list[str]:
+        failures = []
+        for process, job in list(self._running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self._running[process]
+            failure = _conclude(job, code)
+            print(f"{job.variant.name}, seed {job.seed}: {failure or 'done'}", flush=True)
+            if failure and not self._stopping:
+                failures.append(f"{job.run_dir}: {failure}")
+        return failures
+
+
+def _conclude(job: Job, code: int) -> str | None:
+    """What went wrong in a run that has ended, if anything. A loss that is no number is a result."""
+    if job.is_done():
+        return None
+    if code == EXIT_PREEMPTED:
+        return "stopped; goes on with the same command"
+    said = (job.run_dir / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in said if line.startswith("error: ")]
+    if errors and _NOT_FINITE in errors[-1]:
+        (job.run_dir / DIVERGED).write_text(json.dumps({"error": errors[-1]}) + "\n", encoding="utf-8")
+        return None
+    return errors[-1] if errors else f"exit code {code}; see {job.run_dir / LOG}"
+
+
+def default_launcher(gpus: int) -> list[str]:
+    """One process on a CPU, the `deepspeed` launcher with all GPUs where there are some."""
+    if not gpus:
+        return [sys.executable, "-m", "bert_pld.pretrain"]
+    return ["deepspeed", "--num_gpus", str(gpus), "--module", "bert_pld.pretrain"]
