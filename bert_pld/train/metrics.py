@@ -74,8 +74,9 @@ class Metrics:
         self._seconds_before = self.counters.seconds
 
     def resume(self, step: int, counters: dict[str, Any]) -> None:
-        """Go on after step `step`: forget lines of steps that are about to be trained again."""
-        self.counters = Counters(**counters)
+        """Go on after step `step` with what a checkpoint says: forget lines of steps that are about to be trained again."""
+        names = (field.name for field in dataclasses.fields(Counters))
+        self.counters = Counters(**{name: counters[name] for name in names if name in counters})
         self._reset()
         if self.is_writer and self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
