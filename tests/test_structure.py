@@ -23,6 +23,7 @@ LAYERS = [
     "train",
     "cli",
     "bench",
+    "experiments",
 ]
 COMMANDS = {"pretrain", "evaluate", "export", "plan", "plot", "status", "compile_kernels"}
 FREE_OF_CONFIG = {"data": {"counter_rng", "data"}}

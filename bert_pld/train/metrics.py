@@ -74,7 +74,7 @@ class Metrics:
         self._seconds_before = self.counters.seconds
 
     def resume(self, step: int, counters: dict[str, Any]) -> None:
-        """Go on after step `step` with what a checkpoint says: forget lines of steps that are about to be trained again."""
+        """Go on after step `step` with what a checkpoint says; forget lines of steps that will be trained again."""
         names = (field.name for field in dataclasses.fields(Counters))
         self.counters = Counters(**{name: counters[name] for name in names if name in counters})
         self._reset()
