@@ -77,6 +77,18 @@ def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] |
     return jobs
 
 
+def finished_runs(output_dir: Path) -> dict[str, dict[int, Path]]:
+    """Variant → seed → run folder, of all runs below a suite's folder that are done."""
+    found: dict[str, dict[int, Path]] = {}
+    for variant in VARIANTS:
+        for run_dir in sorted((output_dir / variant.name).glob("seed_*")):
+            seed = int(run_dir.name.removeprefix("seed_"))
+            config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+            if Job(variant, seed, run_dir, config).is_done():
+                found.setdefault(variant.name, {})[seed] = run_dir
+    return found
+
+
 class Suite:
     """Runs jobs side by side. A signal is handed on: every run saves itself, and the same command goes on.
 

@@ -1,0 +1,131 @@
+"""`python -m bert_pld.experiments {run|summarize}`: the paper's comparison at a scale of configs/scales/."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bert_pld.cli import make_parser, run
+from bert_pld.experiments.variants import CONFIGS, VARIANTS, load_scale
+
+CONDITIONS = "conditions.json"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Two commands, each with its options."""
+    parser = make_parser(
+        "bert_pld.experiments",
+        "Train the paper's eight variants on the same samples, and compare them.",
+        "python -m bert_pld.experiments run --scale cpu --data_dir shards/ --output_dir runs/paper --seeds 3",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run", help="train what is not trained yet")
+    runs.add_argument("--scale", required=True, help="a file of configs/scales/, without .json")
+    runs.add_argument("--data_dir", required=True, type=Path, help="shards of `data_prep build`")
+    runs.add_argument("--output_dir", required=True, type=Path, help="a folder for all runs")
+    runs.add_argument("--seeds", type=int, default=3, help="of Post-LN, Pre-LN and both PLDs (default 3); others: 1")
+    names = ", ".join(variant.name for variant in VARIANTS)
+    runs.add_argument("--variants", nargs="+", metavar="NAME", help=f"of {names} (default: all)")
+    runs.add_argument("--at_once", type=int, help="runs side by side (default: one a processor; on GPUs 1)")
+    summary = commands.add_parser("summarize", help="figures of the runs that are finished")
+    summary.add_argument("output_dir", type=Path, help="of `run`")
+    summary.add_argument("--json", type=Path, required=True, help="write the figures here")
+    summary.add_argument("--plot", type=Path, help="draw the curves: .png, .svg or .pdf")
+    return parser
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run or summarize; 1 where a run failed."""
+    return _run(options) if options.command == "run" else _summarize(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    import torch
+
+    from bert_pld.experiments.suite import Suite, default_launcher, plan_jobs
+
+    if options.seeds < 1 or (options.at_once or 1) < 1:
+        raise ValueError("--seeds, --at_once: must be >= 1")
+    gpus = torch.cuda.device_count()
+    processors = len(os.sched_getaffinity(0))
+    at_once = 1 if gpus else options.at_once or processors
+    scale = load_scale(options.scale)
+    jobs = plan_jobs(scale, options.output_dir, options.seeds, options.variants)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    conditions = options.output_dir / CONDITIONS
+    if not conditions.exists():
+        described = describe(options, gpus, at_once)
+        conditions.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    threads = max(1, processors // at_once)
+    failures = Suite(options.data_dir, at_once, threads, default_launcher(gpus)).run(jobs)
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def describe(options: argparse.Namespace, gpus: int, at_once: int) -> dict[str, Any]:
+    """Hardware, versions, commit and command, for the result's file."""
+    import deepspeed
+    import torch
+
+    commit = subprocess.run(
+        ["git", "-C", str(CONFIGS), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "device": "gpu" if gpus else "cpu",
+        "hardware": f"{gpus} × {torch.cuda.get_device_name(0)}" if gpus else _processor(),
+        "processors": len(os.sched_getaffinity(0)),
+        "runs_at_once": at_once,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "deepspeed": deepspeed.__version__,
+        },
+        "commit": commit or "unknown",
+        "scale": options.scale,
+        "command": f"python -m bert_pld.experiments run --scale {options.scale} --seeds {options.seeds}",
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _summarize(options: argparse.Namespace) -> int:
+    from bert_pld.experiments.comparison import compare
+    from bert_pld.experiments.curves import CLOCKS, read_curve
+    from bert_pld.experiments.drawing import draw
+    from bert_pld.experiments.suite import finished_runs
+    from bert_pld.experiments.tables import table
+
+    try:
+        conditions = json.loads((options.output_dir / CONDITIONS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{options.output_dir}: has no {CONDITIONS}; give the --output_dir of `run`") from None
+    clock = CLOCKS[conditions["device"]]
+    curves = {
+        name: {seed: read_curve(run_dir, clock) for seed, run_dir in seeds.items()}
+        for name, seeds in finished_runs(options.output_dir).items()
+    }
+    comparison = compare(curves)
+    runs = {name: {str(seed): curve.as_json() for seed, curve in seeds.items()} for name, seeds in curves.items()}
+    result = {"conditions": conditions, "clock": clock, "comparison": comparison, "runs": runs}
+    options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(table(comparison), end="")
+    if options.plot is not None:
+        draw(curves, options.plot, f"{conditions['hardware']}, scale {conditions['scale']}, {conditions['commit']}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main, build_parser())

@@ -1,0 +1,94 @@
+"""A run's held-out loss over samples and over time, and what is read off it: a loss at a time, a time to a loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+from bert_pld.experiments.suite import DIVERGED
+from bert_pld.plot import read_run
+
+CLOCKS = {"cpu": "processor_seconds", "gpu": "seconds"}
+"""What time is, by device. On a CPU runs share a machine, whose wall clock would count the others' work."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Evaluations of one run, in order, and its totals."""
+
+    samples: list[int]
+    seconds: list[float]
+    """Of the clock chosen; training alone, without evaluations and checkpoints."""
+    loss: list[float]
+    """Held-out MLM loss, nats a masked token, all blocks on."""
+    accuracy: list[float]
+    tokens: int
+    flops: float
+    """Executed in training, of matrix products (`ModelFlops`)."""
+    kept_blocks: float
+    """Mean over training."""
+    diverged: bool
+
+    def loss_at(self, seconds: float) -> float | None:
+        """The loss after so much time, linear between evaluations; None outside of them."""
+        for (t0, l0), (t1, l1) in itertools.pairwise(zip(self.seconds, self.loss, strict=True)):
+            if t0 <= seconds <= t1:
+                return l0 + (l1 - l0) * (seconds - t0) / (t1 - t0)
+        return None
+
+    def seconds_to(self, loss: float) -> float | None:
+        """The time after which the loss is this or lower, linear between evaluations; None if never."""
+        if self.loss and self.loss[0] <= loss:
+            return self.seconds[0]
+        for (t0, l0), (t1, l1) in itertools.pairwise(zip(self.seconds, self.loss, strict=True)):
+            if l1 <= loss:
+                return t0 + (t1 - t0) * (l0 - loss) / (l0 - l1)
+        return None
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, rounded to what is measured."""
+        values = dataclasses.asdict(self)
+        rounded = {"seconds": [round(t, 2) for t in self.seconds], "kept_blocks": round(self.kept_blocks, 4)}
+        return {**values, **rounded, **{key: [round(v, 5) for v in values[key]] for key in ("loss", "accuracy")}}
+
+
+def read_curve(run_dir: Path, clock: str) -> Curve:
+    """A run's curve.
+
+    Args:
+        run_dir: holds `metrics.jsonl`.
+        clock: a value of `CLOCKS`.
+
+    Raises:
+        ValueError: no metrics, or without an evaluation.
+    """
+    run = read_run(run_dir)
+    if not run.evaluations or not run.training:
+        raise ValueError(f"{run_dir}: has no evaluation yet")
+    flops = before = 0.0
+    for line in run.training:
+        flops += line["tflops"] * 1e12 * (line["seconds"] - before)
+        before = line["seconds"]
+    steps = [line["step"] for line in run.training]
+    kept = sum(line["kept_blocks"] * n for line, n in zip(run.training, _differences(steps), strict=True))
+    return Curve(
+        samples=[line["samples"] for line in run.evaluations],
+        seconds=[float(line[clock]) for line in run.evaluations],
+        loss=[float(line["eval_mlm_loss"]) for line in run.evaluations],
+        accuracy=[float(line["eval_mlm_accuracy"]) for line in run.evaluations],
+        tokens=run.training[-1]["tokens"],
+        flops=flops,
+        kept_blocks=kept / steps[-1],
+        diverged=(run_dir / DIVERGED).exists(),
+    )
+
+
+def curve_from_json(values: dict[str, Any]) -> Curve:
+    """What `as_json` gave."""
+    return Curve(**values)
+
+
+def _differences(steps: list[int]) -> list[int]:
+    return [after - before for before, after in itertools.pairwise([0, *steps])]

@@ -1,0 +1,90 @@
+"""Figures read off curves whose answers are known by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from bert_pld.experiments.comparison import compare, spread
+from bert_pld.experiments.curves import Curve
+from bert_pld.experiments.tables import figure, found_in, put_into, table
+
+
+def curve(loss, seconds, *, flops=100.0, diverged=False):
+    samples = [100 * (i + 1) for i in range(len(loss))]
+    return Curve(
+        samples, list(map(float, seconds)), list(loss), [0.1] * len(loss), samples[-1] * 64, flops, 4.0, diverged
+    )
+
+
+def test_loss_between_two_evaluations_is_on_their_line():
+    one = curve([6.0, 5.0, 4.5], [10, 20, 30])
+    assert one.loss_at(15) == pytest.approx(5.5)
+    assert one.loss_at(30) == 4.5
+    assert one.loss_at(5) is None
+    assert one.loss_at(31) is None
+
+
+def test_time_to_a_loss_is_the_first_crossing():
+    one = curve([6.0, 5.0, 5.2, 4.0], [10, 20, 30, 40])
+    assert one.seconds_to(5.5) == pytest.approx(15)
+    assert one.seconds_to(4.6) == pytest.approx(35)
+    assert one.seconds_to(6.5) == 10
+    assert one.seconds_to(3.9) is None
+
+
+def test_spread_is_the_sample_deviation():
+    assert spread([1.0, 2.0, 3.0]) == {"mean": 2.0, "deviation": 1.0, "n": 3}
+    assert spread([2.0]) == {"mean": 2.0, "deviation": 0.0, "n": 1}
+    assert spread([]) is None
+
+
+@pytest.fixture
+def compared():
+    return compare(
+        {
+            "post_ln": {1: curve([6.0, 5.0], [50, 100]), 2: curve([6.0, 5.2], [50, 100])},
+            "pld_batch": {1: curve([5.1, 4.0], [40, 80], flops=75.0), 2: curve([5.3, 4.4], [40, 80], flops=75.0)},
+            "pre_ln_high_lr": {1: curve([6.0, 7.0], [50, 90], diverged=True)},
+        }
+    )
+
+
+def test_figures_of_the_table(compared):
+    rows = {row["variant"]: row for row in compared["rows"]}
+    assert compared["equal_samples"] == 200
+    assert compared["equal_seconds"] == 80
+    assert compared["baseline_loss"] == pytest.approx(5.1)
+    pld = rows["pld_batch"]
+    assert pld["loss_at_equal_samples"] == spread([4.0, 4.4])
+    assert rows["post_ln"]["loss_at_equal_time"] == spread([5.4, 5.52])
+    assert pld["time_a_sample"]["mean"] == pytest.approx(0.8)
+    assert pld["flops_a_sample"]["mean"] == pytest.approx(0.75)
+    # 5.1 is reached at 40 s by seed 1, and by seed 2 at 40 + 40 × 0.2 / 0.9.
+    assert pld["speedup_to_baseline_loss"]["mean"] == pytest.approx((100 / 40 + 100 / (40 + 8 / 0.9)) / 2, rel=1e-4)
+    assert pld["reached_baseline_loss"] == 2
+    assert rows["pre_ln_high_lr"]["diverged"] == 1
+    assert rows["pre_ln_high_lr"]["loss_at_equal_samples"] is None
+
+
+def test_without_the_baseline_there_is_no_comparison():
+    with pytest.raises(ValueError, match="post_ln: has no finished run"):
+        compare({"pre_ln": {1: curve([6.0], [10])}})
+
+
+def test_table_goes_into_a_page_and_comes_out_again(compared, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Results\n<!-- table of x: begin -->\nold\n<!-- table of x: end -->\nafter\n")
+    text = table(compared)
+    put_into(page, "x", text)
+    assert found_in(page, "x") == text
+    assert page.read_text().endswith("\nafter\n")
+    assert "old" not in page.read_text()
+    assert "| PLD, by batch | 4.200 ± 0.283 | 4.200 ± 0.283 |" in text
+    assert "1 diverged" in text
+    with pytest.raises(ValueError, match="lacks the lines"):
+        put_into(page, "y", text)
+
+
+def test_one_run_has_no_deviation():
+    assert figure({"mean": 1.25, "deviation": 0.0, "n": 1}, 2) == "1.25"
+    assert figure(None, 2) == "–"

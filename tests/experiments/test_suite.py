@@ -1,0 +1,146 @@
+"""The suite on a corpus of its own: configurations differ in what they should, and an interrupted suite goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import REPOSITORY, clean_environment, write_corpus
+
+from bert_pld.config import ConfigError, load_config
+from bert_pld.experiments.variants import VARIANTS, Scale, configuration, lay_over, load_scale
+from bert_pld.pld.engine import make_schedule
+
+TINY = {
+    "train_batch_size": 8,
+    "train_micro_batch_size_per_gpu": 8,
+    "bf16": None,
+    "zero_optimization": None,
+    "scheduler": {"params": {"warmup_num_steps": 2, "decay_step": 2}},
+    "model": {
+        "preset": None,
+        "hidden_size": 32,
+        "num_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    },
+    "data": {"seq_length": 32, "workers": 0},
+    "training": {"max_steps": 12, "log_interval": 2, "eval_interval": 4, "checkpoint_interval": 4},
+}
+SCALE = Scale("tiny", {"0.0001": 1e-3, "0.001": 3e-3}, TINY)
+
+
+def test_variants_differ_in_what_they_are_named_for():
+    configs = {variant.name: configuration(variant, SCALE, 7) for variant in VARIANTS}
+    assert len(configs) == 8
+    assert {name for name, c in configs.items() if c["model"]["normalization"] == "post"} == {"post_ln"}
+    low = {name for name, c in configs.items() if c["optimizer"]["params"]["lr"] == 1e-3}
+    assert low == {"post_ln", "pre_ln"}
+    schedules = {}
+    for name, values in configs.items():
+        loaded = load_config(values)
+        assert loaded.training.seed == loaded.progressive_layer_drop.seed == 7
+        assert "bf16" not in loaded.deepspeed
+        if loaded.progressive_layer_drop.enabled:
+            schedules[name] = make_schedule(loaded.progressive_layer_drop, 12)
+    assert set(schedules) == {"uniform_dropping", "time_only", "depth_only", "pld_batch", "pld_sample"}
+    start = {name: schedule.expected_depth(0) for name, schedule in schedules.items()}
+    end = {name: schedule.expected_depth(10**6) for name, schedule in schedules.items()}
+    assert {name for name, depth in start.items() if depth == 12} == {"time_only", "pld_batch", "pld_sample"}
+    # All of them run as much at the limit: 8.75 of 12 blocks.
+    assert end == {name: pytest.approx(8.75, abs=0.02) for name in schedules}
+    assert schedules["pld_batch"].gamma == pytest.approx(100 / 12)
+
+
+def test_scales_are_read_and_mistakes_are_one_line():
+    assert load_scale("cpu").learning_rates["0.001"] > load_scale("cpu").learning_rates["0.0001"]
+    for variant in VARIANTS:
+        load_config(configuration(variant, load_scale("cpu"), 1))
+        load_config(configuration(variant, load_scale("gpu"), 1))
+    with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, gpu"):
+        load_scale("tpu")
+    with pytest.raises(ConfigError, match="none in place of 0.001, which pld_batch asks for"):
+        configuration(VARIANTS[2], Scale("x", {}, {}), 1)
+
+
+def test_laying_over_merges_sections_and_null_removes():
+    values = {"a": {"b": 1, "c": 2}, "d": {"e": 1}}
+    lay_over(values, {"a": {"b": 3}, "d": None, "f": [1]})
+    assert values == {"a": {"b": 3, "c": 2}, "f": [1]}
+
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from bert_pld.experiments import __main__ as command
+from bert_pld.experiments.variants import Scale
+tiny = json.loads(Path(sys.argv[1]).read_text())
+command.load_scale = lambda name: Scale(name, {"0.0001": 1e-3, "0.001": 3e-3}, tiny)
+command.run(command.main, command.build_parser(), sys.argv[2:])
+"""
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Start `bert_pld.experiments` with a tiny scale."""
+    folder = tmp_path_factory.mktemp("suite")
+    corpus, scale = write_corpus(folder / "corpus"), folder / "tiny.json"
+
+    def start(steps, *arguments):
+        scale.write_text(json.dumps({**TINY, "training": {**TINY["training"], "max_steps": steps}}))
+        return subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(scale), *arguments],
+            env={**clean_environment(), "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    start.corpus, start.folder = corpus, folder
+    return start
+
+
+def test_interrupted_suite_goes_on_and_is_summarized(command):
+    out = command.folder / "runs"
+    shared = ["--scale", "tiny", "--data_dir", str(command.corpus), "--output_dir", str(out)]
+    arguments = ["run", *shared, "--seeds", "1", "--variants", "post_ln", "pld_batch", "--at_once", "2"]
+    first = command(3000, *arguments)
+    metrics = [out / name / "seed_1" / "metrics.jsonl" for name in ("post_ln", "pld_batch")]
+    deadline = time.monotonic() + 60
+    while not all(path.exists() for path in metrics) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(first.pid, signal.SIGTERM)
+    said, errors = first.communicate(timeout=60)
+    assert first.returncode == 130, errors
+    assert said.count("stopped; goes on with the same command") == 2
+
+    stopped = json.loads(metrics[0].read_text().splitlines()[-1])["step"]
+    assert stopped < 3000
+    refused = command(stopped + 5, *arguments)
+    assert "was begun with other settings" in refused.communicate(timeout=60)[1]
+    assert refused.returncode == 1
+
+    done = command(3000, *arguments)
+    said, errors = done.communicate(timeout=200)
+    assert done.returncode == 0, errors
+    steps = [json.loads(line)["step"] for line in metrics[0].read_text().splitlines() if '"mlm_loss"' in line]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 3000
+
+    again = command(3000, *arguments)
+    assert "2 runs, 2 of them done" in again.communicate(timeout=60)[0]
+    summary = command(3000, "summarize", str(out), "--json", str(out / "x.json"), "--plot", str(out / "x.png"))
+    said, errors = summary.communicate(timeout=60)
+    assert summary.returncode == 0, errors
+    result = json.loads((out / "x.json").read_text())
+    rows = {row["variant"]: row for row in result["comparison"]["rows"]}
+    assert rows["pld_batch"]["kept_blocks"]["mean"] < rows["post_ln"]["kept_blocks"]["mean"] == 3
+    assert rows["pld_batch"]["flops_a_sample"]["mean"] < 1
+    assert (out / "x.png").stat().st_size > 10_000
+    assert "| Post-LN |" in said
