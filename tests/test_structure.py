@@ -21,11 +21,12 @@ LAYERS = [
     "model",
     "data",
     "train",
+    "glue",
     "cli",
     "bench",
     "experiments",
 ]
-COMMANDS = {"pretrain", "evaluate", "export", "plan", "plot", "status", "compile_kernels"}
+COMMANDS = {"pretrain", "evaluate", "export", "plan", "plot", "status", "compile_kernels", "finetune_glue"}
 FREE_OF_CONFIG = {"data": {"counter_rng", "data"}}
 
 

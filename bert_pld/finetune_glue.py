@@ -1,0 +1,175 @@
+"""Fine-tune on GLUE: `deepspeed --module bert_pld.finetune_glue --task CoLA --glue_dir G --model M --output_dir D`."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bert_pld.cli import make_parser, run_as_rank
+from bert_pld.glue.tasks import DIAGNOSTIC, TASKS, Task, find_tasks
+
+if TYPE_CHECKING:
+    from bert_pld.glue.encoder import Encoder
+    from bert_pld.glue.finetuning import Settings
+
+SUMMARY = "summary"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = make_parser(
+        "bert_pld.finetune_glue",
+        "Fine-tune an encoder on tasks of GLUE, over learning rates and seeds; what is done is not done again.",
+        "deepspeed --num_gpus 1 --module bert_pld.finetune_glue --task RTE CoLA --glue_dir glue/ --model runs/base"
+        " --output_dir runs/glue --learning_rates 3e-5 5e-5 7e-5 --seeds 1 2 3",
+    )
+    names = ", ".join(TASKS)
+    parser.add_argument("--task", nargs="+", metavar="TASK", help=f"all, or of {names}; AX is answered with MNLI")
+    parser.add_argument("--glue_dir", help="the official download; or hub, or hub=DATASET, for the Hugging Face Hub's")
+    parser.add_argument("--model", help="a run, a checkpoint, an export, or any encoder transformers knows")
+    parser.add_argument("--output_dir", type=Path, help="results, answers for the leaderboard, summary")
+    parser.add_argument("--from_scratch", action="store_true", help="the same encoder with fresh weights: the control")
+    parser.add_argument("--learning_rates", nargs="+", type=float, help="tried in turn (default: the paper's a task)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default 1 2 3")
+    parser.add_argument("--epochs", type=int, default=3, help="default 3")
+    parser.add_argument("--batch_size", type=int, default=32, help="sequences a step, over all ranks (default 32)")
+    parser.add_argument("--max_seq_length", type=int, default=128, help="tokens (default 128)")
+    parser.add_argument("--patience", type=int, help="stop after so many epochs without a better dev score")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--max_train_rows", type=int, help="train on the first so many rows only")
+    parser.add_argument("--deepspeed_config", type=Path, metavar="FILE", help="further keys for DeepSpeed")
+    parser.add_argument("--summarize", nargs="+", type=Path, metavar="DIR", help="only print a table of these folders")
+    parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
+    parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(options: argparse.Namespace) -> int:
+    """Fine-tune what is asked for and not done yet, and print the table."""
+    from bert_pld.glue.summary import summarize, table
+
+    if options.summarize:
+        print(table({path.name: summarize(path) for path in options.summarize}), end="")
+        return 0
+    for name in ("task", "glue_dir", "model", "output_dir"):
+        if getattr(options, name) is None:
+            raise ValueError(f"--{name}: missing; must be given, except with --summarize")
+    tasks = find_tasks(options.task)
+    for rate in options.learning_rates or ():
+        if not 0 < rate < 1:
+            raise ValueError(f"--learning_rates {rate:g}: must be in (0, 1)")
+    finetune_all(options, tasks)
+    if os.environ.get("RANK", "0") == "0":
+        summary = summarize(options.output_dir)
+        text = table({options.output_dir.resolve().name: summary})
+        (options.output_dir / f"{SUMMARY}.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (options.output_dir / f"{SUMMARY}.md").write_text(text, encoding="utf-8")
+        print(text, end="")
+    return 0
+
+
+def finetune_all(options: argparse.Namespace, tasks: list[Task]) -> None:
+    """Every task, learning rate and seed."""
+    import torch.distributed as dist
+
+    from bert_pld.glue.encoder import load_encoder
+    from bert_pld.glue.finetuning import Settings
+    from bert_pld.train.run import join_process_group
+
+    device = join_process_group()
+    try:
+        settings = Settings(
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            max_seq_length=options.max_seq_length,
+            patience=options.patience,
+            precision=options.precision,
+            max_train_rows=options.max_train_rows,
+        )
+        settings.check(dist.get_world_size(), device.type)
+        with hugging_face_folder(options.model) as folder:
+            encoder = load_encoder(folder, settings.max_seq_length, options.from_scratch)
+            for task in tasks:
+                finetune_task(options, task, encoder, settings, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def finetune_task(options: argparse.Namespace, task: Task, encoder: Encoder, settings: Settings, device: Any) -> None:
+    """Every learning rate and seed of one task."""
+    import torch.distributed as dist
+
+    from bert_pld.config import read_json
+    from bert_pld.glue.finetuning import finetune
+    from bert_pld.glue.results import result_folder
+    from bert_pld.glue.task_data import read_task
+
+    rates = options.learning_rates or [task.paper_lr or 5e-5]
+    wanted = [
+        (rate, seed, result_folder(options.output_dir, task, options.model, options.from_scratch, rate, seed, settings))
+        for rate, seed in itertools.product(rates, options.seeds)
+    ]
+    todo = [(rate, seed, place) for rate, seed, place in wanted if place.read() is None]
+    say(f"{task.name}: {len(wanted)} fine-tunings, {len(wanted) - len(todo)} of them done")
+    if not todo:
+        return
+    data = read_task(task, DIAGNOSTIC if task.name == "MNLI" else None, options.glue_dir, encoder.tokenizer, settings)
+    say(f"{task.name}: {data.describe()}")
+    more = read_json(options.deepspeed_config) if options.deepspeed_config else None
+    for rate, seed, place in todo:
+        began = time.perf_counter()
+        outcome = finetune(
+            encoder.classifier(task, seed),
+            task,
+            data.train,
+            data.dev,
+            data.test,
+            learning_rate=rate,
+            seed=seed,
+            settings=settings,
+            pad_id=encoder.pad_id,
+            device=device,
+            deepspeed_config=more,
+        )
+        if dist.get_rank() == 0:
+            place.write(task, outcome, data.left_out, time.perf_counter() - began)
+        scores = ", ".join(
+            f"{split} {metric} {value:.1f}"
+            for split, values in outcome.scores.items()
+            for metric, value in values.items()
+        )
+        say(f"{task.name}, lr {rate:g}, seed {seed}: {scores} (epoch {outcome.best_epoch} of {settings.epochs})")
+        dist.barrier()
+
+
+def say(text: str) -> None:
+    """A line for whoever watches."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
+
+
+@contextmanager
+def hugging_face_folder(model: str) -> Iterator[str]:
+    """A model as transformers loads it: itself, or an export of a checkpoint of ours for as long as it is needed."""
+    from bert_pld.export import export_checkpoint
+    from bert_pld.glue.encoder import is_hugging_face_folder
+
+    path = Path(model)
+    if not path.is_dir() or is_hugging_face_folder(path):
+        yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="bert_pld_") as folder:
+        export_checkpoint(path, Path(folder) / "exported")
+        yield str(Path(folder) / "exported")
+
+
+if __name__ == "__main__":
+    run_as_rank(main, build_parser())

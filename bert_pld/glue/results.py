@@ -1,0 +1,95 @@
+"""Results on disk: one folder a fine-tuning, kept under its settings; answers in the leaderboard's format."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bert_pld.glue.finetuning import Outcome, Settings
+from bert_pld.glue.tasks import Task
+
+RESULT = "result.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultFolder:
+    """Where one fine-tuning's result lies: `<output_dir>/<task>/lr_<rate>_seed_<k>`."""
+
+    path: Path
+    conditions: dict[str, Any]
+
+    def read(self) -> dict[str, Any] | None:
+        """The result, if this fine-tuning was done before.
+
+        Raises:
+            ValueError: what is there was done under other conditions.
+        """
+        try:
+            found: dict[str, Any] = json.loads((self.path / RESULT).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return None  # cut short; done again
+        differing = [key for key, value in self.conditions.items() if found["conditions"].get(key) != value]
+        if differing:
+            key = differing[0]
+            raise ValueError(
+                f"{self.path}: was made with {key} = {found['conditions'].get(key)!r}, not {self.conditions[key]!r};"
+                " give another --output_dir"
+            )
+        return found
+
+    def write(self, task: Task, outcome: Outcome, left_out: Mapping[str, int], seconds: float) -> dict[str, Any]:
+        """Write answers first, then the result, which says that all is there."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name, answers in outcome.predictions.items():
+            write_predictions(self.path / name, task, answers)
+        result = {
+            "task": task.name,
+            "conditions": self.conditions,
+            "best_epoch": outcome.best_epoch,
+            "dev": outcome.scores,
+            "epochs": outcome.epochs,
+            "left_out_rows": dict(left_out),
+            "seconds": round(seconds, 1),
+        }
+        aside = self.path / f"{RESULT}.partial"
+        aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        aside.replace(self.path / RESULT)
+        return result
+
+
+def result_folder(
+    output_dir: Path, task: Task, model: str, from_scratch: bool, learning_rate: float, seed: int, settings: Settings
+) -> ResultFolder:
+    """The place of a fine-tuning under these conditions."""
+    conditions = {
+        "model": model,
+        "from_scratch": from_scratch,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        **dataclasses.asdict(settings),
+    }
+    return ResultFolder(output_dir / task.name / f"lr_{learning_rate:g}_seed_{seed}", conditions)
+
+
+def write_predictions(path: Path, task: Task, answers: NDArray[np.float64]) -> None:
+    """The leaderboard's file: `index`, `prediction`; labels of entailment as words, scores with three digits.
+
+    Args:
+        path: such as `RTE.tsv`.
+        task: whose.
+        answers: classes or scores, `[rows]` in the test file's order.
+    """
+    if task.labels is None:
+        said = [f"{answer:.3f}" for answer in answers]
+    else:
+        said = [task.labels[int(answer)] for answer in answers]
+    rows = "".join(f"{index}\t{answer}\n" for index, answer in enumerate(said))
+    path.write_text(f"index\tprediction\n{rows}", encoding="utf-8")
