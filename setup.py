@@ -30,6 +30,7 @@ setup(
         "h5py>=3.10",
         "numpy>=1.26",
         "matplotlib>=3.8",
+        "scikit-learn>=1.3",
         "scipy>=1.11",
         "sentencex>=1.0",
         "tqdm>=4.66",
