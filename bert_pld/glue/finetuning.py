@@ -136,7 +136,8 @@ def finetune(
             engine.backward(loss)
             engine.step()
             losses += loss.detach().float()
-        mean_loss = float(losses) / len(batches)
+        dist.all_reduce(losses)
+        mean_loss = float(losses) / len(batches) / world_size
         if not math.isfinite(mean_loss):
             raise ValueError(
                 f"{task.name}, lr {learning_rate:g}, seed {seed}: the loss is not finite in epoch {epoch + 1}"

@@ -186,4 +186,4 @@ def find_tasks(names: list[str]) -> list[Task]:
         if name.lower() not in by_name:
             hint = "; the diagnostic set AX comes with MNLI" if name.lower() in ("ax", "diagnostic") else ""
             raise ValueError(f"--task {name}: must be all or among {', '.join(TASKS)}{hint}")
-    return [by_name[name.lower()] for name in dict.fromkeys(names)]
+    return [by_name[name] for name in dict.fromkeys(name.lower() for name in names)]

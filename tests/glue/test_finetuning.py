@@ -1,0 +1,199 @@
+"""Fine-tuning through the command, on a task made up here that a tiny encoder can learn."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import SEQ_LENGTH, VOCABULARY, clean_environment, free_port, run_pretrain, small_config, write_corpus
+
+from bert_pld.glue.batches import Encoded, collate, evaluation_rows, training_order
+from bert_pld.glue.encoder import load_encoder
+from bert_pld.glue.finetuning import linear_schedule
+
+SETTINGS = ["--epochs", "3", "--batch_size", "16", "--max_seq_length", "32", "--learning_rates", "3e-3"]
+
+
+@pytest.fixture(scope="module")
+def glue_dir(tmp_path_factory):
+    """SST-2's layout: a sentence is positive if it holds the word w7."""
+    folder, rng = tmp_path_factory.mktemp("glue") / "SST-2", np.random.default_rng(0)
+    folder.mkdir()
+    words = np.array([f"w{i}" for i in range(51) if i != 7])
+
+    def rows(count):
+        for _ in range(count):
+            sentence, positive = rng.choice(words, rng.integers(4, 12)), rng.integers(2)
+            if positive:
+                sentence[rng.integers(len(sentence))] = "w7"
+            yield " ".join(sentence), positive
+
+    for name, count in (("train", 400), ("dev", 101)):
+        lines = "".join(f"{sentence}\t{label}\n" for sentence, label in rows(count))
+        (folder / f"{name}.tsv").write_text(f"sentence\tlabel\n{lines}")
+    lines = "".join(f"{i}\t{sentence}\n" for i, (sentence, _) in enumerate(rows(7)))
+    (folder / "test.tsv").write_text(f"index\tsentence\n{lines}")
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A run of ours of a few steps, without dropout, so that ranks can be compared."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    config = small_config(model={"hidden_dropout": 0.0, "attention_dropout": 0.0}, training={"max_steps": 4})
+    run_pretrain(config, write_corpus(folder / "corpus"), folder / "run")
+    return folder / "run"
+
+
+def finetune(glue_dir, model, output_dir, *arguments, ranks=1, expect=0):
+    launcher = [sys.executable, "-m"]
+    if ranks > 1:
+        deepspeed = Path(sys.executable).parent / "deepspeed"
+        launcher = [str(deepspeed), "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module"]
+    paths = ["--glue_dir", str(glue_dir), "--model", str(model), "--output_dir", str(output_dir)]
+    command = [*launcher, "bert_pld.finetune_glue", "--task", "SST-2", *paths, *SETTINGS, *arguments]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == expect, done.stderr[-3000:]
+    return done
+
+
+def result_of(output_dir, seed=1):
+    return json.loads((output_dir / "SST-2" / f"lr_0.003_seed_{seed}" / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(glue_dir, checkpoint, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("finetuned") / "out"
+    done = finetune(glue_dir, checkpoint, output_dir, "--seeds", "1", "2")
+    return output_dir, done.stdout
+
+
+def test_task_is_learnt_and_answered(finished):
+    output_dir, said = finished
+    result = result_of(output_dir)
+    assert result["dev"]["dev"]["accuracy"] > 90
+    losses = [epoch["loss"] for epoch in result["epochs"]]
+    assert losses[-1] < 0.5 * losses[0]
+    best = max(result["epochs"], key=lambda epoch: epoch["dev"]["dev"]["accuracy"])
+    assert result["best_epoch"] == best["epoch"]
+    answers = (output_dir / "SST-2" / "lr_0.003_seed_1" / "SST-2.tsv").read_text().splitlines()
+    assert answers[0] == "index\tprediction"
+    assert [line.split("\t")[0] for line in answers[1:]] == [str(i) for i in range(7)]
+    assert {line.split("\t")[1] for line in answers[1:]} <= {"0", "1"}
+    summary = json.loads((output_dir / "summary.json").read_text())
+    scores = [result_of(output_dir, seed)["dev"]["dev"]["accuracy"] for seed in (1, 2)]
+    assert summary["tasks"]["SST-2"]["score"] == {
+        "mean": pytest.approx(np.mean(scores)),
+        "deviation": pytest.approx(np.std(scores, ddof=1)),
+        "n": 2,
+    }
+    assert (output_dir / "summary.md").read_text() in said
+
+
+def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finished, glue_dir, checkpoint):
+    output_dir, _ = finished
+    before = (output_dir / "SST-2" / "lr_0.003_seed_1" / "result.json").stat().st_mtime_ns
+    again = finetune(glue_dir, checkpoint, output_dir, "--seeds", "1", "2")
+    assert "SST-2: 2 fine-tunings, 2 of them done" in again.stdout
+    assert (output_dir / "SST-2" / "lr_0.003_seed_1" / "result.json").stat().st_mtime_ns == before
+    refused = finetune(glue_dir, checkpoint, output_dir, "--seeds", "1", "--epochs", "2", expect=1)
+    [error] = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert "was made with epochs = 3, not 2; give another --output_dir" in error
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.launcher
+def test_two_ranks_have_the_losses_and_scores_of_one(finished, glue_dir, checkpoint, tmp_path):
+    finetune(glue_dir, checkpoint, tmp_path / "out", "--seeds", "1", ranks=2)
+    one, two = result_of(finished[0]), result_of(tmp_path / "out")
+    losses = [[epoch["loss"] for epoch in result["epochs"]] for result in (one, two)]
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    for a, b in zip(one["epochs"], two["epochs"], strict=True):
+        assert b["dev"]["dev"]["accuracy"] == pytest.approx(a["dev"]["dev"]["accuracy"], abs=1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max_seq_length", "512"], "--max_seq_length 512: the model .* has 64 positions"),
+        (["--precision", "fp16"], "--precision fp16: needs a GPU"),
+        (["--batch_size", "0"], "--batch_size 0: must be a positive multiple of 1 rank"),
+    ],
+)
+def test_mistakes_are_one_line(glue_dir, checkpoint, tmp_path, arguments, message):
+    if torch.cuda.is_available() and "fp16" in arguments:
+        pytest.skip("has a GPU")
+    done = finetune(glue_dir, checkpoint, tmp_path / "out", *arguments, expect=1)
+    [error] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert re.search(message, error)
+    assert "Traceback" not in done.stderr
+
+
+def test_learning_rate_goes_up_and_down_linearly():
+    shares = [linear_schedule(step, 100, 0.1) for step in range(101)]
+    assert shares[0] == pytest.approx(0.1)
+    assert shares[9] == 1.0
+    assert shares[55] == pytest.approx(0.5)
+    assert shares[100] == 0.0
+
+
+def test_every_row_is_trained_on_once_an_epoch_and_the_last_batch_is_filled():
+    lengths = np.random.default_rng(0).integers(5, 60, 1003)
+    first = training_order(lengths, 16, seed=1, epoch=0)
+    assert {len(batch) for batch in first} == {16}
+    assert len(first) == 63
+    rows, counts = np.unique(np.concatenate(first), return_counts=True)
+    assert len(rows) == 1003
+    assert counts.sum() == 63 * 16
+    assert counts.max() == 2
+    for other in (training_order(lengths, 16, seed=1, epoch=1), training_order(lengths, 16, seed=2, epoch=0)):
+        assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    again = training_order(lengths, 16, seed=1, epoch=0)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    spread = np.mean([np.ptp(lengths[batch]) for batch in first])
+    assert spread < 0.2 * np.ptp(lengths)
+
+
+def test_rows_of_an_evaluation_belong_to_one_rank_each():
+    encoded = Encoded([[1] * n for n in (3, 9, 4, 7, 5)], [[0] * n for n in (3, 9, 4, 7, 5)], None, 0)
+    parts = [np.concatenate(list(evaluation_rows(encoded, 2, rank, 2))) for rank in range(2)]
+    assert sorted(np.concatenate(parts)) == [0, 1, 2, 3, 4]
+
+
+def test_padding_is_masked():
+    encoded = Encoded([[2, 5, 3], [2, 3]], [[0, 0, 1], [0, 0]], np.array([1.0, 0.0]), 0)
+    inputs, labels = collate(encoded, np.array([1, 0]), 9, torch.device("cpu"), classes=True)
+    assert inputs["input_ids"].tolist() == [[2, 3, 9], [2, 5, 3]]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert inputs["token_type_ids"].tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert labels.tolist() == [0, 1]
+
+
+def test_from_scratch_has_the_shape_and_none_of_the_weights(tmp_path):
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
+
+    from bert_pld.glue.tasks import TASKS
+
+    config = BertConfig(vocab_size=len(VOCABULARY), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    config.intermediate_size, config.max_position_embeddings = 64, 64
+    model = BertForPreTraining(config)
+    model.save_pretrained(tmp_path)
+    words = WordPiece({t: i for i, t in enumerate(VOCABULARY)}, unk_token="[UNK]")
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), pad_token="[PAD]").save_pretrained(tmp_path)
+    pretrained = load_encoder(str(tmp_path), SEQ_LENGTH).classifier(TASKS["MNLI"], seed=3)
+    fresh = load_encoder(str(tmp_path), SEQ_LENGTH, from_scratch=True).classifier(TASKS["MNLI"], seed=3)
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    assert torch.equal(pretrained.state_dict()[name], model.state_dict()[name])
+    assert not torch.equal(fresh.state_dict()[name], model.state_dict()[name])
+    assert pretrained.classifier.out_features == fresh.classifier.out_features == 3
+    with pytest.raises(ValueError, match="neither a checkpoint of ours nor a model of transformers"):
+        load_encoder(str(tmp_path / "nothing"), SEQ_LENGTH)

@@ -1,0 +1,158 @@
+"""The quirks of the official download, in files made up here."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from bert_pld.glue.metrics import mean_score, score
+from bert_pld.glue.reading import read_split
+from bert_pld.glue.results import write_predictions
+from bert_pld.glue.tasks import DIAGNOSTIC, TASKS, find_tasks
+
+
+def write(folder, task, name, text, encoding="utf-8"):
+    (folder / task).mkdir(parents=True, exist_ok=True)
+    (folder / task / name).write_bytes(text.encode(encoding))
+
+
+def read(folder, task, split):
+    found = TASKS[task]
+    one = next(s for s in (found.train, *found.dev, *found.test) if s.name == split)
+    return read_split(found, one, str(folder))
+
+
+def test_cola_has_no_header_and_quotes_are_text(tmp_path):
+    write(tmp_path, "CoLA", "train.tsv", 'gj04\t1\t\tHe said "no.\ngj04\t0\t*\tThem "go" went.\n')
+    examples = read(tmp_path, "CoLA", "train")
+    assert examples.first == ['He said "no.', 'Them "go" went.']
+    assert examples.labels == [1.0, 0.0]
+    assert examples.second is None
+
+
+def test_cola_test_file_has_a_header_and_no_label(tmp_path):
+    write(tmp_path, "CoLA", "test.tsv", "index\tsentence\n0\tBill came.\n1\t\n")
+    examples = read(tmp_path, "CoLA", "test")
+    assert examples.first == ["Bill came.", ""]  # every row is answered, an empty one too
+    assert examples.labels is None
+
+
+def test_byte_order_mark_and_crlf_are_no_text(tmp_path):
+    write(tmp_path, "SST-2", "dev.tsv", "sentence\tlabel\r\nfine film \t1\r\nno\t0\r\n", encoding="utf-8-sig")
+    examples = read(tmp_path, "SST-2", "dev")
+    assert examples.first == ["fine film ", "no"]
+    assert examples.labels == [1.0, 0.0]
+
+
+def test_columns_are_found_by_name_and_words_are_labels(tmp_path):
+    write(
+        tmp_path, "RTE", "dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tnot_entailment\n1\tc\td\tentailment\n"
+    )
+    examples = read(tmp_path, "RTE", "dev")
+    assert (examples.first, examples.second, examples.labels) == (["a", "c"], ["b", "d"], [1.0, 0.0])
+
+
+def test_rows_without_a_field_or_a_label_are_counted_and_left_out(tmp_path):
+    header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    write(
+        tmp_path,
+        "QQP",
+        "train.tsv",
+        f"{header}1\t2\t3\tA?\tB?\t1\n2\t3\t4\tonly one\n3\t4\t5\tC?\t\t0\n4\t5\t6\tE?\tF?\t0\n",
+    )
+    examples = read(tmp_path, "QQP", "train")
+    assert examples.first == ["A?", "E?"]
+    assert examples.left_out == 2
+    header = "index\tsentence1\tsentence2\tlabel1\tgold_label\n"
+    write(tmp_path, "MNLI", "dev_matched.tsv", f"{header}0\ta\tb\tneutral\t-\n1\tc\td\tneutral\tcontradiction\n")
+    examples = read(tmp_path, "MNLI", "dev_matched")
+    assert (examples.labels, examples.left_out) == ([2.0], 1)
+
+
+def test_sts_b_labels_are_scores(tmp_path):
+    write(tmp_path, "STS-B", "dev.tsv", "index\tsentence1\tsentence2\tscore\n0\ta\tb\t3.750\n1\tc\td\tnan\n")
+    examples = read(tmp_path, "STS-B", "dev")
+    assert (examples.labels, examples.left_out) == ([3.75], 1)
+
+
+def test_missing_test_file_is_none_and_a_missing_train_file_an_error(tmp_path):
+    assert read(tmp_path, "WNLI", "test") is None
+    with pytest.raises(ValueError, match=r"WNLI: has no train.tsv, which WNLI needs"):
+        read(tmp_path, "WNLI", "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"index\tsentence1\tsentence2\n0\ta\tb\n", "has no column 'label'"),
+        (b"index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n", "has no usable row"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"", "has no column"),
+    ],
+)
+def test_file_that_is_no_table_of_the_task_is_named(tmp_path, content, message):
+    (tmp_path / "RTE").mkdir()
+    (tmp_path / "RTE" / "train.tsv").write_bytes(content)
+    with pytest.raises(ValueError, match=f"RTE/train.tsv: {message}"):
+        read(tmp_path, "RTE", "train")
+
+
+def test_hub_layout_through_datasets(tmp_path):
+    """A folder in the Hub dataset's form: a configuration a task, its own column names."""
+    rows = [
+        {"question": "q", "sentence": "s", "label": 1, "idx": 0},
+        {"question": "r", "sentence": "t", "label": 0, "idx": 1},
+    ]
+    for split in ("train", "validation"):
+        write(tmp_path, "qnli", f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    card = "---\nconfigs:\n- config_name: qnli\n  data_files:\n  - split: train\n    path: qnli/train.jsonl\n"
+    card += "  - split: validation\n    path: qnli/validation.jsonl\n---\n"
+    (tmp_path / "README.md").write_text(card)
+    task = TASKS["QNLI"]
+    examples = read_split(task, task.dev[0], f"hub={tmp_path}")
+    assert (examples.first, examples.second, examples.labels) == (["q", "r"], ["s", "t"], [1.0, 0.0])
+    with pytest.raises(ValueError, match="rte, train: cannot be loaded"):
+        read_split(TASKS["RTE"], TASKS["RTE"].train, f"hub={tmp_path}")
+
+
+def test_metrics_by_hand():
+    # 3 true positives, 1 false positive, 1 false negative, 1 true negative.
+    predicted, labels = [1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 0]
+    found = score(("accuracy", "f1", "matthews"), predicted, labels)
+    assert found["accuracy"] == pytest.approx(100 * 4 / 6)
+    assert found["f1"] == pytest.approx(100 * 6 / 8)
+    assert found["matthews"] == pytest.approx(100 * (3 * 1 - 1 * 1) / np.sqrt(4 * 4 * 2 * 2))
+    found = score(("pearson", "spearman"), [1.0, 2.0, 3.0, 10.0], [1.0, 2.0, 3.0, 4.0])
+    assert found["spearman"] == pytest.approx(100)
+    assert found["pearson"] == pytest.approx(100 * 14 / np.sqrt(50 * 5))
+    assert score(("matthews", "pearson"), [1.0, 1.0], [0.0, 1.0]) == {"matthews": 0.0, "pearson": 0.0}
+    assert mean_score({"a": 80.0, "b": 90.0}) == 85.0
+
+
+@pytest.mark.parametrize(
+    ("task", "answers", "lines"),
+    [
+        ("CoLA", [1, 0], ["0\t1", "1\t0"]),
+        ("MNLI", [0, 1, 2], ["0\tentailment", "1\tneutral", "2\tcontradiction"]),
+        ("QNLI", [1], ["0\tnot_entailment"]),
+        ("STS-B", [2.5, 0], ["0\t2.500", "1\t0.000"]),
+    ],
+)
+def test_answers_are_written_as_the_leaderboard_reads_them(tmp_path, task, answers, lines):
+    write_predictions(tmp_path / "x.tsv", TASKS[task], np.array(answers, dtype=float))
+    assert (tmp_path / "x.tsv").read_text().splitlines() == ["index\tprediction", *lines]
+
+
+def test_every_task_has_the_leaderboard_s_files():
+    files = {split.predictions for task in (*TASKS.values(), DIAGNOSTIC) for split in task.test}
+    names = "CoLA SST-2 MRPC STS-B QQP MNLI-m MNLI-mm QNLI RTE WNLI AX"
+    assert files == {f"{name}.tsv" for name in names.split()}
+
+
+def test_tasks_by_name():
+    assert [task.name for task in find_tasks(["cola", "rte", "CoLA"])] == ["CoLA", "RTE"]
+    assert len(find_tasks(["all"])) == 9
+    with pytest.raises(ValueError, match="--task AX: must be all or among .*; the diagnostic set AX comes with MNLI"):
+        find_tasks(["AX"])
