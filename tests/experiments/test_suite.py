@@ -110,7 +110,7 @@ def test_interrupted_suite_goes_on_and_is_summarized(command):
     out = command.folder / "runs"
     shared = ["--scale", "tiny", "--data_dir", str(command.corpus), "--output_dir", str(out)]
     arguments = ["run", *shared, "--seeds", "1", "--variants", "post_ln", "pld_batch", "--at_once", "2"]
-    first = command(3000, *arguments)
+    first = command(300, *arguments)
     metrics = [out / name / "seed_1" / "metrics.jsonl" for name in ("post_ln", "pld_batch")]
     deadline = time.monotonic() + 60
     while not all(path.exists() for path in metrics) and time.monotonic() < deadline:
@@ -121,21 +121,21 @@ def test_interrupted_suite_goes_on_and_is_summarized(command):
     assert said.count("stopped; goes on with the same command") == 2
 
     stopped = json.loads(metrics[0].read_text().splitlines()[-1])["step"]
-    assert stopped < 3000
+    assert stopped < 300
     refused = command(stopped + 5, *arguments)
     assert "was begun with other settings" in refused.communicate(timeout=60)[1]
     assert refused.returncode == 1
 
-    done = command(3000, *arguments)
+    done = command(300, *arguments)
     said, errors = done.communicate(timeout=200)
     assert done.returncode == 0, errors
     steps = [json.loads(line)["step"] for line in metrics[0].read_text().splitlines() if '"mlm_loss"' in line]
     assert steps == sorted(set(steps))
-    assert steps[-1] == 3000
+    assert steps[-1] == 300
 
-    again = command(3000, *arguments)
+    again = command(300, *arguments)
     assert "2 runs, 2 of them done" in again.communicate(timeout=60)[0]
-    summary = command(3000, "summarize", str(out), "--json", str(out / "x.json"), "--plot", str(out / "x.png"))
+    summary = command(300, "summarize", str(out), "--json", str(out / "x.json"), "--plot", str(out / "x.png"))
     said, errors = summary.communicate(timeout=60)
     assert summary.returncode == 0, errors
     result = json.loads((out / "x.json").read_text())
