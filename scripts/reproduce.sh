@@ -6,8 +6,7 @@
 # WIKIPEDIA, BOOKS   sources as `python -m data_prep sources` lists them (default: both from the Hugging Face Hub)
 # OUT                where everything goes (default: runs/paper_cpu or runs/paper_gpu)
 #
-# Run again it goes on where it stopped. About two hours on two processor cores; docs/reproducing.md has the hours of
-# other machines, and the paper's own run.
+# Run again it goes on where it stopped. docs/reproducing.md says what is compared, and how time is taken.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
