@@ -1,0 +1,145 @@
+"""Markdown of the results whose own report is not the table of a page; docs_tables.py puts it there."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bert_pld.pld.schedule import Schedule
+
+_GATES = ("no PLD", "batch, θ 0.5")
+_PHENOMENA = ("quotation", "ellipsis", "abbreviation", "number", "other")
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table, a line a row."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def segmenters(result: dict[str, Any]) -> str:
+    """Sentence segmenters on the held-out paragraphs, from `compare_segmenters.py`."""
+    held_out, development = (result["gold"][name]["segmenters"] for name in ("held_out", "development"))
+    rows = []
+    for name, of in held_out.items():
+        faults = (of["by_phenomenon"].get(kind, {"missed": 0, "wrong": 0}) for kind in _PHENOMENA)
+        rows.append(
+            [
+                f"`{name}`" if name == "data_prep" else name,
+                *(f"{value:.3f}" for value in (of["precision"], of["recall"], of["f1"], development[name]["f1"])),
+                *(f"{fault['missed']} + {fault['wrong']}" for fault in faults),
+                f"{result['speed'][name]['mb_per_s']:.1f}",
+            ]
+        )
+    return markdown(["", "precision", "recall", "F1", "F1, development", *_PHENOMENA, "MB/s"], rows)
+
+
+def deduplication(result: dict[str, Any]) -> str:
+    """Planted near duplicates that were found, from `measure_deduplication.py`."""
+    found = {(one["words_changed"], one["fewest_words"]): one for one in result["planted"]}
+    changed = sorted({words for words, _ in found})
+    shortest, longer = sorted({words for _, words in found})
+    rows = [
+        [
+            "copies",
+            *(f"{100 * min(found[c, words]['copies_found'] for c in changed):.0f} %" for words in (shortest, longer)),
+            f"{100 * max(one['others_lost'] for one in found.values()):.0f} %",
+        ]
+    ]
+    for c in changed:
+        share = (f"{100 * found[c, words]['edited_found']:.1f} %" for words in (shortest, longer))
+        lost = max(found[c, words]["others_lost"] for words in (shortest, longer))
+        rows.append([f"{100 * c:.0f} % of the words changed", *share, f"{100 * lost:.0f} %"])
+    return markdown(["planted, 10 % each", "found", f"found, of at least {longer} words", "others lost"], rows)
+
+
+def step_times(result: dict[str, Any]) -> str:
+    """Predicted over measured step times, a column a ZeRO stage, from `bench communication --parts steps`."""
+    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    for one in result["steps"]["settings"]:
+        size, _, precision, *rest = one["name"].split(", ")
+        rows.setdefault(", ".join([size, precision, *rest]), {})[one["stage"]] = one
+    stages = sorted({one["stage"] for one in result["steps"]["settings"]})
+    cells = [[name, *(_predicted(by_stage[stage]) for stage in stages)] for name, by_stage in rows.items()]
+    return markdown(["", *(f"ZeRO-{stage}" for stage in stages)], cells)
+
+
+def _predicted(one: dict[str, Any]) -> str:
+    low, median = (1e3 * value for value in (one["measured_range_s"][0], one["measured_median_s"]))
+    return f"**{one['ratio']:.2f}** of {1e3 * one['measured_s']:.0f} ({low:.0f}–{median:.0f})"
+
+
+def bytes_sent(result: dict[str, Any]) -> str:
+    """Payload a step with and without layer dropping, from `bench communication --parts bytes`."""
+    settings = {one["name"]: one for one in result["settings"] if one["overlap_comm"] is None}
+    rows = []
+    for stage in range(4):
+        whole, dropping = (_mean_step(settings[f"ZeRO-{stage}, fp32, {what}, 1 × 4"]) for what in _GATES)
+        rows.append([f"{stage}", *(f"{value:,.0f}" for value in (whole[0], *dropping))])
+    return markdown(["ZeRO", "gradients, no PLD", "gradients, batch, θ 0.5", "of them zeros", "parameters"], rows)
+
+
+def _mean_step(setting: dict[str, Any]) -> list[float]:
+    keys = ("gradient_bytes", "gradient_zero_bytes", "parameter_bytes")
+    return [statistics.fmean(step[key] for step in setting["steps"]) for key in keys]
+
+
+def quickstart(runs: dict[str, list[dict[str, Any]]]) -> str:
+    """Both runs of `quickstart.sh`: name → the lines of its `metrics.jsonl`, PLD's first."""
+    ends = [[line for line in run if "eval_mlm_loss" in line][-1] for run in runs.values()]
+    trained = [[line for line in run if "theta" in line] for run in runs.values()]
+    first = next(i for i, line in enumerate(trained[0]) if line["theta"] <= 1.01 * trained[0][-1]["theta"])
+    later = [
+        1e3 * (run[-1]["seconds"] - run[first]["seconds"]) / (run[-1]["samples"] - run[first]["samples"])
+        for run in trained
+    ]
+    rows = [
+        _ratio("held-out MLM loss, nats", [end["eval_mlm_loss"] for end in ends], 3),
+        _ratio("training, seconds", [end["seconds"] for end in ends], 1),
+        _ratio("ms a sample, θ within 1 % of its limit", later, 2),
+    ]
+    return markdown(["", *runs, "ratio"], rows)
+
+
+def _ratio(name: str, values: list[float], digits: int) -> list[str]:
+    return [name, *(f"{value:.{digits}f}" for value in values), f"{values[0] / values[1]:.3f}"]
+
+
+def trainer(result: dict[str, Any]) -> str:
+    """Fine-tuning here beside transformers' `Trainer`, from `compare_with_trainer.py`."""
+    seeds = range(1, len(result["scores"]["trainer"]) + 1)
+    rows = []
+    for name, label in (("bert_pld", "`bert_pld.finetune_glue`"), ("trainer", "transformers' `Trainer`")):
+        scores = result["scores"][name]
+        mean = f"{statistics.fmean(scores):.1f} ± {statistics.stdev(scores):.1f}"
+        rows.append([label, *(f"{score:.1f}" for score in scores), mean])
+    difference = f"{result['difference']:+.1f} ± {result['standard_error']:.1f}"
+    rows.append(["difference, its standard error", *("" for _ in seeds), difference])
+    return markdown([result["task"], *(f"seed {seed}" for seed in seeds), "mean"], rows)
+
+
+def theta(num_blocks: int = 12) -> str:
+    """Executed blocks at the limit and the share saved, counted from the schedule."""
+    rows = []
+    for value in (0.9, 0.8, 0.7, 0.6, 0.5, 0.3):
+        depths = [
+            Schedule(num_blocks, value, temporal="constant", keep_first_block=first).expected_depth(0)
+            for first in (False, True)
+        ]
+        saved = [f"{100 * (1 - depth / num_blocks):.1f} %" for depth in depths]
+        rows.append([f"**{value}**" if value == 0.5 else f"{value}", f"{depths[0]:.2f}", *saved])
+    return markdown(["θ", "executed blocks", "saved", "with `keep_first_block`"], rows)
+
+
+def training_steps(result: dict[str, Any]) -> str:
+    """Steps of a plain optimizer, from files of `bench train` before it ran through DeepSpeed."""
+    rows = []
+    for one in result["contenders"]:
+        over = [one["speed_over_hugging_face_same_dtype"], one.get("time_over_reference")]
+        predicted = one.get("predicted_of_gates_drawn")
+        cells = ["–" if value is None else f"{value:.{digits}f}" for value, digits in zip(over, (2, 3), strict=True)]
+        cells.append("–" if predicted is None else f"{predicted:.3f}")
+        rows.append([one["name"], one["dtype"], f"{one['tokens_per_s']:,.0f}", *cells])
+    header = ["", "", "tokens/s", "× Hugging Face in this dtype", "time over `reference`", "FLOPs predict"]
+    return markdown(header, rows)
