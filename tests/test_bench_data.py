@@ -2,13 +2,17 @@ import json
 import random
 import sys
 
+import h5py
+import numpy as np
 import pytest
 
 from bert_pld import cli
 from bert_pld.bench import __main__ as bench
 from bert_pld.bench import data
 from bert_pld.bench._data_contenders import read_documents
+from bert_pld.bench._data_python_static import write_static_shard
 from bert_pld.bench._watched_process import run_watched
+from bert_pld.data.nvidia_shards import read_blocks, read_header
 
 SYLLABLES = ("ri", "sto", "mor", "har", "let", "win", "gar", "cap", "sil", "bri", "vil", "mu")
 
@@ -39,7 +43,9 @@ def test_build_and_bare_tokenization_make_the_same_tokens_and_ratios_are_of_the_
     result = json.loads(path.read_text())
     assert data.report(result) in capsys.readouterr().out
     contenders = result["contenders"]
-    assert list(contenders) == ["encode_batch 1", "encode_batch_fast 1", "build 1", "build + verify 1", "pure_python"]
+    of_all = ["encode_batch 1", "encode_batch_fast 1", "build 1", "build + verify 1", "build --format nvidia 1"]
+    assert list(contenders) == [*of_all, "pure_python", "python_static"]
+    assert contenders["python_static"]["tokens"] == contenders["pure_python"]["tokens"]
     assert contenders["encode_batch 1"]["tokens"] == contenders["build 1"]["tokens"] == result["tokens"] > 300 * 20
     assert result["documents"] == 300
     assert result["vocabulary_entries"] == 300
@@ -97,3 +103,22 @@ def test_documents_are_read_up_to_a_size(tmp_path):
     path.write_text("One.\nTwo.\n\nThree.\n\nFour.\n\n")
     assert list(read_documents(path, 0)) == [["One.", "Two."], ["Three."], ["Four."]]
     assert list(read_documents(path, 12)) == [["One.", "Two."], ["Three."]]
+
+
+def test_the_peers_way_in_python_writes_rows_that_the_loader_reads(tmp_path):
+    entries = {name: index for index, name in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *SYLLABLES])}
+    draw = random.Random(1)
+    documents = [[" ".join(draw.choices(SYLLABLES, k=7)) for _ in range(9)] for _ in range(20)]
+    path = tmp_path / "training_0.hdf5"
+    assert write_static_shard(documents, str.split, entries, path, seq_length=32) == 20 * 9 * 7
+    blocks = [rows for _, rows in read_blocks(path)]
+    rows = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+    assert read_header(path).shape == (32, 6, True)
+    assert 0.3 < rows["next_sentence_label"].mean() < 0.7
+    # Five passes over all the text, of which some is cut, and what random segments bring.
+    assert 1.0 < rows["length"].sum() / (5 * 20 * 9 * 7) < 1.8
+    with h5py.File(path) as file:
+        masked = (file["masked_lm_positions"][:] > 0).sum()
+        share_masked = (file["input_ids"][:] == entries["[MASK]"]).sum() / masked
+        assert masked / file["input_mask"][:].sum() == pytest.approx(0.15, abs=0.02)
+    assert share_masked == pytest.approx(0.8, abs=0.03)

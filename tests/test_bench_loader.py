@@ -22,13 +22,13 @@ TINY = ["--micro_batch_sizes=8", "--rounds=2", "--seconds=0.05", "--rows=600", "
 
 def test_every_setting_is_measured_and_held_against_its_peer(tmp_path, capsys):
     path = tmp_path / "loader.json"
-    assert run(*TINY, "--seq_lengths=16,64", "--workers=0,1", "--json", str(path)) == 0
+    assert run(*TINY, "--seq_lengths=16", "--workers=0,1", "--json", str(path)) == 0
     result = json.loads(path.read_text())
     assert loader.report(result) in capsys.readouterr().out
-    assert result["rows"] == {"16": 4800, "64": 1200}
+    assert result["rows"] == {"16": 4800}
     kinds = [(f["seq_length"], f["workers"], f["masking"], f["contender"], f["shuffle"]) for f in result["figures"]]
     # Ours: three maskings in two orders; theirs: two maskings.
-    assert len(set(kinds)) == len(kinds) == 2 * 2 * (3 * 2 + 2)
+    assert len(set(kinds)) == len(kinds) == 2 * (3 * 2 + 2)
     for figure in result["figures"]:
         assert len(figure["rounds"]) == 2
         assert figure["tokens_per_second"] == statistics.median(figure["rounds"]) > 0

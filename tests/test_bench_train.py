@@ -292,3 +292,15 @@ def test_nothing_left_to_measure_is_an_error(capsys):
     assert run("train", *TINY, "--dtypes=fp32", "--contenders=deepspeed_transformer") == 1
     error = capsys.readouterr().err
     assert "error: --contenders: none can run here; deepspeed_transformer: needs an NVIDIA GPU" in error
+
+
+@on_cpu
+def test_host_memory_is_that_of_a_contender_alone(tmp_path):
+    path = tmp_path / "train.json"
+    # 2 M parameters: weights, gradients and two moments in fp32 are 16 bytes each.
+    wide = ["--num_layers=2", "--hidden_size=256", "--vocab_size=2048", "--micro_batch_size=2", "--seq_length=16"]
+    quick = ["--rounds=1", "--steps_per_round=2", "--dtypes=fp32", "--contenders=reference", "--zero_stage=0"]
+    assert run("train", *wide, *quick, "--host_memory", "--json", str(path)) == 0
+    (one,) = json.loads(path.read_text())["contenders"]
+    parameters = sum(p.numel() for p in BertForPreTraining(config_of(*wide)).parameters())
+    assert 16 * parameters <= one["peak_memory_bytes"] < 16 * parameters + 150e6

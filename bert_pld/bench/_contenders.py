@@ -64,7 +64,7 @@ class Contender:
 
     @property
     def peak_bytes(self) -> int | None:
-        """Memory at its highest, as if no other contender were there; None on a CPU."""
+        """Memory at its highest, as if no other contender were there; None where it was not measured."""
         return None if self.resident_bytes is None else self.resident_bytes + max(self.rise_bytes, default=0)
 
     @property

@@ -1,9 +1,10 @@
 """Who `bench data` holds the build against, each a process of its own that prints its figures as JSON.
 
-    python -m bert_pld.bench._data_contenders CONTENDER SENTENCES TOKENIZER_FOLDER MOST_BYTES
+    python -m bert_pld.bench._data_contenders CONTENDER SENTENCES TOKENIZER_FOLDER MOST_BYTES SEQ_LENGTH
 
 SENTENCES has one sentence a line and a blank line between documents. Time is counted from the first sentence to the
-last token: neither imports, nor loading the vocabulary, nor reading the file.
+last token (of `python_static` to the closed HDF5 file): neither imports, nor loading the vocabulary, nor reading the
+file.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-BARE, BARE_FAST, PURE_PYTHON = "encode_batch", "encode_batch_fast", "pure_python"
+from bert_pld.bench._data_python_static import write_static_shard
+
+BARE, BARE_FAST = "encode_batch", "encode_batch_fast"
+PURE_PYTHON, PYTHON_STATIC = "pure_python", "python_static"
 _BATCH_SENTENCES = 4096
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+(?=[\"'“‘(]*[A-Z])")
 
@@ -86,6 +91,19 @@ def tokenize_in_python(documents: list[list[str]], tokenizer_folder: Path) -> di
     return _timed(lambda: sum(len(tokenizer.tokenize(s)) for text in texts for s in _SENTENCE_END.split(text)))
 
 
+def prepare_in_python(documents: list[list[str]], tokenizer_folder: Path, seq_length: int) -> dict[str, float]:
+    """What the peers' whole way takes, text to HDF5 with static masks; sentences are given, already split.
+
+    Raises:
+        ValueError: this version of transformers has no tokenizer in Python.
+    """
+    tokenizer = _slow_tokenizer(tokenizer_folder)
+    entries = tokenizer.get_vocab()
+    with tempfile.TemporaryDirectory(prefix="bench_static_") as folder:
+        path = Path(folder) / "training.hdf5"
+        return _timed(lambda: write_static_shard(documents, tokenizer.tokenize, entries, path, seq_length))
+
+
 def _slow_tokenizer(tokenizer_folder: Path) -> Any:
     try:
         from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy as Slow
@@ -106,12 +124,14 @@ def _timed(count_tokens: Callable[[], int]) -> dict[str, float]:
     return {"tokens": tokens, "seconds": seconds, "processor_seconds": processor_seconds}
 
 
-def main(contender: str, sentences: str, tokenizer_folder: str, most_bytes: str) -> None:
+def main(contender: str, sentences: str, tokenizer_folder: str, most_bytes: str, seq_length: str) -> None:
     """Run one contender and print its figures."""
     documents = list(read_documents(Path(sentences), int(most_bytes)))
     folder = Path(tokenizer_folder)
     if contender == PURE_PYTHON:
         figures = tokenize_in_python(documents, folder)
+    elif contender == PYTHON_STATIC:
+        figures = prepare_in_python(documents, folder, int(seq_length))
     else:
         figures = tokenize_bare(contender, documents, folder)
     size = sum(len(sentence.encode()) + 1 for document in documents for sentence in document)

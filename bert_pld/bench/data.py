@@ -2,9 +2,11 @@
 
 In one run, in turns, each a process of its own: the library `tokenizers` alone over the sentences, already split, in
 1, 2, … threads (`encode_batch`, and `encode_batch_fast`, which leaves out what a build does not need); `python -m
-data_prep build` with as many workers, from the sources to shards, and `verify` of the result; the slow tokenizer of
-`transformers` on a sample. The build's time has everything in it, the start of Python too; bare tokenization is counted
-from the first sentence to the last token. Memory is read from /proc while a command runs.
+data_prep build` with as many workers, from the sources to shards, and `verify` of the result; the same with static
+masks in NVIDIA's format (`--format nvidia`); and on a sample, in Python, the slow tokenizer of `transformers` alone
+(`pure_python`) and the peers' whole way from sentences to NVIDIA's format (`python_static`). A build's time has
+everything in it, the start of Python too; the others are counted from the first sentence to the last token or row.
+Memory is read from /proc while a command runs.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bert_pld.bench._data_contenders import BARE, BARE_FAST, EXTRACT, PURE_PYTHON
+from bert_pld.bench._data_contenders import BARE, BARE_FAST, EXTRACT, PURE_PYTHON, PYTHON_STATIC
+from bert_pld.bench._data_python_static import DUPE_FACTOR
 from bert_pld.bench._options import positive_integers
 from bert_pld.bench._watched_process import run_watched
 
 EXAMPLE = "python -m bert_pld.bench data --source wikiextractor=extracted/ --vocab vocab.txt --json data.json"
+_NVIDIA = "build --format nvidia 1"
 _DATA_PREP = [sys.executable, "-m", "data_prep"]
 
 
@@ -95,8 +99,10 @@ def _measure(
             summed = {key: both[0][key] + both[1][key] for key in ("seconds", "processor_seconds")}
             _add(contenders, f"build + verify {count}", count, summed, size)
             _remove(output)
-        figures = _run_contender(PURE_PYTHON, sentences, first, options.python_bytes, 1)
-        _add(contenders, PURE_PYTHON, 1, figures, figures)
+        _add(contenders, _NVIDIA, 1, _build_static(base, first, folder / f"static_{turn}"), size)
+        for name in (PURE_PYTHON, PYTHON_STATIC):
+            figures = _run_contender(name, sentences, first, options.python_bytes, 1, options.seq_length)
+            _add(contenders, name, 1, figures, figures)
     for entry in contenders.values():
         entry["seconds_median"] = statistics.median(entry["seconds"])
         entry["tokens_per_s"] = entry["tokens"] / entry["seconds_median"]
@@ -118,10 +124,21 @@ def _measure(
     }
 
 
-def _run_contender(name: str, sentences: Path, tokenizer_folder: Path, most_bytes: int, threads: int) -> dict[str, Any]:
+def _build_static(base: list[str], vocabulary: Path, output: Path) -> dict[str, Any]:
+    """A build with static masks, as often as the peers'."""
+    options = ["--format", "nvidia", "--dupe_factor", str(DUPE_FACTOR), "--workers", "1", "--output_dir", str(output)]
+    built = run_watched([*base, "--vocab", str(vocabulary / "vocab.txt"), *options])
+    _remove(output)
+    return dataclasses.asdict(built)
+
+
+def _run_contender(
+    name: str, sentences: Path, tokenizer_folder: Path, most_bytes: int, threads: int, seq_length: int = 0
+) -> dict[str, Any]:
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(threads)}
     module = [sys.executable, "-m", "bert_pld.bench._data_contenders"]
-    run = run_watched([*module, name, str(sentences), str(tokenizer_folder), str(most_bytes)], environment)
+    arguments = map(str, (sentences, tokenizer_folder, most_bytes, seq_length))
+    run = run_watched([*module, name, *arguments], environment)
     return dict(json.loads(run.output.splitlines()[-1]))
 
 
@@ -162,6 +179,8 @@ def _ratios(contenders: dict[str, dict[str, Any]], workers: list[int]) -> dict[s
     for count in workers[1:]:
         found[f"build {count} / build {workers[0]}"] = ratio(f"build {count}", f"build {workers[0]}")
     found[f"build {workers[0]} / {PURE_PYTHON}"] = ratio(f"build {workers[0]}", PURE_PYTHON)
+    found[f"build {workers[0]} / {PYTHON_STATIC}"] = ratio(f"build {workers[0]}", PYTHON_STATIC)
+    found[f"{_NVIDIA} / {PYTHON_STATIC}"] = ratio(_NVIDIA, PYTHON_STATIC)
     return found
 
 
@@ -171,14 +190,14 @@ def report(result: dict[str, Any]) -> str:
         f"{', '.join(result['sources'])}: {result['documents']:,} documents, {result['text_bytes'] / 1e6:.1f} MB,"
         f" {result['tokens']:,} tokens of {result['vocabulary_entries']:,} entries; {result['rounds']} rounds",
         "",
-        f"{'':24}{'cores':>6}{'seconds':>9}{'least':>8}{'processor s':>13}{'tokens/s':>11}{'MB/s':>7}"
+        f"{'':26}{'cores':>6}{'seconds':>9}{'least':>8}{'processor s':>13}{'tokens/s':>11}{'MB/s':>7}"
         f"{'peak MB':>9}{'all MB':>8}",
     ]
     for name, entry in result["contenders"].items():
         memory = [entry.get(key) for key in ("peak_process_bytes", "peak_total_bytes")]
         one, everything = ("" if size is None else f"{size / 1e6:.0f}" for size in memory)
         lines.append(
-            f"{name:24}{entry['cores']:6}{entry['seconds_median']:9.2f}{min(entry['seconds']):8.2f}"
+            f"{name:26}{entry['cores']:6}{entry['seconds_median']:9.2f}{min(entry['seconds']):8.2f}"
             f"{statistics.median(entry['processor_seconds']):13.2f}{entry['tokens_per_s']:11,.0f}{entry['mb_per_s']:7.2f}"
             f"{one:>9}{everything:>8}"
         )

@@ -28,6 +28,7 @@ from bert_pld.bench._contenders import (
 )
 from bert_pld.bench._deepspeed_engine import DTYPES, deepspeed_json, single_rank
 from bert_pld.bench._figures import RoundFlops, figures_of, report
+from bert_pld.bench._host_memory import HostMemory, in_own_process
 from bert_pld.bench._options import chosen
 from bert_pld.bench._timing import matmul_gflops
 from bert_pld.config import ModelConfig, load_config
@@ -82,6 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--warmup_steps", type=int, default=2, help="steps of each contender before; a whole turn where it compiles"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--host_memory", action="store_true", help="on a CPU: memory too, of each contender in a process of its own"
+    )
     parser.add_argument("--force", action="store_true", help="measure Hugging Face even where products crawl")
 
 
@@ -124,19 +128,21 @@ def _measure(
     import deepspeed
     import transformers
 
-    rows, seq, steps = options.micro_batch_size, options.seq_length, options.steps_per_round
+    steps = options.steps_per_round
     # First, while the GPU has no other work, so that the matrix library's workspace is on nobody's bill.
     rates = {dtype: matmul_gflops(DTYPES[dtype], device) for dtype in dict.fromkeys(("fp32", *dtypes))}
-    batches = [random_batch(config, rows, seq, device, seed, options.padding) for seed in range(min(_BATCHES, steps))]
+    setup, batches = _set_up(options, config, dtypes, device)
+    rows, seq, gates, deepspeed_configs = setup.rows, setup.seq, setup.gates, setup.deepspeed
     difference = loss_difference(config, batches[0], device)
-    gates = _draw_all_gates(options, config.num_layers, device)
-    deepspeed_configs = {dtype: deepspeed_json(dtype, options.zero_stage, rows) for dtype in dtypes}
-    setup = Setup(config, rows, seq, device, deepspeed_configs, gates, options.pld_kernels)
 
     contenders, skipped = _prepare(names, dtypes, setup, batches, rates, options)
     for _ in range(options.rounds):
         for contender in contenders:
             contender.measure_round(batches, steps)
+    if options.host_memory and device.type == "cpu":
+        for contender in contenders:
+            figures = in_own_process(_memory_of, contender.name, contender.dtype, config, options)
+            contender.resident_bytes, contender.rise_bytes = figures["resident"], [figures["rise"]]
 
     of_steps = [batches[step % len(batches)] for step in range(steps)]
     flops = RoundFlops(config, of_steps)
@@ -163,6 +169,27 @@ def _measure(
         ],
         "skipped": skipped,
     }
+
+
+def _set_up(
+    options: argparse.Namespace, config: ModelConfig, dtypes: list[str], device: torch.device
+) -> tuple[Setup, list[Batch]]:
+    """What all contenders have in common, and the batches of a round."""
+    rows, seq, steps = options.micro_batch_size, options.seq_length, options.steps_per_round
+    batches = [random_batch(config, rows, seq, device, seed, options.padding) for seed in range(min(_BATCHES, steps))]
+    gates = _draw_all_gates(options, config.num_layers, device)
+    deepspeed_configs = {dtype: deepspeed_json(dtype, options.zero_stage, rows) for dtype in dtypes}
+    return Setup(config, rows, seq, device, deepspeed_configs, gates, options.pld_kernels), batches
+
+
+def _memory_of(name: str, dtype: str, config: ModelConfig, options: argparse.Namespace) -> dict[str, int]:
+    """Bytes that a contender holds after a round, and how far it rose over that; to be called in a fresh process."""
+    with single_rank("cpu") as device, _recompiling():
+        setup, batches = _set_up(options, config, [dtype], device)
+        memory = HostMemory()
+        contender = prepare_contender(name, dtype, setup, batches, options.warmup_steps, options.steps_per_round)
+        contender.measure_round(batches, options.steps_per_round)
+        return memory.figures()
 
 
 def _prepare(

@@ -1,0 +1,189 @@
+"""Time to a held-out loss: Hugging Face's classes and ours, with and without layer dropping, trained on the same rows.
+
+All contenders train under one JSON, on the same micro-batches with the same masks; those of one normalization start
+from the same weights. They take turns of a few steps, A B C A B C …, so that whatever else the machine does falls on
+all of them; each one's time is that of its own steps. Reading and masking are not in it, nor are evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bert_pld.bench._deepspeed_engine import single_rank
+from bert_pld.bench._options import chosen
+from bert_pld.bench._quality_contenders import CONTENDERS, Contender, make_contender
+from bert_pld.config import RunConfig, load_config
+from bert_pld.data.data_directory import resolve_data_dir
+from bert_pld.data.loader import evaluation_batches, training_batches
+from bert_pld.data.nvidia_rows import open_rows
+from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.train.loss_curve import time_to
+from bert_pld.train.run import resolve_for_data
+
+EXAMPLE = "python -m bert_pld.bench quality --deepspeed_config ds.json --data_dir shards/ --json quality.json"
+_DEFAULT = "hf_bert,hf_megatron,post,pre,pld_batch,pld_sample"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subject's own options."""
+    parser.add_argument("--deepspeed_config", required=True, type=Path, help="as for bert_pld.pretrain; for all alike")
+    parser.add_argument("--data_dir", required=True, type=Path, help="shards with held-out rows")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
+    parser.add_argument(
+        "--contenders", default=_DEFAULT, help=f"of {', '.join(CONTENDERS)} (default {_DEFAULT}); the first is the peer"
+    )
+    parser.add_argument("--steps_per_turn", type=int, default=25, help="(default 25)")
+    parser.add_argument(
+        "--target_loss", type=float, help="nats a masked token (default: what the first contender ends with)"
+    )
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Train all contenders for `training.max_steps`.
+
+    Returns:
+        JSON-ready: the set-up, the target, and of each contender its curve, tokens/s, time and samples to the target,
+        and `speedup`, the first one's time to the target over its own; None where it never got there.
+
+    Raises:
+        ValueError: options or data that do not fit.
+    """
+    names = chosen("--contenders", options.contenders, CONTENDERS)
+    config = load_config(options.deepspeed_config, options.set)
+    every, steps = config.training.eval_interval, config.training.max_steps
+    if options.steps_per_turn < 1 or every % options.steps_per_turn or not every:
+        raise ValueError(
+            f"--steps_per_turn {options.steps_per_turn}: must divide training.eval_interval, which is {every} and"
+            " must not be 0"
+        )
+    if steps < 2 * every:
+        raise ValueError(f"training.max_steps {steps}: must be at least two evaluations, every {every} steps")
+    data_dir = resolve_data_dir(options.data_dir, config.data.seq_length)
+    training, held_out = open_rows(data_dir, "train"), open_rows(data_dir, "validation")
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    with single_rank(device_type) as device:
+        config = resolve_for_data(config, training, 1, device)
+        contenders = [make_contender(name, config, device) for name in names]
+        _train(contenders, config, training, held_out, options.steps_per_turn)
+        figures = _figures(contenders, config.deepspeed["train_batch_size"], options.target_loss)
+        return {**_setup(config, options, device), **figures}
+
+
+def _train(
+    contenders: list[Contender], config: RunConfig, training: ShardedRows, held_out: ShardedRows, steps_per_turn: int
+) -> None:
+    """Turns of `steps_per_turn` steps, each on batches that were made before it."""
+    data, settings = config.data, config.training
+    micro_batch = config.deepspeed["train_micro_batch_size_per_gpu"]
+    batches = training_batches(
+        training,
+        order_seed=settings.seed,
+        masking_seed=settings.seed,
+        micro_batch_size=micro_batch,
+        accumulation_steps=config.deepspeed["gradient_accumulation_steps"],
+        rank=0,
+        world_size=1,
+        first_step=0,
+        num_steps=settings.max_steps,
+        mask_probability=data.mask_probability,
+        whole_word=data.whole_word,
+        masking=data.masking,
+        workers=data.workers,
+    )
+    while turn := list(itertools.islice(batches, steps_per_turn)):
+        for contender in contenders:
+            contender.train_turn(turn)
+        if contenders[0].steps % settings.eval_interval == 0 or contenders[0].steps == settings.max_steps:
+            for contender in contenders:
+                contender.evaluate(
+                    evaluation_batches(
+                        held_out,
+                        masking_seed=settings.seed,
+                        batch_size=micro_batch,
+                        rank=0,
+                        world_size=1,
+                        max_rows=settings.eval_rows,
+                        mask_probability=data.mask_probability,
+                        whole_word=data.whole_word,
+                        masking=data.masking,
+                    )
+                )
+            losses = ", ".join(f"{one.name} {one.loss[-1]:.3f}" for one in contenders)
+            print(f"step {contenders[0].steps} of {settings.max_steps}: {losses}", file=sys.stderr, flush=True)
+
+
+def _figures(contenders: list[Contender], batch_size: int, target: float | None) -> dict[str, Any]:
+    target = contenders[0].loss[-1] if target is None else target
+    figures: list[dict[str, Any]] = []
+    for one in contenders:
+        seconds = one.seconds()
+        samples = [step * batch_size for step in one.evaluated_at]
+        to_target = time_to(target, seconds, one.loss)
+        first = to_target if not figures else figures[0]["seconds_to_target"]
+        figures.append(
+            {
+                "name": one.name,
+                "tokens_per_s": one.tokens / seconds[-1],
+                "final_loss": one.loss[-1],
+                "seconds_to_target": to_target,
+                "samples_to_target": time_to(target, samples, one.loss),
+                "speedup": None if to_target is None or first is None else first / to_target,
+                "processor_seconds": round(one.processor_seconds, 2),
+                "first_turn_seconds": round(sum(one.turns[0]), 3),
+                "samples": samples,
+                "seconds": [round(value, 3) for value in seconds],
+                "loss": [round(value, 5) for value in one.loss],
+                "accuracy": [round(value, 5) for value in one.accuracy],
+            }
+        )
+    return {"target_loss": target, "contenders": figures}
+
+
+def _setup(config: RunConfig, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    import deepspeed
+    import transformers
+
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "deepspeed_version": deepspeed.__version__,
+        "transformers": transformers.__version__,
+        "model": dataclasses.asdict(config.model),
+        "deepspeed": config.deepspeed,
+        "progressive_layer_drop": dataclasses.asdict(config.progressive_layer_drop),
+        "training": dataclasses.asdict(config.training),
+        "seq_length": config.data.seq_length,
+        "steps_per_turn": options.steps_per_turn,
+    }
+
+
+def report(result: dict[str, Any]) -> str:
+    """The figures as a table."""
+    model, settings = result["model"], result["training"]
+    lines = [
+        f"{model['num_layers']} blocks × {model['hidden_size']}, vocabulary {model['vocab_size']:,},"
+        f" {settings['max_steps']:,} steps of {result['deepspeed']['train_batch_size']} × {result['seq_length']},"
+        f" seed {settings['seed']}",
+        f"{result['device']}, {result['threads']} threads, torch {result['torch']}, DeepSpeed"
+        f" {result['deepspeed_version']}, transformers {result['transformers']}; turns of"
+        f" {result['steps_per_turn']} steps",
+        f"target: held-out MLM loss {result['target_loss']:.4f}",
+        f"{'contender':22}{'tokens/s':>10}{'final loss':>12}{'s to target':>13}{'sequences':>12}{'× the first':>13}",
+    ]
+    for one in result["contenders"]:
+        seconds, samples, speedup = one["seconds_to_target"], one["samples_to_target"], one["speedup"]
+        lines.append(
+            f"{one['name']:22}{one['tokens_per_s']:>10,.0f}{one['final_loss']:>12.4f}"
+            f"{'never' if seconds is None else f'{seconds:,.1f}':>13}"
+            f"{'–' if samples is None else f'{samples:,.0f}':>12}"
+            f"{'–' if speedup is None else f'{speedup:.2f}':>13}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,113 @@
+"""`bench quality` on tiny sizes: the same training for all, time of own steps alone, and figures that add up."""
+
+import json
+
+import pytest
+import torch
+from runs import small_config, write_corpus
+
+from bert_pld import cli
+from bert_pld.bench import __main__ as bench
+from bert_pld.bench._contenders import as_hugging_face
+from bert_pld.bench._quality_contenders import Contender, HuggingFaceModel
+from bert_pld.config import ModelConfig
+from bert_pld.model.bert import BertForPreTraining
+from bert_pld.train.loss_curve import loss_after, time_to
+
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed runs on the GPU here")
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(bench.main, bench.build_parser(arguments[0]), arguments[1:])
+    return stopped.value.code
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quality")
+    config = small_config(
+        training={"max_steps": 12, "log_interval": 4, "eval_interval": 4, "eval_rows": 32, "seed": 3},
+        progressive_layer_drop={"enabled": True, "theta": 0.5, "gamma": 1.0},
+    )
+    config["model"] |= {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+    (folder / "ds.json").write_text(json.dumps(config))
+    return [f"--deepspeed_config={folder / 'ds.json'}", f"--data_dir={write_corpus(folder / 'corpus')}"]
+
+
+def test_their_class_behind_our_arguments_gives_our_losses():
+    config = ModelConfig(
+        preset=None, hidden_size=32, num_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=64,
+        max_position_embeddings=16, normalization="post", next_sentence_prediction=True,
+        hidden_dropout=0.0, attention_dropout=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    ours = BertForPreTraining(config).eval()
+    theirs = HuggingFaceModel(as_hugging_face(ours)).eval()
+    batch = {
+        "input_ids": torch.randint(1, 64, (4, 16)),
+        "token_type_ids": torch.zeros(4, 16, dtype=torch.long),
+        "attention_mask": torch.arange(16) < torch.tensor([[16], [9], [12], [16]]),
+        "masked_positions": torch.tensor([1, 5, 18, 40, 50]),
+        "masked_labels": torch.tensor([3, 8, 9, 60, 7]),
+        "next_sentence_labels": torch.tensor([0, 1, 1, 0]),
+    }
+    with torch.no_grad():
+        mine, other = ours(**batch, mlm_denominator=1.0), theirs(**batch, mlm_denominator=1.0)
+        for key in other:
+            assert float(mine[key]) == pytest.approx(float(other[key]), rel=1e-5), key
+        mine, other = ours.train()(**batch), theirs.train()(**batch)
+    assert set(other) == {"loss"}
+    assert float(mine["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
+
+
+@on_cpu
+def test_all_train_alike_and_the_first_is_the_measure(inputs, tmp_path, capsys):
+    path = tmp_path / "quality.json"
+    assert run("quality", *inputs, "--steps_per_turn=2", "--json", str(path)) == 0
+    result, printed = json.loads(path.read_text()), capsys.readouterr().out
+    by_name = {one["name"]: one for one in result["contenders"]}
+    assert list(by_name) == ["hf_bert", "hf_megatron", "post", "pre", "pld_batch", "pld_sample"]
+    assert {tuple(one["samples"]) for one in by_name.values()} == {(32, 64, 96)}
+    # The same weights, rows, masks and optimizer: without dropout the two implementations learn the same.
+    assert by_name["post"]["loss"] == pytest.approx(by_name["hf_bert"]["loss"], rel=1e-4)
+    assert by_name["pre"]["loss"] == pytest.approx(by_name["hf_megatron"]["loss"], rel=1e-4)
+    assert abs(by_name["pld_batch"]["loss"][-1] - by_name["pre"]["loss"][-1]) > 1e-5
+    assert result["target_loss"] == pytest.approx(by_name["hf_bert"]["loss"][-1], abs=1e-4)
+    first = by_name["hf_bert"]
+    assert first["speedup"] == 1.0
+    assert first["samples_to_target"] == pytest.approx(96, abs=1)
+    assert first["seconds_to_target"] == pytest.approx(first["seconds"][-1], rel=1e-2)
+    assert "hf_megatron" in printed
+    assert "s to target" in printed
+
+
+@on_cpu
+def test_a_target_never_reached_is_said(inputs, capsys):
+    assert run("quality", *inputs, "--steps_per_turn=4", "--contenders=post", "--target_loss=0.1") == 0
+    assert "never" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--steps_per_turn=3", "must divide training.eval_interval, which is 4"),
+        ("--contenders=post,bart", "--contenders post,bart: must be a list of hf_bert"),
+        ("--set=training.max_steps=6", "training.max_steps 6: must be at least two evaluations, every 4 steps"),
+    ],
+)
+def test_mistakes_are_one_line(inputs, option, said, capsys):
+    assert run("quality", *inputs, "--steps_per_turn=2", option) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_the_first_turn_counts_at_the_typical_step():
+    one = Contender("x", None, 0)
+    one.turns, one.evaluated_at = [[9.0, 1.0], [1.0, 2.0], [3.0, 2.0]], [2, 4, 6]
+    assert one.seconds() == [4.0, 7.0, 12.0]
+
+
+def test_a_loss_at_a_time_and_the_time_to_a_loss_are_linear_between_evaluations():
+    times, losses = [10.0, 20.0, 30.0], [5.0, 4.0, 4.5]
+    assert [loss_after(at, times, losses) for at in (5.0, 15.0, 25.0, 31.0)] == [None, 4.5, 4.25, None]
+    assert [time_to(loss, times, losses) for loss in (6.0, 4.5, 3.9)] == [10.0, 15.0, None]
