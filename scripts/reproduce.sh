@@ -4,6 +4,7 @@
 #   WIKIPEDIA=wikiextractor=articles/ BOOKS='books=novels/*.txt' bash scripts/reproduce.sh cpu|gpu [SEEDS]
 #
 # WIKIPEDIA, BOOKS   sources as `python -m data_prep sources` lists them (default: both from the Hugging Face Hub)
+# GLUE               a folder with GLUE's files; then Pre-LN, PLD and fresh weights are fine-tuned on CoLA, SST-2 and RTE
 # OUT                where everything goes (default: runs/paper_cpu or runs/paper_gpu)
 #
 # Run again it goes on where it stopped. docs/reproducing.md says what is compared, and how time is taken.
@@ -28,7 +29,7 @@ case "$seeds" in
 esac
 out="${OUT:-runs/paper_$scale}"
 wikipedia="${WIKIPEDIA:-hub=wikimedia/wikipedia:20231101.en}"
-books="${BOOKS:-hub=bookcorpus/bookcorpus}"
+books="${BOOKS:-hub=bookcorpus/bookcorpus:plain_text,revision=refs/convert/parquet,join_rows=64}"
 
 source scripts/environment.sh tensorboard
 mkdir -p "$out"
@@ -37,4 +38,31 @@ if ! [ -e "$out/corpus/manifest.json" ]; then
         --seq_length "$seq_length" --workers "$(nproc)" --output_dir "$out/corpus"
 fi
 python -m bert_pld.experiments run --scale "$scale" --data_dir "$out/corpus" --output_dir "$out/runs" --seeds "$seeds"
-python -m bert_pld.experiments summarize "$out/runs" --json "$out/paper_$scale.json" --plot "$out/paper_$scale.png"
+python -m bert_pld.experiments summarize "$out/runs" --json "$out/paper_$scale.json" --plot "$out/paper_$scale.png" \
+    --time_plot "$out/paper_${scale}_time.png"
+
+[ -n "${GLUE:-}" ] || exit 0
+case "$scale" in
+cpu) # So short a run hardly beats fresh weights: three variants train four times as long. Narrow encoders want a higher rate.
+    trained="$out/long" models=(pre_ln_high_lr pld_sample) rates=(3e-4) epochs=5 sst2_epochs=2 length=64
+    python -m bert_pld.experiments run --scale cpu_long --data_dir "$out/corpus" --output_dir "$trained" --seeds 1 \
+        --variants post_ln "${models[@]}"
+    python -m bert_pld.experiments summarize "$trained" --json "$out/paper_cpu_long.json" \
+        --plot "$out/paper_cpu_long.png" --time_plot "$out/paper_cpu_long_time.png"
+    ;;
+gpu)
+    trained="$out/runs" models=(post_ln pre_ln_high_lr pld_batch pld_sample)
+    rates=(5e-5 1e-4 2e-4) epochs=3 sst2_epochs=3 length=128
+    ;;
+esac
+finetune() { # NAME MODEL [OPTION...]
+    local common=(--glue_dir "$GLUE" --model "$2" --output_dir "$out/glue/$1" --learning_rates "${rates[@]}" --seeds 1 2 3
+        --max_seq_length "$length" "${@:3}")
+    python -m bert_pld.finetune_glue --task RTE CoLA --epochs "$epochs" "${common[@]}"
+    python -m bert_pld.finetune_glue --task SST-2 --epochs "$sst2_epochs" "${common[@]}"
+}
+for model in "${models[@]}"; do
+    finetune "$model" "$trained/$model/seed_1"
+done
+finetune fresh_weights "$trained/${models[0]}/seed_1" --from_scratch
+python -m bert_pld.finetune_glue --summarize "$out"/glue/* --json "$out/glue_$scale.json" --plot "$out/glue_$scale.png"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.cli import make_parser, run
-from bert_pld.experiments.variants import CONFIGS, VARIANTS, load_scale
+from bert_pld.experiments.variants import BASELINE, CHOICES, CONFIGS, VARIANTS, load_scale
 
 CONDITIONS = "conditions.json"
 
@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Two commands, each with its options."""
     parser = make_parser(
         "bert_pld.experiments",
-        "Train the paper's eight variants on the same samples, and compare them.",
+        "Train the paper's variants on the same samples, and compare them.",
         "python -m bert_pld.experiments run --scale cpu --data_dir shards/ --output_dir runs/paper --seeds 3",
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -30,13 +30,15 @@ def build_parser() -> argparse.ArgumentParser:
     runs.add_argument("--data_dir", required=True, type=Path, help="shards of `data_prep build`")
     runs.add_argument("--output_dir", required=True, type=Path, help="a folder for all runs")
     runs.add_argument("--seeds", type=int, default=3, help="of Post-LN, Pre-LN and both PLDs (default 3); others: 1")
-    names = ", ".join(variant.name for variant in VARIANTS)
-    runs.add_argument("--variants", nargs="+", metavar="NAME", help=f"of {names} (default: all)")
+    paper, choices = (", ".join(variant.name for variant in group) for group in (VARIANTS, CHOICES))
+    runs.add_argument("--variants", nargs="+", metavar="NAME", help=f"of {paper} (default: all these), or of {choices}")
     runs.add_argument("--at_once", type=int, help="runs side by side (default: one a processor; on GPUs 1)")
     summary = commands.add_parser("summarize", help="figures of the runs that are finished")
     summary.add_argument("output_dir", type=Path, help="of `run`")
     summary.add_argument("--json", type=Path, required=True, help="write the figures here")
     summary.add_argument("--plot", type=Path, help="draw the curves: .png, .svg or .pdf")
+    summary.add_argument("--time_plot", type=Path, help="draw the loss against time alone, of the main variants")
+    summary.add_argument("--baseline", default=BASELINE, help=f"what all are compared with (default {BASELINE})")
     return parser
 
 
@@ -88,8 +90,23 @@ def describe(options: argparse.Namespace, gpus: int, at_once: int) -> dict[str, 
             "deepspeed": deepspeed.__version__,
         },
         "commit": commit or "unknown",
+        "data": describe_data(options.data_dir),
         "scale": options.scale,
         "command": f"python -m bert_pld.experiments run --scale {options.scale} --seeds {options.seeds}",
+    }
+
+
+def describe_data(data_dir: Path) -> dict[str, Any]:
+    """What was trained on: rows, tokens, vocabulary, and the fingerprint that tells whether another's is the same."""
+    from bert_pld.data.shards import Manifest
+
+    manifest = Manifest.read(data_dir)
+    return {
+        "training_rows": manifest.rows("train"),
+        "held_out_rows": manifest.rows("validation"),
+        "seq_length": manifest.attributes.seq_length,
+        "vocabulary_size": manifest.attributes.vocabulary_size,
+        "fingerprint": manifest.fingerprint(),
     }
 
 
@@ -104,7 +121,7 @@ def _processor() -> str:
 def _summarize(options: argparse.Namespace) -> int:
     from bert_pld.experiments.comparison import compare
     from bert_pld.experiments.curves import CLOCKS, read_curve
-    from bert_pld.experiments.drawing import draw
+    from bert_pld.experiments.drawing import draw, draw_time
     from bert_pld.experiments.suite import finished_runs
     from bert_pld.experiments.tables import table
 
@@ -117,13 +134,16 @@ def _summarize(options: argparse.Namespace) -> int:
         name: {seed: read_curve(run_dir, clock) for seed, run_dir in seeds.items()}
         for name, seeds in finished_runs(options.output_dir).items()
     }
-    comparison = compare(curves)
+    comparison = compare(curves, options.baseline)
     runs = {name: {str(seed): curve.as_json() for seed, curve in seeds.items()} for name, seeds in curves.items()}
     result = {"conditions": conditions, "clock": clock, "comparison": comparison, "runs": runs}
     options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(table(comparison), end="")
+    print(table(comparison, "paper", "choices"), end="")
+    title = f"{conditions['hardware']}, scale {conditions['scale']}, {conditions['commit']}"
     if options.plot is not None:
-        draw(curves, options.plot, f"{conditions['hardware']}, scale {conditions['scale']}, {conditions['commit']}")
+        draw(curves, options.plot, title)
+    if options.time_plot is not None:
+        draw_time(curves, options.time_plot, title)
     return 0
 
 

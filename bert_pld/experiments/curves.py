@@ -9,7 +9,9 @@ from typing import Any
 
 from bert_pld.experiments.suite import DIVERGED
 from bert_pld.plot import read_run
+from bert_pld.train.loss_curve import loss_after, time_to
 
+_ROUNDED = ("loss", "accuracy", "theta", "depth")
 CLOCKS = {"cpu": "processor_seconds", "gpu": "seconds"}
 """What time is, by device. On a CPU runs share a machine, whose wall clock would count the others' work."""
 
@@ -30,28 +32,25 @@ class Curve:
     kept_blocks: float
     """Mean over training."""
     diverged: bool
+    logged_samples: list[int] = dataclasses.field(default_factory=list)
+    """Where `theta` and `depth` were logged."""
+    theta: list[float] = dataclasses.field(default_factory=list)
+    depth: list[float] = dataclasses.field(default_factory=list)
+    """Executed blocks, the mean since the value before."""
 
     def loss_at(self, seconds: float) -> float | None:
         """The loss after so much time, linear between evaluations; None outside of them."""
-        for (t0, l0), (t1, l1) in itertools.pairwise(zip(self.seconds, self.loss, strict=True)):
-            if t0 <= seconds <= t1:
-                return l0 + (l1 - l0) * (seconds - t0) / (t1 - t0)
-        return None
+        return loss_after(seconds, self.seconds, self.loss)
 
     def seconds_to(self, loss: float) -> float | None:
         """The time after which the loss is this or lower, linear between evaluations; None if never."""
-        if self.loss and self.loss[0] <= loss:
-            return self.seconds[0]
-        for (t0, l0), (t1, l1) in itertools.pairwise(zip(self.seconds, self.loss, strict=True)):
-            if l1 <= loss:
-                return t0 + (t1 - t0) * (l0 - loss) / (l0 - l1)
-        return None
+        return time_to(loss, self.seconds, self.loss)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, rounded to what is measured."""
         values = dataclasses.asdict(self)
         rounded = {"seconds": [round(t, 2) for t in self.seconds], "kept_blocks": round(self.kept_blocks, 4)}
-        return {**values, **rounded, **{key: [round(v, 5) for v in values[key]] for key in ("loss", "accuracy")}}
+        return {**values, **rounded, **{key: [round(v, 5) for v in values[key]] for key in _ROUNDED}}
 
 
 def read_curve(run_dir: Path, clock: str) -> Curve:
@@ -82,6 +81,9 @@ def read_curve(run_dir: Path, clock: str) -> Curve:
         flops=flops,
         kept_blocks=kept / steps[-1],
         diverged=(run_dir / DIVERGED).exists(),
+        logged_samples=[line["samples"] for line in run.training],
+        theta=[line["theta"] for line in run.training],
+        depth=[line["kept_blocks"] for line in run.training],
     )
 
 

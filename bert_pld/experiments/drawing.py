@@ -1,46 +1,102 @@
-"""The comparison's pictures: held-out loss against samples and against time, every seed thin and the means thick."""
+"""The comparison's pictures: held-out loss against samples and against time, and what was dropped when."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bert_pld.experiments.curves import Curve
 from bert_pld.experiments.variants import VARIANTS
 from bert_pld.plot import COLOURS
 
+_COLOURS = dict(zip((variant.name for variant in VARIANTS), (*COLOURS, "#999999", "#7F3C8D"), strict=True))
+_SHOWN_FROM = 0.1
+"""Of a run: before that the loss falls from the vocabulary's logarithm, and would flatten all the rest."""
+
 
 def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) -> None:
-    """Draw both pictures side by side.
+    """Draw the three pictures side by side: of the losses every seed thin and the mean thick, of the depth seed 1.
 
     Args:
-        curves: variant → seed → run.
+        curves: variant → seed → run; those that are not the paper's are left out.
         output: .png, .svg or .pdf.
         title: the conditions, in one line.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(14, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
-    by_samples, by_time = figure.subplots(1, 2, sharey=True)
-    for variant, colour in zip(VARIANTS, (*COLOURS, "#999999"), strict=True):
+    by_samples, by_time, depth = figure.subplots(1, 3)
+    by_time.sharey(by_samples)
+    for variant in VARIANTS:
         seeds = [curve for curve in curves.get(variant.name, {}).values() if not curve.diverged]
-        if not seeds:
-            continue
-        style = "-" if variant.is_main else "--"
-        for curve in seeds if len(seeds) > 1 else ():
-            by_samples.plot(curve.samples, curve.loss, style, color=colour, linewidth=0.6, alpha=0.5)
-            by_time.plot([t / 60 for t in curve.seconds], curve.loss, style, color=colour, linewidth=0.6, alpha=0.5)
-        loss = [statistics.fmean(values) for values in zip(*(curve.loss for curve in seeds), strict=True)]
-        time = [statistics.fmean(values) / 60 for values in zip(*(curve.seconds for curve in seeds), strict=True)]
-        by_samples.plot(seeds[0].samples, loss, style, color=colour, linewidth=1.8, label=variant.label)
-        by_time.plot(time, loss, style, color=colour, linewidth=1.8)
+        if seeds:
+            style = "-" if variant.is_main else "--"
+            _draw_losses(by_samples, by_time, seeds, variant.label, style, _COLOURS[variant.name])
+            _draw_depth(depth, seeds[0], style, _COLOURS[variant.name])
     by_samples.set(xlabel="sequences", ylabel="held-out MLM loss (nats)")
     by_time.set(xlabel="minutes of training")
-    for axes in (by_samples, by_time):
+    depth.set(xlabel="sequences", ylabel="executed blocks")
+    right = depth.twinx()
+    moving = [c for seeds in curves.values() for c in seeds.values() if len(set(c.theta)) > 1]
+    progressive = next(iter(moving), None)
+    if progressive is not None:
+        right.plot(progressive.logged_samples, progressive.theta, ":", color="black", linewidth=1.2)
+        right.set(ylabel="θ over time (dotted)", ylim=(0, 1.05))
+    for axes in (by_samples, by_time, depth):
         axes.grid(alpha=0.25)
+        axes.locator_params(axis="x", nbins=5)
     by_samples.legend(fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=9)
     figure.savefig(output, dpi=130)
+
+
+def draw_time(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) -> None:
+    """Draw the loss against time alone, of the variants that are run with several seeds and of Pre-LN at their rate.
+
+    Args:
+        curves, output, title: as of `draw`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for variant in VARIANTS:
+        seeds = [curve for curve in curves.get(variant.name, {}).values() if not curve.diverged]
+        if seeds and (variant.is_main or variant.name == "pre_ln_high_lr"):
+            _draw_against_minutes(axes, seeds, variant.label, "-" if variant.is_main else "--", _COLOURS[variant.name])
+    axes.set(xlabel="minutes of training", ylabel="held-out MLM loss (nats)")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, frameon=False)
+    axes.set_title(title, fontsize=9)
+    figure.savefig(output, dpi=130)
+
+
+def _draw_losses(by_samples: Any, by_time: Any, seeds: list[Curve], label: str, style: str, colour: str) -> None:
+    _draw_means(by_samples, [curve.samples for curve in seeds], seeds, label, style, colour)
+    _draw_against_minutes(by_time, seeds, label, style, colour)
+
+
+def _draw_against_minutes(axes: Any, seeds: list[Curve], label: str, style: str, colour: str) -> None:
+    _draw_means(axes, [[t / 60 for t in curve.seconds] for curve in seeds], seeds, label, style, colour)
+
+
+def _draw_means(
+    axes: Any, across: Sequence[Sequence[float]], seeds: list[Curve], label: str, style: str, colour: str
+) -> None:
+    """Every seed thin, the mean thick; without the beginning."""
+    first = next(i for i, n in enumerate(seeds[0].samples) if n >= _SHOWN_FROM * seeds[0].samples[-1])
+    for values, curve in zip(across, seeds, strict=True) if len(seeds) > 1 else ():
+        axes.plot(values[first:], curve.loss[first:], style, color=colour, linewidth=0.6, alpha=0.5)
+    mean = [statistics.fmean(values) for values in zip(*across, strict=True)]
+    loss = [statistics.fmean(values) for values in zip(*(curve.loss for curve in seeds), strict=True)]
+    axes.plot(mean[first:], loss[first:], style, color=colour, linewidth=1.8, label=label)
+
+
+def _draw_depth(axes: Any, curve: Curve, style: str, colour: str) -> None:
+    axes.plot(curve.logged_samples, curve.depth, style, color=colour, linewidth=1.0, alpha=0.8)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bert_pld.experiments.variants import VARIANTS, Scale, Variant, configuration
+from bert_pld.experiments.variants import KNOWN, VARIANTS, Scale, Variant, configuration
 from bert_pld.train.preemption import EXIT_PREEMPTED
 
 POLL_S = 0.2
@@ -55,15 +55,15 @@ def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] |
     Args:
         output_dir: run folders are `<variant>/seed_<k>` below it.
         seeds: of main variants; ablations have seed 1 alone.
-        names: of variants; by default all.
+        names: of variants; by default all of the paper's.
 
     Raises:
         ValueError: an unknown name, or an earlier suite's run of other settings.
     """
-    known = {variant.name: variant for variant in VARIANTS}
+    known = {variant.name: variant for variant in KNOWN}
     if unknown := sorted(set(names or ()) - set(known)):
         raise ValueError(f"--variants {unknown[0]}: must be among {', '.join(known)}")
-    chosen = [variant for variant in VARIANTS if names is None or variant.name in set(names)]
+    chosen = [variant for variant in KNOWN if variant.name in set(names)] if names is not None else list(VARIANTS)
     jobs = []
     for seed in range(1, seeds + 1):
         for variant in chosen:
@@ -80,7 +80,7 @@ def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] |
 def finished_runs(output_dir: Path) -> dict[str, dict[int, Path]]:
     """Variant → seed → run folder, of all runs below a suite's folder that are done."""
     found: dict[str, dict[int, Path]] = {}
-    for variant in VARIANTS:
+    for variant in KNOWN:
         for run_dir in sorted((output_dir / variant.name).glob("seed_*")):
             seed = int(run_dir.name.removeprefix("seed_"))
             config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))

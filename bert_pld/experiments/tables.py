@@ -16,19 +16,17 @@ def figure(value: dict[str, Any] | None, digits: int) -> str:
     return f"{mean} ± {value['deviation']:.{digits}f}" if value["n"] > 1 else mean
 
 
-def table(comparison: dict[str, Any]) -> str:
-    """Markdown of the comparison, one row a variant."""
+def table(comparison: dict[str, Any], *groups: str) -> str:
+    """Markdown of the comparison, one row a variant; by default of the group `paper`."""
     lines = [
         "| | held-out loss, equal samples | held-out loss, equal time | kept blocks | time a sample | FLOPs a sample"
-        " | to Post-LN's loss | runs |",
+        f" | to {_baseline(comparison)}'s loss | runs |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in comparison["rows"]:
+        if row["group"] not in (groups or ("paper",)):
+            continue
         runs = (row["loss_at_equal_samples"] or {"n": 0})["n"]
-        speed = figure(row["speedup_to_baseline_loss"], 2)
-        if row["speedup_to_baseline_loss"] is not None:
-            speed += " ×"
-            speed += f" ({row['reached_baseline_loss']} of {runs})" if row["reached_baseline_loss"] < runs else ""
         cells = [
             row["label"],
             figure(row["loss_at_equal_samples"], 3),
@@ -36,11 +34,56 @@ def table(comparison: dict[str, Any]) -> str:
             figure(row["kept_blocks"], 2),
             figure(row["time_a_sample"], 3),
             figure(row["flops_a_sample"], 3),
-            speed,
+            _speed(comparison, row),
             f"{runs}" + (f", {row['diverged']} diverged" if row["diverged"] else ""),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def short_table(comparison: dict[str, Any]) -> str:
+    """Markdown of what the first page says: the variants that were trained to their end, in five columns."""
+    lines = [
+        "| | held-out loss, equal samples | held-out loss, equal time | time a sample"
+        f" | to {_baseline(comparison)}'s loss |",
+        "|---|---|---|---|---|",
+    ]
+    for row in comparison["rows"]:
+        if row["group"] == "paper" and row["loss_at_equal_samples"] is not None:
+            loss, later = (figure(row[f"loss_at_equal_{what}"], 3) for what in ("samples", "time"))
+            cells = [row["label"], loss, later, figure(row["time_a_sample"], 2), _speed(comparison, row)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def choices_table(comparison: dict[str, Any]) -> str:
+    """Markdown of what a user can choose, all of seed 1, beside Pre-LN at the same rate and PLD as the paper has it."""
+    beside = ("pre_ln_high_lr", "pld_batch", "pld_sample")
+    lines = [
+        f"| | held-out loss | executed blocks | time a sample | to {_baseline(comparison)}'s loss |",
+        "|---|---|---|---|---|",
+    ]
+    for row in comparison["rows"]:
+        one = row["seed_1"]
+        if one is not None and (row["group"] == "choices" or row["variant"] in beside):
+            reached = "–" if one["speedup_to_baseline_loss"] is None else f"{one['speedup_to_baseline_loss']:.2f} ×"
+            cells = [row["label"], *(f"{one[key]:.2f}" for key in ("kept_blocks", "time_a_sample")), reached]
+            lines.append(f"| {cells[0]} | {one['loss']:.3f} | {' | '.join(cells[1:])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _speed(comparison: dict[str, Any], row: dict[str, Any]) -> str:
+    """`1.23 × (2 of 3)`: how much sooner the baseline's loss is reached, and in how many runs, where not in all."""
+    if row["variant"] == comparison["baseline"]:
+        return "1 ×"
+    if row["speedup_to_baseline_loss"] is None:
+        return "–"
+    runs, reached = row["loss_at_equal_samples"]["n"], row["reached_baseline_loss"]
+    return f"{figure(row['speedup_to_baseline_loss'], 2)} ×" + (f" ({reached} of {runs})" if reached < runs else "")
+
+
+def _baseline(comparison: dict[str, Any]) -> str:
+    return next(row["label"] for row in comparison["rows"] if row["variant"] == comparison["baseline"])
 
 
 def put_into(page: Path, name: str, text: str) -> None:

@@ -6,14 +6,15 @@ import dataclasses
 import functools
 from typing import Any
 
+from torch import nn
+
 from bert_pld.config import MONITOR_BLOCKS, RunConfig
-from bert_pld.model import BertForPreTraining
 from bert_pld.pld import initialize
 from bert_pld.train.optimizer import OUR_OPTIMIZERS, build_optimizer, parameter_groups
 from bert_pld.train.schedulers import OUR_SCHEDULERS, build_scheduler
 
 
-def make_engine(config: RunConfig, model: BertForPreTraining) -> Any:
+def make_engine(config: RunConfig, model: nn.Module) -> Any:
     """The engine of a resolved configuration: optimizer, scheduler, precision, ZeRO, layer dropping."""
     for_deepspeed = {k: v for k, v in config.deepspeed.items() if k not in MONITOR_BLOCKS}
     # DeepSpeed's throughput timer waits for the device at every step.

@@ -6,7 +6,7 @@ import pytest
 
 from bert_pld.experiments.comparison import compare, spread
 from bert_pld.experiments.curves import Curve
-from bert_pld.experiments.tables import figure, found_in, put_into, table
+from bert_pld.experiments.tables import choices_table, figure, found_in, put_into, short_table, table
 
 
 def curve(loss, seconds, *, flops=100.0, diverged=False):
@@ -62,6 +62,11 @@ def test_figures_of_the_table(compared):
     # 5.1 is reached at 40 s by seed 1, and by seed 2 at 40 + 40 × 0.2 / 0.9.
     assert pld["speedup_to_baseline_loss"]["mean"] == pytest.approx((100 / 40 + 100 / (40 + 8 / 0.9)) / 2, rel=1e-4)
     assert pld["reached_baseline_loss"] == 2
+    assert pld["loss_over_baseline"] == spread([-1.0, -0.8])
+    assert pld["seed_1"] == {
+        "loss": 4.0, "kept_blocks": 4.0, "time_a_sample": 0.8, "speedup_to_baseline_loss": 2.5
+    }  # fmt: skip
+    assert rows["pre_ln_high_lr"]["seed_1"] is None
     assert rows["pre_ln_high_lr"]["diverged"] == 1
     assert rows["pre_ln_high_lr"]["loss_at_equal_samples"] is None
 
@@ -69,6 +74,18 @@ def test_figures_of_the_table(compared):
 def test_without_the_baseline_there_is_no_comparison():
     with pytest.raises(ValueError, match="post_ln: has no finished run"):
         compare({"pre_ln": {1: curve([6.0], [10])}})
+
+
+def test_another_variant_can_be_the_baseline():
+    comparison = compare(
+        {"pre_ln": {1: curve([6.0, 5.0], [50, 100])}, "pld_batch": {1: curve([5.5, 4.5], [40, 80])}}, "pre_ln"
+    )
+    pld = comparison["rows"][1]
+    assert pld["time_a_sample"]["mean"] == pytest.approx(0.8)
+    assert pld["speedup_to_baseline_loss"]["mean"] == pytest.approx(100 / 60, rel=1e-4)
+    header, _, first, _ = table(comparison).splitlines()
+    assert "to Pre-LN's loss" in header
+    assert "| 1 × | 1 |" in first
 
 
 def test_table_goes_into_a_page_and_comes_out_again(compared, tmp_path):
@@ -83,6 +100,21 @@ def test_table_goes_into_a_page_and_comes_out_again(compared, tmp_path):
     assert "1 diverged" in text
     with pytest.raises(ValueError, match="lacks the lines"):
         put_into(page, "y", text)
+
+
+def test_short_tables_have_what_was_trained_to_its_end_and_what_seed_1_has(compared):
+    short, choices = short_table(compared), choices_table(compared)
+    assert [line.split(" | ")[0] for line in short.splitlines()[2:]] == ["| Post-LN", "| PLD, by batch"]
+    assert short.splitlines()[2].endswith("| 1.00 ± 0.00 | 1 × |")
+    assert choices.splitlines()[2:] == ["| PLD, by batch | 4.000 | 4.00 | 0.80 | 2.50 × |"]
+
+
+def test_what_is_no_variant_of_the_paper_does_not_set_the_equal_time():
+    runs = {"post_ln": {1: curve([6.0, 5.0], [50, 100])}, "theta_0_7": {1: curve([6.0, 5.5], [30, 60])}}
+    compared = compare(runs)
+    assert compared["equal_seconds"] == 100
+    assert "θ = 0.7" not in table(compared)
+    assert "| θ = 0.7 | 5.500 |" in choices_table(compared)
 
 
 def test_one_run_has_no_deviation():

@@ -33,13 +33,16 @@ TINY = {
     "data": {"seq_length": 32, "workers": 0},
     "training": {"max_steps": 12, "log_interval": 2, "eval_interval": 4, "checkpoint_interval": 4},
 }
-SCALE = Scale("tiny", {"0.0001": 1e-3, "0.001": 3e-3}, TINY)
+SCALE = Scale("tiny", {"0.0001": 1e-3, "0.001": 3e-3}, 0.7292, TINY)
 
 
 def test_variants_differ_in_what_they_are_named_for():
     configs = {variant.name: configuration(variant, SCALE, 7) for variant in VARIANTS}
-    assert len(configs) == 8
-    assert {name for name, c in configs.items() if c["model"]["normalization"] == "post"} == {"post_ln"}
+    assert len(configs) == 9
+    assert {name for name, c in configs.items() if c["model"]["normalization"] == "post"} == {
+        "post_ln",
+        "post_ln_high_lr",
+    }
     low = {name for name, c in configs.items() if c["optimizer"]["params"]["lr"] == 1e-3}
     assert low == {"post_ln", "pre_ln"}
     schedules = {}
@@ -60,13 +63,17 @@ def test_variants_differ_in_what_they_are_named_for():
 
 def test_scales_are_read_and_mistakes_are_one_line():
     assert load_scale("cpu").learning_rates["0.001"] > load_scale("cpu").learning_rates["0.0001"]
-    for variant in VARIANTS:
-        load_config(configuration(variant, load_scale("cpu"), 1))
-        load_config(configuration(variant, load_scale("gpu"), 1))
-    with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, gpu"):
+    for scale in (load_scale("cpu"), load_scale("cpu_long"), load_scale("gpu")):
+        runs = [load_config(configuration(variant, scale, 1)) for variant in VARIANTS]
+        dropping = [run for run in runs if run.progressive_layer_drop.enabled]
+        depths = [
+            make_schedule(run.progressive_layer_drop, run.model.num_layers).expected_depth(10**6) for run in dropping
+        ]
+        assert depths == pytest.approx([depths[0]] * 5)
+    with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, cpu_long, gpu"):
         load_scale("tpu")
     with pytest.raises(ConfigError, match="none in place of 0.001, which pld_batch asks for"):
-        configuration(VARIANTS[2], Scale("x", {}, {}), 1)
+        configuration(VARIANTS[2], Scale("x", {}, 0.7, {}), 1)
 
 
 def test_laying_over_merges_sections_and_null_removes():
@@ -81,7 +88,7 @@ from pathlib import Path
 from bert_pld.experiments import __main__ as command
 from bert_pld.experiments.variants import Scale
 tiny = json.loads(Path(sys.argv[1]).read_text())
-command.load_scale = lambda name: Scale(name, {"0.0001": 1e-3, "0.001": 3e-3}, tiny)
+command.load_scale = lambda name: Scale(name, {"0.0001": 1e-3, "0.001": 3e-3}, 0.6667, tiny)
 command.run(command.main, command.build_parser(), sys.argv[2:])
 """
 
@@ -135,7 +142,17 @@ def test_interrupted_suite_goes_on_and_is_summarized(command):
 
     again = command(300, *arguments)
     assert "2 runs, 2 of them done" in again.communicate(timeout=60)[0]
-    summary = command(300, "summarize", str(out), "--json", str(out / "x.json"), "--plot", str(out / "x.png"))
+    summary = command(
+        300,
+        "summarize",
+        str(out),
+        "--json",
+        str(out / "x.json"),
+        "--plot",
+        str(out / "x.png"),
+        "--time_plot",
+        str(out / "t.png"),
+    )
     said, errors = summary.communicate(timeout=60)
     assert summary.returncode == 0, errors
     result = json.loads((out / "x.json").read_text())
@@ -143,4 +160,5 @@ def test_interrupted_suite_goes_on_and_is_summarized(command):
     assert rows["pld_batch"]["kept_blocks"]["mean"] < rows["post_ln"]["kept_blocks"]["mean"] == 3
     assert rows["pld_batch"]["flops_a_sample"]["mean"] < 1
     assert (out / "x.png").stat().st_size > 10_000
+    assert (out / "t.png").stat().st_size > 5_000
     assert "| Post-LN |" in said
