@@ -47,6 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_train_rows", type=int, help="train on the first so many rows only")
     parser.add_argument("--deepspeed_config", type=Path, metavar="FILE", help="further keys for DeepSpeed")
     parser.add_argument("--summarize", nargs="+", type=Path, metavar="DIR", help="only print a table of these folders")
+    parser.add_argument("--json", type=Path, help="with --summarize: write the figures here")
+    parser.add_argument("--plot", type=Path, help="with --summarize: draw them (.png, .svg, .pdf)")
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
     parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -54,10 +56,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(options: argparse.Namespace) -> int:
     """Fine-tune what is asked for and not done yet, and print the table."""
+    from bert_pld.glue.drawing import draw
     from bert_pld.glue.summary import summarize, table
 
     if options.summarize:
-        print(table({path.name: summarize(path) for path in options.summarize}), end="")
+        summaries = {path.resolve().name: summarize(path) for path in options.summarize}
+        if options.json is not None:
+            options.json.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
+        if options.plot is not None:
+            draw(summaries, options.plot)
+        print(table(summaries), end="")
         return 0
     for name in ("task", "glue_dir", "model", "output_dir"):
         if getattr(options, name) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class ResultFolder:
         result = {
             "task": task.name,
             "conditions": self.conditions,
+            "versions": _versions(),
             "best_epoch": outcome.best_epoch,
             "dev": outcome.scores,
             "epochs": outcome.epochs,
@@ -63,6 +65,13 @@ class ResultFolder:
         aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         aside.replace(self.path / RESULT)
         return result
+
+
+def _versions() -> dict[str, str]:
+    import torch
+    import transformers
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def result_folder(

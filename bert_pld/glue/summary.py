@@ -53,7 +53,17 @@ def _of_task(task: Task, results: list[dict[str, Any]]) -> dict[str, Any]:
         "score": _spread([_score(run) for run in runs]),
         "metrics": figures,
         "seeds": sorted(run["conditions"]["seed"] for run in runs),
+        "conditions": _shared([run["conditions"] for run in runs]),
+        "versions": _shared([run.get("versions", {}) for run in runs]),
     }
+
+
+def _shared(dictionaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is the same in all; without the model, which the table names, rate and seed."""
+    first, *others = dictionaries
+    left_out = ("model", "learning_rate", "seed")
+    same = {key for key, value in first.items() if all(other.get(key) == value for other in others)}
+    return {key: value for key, value in first.items() if key in same and key not in left_out}
 
 
 def _score(result: dict[str, Any]) -> float:
