@@ -32,7 +32,8 @@ if [ ! -f "$environment_stamp" ]; then
     environment_pip() {
         (
             [ ${#environment_from[@]} -eq 0 ] || { unset PIP_FIND_LINKS && export PIP_CONFIG_FILE=/dev/null; }
-            "$environment_dir/bin/python" -m pip install --quiet --disable-pip-version-check \
+            # Bytecode is made of what is imported, when it is: compiling all of it takes a minute.
+            "$environment_dir/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
                 "${environment_from[@]}" -c "$environment_root/scripts/constraints.txt" "$@"
         )
     }

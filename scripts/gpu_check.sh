@@ -11,6 +11,11 @@
 #   deepspeed DeepSpeed's own fused layer in fp16, which it builds first                                   7
 #   sweep     other tile sizes for each kernel                                                            5
 #   saving    what a checkpoint costs, beside training and waited for                                     1
+#   quality   time to a held-out loss beside Hugging Face's classes, BERT-small; needs SHARDS              8
+#   paper     the paper's variants at the scale `gpu`, going on where it stopped; needs SHARDS          hours
+#
+# The last two are not among `all`. SHARDS is what `data_prep build --seq_length 128` made, RUNS (default
+# $OUT/paper) where the variants' runs are kept.
 #
 # What the host lacks lies as wheels in .whl/ (scripts/gpu_wheels.sh fetches them) and is installed into a folder of its
 # own. Prints a short table a stage; writes JSON and one log to $OUT. Exit 1 if any stage failed.
@@ -63,8 +68,14 @@ for name in "${@:-all}"; do
     sweep) stage sweep 45 bench kernels --sweep --peers none --tokens 32768 --hidden 1024 --json "$OUT/sweep.json" ;;
     saving) stage saving 10 bench checkpoint --model_preset base --micro_batch_size 128 --steps_per_block 100 \
         --folder "${TMPDIR:-/tmp}" --json "$OUT/checkpoint.json" ;;
+    quality) stage quality 15 bench quality --deepspeed_config configs/bert_small_pld_128.json \
+        --data_dir "${SHARDS:?the directory of shards}" --set training.max_steps=1000 --set training.eval_interval=100 \
+        --contenders hf_bert,hf_megatron,hf_bert_compiled,post,pre,pld_batch,pld_sample --json "$OUT/quality.json" ;;
+    paper) stage paper 5 python3 -m bert_pld.experiments run --scale gpu --seeds 1 \
+        --data_dir "${SHARDS:?the directory of shards}" --output_dir "${RUNS:-$OUT/paper}"
+        stage paper_table 15 python3 -m bert_pld.experiments summarize "${RUNS:-$OUT/paper}" --json "$OUT/paper_gpu.json" ;;
     *)
-        echo "error: $name: must be of tests, curves, kernels, base, large, deepspeed, sweep, saving" >&2
+        echo "error: $name: must be of tests, curves, kernels, base, large, deepspeed, sweep, saving, quality, paper" >&2
         exit 2
         ;;
     esac

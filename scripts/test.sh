@@ -3,6 +3,8 @@
 #
 # BERT_PLD_REQUIRE_SLURM   1: the tests of Slurm, for which Debian's packages are installed, fail where they cannot run
 #                          (default where CI is set, and in .ci/run); 0: they are skipped there
+# BERT_PLD_THOROUGH        1: also the tests that repeat another for one more setting
+# BERT_PLD_KILLS           how often the tests of interruption kill what they watch (default: 12 and 8)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh tensorboard,test

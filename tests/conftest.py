@@ -21,6 +21,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests that need a GPU are skipped without one."""
+    """Skip what needs a GPU where there is none, and what repeats a test for one more setting unless asked for."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
+    if item.get_closest_marker("thorough") and not os.environ.get("BERT_PLD_THOROUGH"):
+        pytest.skip("set BERT_PLD_THOROUGH=1 for it")

@@ -1,4 +1,7 @@
-"""Builds that are killed at any moment, and builds on a disk that fills up."""
+"""Builds that are killed at any moment, and builds on a disk that fills up.
+
+`BERT_PLD_KILLS` sets how often they are killed (default 8).
+"""
 
 import hashlib
 import json
@@ -16,7 +19,7 @@ from made_up_corpus import WORDS, write_corpus
 
 from data_prep.__main__ import main
 
-KILLS = 20
+KILLS = int(os.environ.get("BERT_PLD_KILLS", "8"))
 _BUILD = """
 import sys
 import data_prep.plan, data_prep.splitting
@@ -44,7 +47,7 @@ def digests(folder: Path):
     }
 
 
-def test_killed_at_twenty_random_moments_a_build_ends_in_the_same_bytes(corpus, tmp_path):
+def test_killed_at_random_moments_a_build_ends_in_the_same_bytes(corpus, tmp_path):
     output_dir = tmp_path / "data"
     began = time.monotonic()
     assert start(corpus, output_dir).wait() == 0
@@ -73,7 +76,7 @@ def test_killed_at_twenty_random_moments_a_build_ends_in_the_same_bytes(corpus, 
             finished += 1
             shutil.rmtree(output_dir)
     assert kills == KILLS
-    assert went_on >= 3
+    assert went_on >= KILLS // 6
 
 
 @pytest.fixture

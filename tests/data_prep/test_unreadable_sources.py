@@ -32,12 +32,13 @@ def zipped():
         (PNG, "not text but a PNG image"),
         (zipped(), "not text but a zip archive (or EPUB, DOCX, ODT)"),
         (b"%PDF-1.7\n%\xe2\xe3\n1 0 obj\n", "not text but a PDF"),
-        (gzip.compress(b"It was a cold day."), "not text but compressed with gzip"),
+        (gzip.compress(b"It was a cold day.", mtime=0), "not text but compressed with gzip"),
         (b"It was a cold day.\n\0\0It was a cold day.\n" * 9, "not text but binary (NUL at byte 19)"),
         ("It was a cold day.\n".encode("utf-16-le"), "UTF-16 without a byte order mark"),
         (bytes(range(1, 256)) * 9, "not text but binary (more than 1% control characters)"),
         (b"It was a cold day.\n" * 900 + b"\0", "not text but binary (NUL at byte 17100)"),
     ],
+    ids=["png", "zip", "pdf", "gzip", "nul", "utf-16", "control characters", "late nul"],
 )
 def test_book_that_is_not_text_is_named(tmp_path, content, message):
     (tmp_path / "good.txt").write_text("It was a cold day.\n" * 20)

@@ -16,6 +16,7 @@ from runs import SEQ_LENGTH, VOCABULARY, clean_environment, free_port, run_pretr
 from bert_pld.glue.batches import Encoded, collate, evaluation_rows, training_order
 from bert_pld.glue.encoder import load_encoder
 from bert_pld.glue.finetuning import linear_schedule
+from bert_pld.glue.summary import table
 
 SETTINGS = ["--epochs", "3", "--batch_size", "16", "--max_seq_length", "32", "--learning_rates", "3e-3"]
 
@@ -93,7 +94,22 @@ def test_task_is_learnt_and_answered(finished):
         "deviation": pytest.approx(np.std(scores, ddof=1)),
         "n": 2,
     }
+    task = summary["tasks"]["SST-2"]
+    assert (task["conditions"]["epochs"], task["conditions"]["max_seq_length"]) == (3, 32)
+    assert not {"model", "seed"} & set(task["conditions"])
+    assert task["versions"]["torch"] == torch.__version__
     assert (output_dir / "summary.md").read_text() in said
+
+
+def test_models_side_by_side(finished, tmp_path):
+    output_dir, _ = finished
+    options = ["--summarize", str(output_dir), "--json", str(tmp_path / "glue.json"), "--plot", str(tmp_path / "g.png")]
+    command = [sys.executable, "-m", "bert_pld.finetune_glue", *options]
+    printed = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=True).stdout
+    figures = json.loads((tmp_path / "glue.json").read_text())
+    assert printed == table(figures)
+    assert f"| {output_dir.name} | {figures[output_dir.name]['tasks']['SST-2']['score']['mean']:.1f}" in printed
+    assert (tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finished, glue_dir, checkpoint):

@@ -26,7 +26,9 @@ def one_rank(corpus, tmp_path_factory):
 
 
 @pytest.mark.launcher
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "stage", [pytest.param(0, marks=pytest.mark.thorough), 1, pytest.param(2, marks=pytest.mark.thorough), 3]
+)
 def test_two_ranks_train_as_one_at_every_zero_stage(stage, corpus, one_rank, tmp_path):
     run_pretrain(config(zero_optimization={"stage": stage}), corpus, tmp_path / "run", ranks=2)
     losses = np.array(read_metrics(tmp_path / "run"))
@@ -48,7 +50,7 @@ def test_accumulation_weighs_tokens_as_one_batch(corpus, one_rank, tmp_path):
 
 
 @pytest.mark.launcher
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.thorough), 3])
 def test_sample_granularity_trains_on_two_ranks(stage, corpus, tmp_path):
     changes = {"progressive_layer_drop": {"granularity": "sample"}, "zero_optimization": {"stage": stage}}
     run_pretrain(config(**changes), corpus, tmp_path / "run", ranks=2)

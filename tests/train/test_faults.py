@@ -105,7 +105,7 @@ def named(rank, pid):
 @pytest.mark.launcher
 @pytest.mark.parametrize(
     ("rank", "number"),
-    [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)],
+    [(1, signal.SIGKILL), pytest.param(1, signal.SIGSTOP, marks=pytest.mark.thorough), (0, signal.SIGSTOP)],
     ids=["killed_1", "stopped_1", "stopped_0"],
 )
 def test_lost_rank_is_named_once_and_ends_all(rank, number, running):
