@@ -68,6 +68,18 @@ def test_attention_with_dropout_is_attention_on_average():
     assert torch.allclose(exact, (weights @ heads[2]).transpose(1, 2).reshape(2, 6, 8), atol=1e-5)
 
 
+def test_bf16_attention_on_a_cpu_is_that_of_fp32_rounded_once():
+    torch.manual_seed(5)
+    wide = torch.randn(3, 16, 96).bfloat16().float().requires_grad_()
+    narrow = wide.detach().bfloat16().requires_grad_()
+    upstream = torch.randn(3, 16, 32).bfloat16()
+    exact, rounded = (reference.self_attention(qkv, 4, None, 0.0) for qkv in (wide, narrow))
+    assert torch.equal(rounded, exact.bfloat16())
+    exact.backward(upstream.float())
+    rounded.backward(upstream)
+    assert torch.equal(narrow.grad, wide.grad.bfloat16())
+
+
 def test_gelu_variants_and_summed_loss():
     x, weight, bias = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)
     for name, approximate in (("gelu", "none"), ("gelu_tanh", "tanh")):
