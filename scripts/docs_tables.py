@@ -59,9 +59,9 @@ def _short_comparison(result: dict[str, Any]) -> str:
 
 _README = "docs/results/README.md"
 SHOWN = (
-    Shown("readme_cpu", "README.md", "paper_cpu_long.json", _short_comparison),
+    Shown("readme_cpu", "README.md", "paper_cpu.json", _short_comparison),
+    Shown("scale_cpu", "docs/reproducing.md", "scale_cpu.json", result_tables.scale_search),
     Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _comparison),
-    Shown("paper_cpu_long", "docs/results/paper_cpu.md", "paper_cpu_long.json", _comparison),
     Shown("trainer_cpu", "docs/results/glue_cpu.md", "trainer_cpu.json", result_tables.trainer),
     Shown("quality_cpu", "docs/results/peers_cpu.md", "quality_cpu.json", _as_printed(quality.report)),
     Shown("theta", "docs/choosing.md", None, result_tables.theta),

@@ -143,3 +143,32 @@ def training_steps(result: dict[str, Any]) -> str:
         rows.append([one["name"], one["dtype"], f"{one['tokens_per_s']:,.0f}", *cells])
     header = ["", "", "tokens/s", "× Hugging Face in this dtype", "time over `reference`", "FLOPs predict"]
     return markdown(header, rows)
+
+
+def scale_search(result: dict[str, Any]) -> str:
+    """Short runs among which the scale of a CPU was chosen: settings, loss by two million tokens and at the end."""
+    rows = []
+    for one in result["runs"]:
+        by_two_million = [e for e in one["evaluations"] if e["tokens"] <= 2.05e6][-1]
+        end = one["evaluations"][-1]
+        rows.append(
+            [
+                "PLD, by sample" if one["variant"] == "pld_sample" else "Pre-LN",
+                f"{one['rows_a_step']} × {one['seq_length']}",
+                f"{one['mask_probability']}",
+                f"{one['peak_lr']:g}",
+                f"{one['initializer_range']}",
+                ", ".join(_unusual(one)) or "–",
+                f"{by_two_million['loss']:.2f}",
+                f"{end['loss']:.2f} at {end['tokens'] / 1e6:.1f} M",
+            ]
+        )
+    header = ["", "rows × tokens a step", "masked", "peak rate", "deviation", "also", "loss by 2 M tokens", "last"]
+    return markdown(header, rows)
+
+
+def _unusual(one: dict[str, Any]) -> list[str]:
+    found = ["sinusoidal positions"] if one["position_initialization"] == "sinusoidal" else []
+    found += [f"width {one['hidden_size']}"] if one["hidden_size"] != 128 else []
+    found += ["no sentence pairs"] if one["objective"] == "mlm" else []
+    return found + (["bf16"] if one["precision"] == "bf16" else [])

@@ -195,6 +195,6 @@ def test_documented_shares_are_the_measured_ones():
     found = {(row["fewest_words"], row["words_changed"]): row["edited_found"] for row in measured["planted"]}
     for rate in (0.01, 0.02, 0.03):
         shares = " | ".join(f"{100 * found[fewest, rate]:.1f} %" for fewest in (0, 60))
-        assert f"| {100 * rate:.0f} % of the words changed | {shares} | 0 |" in page
+        assert f"| {100 * rate:.0f} % of the words changed | {shares} | 0 % |" in page
     assert all(row["copies_found"] == 1.0 and row["others_lost"] == 0.0 for row in measured["planted"])
     assert f"{measured['exact']} exact ones, and {measured['near']} near ones" in page

@@ -63,14 +63,14 @@ def test_variants_differ_in_what_they_are_named_for():
 
 def test_scales_are_read_and_mistakes_are_one_line():
     assert load_scale("cpu").learning_rates["0.001"] > load_scale("cpu").learning_rates["0.0001"]
-    for scale in (load_scale("cpu"), load_scale("cpu_long"), load_scale("gpu")):
+    for scale in (load_scale("cpu"), load_scale("gpu")):
         runs = [load_config(configuration(variant, scale, 1)) for variant in VARIANTS]
         dropping = [run for run in runs if run.progressive_layer_drop.enabled]
         depths = [
             make_schedule(run.progressive_layer_drop, run.model.num_layers).expected_depth(10**6) for run in dropping
         ]
         assert depths == pytest.approx([depths[0]] * 5)
-    with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, cpu_long, gpu"):
+    with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, gpu"):
         load_scale("tpu")
     with pytest.raises(ConfigError, match="none in place of 0.001, which pld_batch asks for"):
         configuration(VARIANTS[2], Scale("x", {}, 0.7, {}), 1)
