@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.experiments.curves import Curve
+from bert_pld.experiments.tables import FIRST_PAGE
 from bert_pld.experiments.variants import VARIANTS
 from bert_pld.plot import COLOURS
 
@@ -68,7 +69,7 @@ def draw_time(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: st
     axes = figure.subplots()
     for variant in VARIANTS:
         seeds = [curve for curve in curves.get(variant.name, {}).values() if not curve.diverged]
-        if seeds and (variant.is_main or variant.name == "pre_ln_high_lr"):
+        if seeds and variant.name in FIRST_PAGE:
             _draw_against_minutes(axes, seeds, variant.label, "-" if variant.is_main else "--", _COLOURS[variant.name])
     axes.set(xlabel="minutes of training", ylabel="held-out MLM loss (nats)")
     axes.grid(alpha=0.25)

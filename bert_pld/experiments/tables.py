@@ -8,6 +8,10 @@ from typing import Any
 BEGIN, END = "<!-- table of {name}: begin -->", "<!-- table of {name}: end -->"
 
 
+FIRST_PAGE = ("post_ln", "pre_ln", "pre_ln_high_lr", "pld_batch", "pld_sample")
+"""What the first page shows: the main variants, and what PLD without dropping would be."""
+
+
 def figure(value: dict[str, Any] | None, digits: int) -> str:
     """`1.234 ± 0.005`; without the deviation where there is one run alone."""
     if value is None:
@@ -42,14 +46,14 @@ def table(comparison: dict[str, Any], *groups: str) -> str:
 
 
 def short_table(comparison: dict[str, Any]) -> str:
-    """Markdown of what the first page says: the variants that were trained to their end, in five columns."""
+    """Markdown of what the first page says, in five columns: `FIRST_PAGE`, as far as trained to their end."""
     lines = [
         "| | held-out loss, equal samples | held-out loss, equal time | time a sample"
         f" | to {_baseline(comparison)}'s loss |",
         "|---|---|---|---|---|",
     ]
     for row in comparison["rows"]:
-        if row["group"] == "paper" and row["loss_at_equal_samples"] is not None:
+        if row["variant"] in FIRST_PAGE and row["loss_at_equal_samples"] is not None:
             loss, later = (figure(row[f"loss_at_equal_{what}"], 3) for what in ("samples", "time"))
             cells = [row["label"], loss, later, figure(row["time_a_sample"], 2), _speed(comparison, row)]
             lines.append(f"| {' | '.join(cells)} |")
