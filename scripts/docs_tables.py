@@ -17,7 +17,7 @@ from typing import Any
 
 import result_tables
 
-from bert_pld.bench import checkpoint, data, gradient_variance, quality
+from bert_pld.bench import _figures, checkpoint, data, gradient_variance, quality
 from bert_pld.cli import make_parser, run
 from bert_pld.experiments import tables
 
@@ -64,6 +64,8 @@ SHOWN = (
     Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _comparison),
     Shown("trainer_cpu", "docs/results/glue_cpu.md", "trainer_cpu.json", result_tables.trainer),
     Shown("quality_cpu", "docs/results/peers_cpu.md", "quality_cpu.json", _as_printed(quality.report)),
+    Shown("train_cpu", "docs/results/peers_cpu.md", "bench_train_peers_cpu.json", _as_printed(_figures.report)),
+    Shown("data_cpu", "docs/results/peers_cpu.md", "bench_data_peers_cpu.json", _as_printed(data.report)),
     Shown("theta", "docs/choosing.md", None, result_tables.theta),
     Shown("data_wikipedia_novels", _README, "bench_data_wikipedia_novels_cpu.json", _as_printed(data.report)),
     Shown("checkpoint_base", _README, "checkpoint_base_idle_cpu.json", _as_printed(checkpoint.report)),
