@@ -45,7 +45,7 @@ python -m bert_pld.experiments summarize "$out/runs" --json "$out/paper_$scale.j
 models=(pre_ln_high_lr pld_sample)
 case "$scale" in
 cpu) # Narrow encoders want a higher rate, and know no more than the 32 positions that they were trained with.
-    rates=(3e-4) epochs=5 length=32 sst2=(--epochs 3 --max_train_rows 16000)
+    rates=(3e-4) epochs=4 length=32 sst2=(--epochs 3 --max_train_rows 16000)
     ;;
 gpu)
     models+=(post_ln pld_batch)

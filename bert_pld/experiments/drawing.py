@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.experiments.curves import Curve
-from bert_pld.experiments.tables import FIRST_PAGE
-from bert_pld.experiments.variants import VARIANTS
+from bert_pld.experiments.variants import FIRST_PAGE, VARIANTS
 from bert_pld.plot import COLOURS
 
 _COLOURS = dict(zip((variant.name for variant in VARIANTS), (*COLOURS, "#999999", "#7F3C8D"), strict=True))
@@ -56,7 +55,7 @@ def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) ->
 
 
 def draw_time(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) -> None:
-    """Draw the loss against time alone, of the variants that are run with several seeds and of Pre-LN at their rate.
+    """Draw the loss against time alone, of `FIRST_PAGE`.
 
     Args:
         curves, output, title: as of `draw`.

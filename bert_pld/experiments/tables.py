@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bert_pld.experiments.variants import FIRST_PAGE
+
 BEGIN, END = "<!-- table of {name}: begin -->", "<!-- table of {name}: end -->"
-
-
-FIRST_PAGE = ("post_ln", "pre_ln", "pre_ln_high_lr", "pld_batch", "pld_sample")
-"""What the first page shows: the main variants, and what PLD without dropping would be."""
 
 
 def figure(value: dict[str, Any] | None, digits: int) -> str:

@@ -48,6 +48,8 @@ CHOICES = tuple(
 KNOWN = VARIANTS + CHOICES
 _PAPER_GAMMA = 0.001
 BASELINE = "post_ln"
+FIRST_PAGE = ("post_ln", "pre_ln", "pre_ln_high_lr", "pld_batch", "pld_sample")
+"""What the first page shows: the main variants, and what PLD without dropping would be."""
 
 
 @dataclasses.dataclass(frozen=True)
