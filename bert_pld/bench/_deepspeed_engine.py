@@ -80,3 +80,17 @@ def single_rank(device_type: str) -> Iterator[torch.device]:
             import deepspeed
 
             deepspeed.comm.destroy_process_group()
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    """Where and with which releases something is measured."""
+    import deepspeed
+    import transformers
+
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "deepspeed_version": deepspeed.__version__,
+        "transformers": transformers.__version__,
+    }

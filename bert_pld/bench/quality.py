@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bert_pld.bench._deepspeed_engine import single_rank
+from bert_pld.bench._deepspeed_engine import conditions, single_rank
 from bert_pld.bench._options import chosen
 from bert_pld.bench._quality_contenders import CONTENDERS, Contender, make_contender
 from bert_pld.config import RunConfig, load_config
@@ -147,15 +147,8 @@ def _figures(contenders: list[Contender], batch_size: int, target: float | None)
 
 
 def _setup(config: RunConfig, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    import deepspeed
-    import transformers
-
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "deepspeed_version": deepspeed.__version__,
-        "transformers": transformers.__version__,
+        **conditions(device),
         "model": dataclasses.asdict(config.model),
         "deepspeed": config.deepspeed,
         "progressive_layer_drop": dataclasses.asdict(config.progressive_layer_drop),

@@ -26,7 +26,7 @@ from bert_pld.bench._contenders import (
     loss_difference,
     prepare_contender,
 )
-from bert_pld.bench._deepspeed_engine import DTYPES, deepspeed_json, single_rank
+from bert_pld.bench._deepspeed_engine import DTYPES, conditions, deepspeed_json, single_rank
 from bert_pld.bench._figures import RoundFlops, figures_of, report
 from bert_pld.bench._host_memory import HostMemory, in_own_process
 from bert_pld.bench._options import chosen
@@ -125,9 +125,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def _measure(
     options: argparse.Namespace, config: ModelConfig, names: list[str], dtypes: list[str], device: torch.device
 ) -> dict[str, Any]:
-    import deepspeed
-    import transformers
-
     steps = options.steps_per_round
     # First, while the GPU has no other work, so that the matrix library's workspace is on nobody's bill.
     rates = {dtype: matmul_gflops(DTYPES[dtype], device) for dtype in dict.fromkeys(("fp32", *dtypes))}
@@ -147,11 +144,7 @@ def _measure(
     of_steps = [batches[step % len(batches)] for step in range(steps)]
     flops = RoundFlops(config, of_steps)
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "deepspeed_version": deepspeed.__version__,
-        "transformers": transformers.__version__,
+        **conditions(device),
         "model": dataclasses.asdict(config),
         "micro_batch_size": rows,
         "seq_length": seq,
