@@ -143,6 +143,18 @@ class DataConfig:
         if self.workers < 0:
             yield f"workers: {self.workers}; must be >= 0"
 
+    @property
+    def loader_masking(self) -> dict[str, Any]:
+        """Arguments about masks that `data.loader` takes for training and for evaluation."""
+        keys = ("mask_probability", "whole_word", "masking")
+        return {key: getattr(self, key) for key in keys}
+
+    @property
+    def loader_order(self) -> dict[str, Any]:
+        """Arguments about order and reading ahead that `data.loader` takes for training."""
+        keys = ("shuffle", "shuffle_block_rows", "shuffle_window_blocks", "workers")
+        return {key: getattr(self, key) for key in keys}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:

@@ -92,10 +92,8 @@ def _train(
         world_size=1,
         first_step=0,
         num_steps=settings.max_steps,
-        mask_probability=data.mask_probability,
-        whole_word=data.whole_word,
-        masking=data.masking,
-        workers=data.workers,
+        **data.loader_masking,
+        **data.loader_order,
     )
     while turn := list(itertools.islice(batches, steps_per_turn)):
         for contender in contenders:
@@ -110,9 +108,7 @@ def _train(
                         rank=0,
                         world_size=1,
                         max_rows=settings.eval_rows,
-                        mask_probability=data.mask_probability,
-                        whole_word=data.whole_word,
-                        masking=data.masking,
+                        **data.loader_masking,
                     )
                 )
             losses = ", ".join(f"{one.name} {one.loss[-1]:.3f}" for one in contenders)

@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     runs.add_argument("--scale", required=True, help="a file of configs/scales/, without .json")
     runs.add_argument("--data_dir", required=True, type=Path, help="shards of `data_prep build`")
     runs.add_argument("--output_dir", required=True, type=Path, help="a folder for all runs")
-    runs.add_argument("--seeds", type=int, default=3, help="of Post-LN, Pre-LN and both PLDs (default 3); others: 1")
+    runs.add_argument("--seeds", type=int, default=3, help="(default 3); ablations not named by --variants have 1")
     paper, choices = (", ".join(variant.name for variant in group) for group in (VARIANTS, CHOICES))
     runs.add_argument("--variants", nargs="+", metavar="NAME", help=f"of {paper} (default: all these), or of {choices}")
     runs.add_argument("--at_once", type=int, help="runs side by side (default: one a processor; on GPUs 1)")

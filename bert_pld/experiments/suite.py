@@ -54,7 +54,7 @@ def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] |
 
     Args:
         output_dir: run folders are `<variant>/seed_<k>` below it.
-        seeds: of main variants; ablations have seed 1 alone.
+        seeds: of main variants, and of those asked for by name; other ablations have seed 1 alone.
         names: of variants; by default all of the paper's.
 
     Raises:
@@ -67,7 +67,7 @@ def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] |
     jobs = []
     for seed in range(1, seeds + 1):
         for variant in chosen:
-            if seed == 1 or variant.is_main:
+            if seed == 1 or variant.is_main or names is not None:
                 run_dir = output_dir / variant.name / f"seed_{seed}"
                 jobs.append(Job(variant, seed, run_dir, configuration(variant, scale, seed)))
     for job in jobs:

@@ -72,7 +72,7 @@ def load_encoder(folder: str, max_seq_length: int, from_scratch: bool = False) -
         ) from None
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and max_seq_length > positions:
-        raise ValueError(f"--max_seq_length {max_seq_length}: the model {folder} has {positions} positions")
+        raise ValueError(f"--max_seq_length {max_seq_length}: must be at most {positions}, the positions of the model")
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"--model {folder}: its tokenizer has no tokenizer.json, which is needed here")
     return Encoder(folder, tokenizer, config, from_scratch)

@@ -73,14 +73,9 @@ class Run:
             world_size=dist.get_world_size(),
             first_step=first,
             num_steps=self.config.training.max_steps - first,
-            mask_probability=data.mask_probability,
-            whole_word=data.whole_word,
-            masking=data.masking,
-            shuffle=data.shuffle,
-            shuffle_block_rows=data.shuffle_block_rows,
-            shuffle_window_blocks=data.shuffle_window_blocks,
-            workers=data.workers,
             pin_memory=self.device.type == "cuda",
+            **data.loader_masking,
+            **data.loader_order,
         )
 
     def evaluation_batches(self) -> Iterator[MicroBatch]:
@@ -93,10 +88,8 @@ class Run:
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
             max_rows=self.config.training.eval_rows,
-            mask_probability=self.config.data.mask_probability,
-            whole_word=self.config.data.whole_word,
-            masking=self.config.data.masking,
             pin_memory=self.device.type == "cuda",
+            **self.config.data.loader_masking,
         )
 
     def told_to_stop(self) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from runs import REPOSITORY, clean_environment, write_corpus
 
 from bert_pld.config import ConfigError, load_config
+from bert_pld.experiments.suite import plan_jobs
 from bert_pld.experiments.variants import VARIANTS, Scale, configuration, lay_over, load_scale
 from bert_pld.pld.engine import make_schedule
 
@@ -63,17 +64,38 @@ def test_variants_differ_in_what_they_are_named_for():
 
 def test_scales_are_read_and_mistakes_are_one_line():
     assert load_scale("cpu").learning_rates["0.001"] > load_scale("cpu").learning_rates["0.0001"]
-    for scale in (load_scale("cpu"), load_scale("gpu")):
+    for scale in map(load_scale, ("cpu", "cpu_long", "gpu")):
         runs = [load_config(configuration(variant, scale, 1)) for variant in VARIANTS]
         dropping = [run for run in runs if run.progressive_layer_drop.enabled]
         depths = [
             make_schedule(run.progressive_layer_drop, run.model.num_layers).expected_depth(10**6) for run in dropping
         ]
         assert depths == pytest.approx([depths[0]] * 5)
-    with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, gpu"):
+    with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, cpu_long, gpu"):
         load_scale("tpu")
     with pytest.raises(ConfigError, match="none in place of 0.001, which pld_batch asks for"):
         configuration(VARIANTS[2], Scale("x", {}, 0.7, {}), 1)
+
+
+def test_ablations_have_one_seed_unless_named(tmp_path):
+    def planned(names=None):
+        return [(job.variant.name, job.seed) for job in plan_jobs(SCALE, tmp_path, 2, names)]
+
+    everything = planned()
+    assert [name for name, seed in everything if seed == 1] == [variant.name for variant in VARIANTS]
+    assert {name for name, seed in everything if seed == 2} == {
+        "post_ln",
+        "pre_ln",
+        "pld_batch",
+        "pld_sample",
+        "pre_ln_high_lr",
+    }
+    assert planned(["theta_0_7", "depth_only"]) == [
+        ("depth_only", 1),
+        ("theta_0_7", 1),
+        ("depth_only", 2),
+        ("theta_0_7", 2),
+    ]
 
 
 def test_laying_over_merges_sections_and_null_removes():
