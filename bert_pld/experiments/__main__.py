@@ -119,6 +119,7 @@ def _processor() -> str:
 
 
 def _summarize(options: argparse.Namespace) -> int:
+    from bert_pld.experiments.claims import check_claims, claims_table
     from bert_pld.experiments.comparison import compare
     from bert_pld.experiments.curves import CLOCKS, read_curve
     from bert_pld.experiments.drawing import draw, draw_time
@@ -136,9 +137,10 @@ def _summarize(options: argparse.Namespace) -> int:
     }
     comparison = compare(curves, options.baseline)
     runs = {name: {str(seed): curve.as_json() for seed, curve in seeds.items()} for name, seeds in curves.items()}
-    result = {"conditions": conditions, "clock": clock, "comparison": comparison, "runs": runs}
+    claims = check_claims(curves)
+    result = {"conditions": conditions, "clock": clock, "comparison": comparison, "claims": claims, "runs": runs}
     options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(table(comparison, "paper", "choices"), end="")
+    print(table(comparison, "paper", "choices"), claims_table(claims), sep="\n", end="")
     title = f"{conditions['hardware']}, scale {conditions['scale']}, {conditions['commit']}"
     if options.plot is not None:
         draw(curves, options.plot, title)

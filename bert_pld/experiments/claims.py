@@ -1,0 +1,141 @@
+"""Which of the paper's claims hold in a comparison: values within seeds, their 95 % interval, and a verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bert_pld.experiments.curves import Curve
+
+Measure = Callable[[Curve, Curve], float]
+
+_STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Student's t, two-sided 95 %, of 2, 3, … 10 runs; of more the last serves, which is on the safe side."""
+
+
+def time_saved(run: Curve, other: Curve) -> float:
+    """Share of the other's time a sample that a run saves, over the whole schedule."""
+    return 1.0 - (run.seconds[-1] / run.samples[-1]) / (other.seconds[-1] / other.samples[-1])
+
+
+def speed_to_loss(run: Curve, other: Curve) -> float:
+    """The other's time over the time until its last loss is reached; 0 where it never is."""
+    reached = run.seconds_to(other.loss[-1])
+    return 0.0 if reached is None else other.seconds[-1] / reached
+
+
+def loss_difference(run: Curve, other: Curve) -> float:
+    """Of the last held-out losses, in nats a masked token."""
+    return run.loss[-1] - other.loss[-1]
+
+
+def loss_difference_at_equal_time(run: Curve, other: Curve) -> float:
+    """Of the held-out losses where the quicker of both has ended."""
+    end = min(run.seconds[-1], other.seconds[-1])
+    losses = [curve.loss_at(end) for curve in (run, other)]
+    return math.nan if None in losses else losses[0] - losses[1]  # type: ignore[operator]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What arXiv:2010.13369 says of a variant beside another."""
+
+    text: str
+    variant: str
+    other: str
+    measure: Measure = loss_difference
+    unit: str = "nats"
+    at_least: float | None = None
+    """The published value; None: that the variant's loss is lower."""
+
+    def verdict(self, low: float, high: float) -> str:
+        """Of an interval; `undecided` where it has both answers in it."""
+        if self.at_least is not None:
+            return "holds" if low >= self.at_least else "less" if high < self.at_least else "undecided"
+        return "holds" if high < 0 else "does not hold" if low > 0 else "undecided"
+
+
+def _of_dropping(name: str, label: str) -> tuple[Claim, ...]:
+    same_rate = "Pre-LN at its own rate"
+    return (
+        Claim(f"{label}: 24 % less time a sample than Post-LN", name, "post_ln", time_saved, "%", 0.24),
+        Claim(f"{label}: 2.5 × as soon at Post-LN's last loss", name, "post_ln", speed_to_loss, "×", 2.5),
+        Claim(f"{label}: below Post-LN after as many samples", name, "post_ln"),
+        Claim(f"{label}: below Post-LN after as much time", name, "post_ln", loss_difference_at_equal_time),
+        Claim(f"{label}: below {same_rate}, as many samples", name, "pre_ln_high_lr"),
+        Claim(f"{label}: below {same_rate}, as much time", name, "pre_ln_high_lr", loss_difference_at_equal_time),
+    )
+
+
+CLAIMS = (
+    Claim("Pre-LN: lower at the high rate", "pre_ln_high_lr", "pre_ln"),
+    Claim("Post-LN: worse at the high rate", "post_ln", "post_ln_high_lr"),
+    *_of_dropping("pld_batch", "PLD by batch"),
+    *_of_dropping("pld_sample", "PLD by sample"),
+    Claim("PLD by batch: below fixed, uniform dropping", "pld_batch", "uniform_dropping"),
+    Claim("PLD by batch: below dropping over time only", "pld_batch", "time_only"),
+    Claim("PLD by batch: below dropping over depth only", "pld_batch", "depth_only"),
+)
+
+
+def check_claims(curves: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, Any]]:
+    """The claims that these runs can speak of; JSON-ready.
+
+    A value is of two runs of one seed, which saw the same samples with the same masks. `low` to `high` is Student's
+    95 % interval of the mean over seeds. One seed has neither interval nor verdict.
+
+    Args:
+        curves: variant → seed → its run; those that diverged are left out.
+    """
+    found = []
+    for claim in CLAIMS:
+        run, other = (
+            {seed: curve for seed, curve in curves.get(name, {}).items() if not curve.diverged}
+            for name in (claim.variant, claim.other)
+        )
+        values = [claim.measure(run[seed], other[seed]) for seed in sorted(run.keys() & other.keys())]
+        if not values:
+            continue
+        low, high = interval(values)
+        found.append(
+            {
+                "claim": claim.text,
+                "unit": claim.unit,
+                "values": [round(value, 5) for value in values],
+                "mean": round(statistics.fmean(values), 5),
+                "low": None if low is None else round(low, 5),
+                "high": None if high is None else round(high, 5),
+                "verdict": "one seed" if low is None or high is None else claim.verdict(low, high),
+            }
+        )
+    return found
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """Student's 95 % interval of the mean; None, None for one value."""
+    if len(values) < 2:
+        return None, None
+    t = _STUDENT_95[min(len(values), 10) - 2]
+    half = t * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.fmean(values)
+    return mean - half, mean + half
+
+
+def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown, a row a claim."""
+    lines = ["| | mean | 95 % interval | seeds | |", "|---|---|---|---|---|"]
+    for one in claims:
+        mean, low, high = (_figure(one[key], one["unit"]) for key in ("mean", "low", "high"))
+        spread = "–" if one["low"] is None else f"{low} … {high}"
+        unit = f" {one['unit']}" if one["unit"] != "nats" else ""
+        lines.append(f"| {one['claim']} | {mean}{unit} | {spread} | {len(one['values'])} | {one['verdict']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f}" if unit == "%" else f"{value:.2f}" if unit == "×" else f"{value:+.3f}"

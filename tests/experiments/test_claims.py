@@ -1,0 +1,74 @@
+"""The paper's claims, checked on curves whose answers are known by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from bert_pld.experiments.claims import CLAIMS, check_claims, claims_table, interval
+from bert_pld.experiments.curves import Curve
+from bert_pld.experiments.variants import VARIANTS
+
+
+def curve(loss, seconds, diverged=False):
+    samples = [100 * (i + 1) for i in range(len(loss))]
+    return Curve(samples, list(map(float, seconds)), list(loss), [0.1] * len(loss), 1, 1.0, 4.0, diverged)
+
+
+def by_text(curves):
+    return {one["claim"]: one for one in check_claims(curves)}
+
+
+def test_every_claim_is_about_variants_that_exist():
+    names = {variant.name for variant in VARIANTS}
+    assert {name for claim in CLAIMS for name in (claim.variant, claim.other)} == names
+
+
+def test_interval_is_students():
+    # The mean 2, the deviation 1, t(2 degrees of freedom) 4.303: 2 ± 4.303 / √3.
+    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
+    assert interval([1.0, 2.0])[1] == pytest.approx(1.5 + 12.706 * 0.5**0.5 / 2**0.5)
+    assert interval([1.0]) == (None, None)
+
+
+def test_values_are_of_pairs_of_one_seed():
+    post = {1: curve([6.0, 5.0], [50, 100]), 2: curve([6.1, 5.2], [50, 100]), 3: curve([6.0, 4.9], [50, 100])}
+    pld = {
+        1: curve([5.0, 4.0], [35, 70]),
+        2: curve([5.2, 4.21], [36, 72]),
+        3: curve([6.0, 5.9], [35, 71], diverged=True),
+    }
+    found = by_text({"post_ln": post, "pld_batch": pld})
+    assert found["PLD by batch: 24 % less time a sample than Post-LN"]["values"] == [0.3, 0.28]
+    # Post-LN's last loss is that of PLD's first evaluation: 100 s over 35 s, and over 36 s.
+    assert found["PLD by batch: 2.5 × as soon at Post-LN's last loss"]["values"] == [
+        round(100 / 35, 5),
+        round(100 / 36, 5),
+    ]
+    below = found["PLD by batch: below Post-LN after as many samples"]
+    assert below["values"] == [-1.0, -0.99]
+    assert below["verdict"] == "holds"
+    # At 70 s Post-LN of seed 1 is two fifths of the way from 6.0 to 5.0.
+    assert found["PLD by batch: below Post-LN after as much time"]["values"][0] == pytest.approx(4.0 - 5.6)
+
+
+def test_verdicts_follow_the_interval():
+    def verdict(losses, others):
+        curves = {
+            "pre_ln_high_lr": {seed: curve([loss], [1]) for seed, loss in enumerate(losses)},
+            "pre_ln": {seed: curve([loss], [1]) for seed, loss in enumerate(others)},
+        }
+        return by_text(curves)["Pre-LN: lower at the high rate"]["verdict"]
+
+    assert verdict([3.0, 3.1, 2.9], [4.0, 4.0, 4.0]) == "holds"
+    assert verdict([5.0, 5.1, 4.9], [4.0, 4.0, 4.0]) == "does not hold"
+    assert verdict([3.0, 5.1, 3.9], [4.0, 4.0, 4.0]) == "undecided"
+    assert verdict([3.0], [4.0]) == "one seed"
+
+
+def test_a_loss_that_is_never_reached_counts_as_no_speed():
+    found = by_text({"post_ln": {1: curve([6.0, 5.0], [50, 100])}, "pld_sample": {1: curve([6.0, 5.5], [40, 80])}})
+    one = found["PLD by sample: 2.5 × as soon at Post-LN's last loss"]
+    assert (one["mean"], one["verdict"]) == (0.0, "one seed")
+    assert "| PLD by sample: 24 % less time a sample than Post-LN | 20.0 % | – | 1 | one seed |" in claims_table(
+        [found["PLD by sample: 24 % less time a sample than Post-LN"]]
+    )
