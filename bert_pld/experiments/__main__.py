@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     conditions = options.output_dir / CONDITIONS
     if not conditions.exists():
-        described = describe(options, gpus, at_once)
+        described = describe(options, jobs[0].config["data"]["seq_length"], gpus, at_once)
         conditions.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     threads = max(1, processors // at_once)
     failures = Suite(options.data_dir, at_once, threads, default_launcher(gpus)).run(jobs)
@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def describe(options: argparse.Namespace, gpus: int, at_once: int) -> dict[str, Any]:
+def describe(options: argparse.Namespace, seq_length: int, gpus: int, at_once: int) -> dict[str, Any]:
     """Hardware, versions, commit and command, for the result's file."""
     import deepspeed
     import torch
@@ -90,17 +90,19 @@ def describe(options: argparse.Namespace, gpus: int, at_once: int) -> dict[str, 
             "deepspeed": deepspeed.__version__,
         },
         "commit": commit or "unknown",
-        "data": describe_data(options.data_dir),
+        "data": describe_data(options.data_dir, seq_length),
         "scale": options.scale,
-        "command": f"python -m bert_pld.experiments run --scale {options.scale} --seeds {options.seeds}",
+        "command": f"python -m bert_pld.experiments run --scale {options.scale} --seeds {options.seeds}"
+        + (f" --variants {' '.join(options.variants)}" if options.variants else ""),
     }
 
 
-def describe_data(data_dir: Path) -> dict[str, Any]:
+def describe_data(data_dir: Path, seq_length: int) -> dict[str, Any]:
     """What was trained on: rows, tokens, vocabulary, and the fingerprint that tells whether another's is the same."""
+    from bert_pld.data.data_directory import resolve_data_dir
     from bert_pld.data.shards import Manifest
 
-    manifest = Manifest.read(data_dir)
+    manifest = Manifest.read(resolve_data_dir(data_dir, seq_length))
     return {
         "training_rows": manifest.rows("train"),
         "held_out_rows": manifest.rows("validation"),

@@ -178,6 +178,9 @@ def test_interrupted_suite_goes_on_and_is_summarized(command):
     said, errors = summary.communicate(timeout=60)
     assert summary.returncode == 0, errors
     result = json.loads((out / "x.json").read_text())
+    assert result["conditions"]["command"].endswith("run --scale tiny --seeds 1 --variants post_ln pld_batch")
+    assert result["conditions"]["data"]["seq_length"] == 32
+    assert {claim["verdict"] for claim in result["claims"]} == {"one seed"}
     rows = {row["variant"]: row for row in result["comparison"]["rows"]}
     assert rows["pld_batch"]["kept_blocks"]["mean"] < rows["post_ln"]["kept_blocks"]["mean"] == 3
     assert rows["pld_batch"]["flops_a_sample"]["mean"] < 1
