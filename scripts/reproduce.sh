@@ -4,7 +4,8 @@
 #   WIKIPEDIA=wikiextractor=articles/ BOOKS='books=novels/*.txt' bash scripts/reproduce.sh cpu|gpu [SEEDS]
 #
 # WIKIPEDIA, BOOKS   sources as `python -m data_prep sources` lists them (default: both from the Hugging Face Hub)
-# GLUE               a folder with GLUE's files; then Pre-LN, PLD and fresh weights are fine-tuned on CoLA, SST-2 and RTE
+# GLUE               a folder with GLUE's files; then Pre-LN and PLD (on a CPU trained six times as long for it) and fresh
+#                    weights are fine-tuned on CoLA, SST-2 and RTE
 # OUT                where everything goes (default: runs/paper_cpu or runs/paper_gpu)
 #
 # Run again it goes on where it stopped. docs/reproducing.md says what is compared, and how time is taken.
@@ -14,8 +15,8 @@ cd "$(dirname "$0")/.."
 scale="${1:-}"
 seeds="${2:-}"
 case "$scale" in
-cpu) vocab=1024 seq_length=32 seeds="${seeds:-3}" ;;
-gpu) vocab=30522 seq_length=128 seeds="${seeds:-1}" ;;
+cpu) vocab=1024 seq_lengths=(32 64) seeds="${seeds:-3}" ;;
+gpu) vocab=30522 seq_lengths=(128) seeds="${seeds:-1}" ;;
 *)
     echo "error: '$scale': must be cpu or gpu; usage: bash scripts/reproduce.sh cpu|gpu [SEEDS]" >&2
     exit 1
@@ -33,9 +34,11 @@ books="${BOOKS:-hub=bookcorpus/bookcorpus:plain_text,revision=refs/convert/parqu
 
 source scripts/environment.sh tensorboard
 mkdir -p "$out"
-if ! [ -e "$out/corpus/manifest.json" ]; then
+first="$out/corpus"
+[ "${#seq_lengths[@]}" = 1 ] || first="$out/corpus/seq_${seq_lengths[0]}"
+if ! [ -e "$first/manifest.json" ]; then
     python -m data_prep build --source "$wikipedia" --source "$books" --vocab_size "$vocab" \
-        --seq_length "$seq_length" --workers "$(nproc)" --output_dir "$out/corpus"
+        --seq_length "${seq_lengths[@]}" --workers "$(nproc)" --output_dir "$out/corpus"
 fi
 python -m bert_pld.experiments run --scale "$scale" --data_dir "$out/corpus" --output_dir "$out/runs" --seeds "$seeds"
 python -m bert_pld.experiments summarize "$out/runs" --json "$out/paper_$scale.json" --plot "$out/paper_$scale.png" \
@@ -44,22 +47,32 @@ python -m bert_pld.experiments summarize "$out/runs" --json "$out/paper_$scale.j
 [ -n "${GLUE:-}" ] || exit 0
 models=(pre_ln_high_lr pld_sample)
 case "$scale" in
-cpu) # Narrow encoders want a higher rate, and know no more than the 32 positions that they were trained with.
-    rates=(3e-4) epochs=4 length=32 sst2=(--epochs 3 --max_train_rows 16000)
+cpu) # Narrow encoders want a higher rate.
+    rates=(3e-4) length=64 cola=(--epochs 8) sst2=(--epochs 3 --max_train_rows 16000) rte=(--epochs 4)
+    python -m bert_pld.experiments run --scale cpu_long --data_dir "$out/corpus" --output_dir "$out/long" \
+        --variants "${models[@]}" --seeds 1
+    for model in "${models[@]}"; do
+        bash scripts/second_phase.sh "$out/long/$model/seed_1" "$out/corpus" "$out/pretrained/$model"
+    done
     ;;
 gpu)
     models+=(post_ln pld_batch)
-    rates=(5e-5 1e-4 2e-4) epochs=3 length=128 sst2=(--epochs 3)
+    rates=(5e-5 1e-4 2e-4) length=128 cola=(--epochs 3) sst2=(--epochs 3) rte=(--epochs 3)
+    mkdir -p "$out/pretrained"
+    for model in "${models[@]}"; do
+        ln -sfn "../runs/$model/seed_1" "$out/pretrained/$model"
+    done
     ;;
 esac
 finetune() { # NAME MODEL [OPTION...]
-    local common=(--glue_dir "$GLUE" --model "$2" --output_dir "$out/glue/$1" --learning_rates "${rates[@]}" --seeds 1 2 3
-        --max_seq_length "$length" "${@:3}")
-    python -m bert_pld.finetune_glue --task RTE CoLA --epochs "$epochs" "${common[@]}"
+    local common=(--glue_dir "$GLUE" --model "$out/pretrained/$2" --output_dir "$out/glue/$1"
+        --learning_rates "${rates[@]}" --seeds 1 2 3 --max_seq_length "$length" "${@:3}")
+    python -m bert_pld.finetune_glue --task CoLA "${cola[@]}" "${common[@]}"
     python -m bert_pld.finetune_glue --task SST-2 "${sst2[@]}" "${common[@]}"
+    python -m bert_pld.finetune_glue --task RTE "${rte[@]}" "${common[@]}"
 }
 for model in "${models[@]}"; do
-    finetune "$model" "$out/runs/$model/seed_1"
+    finetune "$model" "$model"
 done
-finetune fresh_weights "$out/runs/${models[0]}/seed_1" --from_scratch
+finetune fresh_weights "${models[0]}" --from_scratch
 python -m bert_pld.finetune_glue --summarize "$out"/glue/* --json "$out/glue_$scale.json" --plot "$out/glue_$scale.png"
