@@ -32,7 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     runs.add_argument("--seeds", type=int, default=3, help="(default 3); ablations not named by --variants have 1")
     paper, choices = (", ".join(variant.name for variant in group) for group in (VARIANTS, CHOICES))
     runs.add_argument("--variants", nargs="+", metavar="NAME", help=f"of {paper} (default: all these), or of {choices}")
-    runs.add_argument("--at_once", type=int, help="runs side by side (default: one a processor; on GPUs 1)")
+    runs.add_argument(
+        "--at_once", type=int, help="runs side by side (default: one a GPU, or without any one a processor)"
+    )
     summary = commands.add_parser("summarize", help="figures of the runs that are finished")
     summary.add_argument("output_dir", type=Path, help="of `run`")
     summary.add_argument("--json", type=Path, required=True, help="write the figures here")
@@ -50,25 +52,56 @@ def main(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     import torch
 
-    from bert_pld.experiments.suite import Suite, default_launcher, plan_jobs
+    from bert_pld.config import load_config, resolve_batch_sizes
+    from bert_pld.experiments.suite import Suite, plan_jobs
 
-    if options.seeds < 1 or (options.at_once or 1) < 1:
+    if options.seeds < 1 or (options.at_once is not None and options.at_once < 1):
         raise ValueError("--seeds, --at_once: must be >= 1")
-    gpus = torch.cuda.device_count()
-    processors = len(os.sched_getaffinity(0))
-    at_once = 1 if gpus else options.at_once or processors
-    scale = load_scale(options.scale)
-    jobs = plan_jobs(scale, options.output_dir, options.seeds, options.variants)
+    gpus, processors = _visible_gpus(torch.cuda.device_count()), len(os.sched_getaffinity(0))
+    at_once = options.at_once or len(gpus) or processors
+    if gpus and at_once > len(gpus):
+        raise ValueError(f"--at_once {at_once}: must be at most {len(gpus)}, a GPU a run")
+    jobs = plan_jobs(load_scale(options.scale), options.output_dir, options.seeds, options.variants)
+    for job in jobs:
+        resolve_batch_sizes(load_config(job.config).deepspeed, world_size=1)
+    described = describe(options, jobs[0].config["data"]["seq_length"], len(gpus), at_once)
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    conditions = options.output_dir / CONDITIONS
-    if not conditions.exists():
-        described = describe(options, jobs[0].config["data"]["seq_length"], gpus, at_once)
-        conditions.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    note_conditions(options.output_dir / CONDITIONS, described)
     threads = max(1, processors // at_once)
-    failures = Suite(options.data_dir, at_once, threads, default_launcher(gpus)).run(jobs)
+    failures = Suite(options.data_dir, at_once, threads, gpus or None).run(jobs)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _visible_gpus(count: int) -> list[str]:
+    """Names of the devices that runs are given one by one."""
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (visible or [str(index) for index in range(count)])[:count]
+
+
+def note_conditions(path: Path, described: dict[str, Any]) -> None:
+    """Write down the conditions of a suite, or beside those of its beginning what is different now.
+
+    Raises:
+        ValueError: it was begun at another scale, on another kind of device or on other data.
+    """
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        before = described
+    for key in ("scale", "device", "data"):
+        if before[key] != described[key]:
+            raise ValueError(
+                f"{path.parent}: was begun with {key} {before[key]}, now {described[key]}; give another --output_dir"
+            )
+    now = {key: described[key] for key in ("commit", "command", "hardware", "versions", "runs_at_once")}
+    later = before.setdefault("later", [])
+    if now not in later and any(before[key] != value for key, value in now.items()):
+        later.append(now)
+    aside = path.with_suffix(".partial")
+    aside.write_text(json.dumps(before, indent=2) + "\n", encoding="utf-8")
+    aside.replace(path)
 
 
 def describe(options: argparse.Namespace, seq_length: int, gpus: int, at_once: int) -> dict[str, Any]:
@@ -81,7 +114,7 @@ def describe(options: argparse.Namespace, seq_length: int, gpus: int, at_once: i
     ).stdout.strip()
     return {
         "device": "gpu" if gpus else "cpu",
-        "hardware": f"{gpus} × {torch.cuda.get_device_name(0)}" if gpus else _processor(),
+        "hardware": torch.cuda.get_device_name(0) if gpus else _processor(),
         "processors": len(os.sched_getaffinity(0)),
         "runs_at_once": at_once,
         "versions": {

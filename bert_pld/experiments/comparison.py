@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bert_pld.experiments.curves import Curve
+from bert_pld.experiments.curves import Curve, loss_difference, speed_to_loss, time_saved
 from bert_pld.experiments.variants import BASELINE, KNOWN, VARIANTS
 
 
@@ -23,9 +23,9 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
 
     Equal samples: the end of every run. Equal time: the time that the quickest run of the paper's variants took for all
     its samples, with each run's loss read off its curve there. Time a sample and FLOPs: over the whole schedule, as a
-    ratio to the baseline of the same seed. Time to the baseline's loss: until the mean loss at the baseline's end is
-    reached, as the baseline's mean time over it. `loss_over_baseline`: the difference to the baseline of the same seed.
-    `seed_1`: that run alone, for what has no other.
+    ratio to the baseline of the same seed. Time to the baseline's loss: until the last loss of the baseline of the same
+    seed is reached, as the baseline's time over it. `loss_over_baseline`: the difference to that loss. `seed_1`: that
+    run alone, for what has no other.
 
     Args:
         curves: variant → seed → its finished run.
@@ -41,16 +41,15 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
     if not baseline:
         raise ValueError(f"{baseline_name}: has no finished run, and everything is compared with it (--baseline)")
     of_the_paper = [curve for variant in VARIANTS for curve in whole.get(variant.name, {}).values()]
+    of_the_paper += baseline.values()
     equal_seconds = min(curve.seconds[-1] for curve in of_the_paper)
-    target = statistics.fmean(curve.loss[-1] for curve in baseline.values())
-    target_seconds = statistics.fmean(curve.seconds[-1] for curve in baseline.values())
     rows = []
     for variant in KNOWN:
         if variant.name not in curves:
             continue
         seeds = whole[variant.name]
-        reached = [time for curve in seeds.values() if (time := curve.seconds_to(target)) is not None]
         beside = [(curve, baseline[seed]) for seed, curve in seeds.items() if seed in baseline]
+        reached = [speed for a, b in beside if (speed := speed_to_loss(a, b)) is not None]
         rows.append(
             {
                 "variant": variant.name,
@@ -63,14 +62,12 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
                 ),
                 "kept_blocks": spread([curve.kept_blocks for curve in seeds.values()]),
                 "seconds": spread([curve.seconds[-1] for curve in seeds.values()]),
-                "time_a_sample": spread(
-                    [(a.seconds[-1] / a.samples[-1]) / (b.seconds[-1] / b.samples[-1]) for a, b in beside]
-                ),
+                "time_a_sample": spread([1 - time_saved(a, b) for a, b in beside]),
                 "flops_a_sample": spread([(a.flops / a.samples[-1]) / (b.flops / b.samples[-1]) for a, b in beside]),
-                "speedup_to_baseline_loss": spread([target_seconds / time for time in reached]),
+                "speedup_to_baseline_loss": spread(reached),
                 "reached_baseline_loss": len(reached),
-                "loss_over_baseline": spread([a.loss[-1] - b.loss[-1] for a, b in beside]),
-                "seed_1": _one(seeds[1], baseline[1], target, target_seconds) if 1 in seeds and 1 in baseline else None,
+                "loss_over_baseline": spread([loss_difference(a, b) for a, b in beside]),
+                "seed_1": _one(seeds[1], baseline[1]) if 1 in seeds and 1 in baseline else None,
             }
         )
     return {
@@ -78,17 +75,17 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
         "equal_samples": baseline[min(baseline)].samples[-1],
         "tokens": baseline[min(baseline)].tokens,
         "equal_seconds": round(equal_seconds, 1),
-        "baseline_loss": round(target, 5),
+        "baseline_loss": round(statistics.fmean(curve.loss[-1] for curve in baseline.values()), 5),
         "rows": rows,
     }
 
 
-def _one(run: Curve, baseline: Curve, target: float, target_seconds: float) -> dict[str, Any]:
+def _one(run: Curve, baseline: Curve) -> dict[str, Any]:
     """The figures of one run beside the baseline of its seed."""
-    reached = run.seconds_to(target)
+    speed = speed_to_loss(run, baseline)
     return {
         "loss": round(run.loss[-1], 5),
         "kept_blocks": round(run.kept_blocks, 4),
-        "time_a_sample": round((run.seconds[-1] / run.samples[-1]) / (baseline.seconds[-1] / baseline.samples[-1]), 4),
-        "speedup_to_baseline_loss": None if reached is None else round(target_seconds / reached, 4),
+        "time_a_sample": round(1 - time_saved(run, baseline), 4),
+        "speedup_to_baseline_loss": None if speed is None else round(speed, 4),
     }

@@ -1,4 +1,4 @@
-"""A run's held-out loss over samples and over time, and what is read off it: a loss at a time, a time to a loss."""
+"""A run's held-out loss over samples and over time, and what is read off it: alone, and beside another run's."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Curve:
 
 
 def read_curve(run_dir: Path, clock: str) -> Curve:
-    """A run's curve.
+    """A run's curve; of one that diverged nothing but that.
 
     Args:
         run_dir: holds `metrics.jsonl`.
@@ -63,6 +63,8 @@ def read_curve(run_dir: Path, clock: str) -> Curve:
     Raises:
         ValueError: no metrics, or without an evaluation.
     """
+    if (run_dir / DIVERGED).exists():
+        return Curve([], [], [], [], tokens=0, flops=0.0, kept_blocks=0.0, diverged=True)
     run = read_run(run_dir)
     if not run.evaluations or not run.training:
         raise ValueError(f"{run_dir}: has no evaluation yet")
@@ -80,16 +82,34 @@ def read_curve(run_dir: Path, clock: str) -> Curve:
         tokens=run.training[-1]["tokens"],
         flops=flops,
         kept_blocks=kept / steps[-1],
-        diverged=(run_dir / DIVERGED).exists(),
+        diverged=False,
         logged_samples=[line["samples"] for line in run.training],
         theta=[line["theta"] for line in run.training],
         depth=[line["kept_blocks"] for line in run.training],
     )
 
 
-def curve_from_json(values: dict[str, Any]) -> Curve:
-    """What `as_json` gave."""
-    return Curve(**values)
+def time_saved(run: Curve, other: Curve) -> float:
+    """Share of the other's time a sample that a run saves, over the whole schedule."""
+    return 1.0 - (run.seconds[-1] / run.samples[-1]) / (other.seconds[-1] / other.samples[-1])
+
+
+def speed_to_loss(run: Curve, other: Curve) -> float | None:
+    """The other's time over the time until its last loss is reached; None where it never is."""
+    reached = run.seconds_to(other.loss[-1])
+    return None if reached is None else other.seconds[-1] / reached
+
+
+def loss_difference(run: Curve, other: Curve) -> float:
+    """Of the last held-out losses, in nats a masked token."""
+    return run.loss[-1] - other.loss[-1]
+
+
+def loss_difference_at_equal_time(run: Curve, other: Curve) -> float | None:
+    """Of the held-out losses where the quicker of both has ended; None where one has no evaluation until then."""
+    end = min(run.seconds[-1], other.seconds[-1])
+    mine, theirs = run.loss_at(end), other.loss_at(end)
+    return None if mine is None or theirs is None else mine - theirs
 
 
 def _differences(steps: list[int]) -> list[int]:

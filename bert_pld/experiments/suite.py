@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from bert_pld.experiments.variants import KNOWN, VARIANTS, Scale, Variant, configuration
+from bert_pld.train.checkpoint import list_checkpoints
 from bert_pld.train.preemption import EXIT_PREEMPTED
 
 POLL_S = 0.2
@@ -37,13 +38,13 @@ class Job:
         return int(self.config["training"]["max_steps"])
 
     def is_done(self) -> bool:
-        """Whether it has been evaluated at its last step, or cannot be because its loss is no number any more."""
+        """Whether its last step is evaluated and saved, or cannot be because its loss is no number any more."""
         if (self.run_dir / DIVERGED).exists():
             return True
-        try:
-            lines = (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
+        saved = list_checkpoints(self.run_dir / "checkpoints")
+        if not saved or saved[0].name != f"step_{self.max_steps:08d}":
             return False
+        lines = (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return any(
             line.startswith(f'{{"step": {self.max_steps},') and '"eval_mlm_loss"' in line for line in reversed(lines)
         )
@@ -95,13 +96,22 @@ class Suite:
     Args:
         data_dir: shards for all runs.
         at_once: runs side by side; each gets `threads` processor threads.
-        launcher: what starts a run, before its arguments.
+        gpus: names of devices as CUDA_VISIBLE_DEVICES has them, at least `at_once` of them: each run has one to itself.
+            None: runs take the processor.
+        command: what starts a run, before its arguments.
     """
 
-    def __init__(self, data_dir: Path, at_once: int, threads: int, launcher: list[str]) -> None:
-        self.data_dir, self.at_once, self.launcher = data_dir, at_once, launcher
+    def __init__(
+        self,
+        data_dir: Path,
+        at_once: int,
+        threads: int,
+        gpus: list[str] | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "bert_pld.pretrain"),
+    ) -> None:
+        self.data_dir, self.at_once, self.gpus, self.command = data_dir, at_once, gpus, command
         self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        self._running: dict[subprocess.Popen[bytes], Job] = {}
+        self._running: dict[subprocess.Popen[bytes], Started] = {}
         self._stopping = False
 
     def run(self, jobs: list[Job]) -> list[str]:
@@ -138,54 +148,69 @@ class Suite:
             job = next(queue, None)
             if job is None:
                 return
-            self._running[self._start(job)] = job
+            self._start(job)
 
-    def _start(self, job: Job) -> subprocess.Popen[bytes]:
+    def _start(self, job: Job) -> None:
         job.run_dir.mkdir(parents=True, exist_ok=True)
-        given = job.run_dir / CONFIG
-        given.write_text(json.dumps(job.config, indent=2) + "\n", encoding="utf-8")
+        given, log = job.run_dir / CONFIG, job.run_dir / LOG
+        aside = given.with_suffix(".partial")
+        aside.write_text(json.dumps(job.config, indent=2) + "\n", encoding="utf-8")
+        aside.replace(given)
         paths = ["--deepspeed_config", given, "--data_dir", self.data_dir, "--output_dir", job.run_dir]
+        taken = {started.gpu for started in self._running.values()}
+        gpu = next(name for name in self.gpus if name not in taken) if self.gpus else None
         print(f"{job.variant.name}, seed {job.seed}: started", flush=True)
-        with open(job.run_dir / LOG, "ab") as log:
-            return subprocess.Popen(
-                [*self.launcher, *map(str, paths)],
-                env=self.environment,
+        with open(log, "ab") as output:
+            log_start = output.tell()
+            process = subprocess.Popen(
+                [*self.command, *map(str, paths)],
+                env=self.environment if gpu is None else {**self.environment, "CUDA_VISIBLE_DEVICES": gpu},
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a terminal's Ctrl-C reaches runs through this process alone
             )
+        self._running[process] = Started(job, gpu, log_start)
 
     def _reap(self) -> list[str]:
         failures = []
-        for process, job in list(self._running.items()):
+        for process, started in list(self._running.items()):
             code = process.poll()
             if code is None:
                 continue
             del self._running[process]
-            failure = _conclude(job, code)
+            job, failure = started.job, conclude(started, code)
             print(f"{job.variant.name}, seed {job.seed}: {failure or 'done'}", flush=True)
             if failure and not self._stopping:
                 failures.append(f"{job.run_dir}: {failure}")
         return failures
 
 
-def _conclude(job: Job, code: int) -> str | None:
-    """What went wrong in a run that has ended, if anything. A loss that is no number is a result."""
-    if job.is_done():
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """A run that was started."""
+
+    job: Job
+    gpu: str | None
+    log_start: int
+    """Bytes that earlier attempts left in its log."""
+
+
+def conclude(started: Started, code: int) -> str | None:
+    """What went wrong in a run that has ended, if anything. A loss that is no number is a result.
+
+    Args:
+        started: the run.
+        code: its exit code.
+    """
+    job, log = started.job, started.job.run_dir / LOG
+    if code == 0 and job.is_done():
         return None
     if code == EXIT_PREEMPTED:
         return "stopped; goes on with the same command"
-    said = (job.run_dir / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    said = log.read_bytes()[started.log_start :].decode("utf-8", errors="replace").splitlines()
     errors = [line for line in said if line.startswith("error: ")]
     if errors and _NOT_FINITE in errors[-1]:
         (job.run_dir / DIVERGED).write_text(json.dumps({"error": errors[-1]}) + "\n", encoding="utf-8")
         return None
-    return errors[-1] if errors else f"exit code {code}; see {job.run_dir / LOG}"
-
-
-def default_launcher(gpus: int) -> list[str]:
-    """One process on a CPU, the `deepspeed` launcher with all GPUs where there are some."""
-    if not gpus:
-        return [sys.executable, "-m", "bert_pld.pretrain"]
-    return ["deepspeed", "--num_gpus", str(gpus), "--module", "bert_pld.pretrain"]
+    return errors[-1] if errors else f"exit code {code}; see {log}"

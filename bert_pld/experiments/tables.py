@@ -34,8 +34,8 @@ def table(comparison: dict[str, Any], *groups: str) -> str:
             figure(row["loss_at_equal_samples"], 3),
             figure(row["loss_at_equal_time"], 3),
             figure(row["kept_blocks"], 2),
-            figure(row["time_a_sample"], 3),
-            figure(row["flops_a_sample"], 3),
+            _ratio(comparison, row, "time_a_sample", 3),
+            _ratio(comparison, row, "flops_a_sample", 3),
             _speed(comparison, row),
             f"{runs}" + (f", {row['diverged']} diverged" if row["diverged"] else ""),
         ]
@@ -53,7 +53,7 @@ def short_table(comparison: dict[str, Any]) -> str:
     for row in comparison["rows"]:
         if row["variant"] in FIRST_PAGE and row["loss_at_equal_samples"] is not None:
             loss, later = (figure(row[f"loss_at_equal_{what}"], 3) for what in ("samples", "time"))
-            cells = [row["label"], loss, later, figure(row["time_a_sample"], 2), _speed(comparison, row)]
+            cells = [row["label"], loss, later, _ratio(comparison, row, "time_a_sample", 2), _speed(comparison, row)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -72,6 +72,10 @@ def choices_table(comparison: dict[str, Any]) -> str:
             cells = [row["label"], *(f"{one[key]:.2f}" for key in ("kept_blocks", "time_a_sample")), reached]
             lines.append(f"| {cells[0]} | {one['loss']:.3f} | {' | '.join(cells[1:])} |")
     return "\n".join(lines) + "\n"
+
+
+def _ratio(comparison: dict[str, Any], row: dict[str, Any], key: str, digits: int) -> str:
+    return "1" if row["variant"] == comparison["baseline"] else figure(row[key], digits)
 
 
 def _speed(comparison: dict[str, Any], row: dict[str, Any]) -> str:

@@ -13,7 +13,9 @@ import pytest
 from runs import REPOSITORY, clean_environment, write_corpus
 
 from bert_pld.config import ConfigError, load_config
-from bert_pld.experiments.suite import plan_jobs
+from bert_pld.experiments.__main__ import note_conditions
+from bert_pld.experiments.curves import read_curve
+from bert_pld.experiments.suite import Started, Suite, conclude, plan_jobs
 from bert_pld.experiments.variants import VARIANTS, Scale, configuration, lay_over, load_scale
 from bert_pld.pld.engine import make_schedule
 
@@ -98,6 +100,63 @@ def test_ablations_have_one_seed_unless_named(tmp_path):
     ]
 
 
+@pytest.fixture
+def finished_job(tmp_path):
+    """A job whose folder is as a finished run leaves it."""
+    job = plan_jobs(SCALE, tmp_path, 1, ["post_ln"])[0]
+    (job.run_dir / "checkpoints" / "step_00000012").mkdir(parents=True)
+    (job.run_dir / "metrics.jsonl").write_text('{"step": 12, "mlm_loss": 5.0}\n{"step": 12, "eval_mlm_loss": 5.0}\n')
+    (job.run_dir / "log.txt").write_text("error: of an earlier attempt\n")
+    return job
+
+
+def test_a_run_is_done_once_evaluated_and_saved(finished_job):
+    assert finished_job.is_done()
+    (finished_job.run_dir / "checkpoints" / "step_00000012").rename(finished_job.run_dir / "checkpoints" / "x")
+    assert not finished_job.is_done()
+
+
+def test_how_a_run_ended_is_read_off_its_code_and_the_present_attempts_lines(finished_job):
+    log = finished_job.run_dir / "log.txt"
+    started = Started(finished_job, None, log.stat().st_size)
+    assert conclude(started, 0) is None
+    assert conclude(started, 75) == "stopped; goes on with the same command"
+    assert conclude(started, -9) == f"exit code -9; see {log}"
+    with open(log, "a") as lines:
+        lines.write("error: No space left on device\n")
+    assert conclude(started, 1) == "error: No space left on device"
+    with open(log, "a") as lines:
+        lines.write("error: loss is not finite at step 3\n")
+    assert conclude(started, 1) is None
+    assert read_curve(finished_job.run_dir, "seconds").diverged
+
+
+def test_each_run_has_a_gpu_to_itself(tmp_path, capfd):
+    show = [sys.executable, "-c", "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"]
+    jobs = plan_jobs(SCALE, tmp_path, 1, ["post_ln", "pre_ln", "pld_batch"])
+    failures = Suite(tmp_path, 2, 1, ["3", "MIG-1"], show).run(jobs)
+    assert len(failures) == 3  # they trained nothing
+    said = [(job.run_dir / "log.txt").read_text().strip() for job in jobs]
+    assert said[:2] == ["3", "MIG-1"]
+    assert said[2] in said[:2]
+
+
+def test_conditions_that_change_are_noted_or_refused(tmp_path):
+    path = tmp_path / "conditions.json"
+    first = {
+        "scale": "cpu", "device": "cpu", "data": {"fingerprint": "a"}, "commit": "1", "command": "x --seeds 1",
+        "hardware": "h", "versions": {}, "runs_at_once": 2,
+    }  # fmt: skip
+    note_conditions(path, first)
+    note_conditions(path, first)
+    assert json.loads(path.read_text())["later"] == []
+    note_conditions(path, {**first, "commit": "2", "command": "x --seeds 3"})
+    noted = json.loads(path.read_text())
+    assert (noted["commit"], [later["commit"] for later in noted["later"]]) == ("1", ["2"])
+    with pytest.raises(ValueError, match="was begun with data {'fingerprint': 'a'}, now {'fingerprint': 'b'}"):
+        note_conditions(path, {**first, "data": {"fingerprint": "b"}})
+
+
 def test_laying_over_merges_sections_and_null_removes():
     values = {"a": {"b": 1, "c": 2}, "d": {"e": 1}}
     lay_over(values, {"a": {"b": 3}, "d": None, "f": [1]})
@@ -180,7 +239,7 @@ def test_interrupted_suite_goes_on_and_is_summarized(command):
     result = json.loads((out / "x.json").read_text())
     assert result["conditions"]["command"].endswith("run --scale tiny --seeds 1 --variants post_ln pld_batch")
     assert result["conditions"]["data"]["seq_length"] == 32
-    assert {claim["verdict"] for claim in result["claims"]} == {"one seed"}
+    assert {claim["verdict"] for claim in result["claims"]} <= {"one seed", "reached by 0 of 1"}
     rows = {row["variant"]: row for row in result["comparison"]["rows"]}
     assert rows["pld_batch"]["kept_blocks"]["mean"] < rows["post_ln"]["kept_blocks"]["mean"] == 3
     assert rows["pld_batch"]["flops_a_sample"]["mean"] < 1
