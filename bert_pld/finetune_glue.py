@@ -60,13 +60,23 @@ def main(options: argparse.Namespace) -> int:
     from bert_pld.glue.summary import summarize, table
 
     if options.summarize:
-        summaries = {path.resolve().name: summarize(path) for path in options.summarize}
+        summaries: dict[str, dict[str, Any]] = {}
+        for path in options.summarize:
+            name = path.resolve().name
+            if name in summaries:
+                raise ValueError(
+                    f"--summarize {path}: another folder is named {name} too; a row is named after its folder"
+                )
+            summaries[name] = summarize(path)
         if options.json is not None:
             options.json.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
         if options.plot is not None:
             draw(summaries, options.plot)
         print(table(summaries), end="")
         return 0
+    for name in ("json", "plot"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name}: is for --summarize; a fine-tuning's figures are in its --output_dir")
     for name in ("task", "glue_dir", "model", "output_dir"):
         if getattr(options, name) is None:
             raise ValueError(f"--{name}: missing; must be given, except with --summarize")
@@ -121,9 +131,11 @@ def finetune_task(options: argparse.Namespace, task: Task, encoder: Encoder, set
     from bert_pld.glue.task_data import read_task
 
     rates = options.learning_rates or [task.paper_lr or 5e-5]
+    more = read_json(options.deepspeed_config) if options.deepspeed_config else None
+    conditions = {"weights": encoder.weights, "from_scratch": options.from_scratch, "deepspeed_config": more}
     wanted = [
-        (rate, seed, result_folder(options.output_dir, task, options.model, options.from_scratch, rate, seed, settings))
-        for rate, seed in itertools.product(rates, options.seeds)
+        (rate, seed, result_folder(options.output_dir, task, options.model, rate, seed, settings, **conditions))
+        for rate, seed in itertools.product(dict.fromkeys(rates), dict.fromkeys(options.seeds))
     ]
     todo = [(rate, seed, place) for rate, seed, place in wanted if place.read() is None]
     say(f"{task.name}: {len(wanted)} fine-tunings, {len(wanted) - len(todo)} of them done")
@@ -131,7 +143,6 @@ def finetune_task(options: argparse.Namespace, task: Task, encoder: Encoder, set
         return
     data = read_task(task, DIAGNOSTIC if task.name == "MNLI" else None, options.glue_dir, encoder.tokenizer, settings)
     say(f"{task.name}: {data.describe()}")
-    more = read_json(options.deepspeed_config) if options.deepspeed_config else None
     for rate, seed, place in todo:
         began = time.perf_counter()
         outcome = finetune(

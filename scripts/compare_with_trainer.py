@@ -10,6 +10,7 @@ of the samples and the draws of dropout, so scores can agree within the noise of
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import statistics
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import transformers
 
 from bert_pld.cli import make_parser, run_as_rank
 from bert_pld.finetune_glue import hugging_face_folder
@@ -64,7 +66,7 @@ def by_trainer(encoder: Encoder, task: Task, data: TaskData, rate: float, seed: 
             values = []
             for rows in dev.values():
                 logits = np.asarray(trainer.predict(rows).predictions)
-                answers = logits.squeeze(-1) if task.is_regression else logits.argmax(-1)
+                answers = logits.squeeze(-1).clip(0, 5) if task.is_regression else logits.argmax(-1)
                 values.append(mean_score(score(task.metrics, answers, rows.encoded.labels)))
             scores.append(statistics.fmean(values))
 
@@ -100,7 +102,12 @@ def by_trainer(encoder: Encoder, task: Task, data: TaskData, rate: float, seed: 
 
 def main(options: argparse.Namespace) -> int:
     """Fine-tune by both, seed by seed in turns, and print means, spread and difference."""
-    [task] = find_tasks([options.task])
+    tasks = find_tasks([options.task])
+    if len(tasks) > 1:
+        raise ValueError(f"--task {options.task}: must be one task")
+    if importlib.util.find_spec("accelerate") is None:
+        raise ValueError("transformers' Trainer needs accelerate; pip install accelerate")
+    [task] = tasks
     device = join_process_group()
     settings = Settings(
         epochs=options.epochs,
@@ -108,6 +115,7 @@ def main(options: argparse.Namespace) -> int:
         max_seq_length=options.max_seq_length,
         max_train_rows=options.max_train_rows,
     )
+    settings.check(dist.get_world_size(), device.type)
     figures: dict[str, list[float]] = {"bert_pld": [], "trainer": []}
     with hugging_face_folder(options.model) as folder:
         encoder = load_encoder(folder, settings.max_seq_length)
@@ -140,7 +148,10 @@ def main(options: argparse.Namespace) -> int:
             "difference": difference,
             "standard_error": noise,
             "learning_rate": options.learning_rate,
+            "seeds": options.seeds,
             "settings": vars(settings),
+            "weights": encoder.weights,
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0

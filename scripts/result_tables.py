@@ -108,7 +108,7 @@ def _ratio(name: str, values: list[float], digits: int) -> list[str]:
 
 def trainer(result: dict[str, Any]) -> str:
     """Fine-tuning here beside transformers' `Trainer`, from `compare_with_trainer.py`."""
-    seeds = range(1, len(result["scores"]["trainer"]) + 1)
+    seeds = result["seeds"]
     rows = []
     for name, label in (("bert_pld", "`bert_pld.finetune_glue`"), ("trainer", "transformers' `Trainer`")):
         scores = result["scores"][name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ class Encoder:
     config: Any
     from_scratch: bool
     """Fresh weights of the same shape: what pretraining is to be compared with."""
+    weights: str = ""
+    """What tells them from others: the SHA-256 of a folder's files, the name of a model that is none."""
 
     @property
     def pad_id(self) -> int:
@@ -75,7 +78,20 @@ def load_encoder(folder: str, max_seq_length: int, from_scratch: bool = False) -
         raise ValueError(f"--max_seq_length {max_seq_length}: must be at most {positions}, the positions of the model")
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"--model {folder}: its tokenizer has no tokenizer.json, which is needed here")
-    return Encoder(folder, tokenizer, config, from_scratch)
+    return Encoder(folder, tokenizer, config, from_scratch, identify_weights(folder))
+
+
+def identify_weights(model: str) -> str:
+    """The SHA-256 of a folder's weights; of what is no folder the name."""
+    files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in Path(model).glob(pattern))
+    if not files:
+        return model
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def is_hugging_face_folder(path: Path) -> bool:

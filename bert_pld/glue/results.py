@@ -23,6 +23,8 @@ class ResultFolder:
     """Where one fine-tuning's result lies: `<output_dir>/<task>/lr_<rate>_seed_<k>`."""
 
     path: Path
+    model: str
+    """As it was given; what counts are its weights, among the conditions."""
     conditions: dict[str, Any]
 
     def read(self) -> dict[str, Any] | None:
@@ -53,6 +55,7 @@ class ResultFolder:
             write_predictions(self.path / name, task, answers)
         result = {
             "task": task.name,
+            "model": self.model,
             "conditions": self.conditions,
             "versions": _versions(),
             "best_epoch": outcome.best_epoch,
@@ -75,17 +78,39 @@ def _versions() -> dict[str, str]:
 
 
 def result_folder(
-    output_dir: Path, task: Task, model: str, from_scratch: bool, learning_rate: float, seed: int, settings: Settings
+    output_dir: Path,
+    task: Task,
+    model: str,
+    learning_rate: float,
+    seed: int,
+    settings: Settings,
+    *,
+    weights: str,
+    from_scratch: bool = False,
+    deepspeed_config: dict[str, Any] | None = None,
 ) -> ResultFolder:
-    """The place of a fine-tuning under these conditions."""
+    """The place of a fine-tuning under these conditions.
+
+    Args:
+        output_dir: of all tasks.
+        task: which.
+        model: as it was given.
+        learning_rate: of the classifier and the encoder.
+        seed: of the classifier, the order and dropout.
+        settings: the same for all.
+        weights: of the encoder, as `Encoder.weights` has them.
+        from_scratch: whether the encoder's weights are fresh ones instead.
+        deepspeed_config: further keys.
+    """
     conditions = {
-        "model": model,
+        "weights": weights,
         "from_scratch": from_scratch,
         "learning_rate": learning_rate,
         "seed": seed,
+        "deepspeed_config": deepspeed_config,
         **dataclasses.asdict(settings),
     }
-    return ResultFolder(output_dir / task.name / f"lr_{learning_rate:g}_seed_{seed}", conditions)
+    return ResultFolder(output_dir / task.name / f"lr_{learning_rate:g}_seed_{seed}", model, conditions)
 
 
 def write_predictions(path: Path, task: Task, answers: NDArray[np.float64]) -> None:

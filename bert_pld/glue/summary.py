@@ -18,8 +18,9 @@ _SHORT = {"accuracy": "acc", "f1": "F1", "matthews": "Mcc", "pearson": "P", "spe
 def summarize(output_dir: Path) -> dict[str, Any]:
     """Figures of all fine-tunings below a folder.
 
-    The learning rate with the best mean over seeds (of the mean over metrics and dev splits) is a task's; `mean` is the
-    mean over tasks of the latter, WNLI left out as in the paper's table.
+    The learning rate with the best mean over seeds (of the mean over metrics and dev splits) is a task's, of the rates
+    that have been tried with most seeds; `mean` is the mean over tasks of the latter, WNLI left out as in the paper's
+    table.
 
     Raises:
         ValueError: there are none.
@@ -40,7 +41,8 @@ def _of_task(task: Task, results: list[dict[str, Any]]) -> dict[str, Any]:
     for result in results:
         by_rate.setdefault(result["conditions"]["learning_rate"], []).append(result)
     rates = {rate: statistics.fmean(map(_score, runs)) for rate, runs in by_rate.items()}
-    best = max(rates, key=lambda rate: rates[rate])
+    most = max(map(len, by_rate.values()))
+    best = max((rate for rate, runs in by_rate.items() if len(runs) == most), key=lambda rate: rates[rate])
     runs = by_rate[best]
     figures = {
         f"{split.name}/{metric}": _spread([run["dev"][split.name][metric] for run in runs])
@@ -79,7 +81,7 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
     """Markdown: a model a row, a task a column, `mean ± sample standard deviation` of the dev scores × 100.
 
     Args:
-        summaries: a model's name → what `summarize` gave.
+        summaries: a model's name → what `summarize` gave. Without the same tasks in all there is no mean over tasks.
     """
     names = [name for name in TASKS if any(name in summary["tasks"] for summary in summaries.values())]
     heads = [f"{name} {'/'.join(_SHORT[m] for m in TASKS[name].metrics)}" for name in names]
@@ -87,7 +89,8 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
     lines = [f"| | {' | '.join(heads)} | mean |", "|---" * (len(names) + 2) + "|"]
     for model, summary in summaries.items():
         cells = [_cell(summary["tasks"].get(name)) for name in names]
-        mean = "–" if summary["mean"] is None else f"{summary['mean']:.1f}"
+        comparable = all(summary["tasks"].keys() == other["tasks"].keys() for other in summaries.values())
+        mean = f"{summary['mean']:.1f}" if comparable and summary["mean"] is not None else "–"
         lines.append(f"| {model} | {' | '.join(cells)} | {mean} |")
     return "\n".join(lines) + "\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from runs import SEQ_LENGTH, VOCABULARY, clean_environment, free_port, run_pretrain, small_config, write_corpus
 
 from bert_pld.glue.batches import Encoded, collate, evaluation_rows, training_order
-from bert_pld.glue.encoder import load_encoder
+from bert_pld.glue.encoder import identify_weights, load_encoder
 from bert_pld.glue.finetuning import linear_schedule
 from bert_pld.glue.summary import table
 
@@ -112,7 +113,7 @@ def test_models_side_by_side(finished, tmp_path):
     assert (tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finished, glue_dir, checkpoint):
+def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finished, glue_dir, checkpoint, tmp_path):
     output_dir, _ = finished
     before = (output_dir / "SST-2" / "lr_0.003_seed_1" / "result.json").stat().st_mtime_ns
     again = finetune(glue_dir, checkpoint, output_dir, "--seeds", "1", "2")
@@ -122,6 +123,18 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finished,
     [error] = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
     assert "was made with epochs = 3, not 2; give another --output_dir" in error
     assert "Traceback" not in refused.stderr
+    moved = shutil.copytree(checkpoint, tmp_path / "moved")  # the same weights from elsewhere are the same model
+    finetune(glue_dir, moved, output_dir, "--seeds", "1", "2")
+    fresh = finetune(glue_dir, checkpoint, output_dir, "--seeds", "1", "--from_scratch", expect=1)
+    assert "was made with from_scratch = False, not True" in fresh.stderr
+
+
+def test_other_weights_are_another_model(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"1")
+    first = identify_weights(str(tmp_path))
+    (tmp_path / "a.safetensors").write_bytes(b"2")
+    assert first != identify_weights(str(tmp_path))
+    assert identify_weights("bert-base-uncased") == "bert-base-uncased"
 
 
 @pytest.mark.launcher

@@ -1,0 +1,61 @@
+"""From results of fine-tunings to the table: which learning rate counts, and what is averaged."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bert_pld.finetune_glue import build_parser, main
+from bert_pld.glue.summary import summarize, table
+
+
+def write_result(folder, task, rate, seed, **scores):
+    place = folder / task / f"lr_{rate:g}_seed_{seed}"
+    place.mkdir(parents=True)
+    result = {
+        "conditions": {"learning_rate": rate, "seed": seed, "epochs": 3},
+        "versions": {"torch": "2"},
+        "dev": {"dev": scores},
+    }
+    (place / "result.json").write_text(json.dumps(result))
+
+
+@pytest.fixture
+def results(tmp_path):
+    folder = tmp_path / "small"
+    for rate, seed, accuracy in ((1e-4, 1, 60.0), (1e-4, 2, 64.0), (3e-4, 1, 70.0), (3e-4, 2, 74.0)):
+        write_result(folder, "SST-2", rate, seed, accuracy=accuracy)
+    write_result(folder, "CoLA", 1e-4, 1, matthews=10.0)
+    write_result(folder, "WNLI", 1e-4, 1, accuracy=56.0)
+    return folder
+
+
+def test_the_best_learning_rate_counts_and_wnli_is_not_averaged(results):
+    summary = summarize(results)
+    assert summary["tasks"]["SST-2"]["learning_rate"] == 3e-4
+    assert summary["tasks"]["SST-2"]["score"] == {"mean": 72.0, "deviation": pytest.approx(8**0.5), "n": 2}
+    assert summary["mean"] == (72 + 10) / 2
+
+
+def test_a_rate_tried_with_fewer_seeds_does_not_win(results):
+    write_result(results, "SST-2", 5e-4, 1, accuracy=99.0)
+    assert summarize(results)["tasks"]["SST-2"]["learning_rate"] == 3e-4
+
+
+def test_models_with_other_tasks_have_no_mean(results, tmp_path):
+    write_result(tmp_path / "other", "SST-2", 1e-4, 1, accuracy=80.0)
+    summaries = {"small": summarize(results), "other": summarize(tmp_path / "other")}
+    assert [line.rsplit(" | ", 1)[1] for line in table(summaries).splitlines()[2:]] == ["– |", "– |"]
+    assert table({"small": summaries["small"]}).endswith("| 41.0 |\n")
+
+
+def test_two_folders_of_one_name_and_figures_of_a_fine_tuning_are_refused(results, tmp_path):
+    def run(*arguments):
+        return main(build_parser().parse_args(list(map(str, arguments))))
+
+    write_result(tmp_path / "elsewhere" / "small", "SST-2", 1e-4, 1, accuracy=80.0)
+    with pytest.raises(ValueError, match="another folder is named small too"):
+        run("--summarize", results, tmp_path / "elsewhere" / "small")
+    with pytest.raises(ValueError, match="--json: is for --summarize"):
+        run("--task", "CoLA", "--json", tmp_path / "x.json")
