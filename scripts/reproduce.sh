@@ -33,13 +33,13 @@ wikipedia="${WIKIPEDIA:-hub=wikimedia/wikipedia:20231101.en}"
 books="${BOOKS:-hub=bookcorpus/bookcorpus:plain_text,revision=refs/convert/parquet,join_rows=64}"
 
 source scripts/environment.sh tensorboard
-mkdir -p "$out"
-first="$out/corpus"
-[ "${#seq_lengths[@]}" = 1 ] || first="$out/corpus/seq_${seq_lengths[0]}"
-if ! [ -e "$first/manifest.json" ]; then
-    python -m data_prep build --source "$wikipedia" --source "$books" --vocab_size "$vocab" \
-        --seq_length "${seq_lengths[@]}" --workers "$(nproc)" --output_dir "$out/corpus"
+if [ "$scale" = gpu ] && ! python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
+    echo "error: gpu: this machine has none that torch can use; take cpu" >&2
+    exit 1
 fi
+mkdir -p "$out"
+python -m data_prep build --source "$wikipedia" --source "$books" --vocab_size "$vocab" \
+    --seq_length "${seq_lengths[@]}" --workers "$(nproc)" --output_dir "$out/corpus"
 python -m bert_pld.experiments run --scale "$scale" --data_dir "$out/corpus" --output_dir "$out/runs" --seeds "$seeds"
 python -m bert_pld.experiments summarize "$out/runs" --json "$out/paper_$scale.json" --plot "$out/paper_$scale.png" \
     --time_plot "$out/paper_${scale}_time.png"

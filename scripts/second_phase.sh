@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# After a run of the scale cpu_long over 32 tokens, a tenth as many tokens in sequences of 64, as BERT's second phase.
+# After a run of the scale cpu_long, an eighth as many tokens in sequences of 64 instead of 32, as BERT's second phase.
 #
 #   bash scripts/second_phase.sh RUN_DIR DATA_DIR OUTPUT_DIR      data: of `data_prep build --seq_length 32 64`
 #
-# θ stays at its limit. Run again it goes on where it stopped.
+# θ stays at its limit. Run again it goes on where it stopped. Wants the environment of scripts/environment.sh.
 set -euo pipefail
 if [ $# != 3 ]; then
     echo "usage: bash scripts/second_phase.sh RUN_DIR DATA_DIR OUTPUT_DIR" >&2

@@ -103,8 +103,8 @@ def test_mistakes_are_one_line(inputs, option, said, capsys):
 
 def test_the_first_turn_counts_at_the_typical_step():
     one = Contender("x", None, 0)
-    one.turns, one.evaluated_at = [[9.0, 1.0], [1.0, 2.0], [3.0, 2.0]], [2, 4, 6]
-    assert one.seconds() == [4.0, 7.0, 12.0]
+    one.turns, one.evaluated_at = [[9.0, 2.0, 2.0], [1.0, 2.0, 1.0], [3.0, 2.0, 1.0]], [3, 6, 9]
+    assert one.seconds() == [6.0, 10.0, 16.0]
 
 
 def test_a_loss_at_a_time_and_the_time_to_a_loss_are_linear_between_evaluations():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runs import REPOSITORY, clean_environment, free_port
 
-from bert_pld.config import load_config
+from bert_pld.config import load_config, resolve_batch_sizes
 
 PAGE = Path(REPOSITORY) / "docs" / "migrating.md"
 CHECKS = """
@@ -43,6 +43,9 @@ def test_the_json_of_the_page_is_taken_as_it_is():
     assert run.progressive_layer_drop.enabled
     assert run.progressive_layer_drop.theta == 0.5
     assert run.progressive_layer_drop.gamma == 0.001
+    (command,) = (block for block in blocks("bash") if "bert_pld.pretrain" in block)
+    ranks = int(re.search(r"--num_gpus (\d+)", command)[1])
+    assert resolve_batch_sizes(run.deepspeed, ranks) == (32, 16, 32 // 16 // ranks)
 
 
 def test_the_python_of_the_page_runs_in_its_order_on_two_ranks(tmp_path):

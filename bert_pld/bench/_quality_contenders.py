@@ -111,11 +111,11 @@ class Contender:
     def seconds(self) -> list[float]:
         """Of training until each evaluation.
 
-        The first turn's steps count as the median step of the later ones: there kernels are compiled and caches fill,
-        which a run of useful length would not notice.
+        The first turn's steps count as their median: some of them compile kernels and fill caches, which a run of
+        useful length would not notice. (Later turns' would be too little for layer dropping, which begins gently.)
         """
         first, *later = self.turns
-        typical = statistics.median(step for turn in later or [first] for step in turn)
+        typical = statistics.median(first)
         passed = list(itertools.accumulate([typical] * len(first) + [step for turn in later for step in turn]))
         return [passed[step - 1] for step in self.evaluated_at]
 

@@ -24,7 +24,7 @@ class Encoded:
     token_type_ids: list[list[int]]
     labels: NDArray[np.float64] | None
     truncated: int
-    """Examples longer than the longest sequence allowed."""
+    """Examples that fill the longest sequence allowed, or were cut to it."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
