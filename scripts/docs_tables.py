@@ -19,7 +19,7 @@ import result_tables
 
 from bert_pld.bench import _figures, checkpoint, data, gradient_variance, quality
 from bert_pld.cli import make_parser, run
-from bert_pld.experiments import tables
+from bert_pld.experiments import claims, tables
 from bert_pld.glue import summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +54,14 @@ def _comparison(result: dict[str, Any]) -> str:
     return tables.table(result["comparison"])
 
 
+def _claims(result: dict[str, Any]) -> str:
+    return claims.claims_table(result["claims"])
+
+
+def _choices(result: dict[str, Any]) -> str:
+    return tables.choices_table(result["comparison"])
+
+
 def _short_comparison(result: dict[str, Any]) -> str:
     return tables.short_table(result["comparison"])
 
@@ -63,7 +71,11 @@ SHOWN = (
     Shown("readme_cpu", "README.md", "paper_cpu.json", _short_comparison),
     Shown("scale_cpu", "docs/reproducing.md", "scale_cpu.json", result_tables.scale_search),
     Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _comparison),
+    Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _claims),
+    Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _comparison),
+    Shown("choices_cpu", "docs/choosing.md", "paper_cpu.json", _choices),
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
+    Shown("glue_few_cpu", "docs/results/glue_cpu.md", "glue_few_cpu.json", summary.table),
     Shown("trainer_cpu", "docs/results/glue_cpu.md", "trainer_cpu.json", result_tables.trainer),
     Shown("quality_cpu", "docs/results/peers_cpu.md", "quality_cpu.json", _as_printed(quality.report)),
     Shown("train_cpu", "docs/results/peers_cpu.md", "bench_train_peers_cpu.json", _as_printed(_figures.report)),

@@ -23,7 +23,7 @@ for _ in range(24):
     engine.layer_dropper.schedule = bert_pld.pld.Schedule(6, 0.5, temporal="constant")
     engine.backward(engine(input_ids=ids, labels=ids).loss)
     engine.step()
-print("last block ran", len(seen), "of 24")
+print(f"last block ran {len(seen)} of 24\\n", end="", flush=True)  # in one write: two ranks share the output
 with torch.no_grad():
     whole = engine.module.eval()(input_ids=ids).logits
     for index, layer in enumerate(model.layers):

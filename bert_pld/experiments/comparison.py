@@ -24,8 +24,7 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
     Equal samples: the end of every run. Equal time: the time that the quickest run of the paper's variants took for all
     its samples, with each run's loss read off its curve there. Time a sample and FLOPs: over the whole schedule, as a
     ratio to the baseline of the same seed. Time to the baseline's loss: until the last loss of the baseline of the same
-    seed is reached, as the baseline's time over it. `loss_over_baseline`: the difference to that loss. `seed_1`: that
-    run alone, for what has no other.
+    seed is reached, as the baseline's time over it. `loss_over_baseline`: the difference to that loss.
 
     Args:
         curves: variant → seed → its finished run.
@@ -67,7 +66,6 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
                 "speedup_to_baseline_loss": spread(reached),
                 "reached_baseline_loss": len(reached),
                 "loss_over_baseline": spread([loss_difference(a, b) for a, b in beside]),
-                "seed_1": _one(seeds[1], baseline[1]) if 1 in seeds and 1 in baseline else None,
             }
         )
     return {
@@ -77,15 +75,4 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
         "equal_seconds": round(equal_seconds, 1),
         "baseline_loss": round(statistics.fmean(curve.loss[-1] for curve in baseline.values()), 5),
         "rows": rows,
-    }
-
-
-def _one(run: Curve, baseline: Curve) -> dict[str, Any]:
-    """The figures of one run beside the baseline of its seed."""
-    speed = speed_to_loss(run, baseline)
-    return {
-        "loss": round(run.loss[-1], 5),
-        "kept_blocks": round(run.kept_blocks, 4),
-        "time_a_sample": round(1 - time_saved(run, baseline), 4),
-        "speedup_to_baseline_loss": None if speed is None else round(speed, 4),
     }

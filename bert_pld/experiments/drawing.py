@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.experiments.curves import Curve
-from bert_pld.experiments.variants import FIRST_PAGE, VARIANTS
+from bert_pld.experiments.variants import FIRST_PAGE, KNOWN, VARIANTS
 from bert_pld.plot import COLOURS
 
 _COLOURS = dict(zip((variant.name for variant in VARIANTS), (*COLOURS, "#999999", "#7F3C8D"), strict=True))
+_COLOURS["keep_first_block_sample"] = "#000000"
 _SHOWN_FROM = 0.1
 """Of a run: before that the loss falls from the vocabulary's logarithm, and would flatten all the rest."""
 
@@ -66,10 +67,10 @@ def draw_time(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: st
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for variant in VARIANTS:
+    for variant in KNOWN:
         seeds = [curve for curve in curves.get(variant.name, {}).values() if not curve.diverged]
         if seeds and variant.name in FIRST_PAGE:
-            _draw_against_minutes(axes, seeds, variant.label, "-" if variant.is_main else "--", _COLOURS[variant.name])
+            _draw_against_minutes(axes, seeds, variant.label, "-", _COLOURS[variant.name])
     axes.set(xlabel="minutes of training", ylabel="held-out MLM loss (nats)")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, frameon=False)

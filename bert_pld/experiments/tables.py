@@ -59,18 +59,24 @@ def short_table(comparison: dict[str, Any]) -> str:
 
 
 def choices_table(comparison: dict[str, Any]) -> str:
-    """Markdown of what a user can choose, all of seed 1, beside Pre-LN at the same rate and PLD as the paper has it."""
+    """Markdown of what a user can choose, beside Pre-LN at the same rate and PLD as the paper has it."""
     beside = ("pre_ln_high_lr", "pld_batch", "pld_sample")
     lines = [
-        f"| | held-out loss | executed blocks | time a sample | to {_baseline(comparison)}'s loss |",
-        "|---|---|---|---|---|",
+        f"| | held-out loss | executed blocks | time a sample | to {_baseline(comparison)}'s loss | runs |",
+        "|---|---|---|---|---|---|",
     ]
     for row in comparison["rows"]:
-        one = row["seed_1"]
-        if one is not None and (row["group"] == "choices" or row["variant"] in beside):
-            reached = "–" if one["speedup_to_baseline_loss"] is None else f"{one['speedup_to_baseline_loss']:.2f} ×"
-            cells = [row["label"], *(f"{one[key]:.2f}" for key in ("kept_blocks", "time_a_sample")), reached]
-            lines.append(f"| {cells[0]} | {one['loss']:.3f} | {' | '.join(cells[1:])} |")
+        loss = row["loss_at_equal_samples"]
+        if loss is not None and (row["group"] == "choices" or row["variant"] in beside):
+            cells = [
+                row["label"],
+                figure(loss, 3),
+                figure(row["kept_blocks"], 2),
+                _ratio(comparison, row, "time_a_sample", 2),
+                _speed(comparison, row),
+                f"{loss['n']}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

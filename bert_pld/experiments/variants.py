@@ -37,19 +37,20 @@ VARIANTS = (
 CHOICES = tuple(
     Variant(name, label, False, "choices")
     for name, label in (
-        ("gamma_a_tenth", "γ a tenth"),
-        ("theta_0_7", "θ = 0.7"),
-        ("keep_first_block", "first block kept"),
-        ("keep_first_block_sample", "first block kept, by sample"),
-        ("keep_first_block_sample_gamma_a_tenth", "first block kept, by sample, γ a tenth"),
+        ("gamma_a_tenth", "PLD, by batch, γ a tenth"),
+        ("theta_0_7", "PLD, by batch, θ = 0.7"),
+        ("keep_first_block", "PLD, by batch, first block kept"),
+        ("keep_first_block_sample", "PLD, by sample, first block kept"),
+        ("keep_first_block_sample_gamma_a_tenth", "PLD, by sample, first block kept, γ a tenth"),
     )
 )
 """What a user can choose, each beside `pld_batch` and `pld_sample`."""
 KNOWN = VARIANTS + CHOICES
 _PAPER_GAMMA = 0.001
 BASELINE = "post_ln"
-FIRST_PAGE = ("post_ln", "pre_ln", "pre_ln_high_lr", "pld_batch", "pld_sample")
-"""What the first page shows: the main variants, `pre_ln_high_lr` being what PLD would be without dropping."""
+FIRST_PAGE = ("post_ln", "pre_ln", "pre_ln_high_lr", "pld_batch", "pld_sample", "keep_first_block_sample")
+"""What the first page shows: the main variants, `pre_ln_high_lr` being what PLD would be without dropping, and what we
+advise."""
 
 
 @dataclasses.dataclass(frozen=True)

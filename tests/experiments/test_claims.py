@@ -8,7 +8,7 @@ import pytest
 
 from bert_pld.experiments.claims import CLAIMS, check_claims, claims_table, interval
 from bert_pld.experiments.curves import Curve
-from bert_pld.experiments.variants import VARIANTS
+from bert_pld.experiments.variants import KNOWN, VARIANTS
 
 
 def curve(loss, seconds, diverged=False):
@@ -21,8 +21,8 @@ def by_text(curves):
 
 
 def test_every_claim_is_about_variants_that_exist():
-    names = {variant.name for variant in VARIANTS}
-    assert {name for claim in CLAIMS for name in (claim.variant, claim.other)} == names
+    claimed = {name for claim in CLAIMS for name in (claim.variant, claim.other)}
+    assert {variant.name for variant in VARIANTS} < claimed < {variant.name for variant in KNOWN}
 
 
 def test_interval_is_students():
