@@ -20,12 +20,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on"
 READER = """
 import sys
 
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("bert_pld", "deepspeed"):
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocked())
+sys.modules.update(bert_pld=None, deepspeed=None)  # as if not installed, also for who asks before importing
 import torch, transformers
 from safetensors.torch import save_file
 

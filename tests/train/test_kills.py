@@ -67,7 +67,9 @@ def test_killed_at_any_instant_a_run_resumes_from_a_whole_checkpoint_and_repeats
                     break
                 os.kill(pid, signal.SIGCONT)
         else:
-            time.sleep(rng.uniform(0.1, 1.2))
+            until, share = time.monotonic() + rng.uniform(0.1, 1.2), STEPS * (kill + 1) // (KILLS + 1)
+            while time.monotonic() < until and newest_step(checkpoints) < share:  # a fast machine must not finish
+                time.sleep(0.002)
         os.kill(pid, signal.SIGKILL)
         assert runs.wait(pid) == -signal.SIGKILL, log.read_text()
         while_writing += is_writing(checkpoints)
