@@ -102,12 +102,11 @@ def by_trainer(encoder: Encoder, task: Task, data: TaskData, rate: float, seed: 
 
 def main(options: argparse.Namespace) -> int:
     """Fine-tune by both, seed by seed in turns, and print means, spread and difference."""
-    tasks = find_tasks([options.task])
-    if len(tasks) > 1:
+    task, *others = find_tasks([options.task])
+    if others:
         raise ValueError(f"--task {options.task}: must be one task")
     if importlib.util.find_spec("accelerate") is None:
         raise ValueError("transformers' Trainer needs accelerate; pip install accelerate")
-    [task] = tasks
     device = join_process_group()
     settings = Settings(
         epochs=options.epochs,

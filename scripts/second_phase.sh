@@ -9,6 +9,10 @@ if [ $# != 3 ]; then
     echo "usage: bash scripts/second_phase.sh RUN_DIR DATA_DIR OUTPUT_DIR" >&2
     exit 1
 fi
+if ! [ -f "$1/given.json" ]; then
+    echo "error: $1: has no given.json; must be the folder of one run of bert_pld.experiments" >&2
+    exit 1
+fi
 changes=(data.seq_length=64 train_batch_size=64 train_micro_batch_size_per_gpu=64
     optimizer.params.lr=0.0005 scheduler.params.warmup_num_steps=50 scheduler.params.decay_step=8
     training.max_steps=1500 training.eval_interval=250)

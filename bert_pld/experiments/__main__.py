@@ -86,10 +86,12 @@ def note_conditions(path: Path, described: dict[str, Any]) -> None:
     Raises:
         ValueError: it was begun at another scale, on another kind of device or on other data.
     """
+    from bert_pld.data.shards import write_atomically
+
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        before = described
+        before = dict(described)
     for key in ("scale", "device", "data"):
         if before[key] != described[key]:
             raise ValueError(
@@ -99,9 +101,7 @@ def note_conditions(path: Path, described: dict[str, Any]) -> None:
     later = before.setdefault("later", [])
     if now not in later and any(before[key] != value for key, value in now.items()):
         later.append(now)
-    aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps(before, indent=2) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_atomically(path, json.dumps(before, indent=2) + "\n")
 
 
 def describe(options: argparse.Namespace, seq_length: int, gpus: int, at_once: int) -> dict[str, Any]:

@@ -82,10 +82,10 @@ def check_claims(curves: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, An
             for name in (claim.variant, claim.other)
         )
         pairs = [claim.measure(run[seed], other[seed]) for seed in sorted(run.keys() & other.keys())]
-        values = [value for value in pairs if value is not None]
-        low, high = interval(values) if len(values) == len(pairs) else (None, None)
         if not pairs:
             continue
+        values = [value for value in pairs if value is not None]
+        low, high = interval(values) if len(values) == len(pairs) else (None, None)
         if len(values) < len(pairs):
             verdict = f"reached by {len(values)} of {len(pairs)}"
         else:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from bert_pld.data.shards import write_atomically
 from bert_pld.experiments.variants import KNOWN, VARIANTS, Scale, Variant, configuration
 from bert_pld.train.checkpoint import list_checkpoints
 from bert_pld.train.preemption import EXIT_PREEMPTED
@@ -153,9 +154,7 @@ class Suite:
     def _start(self, job: Job) -> None:
         job.run_dir.mkdir(parents=True, exist_ok=True)
         given, log = job.run_dir / CONFIG, job.run_dir / LOG
-        aside = given.with_suffix(".partial")
-        aside.write_text(json.dumps(job.config, indent=2) + "\n", encoding="utf-8")
-        aside.replace(given)
+        write_atomically(given, json.dumps(job.config, indent=2) + "\n")
         paths = ["--deepspeed_config", given, "--data_dir", self.data_dir, "--output_dir", job.run_dir]
         taken = {started.gpu for started in self._running.values()}
         gpu = next(name for name in self.gpus if name not in taken) if self.gpus else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bert_pld.data.shards import file_sha256
 from bert_pld.glue.tasks import Task
 
 
@@ -24,7 +24,7 @@ class Encoder:
     from_scratch: bool
     """Fresh weights of the same shape: what pretraining is to be compared with."""
     weights: str = ""
-    """What tells them from others: the SHA-256 of a folder's files, the name of a model that is none."""
+    """What tells them from others: see `identify_weights`."""
 
     @property
     def pad_id(self) -> int:
@@ -82,16 +82,9 @@ def load_encoder(folder: str, max_seq_length: int, from_scratch: bool = False) -
 
 
 def identify_weights(model: str) -> str:
-    """The SHA-256 of a folder's weights; of what is no folder the name."""
+    """The SHA-256 of each file of weights in a folder; of what is no folder the name."""
     files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in Path(model).glob(pattern))
-    if not files:
-        return model
-    digest = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return " ".join(map(file_sha256, files)) or model
 
 
 def is_hugging_face_folder(path: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pld.data.shards import write_atomically
 from bert_pld.glue.finetuning import Outcome, Settings
 from bert_pld.glue.tasks import Task
 
@@ -64,9 +65,7 @@ class ResultFolder:
             "left_out_rows": dict(left_out),
             "seconds": round(seconds, 1),
         }
-        aside = self.path / f"{RESULT}.partial"
-        aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        aside.replace(self.path / RESULT)
+        write_atomically(self.path / RESULT, json.dumps(result, indent=2) + "\n")
         return result
 
 
