@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=3, help="default 3")
     parser.add_argument("--batch_size", type=int, default=32, help="sequences a step, over all ranks (default 32)")
     parser.add_argument("--max_seq_length", type=int, default=128, help="tokens (default 128)")
+    parser.add_argument("--dropout", type=float, help="(default: the model's own; one pretrained without has none)")
     parser.add_argument("--patience", type=int, help="stop after so many epochs without a better dev score")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--max_train_rows", type=int, help="train on the first so many rows only")
@@ -108,13 +109,14 @@ def finetune_all(options: argparse.Namespace, tasks: list[Task]) -> None:
             epochs=options.epochs,
             batch_size=options.batch_size,
             max_seq_length=options.max_seq_length,
+            dropout=options.dropout,
             patience=options.patience,
             precision=options.precision,
             max_train_rows=options.max_train_rows,
         )
         settings.check(dist.get_world_size(), device.type)
         with hugging_face_folder(options.model) as folder:
-            encoder = load_encoder(folder, settings.max_seq_length, options.from_scratch)
+            encoder = load_encoder(folder, settings.max_seq_length, options.from_scratch, settings.dropout)
             for task in tasks:
                 finetune_task(options, task, encoder, settings, device)
     finally:
@@ -127,12 +129,18 @@ def finetune_task(options: argparse.Namespace, task: Task, encoder: Encoder, set
 
     from bert_pld.config import read_json
     from bert_pld.glue.finetuning import finetune
+    from bert_pld.glue.reading import identify_data
     from bert_pld.glue.results import result_folder
     from bert_pld.glue.task_data import read_task
 
     rates = options.learning_rates or [task.paper_lr or 5e-5]
     more = read_json(options.deepspeed_config) if options.deepspeed_config else None
-    conditions = {"weights": encoder.weights, "from_scratch": options.from_scratch, "deepspeed_config": more}
+    conditions = {
+        "weights": encoder.weights,
+        "data": identify_data(task, options.glue_dir),
+        "from_scratch": options.from_scratch,
+        "deepspeed_config": more,
+    }
     wanted = [
         (rate, seed, result_folder(options.output_dir, task, options.model, rate, seed, settings, **conditions))
         for rate, seed in itertools.product(dict.fromkeys(rates), dict.fromkeys(options.seeds))

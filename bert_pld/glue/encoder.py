@@ -13,6 +13,8 @@ from torch import nn
 from bert_pld.data.shards import file_sha256
 from bert_pld.glue.tasks import Task
 
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
@@ -25,6 +27,8 @@ class Encoder:
     """Fresh weights of the same shape: what pretraining is to be compared with."""
     weights: str = ""
     """What tells them from others: see `identify_weights`."""
+    dropout: float | None = None
+    """Of hidden states, attention and the classifier's input; None: as the configuration has it."""
 
     @property
     def pad_id(self) -> int:
@@ -36,7 +40,10 @@ class Encoder:
         from transformers import AutoModelForSequenceClassification
         from transformers.utils import logging
 
-        config = type(self.config).from_dict({**self.config.to_dict(), "num_labels": task.num_outputs})
+        changes: dict[str, Any] = {"num_labels": task.num_outputs}
+        if self.dropout is not None:
+            changes |= dict.fromkeys((*DROPOUTS, "classifier_dropout"), self.dropout)
+        config = type(self.config).from_dict({**self.config.to_dict(), **changes})
         torch.manual_seed(seed)
         if self.from_scratch:
             model: nn.Module = AutoModelForSequenceClassification.from_config(config)
@@ -52,16 +59,17 @@ class Encoder:
         return loaded
 
 
-def load_encoder(folder: str, max_seq_length: int, from_scratch: bool = False) -> Encoder:
+def load_encoder(folder: str, max_seq_length: int, from_scratch: bool = False, dropout: float | None = None) -> Encoder:
     """Read a model's configuration and tokenizer.
 
     Args:
         folder: an export, or any folder or name that transformers knows.
         max_seq_length: tokens wanted.
         from_scratch: leave its weights.
+        dropout: in place of the configuration's, in [0, 1).
 
     Raises:
-        ValueError: it is none, or has fewer positions.
+        ValueError: it is none, has fewer positions, or names its dropout otherwise than BERT.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -78,7 +86,9 @@ def load_encoder(folder: str, max_seq_length: int, from_scratch: bool = False) -
         raise ValueError(f"--max_seq_length {max_seq_length}: must be at most {positions}, the positions of the model")
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"--model {folder}: its tokenizer has no tokenizer.json, which is needed here")
-    return Encoder(folder, tokenizer, config, from_scratch, identify_weights(folder))
+    if dropout is not None and not all(hasattr(config, name) for name in DROPOUTS):
+        raise ValueError(f"--dropout {dropout:g}: the model's configuration must have {' and '.join(DROPOUTS)}")
+    return Encoder(folder, tokenizer, config, from_scratch, identify_weights(folder), dropout)
 
 
 def identify_weights(model: str) -> str:

@@ -37,6 +37,8 @@ class Settings:
     """Of the steps; then the rate falls linearly to 0."""
     weight_decay: float = 0.01
     gradient_clipping: float = 1.0
+    dropout: float | None = None
+    """None: as the model's configuration has it, which is 0 for one that was pretrained without."""
     patience: int | None = None
     """Stop after so many epochs without a better dev score; None: never."""
     precision: str = "fp32"
@@ -59,6 +61,8 @@ class Settings:
             raise ValueError(f"--epochs {self.epochs}: must be >= 1")
         if self.max_seq_length < 8:
             raise ValueError(f"--max_seq_length {self.max_seq_length}: must be >= 8")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout {self.dropout:g}: must be in [0, 1)")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"--patience {self.patience}: must be >= 1")
 

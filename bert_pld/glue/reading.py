@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bert_pld.data.shards import file_sha256
 from bert_pld.glue.tasks import Split, Task
 
 HUB_DATASET = "nyu-mll/glue"
@@ -72,6 +73,20 @@ def read_split(task: Task, split: Split, where: str) -> Examples | None:
         raise ValueError(f"{source}: has no usable row ({left_out} lack a sentence or a label)")
     pairs = len(task.columns) == 2
     return Examples(first, second if pairs else None, labels if labelled else None, left_out)
+
+
+def identify_data(task: Task, where: str) -> str:
+    """What tells a task's training and dev rows from others: the files' SHA-256, or the Hub's name for them.
+
+    Args:
+        task: whose.
+        where: as for `read_split`.
+    """
+    if where == "hub" or where.startswith("hub="):
+        return where.partition("=")[2] or HUB_DATASET
+    splits = [*([task.train] if task.train is not None else []), *task.dev]
+    files = [path for split in splits if (path := _find(task, split, Path(where))) is not None]
+    return " ".join(map(file_sha256, files))
 
 
 def _find(task: Task, split: Split, folder: Path) -> Path | None:

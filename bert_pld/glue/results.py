@@ -85,6 +85,7 @@ def result_folder(
     settings: Settings,
     *,
     weights: str,
+    data: str,
     from_scratch: bool = False,
     deepspeed_config: dict[str, Any] | None = None,
 ) -> ResultFolder:
@@ -98,11 +99,13 @@ def result_folder(
         seed: of the classifier, the order and dropout.
         settings: the same for all.
         weights: of the encoder, as `Encoder.weights` has them.
+        data: as `reading.identify_data` has it.
         from_scratch: whether the encoder's weights are fresh ones instead.
         deepspeed_config: further keys.
     """
     conditions = {
         "weights": weights,
+        "data": data,
         "from_scratch": from_scratch,
         "learning_rate": learning_rate,
         "seed": seed,

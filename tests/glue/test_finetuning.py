@@ -17,8 +17,11 @@ from runs import SEQ_LENGTH, VOCABULARY, clean_environment, free_port, run_pretr
 from bert_pld.glue.batches import Encoded, collate, evaluation_rows, training_order
 from bert_pld.glue.encoder import identify_weights, load_encoder
 from bert_pld.glue.finetuning import linear_schedule
+from bert_pld.glue.reading import identify_data
 from bert_pld.glue.summary import table
+from bert_pld.glue.tasks import TASKS
 
+COMPARISON = Path(__file__).parents[2] / "scripts" / "compare_with_trainer.py"
 SETTINGS = ["--epochs", "3", "--batch_size", "16", "--max_seq_length", "32", "--learning_rates", "3e-3"]
 
 
@@ -137,6 +140,48 @@ def test_other_weights_are_another_model(tmp_path):
     assert identify_weights("bert-base-uncased") == "bert-base-uncased"
 
 
+def test_other_data_are_another_task(glue_dir, tmp_path):
+    before = identify_data(TASKS["SST-2"], str(glue_dir))
+    moved = shutil.copytree(glue_dir, tmp_path / "moved")
+    assert identify_data(TASKS["SST-2"], str(moved)) == before
+    with open(moved / "SST-2" / "dev.tsv", "a") as file:
+        file.write("w7 w8\t1\n")
+    assert identify_data(TASKS["SST-2"], str(moved)) != before
+    assert identify_data(TASKS["SST-2"], "hub") == "nyu-mll/glue"
+    assert identify_data(TASKS["SST-2"], "hub=some/copy") == "some/copy"
+
+
+def test_patience_ends_a_fine_tuning_without_progress(glue_dir, checkpoint, tmp_path):
+    finetune(glue_dir, checkpoint, tmp_path / "out", "--seeds", "1", "--epochs", "12", "--patience", "2")
+    result = result_of(tmp_path / "out")
+    scores = [epoch["dev"]["dev"]["accuracy"] for epoch in result["epochs"]]
+    assert len(scores) == result["best_epoch"] + 2 < 12
+    assert scores.index(max(scores)) == result["best_epoch"] - 1
+    assert result["dev"]["dev"]["accuracy"] == max(scores)
+
+
+def test_bf16_learns_as_fp32_does(finished, glue_dir, checkpoint, tmp_path):
+    finetune(glue_dir, checkpoint, tmp_path / "out", "--seeds", "1", "--precision", "bf16")
+    fp32, bf16 = result_of(finished[0]), result_of(tmp_path / "out")
+    assert bf16["conditions"]["precision"] == "bf16"
+    assert bf16["dev"]["dev"]["accuracy"] > 90
+    first, second = ([epoch["loss"] for epoch in result["epochs"]] for result in (fp32, bf16))
+    assert second != first
+    assert second[0] == pytest.approx(first[0], rel=0.05)
+
+
+def test_transformers_trainer_scores_alike(glue_dir, checkpoint, tmp_path):
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs it")
+    command = [sys.executable, str(COMPARISON), "--model", str(checkpoint), "--task", "SST-2", "--glue_dir"]
+    settings = ["--learning_rate", "3e-3", "--batch_size", "16", "--max_seq_length", "32", "--seeds", "1", "2"]
+    options = [str(glue_dir), *settings, "--json", str(tmp_path / "both.json")]
+    subprocess.run([*command, *options], env=clean_environment(), check=True, capture_output=True, timeout=240)
+    result = json.loads((tmp_path / "both.json").read_text())
+    assert min(min(scores) for scores in result["scores"].values()) > 90
+    means = {name: np.mean(scores) for name, scores in result["scores"].items()}
+    assert result["difference"] == pytest.approx(means["bert_pld"] - means["trainer"])
+
+
 @pytest.mark.launcher
 def test_two_ranks_have_the_losses_and_scores_of_one(finished, glue_dir, checkpoint, tmp_path):
     finetune(glue_dir, checkpoint, tmp_path / "out", "--seeds", "1", ranks=2)
@@ -153,6 +198,7 @@ def test_two_ranks_have_the_losses_and_scores_of_one(finished, glue_dir, checkpo
     [
         (["--max_seq_length", "512"], "--max_seq_length 512: must be at most 64, the positions of the model"),
         (["--precision", "fp16"], "--precision fp16: needs a GPU"),
+        (["--dropout", "1"], r"--dropout 1: must be in \[0, 1\)"),
         (["--batch_size", "0"], "--batch_size 0: must be a positive multiple of 1 rank"),
     ],
 )
@@ -205,12 +251,12 @@ def test_padding_is_masked():
     assert labels.tolist() == [0, 1]
 
 
-def test_from_scratch_has_the_shape_and_none_of_the_weights(tmp_path):
+@pytest.fixture
+def exported(tmp_path):
+    """A folder of transformers', with its tokenizer, and the model in it."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordPiece
     from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
-
-    from bert_pld.glue.tasks import TASKS
 
     config = BertConfig(vocab_size=len(VOCABULARY), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     config.intermediate_size, config.max_position_embeddings = 64, 64
@@ -218,6 +264,34 @@ def test_from_scratch_has_the_shape_and_none_of_the_weights(tmp_path):
     model.save_pretrained(tmp_path)
     words = WordPiece({t: i for i, t in enumerate(VOCABULARY)}, unk_token="[UNK]")
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), pad_token="[PAD]").save_pretrained(tmp_path)
+    return tmp_path, model
+
+
+def test_dropout_is_the_models_own_unless_given(exported):
+    from transformers import DistilBertConfig
+
+    folder, model = exported
+
+    def rates(classifier):
+        layer = classifier.bert.encoder.layer[0]
+        return {
+            layer.output.dropout.p,
+            layer.attention.output.dropout.p,
+            layer.attention.self.dropout.p,
+            classifier.dropout.p,
+        }
+
+    assert model.config.hidden_dropout_prob == 0.1
+    assert rates(load_encoder(str(folder), SEQ_LENGTH).classifier(TASKS["RTE"], seed=3)) == {0.1}
+    for given in (0.0, 0.25):
+        assert rates(load_encoder(str(folder), SEQ_LENGTH, dropout=given).classifier(TASKS["RTE"], seed=3)) == {given}
+    DistilBertConfig(max_position_embeddings=64).save_pretrained(folder)  # has `dropout` and `attention_dropout`
+    with pytest.raises(ValueError, match="--dropout 0.1: the model's configuration must have hidden_dropout_prob"):
+        load_encoder(str(folder), SEQ_LENGTH, dropout=0.1)
+
+
+def test_from_scratch_has_the_shape_and_none_of_the_weights(exported):
+    tmp_path, model = exported
     pretrained = load_encoder(str(tmp_path), SEQ_LENGTH).classifier(TASKS["MNLI"], seed=3)
     fresh = load_encoder(str(tmp_path), SEQ_LENGTH, from_scratch=True).classifier(TASKS["MNLI"], seed=3)
     name = "bert.encoder.layer.0.attention.self.query.weight"
