@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(options: argparse.Namespace) -> int:
     """Fine-tune what is asked for and not done yet, and print the table."""
+    from bert_pld.glue.differences import differences_table
     from bert_pld.glue.drawing import draw
     from bert_pld.glue.summary import summarize, table
 
@@ -74,6 +75,8 @@ def main(options: argparse.Namespace) -> int:
         if options.plot is not None:
             draw(summaries, options.plot)
         print(table(summaries), end="")
+        if len(summaries) > 1:
+            print("", differences_table(summaries), sep="\n", end="")
         return 0
     for name in ("json", "plot"):
         if getattr(options, name) is not None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 
 from bert_pld.finetune_glue import build_parser, main
+from bert_pld.glue.differences import difference, differences_table
 from bert_pld.glue.summary import summarize, table
 
 
@@ -48,6 +51,33 @@ def test_models_with_other_tasks_have_no_mean(results, tmp_path):
     summaries = {"small": summarize(results), "other": summarize(tmp_path / "other")}
     assert [line.rsplit(" | ", 1)[1] for line in table(summaries).splitlines()[2:]] == ["– |", "– |"]
     assert table({"small": summaries["small"]}).endswith("| 41.0 |\n")
+
+
+def of_seeds(*scores):
+    return {"mean": np.mean(scores), "deviation": np.std(scores, ddof=1) if len(scores) > 1 else 0.0, "n": len(scores)}
+
+
+def test_difference_has_welchs_interval():
+    first, second = np.random.default_rng(0).normal([[74.0], [71.0]], [[0.5], [2.0]], (2, 6))
+    expected = ttest_ind(first, second, equal_var=False).confidence_interval()
+    assert difference(of_seeds(*first), of_seeds(*second)) == pytest.approx(
+        (first.mean() - second.mean(), expected.low, expected.high)
+    )
+    assert difference(of_seeds(70.0), of_seeds(60.0, 62.0)) == (9.0,)
+    assert difference(of_seeds(70.0, 70.0), of_seeds(60.0, 60.0)) == (10.0, 10.0, 10.0)
+
+
+def test_differences_are_bold_where_the_interval_leaves_zero_out():
+    summaries = {
+        name: {"tasks": {"SST-2": {"score": of_seeds(*scores)}}}
+        for name, scores in (("a", (74, 74.2, 73.8)), ("b", (71, 71.2, 70.8)), ("c", (74, 75.5, 71.5)))
+    }
+    lines = differences_table(summaries).splitlines()
+    assert lines[0] == "| difference, 95 % | SST-2 |"
+    assert lines[2].startswith("| a − b | **+3.0 (+2.5 … +3.5)** |")
+    assert lines[3].startswith("| a − c | +0.3 (")
+    assert "**" not in lines[3]
+    assert differences_table({"a": summaries["a"]}) == ""
 
 
 def test_two_folders_of_one_name_and_figures_of_a_fine_tuning_are_refused(results, tmp_path):
