@@ -4,8 +4,8 @@
 #   WIKIPEDIA=wikiextractor=articles/ BOOKS='books=novels/*.txt' bash scripts/reproduce.sh cpu|gpu [SEEDS]
 #
 # WIKIPEDIA, BOOKS   sources as `python -m data_prep sources` lists them (default: both from the Hugging Face Hub)
-# GLUE               a folder with GLUE's files; then Pre-LN, PLD and PLD with the first block kept (on a CPU trained six
-#                    times as long for it) and fresh weights are fine-tuned on CoLA, SST-2 and RTE
+# GLUE               a folder with GLUE's files; then Pre-LN, PLD and PLD with the first block kept (on a CPU trained
+#                    six times as long for it) and fresh weights are fine-tuned on CoLA, SST-2 and RTE
 # OUT                where everything goes (default: runs/paper_cpu or runs/paper_gpu)
 #
 # Run again it goes on where it stopped. docs/reproducing.md says what is compared, and how time is taken.
