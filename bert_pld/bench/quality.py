@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps_per_turn", type=int, default=25, help="(default 25)")
     parser.add_argument(
-        "--target_loss", type=float, help="nats a masked token (default: what the first contender ends with)"
+        "--target_loss",
+        type=float,
+        help="nats a masked token (default: what the first contender ends with, rounded up at the third decimal)",
     )
 
 
@@ -116,30 +119,43 @@ def _train(
 
 
 def _figures(contenders: list[Contender], batch_size: int, target: float | None) -> dict[str, Any]:
-    target = contenders[0].loss[-1] if target is None else target
-    figures: list[dict[str, Any]] = []
-    for one in contenders:
-        seconds = one.seconds()
-        samples = [step * batch_size for step in one.evaluated_at]
-        to_target = time_to(target, seconds, one.loss)
-        first = to_target if not figures else figures[0]["seconds_to_target"]
-        figures.append(
-            {
-                "name": one.name,
-                "tokens_per_s": one.tokens / seconds[-1],
-                "final_loss": one.loss[-1],
-                "seconds_to_target": to_target,
-                "samples_to_target": time_to(target, samples, one.loss),
-                "speedup": None if to_target is None or first is None else first / to_target,
-                "processor_seconds": round(one.processor_seconds, 2),
-                "first_turn_seconds": round(sum(one.turns[0]), 3),
-                "samples": samples,
-                "seconds": [round(value, 3) for value in seconds],
-                "loss": [round(value, 5) for value in one.loss],
-                "accuracy": [round(value, 5) for value in one.accuracy],
-            }
-        )
-    return {"target_loss": target, "contenders": figures}
+    figures = [
+        {
+            "name": one.name,
+            "tokens_per_s": one.tokens / one.seconds()[-1],
+            "final_loss": one.loss[-1],
+            "processor_seconds": round(one.processor_seconds, 2),
+            "first_turn_seconds": round(sum(one.turns[0]), 3),
+            "samples": [step * batch_size for step in one.evaluated_at],
+            "seconds": [round(value, 3) for value in one.seconds()],
+            "loss": [round(value, 5) for value in one.loss],
+            "accuracy": [round(value, 5) for value in one.accuracy],
+        }
+        for one in contenders
+    ]
+    return against_target(figures, target)
+
+
+def against_target(figures: list[dict[str, Any]], target: float | None = None) -> dict[str, Any]:
+    """Add time and samples until the target to each contender's figures.
+
+    Args:
+        figures: with `samples`, `seconds` and `loss` at the evaluations.
+        target: nats; by default what the first one ends with, rounded up at the third decimal: two implementations of
+            one model differ beyond it, and it must not decide who gets there.
+    """
+    target = math.ceil(figures[0]["loss"][-1] * 1e3) / 1e3 if target is None else target
+    first = time_to(target, figures[0]["seconds"], figures[0]["loss"])
+    found = []
+    for one in figures:
+        seconds = time_to(target, one["seconds"], one["loss"])
+        reached = {
+            "seconds_to_target": seconds,
+            "samples_to_target": time_to(target, one["samples"], one["loss"]),
+            "speedup": None if seconds is None or first is None else first / seconds,
+        }
+        found.append({**one, **reached})
+    return {"target_loss": target, "contenders": found}
 
 
 def _setup(config: RunConfig, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -164,7 +180,7 @@ def report(result: dict[str, Any]) -> str:
         f"{result['device']}, {result['threads']} threads, torch {result['torch']}, DeepSpeed"
         f" {result['deepspeed_version']}, transformers {result['transformers']}; turns of"
         f" {result['steps_per_turn']} steps",
-        f"target: held-out MLM loss {result['target_loss']:.4f}",
+        f"target: held-out MLM loss {result['target_loss']:.3f}",
         f"{'contender':22}{'tokens/s':>10}{'final loss':>12}{'s to target':>13}{'sequences':>12}{'× the first':>13}",
     ]
     for one in result["contenders"]:
