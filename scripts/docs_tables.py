@@ -20,7 +20,7 @@ import result_tables
 from bert_pld.bench import _figures, checkpoint, data, gradient_variance, quality
 from bert_pld.cli import make_parser, run
 from bert_pld.experiments import claims, tables
-from bert_pld.glue import summary
+from bert_pld.glue import differences, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,6 +54,10 @@ def _comparison(result: dict[str, Any]) -> str:
     return tables.table(result["comparison"])
 
 
+def _all_trained(result: dict[str, Any]) -> str:
+    return tables.table(result["comparison"], "paper", "choices")
+
+
 def _claims(result: dict[str, Any]) -> str:
     return claims.claims_table(result["claims"])
 
@@ -72,9 +76,10 @@ SHOWN = (
     Shown("scale_cpu", "docs/reproducing.md", "scale_cpu.json", result_tables.scale_search),
     Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _comparison),
     Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _claims),
-    Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _comparison),
+    Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _all_trained),
     Shown("choices_cpu", "docs/choosing.md", "paper_cpu.json", _choices),
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
+    Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", differences.differences_table),
     Shown("glue_few_cpu", "docs/results/glue_cpu.md", "glue_few_cpu.json", summary.table),
     Shown("trainer_cpu", "docs/results/glue_cpu.md", "trainer_cpu.json", result_tables.trainer),
     Shown("quality_cpu", "docs/results/peers_cpu.md", "quality_cpu.json", _as_printed(quality.report)),

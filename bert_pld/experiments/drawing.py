@@ -21,7 +21,7 @@ def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) ->
     """Draw the three pictures side by side: of the losses every seed thin and the mean thick, of the depth seed 1.
 
     Args:
-        curves: variant → seed → run; those that are not the paper's are left out.
+        curves: variant → seed → run; those that are neither the paper's nor in `FIRST_PAGE` are left out.
         output: .png, .svg or .pdf.
         title: the conditions, in one line.
     """
@@ -32,10 +32,10 @@ def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) ->
     FigureCanvasAgg(figure)
     by_samples, by_time, depth = figure.subplots(1, 3)
     by_time.sharey(by_samples)
-    for variant in VARIANTS:
+    for variant in KNOWN:
         seeds = [curve for curve in curves.get(variant.name, {}).values() if not curve.diverged]
-        if seeds:
-            style = "-" if variant.is_main else "--"
+        if seeds and variant.name in _COLOURS:
+            style = "-" if variant.is_main or variant.name in FIRST_PAGE else "--"
             _draw_losses(by_samples, by_time, seeds, variant.label, style, _COLOURS[variant.name])
             _draw_depth(depth, seeds[0], style, _COLOURS[variant.name])
     by_samples.set(xlabel="sequences", ylabel="held-out MLM loss (nats)")
