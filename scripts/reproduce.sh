@@ -6,9 +6,11 @@
 # WIKIPEDIA, BOOKS   sources as `python -m data_prep sources` lists them (default: both from the Hugging Face Hub)
 # GLUE               a folder with GLUE's files; then Pre-LN, PLD and PLD with the first block kept (on a CPU trained
 #                    six times as long for it) and fresh weights are fine-tuned on CoLA, SST-2 and RTE
+#                    (a GPU: Post-LN and PLD by batch too)
 # OUT                where everything goes (default: runs/paper_cpu or runs/paper_gpu)
 #
-# Run again it goes on where it stopped. docs/reproducing.md says what is compared, and how time is taken.
+# Paths that are not absolute start at the repository's root. Run again it goes on where it stopped.
+# docs/reproducing.md says what is compared, and how time is taken.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,6 +28,17 @@ case "$seeds" in
 *[!0-9]* | 0)
     echo "error: SEEDS: '$seeds'; must be a number of at least 1" >&2
     exit 1
+    ;;
+esac
+case "${GLUE:-hub}" in
+hub | hub=*) ;;
+*)
+    for task in CoLA SST-2 RTE; do
+        if ! [ -f "$GLUE/$task/train.tsv" ]; then
+            echo "error: GLUE: $GLUE/$task/train.tsv is not there; must be the official download's folder, or hub" >&2
+            exit 1
+        fi
+    done
     ;;
 esac
 out="${OUT:-runs/paper_$scale}"

@@ -74,7 +74,7 @@ def test_all_train_alike_and_the_first_is_the_measure(inputs, tmp_path, capsys):
     assert by_name["post"]["loss"] == pytest.approx(by_name["hf_bert"]["loss"], rel=1e-4)
     assert by_name["pre"]["loss"] == pytest.approx(by_name["hf_megatron"]["loss"], rel=1e-4)
     assert abs(by_name["pld_batch"]["loss"][-1] - by_name["pre"]["loss"][-1]) > 1e-5
-    assert 0 <= result["target_loss"] - by_name["hf_bert"]["loss"][-1] < 1.01e-3
+    assert 0 <= result["target_loss"] - by_name["hf_bert"]["loss"][-1] < 1.51e-3
     first = by_name["hf_bert"]
     assert first["speedup"] == 1.0
     assert first["samples_to_target"] == pytest.approx(96, abs=1)
@@ -111,17 +111,20 @@ def test_the_first_turn_counts_at_the_typical_step():
 
 def test_figures_are_of_the_time_to_the_first_ones_last_loss():
     curve = {"samples": [100, 200], "seconds": [10.0, 20.0]}
-    losses = {"peer": [5.0, 4.00021], "same model": [5.0, 4.00024], "faster": [4.5, 3.501], "worse": [5.0, 4.5]}
-    result = against_target([{"name": name, "loss": loss, **curve} for name, loss in losses.items()])
-    assert result["target_loss"] == 4.001
-    peer, same, faster, worse = result["contenders"]
-    assert peer["speedup"] == 1.0
-    assert same["speedup"] == pytest.approx(1.0, abs=1e-3)
-    assert faster["seconds_to_target"] == pytest.approx(15.0, abs=0.01)
-    assert faster["samples_to_target"] == pytest.approx(150, abs=0.1)
-    assert faster["speedup"] == pytest.approx(1.333, abs=1e-2)
-    assert (worse["seconds_to_target"], worse["speedup"]) == (None, None)
+    for last in (4.00021, 4.00099, 4.0):
+        losses = {"peer": [5.0, last], "same model": [5.0, last + 1e-4], "faster": [4.5, 3.5], "worse": [5.0, 4.5]}
+        result = against_target([{"name": name, "loss": loss, **curve} for name, loss in losses.items()])
+        assert 5e-4 <= result["target_loss"] - last < 1.5e-3
+        peer, same, faster, worse = result["contenders"]
+        assert peer["speedup"] == 1.0
+        assert same["speedup"] == pytest.approx(1.0, abs=1e-3)
+        assert faster["seconds_to_target"] == pytest.approx(15.0, abs=0.02)
+        assert faster["samples_to_target"] == pytest.approx(150, abs=0.2)
+        assert faster["speedup"] == pytest.approx(1.333, abs=1e-2)
+        assert (worse["seconds_to_target"], worse["speedup"]) == (None, None)
     assert against_target([{"loss": [5.0, 4.0], **curve}], target=4.5)["contenders"][0]["seconds_to_target"] == 15.0
+    diverged = against_target([{"loss": [5.0, float("nan")], **curve}])
+    assert (diverged["target_loss"], diverged["contenders"][0]["seconds_to_target"]) == (None, None)
 
 
 def test_a_loss_at_a_time_and_the_time_to_a_loss_are_linear_between_evaluations():

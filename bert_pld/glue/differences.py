@@ -38,6 +38,9 @@ def difference(first: Mapping[str, Any], second: Mapping[str, Any], confidence: 
 def differences_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: a pair of models a row, a task a column, bold where the interval leaves 0 out; nothing for one model.
 
+    What is compared is each model's `score` of a task, the mean of its metrics at the model's own best learning rate.
+    The intervals are of each pair by itself, not corrected for how many there are.
+
     Args:
         summaries: a model's name → what `summarize` gave.
     """

@@ -1,4 +1,4 @@
-"""Dev scores of several models side by side: a dot for each seed's mean, a bar for the spread."""
+"""Dev scores of several models side by side: a dot a model, the mean over seeds, and a bar for the spread."""
 
 from __future__ import annotations
 

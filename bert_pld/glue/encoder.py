@@ -14,6 +14,8 @@ from bert_pld.data.shards import file_sha256
 from bert_pld.glue.tasks import Task
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+CLASSIFIER_DROPOUTS = ("classifier_dropout", "classifier_dropout_prob", "cls_dropout", "pooler_dropout")
+"""By the classes of transformers that use the former names, of BERT, ALBERT and DeBERTa."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Encoder:
 
         changes: dict[str, Any] = {"num_labels": task.num_outputs}
         if self.dropout is not None:
-            changes |= dict.fromkeys((*DROPOUTS, "classifier_dropout"), self.dropout)
+            changes |= dict.fromkeys((*DROPOUTS, *CLASSIFIER_DROPOUTS), self.dropout)
         config = type(self.config).from_dict({**self.config.to_dict(), **changes})
         torch.manual_seed(seed)
         if self.from_scratch:

@@ -51,12 +51,9 @@ def read_split(task: Task, split: Split, where: str) -> Examples | None:
         rows = _hub_rows(task, split, where.partition("=")[2] or HUB_DATASET, labelled)
         source = f"{where} {task.hub}/{split.hub}"
     else:
-        path = _find(task, split, Path(where))
+        path = _find(task, split, Path(where)) if labelled else _find_if_there(task, split, Path(where))
         if path is None:
-            if not labelled:
-                return None
-            folders = " or ".join(str(Path(where) / folder) for folder in task.folders)
-            raise ValueError(f"{folders}: has no {' or '.join(split.files)}, which {task.name} needs")
+            return None
         rows, source = _file_rows(task, path, labelled), str(path)
     first: list[str] = []
     second: list[str] = []
@@ -76,20 +73,30 @@ def read_split(task: Task, split: Split, where: str) -> Examples | None:
 
 
 def identify_data(task: Task, where: str) -> str:
-    """What tells a task's training and dev rows from others: the files' SHA-256, or the Hub's name for them.
+    """What tells a task's training and dev rows from others: the files' SHA-256; after `hub=` the name that was given.
 
     Args:
         task: whose.
         where: as for `read_split`.
+
+    Raises:
+        ValueError: a file is missing.
     """
     if where == "hub" or where.startswith("hub="):
         return where.partition("=")[2] or HUB_DATASET
     splits = [*([task.train] if task.train is not None else []), *task.dev]
-    files = [path for split in splits if (path := _find(task, split, Path(where))) is not None]
-    return " ".join(map(file_sha256, files))
+    return " ".join(file_sha256(_find(task, split, Path(where))) for split in splits)
 
 
-def _find(task: Task, split: Split, folder: Path) -> Path | None:
+def _find(task: Task, split: Split, folder: Path) -> Path:
+    path = _find_if_there(task, split, folder)
+    if path is None:
+        folders = " or ".join(str(folder / name) for name in task.folders)
+        raise ValueError(f"{folders}: has no {' or '.join(split.files)}, which {task.name} needs")
+    return path
+
+
+def _find_if_there(task: Task, split: Split, folder: Path) -> Path | None:
     places = (folder / name / file for name in task.folders for file in split.files)
     return next((path for path in places if path.is_file()), None)
 

@@ -144,9 +144,15 @@ def test_other_data_are_another_task(glue_dir, tmp_path):
     before = identify_data(TASKS["SST-2"], str(glue_dir))
     moved = shutil.copytree(glue_dir, tmp_path / "moved")
     assert identify_data(TASKS["SST-2"], str(moved)) == before
-    with open(moved / "SST-2" / "dev.tsv", "a") as file:
-        file.write("w7 w8\t1\n")
-    assert identify_data(TASKS["SST-2"], str(moved)) != before
+    seen = {before}
+    for name in ("dev.tsv", "train.tsv"):
+        with open(moved / "SST-2" / name, "a") as file:
+            file.write("w7 w8\t1\n")
+        seen.add(identify_data(TASKS["SST-2"], str(moved)))
+    assert len(seen) == 3
+    (moved / "SST-2" / "train.tsv").unlink()
+    with pytest.raises(ValueError, match=r"has no train.tsv, which SST-2 needs"):
+        identify_data(TASKS["SST-2"], str(moved))
     assert identify_data(TASKS["SST-2"], "hub") == "nyu-mll/glue"
     assert identify_data(TASKS["SST-2"], "hub=some/copy") == "some/copy"
 
@@ -154,10 +160,18 @@ def test_other_data_are_another_task(glue_dir, tmp_path):
 def test_patience_ends_a_fine_tuning_without_progress(glue_dir, checkpoint, tmp_path):
     finetune(glue_dir, checkpoint, tmp_path / "out", "--seeds", "1", "--epochs", "12", "--patience", "2")
     result = result_of(tmp_path / "out")
+    assert result["conditions"]["data"] == identify_data(TASKS["SST-2"], str(glue_dir))
     scores = [epoch["dev"]["dev"]["accuracy"] for epoch in result["epochs"]]
     assert len(scores) == result["best_epoch"] + 2 < 12
     assert scores.index(max(scores)) == result["best_epoch"] - 1
     assert result["dev"]["dev"]["accuracy"] == max(scores)
+
+
+def test_dropout_reaches_the_training(finished, glue_dir, checkpoint, tmp_path):
+    finetune(glue_dir, checkpoint, tmp_path / "out", "--seeds", "1", "--dropout", "0.5")
+    without, with_dropout = result_of(finished[0]), result_of(tmp_path / "out")  # the checkpoint has none of its own
+    assert (without["conditions"]["dropout"], with_dropout["conditions"]["dropout"]) == (None, 0.5)
+    assert with_dropout["epochs"][-1]["loss"] > 1.5 * without["epochs"][-1]["loss"]
 
 
 def test_bf16_learns_as_fp32_does(finished, glue_dir, checkpoint, tmp_path):
@@ -171,15 +185,13 @@ def test_bf16_learns_as_fp32_does(finished, glue_dir, checkpoint, tmp_path):
 
 
 def test_transformers_trainer_scores_alike(glue_dir, checkpoint, tmp_path):
-    pytest.importorskip("accelerate", reason="transformers' Trainer needs it")
     command = [sys.executable, str(COMPARISON), "--model", str(checkpoint), "--task", "SST-2", "--glue_dir"]
     settings = ["--learning_rate", "3e-3", "--batch_size", "16", "--max_seq_length", "32", "--seeds", "1", "2"]
     options = [str(glue_dir), *settings, "--json", str(tmp_path / "both.json")]
     subprocess.run([*command, *options], env=clean_environment(), check=True, capture_output=True, timeout=240)
     result = json.loads((tmp_path / "both.json").read_text())
     assert min(min(scores) for scores in result["scores"].values()) > 90
-    means = {name: np.mean(scores) for name, scores in result["scores"].items()}
-    assert result["difference"] == pytest.approx(means["bert_pld"] - means["trainer"])
+    assert abs(result["difference"]) < 5
 
 
 @pytest.mark.launcher

@@ -80,6 +80,15 @@ def test_differences_are_bold_where_the_interval_leaves_zero_out():
     assert differences_table({"a": summaries["a"]}) == ""
 
 
+def test_several_folders_are_compared(results, tmp_path, capsys):
+    for seed, accuracy in ((1, 60.0), (2, 61.0)):
+        write_result(tmp_path / "fresh", "SST-2", 1e-4, seed, accuracy=accuracy)
+    assert main(build_parser().parse_args(["--summarize", str(results), str(tmp_path / "fresh")])) == 0
+    assert "| small − fresh | " in capsys.readouterr().out
+    assert main(build_parser().parse_args(["--summarize", str(results)])) == 0
+    assert "−" not in capsys.readouterr().out
+
+
 def test_two_folders_of_one_name_and_figures_of_a_fine_tuning_are_refused(results, tmp_path):
     def run(*arguments):
         return main(build_parser().parse_args(list(map(str, arguments))))
