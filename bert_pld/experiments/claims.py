@@ -58,6 +58,7 @@ CLAIMS = (
     Claim("Post-LN: worse at the high rate", "post_ln", "post_ln_high_lr"),
     *_of_dropping("pld_batch", "PLD by batch"),
     *_of_dropping("pld_sample", "PLD by sample"),
+    *_of_dropping("keep_first_block", "PLD by batch, first block kept"),
     *_of_dropping("keep_first_block_sample", "PLD by sample, first block kept"),
     Claim("PLD by batch: below fixed, uniform dropping", "pld_batch", "uniform_dropping"),
     Claim("PLD by batch: below dropping over time only", "pld_batch", "time_only"),

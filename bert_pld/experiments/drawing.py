@@ -12,7 +12,7 @@ from bert_pld.experiments.variants import FIRST_PAGE, KNOWN, VARIANTS
 from bert_pld.plot import COLOURS
 
 _COLOURS = dict(zip((variant.name for variant in VARIANTS), (*COLOURS, "#999999", "#7F3C8D"), strict=True))
-_COLOURS["keep_first_block_sample"] = "#000000"
+_COLOURS |= {"keep_first_block": "#B03A2E", "keep_first_block_sample": "#F1948A"}
 _SHOWN_FROM = 0.1
 """Of a run: before that the loss falls from the vocabulary's logarithm, and would flatten all the rest."""
 

@@ -48,7 +48,15 @@ CHOICES = tuple(
 KNOWN = VARIANTS + CHOICES
 _PAPER_GAMMA = 0.001
 BASELINE = "post_ln"
-FIRST_PAGE = ("post_ln", "pre_ln", "pre_ln_high_lr", "pld_batch", "pld_sample", "keep_first_block_sample")
+FIRST_PAGE = (
+    "post_ln",
+    "pre_ln",
+    "pre_ln_high_lr",
+    "pld_batch",
+    "pld_sample",
+    "keep_first_block",
+    "keep_first_block_sample",
+)
 """What the first page shows: the main variants, `pre_ln_high_lr` being what PLD would be without dropping, and what we
 advise."""
 
