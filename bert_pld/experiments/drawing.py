@@ -28,7 +28,7 @@ def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) ->
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    figure = Figure(figsize=(14, 5), layout="constrained")
     FigureCanvasAgg(figure)
     by_samples, by_time, depth = figure.subplots(1, 3)
     by_time.sharey(by_samples)
@@ -50,7 +50,7 @@ def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) ->
     for axes in (by_samples, by_time, depth):
         axes.grid(alpha=0.25)
         axes.locator_params(axis="x", nbins=5)
-    by_samples.legend(fontsize=8, frameon=False)
+    figure.legend(*by_samples.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=9)
     figure.savefig(output, dpi=130)
 
