@@ -50,7 +50,8 @@ def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) ->
     for axes in (by_samples, by_time, depth):
         axes.grid(alpha=0.25)
         axes.locator_params(axis="x", nbins=5)
-    figure.legend(*by_samples.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    lines = by_samples.get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=9)
     figure.savefig(output, dpi=130)
 
