@@ -51,10 +51,6 @@ def _first_table(report: Callable[[dict[str, Any]], str]) -> Callable[[dict[str,
 
 
 def _comparison(result: dict[str, Any]) -> str:
-    return tables.table(result["comparison"])
-
-
-def _all_trained(result: dict[str, Any]) -> str:
     return tables.table(result["comparison"], "paper", "choices")
 
 
@@ -76,7 +72,7 @@ SHOWN = (
     Shown("scale_cpu", "docs/reproducing.md", "scale_cpu.json", result_tables.scale_search),
     Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _comparison),
     Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _claims),
-    Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _all_trained),
+    Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _comparison),
     Shown("choices_cpu", "docs/choosing.md", "paper_cpu.json", _choices),
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
     Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", differences.differences_table),
