@@ -75,8 +75,8 @@ def main(options: argparse.Namespace) -> int:
         if options.plot is not None:
             draw(summaries, options.plot)
         print(table(summaries), end="")
-        if len(summaries) > 1:
-            print("", differences_table(summaries), sep="\n", end="")
+        if differences := differences_table(summaries):
+            print("", differences, sep="\n", end="")
         return 0
     for name in ("json", "plot"):
         if getattr(options, name) is not None:

@@ -18,9 +18,6 @@ from bert_pld.experiments.curves import (
 
 Measure = Callable[[Curve, Curve], float | None]
 
-_STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's t, two-sided 95 %, of 2, 3, … 10 runs; of more the last serves, which is on the safe side."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
@@ -107,10 +104,11 @@ def check_claims(curves: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, An
 
 def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
     """Student's 95 % interval of the mean; None, None for one value."""
+    from scipy.stats import t
+
     if len(values) < 2:
         return None, None
-    t = _STUDENT_95[min(len(values), 10) - 2]
-    half = t * statistics.stdev(values) / math.sqrt(len(values))
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     mean = statistics.fmean(values)
     return mean - half, mean + half
 

@@ -84,8 +84,8 @@ def identify_data(task: Task, where: str) -> str:
     """
     if where == "hub" or where.startswith("hub="):
         return where.partition("=")[2] or HUB_DATASET
-    splits = [*([task.train] if task.train is not None else []), *task.dev]
-    return " ".join(file_sha256(_find(task, split, Path(where))) for split in splits)
+    assert task.train is not None
+    return " ".join(file_sha256(_find(task, split, Path(where))) for split in (task.train, *task.dev))
 
 
 def _find(task: Task, split: Split, folder: Path) -> Path:
