@@ -40,6 +40,8 @@ CHOICES = tuple(
         ("gamma_a_tenth", "PLD, by batch, γ a tenth"),
         ("theta_0_7", "PLD, by batch, θ = 0.7"),
         ("keep_first_block", "PLD, by batch, first block kept"),
+        ("keep_first_block_theta_0_7", "PLD, by batch, first block kept, θ = 0.7"),
+        ("keep_first_block_theta_0_3", "PLD, by batch, first block kept, θ = 0.3"),
         ("keep_first_block_sample", "PLD, by sample, first block kept"),
         ("keep_first_block_sample_gamma_a_tenth", "PLD, by sample, first block kept, γ a tenth"),
     )
