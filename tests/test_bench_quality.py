@@ -13,6 +13,7 @@ from bert_pld.bench._quality_contenders import Contender, HuggingFaceModel
 from bert_pld.bench.quality import against_target
 from bert_pld.config import ModelConfig
 from bert_pld.model.bert import BertForPreTraining
+from bert_pld.model.flops import ModelFlops, parameter_count
 from bert_pld.train.loss_curve import loss_after, time_to
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed runs on the GPU here")
@@ -80,8 +81,30 @@ def test_all_train_alike_and_the_first_is_the_measure(inputs, tmp_path, capsys):
     assert first["samples_to_target"] == pytest.approx(96, abs=1)
     assert first["seconds_to_target"] == pytest.approx(first["seconds"][-1], rel=1e-2)
     assert by_name["post"]["samples_to_target"] == pytest.approx(96, abs=1)
+    # Ours and theirs are counted alike, and a block that was dropped is not counted.
+    flops = {name: one["executed_flops_per_step"] for name, one in by_name.items()}
+    model = ModelFlops(ModelConfig(**result["model"]), result["seq_length"])
+    assert 0.8 < flops["pre"] / (8 * model.per_sequence()) < 1.0  # some rows have padding
+    assert flops["hf_bert"] == flops["hf_megatron"] == flops["post"] == flops["pre"]
+    assert flops["pld_sample"] / flops["pre"] == pytest.approx(model.ratio(2.0), rel=0.02)  # θ = 0.5: 2 blocks of 3
+    assert flops["pld_batch"] < flops["pre"]
+    for one in by_name.values():
+        rate = one["executed_flops_per_step"] * 12 / one["seconds"][-1]
+        assert one["mfu"] == pytest.approx(rate / result["matmul_gflops"] / 1e9, rel=1e-2)
+        assert one["peak_memory_bytes"] is None  # on a CPU nobody counts it unasked
     assert "hf_megatron" in printed
     assert "s to target" in printed
+
+
+@on_cpu
+def test_memory_is_that_of_a_process_of_its_own(inputs, tmp_path):
+    path = tmp_path / "quality.json"
+    options = ("--steps_per_turn=2", "--contenders=hf_bert,post", "--host_memory", "--set=model.hidden_size=256")
+    assert run("quality", *inputs, *options, f"--json={path}") == 0
+    result = json.loads(path.read_text())
+    held = 4 * 4 * parameter_count(ModelConfig(**result["model"]))  # weights, gradients, AdamW's two moments; fp32
+    for one in result["contenders"]:
+        assert held < one["peak_memory_bytes"] < 8 * held, one["name"]
 
 
 @on_cpu
@@ -104,7 +127,7 @@ def test_mistakes_are_one_line(inputs, option, said, capsys):
 
 
 def test_the_first_turn_counts_at_the_typical_step():
-    one = Contender("x", None, 0)
+    one = Contender("x", None, None, None)
     one.turns, one.evaluated_at = [[9.0, 2.0, 2.0], [1.0, 2.0, 1.0], [3.0, 2.0, 1.0]], [3, 6, 9]
     assert one.seconds() == [6.0, 10.0, 16.0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,8 @@ CONTENDERS = (
     *PLD,
 )
 Forward = Callable[[Any, Batch, int], Tensor]
+_RECOMPILATIONS = 64
+"""Of one function, for all contenders together; past them torch.compile would quietly run it eagerly."""
 
 
 @dataclasses.dataclass
@@ -141,6 +144,13 @@ def prepare_contender(
     after = allocated_bytes(setup.device)
     contender.resident_bytes = None if before is None or after is None else after - before
     return contender
+
+
+def recompiling() -> contextlib.AbstractContextManager[None]:
+    """Let torch.compile make a version for each contender and shape, and fail rather than run eagerly."""
+    import torch._dynamo
+
+    return torch._dynamo.config.patch(recompile_limit=_RECOMPILATIONS, fail_on_recompile_limit_hit=True)
 
 
 def as_hugging_face(model: BertForPreTraining) -> nn.Module:

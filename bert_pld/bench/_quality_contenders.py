@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bert_pld.bench._contenders import HUGGING_FACE, as_hugging_face
-from bert_pld.bench._timing import StepClock
+from bert_pld.bench._timing import PeakMemory, StepClock, allocated_bytes
 from bert_pld.config import RunConfig
 from bert_pld.data.micro_batch import IGNORED_LABEL, MicroBatch
 from bert_pld.kernels import select_backend
 from bert_pld.model.bert import BertForPreTraining
+from bert_pld.model.flops import ModelFlops
 from bert_pld.train.engine import make_engine
 from bert_pld.train.evaluation import evaluate, model_inputs
 from bert_pld.train.loop import seed_dropout
@@ -77,17 +78,24 @@ class HuggingFaceModel(nn.Module):
 
 @dataclasses.dataclass
 class Contender:
-    """One model in training, the time of its own steps, and its held-out losses."""
+    """One model in training, the time and memory of its own steps, and its held-out losses."""
 
     name: str
     engine: Any
-    seed: int
+    config: RunConfig
+    resident_bytes: int | None
+    """GPU memory that stays between steps: parameters, and from the first turn on gradients and optimizer states."""
     turns: list[list[float]] = dataclasses.field(default_factory=list)
     """Seconds of each step, by turn."""
     processor_seconds: float = 0.0
     """Of this process in its turns, all threads."""
     steps: int = 0
     tokens: int = 0
+    flops: float = 0.0
+    """Of matrix products that ran, by `ModelFlops`: tokens, not padding, and the MLM head on masked positions, whoever
+    computes more than that."""
+    rise_bytes: int | None = None
+    """How far GPU memory rose over that within a turn, at most."""
     evaluated_at: list[int] = dataclasses.field(default_factory=list)
     """Steps."""
     loss: list[float] = dataclasses.field(default_factory=list)
@@ -95,18 +103,36 @@ class Contender:
 
     def train_turn(self, batches: list[list[MicroBatch]]) -> None:
         """Train on these steps' micro-batches, timing each step."""
+        before, memory = allocated_bytes(self.engine.device), PeakMemory(self.engine.device)
         clock, used = StepClock(self.engine.device), time.process_time()
         for micro_batches in batches:
             for micro_step, batch in enumerate(micro_batches):
-                seed_dropout(self.seed, self.steps, micro_step, 0)
+                seed_dropout(self.config.training.seed, self.steps, micro_step, 0)
                 loss = self.engine(**model_inputs(batch.to(self.engine.device)))["loss"]
                 self.engine.backward(loss)
                 self.engine.step()
-                self.tokens += batch.tokens
+                self._count(batch)
             self.steps += 1
             clock.mark()
         self.turns.append(clock.seconds())
         self.processor_seconds += time.process_time() - used
+        rise, after = memory.rise_bytes(), allocated_bytes(self.engine.device)
+        if rise is not None and before is not None and after is not None and self.resident_bytes is not None:
+            self.resident_bytes += after - before
+            self.rise_bytes = max(self.rise_bytes or 0, rise - (after - before))
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """GPU memory at its highest in training, as if no other contender were there; None on a CPU."""
+        return None if self.resident_bytes is None else self.resident_bytes + (self.rise_bytes or 0)
+
+    def _count(self, batch: MicroBatch) -> None:
+        dropper, rows = self.engine.layer_dropper, len(batch.lengths)
+        depth = self.config.model.num_layers if dropper is None else dropper.last_gates.kept_blocks
+        targets = batch.masked_tokens / batch.input_ids.numel()
+        model = ModelFlops(self.config.model, self.config.data.seq_length, targets)
+        self.flops += depth * model.block(batch.lengths) + rows * model.heads_per_sequence
+        self.tokens += batch.tokens
 
     def seconds(self) -> list[float]:
         """Of training until each evaluation.
@@ -145,6 +171,7 @@ def make_contender(name: str, config: RunConfig, device: torch.device) -> Conten
         enabled=granularity is not None,
         granularity=granularity or config.progressive_layer_drop.granularity,
     )
+    before = allocated_bytes(device)
     model_config = dataclasses.replace(config.model, normalization=normalization)
     config = dataclasses.replace(config, progressive_layer_drop=dropping, model=model_config)
     torch.manual_seed(config.training.seed)
@@ -160,4 +187,5 @@ def make_contender(name: str, config: RunConfig, device: torch.device) -> Conten
         model.use_backend(model_config.kernels, device.type)
     engine = make_engine(config, model)
     engine.train()
-    return Contender(name, engine, config.training.seed)
+    after = allocated_bytes(device)
+    return Contender(name, engine, config, None if before is None or after is None else after - before)

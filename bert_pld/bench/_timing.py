@@ -59,6 +59,11 @@ def matmul_gflops(dtype: torch.dtype, device: torch.device) -> float:
     return 2.0 * size**3 / statistics.median(clock.seconds()) / 1e9
 
 
+def ceiling_gflops(dtype: torch.dtype, device: torch.device) -> float:
+    """What MFU is measured against: fp32's product where this dtype's is slower, since ours widens it then."""
+    return max(matmul_gflops(one, device) for one in {dtype, torch.float32})
+
+
 def allocated_bytes(device: torch.device) -> int | None:
     """Bytes of GPU memory that tensors hold now; None on a CPU, where nobody counts them."""
     if device.type != "cuda":

@@ -11,18 +11,24 @@ import argparse
 import dataclasses
 import itertools
 import math
+import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bert_pld.bench._deepspeed_engine import conditions, single_rank
+from bert_pld.bench._contenders import recompiling
+from bert_pld.bench._deepspeed_engine import DTYPES, conditions, single_rank
+from bert_pld.bench._host_memory import HostMemory, in_own_process
 from bert_pld.bench._options import chosen
 from bert_pld.bench._quality_contenders import CONTENDERS, Contender, make_contender
+from bert_pld.bench._timing import ceiling_gflops
 from bert_pld.config import RunConfig, load_config
 from bert_pld.data.data_directory import resolve_data_dir
 from bert_pld.data.loader import evaluation_batches, training_batches
+from bert_pld.data.micro_batch import MicroBatch
 from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.sharded_rows import ShardedRows
 from bert_pld.train.loss_curve import time_to
@@ -40,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--contenders", default=_DEFAULT, help=f"of {', '.join(CONTENDERS)} (default {_DEFAULT}); the first is the peer"
     )
+    parser.add_argument(
+        "--host_memory", action="store_true", help="on a CPU: memory too, of each contender in a process of its own"
+    )
     parser.add_argument("--steps_per_turn", type=int, default=25, help="(default 25)")
     parser.add_argument(
         "--target_loss",
@@ -52,8 +61,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train all contenders for `training.max_steps`.
 
     Returns:
-        JSON-ready: the set-up, the target, and of each contender its curve, tokens/s, time and samples to the target,
-        and `speedup`, the first one's time to the target over its own; None where it never got there.
+        JSON-ready: the set-up, the matrix product's GFLOP/s, the target, and of each contender its curve, tokens/s,
+        MFU, bytes of memory (None where nobody counted them), time and samples to the target, and `speedup`, the first
+        one's time to the target over its own; None where it never got there.
 
     Raises:
         ValueError: options or data that do not fit.
@@ -71,69 +81,94 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     data_dir = resolve_data_dir(options.data_dir, config.data.seq_length)
     training, held_out = open_rows(data_dir, "train"), open_rows(data_dir, "validation")
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
-    with single_rank(device_type) as device:
+    with single_rank(device_type) as device, recompiling():
         config = resolve_for_data(config, training, 1, device)
+        memory = {}
+        if options.host_memory and device_type == "cpu":
+            memory = {
+                name: in_own_process(_memory_of, name, config, data_dir, options.steps_per_turn) for name in names
+            }
         contenders = [make_contender(name, config, device) for name in names]
-        _train(contenders, config, training, held_out, options.steps_per_turn)
-        figures = _figures(contenders, config.deepspeed["train_batch_size"], options.target_loss)
-        return {**_setup(config, options, device), **figures}
+        gflops = _train(contenders, config, training, held_out, options.steps_per_turn)
+        figures = [_figures(one, gflops, memory.get(one.name, one.peak_bytes)) for one in contenders]
+        compared = against_target(figures, options.target_loss)
+        return {**_setup(config, options, device), "matmul_gflops": gflops, **compared}
 
 
 def _train(
     contenders: list[Contender], config: RunConfig, training: ShardedRows, held_out: ShardedRows, steps_per_turn: int
-) -> None:
-    """Turns of `steps_per_turn` steps, each on batches that were made before it."""
-    data, settings = config.data, config.training
-    micro_batch = config.deepspeed["train_micro_batch_size_per_gpu"]
-    batches = training_batches(
-        training,
-        order_seed=settings.seed,
-        masking_seed=settings.seed,
-        micro_batch_size=micro_batch,
-        accumulation_steps=config.deepspeed["gradient_accumulation_steps"],
-        rank=0,
-        world_size=1,
-        first_step=0,
-        num_steps=settings.max_steps,
-        **data.loader_masking,
-        **data.loader_order,
-    )
+) -> float:
+    """Turns of `steps_per_turn` steps, each on batches that were made before it.
+
+    Returns:
+        GFLOP/s of a matrix product in the run's precision: the median of what it was at the evaluations.
+    """
+    settings, rates = config.training, []
+    batches = _training_batches(config, training, settings.max_steps)
     while turn := list(itertools.islice(batches, steps_per_turn)):
         for contender in contenders:
             contender.train_turn(turn)
         if contenders[0].steps % settings.eval_interval == 0 or contenders[0].steps == settings.max_steps:
+            rates.append(ceiling_gflops(DTYPES[config.precision], contenders[0].engine.device))
             for contender in contenders:
                 contender.evaluate(
                     evaluation_batches(
                         held_out,
                         masking_seed=settings.seed,
-                        batch_size=micro_batch,
+                        batch_size=config.deepspeed["train_micro_batch_size_per_gpu"],
                         rank=0,
                         world_size=1,
                         max_rows=settings.eval_rows,
-                        **data.loader_masking,
+                        **config.data.loader_masking,
                     )
                 )
             losses = ", ".join(f"{one.name} {one.loss[-1]:.3f}" for one in contenders)
             print(f"step {contenders[0].steps} of {settings.max_steps}: {losses}", file=sys.stderr, flush=True)
+    return statistics.median(rates)
 
 
-def _figures(contenders: list[Contender], batch_size: int, target: float | None) -> dict[str, Any]:
-    figures = [
-        {
-            "name": one.name,
-            "tokens_per_s": one.tokens / one.seconds()[-1],
-            "final_loss": one.loss[-1],
-            "processor_seconds": round(one.processor_seconds, 2),
-            "first_turn_seconds": round(sum(one.turns[0]), 3),
-            "samples": [step * batch_size for step in one.evaluated_at],
-            "seconds": [round(value, 3) for value in one.seconds()],
-            "loss": [round(value, 5) for value in one.loss],
-            "accuracy": [round(value, 5) for value in one.accuracy],
-        }
-        for one in contenders
-    ]
-    return against_target(figures, target)
+def _training_batches(config: RunConfig, training: ShardedRows, steps: int) -> Iterator[list[MicroBatch]]:
+    return training_batches(
+        training,
+        order_seed=config.training.seed,
+        masking_seed=config.training.seed,
+        micro_batch_size=config.deepspeed["train_micro_batch_size_per_gpu"],
+        accumulation_steps=config.deepspeed["gradient_accumulation_steps"],
+        rank=0,
+        world_size=1,
+        first_step=0,
+        num_steps=steps,
+        **config.data.loader_masking,
+        **config.data.loader_order,
+    )
+
+
+def _memory_of(name: str, config: RunConfig, data_dir: Path, steps: int) -> int:
+    """Bytes at the highest point of a contender's first steps, when no layer is dropped yet; in a fresh process."""
+    with single_rank("cpu") as device, recompiling():
+        turn = list(_training_batches(config, open_rows(data_dir, "train"), steps))
+        memory = HostMemory()
+        contender = make_contender(name, config, device)
+        contender.train_turn(turn)
+        return sum(memory.figures().values())
+
+
+def _figures(one: Contender, gflops: float, peak_bytes: int | None) -> dict[str, Any]:
+    batch_size, seconds = one.config.deepspeed["train_batch_size"], one.seconds()
+    return {
+        "name": one.name,
+        "tokens_per_s": one.tokens / seconds[-1],
+        "mfu": one.flops / seconds[-1] / (gflops * 1e9),
+        "executed_flops_per_step": one.flops / one.steps,
+        "peak_memory_bytes": peak_bytes,
+        "final_loss": one.loss[-1],
+        "processor_seconds": round(one.processor_seconds, 2),
+        "first_turn_seconds": round(sum(one.turns[0]), 3),
+        "samples": [step * batch_size for step in one.evaluated_at],
+        "seconds": [round(value, 3) for value in seconds],
+        "loss": [round(value, 5) for value in one.loss],
+        "accuracy": [round(value, 5) for value in one.accuracy],
+    }
 
 
 def against_target(figures: list[dict[str, Any]], target: float | None = None) -> dict[str, Any]:
@@ -186,16 +221,19 @@ def report(result: dict[str, Any]) -> str:
         f" seed {settings['seed']}",
         f"{result['device']}, {result['threads']} threads, torch {result['torch']}, DeepSpeed"
         f" {result['deepspeed_version']}, transformers {result['transformers']}; turns of"
-        f" {result['steps_per_turn']} steps",
+        f" {result['steps_per_turn']} steps; matrix products: {result['matmul_gflops']:,.0f} GFLOP/s",
         "target: none, the first one's loss is no number"
         if result["target_loss"] is None
         else f"target: held-out MLM loss {result['target_loss']:.3f}",
-        f"{'contender':22}{'tokens/s':>10}{'final loss':>12}{'s to target':>13}{'sequences':>12}{'× the first':>13}",
+        f"{'contender':22}{'tokens/s':>10}{'MFU':>8}{'GiB':>7}{'final loss':>12}{'s to target':>13}"
+        f"{'sequences':>12}{'× the first':>13}",
     ]
     for one in result["contenders"]:
         seconds, samples, speedup = one["seconds_to_target"], one["samples_to_target"], one["speedup"]
+        peak = one["peak_memory_bytes"]
         lines.append(
-            f"{one['name']:22}{one['tokens_per_s']:>10,.0f}{one['final_loss']:>12.4f}"
+            f"{one['name']:22}{one['tokens_per_s']:>10,.0f}{one['mfu']:>8.1%}"
+            f"{'–' if peak is None else f'{peak / 2**30:.2f}':>7}{one['final_loss']:>12.4f}"
             f"{'never' if seconds is None else f'{seconds:,.1f}':>13}"
             f"{'–' if samples is None else f'{samples:,.0f}':>12}"
             f"{'–' if speedup is None else f'{speedup:.2f}':>13}"

@@ -9,7 +9,6 @@ same gate draws every round, drawn beforehand.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import logging
 from typing import Any
@@ -25,6 +24,7 @@ from bert_pld.bench._contenders import (
     Setup,
     loss_difference,
     prepare_contender,
+    recompiling,
 )
 from bert_pld.bench._deepspeed_engine import DTYPES, conditions, deepspeed_json, single_rank
 from bert_pld.bench._figures import RoundFlops, figures_of, report
@@ -45,8 +45,6 @@ _BATCHES = 4
 _SLOW_MATMUL = 0.1
 """Where a dtype's matrix products run at less than this share of fp32's, Hugging Face's classes, which do not widen
 them, are left out unless forced: a step takes minutes."""
-_RECOMPILATIONS = 64
-"""Of one function, for all contenders together; past them torch.compile would quietly run it eagerly."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +116,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     config = _model_config(options)
     matching = next(name for name, normalization in HUGGING_FACE.items() if normalization == config.normalization)
     names = list(dict.fromkeys(matching if name == _ALIAS else name for name in names))
-    with single_rank(options.device) as device, _recompiling():
+    with single_rank(options.device) as device, recompiling():
         return _measure(options, config, names, dtypes, device)
 
 
@@ -177,7 +175,7 @@ def _set_up(
 
 def _memory_of(name: str, dtype: str, config: ModelConfig, options: argparse.Namespace) -> dict[str, int]:
     """Bytes that a contender holds after a round, and how far it rose over that; to be called in a fresh process."""
-    with single_rank("cpu") as device, _recompiling():
+    with single_rank("cpu") as device, recompiling():
         setup, batches = _set_up(options, config, [dtype], device)
         memory = HostMemory()
         contender = prepare_contender(name, dtype, setup, batches, options.warmup_steps, options.steps_per_round)
@@ -227,13 +225,6 @@ def _ceiling(rates: dict[str, float], dtype: str) -> float:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:300]
-
-
-def _recompiling() -> contextlib.AbstractContextManager[None]:
-    """Let torch.compile make a version for each contender and shape, and fail rather than run eagerly."""
-    import torch._dynamo
-
-    return torch._dynamo.config.patch(recompile_limit=_RECOMPILATIONS, fail_on_recompile_limit_hit=True)
 
 
 def _model_config(options: argparse.Namespace) -> ModelConfig:
