@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import full_run_tables
 import result_tables
 
 from bert_pld.bench import _figures, checkpoint, data, gradient_variance, quality
@@ -81,6 +82,9 @@ SHOWN = (
     Shown("quality_cpu", "docs/results/peers_cpu.md", "quality_cpu.json", _as_printed(quality.report)),
     Shown("train_cpu", "docs/results/peers_cpu.md", "bench_train_peers_cpu.json", _as_printed(_figures.report)),
     Shown("data_cpu", "docs/results/peers_cpu.md", "bench_data_peers_cpu.json", _as_printed(data.report)),
+    Shown("full_run_work", "docs/full_run.md", None, full_run_tables.work),
+    Shown("published", "docs/full_run.md", "published_throughput.json", full_run_tables.published),
+    Shown("full_run_hours", "docs/full_run.md", "published_throughput.json", full_run_tables.hours),
     Shown("theta", "docs/choosing.md", None, result_tables.theta),
     Shown("data_wikipedia_novels", _README, "bench_data_wikipedia_novels_cpu.json", _as_printed(data.report)),
     Shown("checkpoint_base", _README, "checkpoint_base_idle_cpu.json", _as_printed(checkpoint.report)),
