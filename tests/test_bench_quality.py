@@ -61,6 +61,14 @@ def test_their_class_behind_our_arguments_gives_our_losses():
         mine, other = ours.train()(**batch), theirs.train()(**batch)
     assert set(other) == {"loss"}
     assert float(mine["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
+    # A compiled class is always handed a mask; of ones it changes nothing.
+    batch["attention_mask"], seen = None, []
+    masked = HuggingFaceModel(theirs.theirs, always_masked=True).train()
+    masked.theirs.register_forward_pre_hook(
+        lambda _, args, given: seen.append(given["attention_mask"]), with_kwargs=True
+    )
+    assert float(masked(**batch)["loss"]) == pytest.approx(float(ours(**batch)["loss"]), rel=1e-5)
+    assert seen[0].tolist() == [[1] * 16] * 4
 
 
 @on_cpu
@@ -108,6 +116,52 @@ def test_memory_is_that_of_a_process_of_its_own(inputs, tmp_path):
 
 
 @on_cpu
+def test_one_that_breaks_off_is_said_and_the_others_go_on(inputs, tmp_path, monkeypatch, capsys):
+    train_turn = Contender.train_turn
+
+    def break_off(contender, batches):
+        if contender.name == "post" and contender.steps:
+            raise RuntimeError("out of\nmemory")
+        train_turn(contender, batches)
+
+    monkeypatch.setattr(Contender, "train_turn", break_off)
+    path = tmp_path / "quality.json"
+    assert run("quality", *inputs, "--steps_per_turn=4", "--contenders=post,pre", f"--json={path}") == 1
+    result = json.loads(path.read_text())
+    assert [one["name"] for one in result["contenders"]] == ["pre"]
+    assert result["failed"] == ["post: RuntimeError: out of memory"]
+    assert "failed: post: RuntimeError: out of memory" in capsys.readouterr().out
+
+
+@on_cpu
+def test_a_loss_that_is_no_number_reaches_nothing_and_the_file_stays_json(inputs, tmp_path):
+    path = tmp_path / "quality.json"
+    wild = ("--set=optimizer.params.lr=1e30", "--set=gradient_clipping=0.0")
+    assert run("quality", *inputs, "--steps_per_turn=4", "--contenders=post,pre", *wild, f"--json={path}") == 0
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    result = json.loads(path.read_text(), parse_constant=refuse)
+    assert result["target_loss"] is None
+    assert [one["final_loss"] for one in result["contenders"]] == [None, None]
+    assert [one["seconds_to_target"] for one in result["contenders"]] == [None, None]
+
+
+@pytest.mark.gpu
+def test_quality_counts_each_contenders_memory_on_a_gpu(inputs, tmp_path):
+    path = tmp_path / "quality.json"
+    wide = ("--set=model.hidden_size=512", "--set=model.num_attention_heads=8")
+    names = "--contenders=hf_bert,hf_bert_compiled,post,pld_batch"
+    assert run("quality", *inputs, "--steps_per_turn=2", names, *wide, f"--json={path}") == 0
+    result = json.loads(path.read_text())
+    held = 4 * 4 * parameter_count(ModelConfig(**result["model"]))
+    for one in result["contenders"]:
+        assert held < one["peak_memory_bytes"] < 4 * held, one["name"]
+        assert one["mfu"] > 0
+
+
+@on_cpu
 def test_a_target_never_reached_is_said(inputs, capsys):
     assert run("quality", *inputs, "--steps_per_turn=4", "--contenders=post", "--target_loss=0.1") == 0
     assert "never" in capsys.readouterr().out
@@ -117,17 +171,20 @@ def test_a_target_never_reached_is_said(inputs, capsys):
     ("option", "said"),
     [
         ("--steps_per_turn=3", "must divide training.eval_interval, which is 4"),
+        ("--target_loss=nan", "--target_loss nan: must be a number of nats above 0"),
         ("--contenders=post,bart", "--contenders post,bart: must be a list of hf_bert"),
         ("--set=training.max_steps=6", "training.max_steps 6: must be at least two evaluations, every 4 steps"),
     ],
 )
 def test_mistakes_are_one_line(inputs, option, said, capsys):
     assert run("quality", *inputs, "--steps_per_turn=2", option) == 1
-    assert said in capsys.readouterr().err
+    printed = capsys.readouterr().err.splitlines()
+    assert [line for line in printed if "error" in line] == printed[-1:]
+    assert said in printed[-1]
 
 
 def test_the_first_turn_counts_at_the_typical_step():
-    one = Contender("x", None, None, None)
+    one = Contender("x", "sdpa", None, None, None)
     one.turns, one.evaluated_at = [[9.0, 2.0, 2.0], [1.0, 2.0, 1.0], [3.0, 2.0, 1.0]], [3, 6, 9]
     assert one.seconds() == [6.0, 10.0, 16.0]
 
@@ -146,7 +203,7 @@ def test_figures_are_of_the_time_to_the_first_ones_last_loss():
         assert faster["speedup"] == pytest.approx(1.333, abs=1e-2)
         assert (worse["seconds_to_target"], worse["speedup"]) == (None, None)
     assert against_target([{"loss": [5.0, 4.0], **curve}], target=4.5)["contenders"][0]["seconds_to_target"] == 15.0
-    diverged = against_target([{"loss": [5.0, float("nan")], **curve}])
+    diverged = against_target([{"loss": [5.0, None], **curve}])
     assert (diverged["target_loss"], diverged["contenders"][0]["seconds_to_target"]) == (None, None)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import statistics
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 from bert_pld import cli
 from bert_pld.bench import __main__ as bench
 from bert_pld.bench import _batches, _contenders, _deepspeed_layer, _figures, train
+from bert_pld.bench._host_memory import in_own_process
 from bert_pld.model import BertForPreTraining
 from bert_pld.model.flops import ModelFlops
 from bert_pld.pld.gates import draw_gates
@@ -109,7 +112,7 @@ def test_peer_that_crawls_in_a_dtype_is_left_out_and_one_that_fails_is_said(tmp_
     monkeypatch.setattr(train, "matmul_gflops", lambda dtype, device: 100.0 if dtype == torch.float32 else 1.5)
     monkeypatch.setattr(_contenders, "use_deepspeed_blocks", fail)
     arguments = ("--dtypes=fp32,bf16", "--contenders=hugging_face,reference,deepspeed_transformer", "--padding=0.25")
-    assert run("train", *TINY, *arguments, "--json", str(tmp_path / "train.json")) == 0
+    assert run("train", *TINY, *arguments, "--json", str(tmp_path / "train.json")) == 1
     printed, result = capsys.readouterr().out, json.loads((tmp_path / "train.json").read_text())
     ran = [(one["dtype"], one["name"]) for one in result["contenders"]]
     assert ran == [("fp32", "hf_megatron"), ("fp32", "reference"), ("bf16", "reference")]
@@ -120,6 +123,40 @@ def test_peer_that_crawls_in_a_dtype_is_left_out_and_one_that_fails_is_said(tmp_
         "bf16  hf_megatron            skipped: matrix products at 1.5 GFLOP/s against fp32's 100; --force measures it"
     ) in printed
     assert "bf16  deepspeed_transformer  failed: RuntimeError: no such kernel" in printed
+    assert result["failed"] == [
+        f"deepspeed_transformer in {dtype}: RuntimeError: no such kernel" for dtype in ("fp32", "bf16")
+    ]
+
+
+@on_cpu
+def test_one_that_breaks_off_in_its_turn_does_not_take_the_others_figures_with_it(tmp_path, monkeypatch):
+    measure = _contenders.Contender.measure_round
+
+    def break_off(contender, *arguments):
+        if contender.name == "reference" and contender.step_seconds:
+            raise RuntimeError("out of memory")
+        measure(contender, *arguments)
+
+    monkeypatch.setattr(_contenders.Contender, "measure_round", break_off)
+    arguments = ("--dtypes=fp32", "--contenders=hugging_face,reference,pld_batch")
+    assert run("train", *TINY, *arguments, "--json", str(tmp_path / "train.json")) == 1
+    result = json.loads((tmp_path / "train.json").read_text())
+    assert [one["name"] for one in result["contenders"]] == ["hf_megatron", "pld_batch"]
+    assert result["failed"] == ["reference in fp32: RuntimeError: out of memory"]
+
+
+def test_results_without_a_place_are_refused_before_anything_is_measured(tmp_path, capsys):
+    assert run("train", *TINY, f"--json={tmp_path / 'missing' / 'train.json'}") == 1
+    assert "its folder is not there; nothing was measured" in capsys.readouterr().err
+
+
+def _killed(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_of_its_own_that_is_killed_is_an_error_and_no_wait_without_end():
+    with pytest.raises(RuntimeError, match=r"_killed.*: its process was killed; out of memory\?"):
+        in_own_process(_killed, 1)
 
 
 @pytest.mark.gpu

@@ -47,6 +47,8 @@ def build_parser(subject: str | None) -> argparse.ArgumentParser:
 
 def main(options: argparse.Namespace) -> int:
     """Measure one subject, print its table, and write it where asked; 1 where the subject found something `failed`."""
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        raise ValueError(f"--json {options.json}: its folder is not there; nothing was measured")
     result = options.module.measure(options)
     if os.environ.get("RANK", "0") != "0":  # of several ranks the first speaks
         return 0

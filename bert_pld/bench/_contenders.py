@@ -146,11 +146,24 @@ def prepare_contender(
     return contender
 
 
+def one_line(error: Exception) -> str:
+    """What went wrong, for a line of a table."""
+    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:300]
+
+
 def recompiling() -> contextlib.AbstractContextManager[None]:
     """Let torch.compile make a version for each contender and shape, and fail rather than run eagerly."""
     import torch._dynamo
 
     return torch._dynamo.config.patch(recompile_limit=_RECOMPILATIONS, fail_on_recompile_limit_hit=True)
+
+
+def import_hugging_face() -> None:
+    """Load their classes now: transformers loads what it has only when asked, which is no contender's memory."""
+    import transformers
+
+    assert transformers.BertForPreTraining, transformers.MegatronBertForPreTraining
 
 
 def as_hugging_face(model: BertForPreTraining) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The one DeepSpeed configuration that every contender of `bench train` runs under, and the engines made with it."""
+"""The DeepSpeed configuration and engines of `bench train`'s contenders, and what it shares with `bench quality`."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def single_rank(device_type: str) -> Iterator[torch.device]:
     device = join_process_group()
     try:
         if device.type != device_type:
-            raise ValueError(f"--device {device_type}: DeepSpeed runs on {device.type} here")
+            raise ValueError(f"DeepSpeed runs on {device.type} here, not on {device_type}: see DS_ACCELERATOR")
         yield device
     finally:
         if not was_there:

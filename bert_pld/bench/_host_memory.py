@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import gc
 import multiprocessing
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,16 @@ def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
     """`work(*arguments)` in a new process; what it returns or raises comes back.
 
     An options namespace among the arguments goes without what no process can be handed.
+
+    Raises:
+        RuntimeError: the process was killed.
     """
     handed = [_without_module(one) if isinstance(one, argparse.Namespace) else one for one in arguments]
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, handed)
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(work, *handed).result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(f"{work.__name__}{tuple(handed)}: its process was killed; out of memory?") from error
 
 
 def _without_module(options: argparse.Namespace) -> argparse.Namespace:

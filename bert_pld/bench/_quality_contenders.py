@@ -37,9 +37,10 @@ CONTENDERS = (*(f"{name}{suffix}" for name in HUGGING_FACE for suffix in ("", "_
 class HuggingFaceModel(nn.Module):
     """Their class under our model's arguments. In training it does what users run: the MLM head on all positions."""
 
-    def __init__(self, theirs: nn.Module) -> None:
+    def __init__(self, theirs: nn.Module, always_masked: bool = False) -> None:
         super().__init__()
-        self.theirs = theirs
+        self.theirs, self.always_masked = theirs, always_masked
+        """Whether it gets a mask without padding too: a compiled class would be compiled again for the first such."""
 
     def forward(
         self,
@@ -53,6 +54,8 @@ class HuggingFaceModel(nn.Module):
         **_: Any,
     ) -> dict[str, Tensor]:
         """As `BertForPreTraining.forward`; in training `loss` alone."""
+        if attention_mask is None and self.always_masked:
+            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
         mask = None if attention_mask is None else attention_mask.long()
         given = {"input_ids": input_ids, "token_type_ids": token_type_ids, "attention_mask": mask}
         if self.training:
@@ -81,6 +84,7 @@ class Contender:
     """One model in training, the time and memory of its own steps, and its held-out losses."""
 
     name: str
+    attention: str
     engine: Any
     config: RunConfig
     resident_bytes: int | None
@@ -176,16 +180,20 @@ def make_contender(name: str, config: RunConfig, device: torch.device) -> Conten
     config = dataclasses.replace(config, progressive_layer_drop=dropping, model=model_config)
     torch.manual_seed(config.training.seed)
     model: nn.Module = BertForPreTraining(model_config)
+    attention = "sdpa"
     if theirs in HUGGING_FACE:
-        if name != theirs:
+        compiled = name != theirs
+        if compiled:
             select_backend("compiled", device.type, model_config.hidden_size)
         assert isinstance(model, BertForPreTraining)
-        model = HuggingFaceModel(as_hugging_face(model))
-        if name != theirs:
+        model = HuggingFaceModel(as_hugging_face(model), always_masked=compiled)
+        attention = model.theirs.config._attn_implementation
+        if compiled:
             model.theirs.compile()
     else:
         model.use_backend(model_config.kernels, device.type)
     engine = make_engine(config, model)
     engine.train()
     after = allocated_bytes(device)
-    return Contender(name, engine, config, None if before is None or after is None else after - before)
+    resident = None if before is None or after is None else after - before
+    return Contender(name, attention, engine, config, resident)

@@ -9,28 +9,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import math
-import statistics
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bert_pld.bench._contenders import recompiling
-from bert_pld.bench._deepspeed_engine import DTYPES, conditions, single_rank
-from bert_pld.bench._host_memory import HostMemory, in_own_process
+from bert_pld.bench._deepspeed_engine import conditions, single_rank
+from bert_pld.bench._host_memory import in_own_process
 from bert_pld.bench._options import chosen
 from bert_pld.bench._quality_contenders import CONTENDERS, Contender, make_contender
-from bert_pld.bench._timing import ceiling_gflops
+from bert_pld.bench._quality_training import Training, host_memory_of, open_data
+from bert_pld.bench._timing import take_workspaces
 from bert_pld.config import RunConfig, load_config
-from bert_pld.data.data_directory import resolve_data_dir
-from bert_pld.data.loader import evaluation_batches, training_batches
-from bert_pld.data.micro_batch import MicroBatch
-from bert_pld.data.nvidia_rows import open_rows
-from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.hardware import processor_name
 from bert_pld.train.loss_curve import time_to
 from bert_pld.train.run import resolve_for_data
 
@@ -63,7 +56,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Returns:
         JSON-ready: the set-up, the matrix product's GFLOP/s, the target, and of each contender its curve, tokens/s,
         MFU, bytes of memory (None where nobody counted them), time and samples to the target, and `speedup`, the first
-        one's time to the target over its own; None where it never got there.
+        one's time to the target over its own; None where it never got there. `failed` has those that broke off.
 
     Raises:
         ValueError: options or data that do not fit.
@@ -78,97 +71,52 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         )
     if steps < 2 * every:
         raise ValueError(f"training.max_steps {steps}: must be at least two evaluations, every {every} steps")
-    data_dir = resolve_data_dir(options.data_dir, config.data.seq_length)
-    training, held_out = open_rows(data_dir, "train"), open_rows(data_dir, "validation")
+    if options.target_loss is not None and not 0 < options.target_loss < math.inf:
+        raise ValueError(f"--target_loss {options.target_loss}: must be a number of nats above 0")
+    rows = open_data(config, options.data_dir, "train")
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     with single_rank(device_type) as device, recompiling():
-        config = resolve_for_data(config, training, 1, device)
+        config = resolve_for_data(config, rows, 1, device)
         memory = {}
         if options.host_memory and device_type == "cpu":
-            memory = {
-                name: in_own_process(_memory_of, name, config, data_dir, options.steps_per_turn) for name in names
-            }
-        contenders = [make_contender(name, config, device) for name in names]
-        gflops = _train(contenders, config, training, held_out, options.steps_per_turn)
-        figures = [_figures(one, gflops, memory.get(one.name, one.peak_bytes)) for one in contenders]
-        compared = against_target(figures, options.target_loss)
-        return {**_setup(config, options, device), "matmul_gflops": gflops, **compared}
-
-
-def _train(
-    contenders: list[Contender], config: RunConfig, training: ShardedRows, held_out: ShardedRows, steps_per_turn: int
-) -> float:
-    """Turns of `steps_per_turn` steps, each on batches that were made before it.
-
-    Returns:
-        GFLOP/s of a matrix product in the run's precision: the median of what it was at the evaluations.
-    """
-    settings, rates = config.training, []
-    batches = _training_batches(config, training, settings.max_steps)
-    while turn := list(itertools.islice(batches, steps_per_turn)):
-        for contender in contenders:
-            contender.train_turn(turn)
-        if contenders[0].steps % settings.eval_interval == 0 or contenders[0].steps == settings.max_steps:
-            rates.append(ceiling_gflops(DTYPES[config.precision], contenders[0].engine.device))
-            for contender in contenders:
-                contender.evaluate(
-                    evaluation_batches(
-                        held_out,
-                        masking_seed=settings.seed,
-                        batch_size=config.deepspeed["train_micro_batch_size_per_gpu"],
-                        rank=0,
-                        world_size=1,
-                        max_rows=settings.eval_rows,
-                        **config.data.loader_masking,
-                    )
-                )
-            losses = ", ".join(f"{one.name} {one.loss[-1]:.3f}" for one in contenders)
-            print(f"step {contenders[0].steps} of {settings.max_steps}: {losses}", file=sys.stderr, flush=True)
-    return statistics.median(rates)
-
-
-def _training_batches(config: RunConfig, training: ShardedRows, steps: int) -> Iterator[list[MicroBatch]]:
-    return training_batches(
-        training,
-        order_seed=config.training.seed,
-        masking_seed=config.training.seed,
-        micro_batch_size=config.deepspeed["train_micro_batch_size_per_gpu"],
-        accumulation_steps=config.deepspeed["gradient_accumulation_steps"],
-        rank=0,
-        world_size=1,
-        first_step=0,
-        num_steps=steps,
-        **config.data.loader_masking,
-        **config.data.loader_order,
-    )
-
-
-def _memory_of(name: str, config: RunConfig, data_dir: Path, steps: int) -> int:
-    """Bytes at the highest point of a contender's first steps, when no layer is dropped yet; in a fresh process."""
-    with single_rank("cpu") as device, recompiling():
-        turn = list(_training_batches(config, open_rows(data_dir, "train"), steps))
-        memory = HostMemory()
-        contender = make_contender(name, config, device)
-        contender.train_turn(turn)
-        return sum(memory.figures().values())
+            steps = options.steps_per_turn
+            memory = {name: in_own_process(host_memory_of, name, config, options.data_dir, steps) for name in names}
+        take_workspaces(device)
+        training = Training([make_contender(name, config, device) for name in names], config, options.data_dir)
+        gflops = training.run(options.steps_per_turn)
+        figures = [_figures(one, gflops, memory.get(one.name, one.peak_bytes)) for one in training.contenders]
+        return {
+            **_setup(config, options, device),
+            "data_fingerprint": rows.manifest.fingerprint(),
+            "matmul_gflops": gflops,
+            **against_target(figures, options.target_loss),
+            "failed": training.failed,
+        }
 
 
 def _figures(one: Contender, gflops: float, peak_bytes: int | None) -> dict[str, Any]:
     batch_size, seconds = one.config.deepspeed["train_batch_size"], one.seconds()
     return {
         "name": one.name,
+        "attention": one.attention,
         "tokens_per_s": one.tokens / seconds[-1],
         "mfu": one.flops / seconds[-1] / (gflops * 1e9),
         "executed_flops_per_step": one.flops / one.steps,
         "peak_memory_bytes": peak_bytes,
-        "final_loss": one.loss[-1],
+        "final_loss": _finite(one.loss[-1]),
+        "skipped_steps": one.engine.skipped_steps,
         "processor_seconds": round(one.processor_seconds, 2),
         "first_turn_seconds": round(sum(one.turns[0]), 3),
         "samples": [step * batch_size for step in one.evaluated_at],
         "seconds": [round(value, 3) for value in seconds],
-        "loss": [round(value, 5) for value in one.loss],
-        "accuracy": [round(value, 5) for value in one.accuracy],
+        "loss": [_finite(value) for value in one.loss],
+        "accuracy": [_finite(value) for value in one.accuracy],
     }
+
+
+def _finite(value: float) -> float | None:
+    """To five digits; None, which JSON has, where it is no number."""
+    return round(value, 5) if math.isfinite(value) else None
 
 
 def against_target(figures: list[dict[str, Any]], target: float | None = None) -> dict[str, Any]:
@@ -177,15 +125,16 @@ def against_target(figures: list[dict[str, Any]], target: float | None = None) -
     Args:
         figures: with `samples`, `seconds` and `loss` at the evaluations.
         target: nats; by default what the first one ends with and half to one and a half thousandths more: two
-            implementations of one model differ by less, and that must not decide who gets there. None if its loss is
-            no number; nobody gets there.
+            implementations of one model differ by less, and that must not decide who gets there. None if that is no
+            number; nobody gets there.
     """
     last = figures[0]["loss"][-1]
-    if target is None and math.isfinite(last):
+    if target is None and last is not None:
         target = math.ceil((last + 5e-4) * 1e3) / 1e3
 
     def until(one: dict[str, Any], what: str) -> float | None:
-        return None if target is None else time_to(target, one[what], one["loss"])
+        seen = [(at, loss) for at, loss in zip(one[what], one["loss"], strict=True) if loss is not None]
+        return None if target is None else time_to(target, *([pair[i] for pair in seen] for i in range(2)))
 
     first = until(figures[0], "seconds")
     found = []
@@ -203,6 +152,7 @@ def against_target(figures: list[dict[str, Any]], target: float | None = None) -
 def _setup(config: RunConfig, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     return {
         **conditions(device),
+        "processor": processor_name(),
         "model": dataclasses.asdict(config.model),
         "deepspeed": config.deepspeed,
         "progressive_layer_drop": dataclasses.asdict(config.progressive_layer_drop),
@@ -230,12 +180,12 @@ def report(result: dict[str, Any]) -> str:
     ]
     for one in result["contenders"]:
         seconds, samples, speedup = one["seconds_to_target"], one["samples_to_target"], one["speedup"]
-        peak = one["peak_memory_bytes"]
+        peak, final = one["peak_memory_bytes"], one["final_loss"]
         lines.append(
             f"{one['name']:22}{one['tokens_per_s']:>10,.0f}{one['mfu']:>8.1%}"
-            f"{'–' if peak is None else f'{peak / 2**30:.2f}':>7}{one['final_loss']:>12.4f}"
+            f"{'–' if peak is None else f'{peak / 2**30:.2f}':>7}{'–' if final is None else f'{final:.4f}':>12}"
             f"{'never' if seconds is None else f'{seconds:,.1f}':>13}"
             f"{'–' if samples is None else f'{samples:,.0f}':>12}"
             f"{'–' if speedup is None else f'{speedup:.2f}':>13}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"failed: {line}" for line in result["failed"])])

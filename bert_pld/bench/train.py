@@ -22,7 +22,9 @@ from bert_pld.bench._contenders import (
     PLD,
     Contender,
     Setup,
+    import_hugging_face,
     loss_difference,
+    one_line,
     prepare_contender,
     recompiling,
 )
@@ -30,7 +32,7 @@ from bert_pld.bench._deepspeed_engine import DTYPES, conditions, deepspeed_json,
 from bert_pld.bench._figures import RoundFlops, figures_of, report
 from bert_pld.bench._host_memory import HostMemory, in_own_process
 from bert_pld.bench._options import chosen
-from bert_pld.bench._timing import matmul_gflops
+from bert_pld.bench._timing import matmul_gflops, take_workspaces
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.kernels import BACKENDS
 from bert_pld.pld.gates import Gates, draw_gates
@@ -92,7 +94,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     Returns:
         JSON-ready: the set-up, the DeepSpeed configuration and `matmul_gflops` a dtype, one entry of `contenders` for
-        each that ran and one of `skipped`, with the reason, for each that did not.
+        each that ran and one of `skipped`, with the reason, for each that did not; `failed` names those of them where
+        it is a fault, not a limit.
 
     Raises:
         ValueError: an unknown dtype or contender, sizes that do not fit, or nothing that can run here.
@@ -124,7 +127,7 @@ def _measure(
     options: argparse.Namespace, config: ModelConfig, names: list[str], dtypes: list[str], device: torch.device
 ) -> dict[str, Any]:
     steps = options.steps_per_round
-    # First, while the GPU has no other work, so that the matrix library's workspace is on nobody's bill.
+    take_workspaces(device)
     rates = {dtype: matmul_gflops(DTYPES[dtype], device) for dtype in dict.fromkeys(("fp32", *dtypes))}
     setup, batches = _set_up(options, config, dtypes, device)
     rows, seq, gates, deepspeed_configs = setup.rows, setup.seq, setup.gates, setup.deepspeed
@@ -132,8 +135,14 @@ def _measure(
 
     contenders, skipped = _prepare(names, dtypes, setup, batches, rates, options)
     for _ in range(options.rounds):
-        for contender in contenders:
-            contender.measure_round(batches, steps)
+        for contender in list(contenders):
+            try:
+                contender.measure_round(batches, steps)
+            except Exception as error:
+                skipped.append(_fault(contender.name, contender.dtype, error))
+                contenders.remove(contender)
+    if not contenders:
+        raise ValueError(f"--contenders: all failed; {skipped[-1]['name']}: {skipped[-1]['reason']}")
     if options.host_memory and device.type == "cpu":
         for contender in contenders:
             figures = in_own_process(_memory_of, contender.name, contender.dtype, config, options)
@@ -155,10 +164,19 @@ def _measure(
         "matmul_gflops": rates,
         "loss_difference": difference,
         "contenders": [
-            figures_of(one, contenders, of_steps, gates.get(one.name), options.theta, flops, _ceiling(rates, one.dtype))
+            figures_of(
+                one,
+                contenders,
+                of_steps,
+                gates.get(one.name),
+                options.theta,
+                flops,
+                max(rates[one.dtype], rates["fp32"]),
+            )
             for one in contenders
         ],
         "skipped": skipped,
+        "failed": [f"{one['name']} in {one['dtype']}: {one['reason']}" for one in skipped if one["failed"]],
     }
 
 
@@ -177,6 +195,7 @@ def _memory_of(name: str, dtype: str, config: ModelConfig, options: argparse.Nam
     """Bytes that a contender holds after a round, and how far it rose over that; to be called in a fresh process."""
     with single_rank("cpu") as device, recompiling():
         setup, batches = _set_up(options, config, [dtype], device)
+        import_hugging_face()
         memory = HostMemory()
         contender = prepare_contender(name, dtype, setup, batches, options.warmup_steps, options.steps_per_round)
         contender.measure_round(batches, options.steps_per_round)
@@ -208,23 +227,17 @@ def _prepare(
                     prepare_contender(name, dtype, setup, batches, options.warmup_steps, options.steps_per_round)
                 )
             except ValueError as error:
-                skipped.append({**entry, "reason": _one_line(str(error))})
+                skipped.append({**entry, "reason": one_line(error)})
             except Exception as error:
-                logging.getLogger(__name__).exception("%s in %s", name, dtype)
-                reason = _one_line(f"{type(error).__name__}: {error}")
-                skipped.append({**entry, "reason": reason, "failed": True})
+                skipped.append(_fault(name, dtype, error))
     if not contenders:
         raise ValueError(f"--contenders: none can run here; {skipped[0]['name']}: {skipped[0]['reason']}")
     return contenders, skipped
 
 
-def _ceiling(rates: dict[str, float], dtype: str) -> float:
-    """What MFU is measured against: fp32's product where a dtype's is slower, since ours widens it then."""
-    return max(rates[dtype], rates["fp32"])
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
+def _fault(name: str, dtype: str, error: Exception) -> dict[str, Any]:
+    logging.getLogger(__name__).exception("%s in %s", name, dtype)
+    return {"name": name, "dtype": dtype, "failed": True, "reason": one_line(error)}
 
 
 def _model_config(options: argparse.Namespace) -> ModelConfig:
