@@ -22,12 +22,32 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-gpu_check_results}" PYTHONUNBUFFERED=1
+
+stages=()
+for name in "${@:-all}"; do
+    case "$name" in
+    all) stages+=(tests curves kernels base large deepspeed sweep saving) ;;
+    tests | curves | kernels | base | large | deepspeed | sweep | saving) stages+=("$name") ;;
+    quality | paper)
+        if ! [ -d "${SHARDS:-}" ]; then
+            echo "error: $name: SHARDS '${SHARDS:-}' is no folder; must be what data_prep build --seq_length 128 made" >&2
+            exit 2
+        fi
+        stages+=("$name")
+        ;;
+    *)
+        echo "error: $name: must be of all, tests, curves, kernels, base, large, deepspeed, sweep, saving, quality, paper" >&2
+        exit 2
+        ;;
+    esac
+done
 python3 -c 'import torch, triton; raise SystemExit(not torch.cuda.is_available())' || {
     echo "error: needs a host with a GPU, torch and triton ($(command -v python3) sees none)" >&2
     exit 1
 }
 mkdir -p "$OUT"
 site="$(mktemp -d)"
+trap 'rm -rf "$site"' EXIT
 if compgen -G ".whl/*.whl" >/dev/null; then
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" .whl/*.whl || exit 1
 fi
@@ -43,7 +63,7 @@ stage() { # NAME LINES COMMAND…: run it into the log, show the end of what it 
     local name="$1" lines="$2" began=$SECONDS
     shift 2
     echo "== $name: $*" | tee -a "$OUT/gpu_check.log"
-    "$@" >"$OUT/.stage.log" 2>&1 || { failed=1; echo "FAILED: $name (exit $?)"; lines=40; }
+    "$@" >"$OUT/.stage.log" 2>&1 || { echo "FAILED: $name (exit $?)"; failed=1 lines=40; }
     cat "$OUT/.stage.log" >>"$OUT/gpu_check.log"
     tail -n "$lines" "$OUT/.stage.log" | cut -c1-200
     echo "   $((SECONDS - began)) s"
@@ -53,9 +73,8 @@ bench() { python3 -m bert_pld.bench "$@"; }
 train=(train --vocab_size 30528 --dtypes bf16 --rounds 4 --steps_per_round 16)
 peers=hf_bert,hf_bert_compiled,hf_megatron,reference,compiled,triton,pld_batch,pld_sample
 
-for name in "${@:-all}"; do
+for name in "${stages[@]}"; do
     case "$name" in
-    all) exec bash "$0" tests curves kernels base large deepspeed sweep saving ;;
     tests) stage tests 15 python3 -m pytest -m gpu -q -n 6 --ignore tests/data_prep tests ;; # whose libraries are not there
     curves) stage curves 12 bench curves --dtypes bf16,fp16 --json "$OUT/curves.json" ;;
     kernels) stage kernels 45 bench kernels --json "$OUT/kernels.json" ;;
@@ -69,15 +88,12 @@ for name in "${@:-all}"; do
     saving) stage saving 10 bench checkpoint --model_preset base --micro_batch_size 128 --steps_per_block 100 \
         --folder "${TMPDIR:-/tmp}" --json "$OUT/checkpoint.json" ;;
     quality) stage quality 15 bench quality --deepspeed_config configs/bert_small_pld_128.json \
-        --data_dir "${SHARDS:?the directory of shards}" --set training.max_steps=1000 --set training.eval_interval=100 \
-        --contenders hf_bert,hf_megatron,hf_bert_compiled,post,pre,pld_batch,pld_sample --json "$OUT/quality.json" ;;
+        --data_dir "$SHARDS" --set training.max_steps=1000 --set training.eval_interval=100 \
+        --contenders hf_bert,hf_bert_compiled,hf_megatron,hf_megatron_compiled,post,pre,pld_batch,pld_sample \
+        --json "$OUT/quality.json" ;;
     paper) stage paper 5 python3 -m bert_pld.experiments run --scale gpu --seeds 1 \
-        --data_dir "${SHARDS:?the directory of shards}" --output_dir "${RUNS:-$OUT/paper}"
+        --data_dir "$SHARDS" --output_dir "${RUNS:-$OUT/paper}"
         stage paper_table 15 python3 -m bert_pld.experiments summarize "${RUNS:-$OUT/paper}" --json "$OUT/paper_gpu.json" ;;
-    *)
-        echo "error: $name: must be of tests, curves, kernels, base, large, deepspeed, sweep, saving, quality, paper" >&2
-        exit 2
-        ;;
     esac
 done
 exit $failed
