@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from bert_pld.data.shards import write_atomically
+from bert_pld.experiments.parent_death import stop_with_parent
 from bert_pld.experiments.variants import KNOWN, VARIANTS, Scale, Variant, configuration
 from bert_pld.train.checkpoint import list_checkpoints
 from bert_pld.train.preemption import EXIT_PREEMPTED
@@ -80,12 +81,16 @@ def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] |
 
 
 def finished_runs(output_dir: Path) -> dict[str, dict[int, Path]]:
-    """Variant → seed → run folder, of all runs below a suite's folder that are done."""
+    """Variant → seed → run folder, of all runs below a suite's folder that are done.
+
+    One killed as it began may be a folder without its configuration: the next suite begins it anew.
+    """
     found: dict[str, dict[int, Path]] = {}
     for variant in KNOWN:
-        for run_dir in sorted((output_dir / variant.name).glob("seed_*")):
+        for given in sorted((output_dir / variant.name).glob(f"seed_*/{CONFIG}")):
+            run_dir = given.parent
             seed = int(run_dir.name.removeprefix("seed_"))
-            config = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))
+            config = json.loads(given.read_text(encoding="utf-8"))
             if Job(variant, seed, run_dir, config).is_done():
                 found.setdefault(variant.name, {})[seed] = run_dir
     return found
@@ -93,6 +98,8 @@ def finished_runs(output_dir: Path) -> dict[str, dict[int, Path]]:
 
 class Suite:
     """Runs jobs side by side. A signal is handed on: every run saves itself, and the same command goes on.
+
+    No run outlives the suite by more than it takes to save itself, whatever the suite ends of (SIGKILL: on Linux).
 
     Args:
         data_dir: shards for all runs.
@@ -120,12 +127,14 @@ class Suite:
 
         Raises:
             KeyboardInterrupt: a signal came; all runs have saved themselves.
+            OSError: a run cannot be started; the others have saved themselves.
+            ValueError: called from another thread than the main one, with which runs would end.
         """
         waiting = [job for job in jobs if not job.is_done()]
         print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them done, {self.at_once} at a time", flush=True)
         failures: list[str] = []
         queue = iter(waiting)
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._stop) for number in _stop_signals()}
         try:
             self._fill(queue)
             while self._running:
@@ -133,6 +142,9 @@ class Suite:
                 failures += self._reap()
                 self._fill(queue)
         finally:
+            self._tell_to_stop()
+            for process in self._running:
+                process.wait()
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self._stopping:
@@ -141,6 +153,9 @@ class Suite:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
+        self._tell_to_stop()
+
+    def _tell_to_stop(self) -> None:
         for process in self._running:
             process.send_signal(signal.SIGTERM)
 
@@ -168,8 +183,11 @@ class Suite:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a terminal's Ctrl-C reaches runs through this process alone
+                preexec_fn=stop_with_parent(),
             )
-        self._running[process] = Started(job, gpu, log_start)
+            self._running[process] = Started(job, gpu, log_start)
+        if self._stopping:  # a signal came before the run was among those it is handed on to
+            process.send_signal(signal.SIGTERM)
 
     def _reap(self) -> list[str]:
         failures = []
@@ -183,6 +201,12 @@ class Suite:
             if failure and not self._stopping:
                 failures.append(f"{job.run_dir}: {failure}")
         return failures
+
+
+def _stop_signals() -> list[signal.Signals]:
+    """A terminal that closes is no reason to stop where it was asked to be none (`nohup`)."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hang_up]
 
 
 @dataclasses.dataclass(frozen=True)

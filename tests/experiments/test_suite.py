@@ -18,6 +18,8 @@ from bert_pld.experiments.curves import read_curve
 from bert_pld.experiments.suite import Started, Suite, conclude, plan_jobs
 from bert_pld.experiments.variants import VARIANTS, Scale, configuration, lay_over, load_scale
 from bert_pld.pld.engine import make_schedule
+from bert_pld.train.checkpoint import list_checkpoints
+from bert_pld.train.run_lock import LOCK
 
 TINY = {
     "train_batch_size": 8,
@@ -163,6 +165,13 @@ def test_laying_over_merges_sections_and_null_removes():
     assert values == {"a": {"b": 3, "c": 2}, "f": [1]}
 
 
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 DRIVER = """
 import json, sys
 from pathlib import Path
@@ -200,9 +209,7 @@ def test_interrupted_suite_goes_on_and_is_summarized(command):
     arguments = ["run", *shared, "--seeds", "1", "--variants", "post_ln", "pld_batch", "--at_once", "2"]
     first = command(300, *arguments)
     metrics = [out / name / "seed_1" / "metrics.jsonl" for name in ("post_ln", "pld_batch")]
-    deadline = time.monotonic() + 60
-    while not all(path.exists() for path in metrics) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: all(path.exists() for path in metrics))
     os.kill(first.pid, signal.SIGTERM)
     said, errors = first.communicate(timeout=60)
     assert first.returncode == 130, errors
@@ -246,3 +253,24 @@ def test_interrupted_suite_goes_on_and_is_summarized(command):
     assert (out / "x.png").stat().st_size > 10_000
     assert (out / "t.png").stat().st_size > 5_000
     assert "| Post-LN |" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent death signal")
+def test_runs_of_a_suite_that_is_killed_save_themselves_and_end(command):
+    out = command.folder / "killed"
+    shared = ["--scale", "tiny", "--data_dir", str(command.corpus), "--output_dir", str(out)]
+    suite = command(100_000, "run", *shared, "--seeds", "1", "--variants", "post_ln", "pre_ln", "--at_once", "2")
+    folders = [out / name / "seed_1" for name in ("post_ln", "pre_ln")]
+    wait_until(lambda: all((folder / "metrics.jsonl").exists() for folder in folders))
+    suite.kill()
+    suite.communicate()
+    try:
+        # A run that ends signs off: its lock is empty then.
+        wait_until(lambda: all((folder / LOCK).read_bytes() == b"" for folder in folders))
+    finally:
+        for held in filter(None, ((folder / LOCK).read_bytes() for folder in folders)):
+            os.kill(json.loads(held)["pid"], signal.SIGKILL)
+    for folder in folders:
+        last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+        saved = int(list_checkpoints(folder / "checkpoints")[0].name.removeprefix("step_"))
+        assert last <= saved <= last + 1  # logged are even steps
