@@ -24,7 +24,8 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
     Equal samples: the end of every run. Equal time: the time that the quickest run of the paper's variants took for all
     its samples, with each run's loss read off its curve there. Time a sample and FLOPs: over the whole schedule, as a
     ratio to the baseline of the same seed. Time to the baseline's loss: until the last loss of the baseline of the same
-    seed is reached, as the baseline's time over it. `loss_over_baseline`: the difference to that loss.
+    seed is reached, as the baseline's time over it. `loss_over_baseline`: the difference to that loss. The `n` of a
+    figure is that of the runs it is of: at equal time those that had not ended, beside the baseline those of its seeds.
 
     Args:
         curves: variant → seed → its finished run.

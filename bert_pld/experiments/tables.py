@@ -28,16 +28,15 @@ def table(comparison: dict[str, Any], *groups: str) -> str:
     for row in comparison["rows"]:
         if row["group"] not in (groups or ("paper",)):
             continue
-        runs = (row["loss_at_equal_samples"] or {"n": 0})["n"]
         cells = [
             row["label"],
             figure(row["loss_at_equal_samples"], 3),
-            figure(row["loss_at_equal_time"], 3),
+            _figure_of_runs(row, "loss_at_equal_time", 3),
             figure(row["kept_blocks"], 2),
             _ratio(comparison, row, "time_a_sample", 3),
             _ratio(comparison, row, "flops_a_sample", 3),
             _speed(comparison, row),
-            f"{runs}" + (f", {row['diverged']} diverged" if row["diverged"] else ""),
+            f"{_runs(row)}" + (f", {row['diverged']} diverged" if row["diverged"] else ""),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -52,7 +51,7 @@ def short_table(comparison: dict[str, Any]) -> str:
     ]
     for row in comparison["rows"]:
         if row["variant"] in FIRST_PAGE and row["loss_at_equal_samples"] is not None:
-            loss, later = (figure(row[f"loss_at_equal_{what}"], 3) for what in ("samples", "time"))
+            loss, later = (_figure_of_runs(row, f"loss_at_equal_{what}", 3) for what in ("samples", "time"))
             cells = [row["label"], loss, later, _ratio(comparison, row, "time_a_sample", 2), _speed(comparison, row)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -80,18 +79,33 @@ def choices_table(comparison: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _runs(row: dict[str, Any]) -> int:
+    """That came to their end."""
+    return (row["loss_at_equal_samples"] or {"n": 0})["n"]
+
+
+def _figure_of_runs(row: dict[str, Any], key: str, digits: int) -> str:
+    """`1.234 ± 0.005 (2 of 3)`: with the number of runs it is of, where that is not all of the row's."""
+    value = row[key]
+    return figure(value, digits) + (f" ({value['n']} of {_runs(row)})" if value and value["n"] < _runs(row) else "")
+
+
 def _ratio(comparison: dict[str, Any], row: dict[str, Any], key: str, digits: int) -> str:
-    return "1" if row["variant"] == comparison["baseline"] else figure(row[key], digits)
+    return "1" if row["variant"] == comparison["baseline"] else _figure_of_runs(row, key, digits)
 
 
 def _speed(comparison: dict[str, Any], row: dict[str, Any]) -> str:
-    """`1.23 × (2 of 3)`: how much sooner the baseline's loss is reached, and in how many runs, where not in all."""
+    """`1.23 × (1 of 2)`: how much sooner the baseline's loss is reached, in how many of the runs compared with it.
+
+    The runs are named where one was not compared, the baseline having no run of its seed, or did not reach the loss.
+    """
     if row["variant"] == comparison["baseline"]:
         return "1 ×"
     if row["speedup_to_baseline_loss"] is None:
         return "–"
-    runs, reached = row["loss_at_equal_samples"]["n"], row["reached_baseline_loss"]
-    return f"{figure(row['speedup_to_baseline_loss'], 2)} ×" + (f" ({reached} of {runs})" if reached < runs else "")
+    reached, compared = row["reached_baseline_loss"], row["loss_over_baseline"]["n"]
+    of = f" ({reached} of {compared})" if reached < _runs(row) else ""
+    return f"{figure(row['speedup_to_baseline_loss'], 2)} ×{of}"
 
 
 def _baseline(comparison: dict[str, Any]) -> str:

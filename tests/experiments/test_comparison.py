@@ -116,6 +116,37 @@ def test_what_is_no_variant_of_the_paper_does_not_set_the_equal_time():
     assert "| PLD, by batch, θ = 0.7 | 5.500 |" in choices_table(compared)
 
 
+def cells(text, label):
+    return next(line.split(" | ") for line in text.splitlines() if line.startswith(f"| {label} |"))
+
+
+def test_a_figure_says_of_how_many_runs_it_is_where_that_is_not_all():
+    pld = {1: curve([5.1, 4.0], [40, 80]), 2: curve([5.5, 5.3], [40, 80]), 3: curve([5.0, 3.9], [40, 80])}
+    post = {1: curve([6.0, 5.0], [50, 100]), 2: curve([6.0, 5.2], [50, 100])}
+    compared = compare({"post_ln": post, "pld_batch": pld})
+    # Seed 3 has no baseline; of the two that have, seed 1 alone reaches its loss, after 40 + 40 × 0.1 / 1.1 s.
+    speed = f"{100 / (40 + 4 / 1.1):.2f} × (1 of 2)"
+    row = cells(table(compared), "PLD, by batch")
+    assert row[4:] == ["0.800 ± 0.000 (2 of 3)", "1.000 ± 0.000 (2 of 3)", speed, "3 |"]
+    assert cells(short_table(compared), "PLD, by batch")[3:] == ["0.80 ± 0.00 (2 of 3)", f"{speed} |"]
+    assert cells(choices_table(compared), "PLD, by batch")[3:] == ["0.80 ± 0.00 (2 of 3)", speed, "3 |"]
+    # With the one seed that reaches it, two runs were not compared.
+    compared = compare({"post_ln": {1: post[1]}, "pld_batch": pld})
+    assert cells(table(compared), "PLD, by batch")[6] == speed.replace("1 of 2", "1 of 1")
+
+
+def test_a_mean_at_equal_time_says_how_many_runs_lasted_until_then():
+    runs = {
+        "post_ln": {seed: curve([6.0, 5.0], [50, 100]) for seed in (1, 2, 3)},
+        "theta_0_7": {1: curve([6.0, 5.5], [45, 90]), 2: curve([6.0, 5.4], [45, 90]), 3: curve([6.0, 5.3], [52, 104])},
+        "keep_first_block": {seed: curve([6.0, 5.5], [30, 60]) for seed in (1, 2, 3)},
+    }
+    text = table(compare(runs), "paper", "choices")
+    at_100 = 6.0 - 0.7 * 48 / 52
+    assert cells(text, "PLD, by batch, θ = 0.7")[1:3] == ["5.400 ± 0.100", f"{at_100:.3f} (1 of 3)"]
+    assert cells(text, "PLD, by batch, first block kept")[1:3] == ["5.500 ± 0.000", "–"]
+
+
 def test_one_run_has_no_deviation():
     assert figure({"mean": 1.25, "deviation": 0.0, "n": 1}, 2) == "1.25"
     assert figure(None, 2) == "–"
