@@ -80,7 +80,19 @@ def test_a_loss_that_is_never_reached_has_no_interval():
     assert "| PLD by sample: 24 % less time a sample than Post-LN | 20.0 % | 20.0 … 20.0 | 2 | less |" in lines
 
 
-def test_runs_without_an_evaluation_in_time_are_left_out():
+def test_a_pair_without_an_evaluation_in_time_is_counted_and_has_no_part_in_the_mean():
+    # At 70 s, where PLD ends, Post-LN of seed 2 has not been evaluated yet, and that of seed 1 is at 5.6.
+    post = {1: curve([6.0, 5.0], [50, 100]), 2: curve([5.0], [100])}
+    found = by_text({"post_ln": post, "pld_batch": {seed: curve([5.0, 4.0], [35, 70]) for seed in (1, 2)}})
+    one = found["PLD by batch: below Post-LN after as much time"]
+    assert one["values"] == [pytest.approx(4.0 - 5.6), None]
+    assert (one["mean"], one["verdict"]) == (pytest.approx(4.0 - 5.6), "reached by 1 of 2")
+    line = f"| {one['claim']} | -1.600 | – | 2 | reached by 1 of 2 |"
+    assert line in claims_table(list(found.values())).splitlines()
+
+
+def test_claims_of_which_no_pair_says_anything_are_whole_json():
     found = by_text({"post_ln": {1: curve([5.0], [100])}, "pld_batch": {1: curve([5.0], [80])}})
-    assert found["PLD by batch: below Post-LN after as much time"]["values"] == [None]
+    one = found["PLD by batch: below Post-LN after as much time"]
+    assert (one["values"], one["mean"], one["low"], one["high"]) == ([None], None, None, None)
     assert json.dumps(found, allow_nan=False)
