@@ -31,6 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bert_pld.cli import make_parser, run
 from data_prep.sentences import split_sentences
 
 END, EITHER = "‖", "¦"
@@ -110,14 +111,31 @@ def boundaries(parts: list[str], text: str) -> set[int]:
     return starts - {0, len(bare)}
 
 
+def read_text(path: Path) -> str:
+    """A file's text; ValueError where it is not UTF-8 or white space alone."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: must be UTF-8 ({error})") from error
+    if not text.strip():
+        raise ValueError(f"{path}: holds nothing but white space; must hold at least one line of text")
+    return text
+
+
 def read_gold(path: Path) -> list[dict[str, Any]]:
     """Items with `register`, the bare `text`, `ends` and `either` (as `boundaries` counts) and `phenomenon` by gap.
 
     Raises:
-        ValueError: an item without its three texts.
+        ValueError: no JSON list of items, one without its three texts, or no boundary in any.
     """
+    try:
+        marked_items = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: no JSON ({error})") from error
+    if not isinstance(marked_items, list):
+        raise ValueError(f"{path}: must be a JSON list of items")
     items = []
-    for number, item in enumerate(json.loads(path.read_text(encoding="utf-8")), 1):
+    for number, item in enumerate(marked_items, 1):
         if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("id", "register", "text")):
             raise ValueError(f"{path}: item {number}: must be an object with id, register and text")
         marked = item["text"]
@@ -132,6 +150,8 @@ def read_gold(path: Path) -> list[dict[str, Any]]:
                 "phenomenon": phenomena(text),
             }
         )
+    if not any(item["ends"] for item in items):
+        raise ValueError(f"{path}: marks no boundary; must have at least one {END} between two sentences")
     return items
 
 
@@ -225,18 +245,16 @@ def _seconds(name: str, segment: Segmenter, documents: list[list[str]]) -> float
     start = time.process_time()
     for text in texts:
         segment(text)
-    return time.process_time() - start
+    # Where the clock is coarse, a few words take none of its ticks.
+    return max(time.process_time() - start, time.get_clock_info("process_time").resolution)
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Measure, print the table, write the figures where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gold", type=Path, required=True, action="append", metavar="FILE", help="may be repeated")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="text for the speed (default: no speed is measured)")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each segmenter (default 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file too")
-    parser.add_argument("--faults", metavar="NAME", help="print the paragraphs that this segmenter gets wrong")
-    options = parser.parse_args()
+    if options.repeats < 1:
+        raise ValueError(f"--repeats {options.repeats}: must be >= 1")
+    text = None if options.text is None else read_text(options.text)
+    golds = [(path.stem, read_gold(path)) for path in options.gold]
     segmenters, missing = {}, []
     for name, make in SEGMENTERS.items():
         try:
@@ -248,19 +266,17 @@ def main() -> None:
         "packages": {name: importlib.metadata.version(name) for name in segmenters if name != "data_prep"},
         "gold": {},
     }
-    for path in options.gold:
-        gold = read_gold(path)
+    for stem, gold in golds:
         figures = {name: measure_accuracy(of, gold, show=name == options.faults) for name, of in segmenters.items()}
-        result["gold"][path.stem] = {
+        result["gold"][stem] = {
             "paragraphs": len(gold),
             "paragraphs_by_register": dict(sorted(Counter(item["register"] for item in gold).items())),
             "boundaries": sum(len(item["ends"]) for item in gold),
             "gaps_by_phenomenon": dict(Counter(kind for item in gold for kind in item["phenomenon"].values())),
             "segmenters": figures,
         }
-        print(f"{path.stem}: {len(gold)} paragraphs; by phenomenon: missed + wrong\n{_table(figures)}")
-    if options.text is not None:
-        text = options.text.read_text(encoding="utf-8")
+        print(f"{stem}: {len(gold)} paragraphs; by phenomenon: missed + wrong\n{_table(figures)}")
+    if text is not None:
         result["speed_text_bytes"] = len(text.encode())
         result["speed"] = measure_speed(segmenters, text, options.repeats)
         for name, of in result["speed"].items():
@@ -283,5 +299,20 @@ def _table(figures: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Gold files, a text, and where figures go."""
+    parser = make_parser(
+        "scripts.compare_segmenters",
+        __doc__,
+        "python scripts/compare_segmenters.py --gold development.json --text sample.txt --json figures.json",
+    )
+    parser.add_argument("--gold", type=Path, required=True, action="append", metavar="FILE", help="may be repeated")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="text for the speed (default: no speed is measured)")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each segmenter (default 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file too")
+    parser.add_argument("--faults", metavar="NAME", choices=SEGMENTERS, help="print the paragraphs it gets wrong")
+    return parser
+
+
 if __name__ == "__main__":
-    main()
+    run(main, build_parser())

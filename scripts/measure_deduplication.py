@@ -15,12 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
+from bert_pld.cli import make_parser, run
 from data_prep.clean import clean_text, drop_reason
 from data_prep.duplicates import Comparisons, Duplicates, cluster_near, find_exact, find_near, join_exact
 from data_prep.sources import KINDS, Source
 from data_prep.spool import write_spool
 
 PLANTED = 0.1
+FEWEST = round(1 / PLANTED)
+"""Documents of which one can be planted."""
 
 
 def edited(draw: random.Random, text: str, rate: float, words: list[str]) -> str:
@@ -53,24 +56,36 @@ def removed(texts: list[str], similarity: float) -> tuple[set[int], set[int]]:
         return exact, set(np.flatnonzero(~Duplicates(build_dir).kept(0, len(texts))).tolist())
 
 
-def main() -> None:
+def check(options: argparse.Namespace) -> None:
+    """Raise ValueError for a share that is none."""
+    for flag, values in (("--similarity", [options.similarity]), ("--rates", options.rates)):
+        for value in values:
+            if not 0.0 < value <= 1.0:
+                raise ValueError(f"{flag} {value:g}: must be above 0 and at most 1")
+
+
+def require_enough(documents: int, what: str) -> None:
+    """Raise ValueError where too few are left to plant any."""
+    if documents < FEWEST:
+        raise ValueError(f"{what}: {documents} documents; must be at least {FEWEST}, of which one is planted")
+
+
+def main(options: argparse.Namespace) -> None:
     """Plant, remove, count."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", action="append", required=True, metavar="KIND=WHERE")
-    parser.add_argument("--similarity", type=float, default=0.6)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.02, 0.03], help="shares of words changed")
-    parser.add_argument("--fewest_words", type=int, nargs="+", default=[0, 60], help="only documents as long as this")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    check(options)
     pieces = [piece for source in options.source for piece in Source.parse(source).pieces()]
     every = (clean_text(document.text) for piece in pieces for document in KINDS[piece.kind].read_piece(piece))
     everything = [text for text in every if not drop_reason(text)]
+    require_enough(len(everything), f"--source {' '.join(options.source)}")
     exact, own = removed(everything, options.similarity)
     natural = [text for place, text in enumerate(everything) if place not in own]
+    lengths = [len(text.split()) for text in natural]
+    for fewest in options.fewest_words:
+        require_enough(sum(length >= fewest for length in lengths), f"--fewest_words {fewest}")
     results = []
     print(f"{len(everything):,} documents, of which {len(exact):,} are copies and {len(own - exact):,} nearly so")
     for fewest in options.fewest_words:
-        texts = [text for text in natural if len(text.split()) >= fewest]
+        texts = [text for text, length in zip(natural, lengths, strict=True) if length >= fewest]
         for rate in options.rates:
             draw = random.Random(0)
             words = [word for text in draw.sample(texts, min(len(texts), 500)) for word in text.split()]
@@ -95,5 +110,20 @@ def main() -> None:
         options.json.write_text(json.dumps({**summary, "similarity": options.similarity, "planted": results}, indent=2))
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Sources, and what is planted among them."""
+    parser = make_parser(
+        "scripts.measure_deduplication",
+        __doc__,
+        "python scripts/measure_deduplication.py --source wikiextractor=extracted/ --source books=novels/",
+    )
+    parser.add_argument("--source", action="append", required=True, metavar="KIND=WHERE")
+    parser.add_argument("--similarity", type=float, default=0.6)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.02, 0.03], help="shares of words changed")
+    parser.add_argument("--fewest_words", type=int, nargs="+", default=[0, 60], help="only documents as long as this")
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
 if __name__ == "__main__":
-    main()
+    run(main, build_parser())

@@ -1,10 +1,12 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from bert_pld import cli
 from data_prep.sentences import LANGUAGES, check_language, split_sentences
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +104,41 @@ def test_the_comparison_writes_figures_for_every_gold_file_and_names_the_fault_o
     gold.write_text('[{"id": "1", "text": "x"}]')
     with pytest.raises(ValueError, match="made_up.json: item 1: must be an object with id, register and text"):
         compare_segmenters.read_gold(gold)
+
+
+def test_what_the_comparison_cannot_measure_is_one_line(gold, tmp_path, capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(compare_segmenters.main, compare_segmenters.build_parser(), list(map(str, arguments)))
+        return stopped.value.code, *capsys.readouterr()
+
+    whole = '[{"id": "1", "register": "r", "text": "All of it."}]'
+    files = {"blank": "\n \n", "empty_list": "[]", "unmarked": whole, "number": "3", "torn": whole[:20]}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "latin").write_bytes("‖ é".encode("utf-16"))
+    for arguments, message in (
+        (["--gold", gold, "--text", tmp_path / "blank"], "blank: holds nothing but white space; must hold"),
+        (["--gold", gold, "--text", tmp_path / "latin"], "latin: must be UTF-8"),
+        (["--gold", tmp_path / "empty_list"], "empty_list: marks no boundary; must have at least one ‖"),
+        (["--gold", tmp_path / "unmarked"], "unmarked: marks no boundary"),
+        (["--gold", tmp_path / "number"], "number: must be a JSON list of items"),
+        (["--gold", tmp_path / "torn"], "torn: no JSON"),
+        (["--gold", tmp_path / "nowhere"], "No such file or directory"),
+        (["--gold", gold, "--repeats", 0], "--repeats 0: must be >= 1"),
+    ):
+        code, printed, errors = run(*arguments)
+        assert (code, printed) == (1, "")
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1
+        assert message in errors
+
+
+def test_a_text_that_takes_no_tick_of_a_coarse_clock_has_the_speed_of_one_tick(monkeypatch):
+    monkeypatch.setattr(time, "process_time", lambda: 7.0)
+    tick = time.get_clock_info("process_time").resolution
+    rates = compare_segmenters.measure_speed({"data_prep": lambda text: [text]}, "Hm.", 2)["data_prep"]
+    assert rates == {key: pytest.approx(4 / tick / 1e6) for key in ("mb_per_s", "mb_per_s_least", "mb_per_s_most")}
 
 
 @pytest.mark.parametrize(
