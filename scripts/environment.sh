@@ -28,7 +28,14 @@ if [ ! -f "$environment_stamp" ]; then
         }
     fi
     echo "installing into $environment_dir${BERT_PLD_WHEELHOUSE:+ from $BERT_PLD_WHEELHOUSE}"
-    [ -x "$environment_dir/bin/python" ] || "${PYTHON:-python3}" -m venv "$environment_dir"
+    if ! [ -x "$environment_dir/bin/python" ]; then
+        "${PYTHON:-python3}" -m venv "$environment_dir"
+    elif [ -f "$environment_dir/pyvenv.cfg" ] && ! "$environment_dir/bin/python" -m pip --version >/dev/null 2>&1; then
+        # Killed while it was made: what is there of pip would pass for the whole of it. Nothing else is removed.
+        rm -rf "$environment_dir"/lib/python3*/site-packages/{pip,setuptools}{,-*} \
+            "$environment_dir"/lib/python3*/site-packages/{pkg_resources,_distutils_hack}
+        "${PYTHON:-python3}" -m venv "$environment_dir"
+    fi
     environment_pip() {
         (
             [ ${#environment_from[@]} -eq 0 ] || { unset PIP_FIND_LINKS && export PIP_CONFIG_FILE=/dev/null; }
