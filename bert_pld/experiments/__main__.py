@@ -13,6 +13,7 @@ from typing import Any
 
 from bert_pld.cli import make_parser, run
 from bert_pld.experiments.variants import BASELINE, CHOICES, CONFIGS, VARIANTS, load_scale
+from bert_pld.hardware import processor_name
 
 CONDITIONS = "conditions.json"
 
@@ -114,7 +115,7 @@ def describe(options: argparse.Namespace, seq_length: int, gpus: int, at_once: i
     ).stdout.strip()
     return {
         "device": "gpu" if gpus else "cpu",
-        "hardware": torch.cuda.get_device_name(0) if gpus else _processor(),
+        "hardware": torch.cuda.get_device_name(0) if gpus else processor_name(),
         "processors": len(os.sched_getaffinity(0)),
         "runs_at_once": at_once,
         "versions": {
@@ -143,14 +144,6 @@ def describe_data(data_dir: Path, seq_length: int) -> dict[str, Any]:
         "vocabulary_size": manifest.attributes.vocabulary_size,
         "fingerprint": manifest.fingerprint(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _summarize(options: argparse.Namespace) -> int:
