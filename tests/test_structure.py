@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A package imports only from itself and from those before it.
 LAYERS = [
     "counter_rng",
+    "hardware",
     "config_blocks",
     "config_secrets",
     "config",
