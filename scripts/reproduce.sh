@@ -17,8 +17,15 @@ cd "$(dirname "$0")/.."
 scale="${1:-}"
 seeds="${2:-}"
 case "$scale" in
-cpu) vocab=1024 seq_lengths=(32 64) seeds="${seeds:-3}" ;;
-gpu) vocab=30522 seq_lengths=(128) seeds="${seeds:-1}" ;;
+cpu)
+    vocab=1024 seq_lengths=(32 64) seeds="${seeds:-3}"
+    choices=(keep_first_block_sample keep_first_block keep_first_block_theta_0_7 keep_first_block_theta_0_3
+        gamma_a_tenth theta_0_7)
+    ;;
+gpu)
+    vocab=30522 seq_lengths=(128) seeds="${seeds:-1}"
+    choices=(keep_first_block_sample keep_first_block gamma_a_tenth)
+    ;;
 *)
     echo "error: '$scale': must be cpu or gpu; usage: bash scripts/reproduce.sh cpu|gpu [SEEDS]" >&2
     exit 1
@@ -55,7 +62,7 @@ python -m data_prep build --source "$wikipedia" --source "$books" --vocab_size "
     --seq_length "${seq_lengths[@]}" --workers "$(nproc)" --output_dir "$out/corpus"
 python -m bert_pld.experiments run --scale "$scale" --data_dir "$out/corpus" --output_dir "$out/runs" --seeds "$seeds"
 python -m bert_pld.experiments run --scale "$scale" --data_dir "$out/corpus" --output_dir "$out/runs" --seeds "$seeds" \
-    --variants keep_first_block_sample keep_first_block gamma_a_tenth
+    --variants post_ln_high_lr uniform_dropping time_only depth_only "${choices[@]}"
 python -m bert_pld.experiments summarize "$out/runs" --json "$out/paper_$scale.json" --plot "$out/paper_$scale.png" \
     --time_plot "$out/paper_${scale}_time.png"
 
