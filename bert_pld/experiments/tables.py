@@ -61,8 +61,9 @@ def choices_table(comparison: dict[str, Any]) -> str:
     """Markdown of what a user can choose, beside Pre-LN at the same rate and PLD as the paper has it."""
     beside = ("pre_ln_high_lr", "pld_batch", "pld_sample")
     lines = [
-        f"| | held-out loss | executed blocks | time a sample | to {_baseline(comparison)}'s loss | runs |",
-        "|---|---|---|---|---|---|",
+        "| | held-out loss | executed blocks | FLOPs a sample | time a sample"
+        f" | to {_baseline(comparison)}'s loss | runs |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in comparison["rows"]:
         loss = row["loss_at_equal_samples"]
@@ -71,6 +72,7 @@ def choices_table(comparison: dict[str, Any]) -> str:
                 row["label"],
                 figure(loss, 3),
                 figure(row["kept_blocks"], 2),
+                _ratio(comparison, row, "flops_a_sample", 2),
                 _ratio(comparison, row, "time_a_sample", 2),
                 _speed(comparison, row),
                 f"{loss['n']}",

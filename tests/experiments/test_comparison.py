@@ -104,7 +104,7 @@ def test_short_tables_have_what_was_trained_to_its_end(compared):
     assert [line.split(" | ")[0] for line in short.splitlines()[2:]] == ["| Post-LN", "| PLD, by batch"]
     assert short.splitlines()[2].endswith("| 1 | 1 × |")
     assert choices.splitlines()[2:] == [
-        "| PLD, by batch | 4.200 ± 0.283 | 4.00 ± 0.00 | 0.80 ± 0.00 | 2.27 ± 0.03 × | 2 |"
+        "| PLD, by batch | 4.200 ± 0.283 | 4.00 ± 0.00 | 0.75 ± 0.00 | 0.80 ± 0.00 | 2.27 ± 0.03 × | 2 |"
     ]
 
 
@@ -129,7 +129,8 @@ def test_a_figure_says_of_how_many_runs_it_is_where_that_is_not_all():
     row = cells(table(compared), "PLD, by batch")
     assert row[4:] == ["0.800 ± 0.000 (2 of 3)", "1.000 ± 0.000 (2 of 3)", speed, "3 |"]
     assert cells(short_table(compared), "PLD, by batch")[3:] == ["0.80 ± 0.00 (2 of 3)", f"{speed} |"]
-    assert cells(choices_table(compared), "PLD, by batch")[3:] == ["0.80 ± 0.00 (2 of 3)", speed, "3 |"]
+    ratios = ["1.00 ± 0.00 (2 of 3)", "0.80 ± 0.00 (2 of 3)"]
+    assert cells(choices_table(compared), "PLD, by batch")[3:] == [*ratios, speed, "3 |"]
     # With the one seed that reaches it, two runs were not compared.
     compared = compare({"post_ln": {1: post[1]}, "pld_batch": pld})
     assert cells(table(compared), "PLD, by batch")[6] == speed.replace("1 of 2", "1 of 1")
