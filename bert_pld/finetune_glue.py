@@ -6,12 +6,13 @@ import argparse
 import itertools
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bert_pld.cli import make_parser, run_as_rank
 from bert_pld.glue.tasks import DIAGNOSTIC, TASKS, Task, find_tasks
@@ -88,20 +89,20 @@ def main(options: argparse.Namespace) -> int:
     for rate in options.learning_rates or ():
         if not 0 < rate < 1:
             raise ValueError(f"--learning_rates {rate:g}: must be in (0, 1)")
-    finetune_all(options, tasks)
-    if os.environ.get("RANK", "0") == "0":
-        summary = summarize(options.output_dir)
-        text = table({options.output_dir.resolve().name: summary})
-        (options.output_dir / f"{SUMMARY}.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        (options.output_dir / f"{SUMMARY}.md").write_text(text, encoding="utf-8")
-        print(text, end="")
+    without = finetune_all(options, tasks)
+    if without:
+        raise ValueError(
+            f"{', '.join(without)}: at each learning rate a fine-tuning diverged, so none has a score with every seed;"
+            " give lower --learning_rates"
+        )
     return 0
 
 
-def finetune_all(options: argparse.Namespace, tasks: list[Task]) -> None:
-    """Every task, learning rate and seed."""
+def finetune_all(options: argparse.Namespace, tasks: list[Task]) -> list[str]:
+    """Every task, learning rate and seed; return the tasks of which no rate has a score with every seed."""
     import torch.distributed as dist
 
+    from bert_pld.glue.divergence import scored_rates
     from bert_pld.glue.encoder import load_encoder
     from bert_pld.glue.finetuning import Settings
     from bert_pld.train.run import join_process_group
@@ -120,14 +121,21 @@ def finetune_all(options: argparse.Namespace, tasks: list[Task]) -> None:
         settings.check(dist.get_world_size(), device.type)
         with hugging_face_folder(options.model) as folder:
             encoder = load_encoder(folder, settings.max_seq_length, options.from_scratch, settings.dropout)
-            for task in tasks:
-                finetune_task(options, task, encoder, settings, device)
+            results = {task.name: finetune_task(options, task, encoder, settings, device) for task in tasks}
+        try:
+            if dist.get_rank() == 0:
+                write_summary(options.output_dir)
+        finally:
+            dist.barrier()  # a rank that leaves with an error ends the others
+        return [name for name, of_task in results.items() if not scored_rates(of_task)]
     finally:
         dist.destroy_process_group()
 
 
-def finetune_task(options: argparse.Namespace, task: Task, encoder: Encoder, settings: Settings, device: Any) -> None:
-    """Every learning rate and seed of one task."""
+def finetune_task(
+    options: argparse.Namespace, task: Task, encoder: Encoder, settings: Settings, device: Any
+) -> list[dict[str, Any]]:
+    """Every learning rate and seed of one task; return their results, those of earlier calls too."""
     import torch.distributed as dist
 
     from bert_pld.config import read_json
@@ -148,13 +156,16 @@ def finetune_task(options: argparse.Namespace, task: Task, encoder: Encoder, set
         (rate, seed, result_folder(options.output_dir, task, options.model, rate, seed, settings, **conditions))
         for rate, seed in itertools.product(dict.fromkeys(rates), dict.fromkeys(options.seeds))
     ]
-    todo = [(rate, seed, place) for rate, seed, place in wanted if place.read() is None]
-    say(f"{task.name}: {len(wanted)} fine-tunings, {len(wanted) - len(todo)} of them done")
-    if not todo:
-        return
+    found = [place.read() for _, _, place in wanted]
+    results = [result for result in found if result is not None]
+    say(f"{task.name}: {len(wanted)} fine-tunings, {len(results)} of them done")
+    for result in results:
+        warn_of_divergence(result)
+    if len(results) == len(wanted):
+        return results
     data = read_task(task, DIAGNOSTIC if task.name == "MNLI" else None, options.glue_dir, encoder.tokenizer, settings)
     say(f"{task.name}: {data.describe()}")
-    for rate, seed, place in todo:
+    for rate, seed, place in (one for one, result in zip(wanted, found, strict=True) if result is None):
         began = time.perf_counter()
         outcome = finetune(
             encoder.classifier(task, seed),
@@ -169,21 +180,45 @@ def finetune_task(options: argparse.Namespace, task: Task, encoder: Encoder, set
             device=device,
             deepspeed_config=more,
         )
+        results.append(place.describe(task, outcome, data.left_out, time.perf_counter() - began))
         if dist.get_rank() == 0:
-            place.write(task, outcome, data.left_out, time.perf_counter() - began)
-        scores = ", ".join(
-            f"{split} {metric} {value:.1f}"
-            for split, values in outcome.scores.items()
-            for metric, value in values.items()
-        )
-        say(f"{task.name}, lr {rate:g}, seed {seed}: {scores} (epoch {outcome.best_epoch} of {settings.epochs})")
+            place.write(task, results[-1], outcome.predictions)
+        if outcome.best_epoch is None:
+            warn_of_divergence(results[-1])
+        else:
+            scores = ", ".join(
+                f"{split} {metric} {value:.1f}"
+                for split, values in outcome.scores.items()
+                for metric, value in values.items()
+            )
+            say(f"{task.name}, lr {rate:g}, seed {seed}: {scores} (epoch {outcome.best_epoch} of {settings.epochs})")
         dist.barrier()
+    return results
 
 
-def say(text: str) -> None:
+def write_summary(output_dir: Path) -> None:
+    """Write and print the table of all that the folder holds."""
+    from bert_pld.glue.summary import summarize, table
+
+    summary = summarize(output_dir)
+    text = table({output_dir.resolve().name: summary})
+    (output_dir / f"{SUMMARY}.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    (output_dir / f"{SUMMARY}.md").write_text(text, encoding="utf-8")
+    print(text, end="", flush=True)
+
+
+def say(text: str, file: TextIO | None = None) -> None:
     """A line for whoever watches."""
     if os.environ.get("RANK", "0") == "0":
-        print(text, flush=True)
+        print(text, file=file, flush=True)
+
+
+def warn_of_divergence(result: dict[str, Any]) -> None:
+    """A line on stderr about a result that has no score."""
+    from bert_pld.glue.divergence import diverged, warning
+
+    if diverged(result):
+        say(warning(result), sys.stderr)
 
 
 @contextmanager

@@ -132,6 +132,10 @@ def main(options: argparse.Namespace) -> int:
                 pad_id=encoder.pad_id,
                 device=device,
             )
+            if outcome.diverged_at_step is not None:
+                raise ValueError(
+                    f"{task.name}, seed {seed}: diverged at step {outcome.diverged_at_step}; no comparison"
+                )
             figures["bert_pld"].append(statistics.fmean(map(mean_score, outcome.scores.values())))
             figures["trainer"].append(by_trainer(encoder, task, data, options.learning_rate, seed, settings))
             print(f"{task.name}, seed {seed}: {figures['bert_pld'][-1]:.1f} ours, {figures['trainer'][-1]:.1f} Trainer")

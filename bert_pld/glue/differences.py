@@ -53,7 +53,7 @@ def differences_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _cell(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> str:
-    if first is None or second is None:
+    if first is None or second is None or first["score"] is None or second["score"] is None:
         return "–"
     value, *ends = difference(first["score"], second["score"])
     if not ends:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def draw(summaries: dict[str, dict[str, Any]], output: Path) -> None:
     for axes, name in zip(panels, names, strict=True):
         for place, (model, summary) in enumerate(summaries.items()):
             if name in summary["tasks"]:
-                score = summary["tasks"][name]["score"]
+                score = summary["tasks"][name]["score"] or {"mean": math.nan, "deviation": math.nan}
                 axes.errorbar(
                     place, score["mean"], score["deviation"], fmt="o", color=f"C{place}", capsize=4, label=model
                 )

@@ -73,12 +73,16 @@ class Outcome:
 
     epochs: list[dict[str, Any]]
     """Per epoch: training loss, dev scores by split, seconds."""
-    best_epoch: int
-    """From 1."""
+    best_epoch: int | None
+    """From 1; None after a divergence."""
     scores: dict[str, dict[str, float]]
-    """Dev split → metric → value × 100, of the best epoch."""
+    """Dev split → metric → value × 100, of the best epoch; empty after a divergence."""
     predictions: dict[str, NDArray[np.float64]]
-    """The leaderboard's file → classes or scores, of the best epoch; empty on ranks but 0."""
+    """The leaderboard's file → classes or scores, of the best epoch; empty on ranks but 0, and after a divergence."""
+    steps: int
+    """Of all epochs."""
+    diverged_at_step: int | None = None
+    """The first, from 1, whose loss, or the weights after it, were not finite; its epoch is the last and not listed."""
 
 
 def linear_schedule(step: int, steps: int, warmup_share: float) -> float:
@@ -118,34 +122,23 @@ def finetune(
         device: of this rank.
         deepspeed_config: further keys for DeepSpeed, such as `zero_optimization`.
 
-    Raises:
-        ValueError: the loss is not finite.
+    Returns:
+        The outcome, alike on every rank but for the answers; a divergence is one too.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    lengths = np.array([len(row) for row in train.input_ids])
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
     engine = _make_engine(model, learning_rate, steps, settings, world_size, deepspeed_config)
     epochs: list[dict[str, Any]] = []
     best: tuple[float, int] = (-math.inf, 0)
     predictions: dict[str, NDArray[np.float64]] = {}
     for epoch in range(settings.epochs):
-        began, losses = time.perf_counter(), torch.zeros((), device=device)
-        batches = training_order(lengths, settings.batch_size, seed, epoch)
-        engine.train()
-        for number, rows in enumerate(batches):
-            seed_dropout(seed, epoch * len(batches) + number, 0, rank)
-            inputs, labels = collate(train, rows[rank::world_size], pad_id, device, classes=not task.is_regression)
-            assert labels is not None
-            loss = loss_of(engine(**inputs).logits, labels)
-            engine.backward(loss)
-            engine.step()
-            losses += loss.detach().float()
-        dist.all_reduce(losses)
-        mean_loss = float(losses) / len(batches) / world_size
-        if not math.isfinite(mean_loss):
-            raise ValueError(
-                f"{task.name}, lr {learning_rate:g}, seed {seed}: the loss is not finite in epoch {epoch + 1}"
-            )
+        began = time.perf_counter()
+        losses = _train_epoch(engine, task, train, epoch, seed, settings, pad_id, device)
+        if not np.isfinite(losses).all():
+            first = min(int(np.argmin(np.isfinite(losses))), len(losses) - 2)
+            engine.destroy()
+            return Outcome(epochs, None, {}, {}, steps, epoch * (len(losses) - 1) + first + 1)
+        mean_loss = float(losses[:-1].mean())
         scores = {name: _score_split(engine, task, split, settings, pad_id, device) for name, split in dev.items()}
         value = sum(map(mean_score, scores.values())) / len(scores)
         seconds = round(time.perf_counter() - began, 2)
@@ -158,7 +151,46 @@ def finetune(
         elif settings.patience is not None and epoch - best[1] >= settings.patience:
             break
     engine.destroy()
-    return Outcome(epochs, best[1] + 1, epochs[best[1]]["dev"], predictions if rank == 0 else {})
+    return Outcome(epochs, best[1] + 1, epochs[best[1]]["dev"], predictions if rank == 0 else {}, steps)
+
+
+def _train_epoch(
+    engine: Any,
+    task: Task,
+    train: Encoded,
+    epoch: int,
+    seed: int,
+    settings: Settings,
+    pad_id: int,
+    device: torch.device,
+) -> NDArray[np.float64]:
+    """Each step's loss, the mean over ranks; in the end 0, or NaN where a weight is not finite. `[steps + 1]`
+
+    The host waits for the device once, after the last step.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    lengths = np.array([len(row) for row in train.input_ids])
+    batches = training_order(lengths, settings.batch_size, seed, epoch)
+    losses = torch.zeros(len(batches) + 1, device=device)
+    engine.train()
+    for number, rows in enumerate(batches):
+        seed_dropout(seed, epoch * len(batches) + number, 0, rank)
+        inputs, labels = collate(train, rows[rank::world_size], pad_id, device, classes=not task.is_regression)
+        assert labels is not None
+        loss = loss_of(engine(**inputs).logits, labels)
+        losses[number] = loss.detach()
+        engine.backward(loss)
+        try:
+            engine.step()
+        except Exception as error:
+            if "loss scale already at minimum" not in str(error):
+                raise
+            losses[number] = torch.nan  # fp16 that overflows at any scale, which ranks find out together
+            break
+    weights_are_finite = torch.stack([weight.isfinite().all() for weight in engine.module.parameters()]).all()
+    losses[-1] = torch.where(weights_are_finite, 0.0, torch.nan)
+    dist.all_reduce(losses)
+    return losses.double().cpu().numpy() / world_size
 
 
 def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -49,24 +49,28 @@ class ResultFolder:
             )
         return found
 
-    def write(self, task: Task, outcome: Outcome, left_out: Mapping[str, int], seconds: float) -> dict[str, Any]:
-        """Write answers first, then the result, which says that all is there."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        for name, answers in outcome.predictions.items():
-            write_predictions(self.path / name, task, answers)
-        result = {
+    def describe(self, task: Task, outcome: Outcome, left_out: Mapping[str, int], seconds: float) -> dict[str, Any]:
+        """The result as it is written."""
+        return {
             "task": task.name,
             "model": self.model,
             "conditions": self.conditions,
             "versions": _versions(),
+            "steps": outcome.steps,
+            "diverged_at_step": outcome.diverged_at_step,
             "best_epoch": outcome.best_epoch,
             "dev": outcome.scores,
             "epochs": outcome.epochs,
             "left_out_rows": dict(left_out),
             "seconds": round(seconds, 1),
         }
+
+    def write(self, task: Task, result: Mapping[str, Any], predictions: Mapping[str, NDArray[np.float64]]) -> None:
+        """Write answers first, then the result, which says that all is there."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name, answers in predictions.items():
+            write_predictions(self.path / name, task, answers)
         write_atomically(self.path / RESULT, json.dumps(result, indent=2) + "\n")
-        return result
 
 
 def _versions() -> dict[str, str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bert_pld.glue.divergence import by_learning_rate, diverged, scored_rates
 from bert_pld.glue.metrics import mean_score
 from bert_pld.glue.results import RESULT
 from bert_pld.glue.tasks import TASKS, Task
@@ -19,8 +20,8 @@ def summarize(output_dir: Path) -> dict[str, Any]:
     """Figures of all fine-tunings below a folder.
 
     The learning rate with the best mean over seeds (of the mean over metrics and dev splits) is a task's, of the rates
-    that have been tried with most seeds; `mean` is the mean over tasks of the latter, WNLI left out as in the paper's
-    table.
+    that have been tried with most seeds and diverged with none; `mean` is the mean over tasks of the latter, WNLI left
+    out as in the paper's table. A task of which each rate diverged has no `score`, and there is no `mean`.
 
     Raises:
         ValueError: there are none.
@@ -32,32 +33,39 @@ def summarize(output_dir: Path) -> dict[str, Any]:
             tasks[name] = _of_task(task, results)
     if not tasks:
         raise ValueError(f"{output_dir}: holds no results of fine-tuning")
-    counted = [value["score"]["mean"] for name, value in tasks.items() if name != "WNLI"]
-    return {"tasks": tasks, "mean": statistics.fmean(counted) if counted else None}
+    scores = [value["score"] for name, value in tasks.items() if name != "WNLI"]
+    whole = scores and None not in scores
+    return {"tasks": tasks, "mean": statistics.fmean(score["mean"] for score in scores) if whole else None}
 
 
 def _of_task(task: Task, results: list[dict[str, Any]]) -> dict[str, Any]:
-    by_rate: dict[float, list[dict[str, Any]]] = {}
-    for result in results:
-        by_rate.setdefault(result["conditions"]["learning_rate"], []).append(result)
-    rates = {rate: statistics.fmean(map(_score, runs)) for rate, runs in by_rate.items()}
-    most = max(map(len, by_rate.values()))
-    best = max((rate for rate, runs in by_rate.items() if len(runs) == most), key=lambda rate: rates[rate])
-    runs = by_rate[best]
+    scored = scored_rates(results)
+    rates = {rate: statistics.fmean(map(_score, runs)) for rate, runs in scored.items()}
+    most = max(map(len, scored.values()), default=0)
+    best = max((rate for rate, runs in scored.items() if len(runs) == most), key=lambda rate: rates[rate], default=None)
+    runs = [] if best is None else scored[best]
     figures = {
         f"{split.name}/{metric}": _spread([run["dev"][split.name][metric] for run in runs])
         for split in task.dev
         for metric in task.metrics
+        if runs
     }
+    without = {f"{rate:g}": _seeds(filter(diverged, of)) for rate, of in sorted(by_learning_rate(results).items())}
     return {
         "learning_rate": best,
         "mean_by_learning_rate": {f"{rate:g}": value for rate, value in sorted(rates.items())},
-        "score": _spread([_score(run) for run in runs]),
+        "score": _spread([_score(run) for run in runs]) if runs else None,
         "metrics": figures,
-        "seeds": sorted(run["conditions"]["seed"] for run in runs),
-        "conditions": _shared([run["conditions"] for run in runs]),
-        "versions": _shared([run.get("versions", {}) for run in runs]),
+        "seeds": _seeds(runs),
+        "fine_tunings": len(results),
+        "diverged": {rate: seeds for rate, seeds in without.items() if seeds},
+        "conditions": _shared([run["conditions"] for run in runs or results]),
+        "versions": _shared([run.get("versions", {}) for run in runs or results]),
     }
+
+
+def _seeds(results: Iterable[dict[str, Any]]) -> list[int]:
+    return sorted(result["conditions"]["seed"] for result in results)
 
 
 def _shared(dictionaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -79,6 +87,8 @@ def _spread(values: Sequence[float]) -> dict[str, float | int]:
 
 def table(summaries: dict[str, dict[str, Any]]) -> str:
     """Markdown: a model a row, a task a column, `mean ± sample standard deviation` of the dev scores × 100.
+
+    Fine-tunings of a task that diverged, at whatever learning rate, are counted in its cell.
 
     Args:
         summaries: a model's name → what `summarize` gave. Without the same tasks in all there is no mean over tasks.
@@ -102,4 +112,6 @@ def _cell(task: dict[str, Any] | None) -> str:
         f"{value['mean']:.1f}" + (f" ± {value['deviation']:.1f}" if value["n"] > 1 else "")
         for value in task["metrics"].values()
     ]
-    return " / ".join(figures)
+    count = sum(map(len, task.get("diverged", {}).values()))
+    note = f" ({count} of {task['fine_tunings']} diverged)" if count else ""
+    return (" / ".join(figures) or "–") + note

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import SEQ_LENGTH, VOCABULARY, clean_environment, free_port, run_pretrain, small_config, write_corpus
+from finetune_runs import finetune, result_of
+from runs import SEQ_LENGTH, clean_environment
 
 from bert_pld.glue.batches import Encoded, collate, evaluation_rows, training_order
 from bert_pld.glue.encoder import identify_weights, load_encoder
@@ -22,54 +23,6 @@ from bert_pld.glue.summary import table
 from bert_pld.glue.tasks import TASKS
 
 COMPARISON = Path(__file__).parents[2] / "scripts" / "compare_with_trainer.py"
-SETTINGS = ["--epochs", "3", "--batch_size", "16", "--max_seq_length", "32", "--learning_rates", "3e-3"]
-
-
-@pytest.fixture(scope="module")
-def glue_dir(tmp_path_factory):
-    """SST-2's layout: a sentence is positive if it holds the word w7."""
-    folder, rng = tmp_path_factory.mktemp("glue") / "SST-2", np.random.default_rng(0)
-    folder.mkdir()
-    words = np.array([f"w{i}" for i in range(51) if i != 7])
-
-    def rows(count):
-        for _ in range(count):
-            sentence, positive = rng.choice(words, rng.integers(4, 12)), rng.integers(2)
-            if positive:
-                sentence[rng.integers(len(sentence))] = "w7"
-            yield " ".join(sentence), positive
-
-    for name, count in (("train", 400), ("dev", 101)):
-        lines = "".join(f"{sentence}\t{label}\n" for sentence, label in rows(count))
-        (folder / f"{name}.tsv").write_text(f"sentence\tlabel\n{lines}")
-    lines = "".join(f"{i}\t{sentence}\n" for i, (sentence, _) in enumerate(rows(7)))
-    (folder / "test.tsv").write_text(f"index\tsentence\n{lines}")
-    return folder.parent
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A run of ours of a few steps, without dropout, so that ranks can be compared."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    config = small_config(model={"hidden_dropout": 0.0, "attention_dropout": 0.0}, training={"max_steps": 4})
-    run_pretrain(config, write_corpus(folder / "corpus"), folder / "run")
-    return folder / "run"
-
-
-def finetune(glue_dir, model, output_dir, *arguments, ranks=1, expect=0):
-    launcher = [sys.executable, "-m"]
-    if ranks > 1:
-        deepspeed = Path(sys.executable).parent / "deepspeed"
-        launcher = [str(deepspeed), "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module"]
-    paths = ["--glue_dir", str(glue_dir), "--model", str(model), "--output_dir", str(output_dir)]
-    command = [*launcher, "bert_pld.finetune_glue", "--task", "SST-2", *paths, *SETTINGS, *arguments]
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=240)
-    assert done.returncode == expect, done.stderr[-3000:]
-    return done
-
-
-def result_of(output_dir, seed=1):
-    return json.loads((output_dir / "SST-2" / f"lr_0.003_seed_{seed}" / "result.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -261,22 +214,6 @@ def test_padding_is_masked():
     assert inputs["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
     assert inputs["token_type_ids"].tolist() == [[0, 0, 0], [0, 0, 1]]
     assert labels.tolist() == [0, 1]
-
-
-@pytest.fixture
-def exported(tmp_path):
-    """A folder of transformers', with its tokenizer, and the model in it."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordPiece
-    from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
-
-    config = BertConfig(vocab_size=len(VOCABULARY), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
-    config.intermediate_size, config.max_position_embeddings = 64, 64
-    model = BertForPreTraining(config)
-    model.save_pretrained(tmp_path)
-    words = WordPiece({t: i for i, t in enumerate(VOCABULARY)}, unk_token="[UNK]")
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), pad_token="[PAD]").save_pretrained(tmp_path)
-    return tmp_path, model
 
 
 def test_dropout_is_the_models_own_unless_given(exported):

@@ -10,16 +10,18 @@ from scipy.stats import ttest_ind
 
 from bert_pld.finetune_glue import build_parser, main
 from bert_pld.glue.differences import difference, differences_table
+from bert_pld.glue.drawing import draw
 from bert_pld.glue.summary import summarize, table
 
 
-def write_result(folder, task, rate, seed, **scores):
+def write_result(folder, task, rate, seed, diverged_at=None, **scores):
     place = folder / task / f"lr_{rate:g}_seed_{seed}"
     place.mkdir(parents=True)
     result = {
         "conditions": {"learning_rate": rate, "seed": seed, "epochs": 3},
         "versions": {"torch": "2"},
-        "dev": {"dev": scores},
+        "diverged_at_step": diverged_at,
+        "dev": {"dev": scores} if diverged_at is None else {},
     }
     (place / "result.json").write_text(json.dumps(result))
 
@@ -44,6 +46,32 @@ def test_the_best_learning_rate_counts_and_wnli_is_not_averaged(results):
 def test_a_rate_tried_with_fewer_seeds_does_not_win(results):
     write_result(results, "SST-2", 5e-4, 1, accuracy=99.0)
     assert summarize(results)["tasks"]["SST-2"]["learning_rate"] == 3e-4
+
+
+def test_a_rate_that_diverged_with_a_seed_does_not_win_though_it_was_tried_with_more(results):
+    for seed, accuracy in ((1, 99.0), (2, 99.0)):
+        write_result(results, "SST-2", 5e-4, seed, accuracy=accuracy)
+    write_result(results, "SST-2", 5e-4, 3, diverged_at=40)
+    summary = summarize(results)
+    task = summary["tasks"]["SST-2"]
+    assert (task["learning_rate"], task["score"]["mean"], task["score"]["n"]) == (3e-4, 72.0, 2)
+    assert task["mean_by_learning_rate"] == {"0.0001": 62.0, "0.0003": 72.0}
+    assert (task["diverged"], task["fine_tunings"]) == ({"0.0005": [3]}, 7)
+    assert "| 72.0 ± 2.8 (1 of 7 diverged) | 56.0 | 41.0 |" in table({"small": summary})
+
+
+def test_a_task_that_diverged_at_each_rate_has_no_score_and_takes_the_mean_along(results, tmp_path):
+    write_result(tmp_path / "bad", "SST-2", 1e-4, 1, accuracy=60.0)
+    write_result(tmp_path / "bad", "SST-2", 1e-4, 2, diverged_at=7)
+    write_result(tmp_path / "bad", "CoLA", 1e-4, 1, matthews=10.0)
+    write_result(tmp_path / "bad", "WNLI", 1e-4, 1, accuracy=56.0)
+    summaries = {"small": summarize(results), "bad": summarize(tmp_path / "bad")}
+    assert summaries["bad"]["tasks"]["SST-2"]["score"] is None
+    assert summaries["bad"]["mean"] is None
+    assert table(summaries).splitlines()[-1] == "| bad | 10.0 | – (1 of 2 diverged) | 56.0 | – |"
+    assert differences_table(summaries).splitlines()[-1] == "| small − bad | +0.0 | – | +0.0 |"
+    draw(summaries, tmp_path / "g.svg")
+    assert (tmp_path / "g.svg").stat().st_size > 1000
 
 
 def test_models_with_other_tasks_have_no_mean(results, tmp_path):
