@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from bert_pld.cli import make_parser, run_as_rank
 from bert_pld.glue.tasks import DIAGNOSTIC, TASKS, Task, find_tasks
+from bert_pld.train.preemption import EXIT_PREEMPTED, Preemption
 
 if TYPE_CHECKING:
     from bert_pld.glue.encoder import Encoder
     from bert_pld.glue.finetuning import Settings
+    from bert_pld.glue.stopping import SharedSignal
 
 SUMMARY = "summary"
 
@@ -57,28 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Fine-tune what is asked for and not done yet, and print the table."""
-    from bert_pld.glue.differences import differences_table
-    from bert_pld.glue.drawing import draw
-    from bert_pld.glue.summary import summarize, table
-
+    """Fine-tune what is asked for and not done yet, and print the table; EXIT_PREEMPTED after a signal."""
     if options.summarize:
-        summaries: dict[str, dict[str, Any]] = {}
-        for path in options.summarize:
-            name = path.resolve().name
-            if name in summaries:
-                raise ValueError(
-                    f"--summarize {path}: another folder is named {name} too; a row is named after its folder"
-                )
-            summaries[name] = summarize(path)
-        if options.json is not None:
-            options.json.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
-        if options.plot is not None:
-            draw(summaries, options.plot)
-        print(table(summaries), end="")
-        if differences := differences_table(summaries):
-            print("", differences, sep="\n", end="")
-        return 0
+        return compare(options)
     for name in ("json", "plot"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name}: is for --summarize; a fine-tuning's figures are in its --output_dir")
@@ -89,7 +72,14 @@ def main(options: argparse.Namespace) -> int:
     for rate in options.learning_rates or ():
         if not 0 < rate < 1:
             raise ValueError(f"--learning_rates {rate:g}: must be in (0, 1)")
-    without = finetune_all(options, tasks)
+    preemption = Preemption()
+    from bert_pld.glue.stopping import StoppedError
+
+    try:
+        without = finetune_all(options, tasks, preemption)
+    except StoppedError:
+        say("stopped by a signal; finished fine-tunings are kept, and the same command goes on with the next")
+        return EXIT_PREEMPTED
     if without:
         raise ValueError(
             f"{', '.join(without)}: at each learning rate a fine-tuning diverged, so none has a score with every seed;"
@@ -98,13 +88,36 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def finetune_all(options: argparse.Namespace, tasks: list[Task]) -> list[str]:
+def compare(options: argparse.Namespace) -> int:
+    """Print folders' figures side by side, and write or draw them where that is asked for."""
+    from bert_pld.glue.differences import differences_table
+    from bert_pld.glue.drawing import draw
+    from bert_pld.glue.summary import summarize, table
+
+    summaries: dict[str, dict[str, Any]] = {}
+    for path in options.summarize:
+        name = path.resolve().name
+        if name in summaries:
+            raise ValueError(f"--summarize {path}: another folder is named {name} too; a row is named after its folder")
+        summaries[name] = summarize(path)
+    if options.json is not None:
+        options.json.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
+    if options.plot is not None:
+        draw(summaries, options.plot)
+    print(table(summaries), end="")
+    if differences := differences_table(summaries):
+        print("", differences, sep="\n", end="")
+    return 0
+
+
+def finetune_all(options: argparse.Namespace, tasks: list[Task], preemption: Preemption) -> list[str]:
     """Every task, learning rate and seed; return the tasks of which no rate has a score with every seed."""
     import torch.distributed as dist
 
     from bert_pld.glue.divergence import scored_rates
     from bert_pld.glue.encoder import load_encoder
     from bert_pld.glue.finetuning import Settings
+    from bert_pld.glue.stopping import SharedSignal
     from bert_pld.train.run import join_process_group
 
     device = join_process_group()
@@ -119,9 +132,10 @@ def finetune_all(options: argparse.Namespace, tasks: list[Task]) -> list[str]:
             max_train_rows=options.max_train_rows,
         )
         settings.check(dist.get_world_size(), device.type)
+        signal = SharedSignal(preemption)
         with hugging_face_folder(options.model) as folder:
             encoder = load_encoder(folder, settings.max_seq_length, options.from_scratch, settings.dropout)
-            results = {task.name: finetune_task(options, task, encoder, settings, device) for task in tasks}
+            results = {task.name: finetune_task(options, task, encoder, settings, device, signal) for task in tasks}
         try:
             if dist.get_rank() == 0:
                 write_summary(options.output_dir)
@@ -133,7 +147,7 @@ def finetune_all(options: argparse.Namespace, tasks: list[Task]) -> list[str]:
 
 
 def finetune_task(
-    options: argparse.Namespace, task: Task, encoder: Encoder, settings: Settings, device: Any
+    options: argparse.Namespace, task: Task, encoder: Encoder, settings: Settings, device: Any, signal: SharedSignal
 ) -> list[dict[str, Any]]:
     """Every learning rate and seed of one task; return their results, those of earlier calls too."""
     import torch.distributed as dist
@@ -163,9 +177,11 @@ def finetune_task(
         warn_of_divergence(result)
     if len(results) == len(wanted):
         return results
+    signal.check()
     data = read_task(task, DIAGNOSTIC if task.name == "MNLI" else None, options.glue_dir, encoder.tokenizer, settings)
     say(f"{task.name}: {data.describe()}")
     for rate, seed, place in (one for one, result in zip(wanted, found, strict=True) if result is None):
+        signal.check()
         began = time.perf_counter()
         outcome = finetune(
             encoder.classifier(task, seed),
@@ -179,6 +195,7 @@ def finetune_task(
             pad_id=encoder.pad_id,
             device=device,
             deepspeed_config=more,
+            check=signal.check,
         )
         results.append(place.describe(task, outcome, data.left_out, time.perf_counter() - began))
         if dist.get_rank() == 0:

@@ -95,7 +95,10 @@ def collate(
 
 
 def evaluation_rows(encoded: Encoded, batch_size: int, rank: int, world_size: int) -> Iterator[NDArray[np.int64]]:
-    """This rank's rows in batches, sorted by length; every row belongs to one rank."""
-    order = np.argsort([len(row) for row in encoded.input_ids], kind="stable")[rank::world_size]
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    """This rank's rows in batches, sorted by length; every row belongs to one rank.
+
+    All ranks have equally many batches, of which the last may hold nothing.
+    """
+    order = np.argsort([len(row) for row in encoded.input_ids], kind="stable")
+    for start in range(0, len(order[::world_size]), batch_size):
+        yield order[rank::world_size][start : start + batch_size]

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,7 @@ def finetune(
     pad_id: int,
     device: torch.device,
     deepspeed_config: Mapping[str, Any] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train through DeepSpeed and evaluate after each epoch. All ranks call it.
 
@@ -121,6 +122,7 @@ def finetune(
         pad_id: of the vocabulary.
         device: of this rank.
         deepspeed_config: further keys for DeepSpeed, such as `zero_optimization`.
+        check: called before each step and each batch of an evaluation, equally often on every rank; may raise.
 
     Returns:
         The outcome, alike on every rank but for the answers; a divergence is one too.
@@ -133,20 +135,23 @@ def finetune(
     predictions: dict[str, NDArray[np.float64]] = {}
     for epoch in range(settings.epochs):
         began = time.perf_counter()
-        losses = _train_epoch(engine, task, train, epoch, seed, settings, pad_id, device)
+        losses = _train_epoch(engine, task, train, epoch, seed, settings, pad_id, device, check)
         if not np.isfinite(losses).all():
             first = min(int(np.argmin(np.isfinite(losses))), len(losses) - 2)
             engine.destroy()
             return Outcome(epochs, None, {}, {}, steps, epoch * (len(losses) - 1) + first + 1)
         mean_loss = float(losses[:-1].mean())
-        scores = {name: _score_split(engine, task, split, settings, pad_id, device) for name, split in dev.items()}
+        scores = {
+            name: _score_split(engine, task, split, settings, pad_id, device, check) for name, split in dev.items()
+        }
         value = sum(map(mean_score, scores.values())) / len(scores)
         seconds = round(time.perf_counter() - began, 2)
         epochs.append({"epoch": epoch + 1, "loss": mean_loss, "dev": scores, "seconds": seconds})
         if value > best[0]:
             best = (value, epoch)
             predictions = {
-                name: predict(engine, task, split, settings.batch_size, pad_id, device) for name, split in test.items()
+                name: predict(engine, task, split, settings.batch_size, pad_id, device, check)
+                for name, split in test.items()
             }
         elif settings.patience is not None and epoch - best[1] >= settings.patience:
             break
@@ -163,6 +168,7 @@ def _train_epoch(
     settings: Settings,
     pad_id: int,
     device: torch.device,
+    check: Callable[[], None],
 ) -> NDArray[np.float64]:
     """Each step's loss, the mean over ranks; in the end 0, or NaN where a weight is not finite. `[steps + 1]`
 
@@ -174,6 +180,7 @@ def _train_epoch(
     losses = torch.zeros(len(batches) + 1, device=device)
     engine.train()
     for number, rows in enumerate(batches):
+        check()
         seed_dropout(seed, epoch * len(batches) + number, 0, rank)
         inputs, labels = collate(train, rows[rank::world_size], pad_id, device, classes=not task.is_regression)
         assert labels is not None
@@ -232,12 +239,21 @@ def _make_engine(
 
 @torch.no_grad()
 def predict(
-    engine: Any, task: Task, split: Encoded, batch_size: int, pad_id: int, device: torch.device
+    engine: Any,
+    task: Task,
+    split: Encoded,
+    batch_size: int,
+    pad_id: int,
+    device: torch.device,
+    check: Callable[[], None],
 ) -> NDArray[np.float64]:
     """Answers to all rows, in their order, the same on every rank: classes, or scores from 0 to 5."""
     engine.eval()
     mine: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
     for rows in evaluation_rows(split, 2 * batch_size, dist.get_rank(), dist.get_world_size()):
+        check()
+        if not len(rows):
+            continue
         inputs, _ = collate(split, rows, pad_id, device, classes=not task.is_regression)
         logits = engine.module(**inputs).logits.float()
         answers = logits.squeeze(-1).clamp(0.0, HIGHEST_SCORE) if task.is_regression else logits.argmax(-1)
@@ -251,7 +267,13 @@ def predict(
 
 
 def _score_split(
-    engine: Any, task: Task, split: Encoded, settings: Settings, pad_id: int, device: torch.device
+    engine: Any,
+    task: Task,
+    split: Encoded,
+    settings: Settings,
+    pad_id: int,
+    device: torch.device,
+    check: Callable[[], None],
 ) -> dict[str, float]:
     assert split.labels is not None
-    return score(task.metrics, predict(engine, task, split, settings.batch_size, pad_id, device), split.labels)
+    return score(task.metrics, predict(engine, task, split, settings.batch_size, pad_id, device, check), split.labels)

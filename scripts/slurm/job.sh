@@ -8,7 +8,7 @@
 #   MAX_FAULTS      how often a job that lost a rank is started again (default 3)
 #
 # A step is run by srun, one task a rank: every rank gets the job's signals itself, no node needs ssh, and what is left
-# of a step is ended by Slurm. Exit codes of a step: 0 done; 75 stopped by a signal after a checkpoint, 130 data
+# of a step is ended by Slurm. Exit codes of a step: 0 done; 75 stopped by a signal with its work saved, 130 data
 # preparation interrupted: the job is queued again; 69, or one of a killed process: a rank was lost: queued again,
 # MAX_FAULTS times; others: a mistake, which ends the job.
 
@@ -97,8 +97,8 @@ requeue() { # WHY
     fi
 }
 
-conclude() { # STATUS FOLDER: say what a step's exit code means, queue the job again where that helps, and exit with it
-    local status="$1" faults="$2/.faults-$SLURM_JOB_ID" count
+conclude() { # STATUS FOLDER [WHAT-75-SAVED]: say what a step's exit code means, requeue where that helps, exit with it
+    local status="$1" faults="$2/.faults-$SLURM_JOB_ID" saved="${3:-after its checkpoint}" count
     case "$status" in
     0)
         ! ended_by_slurm || { # srun does not say how tasks ended that Slurm killed
@@ -107,7 +107,7 @@ conclude() { # STATUS FOLDER: say what a step's exit code means, queue the job a
         }
         say "job $job: done"
         ;;
-    75) requeue "job $job: stopped by a signal after its checkpoint" ;;
+    75) requeue "job $job: stopped by a signal $saved" ;;
     130) requeue "job $job: interrupted; goes on where it stopped" ;; # data preparation, which saves as it goes
     69 | 129 | 13[0-9] | 14[0-9] | 15[0-9])
         if left_to_slurm; then

@@ -209,3 +209,26 @@ def test_fine_tuning_takes_its_task_of_the_list(slurm):
     done = run("finetune_glue.sbatch", slurm, MODEL="m", GLUE_DIR="g", SLURM_ARRAY_TASK_ID=9)
     assert done.returncode == 1
     assert "--array: element 9; must be in 0 to 8, the index of a task" in done.stderr
+
+
+def test_fine_tuning_that_was_stopped_is_queued_again_as_often_as_that_happens(slurm):
+    for _ in range(5):
+        done = run("finetune_glue.sbatch", slurm, MODEL="m", GLUE_DIR="g", SLURM_ARRAY_TASK_ID=0, SRUN_EXIT=75)
+        assert done.stdout.endswith("stopped by a signal with its finished fine-tunings kept; queued again\n")
+    assert calls(slurm, "scontrol") == ["requeue 7"] * 5
+
+
+def test_an_environment_that_cannot_import_fails_with_its_own_words(slurm, tmp_path):
+    """The step's Python says what is missing; the script has no guess of its own."""
+    broken = tmp_path / "venv" / "bin"
+    broken.mkdir(parents=True)
+    (broken / "python").write_text("#!/bin/bash\necho 'ModuleNotFoundError: no torch' >&2\nexit 1\n")
+    (broken / "python").chmod(0o755)
+    glue = {"MODEL": "m", "GLUE_DIR": "g", "SLURM_ARRAY_TASK_ID": 0}
+    step = os.path.join(slurm["PATH"].split(":")[0], "srun")
+    with open(step, "w") as file:
+        file.write('#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
+    done = run("finetune_glue.sbatch", slurm, BERT_PLD_VENV=tmp_path / "venv", **glue)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["ModuleNotFoundError: no torch"]
+    assert "failed (exit 1); the error is above; not queued again" in done.stdout

@@ -203,8 +203,10 @@ def test_every_row_is_trained_on_once_an_epoch_and_the_last_batch_is_filled():
 
 def test_rows_of_an_evaluation_belong_to_one_rank_each():
     encoded = Encoded([[1] * n for n in (3, 9, 4, 7, 5)], [[0] * n for n in (3, 9, 4, 7, 5)], None, 0)
-    parts = [np.concatenate(list(evaluation_rows(encoded, 2, rank, 2))) for rank in range(2)]
-    assert sorted(np.concatenate(parts)) == [0, 1, 2, 3, 4]
+    batches = [list(evaluation_rows(encoded, 2, rank, 2)) for rank in range(2)]
+    assert sorted(np.concatenate([*batches[0], *batches[1]])) == [0, 1, 2, 3, 4]
+    assert [len(rows) for rows in batches[0]] == [2, 1]
+    assert [len(rows) for rows in batches[1]] == [2, 0]  # as many, for ranks keep in step
 
 
 def test_padding_is_masked():

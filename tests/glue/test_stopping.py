@@ -1,0 +1,111 @@
+"""A real signal to a real process: it leaves as pretraining does, keeps what is finished, and goes on from there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from finetune_runs import finetune, finetune_command, result_of
+from runs import clean_environment
+
+from bert_pld.train.preemption import EXIT_PREEMPTED
+
+LONG = ["--epochs", "2000", "--seeds", "1"]
+"""Minutes, of which a test waits for seconds."""
+SAID = "stopped by a signal; finished fine-tunings are kept, and the same command goes on with the next"
+
+
+@pytest.fixture
+def start():
+    """Start a fine-tuning; nothing of it outlives the test."""
+    started = []
+
+    def start(*arguments, **options):
+        command = finetune_command(*arguments, **options)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        started.append(subprocess.Popen(command, env=clean_environment(), start_new_session=True, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for(process, beginning):
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return
+    raise AssertionError(f"ended without a line {beginning}…")
+
+
+def rank_of(output_dir, local_rank):
+    """The process of one rank of the launcher's."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if {str(output_dir), f"--local_rank={local_rank}"} <= set(words):
+            return int(path.parent.name)
+    raise AssertionError(f"no rank {local_rank}")
+
+
+def test_what_is_finished_is_kept_and_the_same_command_goes_on_with_the_next(glue_dir, checkpoint, start, tmp_path):
+    arguments = [glue_dir, checkpoint, tmp_path / "out", "--epochs", "8", "--seeds", "1", "2"]
+    process = start(*arguments)
+    wait_for(process, "SST-2, lr 0.003, seed 1: ")
+    process.send_signal(signal.SIGUSR1)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == EXIT_PREEMPTED == 75
+    assert said.splitlines()[-1] == SAID
+    first = tmp_path / "out" / "SST-2" / "lr_0.003_seed_1" / "result.json"
+    assert list(tmp_path.glob("out/SST-2/*/result.json")) == [first]
+    written = first.stat().st_mtime_ns
+    again = finetune(*arguments)
+    assert "SST-2: 2 fine-tunings, 1 of them done" in again.stdout
+    assert first.stat().st_mtime_ns == written
+    assert len(result_of(tmp_path / "out", seed=2)["epochs"]) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "arguments", "line", "seconds"),
+    [
+        pytest.param("train", [], "SST-2: 1 fine-tunings", 0, id="while files are read"),
+        pytest.param("train", [], "SST-2: train 120,000", 3, id="within an epoch"),
+        pytest.param("test", ["--max_train_rows", "1"], "SST-2: train 1", 3, id="among answers"),
+    ],
+)
+def test_a_signal_is_heeded_soon(file, arguments, line, seconds, glue_dir, checkpoint, start, tmp_path):
+    """An epoch, and a test file's answers, take minutes here."""
+    shutil.copytree(glue_dir, tmp_path / "glue")
+    path = tmp_path / "glue" / "SST-2" / f"{file}.tsv"
+    header, *rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([header, *rows * (120_000 // len(rows))]))
+    process = start(tmp_path / "glue", checkpoint, tmp_path / "out", *LONG, "--batch_size", "1", *arguments)
+    wait_for(process, line)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == EXIT_PREEMPTED
+    assert said.splitlines()[-1] == SAID
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.launcher
+def test_ranks_leave_together_when_one_of_them_gets_the_signal(glue_dir, checkpoint, start, tmp_path):
+    process = start(glue_dir, checkpoint, tmp_path / "out", *LONG, ranks=2)
+    wait_for(process, "SST-2: train 400")
+    time.sleep(3)
+    os.kill(rank_of(tmp_path / "out", 1), signal.SIGUSR1)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_PREEMPTED
+    assert SAID in said.splitlines()  # by rank 0
