@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from bert_pld.cli import make_parser, run_as_rank
+from bert_pld.glue.further_keys import further_keys
 from bert_pld.glue.tasks import DIAGNOSTIC, TASKS, Task, find_tasks
 from bert_pld.train.preemption import EXIT_PREEMPTED, Preemption
 
@@ -72,11 +73,12 @@ def main(options: argparse.Namespace) -> int:
     for rate in options.learning_rates or ():
         if not 0 < rate < 1:
             raise ValueError(f"--learning_rates {rate:g}: must be in (0, 1)")
+    more = further_keys(options.deepspeed_config, options.precision)
     preemption = Preemption()
     from bert_pld.glue.stopping import StoppedError
 
     try:
-        without = finetune_all(options, tasks, preemption)
+        without = finetune_all(options, tasks, more, preemption)
     except StoppedError:
         say("stopped by a signal; finished fine-tunings are kept, and the same command goes on with the next")
         return EXIT_PREEMPTED
@@ -110,7 +112,9 @@ def compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def finetune_all(options: argparse.Namespace, tasks: list[Task], preemption: Preemption) -> list[str]:
+def finetune_all(
+    options: argparse.Namespace, tasks: list[Task], more: dict[str, Any] | None, preemption: Preemption
+) -> list[str]:
     """Every task, learning rate and seed; return the tasks of which no rate has a score with every seed."""
     import torch.distributed as dist
 
@@ -130,6 +134,7 @@ def finetune_all(options: argparse.Namespace, tasks: list[Task], preemption: Pre
             patience=options.patience,
             precision=options.precision,
             max_train_rows=options.max_train_rows,
+            deepspeed_config=more,
         )
         settings.check(dist.get_world_size(), device.type)
         signal = SharedSignal(preemption)
@@ -152,19 +157,16 @@ def finetune_task(
     """Every learning rate and seed of one task; return their results, those of earlier calls too."""
     import torch.distributed as dist
 
-    from bert_pld.config import read_json
     from bert_pld.glue.finetuning import finetune
     from bert_pld.glue.reading import identify_data
     from bert_pld.glue.results import result_folder
     from bert_pld.glue.task_data import read_task
 
     rates = options.learning_rates or [task.paper_lr or 5e-5]
-    more = read_json(options.deepspeed_config) if options.deepspeed_config else None
     conditions = {
         "weights": encoder.weights,
         "data": identify_data(task, options.glue_dir),
         "from_scratch": options.from_scratch,
-        "deepspeed_config": more,
     }
     wanted = [
         (rate, seed, result_folder(options.output_dir, task, options.model, rate, seed, settings, **conditions))
@@ -194,7 +196,6 @@ def finetune_task(
             settings=settings,
             pad_id=encoder.pad_id,
             device=device,
-            deepspeed_config=more,
             check=signal.check,
         )
         results.append(place.describe(task, outcome, data.left_out, time.perf_counter() - began))

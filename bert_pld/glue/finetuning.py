@@ -44,6 +44,8 @@ class Settings:
     precision: str = "fp32"
     max_train_rows: int | None = None
     """The first so many; None: all."""
+    deepspeed_config: dict[str, Any] | None = None
+    """Further keys for DeepSpeed, as `further_keys` reads them."""
 
     def check(self, world_size: int, device_type: str) -> None:
         """See that they can be run.
@@ -105,7 +107,6 @@ def finetune(
     settings: Settings,
     pad_id: int,
     device: torch.device,
-    deepspeed_config: Mapping[str, Any] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train through DeepSpeed and evaluate after each epoch. All ranks call it.
@@ -121,7 +122,6 @@ def finetune(
         settings: the rest.
         pad_id: of the vocabulary.
         device: of this rank.
-        deepspeed_config: further keys for DeepSpeed, such as `zero_optimization`.
         check: called before each step and each batch of an evaluation, equally often on every rank; may raise.
 
     Returns:
@@ -129,7 +129,7 @@ def finetune(
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
-    engine = _make_engine(model, learning_rate, steps, settings, world_size, deepspeed_config)
+    engine = _make_engine(model, learning_rate, steps, settings, world_size)
     epochs: list[dict[str, Any]] = []
     best: tuple[float, int] = (-math.inf, 0)
     predictions: dict[str, NDArray[np.float64]] = {}
@@ -207,14 +207,7 @@ def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(logits.float(), labels)
 
 
-def _make_engine(
-    model: nn.Module,
-    learning_rate: float,
-    steps: int,
-    settings: Settings,
-    world_size: int,
-    more: Mapping[str, Any] | None,
-) -> Any:
+def _make_engine(model: nn.Module, learning_rate: float, steps: int, settings: Settings, world_size: int) -> Any:
     import deepspeed
 
     optimizer = build_optimizer(
@@ -226,13 +219,11 @@ def _make_engine(
         "train_micro_batch_size_per_gpu": settings.batch_size // world_size,
         "gradient_clipping": settings.gradient_clipping,
         "steps_per_print": 10**9,
-        **copy.deepcopy(dict(more or {})),
+        **copy.deepcopy(settings.deepspeed_config or {}),
     }
     if settings.precision != "fp32":
         config[settings.precision] = {"enabled": True, **config.get(settings.precision, {})}
         config.setdefault("zero_optimization", {"stage": 1})
-    if config.get("zero_optimization", {}).get("stage", 0) > 2:
-        raise ValueError("zero_optimization.stage: 3; fine-tuning runs at 0, 1 and 2")
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
     return engine
 

@@ -91,7 +91,6 @@ def result_folder(
     weights: str,
     data: str,
     from_scratch: bool = False,
-    deepspeed_config: dict[str, Any] | None = None,
 ) -> ResultFolder:
     """The place of a fine-tuning under these conditions.
 
@@ -105,7 +104,6 @@ def result_folder(
         weights: of the encoder, as `Encoder.weights` has them.
         data: as `reading.identify_data` has it.
         from_scratch: whether the encoder's weights are fresh ones instead.
-        deepspeed_config: further keys.
     """
     conditions = {
         "weights": weights,
@@ -113,7 +111,6 @@ def result_folder(
         "from_scratch": from_scratch,
         "learning_rate": learning_rate,
         "seed": seed,
-        "deepspeed_config": deepspeed_config,
         **dataclasses.asdict(settings),
     }
     return ResultFolder(output_dir / task.name / f"lr_{learning_rate:g}_seed_{seed}", model, conditions)
