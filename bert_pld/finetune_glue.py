@@ -215,13 +215,14 @@ def finetune_task(
 
 
 def write_summary(output_dir: Path) -> None:
-    """Write and print the table of all that the folder holds."""
+    """Write and print the table of all that the folder holds; jobs that share it each do so."""
+    from bert_pld.data.shards import write_atomically
     from bert_pld.glue.summary import summarize, table
 
     summary = summarize(output_dir)
     text = table({output_dir.resolve().name: summary})
-    (output_dir / f"{SUMMARY}.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    (output_dir / f"{SUMMARY}.md").write_text(text, encoding="utf-8")
+    write_atomically(output_dir / f"{SUMMARY}.json", json.dumps(summary, indent=2) + "\n")
+    write_atomically(output_dir / f"{SUMMARY}.md", text)
     print(text, end="", flush=True)
 
 

@@ -19,6 +19,31 @@ from bert_pld.glue.tasks import Task
 RESULT = "result.json"
 
 
+class DamagedResultError(ValueError):
+    """A result that cannot be read as one."""
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A fine-tuning's result.
+
+    Raises:
+        DamagedResultError: it was cut short or changed; names the file.
+        OSError: it is not there, or cannot be read.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        conditions = found["conditions"]
+        whole = {"learning_rate", "seed"} <= conditions.keys() and isinstance(found["dev"], dict)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise DamagedResultError(
+            f"{path}: not a fine-tuning's result, cut short or damaged; fine-tune again with the same command, or"
+            " remove the file"
+        )
+    return dict(found)
+
+
 @dataclasses.dataclass(frozen=True)
 class ResultFolder:
     """Where one fine-tuning's result lies: `<output_dir>/<task>/lr_<rate>_seed_<k>`."""
@@ -35,11 +60,9 @@ class ResultFolder:
             ValueError: what is there was done under other conditions.
         """
         try:
-            found: dict[str, Any] = json.loads((self.path / RESULT).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            return None  # cut short; done again
+            found = read_result(self.path / RESULT)
+        except (FileNotFoundError, DamagedResultError):
+            return None  # done again
         differing = [key for key, value in self.conditions.items() if found["conditions"].get(key) != value]
         if differing:
             key = differing[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from bert_pld.glue.divergence import by_learning_rate, diverged, scored_rates
 from bert_pld.glue.metrics import mean_score
-from bert_pld.glue.results import RESULT
+from bert_pld.glue.results import RESULT, read_result
 from bert_pld.glue.tasks import TASKS, Task
 
 _SHORT = {"accuracy": "acc", "f1": "F1", "matthews": "Mcc", "pearson": "P", "spearman": "S"}
@@ -24,11 +23,11 @@ def summarize(output_dir: Path) -> dict[str, Any]:
     out as in the paper's table. A task of which each rate diverged has no `score`, and there is no `mean`.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or one is damaged; names it.
     """
     tasks = {}
     for name, task in TASKS.items():
-        results = [json.loads(path.read_text(encoding="utf-8")) for path in output_dir.glob(f"{name}/*/{RESULT}")]
+        results = [read_result(path) for path in sorted(output_dir.glob(f"{name}/*/{RESULT}"))]
         if results:
             tasks[name] = _of_task(task, results)
     if not tasks:

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_ind
 
-from bert_pld.finetune_glue import build_parser, main
+from bert_pld.cli import run
+from bert_pld.finetune_glue import build_parser, main, write_summary
 from bert_pld.glue.differences import difference, differences_table
 from bert_pld.glue.drawing import draw
+from bert_pld.glue.results import ResultFolder
 from bert_pld.glue.summary import summarize, table
 
 
@@ -74,6 +76,38 @@ def test_a_task_that_diverged_at_each_rate_has_no_score_and_takes_the_mean_along
     assert (tmp_path / "g.svg").stat().st_size > 1000
 
 
+@pytest.mark.parametrize(
+    "content", ['{"conditions": {"learning_', "[1, 2]", '{"conditions": {"seed": 1}, "dev": {}}', "\xff"]
+)
+def test_a_damaged_result_is_named_with_what_to_do(results, content, capsys):
+    path = results / "SST-2" / "lr_0.0001_seed_2" / "result.json"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(SystemExit) as left:
+        run(main, build_parser(), ["--summarize", str(results)])
+    assert left.value.code == 1
+    assert capsys.readouterr().err == (
+        f"error: {path}: not a fine-tuning's result, cut short or damaged; fine-tune again with the same command, or"
+        " remove the file\n"
+    )
+    assert ResultFolder(path.parent, "model", {"seed": 2}).read() is None  # and the same command does it again
+
+
+def test_a_summary_that_is_read_while_jobs_write_it_is_always_a_whole_one(results):
+    """Jobs of an array share the folder."""
+    write_summary(results)
+    watched = [results / "summary.json", results / "summary.md"]
+    inodes = {path: path.stat().st_ino for path in watched}
+    opened = [path.open() for path in watched]
+    write_result(results, "RTE", 1e-4, 1, accuracy=60.0)
+    write_summary(results)
+    for path, old in zip(watched, opened, strict=True):
+        assert path.stat().st_ino != inodes[path]  # another file took its name
+        with old:
+            assert "RTE" not in old.read()  # who had begun to read reads on in the former, all of it
+        assert "RTE" in path.read_text()
+    assert not list(results.glob(".summary*"))
+
+
 def test_models_with_other_tasks_have_no_mean(results, tmp_path):
     write_result(tmp_path / "other", "SST-2", 1e-4, 1, accuracy=80.0)
     summaries = {"small": summarize(results), "other": summarize(tmp_path / "other")}
@@ -118,11 +152,11 @@ def test_several_folders_are_compared(results, tmp_path, capsys):
 
 
 def test_two_folders_of_one_name_and_figures_of_a_fine_tuning_are_refused(results, tmp_path):
-    def run(*arguments):
+    def call(*arguments):
         return main(build_parser().parse_args(list(map(str, arguments))))
 
     write_result(tmp_path / "elsewhere" / "small", "SST-2", 1e-4, 1, accuracy=80.0)
     with pytest.raises(ValueError, match="another folder is named small too"):
-        run("--summarize", results, tmp_path / "elsewhere" / "small")
+        call("--summarize", results, tmp_path / "elsewhere" / "small")
     with pytest.raises(ValueError, match="--json: is for --summarize"):
-        run("--task", "CoLA", "--json", tmp_path / "x.json")
+        call("--task", "CoLA", "--json", tmp_path / "x.json")
