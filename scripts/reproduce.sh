@@ -41,10 +41,12 @@ case "${GLUE:-hub}" in
 hub | hub=*) ;;
 *)
     for task in CoLA SST-2 RTE; do
-        if ! [ -f "$GLUE/$task/train.tsv" ]; then
-            echo "error: GLUE: $GLUE/$task/train.tsv is not there; must be the official download's folder, or hub" >&2
-            exit 1
-        fi
+        for file in train.tsv dev.tsv; do
+            if ! [ -f "$GLUE/$task/$file" ]; then
+                echo "error: GLUE: $GLUE/$task/$file is not there; must be the official download's folder, or hub" >&2
+                exit 1
+            fi
+        done
     done
     ;;
 esac

@@ -36,3 +36,30 @@ def test_mistakes_are_one_line(arguments, environment, message, tmp_path):
     [line] = done.stderr.splitlines()
     assert line.startswith(message)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("missing", ["CoLA/dev.tsv", "RTE/train.tsv", "RTE/dev.tsv"])
+def test_a_file_that_only_fine_tuning_reads_is_missed_at_once_not_after_pretraining(missing, tmp_path):
+    glue = tmp_path / "glue"
+    for task in ("CoLA", "SST-2", "RTE"):
+        (glue / task).mkdir(parents=True)
+        for name in ("train.tsv", "dev.tsv"):
+            if f"{task}/{name}" != missing:
+                (glue / task / name).touch()
+    done = subprocess.run(
+        ["bash", str(REPOSITORY / "scripts" / "reproduce.sh"), "cpu"],
+        env={
+            **clean_environment(),
+            "GLUE": str(glue),
+            "OUT": str(tmp_path / "out"),
+            "BERT_PLD_VENV": "/dev/null/none",
+        },
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"error: GLUE: {glue}/{missing} is not there; must be the official download's folder, or hub\n"
+    )
+    assert not (tmp_path / "out").exists()
