@@ -4,7 +4,7 @@
 
 Same weights (the classifier's too), learning rates, schedule, clipping, epochs and batch size; different are the order
 of the samples and the draws of dropout, so scores can agree within the noise of seeds and no closer. Needs
-`accelerate`.
+`accelerate`, and one visible GPU or none.
 """
 
 from __future__ import annotations
@@ -100,8 +100,22 @@ def by_trainer(encoder: Encoder, task: Task, data: TaskData, rate: float, seed: 
     return max(scores)
 
 
+def refuse_several_gpus(visible: int) -> None:
+    """`Trainer` would give each of them a batch as large as ours, by DataParallel.
+
+    Raises:
+        ValueError: more than one is visible.
+    """
+    if visible > 1:
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES: {visible} GPUs are visible, and Trainer's batch would be {visible} times ours;"
+            " must be one, as with CUDA_VISIBLE_DEVICES=0"
+        )
+
+
 def main(options: argparse.Namespace) -> int:
     """Fine-tune by both, seed by seed in turns, and print means, spread and difference."""
+    refuse_several_gpus(torch.cuda.device_count())
     task, *others = find_tasks([options.task])
     if others:
         raise ValueError(f"--task {options.task}: must be one task")

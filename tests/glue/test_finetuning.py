@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import re
 import shutil
@@ -145,6 +147,19 @@ def test_transformers_trainer_scores_alike(glue_dir, checkpoint, tmp_path):
     result = json.loads((tmp_path / "both.json").read_text())
     assert min(min(scores) for scores in result["scores"].values()) > 90
     assert abs(result["difference"]) < 5
+
+
+def test_comparison_with_trainer_wants_one_gpu_at_most(monkeypatch):
+    """Counts stand in for GPUs that are not here; beyond them nothing is looked at."""
+    monkeypatch.syspath_prepend(COMPARISON.parent)
+    script = importlib.import_module("compare_with_trainer")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(
+        ValueError, match=r"^CUDA_VISIBLE_DEVICES: 4 GPUs are visible, and .* 4 times ours; must be one"
+    ):
+        script.main(argparse.Namespace())
+    for fine in (0, 1):
+        script.refuse_several_gpus(fine)
 
 
 @pytest.mark.launcher
