@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from runs import write_corpus
+from runs import REPOSITORY, write_corpus
 
 if not torch.cuda.is_available():
     # Read when a kernel is decorated, so it must be set before any is imported.
@@ -18,6 +21,25 @@ if not torch.cuda.is_available():
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory that tests only read."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def run_script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[Any, str, str]]:
+    """Run a script of scripts/ by its name: its exit code, what it printed, and its errors."""
+
+    from bert_pld import cli
+
+    def run(name: str, *arguments: object) -> tuple[Any, str, str]:
+        monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+        script = importlib.import_module(name)
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(script.main, script.build_parser(), list(map(str, arguments)))
+        printed, errors = capsys.readouterr()
+        return stopped.value.code, printed, errors
+
+    return run
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

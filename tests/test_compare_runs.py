@@ -1,28 +1,18 @@
 """A PLD run beside its baseline, on metrics whose answers are known by hand, and what is refused."""
 
-import importlib
+import functools
 import json
 
 import pytest
-from runs import REPOSITORY, small_config
+from runs import small_config
 
-from bert_pld import cli
 from bert_pld.config import load_config
 from bert_pld.model import ModelFlops
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the script; its exit code, what it printed, and its errors."""
-    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
-    script = importlib.import_module("compare_runs")
-
-    def run(*folders):
-        with pytest.raises(SystemExit) as stopped:
-            cli.run(script.main, script.build_parser(), list(map(str, folders)))
-        return stopped.value.code, *capsys.readouterr()
-
-    return run
+def run(run_script):
+    return functools.partial(run_script, "compare_runs")
 
 
 @pytest.fixture

@@ -34,10 +34,10 @@ def open_data(config: RunConfig, data_dir: Path, split: str) -> ShardedRows:
 class Training:
     """Contenders in training, and those that failed on the way."""
 
-    def __init__(self, contenders: list[Contender], config: RunConfig, data_dir: Path) -> None:
-        self.contenders, self.config = contenders, config
-        self.training = open_data(config, data_dir, "train")
-        self.held_out = open_data(config, data_dir, "validation")
+    def __init__(
+        self, contenders: list[Contender], config: RunConfig, training: ShardedRows, held_out: ShardedRows
+    ) -> None:
+        self.contenders, self.config, self.training, self.held_out = contenders, config, training, held_out
         self.device = contenders[0].engine.device
         self.failed: list[str] = []
         """`NAME: why`, in a line each; they are no longer among the contenders."""

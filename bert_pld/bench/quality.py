@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"training.max_steps {steps}: must be at least two evaluations, every {every} steps")
     if options.target_loss is not None and not 0 < options.target_loss < math.inf:
         raise ValueError(f"--target_loss {options.target_loss}: must be a number of nats above 0")
-    rows = open_data(config, options.data_dir, "train")
+    rows, held_out = (open_data(config, options.data_dir, split) for split in ("train", "validation"))
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     with single_rank(device_type) as device, recompiling():
         config = resolve_for_data(config, rows, 1, device)
@@ -82,7 +82,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             steps = options.steps_per_turn
             memory = {name: in_own_process(host_memory_of, name, config, options.data_dir, steps) for name in names}
         take_workspaces(device)
-        training = Training([make_contender(name, config, device) for name in names], config, options.data_dir)
+        training = Training([make_contender(name, config, device) for name in names], config, rows, held_out)
         gflops = training.run(options.steps_per_turn)
         figures = [_figures(one, gflops, memory.get(one.name, one.peak_bytes)) for one in training.contenders]
         return {

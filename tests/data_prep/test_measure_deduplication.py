@@ -1,6 +1,6 @@
 """Planted duplicates are found and counted by scripts/measure_deduplication.py, and what is too little is refused."""
 
-import importlib
+import functools
 import json
 import random
 from pathlib import Path
@@ -8,23 +8,12 @@ from pathlib import Path
 import pytest
 from made_up_corpus import WORDS
 
-from bert_pld import cli
-
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the script; its exit code, what it printed, and its errors."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    script = importlib.import_module("measure_deduplication")
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            cli.run(script.main, script.build_parser(), list(map(str, arguments)))
-        return stopped.value.code, *capsys.readouterr()
-
-    return run
+def run(run_script):
+    return functools.partial(run_script, "measure_deduplication")
 
 
 @pytest.fixture
