@@ -106,6 +106,9 @@ def clean_environment() -> dict[str, str]:
     environment = {k: v for k, v in os.environ.items() if k not in (*LAUNCHER_VARIABLES, "PYTEST_CURRENT_TEST")}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     environment["OMP_NUM_THREADS"] = "1"
+    # Importing DeepSpeed asks whether CUDA is available. Asked of the driver, that question initialises CUDA, and a
+    # process forked afterwards cannot use a GPU; asked of NVML, it does not.
+    environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     return environment
 
