@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from bert_pld.config_blocks import ConfigError, build_block
 from bert_pld.config_secrets import without_secrets
-from bert_pld.counter_rng import MAX_SEED
+from bert_pld.rng import MAX_SEED
 
 # hidden_size, num_layers, num_attention_heads, intermediate_size, initializer_range. BERT's 0.02 suits a width of 768
 # and more; narrower models leave the unigram plateau sooner with 1/sqrt(hidden_size).
@@ -170,7 +170,7 @@ class TrainingConfig:
     seed: int = 42
     """Of initialisation, data order, masks and dropout. Gates have their own."""
     peak_tflops: float | None = None
-    """What a device can do at most, for `mfu`; by default known for the GPUs in bert_pld/train/metrics.py."""
+    """What a device can do at most, for `mfu`; by default known for the GPUs in bert_pld/training/metrics.py."""
     heartbeat_timeout: float = 30.0
     """Seconds without a sign of life after which a rank is taken for lost and the run ended, on every host."""
     stall_timeout: float = 1800.0

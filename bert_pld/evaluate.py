@@ -31,12 +31,12 @@ def main(options: argparse.Namespace) -> None:
     """Print the figures, one a line."""
     import torch
 
+    from bert_pld.checkpoint.format import check_same_vocabulary, load_model, resolve_checkpoint
     from bert_pld.data.data_directory import resolve_data_dir
     from bert_pld.data.loader import check_matches_model, evaluation_batches
     from bert_pld.data.nvidia_rows import open_rows
     from bert_pld.data.shards import VOCABULARY_NAME
-    from bert_pld.train.checkpoint import check_same_vocabulary, load_model, resolve_checkpoint
-    from bert_pld.train.evaluation import evaluate
+    from bert_pld.training.evaluation import evaluate
 
     checkpoint = resolve_checkpoint(options.checkpoint)
     model, config = load_model(checkpoint)

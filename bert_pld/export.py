@@ -56,8 +56,8 @@ def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = F
     """
     from safetensors.torch import save_file
 
+    from bert_pld.checkpoint.format import load_model, load_state, resolve_checkpoint
     from bert_pld.model.hugging_face import to_hugging_face
-    from bert_pld.train.checkpoint import load_model, load_state, resolve_checkpoint
 
     _check_output_dir(output_dir, overwrite)
     checkpoint = resolve_checkpoint(checkpoint)
@@ -145,7 +145,7 @@ def model_card(run: RunConfig, model: ModelConfig, architecture: str, facts: dic
         architecture: the Hugging Face class.
         facts: the checkpoint's `state.json`; `step`, `tokens` and `data_source` are used, where they are there.
     """
-    from bert_pld.model.flops import parameter_count
+    from bert_pld.cost.flops import parameter_count
 
     pld = run.progressive_layer_drop
     norm = {"pre": "pre-normalization (Pre-LN)", "post": "post-normalization (the original BERT)"}[model.normalization]

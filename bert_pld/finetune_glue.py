@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from bert_pld.cli import make_parser, run_as_rank
+from bert_pld.cluster.signals import EXIT_PREEMPTED, Preemption
 from bert_pld.glue.further_keys import further_keys
 from bert_pld.glue.tasks import DIAGNOSTIC, TASKS, Task, find_tasks
-from bert_pld.train.preemption import EXIT_PREEMPTED, Preemption
 
 if TYPE_CHECKING:
     from bert_pld.glue.encoder import Encoder
@@ -122,7 +122,7 @@ def finetune_all(
     from bert_pld.glue.encoder import load_encoder
     from bert_pld.glue.finetuning import Settings
     from bert_pld.glue.stopping import SharedSignal
-    from bert_pld.train.run import join_process_group
+    from bert_pld.training.run import join_process_group
 
     device = join_process_group()
     try:

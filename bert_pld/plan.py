@@ -2,8 +2,8 @@
 
     python -m bert_pld.plan --deepspeed_config configs/base.json --world_size 64
 
-Needs no data and no GPU. FLOPs are those of matrix products (`bert_pld.model.flops`); the predicted time ratio is the
-FLOP ratio, so it holds as far as time follows FLOPs. Step times on several ranks are those of `bert_pld.model.scaling`
+Needs no data and no GPU. FLOPs are those of matrix products (`bert_pld.cost.flops`); the predicted time ratio is the
+FLOP ratio, so it holds as far as time follows FLOPs. Step times on several ranks are those of `bert_pld.cost.scaling`
 under assumptions about the cluster, which `--assume` changes.
 """
 
@@ -19,10 +19,10 @@ from typing import Any
 from bert_pld.cli import make_parser
 from bert_pld.cli import run as run_command
 from bert_pld.config import RunConfig, apply_override, load_config, resolve_batch_sizes
-from bert_pld.model.flops import ModelFlops, parameter_count
-from bert_pld.model.memory import MemoryEstimate, estimate_memory
-from bert_pld.model.scaling import Cluster, with_assumptions
-from bert_pld.model.scaling_table import ScalingRow, scaling_lines, scaling_rows
+from bert_pld.cost.flops import ModelFlops, parameter_count
+from bert_pld.cost.memory import MemoryEstimate, estimate_memory
+from bert_pld.cost.scaling import Cluster, with_assumptions
+from bert_pld.cost.scaling_table import ScalingRow, scaling_lines, scaling_rows
 from bert_pld.pld.engine import make_schedule
 from bert_pld.pld.schedule import Schedule
 

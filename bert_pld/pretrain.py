@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from bert_pld.cli import make_parser, run_as_rank
+from bert_pld.cluster.signals import EXIT_PREEMPTED, Preemption
 from bert_pld.config import load_config
-from bert_pld.train.preemption import EXIT_PREEMPTED, Preemption
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,11 +42,11 @@ def main(options: argparse.Namespace) -> int:
     """
     preemption = Preemption()
     config = load_config(options.deepspeed_config, options.set)
+    from bert_pld.cluster.watchdog import end_with, finish, reporting
     from bert_pld.data.bus_error import end_on_bus_error, fault_of
     from bert_pld.data.workers import naming_dead_workers
-    from bert_pld.train.loop import train
-    from bert_pld.train.run import prepare_run
-    from bert_pld.train.watchdog import end_with, finish, reporting
+    from bert_pld.training.loop import train
+    from bert_pld.training.run import prepare_run
 
     training = None
     try:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from bert_pld.cli import EXIT_ERROR, make_parser, run
-from bert_pld.train.progress import Progress, read_progress
+from bert_pld.training.progress import Progress, read_progress
 
 
 def build_parser() -> argparse.ArgumentParser:

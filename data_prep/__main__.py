@@ -8,19 +8,19 @@ import os
 import sys
 from pathlib import Path
 
-from bert_pld.counter_rng import MAX_SEED
 from bert_pld.data.shards import MANIFEST_NAME, OBJECTIVES, file_sha256
-from data_prep.duplicates import DEDUPLICATION
-from data_prep.executors import ExecutorOptions, add_executor_flags, make_executor
-from data_prep.instances import SMALLEST_SEQ_LENGTH
-from data_prep.language import parse_languages
+from bert_pld.rng import MAX_SEED
+from data_prep.dedup.duplicates import DEDUPLICATION
+from data_prep.executors.choice import ExecutorOptions, add_executor_flags, make_executor
 from data_prep.pipeline import build
 from data_prep.plan import BuildArguments
-from data_prep.sentences import check_language
+from data_prep.rows.instances import SMALLEST_SEQ_LENGTH
+from data_prep.rows.vocabulary import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
+from data_prep.rows.write_nvidia import DEFAULT_DUPE_FACTOR
 from data_prep.sources import KINDS, Source
+from data_prep.text.language import parse_languages
+from data_prep.text.sentences import check_language
 from data_prep.verify import verify
-from data_prep.vocabulary import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
-from data_prep.write_nvidia import DEFAULT_DUPE_FACTOR
 
 FORMATS = ("native", "nvidia")
 LONGEST_SEQ_LENGTH = 2**16 - 1

@@ -14,7 +14,7 @@ import numpy as np
 from bert_pld.data.shards import FORMAT_NAME, NVIDIA_FORMAT_NAME, Manifest
 from data_prep.carry_over import carry_over
 from data_prep.data_card import make_card, summary, write_card
-from data_prep.duplicates import Comparisons, Duplicates, cluster_near, join_exact
+from data_prep.dedup.duplicates import Comparisons, Duplicates, cluster_near, join_exact
 from data_prep.plan import (
     BUILD_FOLDER,
     BuildArguments,
@@ -26,7 +26,10 @@ from data_prep.plan import (
     remove_build,
 )
 from data_prep.progress import Progress
-from data_prep.splitting import Group, Groups, make_groups
+from data_prep.rows.splitting import Group, Groups, make_groups
+from data_prep.rows.vocabulary import Vocabulary, read_vocabulary, train_vocabulary
+from data_prep.rows.write_nvidia import MaskingPart, masking_parts, place_nvidia_shards, write_parts
+from data_prep.rows.write_shards import place_shards
 from data_prep.spool import Spool
 from data_prep.tasks import (
     run_exact_task,
@@ -36,9 +39,6 @@ from data_prep.tasks import (
     run_writing_task,
     shard_attributes,
 )
-from data_prep.vocabulary import Vocabulary, read_vocabulary, train_vocabulary
-from data_prep.write_nvidia import MaskingPart, masking_parts, place_nvidia_shards, write_parts
-from data_prep.write_shards import place_shards
 
 VOCABULARY_SAMPLE_BYTES = 128 << 20
 _SAMPLE_BATCH_SENTENCES = 1 << 13

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.data.shards import MANIFEST_NAME, write_atomically
-from data_prep.leftovers import end_leftovers
+from data_prep.executors.leftovers import end_leftovers
 from data_prep.sources import Source
 from data_prep.sources.pieces import Piece
 

@@ -15,13 +15,13 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from data_prep.clean import clean_text, drop_reason
-from data_prep.language import language_drop_reason
 from data_prep.plan import BuildArguments
-from data_prep.sentences import split_sentences
 from data_prep.sources import KINDS
 from data_prep.sources.pieces import Piece
 from data_prep.spool import write_spool
+from data_prep.text.clean import clean_text, drop_reason
+from data_prep.text.language import language_drop_reason
+from data_prep.text.sentences import split_sentences
 
 _DROPPED = "dropped_"
 

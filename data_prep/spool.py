@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pld.counter_rng import Stream, random_words
 from bert_pld.data.shards import written_aside
-from data_prep.minhash import BAND_ROWS, BANDS, signatures
+from bert_pld.rng import Stream, random_words
+from data_prep.dedup.minhash import BAND_ROWS, BANDS, signatures
 
 _DIGEST_BYTES = 16
 _SIGNED_AT_A_TIME_BYTES = 1 << 20

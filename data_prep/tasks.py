@@ -13,16 +13,16 @@ from tokenizers import Tokenizer
 
 from bert_pld.data.masking import Vocabulary as MaskingVocabulary
 from bert_pld.data.shards import Rows, ShardAttributes
-from data_prep.duplicates import Comparisons, Duplicates, find_exact, find_near
-from data_prep.instances import packed_rows, pair_rows
+from data_prep.dedup.duplicates import Comparisons, Duplicates, find_exact, find_near
 from data_prep.plan import Markers, Plan
 from data_prep.recipe import WriteSpool, reading_recipe, run_recipe
-from data_prep.splitting import Group, Groups
+from data_prep.rows.instances import packed_rows, pair_rows
+from data_prep.rows.splitting import Group, Groups
+from data_prep.rows.tokens import TokenizedDocuments, encode_documents
+from data_prep.rows.vocabulary import CONTINUATION, Vocabulary, read_vocabulary
+from data_prep.rows.write_nvidia import read_parts, write_nvidia_shards
+from data_prep.rows.write_shards import write_group
 from data_prep.spool import Spool
-from data_prep.tokens import TokenizedDocuments, encode_documents
-from data_prep.vocabulary import CONTINUATION, Vocabulary, read_vocabulary
-from data_prep.write_nvidia import read_parts, write_nvidia_shards
-from data_prep.write_shards import write_group
 
 
 def run_reading_task(build_dir: Path, task: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from bert_pld.data.nvidia_shards import read_blocks, read_header
+from bert_pld.data.nvidia_format import read_blocks, read_header
 from bert_pld.data.shards import (
     COLUMNS,
     IS_NEXT,
@@ -26,7 +26,7 @@ from bert_pld.data.shards import (
     vocabulary_hash,
 )
 from data_prep.plan import VOCABULARY_FILES
-from data_prep.vocabulary import SPECIAL_TOKENS
+from data_prep.rows.vocabulary import SPECIAL_TOKENS
 
 _BLOCK_ROWS = 1 << 14
 

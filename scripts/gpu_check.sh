@@ -69,7 +69,7 @@ stage() { # NAME LINES COMMAND…: run it into the log, show the end of what it 
     echo "   $((SECONDS - began)) s"
     rm -f "$OUT/.stage.log"
 }
-bench() { python3 -m bert_pld.bench "$@"; }
+bench() { python3 -m benchmarks "$@"; }
 train=(train --vocab_size 30528 --dtypes bf16 --rounds 4 --steps_per_round 16)
 peers=hf_bert,hf_bert_compiled,hf_megatron,reference,compiled,triton,pld_batch,pld_sample
 
@@ -91,9 +91,9 @@ for name in "${stages[@]}"; do
         --data_dir "$SHARDS" --set training.max_steps=1000 --set training.eval_interval=100 \
         --contenders hf_bert,hf_bert_compiled,hf_megatron,hf_megatron_compiled,post,pre,pld_batch,pld_sample \
         --json "$OUT/quality.json" ;;
-    paper) stage paper 5 python3 -m bert_pld.experiments run --scale gpu --seeds 1 \
+    paper) stage paper 5 python3 -m benchmarks paper run --scale gpu --seeds 1 \
         --data_dir "$SHARDS" --output_dir "${RUNS:-$OUT/paper}"
-        stage paper_table 15 python3 -m bert_pld.experiments summarize "${RUNS:-$OUT/paper}" --json "$OUT/paper_gpu.json" ;;
+        stage paper_table 15 python3 -m benchmarks paper summarize "${RUNS:-$OUT/paper}" --json "$OUT/paper_gpu.json" ;;
     esac
 done
 exit $failed

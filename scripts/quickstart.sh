@@ -41,5 +41,5 @@ python scripts/fill_mask.py "$out/hugging_face" \
 
 say "result"
 python -m bert_pld.plot "$out/pld" "$out/no_pld" --output "$out/loss.png"
-python scripts/compare_runs.py "$out/pld" "$out/no_pld"
+python scripts/measure/compare_runs.py "$out/pld" "$out/no_pld"
 say "done; the picture is $out/loss.png"

@@ -62,10 +62,10 @@ fi
 mkdir -p "$out"
 python -m data_prep build --source "$wikipedia" --source "$books" --vocab_size "$vocab" \
     --seq_length "${seq_lengths[@]}" --workers "$(nproc)" --output_dir "$out/corpus"
-python -m bert_pld.experiments run --scale "$scale" --data_dir "$out/corpus" --output_dir "$out/runs" --seeds "$seeds"
-python -m bert_pld.experiments run --scale "$scale" --data_dir "$out/corpus" --output_dir "$out/runs" --seeds "$seeds" \
+python -m benchmarks paper run --scale "$scale" --data_dir "$out/corpus" --output_dir "$out/runs" --seeds "$seeds"
+python -m benchmarks paper run --scale "$scale" --data_dir "$out/corpus" --output_dir "$out/runs" --seeds "$seeds" \
     --variants post_ln_high_lr uniform_dropping time_only depth_only "${choices[@]}"
-python -m bert_pld.experiments summarize "$out/runs" --json "$out/paper_$scale.json" --plot "$out/paper_$scale.png" \
+python -m benchmarks paper summarize "$out/runs" --json "$out/paper_$scale.json" --plot "$out/paper_$scale.png" \
     --time_plot "$out/paper_${scale}_time.png"
 
 [ -n "${GLUE:-}" ] || exit 0
@@ -74,7 +74,7 @@ case "$scale" in
 cpu) # Narrow encoders want a higher rate.
     rates=(3e-4) fine_seeds=({1..8}) length=64
     cola=(--epochs 8) sst2=(--epochs 3 --max_train_rows 16000) rte=(--epochs 4)
-    python -m bert_pld.experiments run --scale cpu_long --data_dir "$out/corpus" --output_dir "$out/long" \
+    python -m benchmarks paper run --scale cpu_long --data_dir "$out/corpus" --output_dir "$out/long" \
         --variants "${models[@]}" --seeds 1
     for model in "${models[@]}"; do
         bash scripts/second_phase.sh "$out/long/$model/seed_1" "$out/corpus" "$out/pretrained/$model"

@@ -10,7 +10,7 @@ if [ $# != 3 ]; then
     exit 1
 fi
 if ! [ -f "$1/given.json" ]; then
-    echo "error: $1: has no given.json; must be the folder of one run of bert_pld.experiments" >&2
+    echo "error: $1: has no given.json; must be the folder of one run of benchmarks paper" >&2
     exit 1
 fi
 changes=(data.seq_length=64 train_batch_size=64 train_micro_batch_size_per_gpu=64

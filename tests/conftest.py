@@ -27,12 +27,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_script(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[Any, str, str]]:
-    """Run a script of scripts/ by its name: its exit code, what it printed, and its errors."""
+    """Run a script of scripts/measure/ by its name: its exit code, what it printed, and its errors."""
 
     from bert_pld import cli
 
     def run(name: str, *arguments: object) -> tuple[Any, str, str]:
-        monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+        monkeypatch.syspath_prepend(REPOSITORY / "scripts" / "measure")
         script = importlib.import_module(name)
         with pytest.raises(SystemExit) as stopped:
             cli.run(script.main, script.build_parser(), list(map(str, arguments)))

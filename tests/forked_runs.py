@@ -69,7 +69,7 @@ def serve() -> None:
     import deepspeed  # noqa: F401
     import torch._dynamo  # noqa: F401  # an optimizer's first import, and the longest
 
-    import bert_pld.train.loop  # noqa: F401
+    import bert_pld.training.loop  # noqa: F401
     from bert_pld.cli import run_as_rank
     from bert_pld.pretrain import build_parser, main
 

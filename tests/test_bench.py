@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import __main__ as bench
+from benchmarks.gradient_variance import command as gradient_variance
 from bert_pld import cli
-from bert_pld.bench import __main__ as bench
-from bert_pld.bench import gradient_variance
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -26,7 +26,7 @@ def test_help_lists_the_subjects(capsys):
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     assert "train     Training throughput" in printed
-    assert "example:\n  python -m bert_pld.bench train" in printed
+    assert "example:\n  python -m benchmarks train" in printed
     assert "_contenders" not in printed
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from runs import clean_environment, free_port
 
-from bert_pld.bench import communication
-from bert_pld.bench.__main__ import build_parser
+from benchmarks.__main__ import build_parser
+from benchmarks.communication import command as communication
 
 OPTIONS = [
     *("--gates", "batch", "--thetas", "0.1", "--accumulations", "2", "--overlap_comm", "default,on"),
@@ -23,7 +23,7 @@ def counted(tmp_path_factory):
     """Settings, by ZeRO stage and whether `overlap_comm` was asked for."""
     out = tmp_path_factory.mktemp("counted") / "bytes.json"
     launcher = [Path(sys.executable).parent / "deepspeed", "--no_local_rank", "--num_gpus", "2"]
-    subject = ["--module", "bert_pld.bench", "communication", *OPTIONS, "--json", out]
+    subject = ["--module", "benchmarks", "communication", *OPTIONS, "--json", out]
     command = [*launcher, "--master_port", str(free_port()), *subject]
     done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]

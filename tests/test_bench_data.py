@@ -6,13 +6,13 @@ import h5py
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as bench
+from benchmarks.data import command as data
+from benchmarks.data.contenders import read_documents
+from benchmarks.data.python_static import write_static_shard
+from benchmarks.data.watched_process import run_watched
 from bert_pld import cli
-from bert_pld.bench import __main__ as bench
-from bert_pld.bench import data
-from bert_pld.bench._data_contenders import read_documents
-from bert_pld.bench._data_python_static import write_static_shard
-from bert_pld.bench._watched_process import run_watched
-from bert_pld.data.nvidia_shards import read_blocks, read_header
+from bert_pld.data.nvidia_format import read_blocks, read_header
 
 SYLLABLES = ("ri", "sto", "mor", "har", "let", "win", "gar", "cap", "sil", "bri", "vil", "mu")
 

@@ -11,14 +11,16 @@ import pytest
 import torch
 import triton
 
+from benchmarks import __main__ as bench
+from benchmarks.kernels import cases, device_timing, sweep
+from benchmarks.kernels import command as kernels
+from benchmarks.kernels import rows as kernel_rows
+from benchmarks.kernels.cases import OPERATIONS
+from benchmarks.kernels.check import _exact, kernel_errors, passes, relative_error
+from benchmarks.kernels.contenders import torch_contender
+from benchmarks.kernels.operation import Size
+from benchmarks.kernels.sweep import _fits, candidate_tiles
 from bert_pld import cli
-from bert_pld.bench import __main__ as bench
-from bert_pld.bench import _device_timing, _kernel_cases, _kernel_rows, _kernel_sweep, kernels
-from bert_pld.bench._kernel_cases import OPERATIONS
-from bert_pld.bench._kernel_check import _exact, kernel_errors, passes, relative_error
-from bert_pld.bench._kernel_contenders import torch_contender
-from bert_pld.bench._kernel_operation import Size
-from bert_pld.bench._kernel_sweep import _fits, candidate_tiles
 from bert_pld.kernels.tiles import Tile, element_tile, reducing_row_tile, row_tile
 
 CPU = torch.device("cpu")
@@ -35,9 +37,9 @@ def run(*arguments):
 @pytest.fixture
 def interpreted(monkeypatch):
     """Kernels run, interpreted, as if this were a device that can time them; two input sets are enough."""
-    monkeypatch.setattr(_kernel_rows, "triton_obstacle", lambda device: None)
-    monkeypatch.setattr(_kernel_rows, "input_sets", lambda moved_bytes, device: 2)
-    monkeypatch.setattr(_kernel_sweep, "candidate_tiles", lambda *given: candidate_tiles(*given)[:3])
+    monkeypatch.setattr(kernel_rows, "triton_obstacle", lambda device: None)
+    monkeypatch.setattr(kernel_rows, "input_sets", lambda moved_bytes, device: 2)
+    monkeypatch.setattr(sweep, "candidate_tiles", lambda *given: candidate_tiles(*given)[:3])
     if not triton.knobs.runtime.interpret:
         pytest.skip("kernels are interpreted only where TRITON_INTERPRET=1 (set where there is no GPU)")
 
@@ -72,7 +74,7 @@ def test_bytes_are_those_counted_by_hand():
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_peers_compute_what_the_specification_says(name, monkeypatch):
-    monkeypatch.setattr(_kernel_cases, "DROPOUT", 0.0)
+    monkeypatch.setattr(cases, "DROPOUT", 0.0)
     operation = OPERATIONS[name](dataclasses.replace(SMALL, dtype="fp32"), CPU)
     draw = operation.draw(1)
     outputs, gradients = _exact(operation, draw)
@@ -187,7 +189,7 @@ def test_command_needs_no_triton(tmp_path):
     """As on a machine where the package is missing."""
     code = (
         "import sys; sys.modules['triton'] = None; sys.argv = ['bench', 'kernels', *sys.argv[1:]]\n"
-        "import runpy; runpy.run_module('bert_pld.bench', run_name='__main__')"
+        "import runpy; runpy.run_module('benchmarks', run_name='__main__')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *TINY, "--operations=layer_norm,cross_entropy"], capture_output=True, text=True
@@ -212,8 +214,8 @@ def test_measured_kernels_are_checked_swept_and_restored(interpreted, tmp_path):
 
 
 def test_wrong_kernel_fails_the_command_once_all_is_printed(interpreted, monkeypatch, capsys):
-    forward = _kernel_cases.BiasGelu.forward
-    monkeypatch.setattr(_kernel_cases.BiasGelu, "forward", lambda *given: tuple(1.1 * out for out in forward(*given)))
+    forward = cases.BiasGelu.forward
+    monkeypatch.setattr(cases.BiasGelu, "forward", lambda *given: tuple(1.1 * out for out in forward(*given)))
     assert run(*TINY, "--operations=bias_gelu,layer_norm", "--peers=none") == 1
     printed = capsys.readouterr().out
     assert "FAILED bias_gelu forward: differs from the specification by 1.0e-01" in printed
@@ -229,9 +231,9 @@ def test_contender_is_restored_before_each_pass():
         seen.append(values[index].item())
         return values[index].add_(1)
 
-    contender = _device_timing.Contender("adds", call, lambda: [value.zero_() for value in values])
-    prepared = _device_timing.prepare(contender, 2, CPU, graphs=True)
-    _device_timing.take_turns([prepared], 2, 3, CPU)
+    contender = device_timing.Contender("adds", call, lambda: [value.zero_() for value in values])
+    prepared = device_timing.prepare(contender, 2, CPU, graphs=True)
+    device_timing.take_turns([prepared], 2, 3, CPU)
     assert seen == [0.0] * 10
     assert len(prepared.seconds) == 3
     assert not prepared.graph

@@ -5,10 +5,10 @@ import statistics
 
 import pytest
 
+from benchmarks import __main__ as bench
+from benchmarks.loader import command as loader
+from benchmarks.loader.made_up_rows import write_made_up_rows
 from bert_pld import cli
-from bert_pld.bench import __main__ as bench
-from bert_pld.bench import loader
-from bert_pld.bench._loader_rows import write_made_up_rows
 
 
 def run(*arguments):

@@ -6,15 +6,15 @@ import pytest
 import torch
 from runs import small_config, write_corpus
 
+from benchmarks import __main__ as bench
+from benchmarks.quality.command import against_target
+from benchmarks.quality.contenders import Contender, HuggingFaceModel
+from benchmarks.train.contenders import as_hugging_face
 from bert_pld import cli
-from bert_pld.bench import __main__ as bench
-from bert_pld.bench._contenders import as_hugging_face
-from bert_pld.bench._quality_contenders import Contender, HuggingFaceModel
-from bert_pld.bench.quality import against_target
 from bert_pld.config import ModelConfig
+from bert_pld.cost.flops import ModelFlops, parameter_count
 from bert_pld.model.bert import BertForPreTraining
-from bert_pld.model.flops import ModelFlops, parameter_count
-from bert_pld.train.loss_curve import loss_after, time_to
+from bert_pld.training.loss_curve import loss_after, time_to
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed runs on the GPU here")
 

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import __main__ as bench
+from benchmarks import batches
+from benchmarks.host_memory import in_own_process
+from benchmarks.train import command as train
+from benchmarks.train import contenders, deepspeed_layer, figures
 from bert_pld import cli
-from bert_pld.bench import __main__ as bench
-from bert_pld.bench import _batches, _contenders, _deepspeed_layer, _figures, train
-from bert_pld.bench._host_memory import in_own_process
+from bert_pld.cost.flops import ModelFlops
 from bert_pld.model import BertForPreTraining
-from bert_pld.model.flops import ModelFlops
 from bert_pld.pld.gates import draw_gates
 from bert_pld.pld.schedule import Schedule
 
@@ -110,7 +112,7 @@ def test_peer_that_crawls_in_a_dtype_is_left_out_and_one_that_fails_is_said(tmp_
         raise RuntimeError("no such\nkernel")
 
     monkeypatch.setattr(train, "matmul_gflops", lambda dtype, device: 100.0 if dtype == torch.float32 else 1.5)
-    monkeypatch.setattr(_contenders, "use_deepspeed_blocks", fail)
+    monkeypatch.setattr(contenders, "use_deepspeed_blocks", fail)
     arguments = ("--dtypes=fp32,bf16", "--contenders=hugging_face,reference,deepspeed_transformer", "--padding=0.25")
     assert run("train", *TINY, *arguments, "--json", str(tmp_path / "train.json")) == 1
     printed, result = capsys.readouterr().out, json.loads((tmp_path / "train.json").read_text())
@@ -130,14 +132,14 @@ def test_peer_that_crawls_in_a_dtype_is_left_out_and_one_that_fails_is_said(tmp_
 
 @on_cpu
 def test_one_that_breaks_off_in_its_turn_does_not_take_the_others_figures_with_it(tmp_path, monkeypatch):
-    measure = _contenders.Contender.measure_round
+    measure = contenders.Contender.measure_round
 
     def break_off(contender, *arguments):
         if contender.name == "reference" and contender.step_seconds:
             raise RuntimeError("out of memory")
         measure(contender, *arguments)
 
-    monkeypatch.setattr(_contenders.Contender, "measure_round", break_off)
+    monkeypatch.setattr(contenders.Contender, "measure_round", break_off)
     arguments = ("--dtypes=fp32", "--contenders=hugging_face,reference,pld_batch")
     assert run("train", *TINY, *arguments, "--json", str(tmp_path / "train.json")) == 1
     result = json.loads((tmp_path / "train.json").read_text())
@@ -177,19 +179,19 @@ def test_train_measures_memory_and_kernels_on_a_gpu(tmp_path):
 @pytest.mark.parametrize("normalization", ["pre", "post"])
 def test_both_hugging_face_classes_have_our_sizes(normalization):
     config = config_of(f"--normalization={normalization}")
-    setup = _contenders.Setup(config, 4, 16, CPU, {}, {}, "auto")
-    for name, theirs in _contenders.HUGGING_FACE.items():
-        model, backend, attention = _contenders._make_hugging_face(name, setup)
+    setup = contenders.Setup(config, 4, 16, CPU, {}, {}, "auto")
+    for name, theirs in contenders.HUGGING_FACE.items():
+        model, backend, attention = contenders._make_hugging_face(name, setup)
         assert model.config.model_type == {"post": "bert", "pre": "megatron-bert"}[theirs]
         assert (model.config.hidden_size, model.config.num_hidden_layers, backend) == (32, 4, "eager")
         assert attention == ("sdpa" if type(model)._supports_sdpa else "eager")
-    difference = _contenders.loss_difference(config, _batches.random_batch(config, 4, 16, CPU, 0, 0.3), CPU)
+    difference = contenders.loss_difference(config, batches.random_batch(config, 4, 16, CPU, 0, 0.3), CPU)
     assert difference < 1e-5
 
 
 def test_contenders_see_the_same_targets():
     config = config_of()
-    batch, again = (_batches.random_batch(config, 4, 16, CPU, seed=1) for _ in range(2))
+    batch, again = (batches.random_batch(config, 4, 16, CPU, seed=1) for _ in range(2))
     assert torch.equal(batch.input_ids, again.input_ids)
     assert torch.equal(batch.labels.flatten()[batch.masked_positions], batch.masked_labels)
     assert (batch.labels != -100).sum(1).tolist() == [2, 2, 2, 2]
@@ -200,7 +202,7 @@ def test_contenders_see_the_same_targets():
 
 def test_padding_is_on_the_right_and_of_the_share_asked_for():
     config = config_of()
-    batch = _batches.random_batch(config, 64, 40, CPU, seed=2, padding=0.2)
+    batch = batches.random_batch(config, 64, 40, CPU, seed=2, padding=0.2)
     lengths = torch.from_numpy(batch.sequence_lengths)
     assert lengths.min() >= 24
     assert lengths.max() == 40
@@ -209,15 +211,15 @@ def test_padding_is_on_the_right_and_of_the_share_asked_for():
     assert torch.equal(batch.input_ids != 0, batch.attention_mask)
     assert bool(batch.attention_mask.flatten()[batch.masked_positions].all())
     assert torch.equal(batch.labels.flatten()[batch.masked_positions], batch.masked_labels)
-    masked = [_batches.targets_of(int(length)) for length in lengths]
+    masked = [batches.targets_of(int(length)) for length in lengths]
     assert (batch.labels != -100).sum(1).tolist() == masked
 
 
 def test_executed_flops_follow_gates_and_lengths():
     config = config_of()
-    whole = _batches.random_batch(config, 4, 16, CPU, seed=0)
+    whole = batches.random_batch(config, 4, 16, CPU, seed=0)
     model = ModelFlops(config, 16, 2 / 16)
-    flops = _figures.RoundFlops(config, [whole, whole])
+    flops = figures.RoundFlops(config, [whole, whole])
     assert flops.at_depth(4) == pytest.approx(2 * 4 * model.per_sequence())
     schedule = Schedule(4, theta_limit=0.5, temporal="constant")
     for granularity in ("batch", "sample"):
@@ -227,9 +229,9 @@ def test_executed_flops_follow_gates_and_lengths():
         expected = sum(4 * model.per_sequence(drawn.kept_blocks) for drawn in gates)
         assert flops.under(gates) == pytest.approx(expected)
         assert flops.under(gates) < flops.at_depth(4)
-    padded = _batches.random_batch(config, 4, 16, CPU, seed=0, padding=0.3)
-    expected = sum(ModelFlops(config, n, _batches.targets_of(n) / n).per_sequence() for n in padded.sequence_lengths)
-    assert _figures.RoundFlops(config, [padded]).at_depth(4) == pytest.approx(expected)
+    padded = batches.random_batch(config, 4, 16, CPU, seed=0, padding=0.3)
+    expected = sum(ModelFlops(config, n, batches.targets_of(n) / n).per_sequence() for n in padded.sequence_lengths)
+    assert figures.RoundFlops(config, [padded]).at_depth(4) == pytest.approx(expected)
 
 
 class LayerOfTheirs(nn.Module):
@@ -276,17 +278,17 @@ def test_deepspeed_s_layers_get_our_weights_and_mask(normalization, monkeypatch)
     import deepspeed.ops.transformer as theirs
 
     monkeypatch.setattr(theirs, "DeepSpeedTransformerLayer", LayerOfTheirs)
-    monkeypatch.setattr(_deepspeed_layer, "check_can_run", lambda *_: None)
+    monkeypatch.setattr(deepspeed_layer, "check_can_run", lambda *_: None)
     config = config_of(f"--normalization={normalization}")
     torch.manual_seed(0)
     model = BertForPreTraining(config).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)
-    batch = _batches.random_batch(config, 4, 16, CPU, seed=0, padding=0.25)
-    expected = _contenders.forward_ours(model, batch)
-    _deepspeed_layer.use_deepspeed_blocks(model, 4, 16, "fp32", CPU)
-    assert all(isinstance(block, _deepspeed_layer.DeepSpeedBlock) for block in model.encoder.blocks)
-    assert _contenders.forward_ours(model, batch).item() == pytest.approx(expected.item(), abs=2e-3)
+    batch = batches.random_batch(config, 4, 16, CPU, seed=0, padding=0.25)
+    expected = contenders.forward_ours(model, batch)
+    deepspeed_layer.use_deepspeed_blocks(model, 4, 16, "fp32", CPU)
+    assert all(isinstance(block, deepspeed_layer.DeepSpeedBlock) for block in model.encoder.blocks)
+    assert contenders.forward_ours(model, batch).item() == pytest.approx(expected.item(), abs=2e-3)
 
 
 def test_reason_of_a_failed_build_is_the_compiler_s_first_error():
@@ -296,10 +298,10 @@ def test_reason_of_a_failed_build_is_the_compiler_s_first_error():
         "ninja: build stopped: subcommand failed.",
         "RuntimeError: Error building extension 'transformer'",
     ]
-    assert _deepspeed_layer.reason_in(lines, 1) == "softmax.cu(12): error: identifier is undefined (exit code 1)"
+    assert deepspeed_layer.reason_in(lines, 1) == "softmax.cu(12): error: identifier is undefined (exit code 1)"
     del lines[1]
-    assert _deepspeed_layer.reason_in(lines, 1) == "RuntimeError: Error building extension 'transformer' (exit code 1)"
-    assert _deepspeed_layer.reason_in([], -6) == "no output (exit code -6)"
+    assert deepspeed_layer.reason_in(lines, 1) == "RuntimeError: Error building extension 'transformer' (exit code 1)"
+    assert deepspeed_layer.reason_in([], -6) == "no output (exit code -6)"
 
 
 def test_preset_gives_its_sizes():

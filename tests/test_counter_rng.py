@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bert_pld.counter_rng import Stream, philox_4x32, random_words, to_unit_interval
+from bert_pld.rng import Stream, philox_4x32, random_words, to_unit_interval
 
 ONES = 0xFFFFFFFF
 

@@ -1,4 +1,4 @@
-"""Tables in the docs are what the committed JSON gives: scripts/docs_tables.py, on the checkout and a changed page."""
+"""Tables in the docs equal the committed JSON: scripts/docs/tables.py on the checkout and on a changed page."""
 
 import importlib
 import shutil
@@ -9,8 +9,8 @@ from runs import REPOSITORY
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
-    return importlib.import_module("docs_tables")
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts" / "docs")
+    return importlib.import_module("tables")
 
 
 def run(script, *arguments):

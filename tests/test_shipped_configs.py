@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from bert_pld.config import load_config, resolve_batch_sizes
+from bert_pld.cost.flops import parameter_count
 from bert_pld.model import BertForPreTraining
-from bert_pld.model.flops import parameter_count
 from bert_pld.pld import draw_gates
 from bert_pld.pld.engine import make_schedule
-from bert_pld.train.optimizer import OUR_OPTIMIZERS, build_optimizer, parameter_groups
-from bert_pld.train.schedulers import OUR_SCHEDULERS, build_scheduler
+from bert_pld.training.optimizer import OUR_OPTIMIZERS, build_optimizer, parameter_groups
+from bert_pld.training.schedulers import OUR_SCHEDULERS, build_scheduler
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(path for path in FOLDER.rglob("*.json") if path.parent.name != "scales")

@@ -12,8 +12,8 @@ import pytest
 from runs import REPOSITORY
 
 from bert_pld import status
-from bert_pld.train.progress import read_progress
-from bert_pld.train.run_lock import LOCK, RunLock
+from bert_pld.cluster.run_lock import LOCK, RunLock
+from bert_pld.training.progress import read_progress
 
 NOW = 1_700_000_000.0
 
@@ -104,7 +104,7 @@ def test_state_follows_the_lock(tmp_path):
 
 def test_lock_of_a_living_process_is_seen_and_of_a_killed_one_is_not(tmp_path):
     run_dir = write_run(tmp_path / "a", steps=(100,))
-    hold = f"from bert_pld.train.run_lock import *; RunLock(Path({str(run_dir)!r})).acquire(); print(1, flush=True)"
+    hold = f"from bert_pld.cluster.run_lock import *; RunLock(Path({str(run_dir)!r})).acquire(); print(1, flush=True)"
     holder = subprocess.Popen(
         [sys.executable, "-c", f"{hold}; input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
     )

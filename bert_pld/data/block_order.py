@@ -17,8 +17,8 @@ import functools
 
 import numpy as np
 
-from bert_pld.counter_rng import Stream, random_words
 from bert_pld.data.order import Int64Array, UInt64Array, check_positions, permute, round_keys
+from bert_pld.rng import Stream, random_words
 
 _BLOCKS, _ROWS, _TURN = 1, 2, 3
 """What keys are for; the global order's have 0."""

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 
-from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.rows import ShardedRows
 
 UNKNOWN = (
     "bus error: a file was cut short, or its file system failed, while it was read; `python -m data_prep verify` checks"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from bert_pld.data.containment import refuse_links_out
+from bert_pld.data.safety import refuse_links_out
 from bert_pld.data.shards import MANIFEST_NAME
 
 _OF_A_LENGTH = re.compile(r"seq_(\d+)")

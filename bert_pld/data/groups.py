@@ -8,8 +8,8 @@ import functools
 import numpy as np
 from torch.utils.data import Dataset
 
+from bert_pld.data.batches import Int64Array, MicroBatchMaker, PackedMicroBatches
 from bert_pld.data.block_order import BlockOrder
-from bert_pld.data.micro_batch import Int64Array, MicroBatchMaker, PackedMicroBatches
 from bert_pld.data.order import GlobalOrder, positions_of_micro_batch
 from bert_pld.data.read_ahead import WindowReadAhead
 

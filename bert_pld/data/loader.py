@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from bert_pld.data.batches import MicroBatch, MicroBatchMaker, PackedMicroBatches
 from bert_pld.data.block_order import BlockOrder
 from bert_pld.data.groups import EvaluationGroups, MicroBatchGroups, TrainingGroups
 from bert_pld.data.masking import Vocabulary
-from bert_pld.data.micro_batch import MicroBatch, MicroBatchMaker, PackedMicroBatches
 from bert_pld.data.order import GlobalOrder
-from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.rows import ShardedRows
 from bert_pld.data.workers import guard_worker, naming_dead_workers
 
 MASKING_MODES = ("dynamic", "static")

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pld.counter_rng import Stream, UInt32Array, random_words, to_unit_interval
 from bert_pld.data.shards import VOCABULARY_NAME, Manifest, vocabulary_hash
-from bert_pld.data.wordpiece import CONTINUATION, read_entries
+from bert_pld.data.tokenizer import CONTINUATION, read_entries
+from bert_pld.rng import Stream, UInt32Array, random_words, to_unit_interval
 
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]

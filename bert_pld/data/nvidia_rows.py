@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.data.masking import MaskedTokens
-from bert_pld.data.nvidia_shards import Header, find_shards, read_header, sampled_digest
-from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.nvidia_format import Header, find_shards, read_header, sampled_digest
+from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import (
     COLUMNS,
     MANIFEST_NAME,
@@ -24,8 +24,8 @@ from bert_pld.data.shards import (
     vocabulary_hash,
     write_atomically,
 )
+from bert_pld.data.tokenizer import SPECIAL_TOKENS, bert_tokenizer, count_capitals, read_entries
 from bert_pld.data.unpacked_shards import Source, UnpackedShard, unpack_all, unpacked
-from bert_pld.data.wordpiece import SPECIAL_TOKENS, bert_tokenizer, count_capitals, read_entries
 
 _LARGEST_SHARE_OF_CAPITALS = 0.01
 _CHECKED_ROWS = 64

@@ -18,7 +18,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pld.counter_rng import Stream, random_words
+from bert_pld.rng import Stream, random_words
 
 Int64Array = NDArray[np.int64]
 UInt64Array = NDArray[np.uint64]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bert_pld.data.block_order import BlockOrder, Window
-from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.rows import ShardedRows
 
 
 class WindowReadAhead:

@@ -33,13 +33,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pld.data.containment import own_dataset, refuse_links_out, require_plain_name
 from bert_pld.data.mapped_file import map_file
+from bert_pld.data.safety import own_dataset, refuse_links_out, require_plain_name
 
 FORMAT_NAME = "bert_pld"
 FORMAT_VERSION = 1
 NVIDIA_FORMAT_NAME = "nvidia"
-"""In the manifest of a directory whose shards `bert_pld.data.nvidia_shards` defines."""
+"""In the manifest of a directory whose shards `bert_pld.data.nvidia_format` defines."""
 MANIFEST_NAME = "manifest.json"
 FORMATS = (FORMAT_NAME, NVIDIA_FORMAT_NAME)
 TOKENIZER_NAME, VOCABULARY_NAME = "tokenizer.json", "vocab.txt"

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.data.mapped_file import map_file
-from bert_pld.data.nvidia_shards import Header, read_blocks
+from bert_pld.data.nvidia_format import Header, read_blocks
 
 CACHE_VARIABLE = "BERT_PLD_CACHE"
 

@@ -19,8 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from bert_pld.glue.batches import Encoded, collate, evaluation_rows, training_order
 from bert_pld.glue.metrics import mean_score, score
 from bert_pld.glue.tasks import Task
-from bert_pld.train.loop import seed_dropout
-from bert_pld.train.optimizer import build_optimizer, parameter_groups
+from bert_pld.training.loop import seed_dropout
+from bert_pld.training.optimizer import build_optimizer, parameter_groups
 
 HIGHEST_SCORE = 5.0
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from bert_pld.train.agreement import StepAgreement
-from bert_pld.train.preemption import Preemption
+from bert_pld.cluster.agreement import StepAgreement
+from bert_pld.cluster.signals import Preemption
 
 
 class StoppedError(Exception):

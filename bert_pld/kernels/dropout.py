@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bert_pld.counter_rng import philox_4x32
+from bert_pld.rng import philox_4x32
 
 _LEVELS = 2**16
 _DECISIONS_PER_INTEGER = 4

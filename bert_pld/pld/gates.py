@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bert_pld.counter_rng import Stream, random_words, to_unit_interval
 from bert_pld.pld.schedule import Schedule
+from bert_pld.rng import Stream, random_words, to_unit_interval
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ import pytest
 from runs import REPOSITORY, read_metrics, small_config
 from slurm_cluster import SlurmCluster, require_slurm
 
-from bert_pld.train.checkpoint import list_checkpoints
-from bert_pld.train.run_lock import LOCK
+from bert_pld.checkpoint.format import list_checkpoints
+from bert_pld.cluster.run_lock import LOCK
 
 SCRIPTS = REPOSITORY / "scripts" / "slurm"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")

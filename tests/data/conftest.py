@@ -9,7 +9,7 @@ import pytest
 from synthetic_rows import SPECIAL_TOKENS, make_entries, make_rows
 
 from bert_pld.data.masking import Vocabulary
-from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import Manifest, ShardAttributes, shard_name, vocabulary_hash, write_shard
 
 

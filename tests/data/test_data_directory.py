@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from bert_pld.data.data_directory import resolve_data_dir
-from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.rows import ShardedRows
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import torch
 
 from bert_pld.data import groups
 from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
-from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.rows import ShardedRows
 
 SEEDS = {"order_seed": 4, "masking_seed": 8}
 TENSORS = ("input_ids", "token_type_ids", "masked_positions", "masked_labels", "next_sentence_labels")
@@ -358,7 +358,7 @@ def test_workers_outlive_a_schedulers_signals(train_rows):
 ABANDONED = """
 import multiprocessing, os, sys
 from bert_pld.data.loader import training_batches
-from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.rows import ShardedRows
 batches = training_batches(ShardedRows(sys.argv[1], "train"), order_seed=0, masking_seed=0, micro_batch_size=64,
     accumulation_steps=1, rank=0, world_size=1, first_step=0, num_steps=100_000, workers=2)
 next(batches)

@@ -13,7 +13,7 @@ import pytest
 from synthetic_rows import make_rows
 
 from bert_pld.data import mapped_file
-from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import Manifest, ShardAttributes, write_shard
 
 

@@ -15,9 +15,9 @@ from static_shards import make_static_rows, write_static_corpus, write_static_sh
 
 from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
 from bert_pld.data.masking import MaskedTokens, Vocabulary, mask_tokens
+from bert_pld.data.nvidia_format import encode, find_shards, predictions_per_row, read_blocks, write_nvidia_shard
 from bert_pld.data.nvidia_rows import NvidiaRows, open_rows
-from bert_pld.data.nvidia_shards import encode, find_shards, predictions_per_row, read_blocks, write_nvidia_shard
-from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import COLUMNS
 from bert_pld.data.unpacked_shards import cache_directory
 

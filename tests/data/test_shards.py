@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from synthetic_rows import make_rows
 
-from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import Manifest, Shard, ShardAttributes, file_sha256, write_shard
 
 

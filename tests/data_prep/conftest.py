@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from made_up_corpus import build, write_corpus
 
-from data_prep import plan, splitting
+from data_prep import plan
+from data_prep.rows import splitting
 
 
 @pytest.fixture

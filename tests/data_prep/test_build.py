@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from made_up_corpus import build, write_corpus
 
-from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import Manifest
 from data_prep.__main__ import main
 
@@ -26,7 +26,7 @@ def reference(corpus, tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("reference") / "data"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data_prep.plan.READING_TASK_BYTES", 1 << 14)
-        patch.setattr("data_prep.splitting.GROUP_BYTES", 1 << 13)
+        patch.setattr("data_prep.rows.splitting.GROUP_BYTES", 1 << 13)
         assert build(corpus, output_dir, "--shard_rows", "50") == 0
     return output_dir
 
@@ -52,9 +52,9 @@ def test_another_seed_gives_other_rows(corpus, reference, tmp_path, small_tasks)
 
 _SLOW_BUILD = """
 import sys, time
-import data_prep.plan, data_prep.splitting, data_prep.pipeline
+import data_prep.plan, data_prep.rows.splitting, data_prep.pipeline
 from data_prep.__main__ import main
-data_prep.plan.READING_TASK_BYTES, data_prep.splitting.GROUP_BYTES = 1 << 14, 1 << 13
+data_prep.plan.READING_TASK_BYTES, data_prep.rows.splitting.GROUP_BYTES = 1 << 14, 1 << 13
 class Slow(data_prep.pipeline.Progress):
     def advance(self, count, documents=0):
         super().advance(count, documents)

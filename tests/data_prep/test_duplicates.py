@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from made_up_corpus import WORDS, build
 
-from data_prep import duplicates, minhash
-from data_prep.duplicates import Comparisons, Duplicates, cluster_near, find_exact, find_near, join_exact
-from data_prep.minhash import BAND_ROWS, BANDS, HASHES, SHINGLE_WORDS, signatures
+from data_prep.dedup import duplicates, minhash
+from data_prep.dedup.duplicates import Comparisons, Duplicates, cluster_near, find_exact, find_near, join_exact
+from data_prep.dedup.minhash import BAND_ROWS, BANDS, HASHES, SHINGLE_WORDS, signatures
 from data_prep.spool import write_spool
 
 

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from data_prep.attempt import Attempt, Notes, RunTasks, open_attempts
-from data_prep.executors import ExecutorOptions, add_executor_flags
+from data_prep.executors.attempt import Attempt, Notes, RunTasks, open_attempts
+from data_prep.executors.choice import ExecutorOptions, add_executor_flags
 
 
 def options(*flags):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from data_prep.instances import packed_rows, pair_rows
-from data_prep.tokens import TokenizedDocuments, split_long_segments
+from data_prep.rows.instances import packed_rows, pair_rows
+from data_prep.rows.tokens import TokenizedDocuments, split_long_segments
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 FIRST_ID = 10

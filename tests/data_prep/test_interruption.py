@@ -22,9 +22,9 @@ from data_prep.__main__ import main
 KILLS = int(os.environ.get("BERT_PLD_KILLS", "8"))
 _BUILD = """
 import sys
-import data_prep.plan, data_prep.splitting
+import data_prep.plan, data_prep.rows.splitting
 from data_prep.__main__ import main
-data_prep.plan.READING_TASK_BYTES, data_prep.splitting.GROUP_BYTES = 1 << 14, 1 << 13
+data_prep.plan.READING_TASK_BYTES, data_prep.rows.splitting.GROUP_BYTES = 1 << 14, 1 << 13
 sys.exit(main(sys.argv[1:]))
 """
 

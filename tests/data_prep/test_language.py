@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from data_prep import language
-from data_prep.language import UNCERTAIN, language_drop_reason, language_of, parse_languages
+from data_prep.text import language
+from data_prep.text.language import UNCERTAIN, language_drop_reason, language_of, parse_languages
 
 # Made up: one long and one short sentence of each.
 SENTENCES = {

@@ -1,4 +1,4 @@
-"""Planted duplicates are found and counted by scripts/measure_deduplication.py, and what is too little is refused."""
+"""measure_deduplication.py finds and counts planted duplicates, and refuses too small a sample."""
 
 import functools
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_up_corpus import WORDS
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "measure"
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from bert_pld import cli
-from data_prep.sentences import LANGUAGES, check_language, split_sentences
+from data_prep.text.sentences import LANGUAGES, check_language, split_sentences
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "measure"))
 import compare_segmenters  # noqa: E402
 
 # Made up; ‖ is a sentence's end, ¦ a place open to either reading, as the script's docstring says.
@@ -94,7 +94,8 @@ def test_the_comparison_counts_missed_and_wrong_boundaries_by_phenomenon():
 
 def test_the_comparison_writes_figures_for_every_gold_file_and_names_the_fault_of_one(gold, tmp_path):
     (tmp_path / "text.txt").write_text("One sentence. And another one.\nA second line.\n" * 20)
-    command = [sys.executable, str(ROOT / "scripts" / "compare_segmenters.py"), "--gold", str(gold), "--repeats", "2"]
+    script = ROOT / "scripts" / "measure" / "compare_segmenters.py"
+    command = [sys.executable, str(script), "--gold", str(gold), "--repeats", "2"]
     options = ["--text", str(tmp_path / "text.txt"), "--json", str(tmp_path / "figures.json")]
     done = subprocess.run(command + options, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "made_up: 20 paragraphs; by phenomenon" in done.stdout

@@ -10,11 +10,12 @@ import pytest
 from made_up_corpus import build
 from made_up_tasks import bad_line_at_one, bug_at_one, die_at_two, new_build_dir, no_room_at_one, results, square
 
-from data_prep import cluster_executor, slurm_queue
 from data_prep.__main__ import main
-from data_prep.leftovers import end_leftovers
-from data_prep.slurm_executor import SlurmExecutor, SlurmOptions
-from data_prep.slurm_queue import job_name
+from data_prep.executors.choice import cluster as cluster_executor
+from data_prep.executors.choice import slurm_queue
+from data_prep.executors.choice.slurm import SlurmExecutor, SlurmOptions
+from data_prep.executors.choice.slurm_queue import job_name
+from data_prep.executors.leftovers import end_leftovers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -24,10 +25,11 @@ LOCAL_FLAGS = ["--shard_rows", "50", "--deduplicate", "exact"]
 FLAGS = [*LOCAL_FLAGS, "--executor", "slurm", "--workers", "2"]
 _DRIVER = """
 import sys
-import data_prep.plan, data_prep.splitting
-from data_prep import cluster_executor, slurm_queue
+import data_prep.plan, data_prep.rows.splitting
+from data_prep.executors.choice import cluster as cluster_executor
+from data_prep.executors.choice import slurm_queue
 from data_prep.__main__ import main
-data_prep.plan.READING_TASK_BYTES, data_prep.splitting.GROUP_BYTES = 1 << 14, 1 << 14
+data_prep.plan.READING_TASK_BYTES, data_prep.rows.splitting.GROUP_BYTES = 1 << 14, 1 << 14
 cluster_executor.RANKS_PER_WORKER, slurm_queue.QUEUE_S = 1, 0.5
 sys.exit(main(sys.argv[1:]))
 """
@@ -44,7 +46,7 @@ def cluster():
         patch.setattr(slurm_queue, "QUEUE_S", 0.5)
         patch.setattr(cluster_executor, "RANKS_PER_WORKER", 1)
         patch.setattr("data_prep.plan.READING_TASK_BYTES", 1 << 14)
-        patch.setattr("data_prep.splitting.GROUP_BYTES", 1 << 14)
+        patch.setattr("data_prep.rows.splitting.GROUP_BYTES", 1 << 14)
         yield cluster
 
 
@@ -177,7 +179,7 @@ _SLOW_DRIVER = """
 import sys
 from pathlib import Path
 from made_up_tasks import square
-from data_prep.slurm_executor import SlurmExecutor, SlurmOptions
+from data_prep.executors.choice.slurm import SlurmExecutor, SlurmOptions
 SlurmExecutor(2, SlurmOptions()).run(square, Path(sys.argv[1]), range(400), lambda task: None)
 """
 

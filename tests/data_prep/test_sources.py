@@ -3,10 +3,10 @@ import json
 
 import pytest
 
-from data_prep.clean import clean_text
 from data_prep.sources import KINDS, Source
 from data_prep.sources.pieces import cut_file
 from data_prep.sources.text import _BOUNDARY
+from data_prep.text.clean import clean_text
 
 
 def documents(argument):

@@ -7,15 +7,15 @@ import pytest
 from made_up_corpus import made_up_documents
 from tokenizers import Tokenizer
 
-from data_prep.duplicates import Duplicates
-from data_prep.splitting import make_groups
+from data_prep.dedup.duplicates import Duplicates
+from data_prep.rows.splitting import make_groups
+from data_prep.rows.tokens import encode_documents
+from data_prep.rows.vocabulary import SPECIAL_TOKENS, read_vocabulary, train_vocabulary
 from data_prep.spool import Spool, write_spool
-from data_prep.tokens import encode_documents
-from data_prep.vocabulary import SPECIAL_TOKENS, read_vocabulary, train_vocabulary
 
 HEAD = "\n".join(SPECIAL_TOKENS.values())
 TRAIN = (
-    "from data_prep.vocabulary import train_vocabulary;"
+    "from data_prep.rows.vocabulary import train_vocabulary;"
     "import random; d = random.Random(1);"
     "t = [["
     "'Ça '+' '.join(''.join(d.choices('abcdeéÉxyzñ漢', k=d.randint(1, 6))) for _ in range(9)) for _ in range(400)]];"

@@ -14,7 +14,7 @@ from made_up_corpus import build
 
 from bert_pld.data.masking import Vocabulary, mask_tokens
 from bert_pld.data.nvidia_rows import open_rows
-from bert_pld.data.sharded_rows import ShardedRows
+from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import COLUMNS, Manifest
 from data_prep.verify import verify
 
@@ -37,7 +37,7 @@ def several_groups():
     """Of two shards each, so that rows are counted over groups and shards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data_prep.plan.READING_TASK_BYTES", 1 << 15)
-        patch.setattr("data_prep.splitting.GROUP_BYTES", 1 << 15)
+        patch.setattr("data_prep.rows.splitting.GROUP_BYTES", 1 << 15)
         yield
 
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from bert_pld.experiments.claims import CLAIMS, check_claims, claims_table, interval
-from bert_pld.experiments.curves import Curve
-from bert_pld.experiments.variants import KNOWN, VARIANTS
+from benchmarks.paper.claims import CLAIMS, check_claims, claims_table, interval
+from benchmarks.paper.curves import Curve
+from benchmarks.paper.variants import KNOWN, VARIANTS
 
 
 def curve(loss, seconds, diverged=False):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bert_pld.experiments.comparison import compare, spread
-from bert_pld.experiments.curves import Curve
-from bert_pld.experiments.tables import choices_table, figure, found_in, put_into, short_table, table
+from benchmarks.paper.comparison import compare, spread
+from benchmarks.paper.curves import Curve
+from benchmarks.paper.tables import choices_table, figure, found_in, put_into, short_table, table
 
 
 def curve(loss, seconds, *, flops=100.0, diverged=False):

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from bert_pld.experiments.__main__ import build_parser, main
-from bert_pld.experiments.curves import read_curve
-from bert_pld.experiments.suite import plan_jobs
-from bert_pld.experiments.variants import load_scale
+from benchmarks.paper.command import build_parser, main
+from benchmarks.paper.curves import read_curve
+from benchmarks.paper.suite import plan_jobs
+from benchmarks.paper.variants import load_scale
 
 # step, samples, seconds of the wall's clock and of the processor's, which two threads use.
 TIMES = ((2, 20, 10.0, 20.0), (4, 40, 14.0, 28.0), (5, 50, 15.0, 30.0))

@@ -12,15 +12,15 @@ import time
 import pytest
 from runs import REPOSITORY, clean_environment, write_corpus
 
+from benchmarks.paper.command import note_conditions
+from benchmarks.paper.curves import read_curve
+from benchmarks.paper.suite import Started, Suite, conclude, plan_jobs
+from benchmarks.paper.variants import VARIANTS, Scale, configuration, lay_over, load_scale
+from bert_pld.checkpoint.format import list_checkpoints
+from bert_pld.cluster.run_lock import LOCK
 from bert_pld.config import ConfigError, load_config
-from bert_pld.experiments.__main__ import note_conditions
-from bert_pld.experiments.curves import read_curve
-from bert_pld.experiments.suite import Started, Suite, conclude, plan_jobs
-from bert_pld.experiments.variants import VARIANTS, Scale, configuration, lay_over, load_scale
 from bert_pld.model import ModelFlops
 from bert_pld.pld.engine import make_schedule
-from bert_pld.train.checkpoint import list_checkpoints
-from bert_pld.train.run_lock import LOCK
 
 TINY = {
     "train_batch_size": 8,
@@ -176,8 +176,8 @@ def wait_until(condition):
 DRIVER = """
 import json, sys
 from pathlib import Path
-from bert_pld.experiments import __main__ as command
-from bert_pld.experiments.variants import Scale
+from benchmarks.paper import command
+from benchmarks.paper.variants import Scale
 tiny = json.loads(Path(sys.argv[1]).read_text())
 command.load_scale = lambda name: Scale(name, {"0.0001": 1e-3, "0.001": 3e-3}, 0.6667, tiny)
 command.run(command.main, command.build_parser(), sys.argv[2:])

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from bert_pld.experiments.suite import Suite, finished_runs, plan_jobs
-from bert_pld.experiments.variants import load_scale
+from benchmarks.paper.suite import Suite, finished_runs, plan_jobs
+from benchmarks.paper.variants import load_scale
 
 # Stands for a run, whose folder is its last argument: told to stop it takes a second to save itself, else it trains on.
 RUN = """

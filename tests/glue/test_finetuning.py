@@ -24,7 +24,7 @@ from bert_pld.glue.reading import identify_data
 from bert_pld.glue.summary import table
 from bert_pld.glue.tasks import TASKS
 
-COMPARISON = Path(__file__).parents[2] / "scripts" / "compare_with_trainer.py"
+COMPARISON = Path(__file__).parents[2] / "scripts" / "measure" / "compare_with_trainer.py"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from finetune_runs import finetune, finetune_command, result_of
 from runs import clean_environment
 
-from bert_pld.train.preemption import EXIT_PREEMPTED
+from bert_pld.cluster.signals import EXIT_PREEMPTED
 
 LONG = ["--epochs", "2000", "--seeds", "1"]
 """Minutes, of which a test waits for seconds."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from runs import read_metrics, run_pretrain, small_config
 
-from bert_pld.train.checkpoint import list_checkpoints
+from bert_pld.checkpoint.format import list_checkpoints
 
 pytestmark = pytest.mark.gpu
 

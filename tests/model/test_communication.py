@@ -4,9 +4,9 @@ test_bench_communication."""
 import pytest
 
 from bert_pld.config import load_config
+from bert_pld.cost.communication import bytes_sent, parameter_tensors, payload_bytes, step_collectives
+from bert_pld.cost.flops import parameter_count
 from bert_pld.model.bert import BertForPreTraining
-from bert_pld.model.communication import bytes_sent, parameter_tensors, payload_bytes, step_collectives
-from bert_pld.model.flops import parameter_count
 
 MODEL = {"preset": "mini", "vocab_size": 1008, "next_sentence_prediction": True}
 BLOCK = 12 * 256 * 256 + 13 * 256  # three quarters of a mini block's tensors are matrices of 256 × 256, four times wide

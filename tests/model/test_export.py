@@ -11,9 +11,9 @@ from runs import REPOSITORY
 from safetensors.torch import load_file, save_file
 
 from bert_pld import cli, export
+from bert_pld.checkpoint import format as checkpoints
 from bert_pld.config import load_config
 from bert_pld.model.bert import BertForPreTraining
-from bert_pld.train import checkpoint as checkpoints
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat", "a", "dog", "##s", ".", "ran"]
 

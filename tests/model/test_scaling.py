@@ -6,9 +6,9 @@ import itertools
 import pytest
 
 from bert_pld.config import load_config
-from bert_pld.model.communication import Collective
-from bert_pld.model.flops import ModelFlops, parameter_count
-from bert_pld.model.scaling import (
+from bert_pld.cost.communication import Collective
+from bert_pld.cost.flops import ModelFlops, parameter_count
+from bert_pld.cost.scaling import (
     Cluster,
     checkpoint_seconds,
     collective_seconds,

@@ -12,7 +12,7 @@ from torch import nn
 
 import bert_pld
 from bert_pld.config import ConfigError
-from bert_pld.train.run import join_process_group
+from bert_pld.training.run import join_process_group
 
 CONFIG = {
     "train_batch_size": 8,

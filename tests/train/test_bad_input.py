@@ -23,7 +23,7 @@ from runs import (
     small_config,
 )
 
-from bert_pld.train.checkpoint import fault, list_checkpoints
+from bert_pld.checkpoint.format import fault, list_checkpoints
 
 
 def error_of(done):

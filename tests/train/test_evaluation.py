@@ -12,10 +12,10 @@ import torch
 from runs import clean_environment, read_metrics, run_pretrain, small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bert_pld.checkpoint.format import load_model, resolve_checkpoint
 from bert_pld.data.loader import evaluation_batches
-from bert_pld.data.sharded_rows import ShardedRows
-from bert_pld.train.checkpoint import load_model, resolve_checkpoint
-from bert_pld.train.evaluation import evaluate, model_inputs
+from bert_pld.data.rows import ShardedRows
+from bert_pld.training.evaluation import evaluate, model_inputs
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config, write_corpus
 
-from bert_pld.data.sharded_rows import ShardedRows
-from bert_pld.train.judge import EXIT_LOST_RANK
+from bert_pld.cluster.judge import EXIT_LOST_RANK
+from bert_pld.data.rows import ShardedRows
 
 HEARTBEAT_S = 8
 

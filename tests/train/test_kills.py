@@ -14,7 +14,7 @@ import time
 
 from runs import forked_runs, read_metrics, small_config
 
-from bert_pld.train.checkpoint import PARTIAL, fault, list_checkpoints
+from bert_pld.checkpoint.format import PARTIAL, fault, list_checkpoints
 
 KILLS = int(os.environ.get("BERT_PLD_KILLS", "12"))
 STEPS = 8 * KILLS

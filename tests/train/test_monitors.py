@@ -11,7 +11,7 @@ import pytest
 from runs import read_metrics, run_pretrain, small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bert_pld.train.checkpoint import list_checkpoints
+from bert_pld.checkpoint.format import list_checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from runs import VOCABULARY, clean_environment, read_metrics, run_pretrain, small_config
 from static_shards import write_static_corpus
 
-from bert_pld.train.checkpoint import list_checkpoints
+from bert_pld.checkpoint.format import list_checkpoints
 
 KEYS = ("step", "samples", "tokens", "loss", "mlm_loss", "eval_mlm_loss")
 

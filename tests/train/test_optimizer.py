@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from bert_pld.config import ConfigError
-from bert_pld.train.optimizer import build_optimizer, parameter_groups
-from bert_pld.train.schedulers import WarmupExpDecay, build_scheduler
+from bert_pld.training.optimizer import build_optimizer, parameter_groups
+from bert_pld.training.schedulers import WarmupExpDecay, build_scheduler
 
 
 def test_vectors_have_no_weight_decay():

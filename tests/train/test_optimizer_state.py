@@ -14,16 +14,16 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from runs import small_config
 from safetensors.torch import load_file
 
+from bert_pld.checkpoint.gather import StateGatherer
+from bert_pld.checkpoint.tensor_file import FileSum, NotFiniteError, write_tensors
+from bert_pld.checkpoint.zero_state import restore_scalars, scalars_of
 from bert_pld.config import load_config
 from bert_pld.data.loader import training_batches
 from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.model import BertForPreTraining
-from bert_pld.train.engine import make_engine
-from bert_pld.train.evaluation import model_inputs
-from bert_pld.train.gather import StateGatherer
-from bert_pld.train.optimizer_state import restore_scalars, scalars_of
-from bert_pld.train.run import join_process_group
-from bert_pld.train.tensor_file import FileSum, NotFiniteError, write_tensors
+from bert_pld.training.engine import make_engine
+from bert_pld.training.evaluation import model_inputs
+from bert_pld.training.run import join_process_group
 
 SETTINGS = {
     "fp32": {"zero_optimization": {"stage": 0}},

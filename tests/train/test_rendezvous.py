@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bert_pld.train.rendezvous import describe_rank, first_host, tasks_on_node
+from bert_pld.cluster.rendezvous import describe_rank, first_host, tasks_on_node
 
 TASK = {
     "SLURM_JOB_ID": "40123",

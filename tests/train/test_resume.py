@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
 
-from bert_pld.train.checkpoint import fault, list_checkpoints, newest_valid, write_checksums
-from bert_pld.train.preemption import EXIT_PREEMPTED
-from bert_pld.train.run_lock import LOCK
+from bert_pld.checkpoint.format import fault, list_checkpoints, newest_valid, write_checksums
+from bert_pld.cluster.run_lock import LOCK
+from bert_pld.cluster.signals import EXIT_PREEMPTED
 
 KEYS = ("step", "samples", "tokens", "loss", "mlm_loss", "nsp_loss", "lr", "theta", "kept_blocks", "eval_mlm_loss")
 

@@ -16,12 +16,12 @@ import time
 import pytest
 from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
 
-from bert_pld.train.run_lock import LOCK, RunLock, RunLockedError
+from bert_pld.cluster.run_lock import LOCK, RunLock, RunLockedError
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from bert_pld.train.run_lock import RunLock
+from bert_pld.cluster.run_lock import RunLock
 RunLock(Path(sys.argv[1]), 0.05).acquire()
 print("held", flush=True)
 time.sleep(60)

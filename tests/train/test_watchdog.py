@@ -14,8 +14,8 @@ import pytest
 import torch.distributed as dist
 from runs import clean_environment, free_port
 
-from bert_pld.train.heartbeat import AwakeClock, Peer
-from bert_pld.train.judge import EXIT_LOST_RANK
+from bert_pld.cluster.heartbeat import AwakeClock, Peer
+from bert_pld.cluster.judge import EXIT_LOST_RANK
 
 RANKS = 3
 STALL_S = 3.0
@@ -27,7 +27,7 @@ def _hang_in_a_collective():
 
 def _scenario(name, rank):
     """What a rank does once it is watched."""
-    from bert_pld.train.watchdog import mark
+    from bert_pld.cluster.watchdog import mark
 
     mark("step 1, micro-batch 0")
     if name == "own_error" and rank == 2:
@@ -55,7 +55,7 @@ def _scenario(name, rank):
 def _serve(port):
     """Fork the ranks of every scenario from a process that has imported everything; print each one's exit code."""
     from bert_pld.cli import run_as_rank
-    from bert_pld.train import watchdog
+    from bert_pld.cluster import watchdog
 
     def main(options):
         rank = int(os.environ["RANK"])

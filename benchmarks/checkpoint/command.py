@@ -1,0 +1,183 @@
+"""What a checkpoint costs: seconds that training stops, seconds until it is whole, share of the time at an interval.
+
+Blocks of training steps, in turns: without a checkpoint, with one that is written beside training (as runs do), with
+one that training waits for, and with DeepSpeed's own `save_checkpoint`, which neither hashes nor flushes. What a block
+takes longer than those without is the cost, slower steps beside the writing thread included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.batches import pattern_batch
+from benchmarks.deepspeed_engine import single_rank
+from bert_pld.checkpoint import format as files
+from bert_pld.checkpoint.writer import CheckpointWriter
+from bert_pld.config import load_config
+from bert_pld.model import BertForPreTraining
+from bert_pld.training.engine import make_engine
+
+EXAMPLE = "python -m benchmarks checkpoint --model_preset base --json checkpoint.json"
+KINDS = ("none", "beside", "waiting", "deepspeed")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subject's own options."""
+    parser.add_argument("--model_preset", default="base", help="tiny, mini, small, medium, base, large (default base)")
+    parser.add_argument("--vocab_size", type=int, default=30528)
+    parser.add_argument("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
+    parser.add_argument("--micro_batch_size", type=int, default=8, help="sequences a step (default 8)")
+    parser.add_argument("--zero_stage", type=int, default=1, choices=range(4), help="(default 1)")
+    parser.add_argument("--steps_per_block", type=int, default=4, help="a block, one checkpoint in it (default 4)")
+    parser.add_argument("--rounds", type=int, default=5, help="blocks of each kind (default 5)")
+    parser.add_argument("--interval", type=int, default=1000, help="steps a checkpoint, for the share (default 1000)")
+    parser.add_argument(
+        "--idle_step_s", type=float, help="steps that leave the processor idle for so long, as beside a GPU"
+    )
+    parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: a temporary folder)")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure every kind of block in turns.
+
+    Returns:
+        JSON-ready: the set-up, `step_s`, and `kinds`: for each kind of checkpoint `cost_s` (median, least and most of
+        a block over the median without), `stopped_s`, `whole_s`, `share` of training time at the interval.
+    """
+    with single_rank("cuda" if torch.cuda.is_available() else "cpu") as device:
+        folder = Path(tempfile.mkdtemp(prefix="bench_checkpoint_", dir=options.folder))
+        try:
+            return _measure(options, device, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _measure(options: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
+    config = load_config(
+        {
+            "train_batch_size": options.micro_batch_size,
+            "optimizer": {"type": "AdamW", "params": {"lr": 1e-5}},
+            "zero_optimization": {"stage": options.zero_stage},
+            "bf16": {"enabled": device.type == "cuda"},
+            "model": {
+                "preset": options.model_preset,
+                "vocab_size": options.vocab_size,
+                "next_sentence_prediction": True,
+            },
+            "training": {"keep_checkpoints": 1},
+        }
+    )
+    model = BertForPreTraining(config.model)
+    model.use_backend("auto", device.type)
+    engine = make_engine(config, model)
+    batch = pattern_batch(config.model, options.micro_batch_size, options.seq_length, 0)
+    moved = {name: value if value is None else value.to(device) for name, value in batch.items()}
+    for name in files.TOKENIZER_FILES:
+        (folder / name).write_text("[PAD]\n")
+    writer = CheckpointWriter(folder, engine, config, {"data_source": "none", "data_fingerprint": "none"}, folder, None)
+
+    def step() -> None:
+        if options.idle_step_s is not None and engine.global_steps > 1:
+            time.sleep(options.idle_step_s)
+            return
+        engine.backward(engine(**moved)["loss"])
+        engine.step()
+
+    blocks: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    stopped: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    whole: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for _ in range(2):
+        step()
+    for round_ in range(options.rounds + 1):  # the first of each kind makes buffers and is not counted
+        for kind in KINDS:
+            seconds, waited, ready = _block(kind, step, options.steps_per_block, engine, writer, folder)
+            if round_ > 0:
+                blocks[kind].append(seconds)
+                stopped[kind].append(waited)
+                whole[kind].append(ready)
+    plain = statistics.median(blocks["none"])
+    step_s = plain / options.steps_per_block
+    kinds = {}
+    for kind in KINDS[1:]:
+        costs = [seconds - plain for seconds in blocks[kind]]
+        cost = statistics.median(costs)
+        kinds[kind] = {
+            "cost_s": cost,
+            "cost_least_s": min(costs),
+            "cost_most_s": max(costs),
+            "stopped_s": statistics.median(stopped[kind]),
+            "whole_s": statistics.median(whole[kind]),
+            "share": cost / (options.interval * step_s + cost),
+        }
+    newest = files.list_checkpoints(folder / files.CHECKPOINTS)[0]
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "model_preset": options.model_preset,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "zero_stage": options.zero_stage,
+        "micro_batch_size": options.micro_batch_size,
+        "seq_length": options.seq_length,
+        "idle_step_s": options.idle_step_s,
+        "steps_per_block": options.steps_per_block,
+        "rounds": options.rounds,
+        "interval": options.interval,
+        "checkpoint_bytes": sum(path.stat().st_size for path in newest.iterdir()),
+        "step_s": step_s,
+        "blocks_without_s": blocks["none"],
+        "kinds": kinds,
+    }
+
+
+def _block(
+    kind: str, step: Callable[[], None], steps: int, engine: Any, writer: CheckpointWriter, folder: Path
+) -> tuple[float, float, float]:
+    """(seconds of the block, seconds training stopped, seconds until the checkpoint was whole)."""
+    started = time.perf_counter()
+    ready = waited = 0.0
+    if kind == "deepspeed":
+        engine.save_checkpoint(str(folder / "deepspeed"), tag="newest", save_latest=False)
+        ready = waited = time.perf_counter() - started
+    elif kind != "none":
+        writer.begin(engine.global_steps, {"tokens": 0, "seconds": 0.0})
+        waited = time.perf_counter() - started
+        if kind == "waiting":
+            writer.complete()
+            ready = waited = time.perf_counter() - started
+    for _ in range(steps):
+        if writer.written:
+            ready = time.perf_counter() - started
+            writer.complete()
+        step()
+    if kind == "beside" and not ready:
+        writer.complete()
+        ready = time.perf_counter() - started
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    writer.close()
+    return seconds, waited, ready
+
+
+def report(result: dict[str, Any]) -> str:
+    """A table for people."""
+    lines = [
+        f"{result['model_preset']}: {result['parameters'] / 1e6:.1f} M parameters, checkpoint of"
+        f" {result['checkpoint_bytes'] / 1e6:,.0f} MB, step {result['step_s']:.3f} s on {result['device']}",
+        f"{'':10} {'stopped':>9} {'whole':>9} {'cost':>9} {'least':>9} {'most':>9}"
+        f"   share at {result['interval']} steps",
+    ]
+    for kind, row in result["kinds"].items():
+        figures = (row[key] for key in ("stopped_s", "whole_s", "cost_s", "cost_least_s", "cost_most_s"))
+        lines.append(f"{kind:10} " + " ".join(f"{value:7.3f} s" for value in figures) + f"   {row['share']:.3%}")
+    return "\n".join(lines)

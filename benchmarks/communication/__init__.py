@@ -1,0 +1,1 @@
+"""Bytes and times of what ranks exchange, against the cost model."""

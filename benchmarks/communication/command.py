@@ -1,0 +1,132 @@
+"""Ranks' communication: bytes a step by ZeRO stage and gates, the links' speed, step times against the cost model.
+
+Every rank runs it, started by the `deepspeed` launcher. `bytes` counts the collectives of training steps, with what
+they carry for dropped blocks, beside `bert_pld.cost.communication`'s figures and the network device's counter. `links`
+times collectives alone and fits latency and bandwidth. `steps` does that, measures compute, copies, update and
+DeepSpeed's own time apart, predicts the step times of other settings with `bert_pld.cost.scaling`, and measures those,
+all in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.communication.engine import GATES
+from benchmarks.communication.links import Links, report_links
+from benchmarks.communication.measured_bytes import count_bytes, report_bytes, settings_to_count
+from benchmarks.communication.steps import predict_and_measure, report_steps
+from benchmarks.options import chosen, positive_integers
+from bert_pld.cost.flops import parameter_count
+from bert_pld.training.run import join_process_group
+
+EXAMPLE = "deepspeed --no_local_rank --num_gpus 2 --module benchmarks communication --parts bytes --json bytes.json"
+_PARTS = ("bytes", "links", "steps")
+_PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subject's own options."""
+    parser.add_argument(
+        "--parts", default="bytes", help=f"of {', '.join(_PARTS)} (default bytes); steps has links in it"
+    )
+    parser.add_argument("--stages", default="0,1,2,3", help="ZeRO stages, joined by commas (default 0,1,2,3)")
+    parser.add_argument("--precisions", default="fp32", help=f"of {', '.join(_PRECISIONS)} (default fp32)")
+    parser.add_argument(
+        "--thetas", default="0.5,0.1", help="constant θ; sample granularity: the first (default 0.5,0.1)"
+    )
+    parser.add_argument("--accumulations", default="1,2", help="micro-batches a step (default 1,2)")
+    parser.add_argument("--gates", default="none,batch,sample", help=f"of {', '.join(GATES)} (default all)")
+    parser.add_argument("--overlap_comm", default="default", help="default, on, or both (default default)")
+    parser.add_argument("--num_layers", type=int, default=4, help="blocks, of bytes (default 4)")
+    parser.add_argument("--hidden_size", type=int, default=256, help="width, of bytes (default 256)")
+    parser.add_argument("--vocab_size", type=int, default=2048)
+    parser.add_argument("--micro_batch_size", type=int, default=4, help="sequences, of bytes (default 4)")
+    parser.add_argument("--seq_length", type=int, default=64, help="tokens a sequence (default 64)")
+    parser.add_argument("--counted_steps", type=int, default=4, help="steps a setting, of bytes (default 4)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns, of links and steps (default 7)")
+    parser.add_argument("--interface", default="lo", help="network device whose counter is read (default lo)")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the chosen parts; every rank calls it together and gets the same result.
+
+    Raises:
+        ValueError: options that do not fit, or a single rank.
+    """
+    parts = chosen("--parts", options.parts, _PARTS)
+    stages = [int(stage) for stage in chosen("--stages", options.stages, ("0", "1", "2", "3"))]
+    precisions = chosen("--precisions", options.precisions, _PRECISIONS)
+    options.gates = chosen("--gates", options.gates, GATES)
+    options.overlap_comm = chosen("--overlap_comm", options.overlap_comm, ("default", "on"))
+    options.accumulations = positive_integers("--accumulations", options.accumulations)
+    options.thetas = _thetas(options.thetas)
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise ValueError("one rank has nobody to talk to: start it with deepspeed --no_local_rank --num_gpus 2")
+    device = join_process_group()
+    try:
+        return _measure(options, parts, stages, precisions, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _measure(
+    options: argparse.Namespace, parts: list[str], stages: list[int], precisions: list[str], device: torch.device
+) -> dict[str, Any]:
+    import deepspeed
+
+    gloo = dist.get_backend() == "gloo"
+    result: dict[str, Any] = {
+        "ranks": dist.get_world_size(),
+        "backend": dist.get_backend(),
+        "deepspeed": deepspeed.__version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+    if "bytes" in parts:
+        settings = settings_to_count(options, stages, precisions)
+        result["parameters"] = parameter_count(settings[0].run.model)
+        result["settings"] = [
+            {
+                "name": str(one),
+                **vars(one),
+                "steps": count_bytes(one, device, options.interface, options.counted_steps, gloo),
+            }
+            for one in settings
+        ]
+    if "steps" in parts:
+        links, result["steps"] = predict_and_measure(options.rounds, stages, device, gloo)
+        result["links"] = links.result()
+    elif "links" in parts:
+        links = Links(device)
+        for _ in range(options.rounds):
+            links.turn()
+        result["links"] = links.result()
+    return result
+
+
+def report(result: dict[str, Any]) -> str:
+    """The parts as Markdown tables."""
+    lines = [
+        f"{result['ranks']} ranks over {result['backend']}, {result['device']}, torch {result['torch']}, DeepSpeed"
+    ]
+    lines[0] += f" {result['deepspeed']}, {result['threads']} thread(s) a rank"
+    for part, described in (("settings", report_bytes), ("links", report_links), ("steps", report_steps)):
+        if part in result:
+            lines += ["", *described(result)]
+    return "\n".join(lines)
+
+
+def _thetas(text: str) -> list[float]:
+    try:
+        values = [float(value) for value in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0.0 < value <= 1.0 for value in values):
+        raise ValueError(f"--thetas {text}: must be numbers in (0, 1], joined by commas")
+    return values

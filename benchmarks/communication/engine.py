@@ -1,0 +1,149 @@
+"""The engines of `bench communication`: one setting of ZeRO, precision, gates and batch, and single training steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.batches import random_batch
+from benchmarks.deepspeed_engine import deepspeed_json
+from bert_pld.config import RunConfig, load_config
+from bert_pld.model.bert import BertForPreTraining
+from bert_pld.pld.engine import initialize
+from bert_pld.pld.gates import Gates, draw_gates
+from bert_pld.training.loop import masked_tokens_per_micro_batch
+from bert_pld.training.optimizer import build_optimizer, parameter_groups
+
+GATES = ("none", "batch", "sample")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What one engine is made of."""
+
+    stage: int = 0
+    precision: str = "fp32"
+    gates: str = "none"
+    """`none`, or the granularity."""
+    theta: float = 1.0
+    """Constant from the first step on."""
+    accumulation: int = 1
+    micro_batch_size: int = 4
+    num_layers: int = 4
+    hidden_size: int = 256
+    vocab_size: int = 2048
+    seq_length: int = 64
+    overlap_comm: bool | None = None
+    """None: DeepSpeed's default."""
+
+    @property
+    def run(self) -> RunConfig:
+        """The configuration of a run like this."""
+        config = deepspeed_json(self.precision, self.stage, self.micro_batch_size)
+        config["gradient_accumulation_steps"] = self.accumulation
+        if self.overlap_comm is not None:
+            config["zero_optimization"]["overlap_comm"] = self.overlap_comm
+        config["model"] = {
+            "preset": None,
+            "num_layers": self.num_layers,
+            "hidden_size": self.hidden_size,
+            "num_attention_heads": max(self.hidden_size // 64, 1),
+            "intermediate_size": 4 * self.hidden_size,
+            "vocab_size": self.vocab_size,
+            "next_sentence_prediction": True,
+            "kernels": "reference",
+        }
+        config["data"] = {"seq_length": self.seq_length}
+        drop = {"theta": self.theta, "temporal": "constant", "granularity": self.gates}
+        config["progressive_layer_drop"] = {"enabled": False} if self.gates == "none" else drop
+        return load_config(config)
+
+    def __str__(self) -> str:
+        gates = "no PLD" if self.gates == "none" else f"{self.gates}, θ {self.theta:g}"
+        overlap = ", overlap_comm" if self.overlap_comm else ""
+        return f"ZeRO-{self.stage}{overlap}, {self.precision}, {gates}, {self.accumulation} × {self.micro_batch_size}"
+
+
+class Trainer:
+    """An engine under a setting, on random tokens that differ from rank to rank."""
+
+    def __init__(self, setting: Setting, device: torch.device, same_gates: bool = False) -> None:
+        """`same_gates`: every step runs under the first draw that keeps about as many blocks as are expected."""
+        self.setting, self.device, self.run = setting, device, setting.run
+        torch.manual_seed(0)
+        model = BertForPreTraining(self.run.model)
+        block = self.run.deepspeed["optimizer"]
+        optimizer = build_optimizer(block, parameter_groups(model, block["params"]["weight_decay"]))
+        without = {key: value for key, value in self.run.deepspeed.items() if key != "optimizer"}
+        for_engine = dataclasses.replace(self.run, deepspeed={**without, "zero_allow_untested_optimizer": True})
+        self.engine, *_ = initialize(model=model, optimizer=optimizer, config=for_engine)
+        self.engine.train()
+        rows, seq = setting.micro_batch_size, setting.seq_length
+        self.batches = [
+            random_batch(self.run.model, rows, seq, device, seed=dist.get_rank() * setting.accumulation + index)
+            for index in range(setting.accumulation)
+        ]
+        self.gates = self._average_gates() if same_gates and self.engine.layer_dropper is not None else None
+
+    def step(self) -> list[list[float]]:
+        """One optimizer step; return for each micro-batch the share of the rows that each block ran on."""
+        counts: Any = [_Masked(batch.masked_labels.numel()) for batch in self.batches]
+        denominator = masked_tokens_per_micro_batch(counts, self.device)
+        kept = []
+        for batch in self.batches:
+            outputs = self.engine(
+                input_ids=batch.input_ids,
+                token_type_ids=batch.token_type_ids,
+                attention_mask=batch.attention_mask,
+                masked_positions=batch.masked_positions,
+                masked_labels=batch.masked_labels,
+                next_sentence_labels=batch.next_sentence_labels,
+                sequence_lengths=batch.sequence_lengths,
+                mlm_denominator=denominator,
+                gates=self.gates,
+            )
+            self.engine.backward(outputs["loss"])
+            self.engine.step()
+            dropper = self.engine.layer_dropper
+            if dropper is None:
+                kept.append([1.0] * self.setting.num_layers)
+            else:
+                kept.append(_shares(self.gates or dropper.last_gates, self.setting.micro_batch_size))
+        return kept
+
+    def _average_gates(self) -> Gates:
+        schedule, dropper = self.engine.layer_dropper.schedule, self.engine.layer_dropper
+        drawn = (
+            draw_gates(
+                schedule,
+                granularity=dropper.config.granularity,
+                seed=dropper.config.seed,
+                step=step,
+                micro_step=0,
+                rows=self.setting.micro_batch_size,
+                first_row=dist.get_rank() * self.setting.micro_batch_size,
+                device=self.device,
+                touch_when_dropped=self.setting.stage == 3,
+            )
+            for step in itertools.count()
+        )
+        return next(gates for gates in drawn if abs(gates.kept_blocks - schedule.expected_depth(0)) <= 0.5)
+
+    def close(self) -> None:
+        """Let go of the engine's hooks and buffers."""
+        self.engine.destroy()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Masked:
+    """As much of a micro-batch as the step's count of masked tokens asks for."""
+
+    masked_tokens: int
+
+
+def _shares(gates: Gates, rows: int) -> list[float]:
+    return [float(gate.keep) if gate.rows is None else len(gate.rows) / rows for gate in gates]

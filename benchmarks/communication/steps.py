@@ -1,0 +1,260 @@
+"""`bench communication`, steps: step times predicted from separate measurements, and measured.
+
+Compute is fitted to forward and backward of other models than those predicted, all ranks at it at once as in training;
+copies and the update to a concatenation and AdamW's step; the links to collectives alone. DeepSpeed's own time a tensor
+is what is left of the steps of a network so narrow that the rest is little. All of it takes turns with the steps that
+are predicted, so that whatever else the machine does falls on both; lower quartiles stand for all times.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.batches import random_batch
+from benchmarks.communication.engine import Setting, Trainer
+from benchmarks.communication.links import Links, lower_quartile
+from benchmarks.timing import synchronize
+from bert_pld.config import RunConfig
+from bert_pld.cost.communication import parameter_tensors
+from bert_pld.cost.flops import ModelFlops
+from bert_pld.cost.memory import estimate_memory
+from bert_pld.cost.scaling import UPDATE_BYTES, Cluster, StepTime, predict_step
+from bert_pld.model.bert import BertForPreTraining
+
+_CALIBRATION = (
+    Setting(num_layers=2, hidden_size=192, micro_batch_size=6),
+    Setting(num_layers=3, hidden_size=320, micro_batch_size=3),
+    Setting(num_layers=6, hidden_size=192, micro_batch_size=2),
+    Setting(num_layers=2, hidden_size=448, micro_batch_size=8),
+)
+_FLAT_ELEMENTS = 4_000_000
+_NARROW = Setting(num_layers=4, hidden_size=64, vocab_size=64, micro_batch_size=1, seq_length=16)
+_SIZES = (
+    Setting(num_layers=4, hidden_size=256, micro_batch_size=4),
+    Setting(num_layers=4, hidden_size=256, micro_batch_size=16),
+    Setting(num_layers=2, hidden_size=512, micro_batch_size=2),
+    Setting(num_layers=8, hidden_size=128, micro_batch_size=8),
+)
+_GATED = (("batch", 0.5), ("sample", 0.5))
+
+
+def settings_to_predict(stages: list[int]) -> list[Setting]:
+    """Every size at every stage without PLD; the first one also under gates and with accumulation."""
+    settings = [dataclasses.replace(size, stage=stage) for size in _SIZES for stage in stages]
+    for stage in stages:
+        base = dataclasses.replace(_SIZES[0], stage=stage)
+        settings += [dataclasses.replace(base, gates=gates, theta=theta) for gates, theta in _GATED]
+        settings.append(dataclasses.replace(base, accumulation=2))
+    return settings
+
+
+def predict_and_measure(
+    rounds: int, stages: list[int], device: torch.device, gloo: bool
+) -> tuple[Links, dict[str, Any]]:
+    """Measure parts and steps in turns, predict the steps from the parts; JSON-ready, with the links' times."""
+    machine = _Machine(stages, device)
+    trainers = [Trainer(setting, device, same_gates=True) for setting in settings_to_predict(stages)]
+    for trainer in trainers:
+        for _ in range(2):
+            trainer.step()
+    measured: dict[int, list[float]] = {}
+    for _ in range(rounds):
+        machine.turn()
+        for index, trainer in enumerate(trainers):
+            measured.setdefault(index, []).append(_timed_step(trainer)[1])
+    cluster, results = machine.cluster(gloo), []
+    for index, trainer in enumerate(trainers):
+        setting = trainer.setting
+        own = dataclasses.replace(cluster, fixed_step_s=machine.fixed_seconds(setting, cluster))
+        predicted = predicted_step(trainer.run, setting, own, trainer.step())
+        seconds = lower_quartile(measured[index])
+        results.append(
+            {
+                "name": f"{setting.num_layers} × {setting.hidden_size}, {setting}",
+                **vars(setting),
+                "predicted_s": predicted.total,
+                "measured_s": seconds,
+                "measured_median_s": statistics.median(measured[index]),
+                "measured_range_s": [min(measured[index]), max(measured[index])],
+                "ratio": predicted.total / seconds,
+                "prediction": predicted.as_json(),
+            }
+        )
+        trainer.close()
+    return machine.links, {"cluster": dataclasses.asdict(cluster), "rounds": rounds, "settings": results}
+
+
+def predicted_step(run: RunConfig, setting: Setting, cluster: Cluster, kept: list[list[float]]) -> StepTime:
+    """The model's step of a setting under the gates that were drawn."""
+    ranks = dist.get_world_size()
+    memory = estimate_memory(run, setting.micro_batch_size, ranks)
+    return predict_step(
+        run, cluster, world_size=ranks, micro_batch_size=setting.micro_batch_size, kept=kept, memory=memory
+    )
+
+
+def report_steps(result: dict[str, Any]) -> list[str]:
+    """One line a setting."""
+    steps = result["steps"]
+    cluster = steps["cluster"]
+    lines = [
+        f"fitted: {cluster['flops_per_s'] / 1e9:.1f} GFLOP/s, {cluster['activation_bytes_per_s'] / 1e9:.2f} GB/s of"
+        f" activations, {cluster['update_bytes_per_s'] / 1e9:.2f} GB/s in the update,"
+        f" {cluster['copy_bytes_per_s'] / 1e9:.2f} in copies, {cluster['intra_bytes_per_s'] / 1e9:.2f} GB/s and"
+        f" {cluster['intra_latency_s'] * 1e6:.0f} µs between ranks; lower quartiles of {steps['rounds']} turns",
+        "",
+        "| setting | predicted, ms | of it communication | measured, ms | fastest–median | predicted / measured |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in steps["settings"]:
+        lines.append(
+            f"| {one['name']} | {one['predicted_s'] * 1e3:.0f} | {one['prediction']['exposed'] * 1e3:.0f}"
+            f" | {one['measured_s'] * 1e3:.0f}"
+            f" | {one['measured_range_s'][0] * 1e3:.0f}–{one['measured_median_s'] * 1e3:.0f}"
+            f" | {one['ratio']:.2f} |"
+        )
+    return lines
+
+
+class _Machine:
+    """What the predictions are made from, measured apart from the steps that they predict."""
+
+    def __init__(self, stages: list[int], device: torch.device) -> None:
+        self.device, self.links = device, Links(device)
+        self._passes = [_forward_backward(setting, device) for setting in _CALIBRATION]
+        self._update, self._copy = _update(device), _copy(device)
+        self._narrow = {stage: Trainer(dataclasses.replace(_NARROW, stage=stage), device) for stage in stages}
+        for trainer in self._narrow.values():
+            for _ in range(2):
+                trainer.step()
+        self._seconds: dict[Any, list[float]] = {}
+
+    def turn(self) -> None:
+        """Measure everything once."""
+        self.links.turn()
+        parts: dict[Any, Callable[[], Any]] = dict(enumerate(self._passes))
+        parts |= {"update": self._update, "copy": self._copy}
+        for name, call in parts.items():
+            self._seconds.setdefault(name, []).append(_slowest(call, self.device))
+        for stage, trainer in self._narrow.items():
+            self._seconds.setdefault(("narrow", stage), []).append(_timed_step(trainer)[1])
+
+    def cluster(self, gloo: bool) -> Cluster:
+        """One node of these ranks."""
+        rows, seconds, ranks = [], [], dist.get_world_size()
+        for index, setting in enumerate(_CALIBRATION):
+            run = setting.run
+            flops = ModelFlops(run.model, setting.seq_length, run.data.mask_probability).per_sequence()
+            memory = estimate_memory(run, setting.micro_batch_size, 1)
+            rows.append([setting.micro_batch_size * flops, memory.activation_bytes])
+            seconds.append(self._typical(index))
+        per_flop, per_byte = _fit_two(rows, seconds)
+        links = self.links.result()
+        rate = {kind: one["bytes_per_s"] for kind, one in links.items()}
+        return Cluster(
+            flops_per_s=1.0 / per_flop,
+            activation_bytes_per_s=1.0 / per_byte,
+            ranks_per_node=ranks,
+            intra_bytes_per_s=rate["all_reduce"],
+            # An all-reduce has 2 · (ranks − 1) hops.
+            intra_latency_s=max(links["all_reduce"]["latency_s"] / (2 * (ranks - 1)), 1e-9),
+            all_gather_slowness=rate["all_reduce"] / rate["all_gather"],
+            reduce_scatter_slowness=rate["all_reduce"] / rate["reduce_scatter"],
+            update_bytes_per_s=_FLAT_ELEMENTS * UPDATE_BYTES / self._typical("update"),
+            copy_bytes_per_s=_FLAT_ELEMENTS * 8 / self._typical("copy"),
+            launch_s_per_block=0.0,
+            fixed_step_s=0.0,
+            reduce_scatter_as_all_reduce=gloo,
+        )
+
+    def fixed_seconds(self, setting: Setting, cluster: Cluster) -> float:
+        """DeepSpeed's own time in a step, proportional to tensors and micro-batches."""
+        narrow = self._narrow[setting.stage]
+        kept = [[1.0] * _NARROW.num_layers]
+        rest = (
+            self._typical(("narrow", setting.stage)) - predicted_step(narrow.run, narrow.setting, cluster, kept).total
+        )
+        tensors = [len(parameter_tensors(run.model)) for run in (setting.run, narrow.run)]
+        return max(rest, 0.0) * tensors[0] / tensors[1] * setting.accumulation
+
+    def _typical(self, name: Any) -> float:
+        return lower_quartile(self._seconds[name])
+
+
+def _fit_two(rows: list[list[float]], seconds: list[float]) -> tuple[float, float]:
+    """Seconds a FLOP and a byte of least squared relative error; all to FLOPs where either would get less than 0."""
+    matrix = torch.tensor(rows, dtype=torch.float64) / torch.tensor(seconds, dtype=torch.float64)[:, None]
+    scale = matrix.mean(0)
+    target = torch.ones(len(rows), 1, dtype=torch.float64)
+    solution = torch.linalg.lstsq(matrix / scale, target).solution.flatten() / scale
+    if float(solution.min()) <= 0.0:
+        column = matrix[:, :1]
+        return float(column.sum() / column.square().sum()), 1e-30
+    return float(solution[0]), float(solution[1])
+
+
+def _forward_backward(setting: Setting, device: torch.device) -> Callable[[], None]:
+    """A whole network's forward and backward, gradients zeroed; no engine, no communication."""
+    config = setting.run.model
+    model = BertForPreTraining(config).to(device)
+    batch = random_batch(config, setting.micro_batch_size, setting.seq_length, device, seed=0)
+
+    def once() -> None:
+        model.zero_grad(set_to_none=True)
+        model(
+            input_ids=batch.input_ids,
+            token_type_ids=batch.token_type_ids,
+            attention_mask=batch.attention_mask,
+            masked_positions=batch.masked_positions,
+            masked_labels=batch.masked_labels,
+            next_sentence_labels=batch.next_sentence_labels,
+        )["loss"].backward()
+
+    once()
+    return once
+
+
+def _update(device: torch.device) -> Callable[[], Any]:
+    """AdamW's step, torch's fused one, with the pass for a norm and the one for clipping."""
+    flat = torch.randn(_FLAT_ELEMENTS, device=device, requires_grad=True)
+    flat.grad = torch.randn_like(flat)
+    optimizer = torch.optim.AdamW([flat], lr=1e-5, fused=True)
+
+    def once() -> None:
+        torch.nn.utils.clip_grad_norm_([flat], 1.0)
+        optimizer.step()
+
+    once()
+    return once
+
+
+def _copy(device: torch.device) -> Callable[[], Any]:
+    """A concatenation into a new tensor, as gradients are put together for a reduction."""
+    parts = list(torch.randn(_FLAT_ELEMENTS, device=device).split(_FLAT_ELEMENTS // 16))
+    return lambda: torch.cat(parts)
+
+
+def _timed_step(trainer: Trainer) -> tuple[list[list[float]], float]:
+    """A step's gates and seconds."""
+    kept: list[list[float]] = []
+    seconds = _slowest(lambda: kept.extend(trainer.step()), trainer.device)
+    return kept, seconds
+
+
+def _slowest(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of a call that all ranks make at once, on the slowest of them."""
+    dist.barrier()
+    synchronize(device)
+    started = time.perf_counter()
+    call()
+    synchronize(device)
+    elapsed = torch.tensor(time.perf_counter() - started, dtype=torch.float64, device=device)
+    dist.all_reduce(elapsed, op=dist.ReduceOp.MAX)
+    return float(elapsed)

@@ -1,0 +1,1 @@
+"""Loss curves of two kernel backends."""

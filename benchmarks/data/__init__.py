@@ -1,0 +1,1 @@
+"""Data preparation against bare tokenization and the peers' way."""

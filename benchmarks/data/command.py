@@ -1,0 +1,207 @@
+"""Data preparation: end to end against bare tokenization on the same text and cores, and against tokenizing in Python.
+
+In one run, in turns, each a process of its own: the library `tokenizers` alone over the sentences, already split, in
+1, 2, … threads (`encode_batch`, and `encode_batch_fast`, which leaves out what a build does not need); `python -m
+data_prep build` with as many workers, from the sources to shards, and `verify` of the result; the same with static
+masks in NVIDIA's format (`--format nvidia`); and on a sample, in Python, the slow tokenizer of `transformers` alone
+(`pure_python`) and the peers' whole way from sentences to NVIDIA's format (`python_static`). A build's time has
+everything in it, the start of Python too; the others are counted from the first sentence to the last token or row.
+Memory is read from /proc while a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data.contenders import BARE, BARE_FAST, EXTRACT, PURE_PYTHON, PYTHON_STATIC
+from benchmarks.data.python_static import DUPE_FACTOR
+from benchmarks.data.watched_process import run_watched
+from benchmarks.options import positive_integers
+
+EXAMPLE = "python -m benchmarks data --source wikiextractor=extracted/ --vocab vocab.txt --json data.json"
+_NVIDIA = "build --format nvidia 1"
+_DATA_PREP = [sys.executable, "-m", "data_prep"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subject's own options."""
+    parser.add_argument(
+        "--source", action="append", metavar="KIND=WHERE", help="as `data_prep build` takes it (default: python-docs)"
+    )
+    parser.add_argument("--vocab", type=Path, metavar="FILE", help="vocab.txt (default: one is trained beforehand)")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="of the one that is trained (default 8192)")
+    parser.add_argument("--seq_length", type=int, default=128, help="tokens a row (default 128)")
+    parser.add_argument("--workers", default="1,2", help="workers of the build, and threads (default 1,2)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default 3)")
+    parser.add_argument(
+        "--python_bytes", type=int, default=300_000, help="text for tokenizing in Python (default 300000)"
+    )
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Run every contender in turns.
+
+    Returns:
+        JSON-ready: the set-up, one entry of `contenders` for each (with `seconds` of every round), and `ratios`.
+
+    Raises:
+        ValueError: an option that does not fit, or a command that failed, with what it said.
+    """
+    workers = positive_integers("--workers", options.workers)
+    for key in ("rounds", "python_bytes", "vocab_size"):
+        if getattr(options, key) < 1:
+            raise ValueError(f"--{key} {getattr(options, key)}: must be at least 1")
+    cores = len(os.sched_getaffinity(0))
+    if max(workers) > cores:
+        raise ValueError(f"--workers {options.workers}: this process may use {cores} cores; more would share them")
+    if options.vocab is not None and not options.vocab.is_file():
+        raise ValueError(f"--vocab {options.vocab}: no such file")
+    sources = options.source or ["python-docs"]
+    with tempfile.TemporaryDirectory(prefix="bench_data_") as folder:
+        return _measure(options, sources, workers, cores, Path(folder))
+
+
+def _measure(
+    options: argparse.Namespace, sources: list[str], workers: list[int], cores: int, folder: Path
+) -> dict[str, Any]:
+    named = [part for source in sources for part in ("--source", source)]
+    base = [*_DATA_PREP, "build", *named, "--seq_length", str(options.seq_length)]
+    # The first build warms the file cache and gives the vocabulary that all of them use.
+    given = ["--vocab", str(options.vocab)] if options.vocab else ["--vocab_size", str(options.vocab_size)]
+    first = folder / "first"
+    run_watched([*base, *given, "--workers", str(max(workers)), "--output_dir", str(first)])
+    card = json.loads((first / "data_card.json").read_text(encoding="utf-8"))
+    sentences = folder / "sentences.txt"
+    run_watched([sys.executable, "-c", EXTRACT, str(sentences), *sources])
+
+    contenders: dict[str, dict[str, Any]] = {}
+    for turn in range(options.rounds):
+        for count in workers:
+            for name in (BARE, BARE_FAST):
+                figures = _run_contender(name, sentences, first, 0, count)
+                _add(contenders, f"{name} {count}", count, figures, figures)
+            output = folder / f"build_{turn}_{count}"
+            vocabulary = ["--vocab", str(first / "vocab.txt")]
+            built = run_watched([*base, *vocabulary, "--workers", str(count), "--output_dir", str(output)])
+            checked = run_watched([*_DATA_PREP, "verify", str(output)])
+            size = {"tokens": card["tokens"], "text_bytes": card["text_bytes"]}
+            both = [dataclasses.asdict(run) for run in (built, checked)]
+            _add(contenders, f"build {count}", count, both[0], size)
+            summed = {key: both[0][key] + both[1][key] for key in ("seconds", "processor_seconds")}
+            _add(contenders, f"build + verify {count}", count, summed, size)
+            _remove(output)
+        _add(contenders, _NVIDIA, 1, _build_static(base, first, folder / f"static_{turn}"), size)
+        for name in (PURE_PYTHON, PYTHON_STATIC):
+            figures = _run_contender(name, sentences, first, options.python_bytes, 1, options.seq_length)
+            _add(contenders, name, 1, figures, figures)
+    for entry in contenders.values():
+        entry["seconds_median"] = statistics.median(entry["seconds"])
+        entry["tokens_per_s"] = entry["tokens"] / entry["seconds_median"]
+        entry["tokens_per_s_best"] = entry["tokens"] / min(entry["seconds"])
+        entry["mb_per_s"] = entry["text_bytes"] / entry["seconds_median"] / 1e6
+    return {
+        "sources": sources,
+        "vocabulary_entries": card["vocabulary"]["size"],
+        "documents": card["documents"]["train"] + card["documents"]["validation"],
+        "tokens": card["tokens"],
+        "text_bytes": card["text_bytes"],
+        "seq_length": options.seq_length,
+        "rounds": options.rounds,
+        "cores": cores,
+        "python": platform.python_version(),
+        "made_with": card["made_with"],
+        "contenders": contenders,
+        "ratios": _ratios(contenders, workers),
+    }
+
+
+def _build_static(base: list[str], vocabulary: Path, output: Path) -> dict[str, Any]:
+    """A build with static masks, as often as the peers'."""
+    options = ["--format", "nvidia", "--dupe_factor", str(DUPE_FACTOR), "--workers", "1", "--output_dir", str(output)]
+    built = run_watched([*base, "--vocab", str(vocabulary / "vocab.txt"), *options])
+    _remove(output)
+    return dataclasses.asdict(built)
+
+
+def _run_contender(
+    name: str, sentences: Path, tokenizer_folder: Path, most_bytes: int, threads: int, seq_length: int = 0
+) -> dict[str, Any]:
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(threads)}
+    module = [sys.executable, "-m", "benchmarks.data.contenders"]
+    arguments = map(str, (sentences, tokenizer_folder, most_bytes, seq_length))
+    run = run_watched([*module, name, *arguments], environment)
+    return dict(json.loads(run.output.splitlines()[-1]))
+
+
+def _add(
+    contenders: dict[str, dict[str, Any]], name: str, cores: int, run: dict[str, Any], size: dict[str, Any]
+) -> None:
+    sizes = {"tokens": size["tokens"], "text_bytes": size["text_bytes"]}
+    entry = contenders.setdefault(name, {"cores": cores, **sizes, "seconds": [], "processor_seconds": []})
+    for key in ("seconds", "processor_seconds"):
+        entry[key].append(run[key])
+    for key in ("peak_process_bytes", "peak_total_bytes"):
+        if key in run:
+            entry[key] = max(entry.get(key, 0), run[key])
+
+
+def _remove(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+def _ratios(contenders: dict[str, dict[str, Any]], workers: list[int]) -> dict[str, dict[str, float]]:
+    """Ratios of tokens/s within a round, by the clock and (the median) by processor time."""
+
+    def ratio(name: str, other: str) -> dict[str, float]:
+        mine, theirs = contenders[name], contenders[other]
+        tokens = mine["tokens"] / theirs["tokens"]
+        found = [tokens * b / a for a, b in zip(mine["seconds"], theirs["seconds"], strict=True)]
+        used = [tokens * b / a for a, b in zip(mine["processor_seconds"], theirs["processor_seconds"], strict=True)]
+        least_and_most = {"least": min(found), "most": max(found)}
+        return {"median": statistics.median(found), **least_and_most, "processor_time": statistics.median(used)}
+
+    found = {}
+    for count in workers:
+        for bare in (BARE, BARE_FAST):
+            found[f"build {count} / {bare} {count}"] = ratio(f"build {count}", f"{bare} {count}")
+        found[f"build + verify {count} / {BARE} {count}"] = ratio(f"build + verify {count}", f"{BARE} {count}")
+    for count in workers[1:]:
+        found[f"build {count} / build {workers[0]}"] = ratio(f"build {count}", f"build {workers[0]}")
+    found[f"build {workers[0]} / {PURE_PYTHON}"] = ratio(f"build {workers[0]}", PURE_PYTHON)
+    found[f"build {workers[0]} / {PYTHON_STATIC}"] = ratio(f"build {workers[0]}", PYTHON_STATIC)
+    found[f"{_NVIDIA} / {PYTHON_STATIC}"] = ratio(_NVIDIA, PYTHON_STATIC)
+    return found
+
+
+def report(result: dict[str, Any]) -> str:
+    """The figures as two tables."""
+    lines = [
+        f"{', '.join(result['sources'])}: {result['documents']:,} documents, {result['text_bytes'] / 1e6:.1f} MB,"
+        f" {result['tokens']:,} tokens of {result['vocabulary_entries']:,} entries; {result['rounds']} rounds",
+        "",
+        f"{'':26}{'cores':>6}{'seconds':>9}{'least':>8}{'processor s':>13}{'tokens/s':>11}{'MB/s':>7}"
+        f"{'peak MB':>9}{'all MB':>8}",
+    ]
+    for name, entry in result["contenders"].items():
+        memory = [entry.get(key) for key in ("peak_process_bytes", "peak_total_bytes")]
+        one, everything = ("" if size is None else f"{size / 1e6:.0f}" for size in memory)
+        lines.append(
+            f"{name:26}{entry['cores']:6}{entry['seconds_median']:9.2f}{min(entry['seconds']):8.2f}"
+            f"{statistics.median(entry['processor_seconds']):13.2f}{entry['tokens_per_s']:11,.0f}{entry['mb_per_s']:7.2f}"
+            f"{one:>9}{everything:>8}"
+        )
+    lines += ["", f"{'tokens/s of … over …':48}{'median':>8}{'least':>8}{'most':>8}{'processor':>11}"]
+    for name, of in result["ratios"].items():
+        lines.append(f"{name:48}{of['median']:8.2f}{of['least']:8.2f}{of['most']:8.2f}{of['processor_time']:11.2f}")
+    return "\n".join(lines)

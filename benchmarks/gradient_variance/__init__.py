@@ -1,0 +1,1 @@
+"""Variance of the gradient under gate draws."""

@@ -1,0 +1,305 @@
+"""Variance of the gradient under gate draws: batch against sample granularity at the same expected compute.
+
+One fixed batch, θ constant, dropout 0: nothing but the gates differs from draw to draw. Gradients are clipped as in
+training, where a few draws would otherwise outweigh all others. Tokens are random and learnable: each sequence has one
+of 16 topics, a topic is a sixteenth of the vocabulary under a Zipf distribution; 15 % of the tokens are masked.
+Gradients are taken at the initial weights and after some AdamW steps under layer dropping, of either granularity in
+turn; the embeddings' gradient includes that of the tied output matrix. For scale, the variance from batch to batch
+without gates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.batches import pattern_batch
+from bert_pld.config import ModelConfig, load_config
+from bert_pld.model.bert import BertForPreTraining
+from bert_pld.pld.gates import Gates, draw_gates
+from bert_pld.pld.schedule import Schedule
+
+EXAMPLE = "python -m benchmarks gradient_variance --json gradient_variance.json"
+PARTS = ("first third", "middle third", "last third", "embeddings", "head")
+"""Of the blocks in depth order, and what is around them; the head includes the last LayerNorm."""
+GRANULARITIES: tuple[Literal["batch", "sample"], ...] = ("batch", "sample")
+_CHUNKS = 8
+_TRAINING_ROWS = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subject's own options."""
+    parser.add_argument("--num_layers", type=int, default=8, help="blocks (default 8)")
+    parser.add_argument("--hidden_size", type=int, default=128, help="width (default 128)")
+    parser.add_argument("--num_attention_heads", type=int, help="heads (default: width / 64)")
+    parser.add_argument("--vocab_size", type=int, default=2048)
+    parser.add_argument("--seq_length", type=int, default=64, help="tokens a sequence (default 64)")
+    parser.add_argument("--micro_batch_sizes", default="4,16,64", help="sequences, joined by commas (default 4,16,64)")
+    parser.add_argument("--thetas", default="0.5", help="θ, joined by commas (default 0.5)")
+    parser.add_argument("--draws", type=int, default=64, help=f"a figure, a multiple of {_CHUNKS} (default 64)")
+    parser.add_argument("--trained_steps", type=int, default=300, help="of AdamW, 16 sequences each (default 300)")
+    parser.add_argument("--trained_theta", type=float, default=0.5, help="θ of those steps (default 0.5)")
+    parser.add_argument(
+        "--clip", type=float, default=1.0, help="norm that gradients are clipped to; 0: none (default 1)"
+    )
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="of those steps (default 1e-3)")
+    parser.add_argument(
+        "--keep_first_block", action="store_true", help="never drop block 1 (default: p_l = 1 − l/L·(1 − θ))"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+class StreamingMoments:
+    """Mean and total variance of a stream of vectors; holds one vector (Welford, Technometrics 4(3), 1962)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | float = 0.0
+        self._squared_deviations = 0.0
+
+    def add(self, vector: Tensor) -> None:
+        """Count in one more [N] vector."""
+        self.count += 1
+        before = vector - self.mean
+        self.mean = self.mean + before / self.count
+        self._squared_deviations += torch.dot(before, vector - self.mean).item()
+
+    @property
+    def variance(self) -> float:
+        """E‖g − E g‖², unbiased; needs two vectors."""
+        return self._squared_deviations / (self.count - 1)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure at the initial and at the trained weights, for every θ and micro-batch size.
+
+    Returns:
+        JSON-ready: the set-up, `losses` (nats, of the fixed batch of 16 before and after training), `between_batches`
+        and `figures`, one entry for each weights × micro-batch size × θ.
+
+    Raises:
+        ValueError: options that do not fit.
+    """
+    sizes = [int(size) for size in _positive("--micro_batch_sizes", options.micro_batch_sizes, float("inf"))]
+    thetas = _positive("--thetas", options.thetas, 1.0)
+    if options.draws < 2 * _CHUNKS or options.draws % _CHUNKS:
+        raise ValueError(f"--draws {options.draws}: must be a multiple of {_CHUNKS}, at least {2 * _CHUNKS}")
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    model = BertForPreTraining(_model_config(options)).to(device)
+    losses: dict[str, float] = {}
+    between: list[dict[str, Any]] = []
+    figures: list[dict[str, Any]] = []
+    for weights in ("initial", "trained"):
+        if weights == "trained":
+            _train(model, options)
+        with torch.no_grad():
+            losses[weights] = _loss(model, pattern_batch(model.config, _TRAINING_ROWS, options.seq_length, 0)).item()
+        for rows in sizes:
+            key = {"weights": weights, "micro_batch_size": rows}
+            between.append({**key, **_between_batches(model, rows, options)})
+            figures += [{**key, "theta": theta, **_under_gates(model, rows, theta, options)} for theta in thetas]
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "model": dataclasses.asdict(model.config),
+        "seq_length": options.seq_length,
+        "draws": options.draws,
+        "trained_steps": options.trained_steps,
+        "trained_theta": options.trained_theta,
+        "clip": options.clip,
+        "keep_first_block": options.keep_first_block,
+        "learning_rate": options.learning_rate,
+        "losses": losses,
+        "between_batches": between,
+        "figures": figures,
+    }
+
+
+def _loss(model: BertForPreTraining, batch: dict[str, Any], gates: Gates | None = None) -> Tensor:
+    device = next(model.parameters()).device
+    moved = {name: value if value is None else value.to(device) for name, value in batch.items()}
+    return model(**moved, gates=gates)["loss"]
+
+
+def _train(model: BertForPreTraining, options: argparse.Namespace) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, fused=True)
+    schedule = Schedule(
+        model.num_gated_blocks,
+        theta_limit=options.trained_theta,
+        temporal="constant",
+        keep_first_block=options.keep_first_block,
+    )
+    for step in range(options.trained_steps):
+        # Other gates than those that are measured under.
+        gates = draw_gates(
+            schedule,
+            granularity=GRANULARITIES[step % len(GRANULARITIES)],
+            seed=1,
+            step=step,
+            micro_step=0,
+            rows=_TRAINING_ROWS,
+            device=options.device,
+        )
+        _loss(model, pattern_batch(model.config, _TRAINING_ROWS, options.seq_length, 1 + step), gates).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _gradient(model: BertForPreTraining, batch: dict[str, Any], gates: Gates | None, clip: float) -> dict[str, Tensor]:
+    """[N] for each part, clipped as a training step clips; a dropped block's is zero."""
+    model.zero_grad(set_to_none=True)
+    _loss(model, batch, gates).backward()
+    gathered: dict[str, list[Tensor]] = {part: [] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        gathered[_part_of(name, model.num_gated_blocks)].append(gradient.flatten())
+    parts = {part: torch.cat(gradients) for part, gradients in gathered.items() if gradients}
+    norm = torch.stack([part.norm() for part in parts.values()]).norm().item()
+    factor = clip / norm if clip and norm > clip else 1.0
+    return {part: gradient * factor for part, gradient in parts.items()}
+
+
+def _part_of(name: str, blocks: int) -> str:
+    """The part a parameter belongs to, by its name."""
+    if name.startswith("encoder.blocks."):
+        return PARTS[int(name.split(".")[2]) * 3 // blocks]
+    return "embeddings" if name.startswith("encoder.embeddings.") else "head"
+
+
+def _moments(gradients: Iterable[dict[str, Tensor]], draws: int) -> dict[str, Any]:
+    """Variance and squared mean norm of a stream of `draws` gradients, of all parameters and of each part."""
+    variances: dict[str, list[float]] = {}
+    means: dict[str, Tensor] = {}
+    chunk: dict[str, StreamingMoments] = {}
+    for index, parts in enumerate(gradients):
+        if index % (draws // _CHUNKS) == 0:
+            chunk = {part: StreamingMoments() for part in parts}
+        for part, vector in parts.items():
+            chunk[part].add(vector)
+            means[part] = means.get(part, 0.0) + vector / draws
+        if (index + 1) % (draws // _CHUNKS) == 0:
+            for part, moments in chunk.items():
+                variances.setdefault(part, []).append(moments.variance)
+    total = [sum(chunk_variances) for chunk_variances in zip(*variances.values(), strict=True)]
+    variance = {part: statistics.fmean(chunks) for part, chunks in variances.items()}
+    # ‖mean‖² exceeds ‖E g‖² by the variance of the mean.
+    squared_norm = {part: means[part].square().sum().item() - variance[part] / draws for part in variance}
+    whole = statistics.fmean(total)
+    return {
+        "variance": whole,
+        "mean_squared": sum(squared_norm.values()),
+        "relative_variance": whole / sum(squared_norm.values()),
+        "relative_standard_error": statistics.stdev(total) / len(total) ** 0.5 / whole,
+        "by_part": {part: variance[part] / squared_norm[part] for part in variance},
+    }
+
+
+def _between_batches(model: BertForPreTraining, rows: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The variance from batch to batch without gates, over the mean squared norm of one batch's gradient."""
+    seeds = range(10_000, 10_000 + options.draws)
+    batches = (pattern_batch(model.config, rows, options.seq_length, seed) for seed in seeds)
+    moments = _moments((_gradient(model, batch, None, options.clip) for batch in batches), options.draws)
+    return {"relative_variance": moments["variance"] / (moments["variance"] + moments["mean_squared"])}
+
+
+def _under_gates(model: BertForPreTraining, rows: int, theta: float, options: argparse.Namespace) -> dict[str, Any]:
+    schedule = Schedule(
+        model.num_gated_blocks, theta_limit=theta, temporal="constant", keep_first_block=options.keep_first_block
+    )
+    batch = pattern_batch(model.config, rows, options.seq_length, 0)
+    device = next(model.parameters()).device
+    figures: dict[str, Any] = {"blocks_expected": schedule.expected_depth(0)}
+    for granularity in GRANULARITIES:
+        drawn = [
+            draw_gates(schedule, granularity=granularity, seed=0, step=step, micro_step=0, rows=rows, device=device)
+            for step in range(options.draws)
+        ]
+        figures[granularity] = {
+            **_moments((_gradient(model, batch, gates, options.clip) for gates in drawn), options.draws),
+            "blocks_mean": statistics.fmean(gates.kept_blocks for gates in drawn),
+            "blocks_standard_deviation": statistics.stdev(gates.kept_blocks for gates in drawn),
+        }
+    ours, theirs = figures["sample"], figures["batch"]
+    error = (ours["relative_standard_error"] ** 2 + theirs["relative_standard_error"] ** 2) ** 0.5
+    return {
+        **figures,
+        "ratio": theirs["relative_variance"] / ours["relative_variance"],
+        "ratio_relative_standard_error": error,
+        "ratio_by_part": {part: theirs["by_part"][part] / ours["by_part"][part] for part in ours["by_part"]},
+    }
+
+
+def _positive(option: str, text: str, highest: float) -> list[float]:
+    try:
+        values = [float(value) for value in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0.0 < value <= highest for value in values):
+        raise ValueError(f"{option} {text}: must be numbers in (0, {highest:g}], joined by commas")
+    return values
+
+
+def _model_config(options: argparse.Namespace) -> ModelConfig:
+    width = options.hidden_size
+    sizes = {
+        "preset": None,
+        "num_layers": options.num_layers,
+        "hidden_size": width,
+        "num_attention_heads": options.num_attention_heads or max(width // 64, 1),
+        "intermediate_size": 4 * width,
+        "vocab_size": options.vocab_size,
+        "next_sentence_prediction": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+    return load_config({"model": sizes, "data": {"seq_length": options.seq_length}}).model
+
+
+def report(result: dict[str, Any]) -> str:
+    """The figures as two Markdown tables: all parameters, then by part."""
+    model = result["model"]
+    between = {(one["weights"], one["micro_batch_size"]): one["relative_variance"] for one in result["between_batches"]}
+    lines = [
+        f"{model['num_layers']} blocks × {model['hidden_size']}, vocabulary {model['vocab_size']:,}, sequences of"
+        f" {result['seq_length']}, {result['draws']} draws a figure, {result['device']}, torch {result['torch']}; loss"
+        f" {result['losses']['initial']:.2f} nats initially, {result['losses']['trained']:.2f} after"
+        f" {result['trained_steps']} steps",
+        "",
+    ]
+    columns = ("batch", "sample", "batch / sample", "between batches", "blocks, batch", "blocks, sample")
+    lines += _table(
+        ("weights", "sequences", "θ", *columns),
+        result["figures"],
+        lambda one: [
+            *(f"{one[granularity]['relative_variance']:.3f}" for granularity in GRANULARITIES),
+            f"{one['ratio']:.2f} ± {one['ratio'] * one['ratio_relative_standard_error']:.2f}",
+            f"{between[one['weights'], one['micro_batch_size']]:.2f}",
+            *(
+                f"{one[name]['blocks_mean']:.2f} ± {one[name]['blocks_standard_deviation']:.2f}"
+                for name in GRANULARITIES
+            ),
+        ],
+    )
+    lines += ["", "batch / sample by part:", ""]
+    lines += _table(
+        ("weights", "sequences", "θ", *PARTS),
+        result["figures"],
+        lambda one: [f"{one['ratio_by_part'][part]:.2f}" if part in one["ratio_by_part"] else "–" for part in PARTS],
+    )
+    return "\n".join(lines)
+
+
+def _table(
+    header: tuple[str, ...], figures: list[dict[str, Any]], cells: Callable[[dict[str, Any]], list[str]]
+) -> list[str]:
+    rows = [[one["weights"], str(one["micro_batch_size"]), f"{one['theta']:g}", *cells(one)] for one in figures]
+    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]

@@ -1,0 +1,1 @@
+"""Fused kernels against copy bandwidth and peers."""

@@ -1,0 +1,1 @@
+"""The data loader against Hugging Face's collators."""

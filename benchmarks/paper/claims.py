@@ -1,0 +1,130 @@
+"""Which of the paper's claims hold in a comparison: values within seeds, their 95 % interval, and a verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.paper.curves import (
+    Curve,
+    loss_difference,
+    loss_difference_at_equal_time,
+    speed_to_loss,
+    time_saved,
+)
+
+Measure = Callable[[Curve, Curve], float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What arXiv:2010.13369 says of one variant beside another; of held-out loss where it speaks of accuracy."""
+
+    text: str
+    variant: str
+    other: str
+    measure: Measure = loss_difference
+    unit: str = "nats"
+    at_least: float | None = None
+    """The published value; None: that the variant's loss is lower."""
+
+    def verdict(self, low: float, high: float) -> str:
+        """Of an interval; `undecided` where it has both answers in it."""
+        if self.at_least is not None:
+            return "holds" if low >= self.at_least else "less" if high < self.at_least else "undecided"
+        return "holds" if high < 0 else "does not hold" if low > 0 else "undecided"
+
+
+def _of_dropping(name: str, label: str) -> tuple[Claim, ...]:
+    same_rate = "Pre-LN at the same high rate"
+    return (
+        Claim(f"{label}: 24 % less time a sample than Post-LN", name, "post_ln", time_saved, "%", 0.24),
+        Claim(f"{label}: 2.5 × sooner at Post-LN's last loss", name, "post_ln", speed_to_loss, "×", 2.5),
+        Claim(f"{label}: below Post-LN after as many samples", name, "post_ln"),
+        Claim(f"{label}: below Post-LN after as much time", name, "post_ln", loss_difference_at_equal_time),
+        Claim(f"{label}: below {same_rate}, as many samples", name, "pre_ln_high_lr"),
+        Claim(f"{label}: below {same_rate}, as much time", name, "pre_ln_high_lr", loss_difference_at_equal_time),
+    )
+
+
+CLAIMS = (
+    Claim("Pre-LN: lower at the high rate", "pre_ln_high_lr", "pre_ln"),
+    Claim("Post-LN: worse at the high rate", "post_ln", "post_ln_high_lr"),
+    *_of_dropping("pld_batch", "PLD by batch"),
+    *_of_dropping("pld_sample", "PLD by sample"),
+    *_of_dropping("keep_first_block", "PLD by batch, first block kept"),
+    *_of_dropping("keep_first_block_sample", "PLD by sample, first block kept"),
+    Claim("PLD by batch: below fixed, uniform dropping", "pld_batch", "uniform_dropping"),
+    Claim("PLD by batch: below dropping over time only", "pld_batch", "time_only"),
+    Claim("PLD by batch: below dropping over depth only", "pld_batch", "depth_only"),
+)
+
+
+def check_claims(curves: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, Any]]:
+    """The claims that these runs can speak of; JSON-ready.
+
+    A value is of two runs of one seed, which saw the same samples with the same masks; None where one of them never
+    gets where the claim looks. `mean` is over the others, `low` to `high` Student's 95 % interval of it where there
+    are no such. The intervals are of each claim by itself, not corrected for how many there are.
+
+    Args:
+        curves: variant → seed → its run; those that diverged are left out.
+    """
+    found = []
+    for claim in CLAIMS:
+        run, other = (
+            {seed: curve for seed, curve in curves.get(name, {}).items() if not curve.diverged}
+            for name in (claim.variant, claim.other)
+        )
+        pairs = [claim.measure(run[seed], other[seed]) for seed in sorted(run.keys() & other.keys())]
+        if not pairs:
+            continue
+        values = [value for value in pairs if value is not None]
+        low, high = interval(values) if len(values) == len(pairs) else (None, None)
+        if len(values) < len(pairs):
+            verdict = f"reached by {len(values)} of {len(pairs)}"
+        else:
+            verdict = "one seed" if low is None or high is None else claim.verdict(low, high)
+        found.append(
+            {
+                "claim": claim.text,
+                "unit": claim.unit,
+                "values": [None if value is None else round(value, 5) for value in pairs],
+                "mean": round(statistics.fmean(values), 5) if values else None,
+                "low": None if low is None else round(low, 5),
+                "high": None if high is None else round(high, 5),
+                "verdict": verdict,
+            }
+        )
+    return found
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """Student's 95 % interval of the mean; None, None for one value."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return None, None
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.fmean(values)
+    return mean - half, mean + half
+
+
+def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown, a row a claim."""
+    lines = ["| | mean | 95 % interval | seeds | |", "|---|---|---|---|---|"]
+    for one in claims:
+        mean, low, high = (_figure(one[key], one["unit"]) for key in ("mean", "low", "high"))
+        spread = "–" if one["low"] is None else f"{low} … {high}"
+        unit = "" if one["unit"] == "nats" or one["mean"] is None else f" {one['unit']}"
+        lines.append(f"| {one['claim']} | {mean}{unit} | {spread} | {len(one['values'])} | {one['verdict']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f}" if unit == "%" else f"{value:.2f}" if unit == "×" else f"{value:+.3f}"

@@ -1,0 +1,173 @@
+"""The paper's comparison: train its variants on the same samples at a scale of configs/scales/, and compare them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper.variants import BASELINE, CHOICES, CONFIGS, VARIANTS, load_scale
+from benchmarks.processor import processor_name
+
+CONDITIONS = "conditions.json"
+
+
+EXAMPLE = "python -m benchmarks paper run --scale cpu --data_dir shards/ --output_dir runs/paper --seeds 3"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the commands `run` and `summarize`, each with its options."""
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run", help="train what is not trained yet")
+    runs.add_argument("--scale", required=True, help="a file of configs/scales/, without .json")
+    runs.add_argument("--data_dir", required=True, type=Path, help="shards of `data_prep build`")
+    runs.add_argument("--output_dir", required=True, type=Path, help="a folder for all runs")
+    runs.add_argument("--seeds", type=int, default=3, help="(default 3); ablations not named by --variants have 1")
+    paper, choices = (", ".join(variant.name for variant in group) for group in (VARIANTS, CHOICES))
+    runs.add_argument("--variants", nargs="+", metavar="NAME", help=f"of {paper} (default: all these), or of {choices}")
+    runs.add_argument(
+        "--at_once", type=int, help="runs side by side (default: one a GPU, or without any one a processor)"
+    )
+    summary = commands.add_parser("summarize", help="figures of the runs that are finished")
+    summary.add_argument("output_dir", type=Path, help="of `run`")
+    summary.add_argument("--json", type=Path, required=True, help="write the figures here")
+    summary.add_argument("--plot", type=Path, help="draw the curves: .png, .svg or .pdf")
+    summary.add_argument("--time_plot", type=Path, help="draw the loss against time alone, of the main variants")
+    summary.add_argument("--baseline", default=BASELINE, help=f"what all are compared with (default {BASELINE})")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run or summarize; 1 where a run failed."""
+    return _run(options) if options.command == "run" else _summarize(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    import torch
+
+    from benchmarks.paper.suite import Suite, plan_jobs
+    from bert_pld.config import load_config, resolve_batch_sizes
+
+    if options.seeds < 1 or (options.at_once is not None and options.at_once < 1):
+        raise ValueError("--seeds, --at_once: must be >= 1")
+    gpus, processors = _visible_gpus(torch.cuda.device_count()), len(os.sched_getaffinity(0))
+    at_once = options.at_once or len(gpus) or processors
+    if gpus and at_once > len(gpus):
+        raise ValueError(f"--at_once {at_once}: must be at most {len(gpus)}, a GPU a run")
+    jobs = plan_jobs(load_scale(options.scale), options.output_dir, options.seeds, options.variants)
+    for job in jobs:
+        resolve_batch_sizes(load_config(job.config).deepspeed, world_size=1)
+    described = describe(options, jobs[0].config["data"]["seq_length"], len(gpus), at_once)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    note_conditions(options.output_dir / CONDITIONS, described)
+    threads = max(1, processors // at_once)
+    failures = Suite(options.data_dir, at_once, threads, gpus or None).run(jobs)
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _visible_gpus(count: int) -> list[str]:
+    """Names of the devices that runs are given one by one."""
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (visible or [str(index) for index in range(count)])[:count]
+
+
+def note_conditions(path: Path, described: dict[str, Any]) -> None:
+    """Write down the conditions of a suite, or beside those of its beginning what is different now.
+
+    Raises:
+        ValueError: it was begun at another scale, on another kind of device or on other data.
+    """
+    from bert_pld.data.shards import write_atomically
+
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        before = dict(described)
+    for key in ("scale", "device", "data"):
+        if before[key] != described[key]:
+            raise ValueError(
+                f"{path.parent}: was begun with {key} {before[key]}, now {described[key]}; give another --output_dir"
+            )
+    now = {key: described[key] for key in ("commit", "command", "hardware", "versions", "runs_at_once")}
+    later = before.setdefault("later", [])
+    if now not in later and any(before[key] != value for key, value in now.items()):
+        later.append(now)
+    write_atomically(path, json.dumps(before, indent=2) + "\n")
+
+
+def describe(options: argparse.Namespace, seq_length: int, gpus: int, at_once: int) -> dict[str, Any]:
+    """Hardware, versions, commit and command, for the result's file."""
+    import deepspeed
+    import torch
+
+    commit = subprocess.run(
+        ["git", "-C", str(CONFIGS), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "device": "gpu" if gpus else "cpu",
+        "hardware": torch.cuda.get_device_name(0) if gpus else processor_name(),
+        "processors": len(os.sched_getaffinity(0)),
+        "runs_at_once": at_once,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "deepspeed": deepspeed.__version__,
+        },
+        "commit": commit or "unknown",
+        "data": describe_data(options.data_dir, seq_length),
+        "scale": options.scale,
+        "command": f"python -m benchmarks paper run --scale {options.scale} --seeds {options.seeds}"
+        + (f" --variants {' '.join(options.variants)}" if options.variants else ""),
+    }
+
+
+def describe_data(data_dir: Path, seq_length: int) -> dict[str, Any]:
+    """What was trained on: rows, tokens, vocabulary, and the fingerprint that tells whether another's is the same."""
+    from bert_pld.data.data_directory import resolve_data_dir
+    from bert_pld.data.shards import Manifest
+
+    manifest = Manifest.read(resolve_data_dir(data_dir, seq_length))
+    return {
+        "training_rows": manifest.rows("train"),
+        "held_out_rows": manifest.rows("validation"),
+        "seq_length": manifest.attributes.seq_length,
+        "vocabulary_size": manifest.attributes.vocabulary_size,
+        "fingerprint": manifest.fingerprint(),
+    }
+
+
+def _summarize(options: argparse.Namespace) -> int:
+    from benchmarks.paper.claims import check_claims, claims_table
+    from benchmarks.paper.comparison import compare
+    from benchmarks.paper.curves import CLOCKS, read_curve
+    from benchmarks.paper.drawing import draw, draw_time
+    from benchmarks.paper.suite import finished_runs
+    from benchmarks.paper.tables import table
+
+    try:
+        conditions = json.loads((options.output_dir / CONDITIONS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{options.output_dir}: has no {CONDITIONS}; give the --output_dir of `run`") from None
+    clock = CLOCKS[conditions["device"]]
+    curves = {
+        name: {seed: read_curve(run_dir, clock) for seed, run_dir in seeds.items()}
+        for name, seeds in finished_runs(options.output_dir).items()
+    }
+    comparison = compare(curves, options.baseline)
+    runs = {name: {str(seed): curve.as_json() for seed, curve in seeds.items()} for name, seeds in curves.items()}
+    claims = check_claims(curves)
+    result = {"conditions": conditions, "clock": clock, "comparison": comparison, "claims": claims, "runs": runs}
+    options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(table(comparison, "paper", "choices"), claims_table(claims), sep="\n", end="")
+    title = f"{conditions['hardware']}, scale {conditions['scale']}, {conditions['commit']}"
+    if options.plot is not None:
+        draw(curves, options.plot, title)
+    if options.time_plot is not None:
+        draw_time(curves, options.time_plot, title)
+    return 0

@@ -1,0 +1,79 @@
+"""From curves to the table: loss at equal samples and at equal time, time a sample, time to the baseline's end."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.paper.curves import Curve, loss_difference, speed_to_loss, time_saved
+from benchmarks.paper.variants import BASELINE, KNOWN, VARIANTS
+
+
+def spread(values: Sequence[float]) -> dict[str, float | int] | None:
+    """Mean, sample standard deviation (0 for one value) and count; None for no values."""
+    if not values:
+        return None
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(statistics.fmean(values), 5), "deviation": round(deviation, 5), "n": len(values)}
+
+
+def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASELINE) -> dict[str, Any]:
+    """The table's figures.
+
+    Equal samples: the end of every run. Equal time: the time that the quickest run of the paper's variants took for all
+    its samples, with each run's loss read off its curve there. Time a sample and FLOPs: over the whole schedule, as a
+    ratio to the baseline of the same seed. Time to the baseline's loss: until the last loss of the baseline of the same
+    seed is reached, as the baseline's time over it. `loss_over_baseline`: the difference to that loss. The `n` of a
+    figure is that of the runs it is of: at equal time those that had not ended, beside the baseline those of its seeds.
+
+    Args:
+        curves: variant → seed → its finished run.
+        baseline_name: the variant that the others are compared with.
+
+    Raises:
+        ValueError: the baseline is missing.
+    """
+    whole = {
+        name: {seed: curve for seed, curve in seeds.items() if not curve.diverged} for name, seeds in curves.items()
+    }
+    baseline = whole.get(baseline_name, {})
+    if not baseline:
+        raise ValueError(f"{baseline_name}: has no finished run, and everything is compared with it (--baseline)")
+    of_the_paper = [curve for variant in VARIANTS for curve in whole.get(variant.name, {}).values()]
+    of_the_paper += baseline.values()
+    equal_seconds = min(curve.seconds[-1] for curve in of_the_paper)
+    rows = []
+    for variant in KNOWN:
+        if variant.name not in curves:
+            continue
+        seeds = whole[variant.name]
+        beside = [(curve, baseline[seed]) for seed, curve in seeds.items() if seed in baseline]
+        reached = [speed for a, b in beside if (speed := speed_to_loss(a, b)) is not None]
+        rows.append(
+            {
+                "variant": variant.name,
+                "label": variant.label,
+                "group": variant.group,
+                "diverged": len(curves[variant.name]) - len(seeds),
+                "loss_at_equal_samples": spread([curve.loss[-1] for curve in seeds.values()]),
+                "loss_at_equal_time": spread(
+                    [loss for curve in seeds.values() if (loss := curve.loss_at(equal_seconds)) is not None]
+                ),
+                "kept_blocks": spread([curve.kept_blocks for curve in seeds.values()]),
+                "seconds": spread([curve.seconds[-1] for curve in seeds.values()]),
+                "time_a_sample": spread([1 - time_saved(a, b) for a, b in beside]),
+                "flops_a_sample": spread([(a.flops / a.samples[-1]) / (b.flops / b.samples[-1]) for a, b in beside]),
+                "speedup_to_baseline_loss": spread(reached),
+                "reached_baseline_loss": len(reached),
+                "loss_over_baseline": spread([loss_difference(a, b) for a, b in beside]),
+            }
+        )
+    return {
+        "baseline": baseline_name,
+        "equal_samples": baseline[min(baseline)].samples[-1],
+        "tokens": baseline[min(baseline)].tokens,
+        "equal_seconds": round(equal_seconds, 1),
+        "baseline_loss": round(statistics.fmean(curve.loss[-1] for curve in baseline.values()), 5),
+        "rows": rows,
+    }

@@ -1,0 +1,104 @@
+"""The comparison's pictures: held-out loss against samples and against time, and what was dropped when."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper.curves import Curve
+from benchmarks.paper.variants import FIRST_PAGE, KNOWN, VARIANTS
+from bert_pld.plot import COLOURS
+
+_COLOURS = dict(zip((variant.name for variant in VARIANTS), (*COLOURS, "#999999", "#7F3C8D"), strict=True))
+_COLOURS |= {"keep_first_block": "#B03A2E", "keep_first_block_sample": "#F1948A"}
+_SHOWN_FROM = 0.1
+"""Of a run: before that the loss falls from the vocabulary's logarithm, and would flatten all the rest."""
+
+
+def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) -> None:
+    """Draw the three pictures side by side: of the losses every seed thin and the mean thick, of the depth seed 1.
+
+    Args:
+        curves: variant → seed → run; those that are neither the paper's nor in `FIRST_PAGE` are left out.
+        output: .png, .svg or .pdf.
+        title: the conditions, in one line.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    by_samples, by_time, depth = figure.subplots(1, 3)
+    by_time.sharey(by_samples)
+    for variant in KNOWN:
+        seeds = [curve for curve in curves.get(variant.name, {}).values() if not curve.diverged]
+        if seeds and variant.name in _COLOURS:
+            style = "-" if variant.is_main or variant.name in FIRST_PAGE else "--"
+            _draw_losses(by_samples, by_time, seeds, variant.label, style, _COLOURS[variant.name])
+            _draw_depth(depth, seeds[0], style, _COLOURS[variant.name])
+    by_samples.set(xlabel="sequences", ylabel="held-out MLM loss (nats)")
+    by_time.set(xlabel="minutes of training")
+    depth.set(xlabel="sequences", ylabel="executed blocks")
+    right = depth.twinx()
+    moving = [c for seeds in curves.values() for c in seeds.values() if len(set(c.theta)) > 1]
+    progressive = next(iter(moving), None)
+    if progressive is not None:
+        right.plot(progressive.logged_samples, progressive.theta, ":", color="black", linewidth=1.2)
+        right.set(ylabel="θ over time (dotted)", ylim=(0, 1.05))
+    for axes in (by_samples, by_time, depth):
+        axes.grid(alpha=0.25)
+        axes.locator_params(axis="x", nbins=5)
+    lines = by_samples.get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(output, dpi=130)
+
+
+def draw_time(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) -> None:
+    """Draw the loss against time alone, of `FIRST_PAGE`.
+
+    Args:
+        curves, output, title: as of `draw`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for variant in KNOWN:
+        seeds = [curve for curve in curves.get(variant.name, {}).values() if not curve.diverged]
+        if seeds and variant.name in FIRST_PAGE:
+            _draw_against_minutes(axes, seeds, variant.label, "-", _COLOURS[variant.name])
+    axes.set(xlabel="minutes of training", ylabel="held-out MLM loss (nats)")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, frameon=False)
+    axes.set_title(title, fontsize=9)
+    figure.savefig(output, dpi=130)
+
+
+def _draw_losses(by_samples: Any, by_time: Any, seeds: list[Curve], label: str, style: str, colour: str) -> None:
+    _draw_means(by_samples, [curve.samples for curve in seeds], seeds, label, style, colour)
+    _draw_against_minutes(by_time, seeds, label, style, colour)
+
+
+def _draw_against_minutes(axes: Any, seeds: list[Curve], label: str, style: str, colour: str) -> None:
+    _draw_means(axes, [[t / 60 for t in curve.seconds] for curve in seeds], seeds, label, style, colour)
+
+
+def _draw_means(
+    axes: Any, across: Sequence[Sequence[float]], seeds: list[Curve], label: str, style: str, colour: str
+) -> None:
+    """Every seed thin, the mean thick; without the beginning."""
+    first = next(i for i, n in enumerate(seeds[0].samples) if n >= _SHOWN_FROM * seeds[0].samples[-1])
+    for values, curve in zip(across, seeds, strict=True) if len(seeds) > 1 else ():
+        axes.plot(values[first:], curve.loss[first:], style, color=colour, linewidth=0.6, alpha=0.5)
+    mean = [statistics.fmean(values) for values in zip(*across, strict=True)]
+    loss = [statistics.fmean(values) for values in zip(*(curve.loss for curve in seeds), strict=True)]
+    axes.plot(mean[first:], loss[first:], style, color=colour, linewidth=1.8, label=label)
+
+
+def _draw_depth(axes: Any, curve: Curve, style: str, colour: str) -> None:
+    axes.plot(curve.logged_samples, curve.depth, style, color=colour, linewidth=1.0, alpha=0.8)

@@ -1,0 +1,239 @@
+"""Runs the comparison: every variant and seed once, several at a time, going on where an interrupted suite stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from benchmarks.paper.parent_death import stop_with_parent
+from benchmarks.paper.variants import KNOWN, VARIANTS, Scale, Variant, configuration
+from bert_pld.checkpoint.format import list_checkpoints
+from bert_pld.cluster.signals import EXIT_PREEMPTED
+from bert_pld.data.shards import write_atomically
+
+POLL_S = 0.2
+CONFIG, LOG, DIVERGED = "given.json", "log.txt", "diverged.json"
+_NOT_FINITE = "is not finite"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of the comparison."""
+
+    variant: Variant
+    seed: int
+    run_dir: Path
+    config: dict[str, Any]
+
+    @property
+    def max_steps(self) -> int:
+        """Of its configuration."""
+        return int(self.config["training"]["max_steps"])
+
+    def is_done(self) -> bool:
+        """Whether its last step is evaluated and saved, or cannot be because its loss is no number any more."""
+        if (self.run_dir / DIVERGED).exists():
+            return True
+        saved = list_checkpoints(self.run_dir / "checkpoints")
+        if not saved or saved[0].name != f"step_{self.max_steps:08d}":
+            return False
+        lines = (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return any(
+            line.startswith(f'{{"step": {self.max_steps},') and '"eval_mlm_loss"' in line for line in reversed(lines)
+        )
+
+
+def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] | None = None) -> list[Job]:
+    """All runs, in such an order that runs to be compared are close in time: the main variants seed by seed.
+
+    Args:
+        output_dir: run folders are `<variant>/seed_<k>` below it.
+        seeds: of main variants, and of those asked for by name; other ablations have seed 1 alone.
+        names: of variants; by default all of the paper's.
+
+    Raises:
+        ValueError: an unknown name, or an earlier suite's run of other settings.
+    """
+    known = {variant.name: variant for variant in KNOWN}
+    if unknown := sorted(set(names or ()) - set(known)):
+        raise ValueError(f"--variants {unknown[0]}: must be among {', '.join(known)}")
+    chosen = [variant for variant in KNOWN if variant.name in set(names)] if names is not None else list(VARIANTS)
+    jobs = []
+    for seed in range(1, seeds + 1):
+        for variant in chosen:
+            if seed == 1 or variant.is_main or names is not None:
+                run_dir = output_dir / variant.name / f"seed_{seed}"
+                jobs.append(Job(variant, seed, run_dir, configuration(variant, scale, seed)))
+    for job in jobs:
+        given = job.run_dir / CONFIG
+        if given.exists() and json.loads(given.read_text(encoding="utf-8")) != job.config:
+            raise ValueError(f"{job.run_dir}: was begun with other settings; give another --output_dir")
+    return jobs
+
+
+def finished_runs(output_dir: Path) -> dict[str, dict[int, Path]]:
+    """Variant → seed → run folder, of all runs below a suite's folder that are done.
+
+    One killed as it began may be a folder without its configuration: the next suite begins it anew.
+    """
+    found: dict[str, dict[int, Path]] = {}
+    for variant in KNOWN:
+        for given in sorted((output_dir / variant.name).glob(f"seed_*/{CONFIG}")):
+            run_dir = given.parent
+            seed = int(run_dir.name.removeprefix("seed_"))
+            config = json.loads(given.read_text(encoding="utf-8"))
+            if Job(variant, seed, run_dir, config).is_done():
+                found.setdefault(variant.name, {})[seed] = run_dir
+    return found
+
+
+class Suite:
+    """Runs jobs side by side. A signal is handed on: every run saves itself, and the same command goes on.
+
+    No run outlives the suite by more than it takes to save itself, whatever the suite ends of (SIGKILL: on Linux).
+
+    Args:
+        data_dir: shards for all runs.
+        at_once: runs side by side; each gets `threads` processor threads.
+        gpus: names of devices as CUDA_VISIBLE_DEVICES has them, at least `at_once` of them: each run has one to itself.
+            None: runs take the processor.
+        command: what starts a run, before its arguments.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        at_once: int,
+        threads: int,
+        gpus: list[str] | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "bert_pld.pretrain"),
+    ) -> None:
+        self.data_dir, self.at_once, self.gpus, self.command = data_dir, at_once, gpus, command
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self._running: dict[subprocess.Popen[bytes], Started] = {}
+        self._stopping = False
+
+    def run(self, jobs: list[Job]) -> list[str]:
+        """Run all that are not done; one line for each that failed. Jobs come in their order.
+
+        Raises:
+            KeyboardInterrupt: a signal came; all runs have saved themselves.
+            OSError: a run cannot be started; the others have saved themselves.
+            ValueError: called from another thread than the main one, with which runs would end.
+        """
+        waiting = [job for job in jobs if not job.is_done()]
+        print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them done, {self.at_once} at a time", flush=True)
+        failures: list[str] = []
+        queue = iter(waiting)
+        before = {number: signal.signal(number, self._stop) for number in _stop_signals()}
+        try:
+            self._fill(queue)
+            while self._running:
+                time.sleep(POLL_S)
+                failures += self._reap()
+                self._fill(queue)
+        finally:
+            self._tell_to_stop()
+            for process in self._running:
+                process.wait()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._stopping:
+            raise KeyboardInterrupt
+        return failures
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+        self._tell_to_stop()
+
+    def _tell_to_stop(self) -> None:
+        for process in self._running:
+            process.send_signal(signal.SIGTERM)
+
+    def _fill(self, queue: Iterator[Job]) -> None:
+        while not self._stopping and len(self._running) < self.at_once:
+            job = next(queue, None)
+            if job is None:
+                return
+            self._start(job)
+
+    def _start(self, job: Job) -> None:
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        given, log = job.run_dir / CONFIG, job.run_dir / LOG
+        write_atomically(given, json.dumps(job.config, indent=2) + "\n")
+        paths = ["--deepspeed_config", given, "--data_dir", self.data_dir, "--output_dir", job.run_dir]
+        taken = {started.gpu for started in self._running.values()}
+        gpu = next(name for name in self.gpus if name not in taken) if self.gpus else None
+        print(f"{job.variant.name}, seed {job.seed}: started", flush=True)
+        with open(log, "ab") as output:
+            log_start = output.tell()
+            process = subprocess.Popen(
+                [*self.command, *map(str, paths)],
+                env=self.environment if gpu is None else {**self.environment, "CUDA_VISIBLE_DEVICES": gpu},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a terminal's Ctrl-C reaches runs through this process alone
+                preexec_fn=stop_with_parent(),
+            )
+            self._running[process] = Started(job, gpu, log_start)
+        if self._stopping:  # a signal came before the run was among those it is handed on to
+            process.send_signal(signal.SIGTERM)
+
+    def _reap(self) -> list[str]:
+        failures = []
+        for process, started in list(self._running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self._running[process]
+            job, failure = started.job, conclude(started, code)
+            print(f"{job.variant.name}, seed {job.seed}: {failure or 'done'}", flush=True)
+            if failure and not self._stopping:
+                failures.append(f"{job.run_dir}: {failure}")
+        return failures
+
+
+def _stop_signals() -> list[signal.Signals]:
+    """A terminal that closes is no reason to stop where it was asked to be none (`nohup`)."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hang_up]
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """A run that was started."""
+
+    job: Job
+    gpu: str | None
+    log_start: int
+    """Bytes that earlier attempts left in its log."""
+
+
+def conclude(started: Started, code: int) -> str | None:
+    """What went wrong in a run that has ended, if anything. A loss that is no number is a result.
+
+    Args:
+        started: the run.
+        code: its exit code.
+    """
+    job, log = started.job, started.job.run_dir / LOG
+    if code == 0 and job.is_done():
+        return None
+    if code == EXIT_PREEMPTED:
+        return "stopped; goes on with the same command"
+    said = log.read_bytes()[started.log_start :].decode("utf-8", errors="replace").splitlines()
+    errors = [line for line in said if line.startswith("error: ")]
+    if errors and _NOT_FINITE in errors[-1]:
+        (job.run_dir / DIVERGED).write_text(json.dumps({"error": errors[-1]}) + "\n", encoding="utf-8")
+        return None
+    return errors[-1] if errors else f"exit code {code}; see {log}"

@@ -1,0 +1,147 @@
+"""A comparison's figures as the Markdown of docs/, between two marks that a test checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper.variants import FIRST_PAGE
+
+BEGIN, END = "<!-- table of {name}: begin -->", "<!-- table of {name}: end -->"
+
+
+def figure(value: dict[str, Any] | None, digits: int) -> str:
+    """`1.234 ± 0.005`; without the deviation where there is one run alone."""
+    if value is None:
+        return "–"
+    mean = f"{value['mean']:.{digits}f}"
+    return f"{mean} ± {value['deviation']:.{digits}f}" if value["n"] > 1 else mean
+
+
+def table(comparison: dict[str, Any], *groups: str) -> str:
+    """Markdown of the comparison, one row a variant; by default of the group `paper`."""
+    lines = [
+        "| | held-out loss, equal samples | held-out loss, equal time | kept blocks | time a sample | FLOPs a sample"
+        f" | to {_baseline(comparison)}'s loss | runs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in comparison["rows"]:
+        if row["group"] not in (groups or ("paper",)):
+            continue
+        cells = [
+            row["label"],
+            figure(row["loss_at_equal_samples"], 3),
+            _figure_of_runs(row, "loss_at_equal_time", 3),
+            figure(row["kept_blocks"], 2),
+            _ratio(comparison, row, "time_a_sample", 3),
+            _ratio(comparison, row, "flops_a_sample", 3),
+            _speed(comparison, row),
+            f"{_runs(row)}" + (f", {row['diverged']} diverged" if row["diverged"] else ""),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def short_table(comparison: dict[str, Any]) -> str:
+    """Markdown of what the first page says, in five columns: `FIRST_PAGE`, as far as trained to their end."""
+    lines = [
+        "| | held-out loss, equal samples | held-out loss, equal time | time a sample"
+        f" | to {_baseline(comparison)}'s loss |",
+        "|---|---|---|---|---|",
+    ]
+    for row in comparison["rows"]:
+        if row["variant"] in FIRST_PAGE and row["loss_at_equal_samples"] is not None:
+            loss, later = (_figure_of_runs(row, f"loss_at_equal_{what}", 3) for what in ("samples", "time"))
+            cells = [row["label"], loss, later, _ratio(comparison, row, "time_a_sample", 2), _speed(comparison, row)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def choices_table(comparison: dict[str, Any]) -> str:
+    """Markdown of what a user can choose, beside Pre-LN at the same rate and PLD as the paper has it."""
+    beside = ("pre_ln_high_lr", "pld_batch", "pld_sample")
+    lines = [
+        "| | held-out loss | executed blocks | FLOPs a sample | time a sample"
+        f" | to {_baseline(comparison)}'s loss | runs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in comparison["rows"]:
+        loss = row["loss_at_equal_samples"]
+        if loss is not None and (row["group"] == "choices" or row["variant"] in beside):
+            cells = [
+                row["label"],
+                figure(loss, 3),
+                figure(row["kept_blocks"], 2),
+                _ratio(comparison, row, "flops_a_sample", 2),
+                _ratio(comparison, row, "time_a_sample", 2),
+                _speed(comparison, row),
+                f"{loss['n']}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _runs(row: dict[str, Any]) -> int:
+    """That came to their end."""
+    return (row["loss_at_equal_samples"] or {"n": 0})["n"]
+
+
+def _figure_of_runs(row: dict[str, Any], key: str, digits: int) -> str:
+    """`1.234 ± 0.005 (2 of 3)`: with the number of runs it is of, where that is not all of the row's."""
+    value = row[key]
+    return figure(value, digits) + (f" ({value['n']} of {_runs(row)})" if value and value["n"] < _runs(row) else "")
+
+
+def _ratio(comparison: dict[str, Any], row: dict[str, Any], key: str, digits: int) -> str:
+    return "1" if row["variant"] == comparison["baseline"] else _figure_of_runs(row, key, digits)
+
+
+def _speed(comparison: dict[str, Any], row: dict[str, Any]) -> str:
+    """`1.23 × (1 of 2)`: how much sooner the baseline's loss is reached, in how many of the runs compared with it.
+
+    The runs are named where one was not compared, the baseline having no run of its seed, or did not reach the loss.
+    """
+    if row["variant"] == comparison["baseline"]:
+        return "1 ×"
+    if row["speedup_to_baseline_loss"] is None:
+        return "–"
+    reached, compared = row["reached_baseline_loss"], row["loss_over_baseline"]["n"]
+    of = f" ({reached} of {compared})" if reached < _runs(row) else ""
+    return f"{figure(row['speedup_to_baseline_loss'], 2)} ×{of}"
+
+
+def _baseline(comparison: dict[str, Any]) -> str:
+    return next(row["label"] for row in comparison["rows"] if row["variant"] == comparison["baseline"])
+
+
+def put_into(page: Path, name: str, text: str) -> None:
+    """Replace what stands between a page's two marks of `name`.
+
+    Raises:
+        ValueError: the page lacks them.
+    """
+    content = page.read_text(encoding="utf-8")
+    page.write_text(_split(content, page, name, text), encoding="utf-8")
+
+
+def found_in(page: Path, name: str) -> str:
+    """What stands between a page's two marks of `name`.
+
+    Raises:
+        ValueError: the page lacks them.
+    """
+    content = page.read_text(encoding="utf-8")
+    begin, end = _positions(content, page, name)
+    return content[begin:end].strip("\n") + "\n"
+
+
+def _split(content: str, page: Path, name: str, text: str) -> str:
+    begin, end = _positions(content, page, name)
+    return f"{content[:begin]}\n{text}{content[end:]}"
+
+
+def _positions(content: str, page: Path, name: str) -> tuple[int, int]:
+    begin, end = BEGIN.format(name=name), END.format(name=name)
+    if begin not in content or end not in content:
+        raise ValueError(f"{page}: lacks the lines {begin} and {end}")
+    return content.index(begin) + len(begin), content.index(end)

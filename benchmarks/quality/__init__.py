@@ -1,0 +1,1 @@
+"""Time to a held-out loss beside Hugging Face's classes."""

@@ -1,0 +1,191 @@
+"""Time to a held-out loss: Hugging Face's classes and ours, with and without layer dropping, trained on the same rows.
+
+All contenders train under one JSON, on the same micro-batches with the same masks; those of one normalization start
+from the same weights. They take turns of a few steps, A B C A B C …, so that whatever else the machine does falls on
+all of them; each one's time is that of its own steps. Reading and masking are not in it, nor are evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.deepspeed_engine import conditions, single_rank
+from benchmarks.host_memory import in_own_process
+from benchmarks.options import chosen
+from benchmarks.processor import processor_name
+from benchmarks.quality.contenders import CONTENDERS, Contender, make_contender
+from benchmarks.quality.training import Training, host_memory_of, open_data
+from benchmarks.timing import take_workspaces
+from benchmarks.train.contenders import recompiling
+from bert_pld.config import RunConfig, load_config
+from bert_pld.training.loss_curve import time_to
+from bert_pld.training.run import resolve_for_data
+
+EXAMPLE = "python -m benchmarks quality --deepspeed_config ds.json --data_dir shards/ --json quality.json"
+_DEFAULT = "hf_bert,hf_megatron,post,pre,pld_batch,pld_sample"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subject's own options."""
+    parser.add_argument("--deepspeed_config", required=True, type=Path, help="as for bert_pld.pretrain; for all alike")
+    parser.add_argument("--data_dir", required=True, type=Path, help="shards with held-out rows")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
+    parser.add_argument(
+        "--contenders", default=_DEFAULT, help=f"of {', '.join(CONTENDERS)} (default {_DEFAULT}); the first is the peer"
+    )
+    parser.add_argument(
+        "--host_memory", action="store_true", help="on a CPU: memory too, of each contender in a process of its own"
+    )
+    parser.add_argument("--steps_per_turn", type=int, default=25, help="(default 25)")
+    parser.add_argument(
+        "--target_loss",
+        type=float,
+        help="nats a masked token (default: what the first contender ends with, and a thousandth)",
+    )
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Train all contenders for `training.max_steps`.
+
+    Returns:
+        JSON-ready: the set-up, the matrix product's GFLOP/s, the target, and of each contender its curve, tokens/s,
+        MFU, bytes of memory (None where nobody counted them), time and samples to the target, and `speedup`, the first
+        one's time to the target over its own; None where it never got there. `failed` has those that broke off.
+
+    Raises:
+        ValueError: options or data that do not fit.
+    """
+    names = chosen("--contenders", options.contenders, CONTENDERS)
+    config = load_config(options.deepspeed_config, options.set)
+    every, steps = config.training.eval_interval, config.training.max_steps
+    if options.steps_per_turn < 1 or every % options.steps_per_turn or not every:
+        raise ValueError(
+            f"--steps_per_turn {options.steps_per_turn}: must divide training.eval_interval, which is {every} and"
+            " must not be 0"
+        )
+    if steps < 2 * every:
+        raise ValueError(f"training.max_steps {steps}: must be at least two evaluations, every {every} steps")
+    if options.target_loss is not None and not 0 < options.target_loss < math.inf:
+        raise ValueError(f"--target_loss {options.target_loss}: must be a number of nats above 0")
+    rows, held_out = (open_data(config, options.data_dir, split) for split in ("train", "validation"))
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    with single_rank(device_type) as device, recompiling():
+        config = resolve_for_data(config, rows, 1, device)
+        memory = {}
+        if options.host_memory and device_type == "cpu":
+            steps = options.steps_per_turn
+            memory = {name: in_own_process(host_memory_of, name, config, options.data_dir, steps) for name in names}
+        take_workspaces(device)
+        training = Training([make_contender(name, config, device) for name in names], config, rows, held_out)
+        gflops = training.run(options.steps_per_turn)
+        figures = [_figures(one, gflops, memory.get(one.name, one.peak_bytes)) for one in training.contenders]
+        return {
+            **_setup(config, options, device),
+            "data_fingerprint": rows.manifest.fingerprint(),
+            "matmul_gflops": gflops,
+            **against_target(figures, options.target_loss),
+            "failed": training.failed,
+        }
+
+
+def _figures(one: Contender, gflops: float, peak_bytes: int | None) -> dict[str, Any]:
+    batch_size, seconds = one.config.deepspeed["train_batch_size"], one.seconds()
+    return {
+        "name": one.name,
+        "attention": one.attention,
+        "tokens_per_s": one.tokens / seconds[-1],
+        "mfu": one.flops / seconds[-1] / (gflops * 1e9),
+        "executed_flops_per_step": one.flops / one.steps,
+        "peak_memory_bytes": peak_bytes,
+        "final_loss": _finite(one.loss[-1]),
+        "skipped_steps": one.engine.skipped_steps,
+        "processor_seconds": round(one.processor_seconds, 2),
+        "first_turn_seconds": round(sum(one.turns[0]), 3),
+        "samples": [step * batch_size for step in one.evaluated_at],
+        "seconds": [round(value, 3) for value in seconds],
+        "loss": [_finite(value) for value in one.loss],
+        "accuracy": [_finite(value) for value in one.accuracy],
+    }
+
+
+def _finite(value: float) -> float | None:
+    """To five digits; None, which JSON has, where it is no number."""
+    return round(value, 5) if math.isfinite(value) else None
+
+
+def against_target(figures: list[dict[str, Any]], target: float | None = None) -> dict[str, Any]:
+    """Add time and samples until the target to each contender's figures.
+
+    Args:
+        figures: with `samples`, `seconds` and `loss` at the evaluations.
+        target: nats; by default what the first one ends with and half to one and a half thousandths more: two
+            implementations of one model differ by less, and that must not decide who gets there. None if that is no
+            number; nobody gets there.
+    """
+    last = figures[0]["loss"][-1]
+    if target is None and last is not None:
+        target = math.ceil((last + 5e-4) * 1e3) / 1e3
+
+    def until(one: dict[str, Any], what: str) -> float | None:
+        seen = [(at, loss) for at, loss in zip(one[what], one["loss"], strict=True) if loss is not None]
+        return None if target is None else time_to(target, *([pair[i] for pair in seen] for i in range(2)))
+
+    first = until(figures[0], "seconds")
+    found = []
+    for one in figures:
+        seconds = until(one, "seconds")
+        reached = {
+            "seconds_to_target": seconds,
+            "samples_to_target": until(one, "samples"),
+            "speedup": None if seconds is None or first is None else first / seconds,
+        }
+        found.append({**one, **reached})
+    return {"target_loss": target, "contenders": found}
+
+
+def _setup(config: RunConfig, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    return {
+        **conditions(device),
+        "processor": processor_name(),
+        "model": dataclasses.asdict(config.model),
+        "deepspeed": config.deepspeed,
+        "progressive_layer_drop": dataclasses.asdict(config.progressive_layer_drop),
+        "training": dataclasses.asdict(config.training),
+        "seq_length": config.data.seq_length,
+        "steps_per_turn": options.steps_per_turn,
+    }
+
+
+def report(result: dict[str, Any]) -> str:
+    """The figures as a table."""
+    model, settings = result["model"], result["training"]
+    lines = [
+        f"{model['num_layers']} blocks × {model['hidden_size']}, vocabulary {model['vocab_size']:,},"
+        f" {settings['max_steps']:,} steps of {result['deepspeed']['train_batch_size']} × {result['seq_length']},"
+        f" seed {settings['seed']}",
+        f"{result['device']}, {result['threads']} threads, torch {result['torch']}, DeepSpeed"
+        f" {result['deepspeed_version']}, transformers {result['transformers']}; turns of"
+        f" {result['steps_per_turn']} steps; matrix products: {result['matmul_gflops']:,.0f} GFLOP/s",
+        "target: none, the first one's loss is no number"
+        if result["target_loss"] is None
+        else f"target: held-out MLM loss {result['target_loss']:.3f}",
+        f"{'contender':22}{'tokens/s':>10}{'MFU':>8}{'GiB':>7}{'final loss':>12}{'s to target':>13}"
+        f"{'sequences':>12}{'× the first':>13}",
+    ]
+    for one in result["contenders"]:
+        seconds, samples, speedup = one["seconds_to_target"], one["samples_to_target"], one["speedup"]
+        peak, final = one["peak_memory_bytes"], one["final_loss"]
+        lines.append(
+            f"{one['name']:22}{one['tokens_per_s']:>10,.0f}{one['mfu']:>8.1%}"
+            f"{'–' if peak is None else f'{peak / 2**30:.2f}':>7}{'–' if final is None else f'{final:.4f}':>12}"
+            f"{'never' if seconds is None else f'{seconds:,.1f}':>13}"
+            f"{'–' if samples is None else f'{samples:,.0f}':>12}"
+            f"{'–' if speedup is None else f'{speedup:.2f}':>13}"
+        )
+    return "\n".join([*lines, *(f"failed: {line}" for line in result["failed"])])

@@ -1,0 +1,199 @@
+"""Who takes part in `bench quality`: Hugging Face's classes behind our model's arguments, and ours, trained alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.timing import PeakMemory, StepClock, allocated_bytes
+from benchmarks.train.contenders import HUGGING_FACE, as_hugging_face
+from bert_pld.config import RunConfig
+from bert_pld.cost.flops import ModelFlops
+from bert_pld.data.batches import IGNORED_LABEL, MicroBatch
+from bert_pld.kernels import select_backend
+from bert_pld.model.bert import BertForPreTraining
+from bert_pld.training.engine import make_engine
+from bert_pld.training.evaluation import evaluate, model_inputs
+from bert_pld.training.loop import seed_dropout
+
+OURS: dict[str, tuple[Literal["pre", "post"], Literal["batch", "sample"] | None]] = {
+    "post": ("post", None),
+    "pre": ("pre", None),
+    "pld_batch": ("pre", "batch"),
+    "pld_sample": ("pre", "sample"),
+}
+"""Normalization and granularity of our contenders."""
+CONTENDERS = (*(f"{name}{suffix}" for name in HUGGING_FACE for suffix in ("", "_compiled")), *OURS)
+
+
+class HuggingFaceModel(nn.Module):
+    """Their class under our model's arguments. In training it does what users run: the MLM head on all positions."""
+
+    def __init__(self, theirs: nn.Module, always_masked: bool = False) -> None:
+        super().__init__()
+        self.theirs, self.always_masked = theirs, always_masked
+        """Whether it gets a mask without padding too: a compiled class would be compiled again for the first such."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        attention_mask: Tensor | None,
+        masked_positions: Tensor,
+        masked_labels: Tensor,
+        next_sentence_labels: Tensor | None = None,
+        mlm_denominator: float | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """As `BertForPreTraining.forward`; in training `loss` alone."""
+        if attention_mask is None and self.always_masked:
+            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        mask = None if attention_mask is None else attention_mask.long()
+        given = {"input_ids": input_ids, "token_type_ids": token_type_ids, "attention_mask": mask}
+        if self.training:
+            labels = torch.full_like(input_ids.flatten(), IGNORED_LABEL)
+            labels[masked_positions] = masked_labels
+            if next_sentence_labels is not None:
+                given["next_sentence_label"] = next_sentence_labels
+            return {"loss": self.theirs(**given, labels=labels.view_as(input_ids)).loss}
+        outputs = self.theirs(**given)
+        logits = outputs.logits if next_sentence_labels is None else outputs.prediction_logits
+        masked = logits.flatten(0, 1)[masked_positions].float()
+        loss = functional.cross_entropy(masked, masked_labels, reduction="sum")
+        correct = torch.zeros((), device=input_ids.device)
+        if next_sentence_labels is not None:
+            correct = (outputs.seq_relationship_logits.argmax(-1) == next_sentence_labels).sum()
+        denominator = max(masked_labels.numel(), 1) if mlm_denominator is None else mlm_denominator
+        return {
+            "mlm_loss": loss / denominator,
+            "mlm_correct": (masked.argmax(-1) == masked_labels).sum(),
+            "nsp_correct": correct,
+        }
+
+
+@dataclasses.dataclass
+class Contender:
+    """One model in training, the time and memory of its own steps, and its held-out losses."""
+
+    name: str
+    attention: str
+    engine: Any
+    config: RunConfig
+    resident_bytes: int | None
+    """GPU memory that stays between steps: parameters, and from the first turn on gradients and optimizer states."""
+    turns: list[list[float]] = dataclasses.field(default_factory=list)
+    """Seconds of each step, by turn."""
+    processor_seconds: float = 0.0
+    """Of this process in its turns, all threads."""
+    steps: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    """Of matrix products that ran, by `ModelFlops`: tokens, not padding, and the MLM head on masked positions, whoever
+    computes more than that."""
+    rise_bytes: int | None = None
+    """How far GPU memory rose over that within a turn, at most."""
+    evaluated_at: list[int] = dataclasses.field(default_factory=list)
+    """Steps."""
+    loss: list[float] = dataclasses.field(default_factory=list)
+    accuracy: list[float] = dataclasses.field(default_factory=list)
+
+    def train_turn(self, batches: list[list[MicroBatch]]) -> None:
+        """Train on these steps' micro-batches, timing each step."""
+        before, memory = allocated_bytes(self.engine.device), PeakMemory(self.engine.device)
+        clock, used = StepClock(self.engine.device), time.process_time()
+        for micro_batches in batches:
+            for micro_step, batch in enumerate(micro_batches):
+                seed_dropout(self.config.training.seed, self.steps, micro_step, 0)
+                loss = self.engine(**model_inputs(batch.to(self.engine.device)))["loss"]
+                self.engine.backward(loss)
+                self.engine.step()
+                self._count(batch)
+            self.steps += 1
+            clock.mark()
+        self.turns.append(clock.seconds())
+        self.processor_seconds += time.process_time() - used
+        rise, after = memory.rise_bytes(), allocated_bytes(self.engine.device)
+        if rise is not None and before is not None and after is not None and self.resident_bytes is not None:
+            self.resident_bytes += after - before
+            self.rise_bytes = max(self.rise_bytes or 0, rise - (after - before))
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """GPU memory at its highest in training, as if no other contender were there; None on a CPU."""
+        return None if self.resident_bytes is None else self.resident_bytes + (self.rise_bytes or 0)
+
+    def _count(self, batch: MicroBatch) -> None:
+        dropper, rows = self.engine.layer_dropper, len(batch.lengths)
+        depth = self.config.model.num_layers if dropper is None else dropper.last_gates.kept_blocks
+        targets = batch.masked_tokens / batch.input_ids.numel()
+        model = ModelFlops(self.config.model, self.config.data.seq_length, targets)
+        self.flops += depth * model.block(batch.lengths) + rows * model.heads_per_sequence
+        self.tokens += batch.tokens
+
+    def seconds(self) -> list[float]:
+        """Of training until each evaluation.
+
+        The first turn's steps count as their median: some of them compile kernels and fill caches, which a run of
+        useful length would not notice. (Later turns' would be too little for layer dropping, which begins gently.)
+        """
+        first, *later = self.turns
+        typical = statistics.median(first)
+        passed = list(itertools.accumulate([typical] * len(first) + [step for turn in later for step in turn]))
+        return [passed[step - 1] for step in self.evaluated_at]
+
+    def evaluate(self, batches: Iterator[MicroBatch]) -> None:
+        """Add a held-out loss; its time does not count."""
+        figures = evaluate(self.engine, batches, self.engine.device)
+        self.evaluated_at.append(self.steps)
+        self.loss.append(figures["eval_mlm_loss"])
+        self.accuracy.append(figures["eval_mlm_accuracy"])
+
+
+def make_contender(name: str, config: RunConfig, device: torch.device) -> Contender:
+    """A contender by its name in `CONTENDERS`; all of one normalization start from the same weights.
+
+    Args:
+        name: who.
+        config: resolved for the data; normalization and dropping are replaced by the contender's own.
+        device: where it trains.
+
+    Raises:
+        ValueError: it cannot run here, and why.
+    """
+    theirs = name.removesuffix("_compiled")
+    normalization, granularity = (HUGGING_FACE[theirs], None) if theirs in HUGGING_FACE else OURS[name]
+    dropping = dataclasses.replace(
+        config.progressive_layer_drop,
+        enabled=granularity is not None,
+        granularity=granularity or config.progressive_layer_drop.granularity,
+    )
+    before = allocated_bytes(device)
+    model_config = dataclasses.replace(config.model, normalization=normalization)
+    config = dataclasses.replace(config, progressive_layer_drop=dropping, model=model_config)
+    torch.manual_seed(config.training.seed)
+    model: nn.Module = BertForPreTraining(model_config)
+    attention = "sdpa"
+    if theirs in HUGGING_FACE:
+        compiled = name != theirs
+        if compiled:
+            select_backend("compiled", device.type, model_config.hidden_size)
+        assert isinstance(model, BertForPreTraining)
+        model = HuggingFaceModel(as_hugging_face(model), always_masked=compiled)
+        attention = model.theirs.config._attn_implementation
+        if compiled:
+            model.theirs.compile()
+    else:
+        model.use_backend(model_config.kernels, device.type)
+    engine = make_engine(config, model)
+    engine.train()
+    after = allocated_bytes(device)
+    resident = None if before is None or after is None else after - before
+    return Contender(name, attention, engine, config, resident)

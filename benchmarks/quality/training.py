@@ -1,0 +1,117 @@
+"""How `bench quality` trains: all contenders on the same micro-batches in turns, evaluated on the same rows."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.deepspeed_engine import DTYPES, single_rank
+from benchmarks.host_memory import HostMemory
+from benchmarks.quality.contenders import Contender, make_contender
+from benchmarks.timing import ceiling_gflops
+from benchmarks.train.contenders import import_hugging_face, one_line, recompiling
+from bert_pld.config import RunConfig
+from bert_pld.data.batches import MicroBatch
+from bert_pld.data.data_directory import resolve_data_dir
+from bert_pld.data.loader import evaluation_batches, training_batches
+from bert_pld.data.nvidia_rows import open_rows
+from bert_pld.data.rows import ShardedRows
+
+
+def open_data(config: RunConfig, data_dir: Path, split: str) -> ShardedRows:
+    """The split's rows, as training opens them."""
+    vocab_file = Path(config.data.vocab_file) if config.data.vocab_file else None
+    return open_rows(resolve_data_dir(data_dir, config.data.seq_length), split, vocab_file)
+
+
+class Training:
+    """Contenders in training, and those that failed on the way."""
+
+    def __init__(
+        self, contenders: list[Contender], config: RunConfig, training: ShardedRows, held_out: ShardedRows
+    ) -> None:
+        self.contenders, self.config, self.training, self.held_out = contenders, config, training, held_out
+        self.device = contenders[0].engine.device
+        self.failed: list[str] = []
+        """`NAME: why`, in a line each; they are no longer among the contenders."""
+
+    def run(self, steps_per_turn: int) -> float:
+        """Turns of `steps_per_turn` steps, each on batches that were made before it.
+
+        Returns:
+            GFLOP/s of a matrix product in the run's precision: the median of what it was at the evaluations.
+
+        Raises:
+            ValueError: all contenders failed.
+        """
+        settings, rates, step = self.config.training, [], 0
+        batches = training_turns(self.config, self.training, settings.max_steps)
+        while turn := list(itertools.islice(batches, steps_per_turn)):
+            step += len(turn)
+            self._with_each(functools.partial(Contender.train_turn, batches=turn))
+            if step % settings.eval_interval == 0 or step == settings.max_steps:
+                rates.append(ceiling_gflops(DTYPES[self.config.precision], self.device))
+                self._with_each(lambda one: one.evaluate(self._evaluation_batches()))
+                losses = ", ".join(f"{one.name} {one.loss[-1]:.3f}" for one in self.contenders)
+                print(f"step {step} of {settings.max_steps}: {losses}", file=sys.stderr, flush=True)
+        return statistics.median(rates)
+
+    def _with_each(self, work: Callable[[Contender], None]) -> None:
+        """Do it with all; one that fails is out, as hours of the others' work must not be lost with it."""
+        for one in list(self.contenders):
+            try:
+                work(one)
+            except Exception as error:
+                logging.getLogger(__name__).exception("%s", one.name)
+                self.failed.append(f"{one.name}: {one_line(error)}")
+                self.contenders.remove(one)
+        if not self.contenders:
+            raise ValueError(f"all contenders failed; {self.failed[0]}")
+
+    def _evaluation_batches(self) -> Iterator[MicroBatch]:
+        return evaluation_batches(
+            self.held_out,
+            masking_seed=self.config.training.seed,
+            batch_size=self.config.deepspeed["train_micro_batch_size_per_gpu"],
+            rank=0,
+            world_size=1,
+            max_rows=self.config.training.eval_rows,
+            pin_memory=self.device.type == "cuda",
+            **self.config.data.loader_masking,
+        )
+
+
+def training_turns(config: RunConfig, training: ShardedRows, steps: int) -> Iterator[list[MicroBatch]]:
+    """The micro-batches of each step, as a run reads them, but in this process: nothing is read beside a turn."""
+    return training_batches(
+        training,
+        order_seed=config.training.seed,
+        masking_seed=config.training.seed,
+        micro_batch_size=config.deepspeed["train_micro_batch_size_per_gpu"],
+        accumulation_steps=config.deepspeed["gradient_accumulation_steps"],
+        rank=0,
+        world_size=1,
+        first_step=0,
+        num_steps=steps,
+        pin_memory=torch.cuda.is_available(),
+        **config.data.loader_masking,
+        **{**config.data.loader_order, "workers": 0},
+    )
+
+
+def host_memory_of(name: str, config: RunConfig, data_dir: Path, steps: int) -> int:
+    """Bytes at the highest point of a contender's first steps, when no layer is dropped yet; in a fresh process."""
+    with single_rank("cpu") as device, recompiling():
+        turn = list(training_turns(config, open_data(config, data_dir, "train"), steps))
+        import_hugging_face()
+        memory = HostMemory()
+        contender = make_contender(name, config, device)
+        contender.train_turn(turn)
+        return sum(memory.figures().values())

@@ -1,0 +1,1 @@
+"""Training throughput beside Hugging Face's classes and DeepSpeed's layer."""

@@ -1,0 +1,148 @@
+"""DeepSpeed's `DeepSpeedTransformerLayer` (CUDA kernels, fp32 and fp16) in the place of our model's blocks.
+
+`python -m benchmarks.train.deepspeed_layer JSON` builds one and runs it once. The benchmark does that in a process of
+its own first: where the kernels cannot be built, or fault, only that process is lost, not the measurement.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import cpp_extension
+
+from benchmarks.deepspeed_engine import DTYPES
+from bert_pld.config import ModelConfig
+from bert_pld.model.block import SwitchableBlock
+
+_KERNEL_DTYPES = ("fp32", "fp16")
+_BUILD_SECONDS = 400
+_REPORTED_LINES = 40
+_MASKED_SCORE = -10_000.0
+_PARAMETERS = {
+    "attn_qkvw": "qkv_weight",
+    "attn_qkvb": "qkv_bias",
+    "attn_ow": "attention_output_weight",
+    "attn_ob": "attention_output_bias",
+    "inter_w": "ffn_up_weight",
+    "inter_b": "ffn_up_bias",
+    "output_w": "ffn_down_weight",
+    "output_b": "ffn_down_bias",
+}
+
+
+class DeepSpeedBlock(nn.Module):
+    """One of their layers with one of our blocks' weights, called as our encoder calls a block. It takes no gate."""
+
+    def __init__(self, block: SwitchableBlock, rows: int, dtype: str) -> None:
+        super().__init__()
+        from deepspeed.ops.transformer import DeepSpeedTransformerConfig, DeepSpeedTransformerLayer
+
+        config = block.config
+        with contextlib.redirect_stdout(sys.stderr):  # it prints its configuration
+            self.layer = DeepSpeedTransformerLayer(
+                DeepSpeedTransformerConfig(
+                    batch_size=rows,
+                    hidden_size=config.hidden_size,
+                    intermediate_size=config.intermediate_size,
+                    heads=config.num_attention_heads,
+                    attn_dropout_ratio=config.attention_dropout,
+                    hidden_dropout_ratio=config.hidden_dropout,
+                    num_hidden_layers=config.num_layers,
+                    initializer_range=config.initializer_range,
+                    layer_norm_eps=config.layer_norm_eps,
+                    seed=0,
+                    fp16=dtype == "fp16",
+                    pre_layer_norm=config.normalization == "pre",
+                    adjust_init_range=False,
+                )
+            )
+        # Their `norm` comes first in pre-norm and last in post-norm, their `attn_n` the other way round.
+        norms = ("norm_{}", "attn_n{}") if config.normalization == "pre" else ("attn_n{}", "norm_{}")
+        names = dict(_PARAMETERS)
+        for theirs, ours in zip(norms, ("attention_norm", "ffn_norm"), strict=True):
+            names |= {theirs.format("w"): f"{ours}_weight", theirs.format("b"): f"{ours}_bias"}
+        with torch.no_grad():
+            for their_name, our_name in names.items():
+                getattr(self.layer, their_name).copy_(getattr(block, our_name))
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, scale: float) -> Tensor:
+        """[B, S, H] hidden states and bool [B, S] mask (or None) → [B, S, H]."""
+        assert scale == 1.0, "their kernels take no gate"
+        scores = hidden_states.new_zeros(hidden_states.shape[0], 1, 1, hidden_states.shape[1])
+        if attention_mask is not None:
+            scores = scores.masked_fill(~attention_mask[:, None, None, :], _MASKED_SCORE)
+        return self.layer(hidden_states.contiguous(), scores)
+
+
+def use_deepspeed_blocks(model: nn.Module, rows: int, seq: int, dtype: str, device: torch.device) -> None:
+    """Put their layers into `model`'s encoder, once a trial in another process went well.
+
+    Raises:
+        ValueError: why they cannot run here, in one line.
+    """
+    check_can_run(model.config, rows, seq, dtype, device)
+    blocks = [DeepSpeedBlock(block, rows, dtype) for block in model.encoder.blocks]
+    model.encoder.blocks = nn.ModuleList(blocks)
+
+
+def check_can_run(config: ModelConfig, rows: int, seq: int, dtype: str, device: torch.device) -> None:
+    """Refuse in one line what their kernels cannot do here; a failed trial's output goes to stderr.
+
+    Raises:
+        ValueError: no GPU, no CUDA compiler, a dtype they lack, or a trial that failed.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"needs an NVIDIA GPU, and this run is on {device.type}")
+    if dtype not in _KERNEL_DTYPES:
+        raise ValueError(f"its kernels take {' and '.join(_KERNEL_DTYPES)} only, not {dtype}")
+    if cpp_extension.CUDA_HOME is None:
+        raise ValueError("must be built with nvcc, and there is no CUDA toolkit on PATH or in CUDA_HOME")
+    trial = json.dumps({"model": dataclasses.asdict(config), "rows": rows, "seq": seq, "dtype": dtype})
+    command = [sys.executable, "-m", __name__, trial]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"building and running one layer took more than {_BUILD_SECONDS} s") from None
+    if done.returncode:
+        lines = (done.stdout + done.stderr).splitlines()
+        print("\n".join(["DeepSpeedTransformerLayer:", *lines[-_REPORTED_LINES:]]), file=sys.stderr)
+        raise ValueError(f"one layer could not be built and run: {reason_in(lines, done.returncode)}")
+
+
+def reason_in(lines: list[str], code: int) -> str:
+    """The line of a failed process's output that says most: a compiler's error, or else the last exception."""
+    compiler = [line for line in lines if re.search(r"\berror: ", line)]
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    chosen = (compiler[:1] or raised[-1:] or [line for line in lines if line.strip()][-1:] or ["no output"])[0]
+    return f"{chosen.strip()[:200]} (exit code {code})"
+
+
+def _run_once(trial: dict[str, Any]) -> None:
+    """Forward and backward of one layer on random data; its values must be finite."""
+    config, dtype = ModelConfig(**trial["model"]), trial["dtype"]
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    block = SwitchableBlock(config)
+    for name, parameter in block.named_parameters():
+        nn.init.normal_(parameter, mean=float("norm_weight" in name), std=0.02)
+    layer = DeepSpeedBlock(block, trial["rows"], dtype).to(device, DTYPES[dtype]).train()
+    shape = (trial["rows"], trial["seq"], config.hidden_size)
+    hidden_states = torch.randn(shape, device=device, dtype=DTYPES[dtype], requires_grad=True)
+    output = layer(hidden_states, None, 1.0)
+    output.backward(torch.randn_like(output))
+    torch.cuda.synchronize()
+    for name, tensor in (("output", output), ("gradient", hidden_states.grad), ("weight", layer.layer.inter_w.grad)):
+        if tensor is None or not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name}: not finite")
+
+
+if __name__ == "__main__":
+    _run_once(json.loads(sys.argv[1]))

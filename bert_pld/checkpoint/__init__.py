@@ -1,0 +1,1 @@
+"""Checkpoints: their files on disk, writing them beside training, and resuming from them."""

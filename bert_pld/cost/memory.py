@@ -1,0 +1,115 @@
+"""Bytes of device memory that a training step needs on one rank, estimated from the configuration.
+
+Weights and their states are exact up to DeepSpeed's buffers. Activations are the tensors that the eager operations of
+`bert_pld.kernels.reference` keep for backward, with an attention kernel that does not store its probabilities; where
+the configuration names the fused kernels, they keep no dropout masks and no logits in fp32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from bert_pld.config import RunConfig
+from bert_pld.cost.flops import parameter_count
+
+_MASTER_BYTES = 4
+# fp32 moments a parameter, by the optimizer's JSON name in lower case; what is not named here keeps two, as Adam does.
+_MOMENTS = {"sgd": 0, "adagrad": 1, "lion": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one rank."""
+
+    parameters_bytes: float
+    gradients_bytes: float
+    optimizer_bytes: float
+    """Moments, and the fp32 master copy where there is one; 0 where ZeRO-Offload keeps them on the host."""
+    optimizer_offloaded: bool
+    block_activation_bytes: float
+    """What one block keeps for backward."""
+    block_input_bytes: float
+    """One block's input: all that a checkpointed block keeps."""
+    head_activation_bytes: float
+    """Embeddings and the MLM head."""
+    num_layers: int
+    activation_checkpointing: bool
+    """Which of the two ways `total` counts."""
+
+    def activation_bytes_at_depth(self, depth: float) -> float:
+        """Activations of a forward that executes `depth` blocks."""
+        return depth * self.block_activation_bytes + self.head_activation_bytes
+
+    @property
+    def activation_bytes(self) -> float:
+        """With all blocks executed."""
+        return self.activation_bytes_at_depth(self.num_layers)
+
+    @property
+    def activation_bytes_checkpointed(self) -> float:
+        """With all blocks executed and recomputed one by one in backward."""
+        return self.num_layers * self.block_input_bytes + self.block_activation_bytes + self.head_activation_bytes
+
+    @property
+    def total_bytes(self) -> float:
+        """Everything, at full depth."""
+        activations = self.activation_bytes_checkpointed if self.activation_checkpointing else self.activation_bytes
+        return self.parameters_bytes + self.gradients_bytes + self.optimizer_bytes + activations
+
+    def as_json(self) -> dict[str, Any]:
+        """In JSON's types, the sums included."""
+        sums = ("activation_bytes", "activation_bytes_checkpointed", "total_bytes")
+        return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in sums}}
+
+
+def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> MemoryEstimate:
+    """Estimate a training step's memory on one rank.
+
+    ZeRO-1 divides the optimizer's states over the ranks, ZeRO-2 the gradients too, ZeRO-3 the parameters too
+    (Rajbhandari et al., arXiv:1910.02054).
+
+    Args:
+        run: with the model's `vocab_size` and `next_sentence_prediction` resolved.
+        micro_batch_size: sequences a rank and forward.
+        world_size: data-parallel ranks.
+    """
+    model, stage = run.model, run.zero_stage
+    count = parameter_count(model)
+    element = 4 if run.precision == "fp32" else 2
+    share = [1.0 / world_size if stage >= needed else 1.0 for needed in (1, 2, 3)]
+    # ZeRO keeps its partition in fp32 apart from the parameters, in fp32 runs as well.
+    master = _MASTER_BYTES if element == 2 or stage >= 1 else 0
+    optimizer = run.deepspeed.get("optimizer", {})
+    moments = _MOMENTS.get(str(optimizer.get("type", "")).lower(), 2)
+    if optimizer.get("params", {}).get("momentum"):
+        moments = max(moments, 1)
+    offload = run.deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+
+    tokens = micro_batch_size * run.data.seq_length
+    masked = tokens * run.data.mask_probability
+    hidden = model.hidden_size
+    return MemoryEstimate(
+        parameters_bytes=count * element * share[2],
+        gradients_bytes=count * element * share[1],
+        optimizer_bytes=0.0 if offload in ("cpu", "nvme") else count * (master + 4 * moments) * share[0],
+        optimizer_offloaded=offload in ("cpu", "nvme"),
+        block_activation_bytes=float(tokens * _block_bytes_per_token(run, element)),
+        block_input_bytes=float(tokens * hidden * element),
+        # Logits in the model's precision, in fp32, and their gradient; the head's transform, GELU and LayerNorm.
+        head_activation_bytes=masked
+        * ((model.vocab_size or 0) * (element + (0 if model.kernels == "triton" else 8)) + 5 * hidden * element)
+        + tokens * hidden * (element + math.ceil(model.hidden_dropout)),
+        num_layers=model.num_layers,
+        activation_checkpointing=model.activation_checkpointing,
+    )
+
+
+def _block_bytes_per_token(run: RunConfig, element: int) -> float:
+    """H-wide: two LayerNorms' inputs and outputs, q, k, v, attention's output; I-wide: GELU's input and output."""
+    model = run.model
+    wide = 8 * model.hidden_size + 2 * model.intermediate_size
+    stores_masks = model.hidden_dropout and model.kernels != "triton"
+    dropout_masks = 2 * model.hidden_size if stores_masks else 0
+    return element * wide + dropout_masks + 4 * model.num_attention_heads

@@ -1,0 +1,257 @@
+"""How long a training step takes on many ranks: compute, exposed communication, update. A model, not a measurement.
+
+    step = max(FLOPs / achieved FLOP/s, launches) · micro-batches + exposed communication + copies + update + fixed
+
+Communication is `bert_pld.cost.communication`'s over two levels of links, nodes and the network between them. Without
+`overlap_comm` DeepSpeed's stages 0 to 2 communicate when backward is over, so all of it is exposed; with it, all but
+the last bucket may hide behind the backward that fills the buckets. Stage 3 may hide its gathers, but for the first,
+behind forward, and its reductions as the others do. `bench communication` compares the model with two measured ranks;
+docs/scaling.md has the ratios and the predictions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bert_pld.config import RunConfig
+from bert_pld.cost.communication import Collective, payload_bytes, step_collectives
+from bert_pld.cost.flops import ModelFlops, parameter_count
+from bert_pld.cost.memory import MemoryEstimate
+
+# Bytes that the update reads and writes for each parameter a rank owns: AdamW's weight, two moments and gradient in
+# fp32, three of them written, a cast either way, and a pass each for norm and clipping.
+UPDATE_BYTES = 44.0
+# Times DeepSpeed reads or writes the gradients around a reduction, counted in its source (0.19.8): into the bucket or
+# flat tensor, scaling it, and out of it; at stage 3 putting the gathered parameters together too.
+_COPY_PASSES = {0: 6, 1: 6, 2: 6, 3: 8}
+_BUCKET_ELEMENTS = 500_000_000
+_BACKWARD_SHARE = 2.0 / 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The machine. The defaults are assumptions for H100-class nodes, not measurements."""
+
+    flops_per_s: float = 0.55 * 990e12
+    """Achieved on the model's matrix products: 55 % of the bf16 peak of NVIDIA's data sheet."""
+    activation_bytes_per_s: float = math.inf
+    """Of element-wise work, per byte that forward keeps for backward; infinite where `flops_per_s` has it in it."""
+    ranks_per_node: int = 8
+    intra_bytes_per_s: float = 450e9
+    """Each way and rank: NVLink 4."""
+    inter_bytes_per_s: float = 0.8 * 50e9
+    """Each way and rank: one 400 Gbit/s adapter a GPU at 80 %."""
+    intra_latency_s: float = 2e-6
+    """A hop within a node."""
+    inter_latency_s: float = 15e-6
+    """A hop between nodes."""
+    update_bytes_per_s: float = 0.8 * 3.35e12
+    """Memory bandwidth of the optimizer's passes: 80 % of HBM3's."""
+    copy_bytes_per_s: float = 0.8 * 3.35e12
+    """Memory bandwidth of copies into new tensors."""
+    all_gather_slowness: float = 1.0
+    """Time of an all-gather over that of an all-reduce which sends as many bytes."""
+    reduce_scatter_slowness: float = 1.0
+    launch_s_per_block: float = 150e-6
+    """Least time of a block, forward and backward, however few tokens: about 30 launches of 5 µs."""
+    fixed_step_s: float = 1e-3
+    """Of a step beside everything else: the loop, DeepSpeed's bookkeeping, waits for norms and flags."""
+    checkpoint_bytes_per_s: float = 1e9
+    """At which a checkpoint is written, hashed by one rank and flushed."""
+    overlap: float = 0.8
+    """Share of a backward (stage 3: forward) behind which communication can hide where DeepSpeed lets it."""
+    reduce_scatter_as_all_reduce: bool = False
+    """As torch's gloo backend does it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step, and what becomes of it."""
+
+    compute: float
+    """Forward and backward of all micro-batches."""
+    ideal: float
+    """`compute` as the FLOPs alone would have it."""
+    communication: float
+    """All collectives, end to end."""
+    exposed: float
+    """What of `communication` no compute hides."""
+    copies: float
+    """Gradients into and out of what is reduced."""
+    update: float
+    fixed: float
+    checkpoint: float
+    """A checkpoint's seconds over the steps from one to the next; not in `total`, as not in a run's `seconds`."""
+    tokens: float
+    """All ranks', padding included."""
+
+    @property
+    def total(self) -> float:
+        """The step."""
+        return self.compute + self.exposed + self.copies + self.update + self.fixed
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the step in which the GPU does matrix products at its achieved rate: 1 is perfect scaling."""
+        return self.ideal / self.total
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Over all ranks."""
+        return self.tokens / self.total
+
+    def as_json(self) -> dict[str, float]:
+        """In JSON's types, what follows included."""
+        derived = ("total", "efficiency", "tokens_per_s")
+        return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
+
+
+def with_assumptions(cluster: Cluster, assumptions: Mapping[str, Any]) -> Cluster:
+    """A cluster with some fields replaced.
+
+    Raises:
+        ValueError: an unknown field, or a value that is not a number above 0 (`overlap`: in [0, 1]).
+    """
+    fields = {field.name: field for field in dataclasses.fields(Cluster)}
+    for name, value in assumptions.items():
+        if name not in fields:
+            raise ValueError(f"--assume {name}: unknown; must be one of {', '.join(fields)}")
+        least = 0.0 if name in ("overlap", "launch_s_per_block", "fixed_step_s") else math.ulp(0.0)
+        number = isinstance(value, (int, float)) and (name == "reduce_scatter_as_all_reduce") is isinstance(value, bool)
+        if not number or not least <= value <= (1.0 if name == "overlap" else math.inf):
+            raise ValueError(f"--assume {name}={value!r}: must be a number above 0 (overlap: from 0 to 1)")
+        if name == "ranks_per_node" and value != int(value):
+            raise ValueError(f"--assume {name}={value!r}: must be a whole number")
+    return dataclasses.replace(cluster, **assumptions)
+
+
+def collective_seconds(cluster: Cluster, collective: Collective, world_size: int) -> float:
+    """Time of the collectives of one kind in a step, hierarchical over nodes of g ranks.
+
+    Bandwidth: reduce-scatter within the node (each rank sends (g − 1)/g of the payload B), the same between nodes on
+    each rank's 1/g of it, and the way back for an all-reduce (twice that); the phases are added although NCCL pipelines
+    them, which is at most a factor 2. Latency a call: g − 1 hops within the node; between M nodes M − 1 hops of a ring
+    for reduce-scatter and all-gather, for which NCCL has no tree between multi-GPU nodes, and for an all-reduce twice
+    the lesser of M − 1 and log2 M, its double binary trees (NVIDIA, "Massively scale deep learning training with NCCL
+    2.4"). A `reduce` to one rank after the other is timed as reduce-scatters.
+    """
+    ranks = min(cluster.ranks_per_node, world_size)
+    nodes = math.ceil(world_size / ranks)
+    doubled = collective.kind == "all_reduce"
+    if cluster.reduce_scatter_as_all_reduce and collective.kind == "reduce_scatter":
+        doubled = True
+    within = (ranks - 1) / ranks / cluster.intra_bytes_per_s
+    between = (nodes - 1) / nodes / ranks / cluster.inter_bytes_per_s
+    hops = min(nodes - 1, math.ceil(math.log2(nodes))) if doubled else nodes - 1
+    latency = (ranks - 1) * cluster.intra_latency_s + hops * cluster.inter_latency_s
+    slowness = {"all_gather": cluster.all_gather_slowness, "reduce_scatter": cluster.reduce_scatter_slowness}
+    factor = (2.0 if doubled else 1.0) * slowness.get(collective.kind, 1.0)
+    return factor * (collective.payload_bytes * (within + between) + collective.calls * latency)
+
+
+def predict_step(
+    run: RunConfig,
+    cluster: Cluster,
+    *,
+    world_size: int,
+    micro_batch_size: int,
+    kept: Sequence[Sequence[float]],
+    memory: MemoryEstimate | None = None,
+) -> StepTime:
+    """Predict one optimizer step.
+
+    Args:
+        run: with the model's `vocab_size` and `next_sentence_prediction` resolved.
+        cluster: the machine.
+        world_size: data-parallel ranks.
+        micro_batch_size: sequences a rank and forward.
+        kept: for each micro-batch the share of each block that runs: 1 or 0 for gates that were drawn, keep
+            probabilities for an expectation; at sample granularity the share of the rows.
+        memory: of the run at this micro-batch size, where the cluster has `activation_bytes_per_s`.
+    """
+    sample = run.progressive_layer_drop.enabled and run.progressive_layer_drop.granularity == "sample"
+    has_gradient = [[float(share > 0.0) if sample else share for share in one] for one in kept]
+    collectives = step_collectives(run, world_size, has_gradient)
+    flops = ModelFlops(run.model, run.data.seq_length, run.data.mask_probability)
+    recomputed = 4.0 / 3.0 if run.model.activation_checkpointing else 1.0
+    ideal = compute = 0.0
+    for shares, gradients in zip(kept, has_gradient, strict=True):
+        depth = sum(shares)
+        blocks = depth * flops.block_per_sequence * recomputed
+        seconds = micro_batch_size * (blocks + flops.heads_per_sequence) / cluster.flops_per_s
+        ideal += seconds
+        if memory is not None:
+            seconds += memory.activation_bytes_at_depth(depth) / cluster.activation_bytes_per_s
+        compute += max(seconds, sum(gradients) * cluster.launch_s_per_block)
+    times = [(collective, collective_seconds(cluster, collective, world_size)) for collective in collectives]
+    owned = parameter_count(run.model) / (world_size if run.zero_stage >= 1 else 1)
+    return StepTime(
+        compute=compute,
+        ideal=ideal,
+        communication=sum(seconds for _, seconds in times),
+        exposed=_exposed(run, cluster, times, compute, len(kept)),
+        copies=_COPY_PASSES[run.zero_stage]
+        * payload_bytes(collectives, content="gradients")
+        / cluster.copy_bytes_per_s,
+        update=owned * UPDATE_BYTES / cluster.update_bytes_per_s,
+        fixed=cluster.fixed_step_s,
+        checkpoint=checkpoint_seconds(run, cluster) / (run.training.checkpoint_interval or math.inf),
+        tokens=float(world_size * micro_batch_size * len(kept) * run.data.seq_length),
+    )
+
+
+def checkpoint_seconds(run: RunConfig, cluster: Cluster) -> float:
+    """All ranks wait for one: fp32 weights, DeepSpeed's module in the run's precision, fp32 master and two moments, all
+    of it read again for its SHA-256 by the first rank (`bert_pld.checkpoint.writer`).
+    """
+    return (
+        parameter_count(run.model) * (4 + (4 if run.precision == "fp32" else 2) + 12) / cluster.checkpoint_bytes_per_s
+    )
+
+
+def _exposed(
+    run: RunConfig, cluster: Cluster, times: Sequence[tuple[Collective, float]], compute: float, micro_steps: int
+) -> float:
+    zero = run.deepspeed.get("zero_optimization", {})
+    stage = run.zero_stage
+    overlaps = stage >= 1 and zero.get("overlap_comm", stage == 3)
+    everything = sum(seconds for _, seconds in times)
+    if not overlaps:
+        return everything
+    bucket = int(zero.get("reduce_bucket_size", _BUCKET_ELEMENTS))
+    hidden = 0.0
+    backward = compute * _BACKWARD_SHARE * (1.0 / micro_steps if stage == 1 else 1.0)
+    for collective, seconds in times:
+        if collective.content == "gradients":
+            last = min(1.0, bucket / parameter_count(run.model))
+            hidden += min(seconds * (1.0 - last), backward * cluster.overlap)
+        elif stage == 3 and collective.calls > micro_steps and collective.payload_bytes == _largest_gather(times):
+            first = micro_steps / collective.calls
+            hidden += min(seconds * (1.0 - first), compute * (1.0 - _BACKWARD_SHARE) * cluster.overlap)
+    return everything - hidden
+
+
+def _largest_gather(times: Sequence[tuple[Collective, float]]) -> float:
+    """Payload of the gathers within forward, beside which those of whole parameters after the step are small."""
+    return max(collective.payload_bytes for collective, _ in times if collective.content == "parameters")
+
+
+def slowest_of_independent(probabilities: Sequence[float], micro_steps: int, ranks: int) -> float:
+    """Mean over steps of the largest number of blocks that any rank runs in a step, if each rank drew its own gates.
+
+    The blocks a rank runs in a step are a sum of independent Bernoulli variables with distribution function F (exact,
+    by convolution); the largest of N independent ones has the mean Σ_k (1 − F(k)^N) over k ≥ 0. Ours do not draw their
+    own: for comparison.
+    """
+    distribution = [1.0]
+    for keep in list(probabilities) * micro_steps:
+        without, with_it = [p * (1.0 - keep) for p in distribution], [p * keep for p in distribution]
+        distribution = [a + b for a, b in zip([*without, 0.0], [0.0, *with_it], strict=True)]
+    total = cumulative = 0.0
+    for probability in distribution[:-1]:
+        cumulative += probability
+        total += 1.0 - min(cumulative, 1.0) ** ranks
+    return total

@@ -1,0 +1,111 @@
+"""Predicted steps of one configuration on growing numbers of ranks, at its batch size; as rows and as lines of text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from bert_pld.config import RunConfig
+from bert_pld.cost.communication import Collective, bytes_sent, step_collectives
+from bert_pld.cost.scaling import Cluster, StepTime, predict_step
+
+_ROWS = 4
+_MICRO_BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalingRow:
+    """One number of ranks; gates at the schedule's limit."""
+
+    world_size: int
+    micro_batch_size: int
+    accumulation_steps: int
+    collectives: list[Collective]
+    """Of a step."""
+    sent_bytes: float
+    """A step and rank, if every collective is a ring."""
+    step: StepTime
+    without_dropping: StepTime
+    """The same with every block."""
+
+    def as_json(self) -> dict[str, Any]:
+        """In JSON's types."""
+        values = dataclasses.asdict(self)
+        return {**values, "step": self.step.as_json(), "without_dropping": self.without_dropping.as_json()}
+
+
+def scaling_rows(
+    run: RunConfig,
+    cluster: Cluster,
+    world_size: int,
+    train_batch_size: int,
+    micro_batch_size: int,
+    keep_probabilities: Sequence[float],
+) -> list[ScalingRow]:
+    """Predict the step at `world_size` ranks, and at a quarter, a sixteenth, … of them, down to a node; none for one.
+
+    The batch stays. Fewer ranks take larger micro-batches: the largest part of a rank's share that is not above 64
+    sequences, or not above `micro_batch_size` where that is more.
+
+    Args:
+        run: with the model's `vocab_size` and `next_sentence_prediction` resolved.
+        cluster: the machine.
+        world_size: data-parallel ranks.
+        train_batch_size: sequences a step.
+        micro_batch_size: sequences a rank and forward at `world_size`.
+        keep_probabilities: of each block.
+    """
+    sizes = [world_size]
+    while len(sizes) < _ROWS and sizes[-1] % 4 == 0 and sizes[-1] // 4 >= cluster.ranks_per_node:
+        sizes.append(sizes[-1] // 4)
+    rows = []
+    for ranks in sorted(sizes):
+        if ranks == 1:
+            continue
+        micro_batch, accumulation = micro_batch_size, train_batch_size // (micro_batch_size * ranks)
+        if ranks < world_size:
+            share = train_batch_size // ranks
+            most = min(max(micro_batch_size, _MICRO_BATCH), share)
+            micro_batch = next(size for size in range(most, 0, -1) if share % size == 0)
+            accumulation = share // micro_batch
+        kept = [list(keep_probabilities)] * accumulation
+        drawn_by_batch = run.progressive_layer_drop.granularity == "batch"
+        has_gradient = kept if drawn_by_batch else [[1.0] * len(keep_probabilities)] * accumulation
+        collectives = step_collectives(run, ranks, has_gradient)
+        full = [[1.0] * len(keep_probabilities)] * accumulation
+        step, whole = (
+            predict_step(run, cluster, world_size=ranks, micro_batch_size=micro_batch, kept=one) for one in (kept, full)
+        )
+        sent = bytes_sent(collectives, ranks)
+        rows.append(ScalingRow(ranks, micro_batch, accumulation, collectives, sent, step, whole))
+    return rows
+
+
+def scaling_lines(run: RunConfig, rows: Sequence[ScalingRow]) -> list[str]:
+    """The rows for a person; nothing where there are none."""
+    if not rows:
+        return []
+    last = rows[-1]
+    traffic = ", ".join(
+        f"{one.kind} {one.payload_bytes / 1e6:,.0f} MB of {one.content} in {one.calls:,}" for one in last.collectives
+    )
+    lines = [
+        f"communication a step and rank, at the limit: ZeRO-{run.zero_stage}, {run.precision},"
+        f" {last.world_size:,} ranks",
+        f"  {traffic}; {last.sent_bytes / 1e6:,.0f} MB sent",
+        "a step at this batch size, at the limit: predicted, not measured; assumptions: docs/scaling.md and --assume",
+        "  ranks  micro-batch   step, ms: compute + communication + rest       tokens/s  efficiency  PLD / without",
+    ]
+    for row in rows:
+        step = row.step
+        rest = step.copies + step.update + step.fixed
+        lines.append(
+            f"  {row.world_size:>5,}  {row.accumulation_steps:>3} × {row.micro_batch_size:<5}"
+            f"   {step.total * 1e3:8.2f}: {step.compute * 1e3:7.2f} + {step.exposed * 1e3:7.2f} + {rest * 1e3:5.2f}"
+            f"   {step.tokens_per_s:14,.0f}  {step.efficiency:10.0%}  {step.total / row.without_dropping.total:13.2f}"
+        )
+    if last.step.checkpoint:
+        interval, added = run.training.checkpoint_interval, last.step.checkpoint * 1e3
+        lines.append(f"  a checkpoint each {interval:,} steps adds {added:.2f} ms a step")
+    return lines

@@ -1,0 +1,210 @@
+"""Micro-batches, and how rows become some: reading, masking, the way out of a worker, segments, labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bert_pld.data.masking import MaskedTokens, Vocabulary, mask_tokens
+from bert_pld.data.nvidia_rows import NvidiaRows
+from bert_pld.data.rows import ShardedRows
+from bert_pld.data.shards import NO_PAIR
+
+Int64Array = NDArray[np.int64]
+IntegerArray = NDArray[np.integer[Any]]
+
+IGNORED_LABEL = -100
+"""The next-sentence label that a loss ignores (`ignore_index` of torch's cross entropy)."""
+
+_TENSORS = (
+    "input_ids",
+    "token_type_ids",
+    "attention_mask",
+    "masked_positions",
+    "masked_labels",
+    "next_sentence_labels",
+)
+
+
+@dataclasses.dataclass(eq=False)
+class MicroBatch:
+    """B rows of S tokens, masked. What the host must know of it is kept on the host: asking never waits for a GPU."""
+
+    input_ids: torch.Tensor
+    """int64 `[B, S]`, masks applied."""
+    token_type_ids: torch.Tensor
+    """int64 `[B, S]`: 1 in segment B, else 0."""
+    attention_mask: torch.Tensor | None
+    """bool `[B, S]`, True where there is a token; None when no row has padding."""
+    masked_positions: torch.Tensor
+    """int64 `[M]` flat indices into B · S, ascending."""
+    masked_labels: torch.Tensor
+    """int64 `[M]` original tokens at `masked_positions`."""
+    next_sentence_labels: torch.Tensor | None
+    """int64 `[B]`: 0 B follows A, 1 B is random, -100 no label; None for objective `mlm`."""
+    tokens: int
+    """Tokens of the real rows that are not padding."""
+    rows: int
+    """Real rows; the others (evaluation only) repeat a row to fill up and have no targets."""
+    row_indices: Int64Array
+    """`[B]` running indices in the split: which samples these are."""
+    lengths: Int64Array
+    """`[B]` tokens of each row, on the host."""
+
+    @property
+    def masked_tokens(self) -> int:
+        """M, the number of targets."""
+        return self.masked_positions.shape[0]
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """A copy on the device; from pinned memory the transfer runs alongside the host."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> MicroBatch:
+        """A copy in page-locked memory."""
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
+
+    def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> MicroBatch:
+        changed: dict[str, Any] = {}
+        for name in _TENSORS:
+            tensor = getattr(self, name)
+            changed[name] = None if tensor is None else change(tensor)
+        return dataclasses.replace(self, **changed)
+
+
+@dataclasses.dataclass(eq=False)
+class PackedMicroBatches:
+    """Several micro-batches, masked, on their way from a worker: read, masked and sent as one array each.
+
+    What can be told from the lengths is left out, and ids are narrowed, so that a worker's pipe carries a sixth of what
+    the tensors hold. As NumPy arrays they travel through the pipe itself: torch would put each tensor into a shared
+    memory file of its own, which is slower at this size and fails where /dev/shm is small, as in containers.
+    """
+
+    micro_batch_size: int
+    """B, rows of each of the K micro-batches."""
+    input_ids: IntegerArray
+    """`[K · B, S]`, masks applied."""
+    masked_positions: IntegerArray
+    """`[M]` flat indices into K · B · S, ascending."""
+    masked_labels: IntegerArray
+    """`[M]` original tokens."""
+    lengths: Int64Array
+    """`[K · B]` tokens that are not padding."""
+    segment_b_starts: Int64Array
+    """`[K · B]` first position of segment B."""
+    next_sentence_labels: Int64Array | None
+    """`[K · B]`, or None for objective `mlm`."""
+    row_indices: Int64Array
+    """`[K · B]`."""
+    real_rows: list[int]
+    """`[K]` rows of each micro-batch that are no fillers."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        narrowed = {"input_ids": _narrowed(self.input_ids), "masked_labels": _narrowed(self.masked_labels)}
+        positions = self.masked_positions.astype(np.uint32 if self.input_ids.size < 2**32 else np.uint64)
+        return {**self.__dict__, **narrowed, "masked_positions": positions}
+
+    def pin_memory(self) -> list[MicroBatch]:
+        """The micro-batches in page-locked memory: the DataLoader calls this where `pin_memory` is asked for."""
+        return [micro_batch.pin_memory() for micro_batch in self.unpack()]
+
+    def unpack(self) -> list[MicroBatch]:
+        """The K micro-batches."""
+        seq_length, size = self.input_ids.shape[1], self.micro_batch_size
+        places = np.arange(seq_length, dtype=np.int32)
+        is_token = places < self.lengths.astype(np.int32)[:, None]
+        in_segment_b = places >= self.segment_b_starts.astype(np.int32)[:, None]
+        in_segment_b &= is_token
+        input_ids = torch.from_numpy(self.input_ids.astype(np.int64, copy=False))
+        token_type_ids = torch.from_numpy(in_segment_b.astype(np.int64))
+        attention_mask = torch.from_numpy(is_token)
+        positions = torch.from_numpy(self.masked_positions.astype(np.int64))
+        labels = torch.from_numpy(self.masked_labels.astype(np.int64, copy=False))
+        pairs = None if self.next_sentence_labels is None else torch.from_numpy(self.next_sentence_labels)
+        firsts = np.arange(len(self.real_rows)) * size
+        ends = [
+            (first + real) * seq_length for first, real in zip(firsts.tolist(), self.real_rows, strict=True)
+        ]  # fillers, which come last, have no targets
+        from_target = np.searchsorted(self.masked_positions, firsts * seq_length).tolist()
+        to_target = np.searchsorted(self.masked_positions, ends).tolist()
+        unpacked = []
+        for index, first in enumerate(firsts.tolist()):
+            rows, targets = slice(first, first + size), slice(from_target[index], to_target[index])
+            lengths, real = self.lengths[rows], self.real_rows[index]
+            unpacked.append(
+                MicroBatch(
+                    input_ids=input_ids[rows],
+                    token_type_ids=token_type_ids[rows],
+                    attention_mask=None if lengths.min() == seq_length else attention_mask[rows],
+                    masked_positions=positions[targets] - first * seq_length,
+                    masked_labels=labels[targets],
+                    next_sentence_labels=None if pairs is None else pairs[rows],
+                    tokens=int(lengths[:real].sum()),
+                    rows=real,
+                    row_indices=self.row_indices[rows],
+                    lengths=lengths,
+                )
+            )
+        return unpacked
+
+
+def _narrowed(ids: IntegerArray) -> IntegerArray:
+    """Token ids, which are never negative, in the fewest bytes that hold them."""
+    return ids.astype(np.uint16 if not ids.size or ids.max() < 2**16 else np.uint32)
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroBatchMaker:
+    """Turns row indices into micro-batches; holds what stays the same through a run."""
+
+    rows: ShardedRows
+    vocabulary: Vocabulary
+    masking_seed: int
+    mask_probability: float
+    whole_word: bool
+    own_masks: bool = False
+    """Take the masks that the rows bring along, whatever the seed and the epoch."""
+
+    def make(self, row_indices: Int64Array, epochs: Int64Array, real_rows: list[int]) -> PackedMicroBatches:
+        """The micro-batches of these rows, in equal parts; `real_rows` of each, the others being fillers."""
+        columns, masked = self._masked(row_indices, epochs)
+        size = len(row_indices) // len(real_rows)
+        labels = None
+        if self.rows.attributes.objective != "mlm":
+            labels = columns["next_sentence_label"]
+            is_filler = np.tile(np.arange(size), len(real_rows)) >= np.repeat(real_rows, size)
+            labels[(labels == NO_PAIR) | is_filler] = IGNORED_LABEL
+        return PackedMicroBatches(
+            micro_batch_size=size,
+            input_ids=masked.input_ids,
+            masked_positions=masked.positions,
+            masked_labels=masked.labels,
+            lengths=columns["length"],
+            segment_b_starts=columns["segment_b_start"],
+            next_sentence_labels=labels,
+            row_indices=row_indices,
+            real_rows=real_rows,
+        )
+
+    def _masked(self, row_indices: Int64Array, epochs: Int64Array) -> tuple[dict[str, NDArray[Any]], MaskedTokens]:
+        """The columns of these rows, and the rows masked."""
+        if self.own_masks:
+            assert isinstance(self.rows, NvidiaRows)
+            return self.rows.read_masked(row_indices)
+        columns = self.rows.read(row_indices)
+        return columns, mask_tokens(
+            columns["input_ids"],
+            columns["length"],
+            row_indices,
+            epochs,
+            vocabulary=self.vocabulary,
+            seed=self.masking_seed,
+            mask_probability=self.mask_probability,
+            whole_word=self.whole_word,
+        )

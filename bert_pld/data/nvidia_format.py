@@ -1,0 +1,304 @@
+"""NVIDIA's static shard format (DeepLearningExamples BERT, academic-budget-BERT): its only definition here.
+
+A data directory holds HDF5 files, one a shard, usually without a manifest. Every dataset is compressed with gzip, and
+there are no attributes:
+
+    input_ids             int32 [N, S]   [CLS] A [SEP] (B [SEP]), then 0; masks already applied
+    input_mask            int8 [N, S]    1 where there is a token
+    segment_ids           int8 [N, S]    1 in segment B
+    masked_lm_positions   int32 [N, P]   ascending, then 0
+    masked_lm_ids         int32 [N, P]   the original tokens at these positions, then 0
+    next_sentence_labels  int8 [N]       0 B follows A, 1 B is random; academic-budget-BERT leaves it out
+
+A list of masks ends at the first 0 among its positions; a first entry 0 counts only with an id other than 0. Scattering
+`masked_lm_ids` back gives the original sequence. Split and order of the files are in their names alone:
+`<name>_{training,test}_<i>.hdf5` or `{train,test}_shard_<i>.hdf5`, of which `test` is our validation split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from bert_pld.data.masking import MaskedTokens
+from bert_pld.data.safety import own_dataset, refuse_links_out
+from bert_pld.data.shards import FORMAT_NAME, IS_NEXT, NO_PAIR, RANDOM_NEXT, Rows, ShardRecord, written_aside
+
+DTYPES = {
+    "input_ids": np.int32,
+    "input_mask": np.int8,
+    "segment_ids": np.int8,
+    "masked_lm_positions": np.int32,
+    "masked_lm_ids": np.int32,
+    "next_sentence_labels": np.int8,
+}
+LABELS = "next_sentence_labels"
+SUFFIXES = (".hdf5", ".h5")
+
+_SPLIT_WORDS = {"train": "train", "test": "validation"}
+_WRITTEN_NAMES = {"train": "bert_training", "validation": "bert_test"}
+_USUAL_PREDICTIONS = {128: 20, 512: 80}
+_LONGEST = 2**16 - 1
+_LAST = np.iinfo(np.int64).max
+_BLOCK_ROWS = 1 << 12
+_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
+
+
+def predictions_per_row(seq_length: int) -> int:
+    """P for rows of S tokens: 20 at 128 and 80 at 512, as these shards have always had, else ceil(0.15 · S) + 1."""
+    return _USUAL_PREDICTIONS.get(seq_length, math.ceil(0.15 * seq_length) + 1)
+
+
+def shard_name(split: str, index: int) -> str:
+    """The file name that a split's n-th shard is written under; readers of both projects select it rightly."""
+    return f"{_WRITTEN_NAMES[split]}_{index}.hdf5"
+
+
+def find_shards(data_dir: Path) -> dict[str, list[Path]]:
+    """The shard files of a directory without a manifest by split, in the order of the numbers in their names.
+
+    The split is the last of `train` and `test` in the name (`pretraining_test_0.hdf5` is of the test split).
+
+    Raises:
+        ValueError: the name of an HDF5 file says neither, or it is no shard of this format; a link leads out.
+    """
+    names = [path.name for path in data_dir.iterdir()]
+    refuse_links_out(data_dir, [name for name in names if name.endswith((*SUFFIXES, "vocab.txt", "tokenizer.json"))])
+    found: dict[str, list[Path]] = {}
+    for path in sorted(data_dir.iterdir(), key=_natural_order):
+        if path.suffix not in SUFFIXES or path.name.startswith(".") or not path.is_file():
+            continue
+        words = re.findall("train|test", path.stem)
+        if not words:
+            read_header(path)
+            raise ValueError(f"{path}: belongs to no split; the name of a shard must hold 'train' or 'test'")
+        found.setdefault(_SPLIT_WORDS[words[-1]], []).append(path)
+    return found
+
+
+def _natural_order(path: Path) -> list[tuple[str, int, str]]:
+    return [(text, int(digits), digits) for text, digits in re.findall(r"(\D*)(\d+)", path.name)] + [(path.name, 0, "")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a shard's datasets say before any row of them is read."""
+
+    rows: int
+    seq_length: int
+    predictions: int
+    """P, the most masks a row can have."""
+    has_pairs: bool
+    """Whether there are next sentence labels."""
+
+    @property
+    def shape(self) -> tuple[int, int, bool]:
+        """What all shards of a directory must share."""
+        return self.seq_length, self.predictions, self.has_pairs
+
+
+def read_header(path: Path) -> Header:
+    """Look at a shard's datasets.
+
+    Raises:
+        ValueError: the file is missing, cut, no HDF5 file, or holds other datasets.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return _header(path, file)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _header(path: Path, file: h5py.File) -> Header:
+    if file.attrs.get("format") == FORMAT_NAME:
+        raise ValueError(f"{path}: a native shard in a directory without manifest.json (a build that did not finish)")
+    missing = [name for name in DTYPES if name != LABELS and name not in file.keys()]  # noqa: SIM118, follows no link
+    if missing:
+        raise ValueError(f"{path}: not a shard of NVIDIA's format (no dataset {', '.join(missing)})")
+    shapes = {name: own_dataset(path, file, name).shape for name in DTYPES if name != LABELS or LABELS in file.keys()}  # noqa: SIM118
+    two_dimensions = len(shapes["input_ids"]) == len(shapes["masked_lm_ids"]) == 2
+    rows, seq_length = shapes["input_ids"] if two_dimensions else (0, 0)
+    predictions = shapes["masked_lm_ids"][1] if two_dimensions else 0
+    for name, shape in shapes.items():
+        expected = (rows,) if name == LABELS else (rows, predictions if name.startswith("masked") else seq_length)
+        if shape != expected or not np.issubdtype(file[name].dtype, np.integer):
+            raise ValueError(
+                f"{path}: dataset {name} is {file[name].dtype} {list(shape)}, expected integers"
+                f" {list(expected) if two_dimensions else 'in two dimensions'}"
+            )
+    if not predictions:
+        raise ValueError(f"{path}: masked_lm_ids has no room for a mask (shape {list(shapes['masked_lm_ids'])})")
+    if not 1 <= seq_length <= _LONGEST:
+        raise ValueError(f"{path}: sequences of {seq_length} tokens; allowed are 1 to {_LONGEST}")
+    return Header(rows, seq_length, predictions, LABELS in file)
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: not a readable HDF5 file ({error}); it may be cut short or damaged")
+
+
+def read_blocks(path: Path) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
+    """A shard's rows from first to last, a block at a time, each with the index of its first row.
+
+    A block has the four native columns (`bert_pld.data.shards`), with the original tokens, and beside them `mask_count`
+    `[n]`, `mask_positions` `[n, P]` (ascending, then 0) and `mask_inputs` `[n, P]`, the ids that the file has at these
+    positions; all int64.
+
+    Raises:
+        ValueError: the file is cut or damaged, or a row contradicts itself (file and row named).
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            header = _header(path, file)
+            chunk_rows = (file["input_ids"].chunks or (1,))[0]
+            block_rows = max(_BLOCK_ROWS // chunk_rows, 1) * chunk_rows  # so that no chunk is inflated twice
+            for first in range(0, header.rows, block_rows):
+                stored = {
+                    name: file[name][first : first + block_rows].astype(np.int64) for name in DTYPES if name in file
+                }
+                yield first, _decoded(path, first, stored)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _decoded(path: Path, first: int, stored: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+    ids, positions, targets = stored["input_ids"], stored["masked_lm_positions"], stored["masked_lm_ids"]
+    seq_length, predictions = ids.shape[1], positions.shape[1]
+    place = np.arange(seq_length)
+    length = stored["input_mask"].sum(axis=1)
+    segment_b = stored["segment_ids"] == 1
+    start = np.where(segment_b.any(axis=1), segment_b.argmax(axis=1), length)
+    is_token = place < length[:, None]
+
+    ends = positions == 0
+    ends[:, :1] &= targets[:, :1] == 0
+    count = np.where(ends.any(axis=1), ends.argmax(axis=1), predictions)
+    listed = np.arange(predictions) < count[:, None]
+    order = np.argsort(np.where(listed, positions, _LAST), axis=1, kind="stable")
+    positions, targets = (np.take_along_axis(array, order, axis=1) for array in (positions, targets))
+    outside = listed & ((positions < 0) | (positions >= length[:, None]))
+    repeated = listed[:, 1:] & (positions[:, 1:] == positions[:, :-1])
+    labels = stored.get(LABELS, np.full(len(ids), NO_PAIR, np.int64))
+
+    def require(bad: NDArray[np.bool_], what: str) -> None:
+        if bad.any():
+            raise ValueError(f"{path}: row {first + int(bad.argmax())}: {what}")
+
+    require(length < 1, "is empty")
+    require((stored["input_mask"] != is_token).any(axis=1), "input_mask is not ones and then zeros")
+    require(
+        (stored["segment_ids"] != (is_token & (place >= start[:, None]))).any(axis=1),
+        "segment_ids are not zeros, ones for segment B, and zeros for padding",
+    )
+    require(outside.any(axis=1), "masked_lm_positions lie outside the tokens")
+    require(repeated.any(axis=1), "masked_lm_positions name a position twice")
+    require((ids < 0).any(axis=1) | (listed & (targets < 0)).any(axis=1), "a token id is negative")
+    require((~is_token & (ids != 0)).any(axis=1), "has other ids than 0 after its last token")
+    if LABELS in stored:
+        require((labels != IS_NEXT) & (labels != RANDOM_NEXT), f"{LABELS} is neither 0 nor 1")
+
+    masked_rows, column = np.nonzero(listed)
+    at = positions[masked_rows, column]
+    inputs = np.zeros_like(positions)
+    inputs[masked_rows, column] = ids[masked_rows, at]
+    originals = ids.copy()
+    originals[masked_rows, at] = targets[masked_rows, column]
+    return {
+        "input_ids": originals,
+        "length": length,
+        "segment_b_start": start,
+        "next_sentence_label": labels,
+        "mask_count": count,
+        "mask_positions": np.where(listed, positions, 0),
+        "mask_inputs": inputs,
+    }
+
+
+def encode(rows: Rows, masked: MaskedTokens, has_pairs: bool) -> dict[str, NDArray[Any]]:
+    """Native rows and their masks as the datasets of this format.
+
+    Args:
+        rows: the four native columns, n rows of S tokens.
+        masked: the masks of these rows.
+        has_pairs: whether to write next sentence labels.
+
+    Raises:
+        ValueError: a row has more masks than P, the format's limit; or one on its first token, which ends a list.
+    """
+    count, seq_length = masked.input_ids.shape
+    predictions = predictions_per_row(seq_length)
+    row, position = np.divmod(masked.positions, seq_length)
+    masks = np.bincount(row, minlength=count)
+    if count and masks.max() > predictions:
+        raise ValueError(
+            f"row {int(masks.argmax())} has {int(masks.max())} masks; rows of {seq_length} tokens have room for"
+            f" {predictions} in NVIDIA's format"
+        )
+    if (position == 0).any():
+        raise ValueError(
+            f"row {int(row[position == 0][0])} is masked at its first token; NVIDIA's format cannot say so"
+        )
+    place_in_list = np.arange(len(row)) - (np.cumsum(masks) - masks)[row]
+    positions, targets = np.zeros((2, count, predictions), np.int32)
+    positions[row, place_in_list] = position
+    targets[row, place_in_list] = masked.labels
+    is_token = np.arange(seq_length) < np.asarray(rows["length"])[:, None]
+    in_b = is_token & (np.arange(seq_length) >= np.asarray(rows["segment_b_start"])[:, None])
+    columns = {
+        "input_ids": masked.input_ids,
+        "input_mask": is_token,
+        "segment_ids": in_b,
+        "masked_lm_positions": positions,
+        "masked_lm_ids": targets,
+    }
+    if has_pairs:
+        columns[LABELS] = np.asarray(rows["next_sentence_label"])
+    return {name: np.asarray(column).astype(DTYPES[name]) for name, column in columns.items()}
+
+
+def write_nvidia_shard(path: Path, columns: dict[str, NDArray[Any]]) -> ShardRecord:
+    """Write one shard atomically and say what was written; the same columns give the same bytes.
+
+    Args:
+        path: the shard's final path; it appears only complete.
+        columns: what `encode` gives, for all rows of the shard.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    memory = io.BytesIO()  # HDF5 itself answers a full disk with a page of tracebacks
+    with h5py.File(memory, "w") as file:
+        for name, column in columns.items():
+            gzip = {"compression": "gzip", "compression_opts": 4} if column.size else {}
+            file.create_dataset(name, data=column, track_times=False, **gzip)
+    with written_aside(path) as written:
+        written.write(memory.getbuffer())
+    return ShardRecord(
+        file=path.name,
+        rows=len(columns["input_ids"]),
+        tokens=int(np.sum(columns["input_mask"], dtype=np.int64)),
+        bytes=memory.getbuffer().nbytes,
+        sha256=hashlib.sha256(memory.getbuffer()).hexdigest(),
+    )
+
+
+def sampled_digest(path: Path) -> str:
+    """A digest of a file's size and of 16 pieces of 64 KiB spread over it: what tells shards apart at once."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for sample in range(_SAMPLES):
+            file.seek(max(size - _SAMPLE_BYTES, 0) * sample // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

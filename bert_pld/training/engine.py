@@ -1,0 +1,43 @@
+"""The DeepSpeed engine of a run: what our blocks ask for is built here, the rest of the JSON goes to DeepSpeed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from torch import nn
+
+from bert_pld.config import MONITOR_BLOCKS, RunConfig
+from bert_pld.pld import initialize
+from bert_pld.training.optimizer import OUR_OPTIMIZERS, build_optimizer, parameter_groups
+from bert_pld.training.schedulers import OUR_SCHEDULERS, build_scheduler
+
+
+def make_engine(config: RunConfig, model: nn.Module) -> Any:
+    """The engine of a resolved configuration: optimizer, scheduler, precision, ZeRO, layer dropping."""
+    for_deepspeed = {k: v for k, v in config.deepspeed.items() if k not in MONITOR_BLOCKS}
+    # DeepSpeed's throughput timer waits for the device at every step.
+    for_deepspeed.setdefault("timers", {"throughput": {"enabled": False}})
+    optimizer_block = for_deepspeed.get("optimizer") or {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.01}}
+    groups = parameter_groups(model, optimizer_block.get("params", {}).get("weight_decay", 0.0))
+    optimizer = None
+    if optimizer_block["type"] in OUR_OPTIMIZERS:
+        optimizer = build_optimizer(optimizer_block, groups)
+        for_deepspeed.pop("optimizer", None)
+        for_deepspeed["zero_allow_untested_optimizer"] = True
+    scheduler_block, make_scheduler = for_deepspeed.get("scheduler"), None
+    if scheduler_block and scheduler_block.get("params", {}).get("total_num_steps") == "auto":
+        params = {**scheduler_block["params"], "total_num_steps": config.training.max_steps}
+        scheduler_block = for_deepspeed["scheduler"] = {**scheduler_block, "params": params}
+    if scheduler_block and scheduler_block["type"] in OUR_SCHEDULERS:
+        for_deepspeed.pop("scheduler")
+        make_scheduler = functools.partial(build_scheduler, scheduler_block, config.training.max_steps)
+    engine, *_ = initialize(
+        model=model,
+        optimizer=optimizer,
+        model_parameters=None if optimizer is not None else groups,
+        lr_scheduler=make_scheduler,
+        config=dataclasses.replace(config, deepspeed=for_deepspeed),
+    )
+    return engine

@@ -1,0 +1,61 @@
+"""Held-out figures: all blocks run, unscaled, with the same masks every time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bert_pld.cluster.watchdog import mark
+from bert_pld.data.batches import MicroBatch
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[MicroBatch], device: torch.device) -> dict[str, float]:
+    """Evaluate a model (or a DeepSpeed engine) on this rank's share of the held-out rows; all ranks call it together.
+
+    Returns:
+        `eval_mlm_loss` in nats a masked token, `eval_mlm_accuracy`, and `eval_nsp_accuracy` (NaN without pairs).
+    """
+    was_training = model.training
+    model.eval()
+    totals = torch.zeros(5, dtype=torch.float64, device=device)
+    for number, host_batch in enumerate(batches):
+        mark(f"evaluation, batch {number}")
+        batch = host_batch.to(device)
+        outputs = model(**model_inputs(batch), mlm_denominator=1.0)
+        pairs = batch.next_sentence_labels
+        totals += torch.stack(
+            [
+                outputs["mlm_loss"].double(),
+                outputs["mlm_correct"].double(),
+                torch.full((), batch.masked_tokens, dtype=torch.float64, device=device),
+                outputs["nsp_correct"].double(),
+                torch.zeros((), device=device).double() if pairs is None else (pairs >= 0).sum().double(),
+            ]
+        )
+    model.train(was_training)
+    if dist.is_initialized():
+        dist.all_reduce(totals)
+    loss, correct, masked, nsp_correct, pairs_seen = totals.tolist()
+    return {
+        "eval_mlm_loss": loss / max(masked, 1.0),
+        "eval_mlm_accuracy": correct / max(masked, 1.0),
+        "eval_nsp_accuracy": nsp_correct / pairs_seen if pairs_seen else float("nan"),
+    }
+
+
+def model_inputs(batch: MicroBatch) -> dict[str, Any]:
+    """A micro-batch under the names the model's forward has."""
+    return {
+        "input_ids": batch.input_ids,
+        "token_type_ids": batch.token_type_ids,
+        "attention_mask": batch.attention_mask,
+        "masked_positions": batch.masked_positions,
+        "masked_labels": batch.masked_labels,
+        "next_sentence_labels": batch.next_sentence_labels,
+        "sequence_lengths": batch.lengths,
+    }

@@ -1,0 +1,220 @@
+"""How far a run is, read from its folder alone, by a process that has no part in it and needs no torch.
+
+Nothing is written and no lock is taken: the kernel is asked who holds `run.lock`. Times are the files' own, so that
+runs on any machine that shares the folder can be watched; only "how long ago" compares them with this machine's clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+from bert_pld.cluster.run_lock import LOCK, _machine
+
+_METRICS, _CONFIG, _STATE, _CHECKPOINTS = "metrics.jsonl", "config.json", "state.json", "checkpoints"
+_NAME = re.compile(r"step_(\d+)")
+_RECENT_LINES = 20
+_SILENT_S = 90.0
+"""Another machine's holder writes a beat every 5 s; a network file system may show an older one for a minute."""
+_FLOCK = "hhqqi0q"
+"""`struct flock` of 64-bit Linux: type, whence, start, length, process."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """A run as its folder shows it; None where the folder does not tell."""
+
+    run_dir: str
+    state: str
+    """`running`, `finished`, `stopped` (it signed off, or never had a lock), or `killed` (it ended without a word)."""
+    since_s: float | None
+    """Seconds since the last line of metrics or checkpoint was written."""
+    host: str | None
+    """Of a running or killed one."""
+    step: int
+    max_steps: int | None
+    loss: float | None
+    eval_mlm_loss: float | None
+    eval_step: int | None
+    theta: float | None
+    kept_blocks: float | None
+    num_layers: int | None
+    tokens_per_s: float | None
+    seconds_per_step: float | None
+    seconds_per_step_includes_pauses: bool
+    """Whether evaluations and checkpoints are in it: measured between checkpoints' times, else from metrics alone."""
+    seconds_left: float | None
+    """At that speed; of a run that is not running, what it would still need."""
+    checkpoint_step: int | None
+    checkpoint_age_s: float | None
+
+
+def read_progress(run_dir: Path, now: float | None = None) -> Progress:
+    """Read a run's folder.
+
+    Args:
+        run_dir: a run's `--output_dir`.
+        now: seconds since the epoch; by default this machine's clock.
+
+    Raises:
+        ValueError: no such folder, nothing of a run in it, or a damaged line or file.
+    """
+    now = time.time() if now is None else now
+    if not run_dir.is_dir():
+        raise ValueError(f"{run_dir}: no such folder; give a run's --output_dir")
+    if not any((run_dir / name).exists() for name in (_METRICS, _CONFIG, LOCK)):
+        raise ValueError(f"{run_dir}: not a run's folder (it has no {_METRICS}, {_CONFIG} or {LOCK})")
+    config, started = _read_config(run_dir / _CONFIG)
+    training, evaluation, written = _read_metrics(run_dir / _METRICS)
+    checkpoints = _read_checkpoints(run_dir / _CHECKPOINTS)
+    last = training[-1] if training else {}
+    step = int(last.get("step", max(checkpoints, default=0)))
+    max_steps = _integer(config, "training", "max_steps", run_dir)
+    state, host = _state(run_dir / LOCK, now)
+    if state != "running" and max_steps is not None and step >= max_steps:
+        state = "finished"
+    signs = [moment for moment in (written, *checkpoints.values()) if moment is not None]
+    per_step, with_pauses = _seconds_per_step(training, written, checkpoints, started)
+    newest = max(checkpoints, default=None)
+    return Progress(
+        run_dir=str(run_dir),
+        state=state,
+        since_s=max(0.0, now - max(signs)) if signs else None,
+        host=host,
+        step=step,
+        max_steps=max_steps,
+        loss=last.get("loss"),
+        eval_mlm_loss=evaluation.get("eval_mlm_loss"),
+        eval_step=evaluation.get("step"),
+        theta=last.get("theta"),
+        kept_blocks=last.get("kept_blocks"),
+        num_layers=_integer(config, "model", "num_layers", run_dir),
+        tokens_per_s=last.get("tokens_per_s"),
+        seconds_per_step=per_step,
+        seconds_per_step_includes_pauses=with_pauses,
+        seconds_left=None if per_step is None or max_steps is None else max(0, max_steps - step) * per_step,
+        checkpoint_step=newest,
+        checkpoint_age_s=None if newest is None else max(0.0, now - checkpoints[newest]),
+    )
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], float | None]:
+    """The run's configuration, and when it was written, which each start of the run does anew."""
+    try:
+        config, started = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
+    except FileNotFoundError:
+        return {}, None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: must be a JSON object, is a {type(config).__name__}")
+    return config, started
+
+
+def _integer(config: dict[str, Any], block: str, key: str, run_dir: Path) -> int | None:
+    if not config:
+        return None
+    value = config[block].get(key) if isinstance(config.get(block), dict) else None
+    if not isinstance(value, int):
+        raise ValueError(f"{run_dir / _CONFIG}: {block}.{key}: {value!r}; must be an integer")
+    return value
+
+
+def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any], float | None]:
+    """The last lines of logging steps, oldest first, the last evaluation, and when the file was written.
+
+    A last line without its newline is being written, or was torn by a kill: it is left out.
+    """
+    try:
+        text, written = path.read_bytes(), path.stat().st_mtime
+    except FileNotFoundError:
+        return [], {}, None
+    lines = text.split(b"\n")[:-1]
+    training: list[dict[str, Any]] = []
+    evaluation: dict[str, Any] = {}
+    for number in range(len(lines), 0, -1):
+        is_evaluation = b'"eval_mlm_loss"' in lines[number - 1]
+        if evaluation if is_evaluation else len(training) == _RECENT_LINES:
+            if evaluation and len(training) == _RECENT_LINES:
+                break
+            continue
+        try:
+            record = json.loads(lines[number - 1])
+            int(record["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: not a line of metrics ({lines[number - 1][:60]!r})") from error
+        if is_evaluation:
+            evaluation = record
+        else:
+            training.append(record)
+    return training[::-1], evaluation, written if lines else None
+
+
+def _read_checkpoints(directory: Path) -> dict[int, float]:
+    """Complete checkpoints: step to the time it was gathered."""
+    found = {}
+    for path in directory.iterdir() if directory.is_dir() else ():
+        match = _NAME.fullmatch(path.name)
+        try:
+            if match:
+                found[int(match[1])] = (path / _STATE).stat().st_mtime
+        except OSError:  # pruned meanwhile, or broken: the run itself judges that
+            continue
+    return found
+
+
+def _seconds_per_step(
+    training: list[dict[str, Any]], written: float | None, checkpoints: dict[int, float], started: float | None
+) -> tuple[float | None, bool]:
+    """Recent wall-clock seconds a step, and whether evaluations and checkpoints are counted in."""
+    own = sorted(step for step, moment in checkpoints.items() if started is None or moment > started)
+    if len(own) > 1:
+        return (checkpoints[own[-1]] - checkpoints[own[0]]) / (own[-1] - own[0]), True
+    if own and training and written is not None and training[-1]["step"] > own[0]:
+        return (written - checkpoints[own[0]]) / (training[-1]["step"] - own[0]), True
+    # A run that was resumed counts its seconds on: the lines do not show the time between.
+    if not training:
+        return None, False
+    first, last = (training[0], training[-1]) if len(training) > 1 else ({"step": 0, "seconds": 0.0}, training[0])
+    steps = last["step"] - first["step"]
+    return ((last["seconds"] - first["seconds"]) / steps if steps > 0 else None), False
+
+
+def _state(lock: Path, now: float) -> tuple[str, str | None]:
+    """`running`, `killed` or `stopped`, and the host of the first two."""
+    try:
+        with open(lock, "rb") as file:
+            content, written = file.read(4096), os.fstat(file.fileno()).st_mtime
+            held = _is_locked(file.fileno())
+    except FileNotFoundError:
+        return "stopped", None
+    try:
+        holder = json.loads(content or b"{}")
+    except ValueError:
+        holder = {}
+    holder = holder if isinstance(holder, dict) else {}
+    host = holder.get("host")
+    if held:
+        return "running", host
+    if not content.strip(b"\0 \n"):
+        return "stopped", None
+    if holder.get("machine") == _machine():
+        return "killed", host
+    return ("running" if now - written < _SILENT_S else "killed"), host
+
+
+def _is_locked(file: int) -> bool:
+    """Whether a process holds the kernel's lock; it is asked for, not tried, so that no run is disturbed."""
+    question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
+    except OSError:  # a file system without locks: the beat tells
+        return False
+    return struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK

@@ -1,0 +1,1 @@
+"""Exact and near duplicates among all documents of a build."""

@@ -1,0 +1,131 @@
+"""The WordPiece vocabulary: trained on the spooled text, or a given `vocab.txt`; and the tokenizer around it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.trainers import WordPieceTrainer
+
+from bert_pld.data.shards import vocabulary_hash, write_atomically
+from bert_pld.data.tokenizer import CONTINUATION, SPECIAL_TOKENS, bert_normalizer, bert_tokenizer, count_capitals
+
+LARGEST_ALPHABET = 1000
+SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 256, 2**20
+_CAPITALS_OF_A_CASED_VOCABULARY = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Entries in id order and the casing they are for."""
+
+    entries: tuple[str, ...]
+    cased: bool
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 as shards carry it."""
+        return vocabulary_hash(list(self.entries))
+
+    @property
+    def casing(self) -> str:
+        """`cased` or `uncased`."""
+        return "cased" if self.cased else "uncased"
+
+    def special_ids(self) -> dict[str, int]:
+        """Ids of pad, unk, cls, sep and mask."""
+        return {name: self.entries.index(token) for name, token in SPECIAL_TOKENS.items()}
+
+    def tokenizer(self) -> Tokenizer:
+        """BERT's tokenizer over these entries: clean text, lower case and accents stripped unless cased, WordPiece."""
+        return bert_tokenizer(self.entries, self.cased)
+
+    def save(self, directory: Path) -> None:
+        """Write `tokenizer.json` and `vocab.txt`."""
+        write_atomically(directory / "vocab.txt", "".join(f"{entry}\n" for entry in self.entries))
+        write_atomically(directory / "tokenizer.json", self.tokenizer().to_str(pretty=True) + "\n")
+
+
+def read_vocabulary(path: Path, cased: bool) -> Vocabulary:
+    """Take a given `vocab.txt`, one entry a line in id order.
+
+    Raises:
+        ValueError: no such file, not UTF-8, an entry twice or empty, a special token missing, or the wrong casing.
+    """
+    if not path.is_file():
+        raise ValueError(f"--vocab {path}: no such file; give a vocab.txt, one entry a line")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--vocab {path}: not UTF-8 at byte {error.start}") from None
+    entries = text.removesuffix("\n").split("\n")
+    for line, count in Counter(entries).items():
+        if count > 1 or not line:
+            what = f"entry {line!r} stands there {count} times" if line else "an empty line"
+            raise ValueError(f"--vocab {path}: {what}, line {entries.index(line) + 1}; every entry needs one id")
+    missing = [token for token in SPECIAL_TOKENS.values() if token not in entries]
+    if missing:
+        wanted = " ".join(SPECIAL_TOKENS.values())
+        raise ValueError(f"--vocab {path}: {', '.join(missing)} missing among {len(entries)} entries (needs {wanted})")
+    capitals = count_capitals(entries)
+    if not cased and capitals > _CAPITALS_OF_A_CASED_VOCABULARY * len(entries):
+        raise ValueError(f"--vocab {path}: {capitals} entries have capital letters, so it is cased; add --cased")
+    if cased and not capitals:
+        raise ValueError(f"--vocab {path}: no entry has a capital letter, so it is uncased; leave out --cased")
+    return Vocabulary(tuple(entries), cased)
+
+
+def train_vocabulary(texts: Callable[[], Iterable[list[str]]], size: int, cased: bool) -> Vocabulary:
+    """Train a WordPiece vocabulary; the same texts give the same entries in the same order.
+
+    The trainer numbers characters in the order of a hash table, and breaks ties between merges by those numbers. Both
+    are pinned here by giving it the alphabet, sorted, as tokens that it must put first.
+
+    Args:
+        texts: called twice; gives batches of sentences.
+        size: entries wanted, special tokens (ids 0 to 4) included.
+
+    Raises:
+        ValueError: the text is too small for so many entries.
+    """
+    tokenizer = Tokenizer(WordPiece({}, unk_token=SPECIAL_TOKENS["unk"]))
+    tokenizer.normalizer = bert_normalizer(cased)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    head = [*SPECIAL_TOKENS.values(), *_alphabet(texts(), tokenizer, min(LARGEST_ALPHABET, size // 8))]
+    trainer = WordPieceTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=head,
+        limit_alphabet=0,
+        continuing_subword_prefix=CONTINUATION,
+    )
+    tokenizer.train_from_iterator(texts(), trainer)
+    entries = [entry for entry, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    if len(entries) != size:
+        raise ValueError(
+            f"--vocab_size {size}: the text gives only {len(entries)} entries; ask for at most that, or give more text"
+        )
+    return Vocabulary(tuple(entries), cased)
+
+
+def _alphabet(texts: Iterable[list[str]], tokenizer: Tokenizer, limit: int) -> list[str]:
+    """The most frequent characters, sorted; first those that begin words, then those that go on in them, with `##`."""
+    words: Counter[str] = Counter()
+    for batch in texts:
+        words.update(tokenizer.normalizer.normalize_str("\n".join(batch)).split())
+    first: Counter[str] = Counter()
+    later: Counter[str] = Counter()
+    for word, count in words.items():
+        for part, _ in tokenizer.pre_tokenizer.pre_tokenize_str(word):
+            first[part[0]] += count
+            for character in part[1:]:
+                later[character] += count
+    ranked = sorted((first + later).items(), key=lambda item: (-item[1], item[0]))
+    kept = {character for character, _ in ranked[:limit]}
+    return sorted(kept & first.keys()) + [CONTINUATION + character for character in sorted(kept & later.keys())]

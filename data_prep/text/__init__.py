@@ -1,0 +1,1 @@
+"""Text before tokenization: cleaning, language detection, sentence segmentation."""

@@ -1,0 +1,81 @@
+"""What the paper's run takes on eight GPUs: its FLOPs over the utilization that others' published throughput means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from result_tables import markdown
+
+from bert_pld.config import load_config
+from bert_pld.cost.flops import ModelFlops
+from bert_pld.plan import Plan, make_plan
+
+_CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
+_RUNS = {
+    "without dropping": "paper/pre_ln",
+    "PLD": "paper/pld_batch",
+    "PLD, first block kept": "choices/keep_first_block",
+}
+_GPUS = 8
+_PEAK_TFLOPS = 989
+"""bf16, dense, of an H100 SXM."""
+_ASSUMED = (0.3, 0.4)
+
+
+def published(result: dict[str, Any]) -> str:
+    """Others' measured throughput, and the utilization that it means."""
+    rows = [
+        [
+            f"{one['what']}, {one['precision']}",
+            f"{_sequences_per_s(one):,.0f}",
+            f"{_flops_per_sequence(one, result) / 1e9:.1f}",
+            f"{100 * _utilization(one, result):.0f} %",
+            f"[{one['source']}]({one['address']})",
+        ]
+        for one in result["runs"]
+    ]
+    return markdown(["", "sequences/s", "GFLOP a sequence", "utilization", "source"], rows)
+
+
+def work() -> str:
+    """Matrix products of the paper's run, forward and backward."""
+    plans = _plans()
+    return markdown(
+        ["", *_RUNS],
+        [
+            ["a sequence, the run's mean", *(f"{plan.flops_mean / 1e9:.1f} GFLOP" for plan in plans)],
+            ["the run", *(f"{plan.total_flops / 1e18:.1f} EFLOP" for plan in plans)],
+        ],
+    )
+
+
+def hours(result: dict[str, Any]) -> str:
+    """Hours and GPU-hours of the paper's run, at the published utilizations and at two assumed."""
+    origin = {_utilization(one, result): f"as {one['what']} on {result['gpu']}" for one in result["runs"]}
+    plans = _plans()
+    rows = []
+    for share in sorted([*origin, *_ASSUMED]):
+        taken = [plan.total_flops / (_GPUS * _PEAK_TFLOPS * 1e12 * share * 3600) for plan in plans]
+        cells = [f"{one:.1f} h, {_GPUS * one:.0f} GPU-hours" for one in taken]
+        rows.append([f"{100 * share:.0f} %, {origin.get(share, 'assumed')}", *cells])
+    return markdown(["utilization", *_RUNS], rows)
+
+
+def _plans() -> list[Plan]:
+    return [make_plan(load_config(_CONFIGS / f"{name}.json", []), world_size=_GPUS) for name in _RUNS.values()]
+
+
+def _utilization(run: dict[str, Any], result: dict[str, Any]) -> float:
+    """Counted as everywhere here: matrix products, every row as full."""
+    achieved = _sequences_per_s(run) * _flops_per_sequence(run, result) / result["gpus"]
+    return achieved / (result["peak_tflops"] * 1e12)
+
+
+def _sequences_per_s(run: dict[str, Any]) -> float:
+    return run.get("sequences_per_s") or run["sequences"] / run["hours"] / 3600
+
+
+def _flops_per_sequence(run: dict[str, Any], result: dict[str, Any]) -> float:
+    model = load_config({"model": run["model"], "data": {"seq_length": result["seq_length"]}}).model
+    return ModelFlops(model, result["seq_length"], run["mask_probability"]).per_sequence()

@@ -1,0 +1,136 @@
+"""The tables in docs/ and README.md that come from a file of docs/results/: are they what the file gives?
+
+    python scripts/docs/tables.py            # checks; exit code 1 and a line for each that differs
+    python scripts/docs/tables.py --write    # puts them into the pages
+
+A table stands between two marks, `<!-- table of NAME: begin -->` and `end`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import full_run_tables
+import result_tables
+
+from benchmarks.checkpoint import command as checkpoint
+from benchmarks.data import command as data
+from benchmarks.gradient_variance import command as gradient_variance
+from benchmarks.paper import claims, tables
+from benchmarks.quality import command as quality
+from benchmarks.train import figures
+from bert_pld.cli import make_parser, run
+from bert_pld.glue import differences, summary
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A table in a page."""
+
+    name: str
+    page: str
+    source: str | None
+    """In docs/results/; None for what is counted from formulas."""
+    text: Callable[..., str]
+
+    def render(self) -> str:
+        """The table, as it should stand in the page."""
+        if self.source is None:
+            return self.text()
+        return self.text(json.loads((ROOT / "docs" / "results" / self.source).read_text(encoding="utf-8")))
+
+
+def _as_printed(report: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:
+    return lambda result: f"```\n{report(result)}\n```\n"
+
+
+def _first_table(report: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:
+    return lambda result: report(result).split("\n\n")[1] + "\n"
+
+
+def _comparison(result: dict[str, Any]) -> str:
+    return tables.table(result["comparison"], "paper", "choices")
+
+
+def _claims(result: dict[str, Any]) -> str:
+    return claims.claims_table(result["claims"])
+
+
+def _choices(result: dict[str, Any]) -> str:
+    return tables.choices_table(result["comparison"])
+
+
+def _short_comparison(result: dict[str, Any]) -> str:
+    return tables.short_table(result["comparison"])
+
+
+_README = "docs/results/README.md"
+SHOWN = (
+    Shown("readme_cpu", "README.md", "paper_cpu.json", _short_comparison),
+    Shown("scale_cpu", "docs/reproducing.md", "scale_cpu.json", result_tables.scale_search),
+    Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _comparison),
+    Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _claims),
+    Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _comparison),
+    Shown("choices_cpu", "docs/choosing.md", "paper_cpu.json", _choices),
+    Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
+    Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", differences.differences_table),
+    Shown("glue_few_cpu", "docs/results/glue_cpu.md", "glue_few_cpu.json", summary.table),
+    Shown("trainer_cpu", "docs/results/glue_cpu.md", "trainer_cpu.json", result_tables.trainer),
+    Shown("quality_cpu", "docs/results/peers_cpu.md", "quality_cpu.json", _as_printed(quality.report)),
+    Shown("train_cpu", "docs/results/peers_cpu.md", "bench_train_peers_cpu.json", _as_printed(figures.report)),
+    Shown("data_cpu", "docs/results/peers_cpu.md", "bench_data_peers_cpu.json", _as_printed(data.report)),
+    Shown("full_run_work", "docs/full_run.md", None, full_run_tables.work),
+    Shown("published", "docs/full_run.md", "published_throughput.json", full_run_tables.published),
+    Shown("full_run_hours", "docs/full_run.md", "published_throughput.json", full_run_tables.hours),
+    Shown("theta", "docs/choosing.md", None, result_tables.theta),
+    Shown("data_wikipedia_novels", _README, "bench_data_wikipedia_novels_cpu.json", _as_printed(data.report)),
+    Shown("checkpoint_base", _README, "checkpoint_base_idle_cpu.json", _as_printed(checkpoint.report)),
+    Shown("checkpoint_mini", _README, "checkpoint_mini_cpu.json", _as_printed(checkpoint.report)),
+    Shown("steps_bf16", _README, "bench_train_8x256_bf16_cpu.json", result_tables.training_steps),
+    Shown("steps_small", _README, "bench_train_small_cpu.json", result_tables.training_steps),
+    Shown("quickstart", _README, "quickstart.json", result_tables.quickstart),
+    Shown("gradient_variance", "docs/pld.md", "gradient_variance_cpu.json", _first_table(gradient_variance.report)),
+    Shown(
+        "gradient_variance_keep_first_block",
+        "docs/pld.md",
+        "gradient_variance_keep_first_block_cpu.json",
+        _first_table(gradient_variance.report),
+    ),
+    Shown("bytes_sent", "docs/scaling.md", "communication_bytes_cpu.json", result_tables.bytes_sent),
+    Shown("step_times", "docs/scaling.md", "communication_steps_cpu.json", result_tables.step_times),
+    Shown("segmenters", "docs/data_preparation.md", "sentence_segmentation.json", result_tables.segmenters),
+    Shown("deduplication", "docs/data_preparation.md", "deduplication_cpu.json", result_tables.deduplication),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """One option."""
+    parser = make_parser(
+        "scripts.docs.tables", "Check the tables in the docs against their JSON.", "python scripts/docs/tables.py"
+    )
+    parser.add_argument("--write", action="store_true", help="put the tables into the pages")
+    return parser
+
+
+def main(options: argparse.Namespace) -> int:
+    """Check or write; 1 where a table is not what its file gives."""
+    differing = 0
+    for shown in SHOWN:
+        page, text = ROOT / shown.page, shown.render()
+        if options.write:
+            tables.put_into(page, shown.name, text)
+        elif tables.found_in(page, shown.name) != text:
+            print(f"{shown.page}: the table of {shown.name} is not what docs/results/{shown.source} gives")
+            differing += 1
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    run(main, build_parser())

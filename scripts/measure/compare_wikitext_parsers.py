@@ -1,0 +1,122 @@
+"""Compare ways from wikitext to prose on a dump: speed, prose kept, markup left over.
+
+    pip install mwparserfromhell wikitextparser
+    python scripts/measure/compare_wikitext_parsers.py enwiki-pages-articles1.xml-p1p41242.bz2 --articles 200
+
+Every way is followed by the same rules for lines. The ways take turns; the fastest turn of each counts, in processor
+time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import importlib.util
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+from data_prep.sources.mediawiki import dump as wikipedia_dump
+from data_prep.sources.mediawiki.site_info import SiteInfo
+from data_prep.sources.mediawiki.wikitext import (
+    Article,
+    article_of_wikitext,
+    without_comments,
+    without_opaque_tags,
+    without_tables,
+    without_templates,
+)
+from data_prep.sources.mediawiki.wikitext_lines import prose_of_lines
+
+MARKS = ("[[", "]]", "{{", "}}", "<ref", "{|", "|-", "|}", "&nbsp;", "thumb|", "'''", "http")
+Way = Callable[[str, str, SiteInfo], str]
+
+
+def own_passes(text: str, title: str, site: SiteInfo) -> str:
+    """The project's passes and rules."""
+    return article_of_wikitext(text, title, site).prose
+
+
+def prepared(text: str, title: str) -> str:
+    """What is left for a parser after the project's passes up to tables."""
+    text, _ = without_templates(without_opaque_tags(without_comments(text)), title)
+    return without_tables(text)[0]
+
+
+def mwparserfromhell(text: str, title: str, site: SiteInfo) -> str:
+    """`strip_code`, which keeps file and category links as text."""
+    import mwparserfromhell
+
+    return prose_of_lines(html.unescape(str(mwparserfromhell.parse(text).strip_code())), title, 0)[0]
+
+
+def wikitextparser(text: str, title: str, site: SiteInfo) -> str:
+    """`plain_text`, which keeps the content of references as text."""
+    import wikitextparser
+
+    return prose_of_lines(html.unescape(wikitextparser.parse(text).plain_text()), title, 0)[0]
+
+
+WAYS: dict[str, Way] = {
+    "own passes": own_passes,
+    "mwparserfromhell": mwparserfromhell,
+    "wikitextparser": wikitextparser,
+    "own passes up to tables, then mwparserfromhell": lambda text, title, site: mwparserfromhell(
+        prepared(text, title), title, site
+    ),
+    "own passes up to tables, then wikitextparser": lambda text, title, site: wikitextparser(
+        prepared(text, title), title, site
+    ),
+}
+
+
+def articles(path: str) -> Iterator[tuple[str, str, SiteInfo]]:
+    """(wikitext, title, site) of the pages that the source would convert."""
+    converted: list[tuple[str, str, SiteInfo]] = []
+
+    def keep(text: str, title: str, site: SiteInfo) -> Article:
+        converted.append((text, title, site))
+        return Article("", False, False)
+
+    with mock.patch.object(wikipedia_dump, "article_of_wikitext", keep):
+        for piece in wikipedia_dump.list_pieces(path):
+            for _ in wikipedia_dump.read_piece(piece):
+                yield from converted
+                converted.clear()
+
+
+def main() -> None:
+    """Print one line of a Markdown table for each way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dump", help="a MediaWiki export, .xml or .xml.bz2")
+    parser.add_argument("--articles", type=int, default=200, help="how many, from the beginning of the dump (200)")
+    parser.add_argument("--turns", type=int, default=3, help="how often each way takes its turn (3)")
+    arguments = parser.parse_args()
+    chosen = list(itertools.islice(articles(arguments.dump), arguments.articles))
+    size = sum(len(text.encode()) for text, _, _ in chosen)
+    ways = {
+        name: way
+        for name, way in WAYS.items()
+        if (name.startswith("own passes") and "then" not in name) or importlib.util.find_spec(name.split()[-1])
+    }
+    for name in WAYS.keys() - ways.keys():
+        print(f"{name}: left out, as it is not installed")
+    seconds = dict.fromkeys(ways, float("inf"))
+    results: dict[str, list[str]] = {}
+    for _, (name, way) in itertools.product(range(arguments.turns), ways.items()):
+        began = time.process_time()
+        results[name] = [way(*article) for article in chosen]
+        seconds[name] = min(seconds[name], time.process_time() - began)
+    print(f"{len(chosen)} articles, {size / 1e6:.2f} MB of wikitext\n")
+    print("| way | MB/s | articles/s | prose, characters | left over in 100,000 characters |\n|---|---|---|---|---|")
+    for name, texts in results.items():
+        characters = sum(map(len, texts))
+        counts = {mark: sum(text.count(mark) for text in texts) for mark in MARKS}
+        left = ", ".join(f"`{mark}` {n * 1e5 / characters:.2f}" for mark, n in counts.items() if n) or "none"
+        speed = f"{size / 1e6 / seconds[name]:.1f} | {len(chosen) / seconds[name]:.0f}"
+        print(f"| {name} | {speed} | {characters:,} | {left.replace('|', chr(92) + '|')} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The same encoder, task and settings, fine-tuned by us and by transformers' plain `Trainer`: are the scores the same?
+
+    python scripts/measure/compare_with_trainer.py --model exported/ --task CoLA --glue_dir glue/ --json out.json
+
+Same weights (the classifier's too), learning rates, schedule, clipping, epochs and batch size; different are the order
+of the samples and the draws of dropout, so scores can agree within the noise of seeds and no closer. Needs
+`accelerate`, and one visible GPU or none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import transformers
+
+from bert_pld.cli import make_parser, run_as_rank
+from bert_pld.finetune_glue import hugging_face_folder
+from bert_pld.glue.batches import Encoded
+from bert_pld.glue.encoder import Encoder, load_encoder
+from bert_pld.glue.finetuning import Settings, finetune
+from bert_pld.glue.metrics import mean_score, score
+from bert_pld.glue.task_data import TaskData, read_task
+from bert_pld.glue.tasks import Task, find_tasks
+from bert_pld.training.run import join_process_group
+
+
+class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Encoded examples as `Trainer` takes them."""
+
+    def __init__(self, encoded: Encoded, regression: bool) -> None:
+        self.encoded, self.regression = encoded, regression
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        assert self.encoded.labels is not None
+        label = float(self.encoded.labels[row])
+        return {
+            "input_ids": self.encoded.input_ids[row],
+            "token_type_ids": self.encoded.token_type_ids[row],
+            "labels": label if self.regression else int(label),
+        }
+
+
+def by_trainer(encoder: Encoder, task: Task, data: TaskData, rate: float, seed: int, settings: Settings) -> float:
+    """The best epoch's dev score (mean over metrics and splits, × 100) of `Trainer`."""
+    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+    steps = settings.epochs * math.ceil(len(data.train) / settings.batch_size)
+    scores: list[float] = []
+    dev = {name: _Rows(split, task.is_regression) for name, split in data.dev.items()}
+
+    class _Score(TrainerCallback):
+        def on_epoch_end(self, *_: Any, **__: Any) -> None:
+            values = []
+            for rows in dev.values():
+                logits = np.asarray(trainer.predict(rows).predictions)
+                answers = logits.squeeze(-1).clip(0, 5) if task.is_regression else logits.argmax(-1)
+                values.append(mean_score(score(task.metrics, answers, rows.encoded.labels)))
+            scores.append(statistics.fmean(values))
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            per_device_eval_batch_size=2 * settings.batch_size,
+            learning_rate=rate,
+            lr_scheduler_type="linear",
+            warmup_steps=math.ceil(settings.warmup_share * steps),
+            weight_decay=settings.weight_decay,
+            adam_epsilon=1e-6,
+            max_grad_norm=settings.gradient_clipping,
+            seed=seed,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            logging_strategy="no",
+            use_cpu=not torch.cuda.is_available(),
+        )
+        trainer = Trainer(
+            model=encoder.classifier(task, seed),
+            args=arguments,
+            train_dataset=_Rows(data.train, task.is_regression),
+            data_collator=DataCollatorWithPadding(encoder.tokenizer),
+            callbacks=[_Score()],
+        )
+        trainer.train()
+    return max(scores)
+
+
+def refuse_several_gpus(visible: int) -> None:
+    """`Trainer` would give each of them a batch as large as ours, by DataParallel.
+
+    Raises:
+        ValueError: more than one is visible.
+    """
+    if visible > 1:
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES: {visible} GPUs are visible, and Trainer's batch would be {visible} times ours;"
+            " must be one, as with CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def main(options: argparse.Namespace) -> int:
+    """Fine-tune by both, seed by seed in turns, and print means, spread and difference."""
+    refuse_several_gpus(torch.cuda.device_count())
+    task, *others = find_tasks([options.task])
+    if others:
+        raise ValueError(f"--task {options.task}: must be one task")
+    if importlib.util.find_spec("accelerate") is None:
+        raise ValueError("transformers' Trainer needs accelerate; pip install accelerate")
+    device = join_process_group()
+    settings = Settings(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        max_seq_length=options.max_seq_length,
+        max_train_rows=options.max_train_rows,
+    )
+    settings.check(dist.get_world_size(), device.type)
+    figures: dict[str, list[float]] = {"bert_pld": [], "trainer": []}
+    with hugging_face_folder(options.model) as folder:
+        encoder = load_encoder(folder, settings.max_seq_length)
+        data = read_task(task, None, options.glue_dir, encoder.tokenizer, settings)
+        for seed in options.seeds:
+            outcome = finetune(
+                encoder.classifier(task, seed),
+                task,
+                data.train,
+                data.dev,
+                {},
+                learning_rate=options.learning_rate,
+                seed=seed,
+                settings=settings,
+                pad_id=encoder.pad_id,
+                device=device,
+            )
+            if outcome.diverged_at_step is not None:
+                raise ValueError(
+                    f"{task.name}, seed {seed}: diverged at step {outcome.diverged_at_step}; no comparison"
+                )
+            figures["bert_pld"].append(statistics.fmean(map(mean_score, outcome.scores.values())))
+            figures["trainer"].append(by_trainer(encoder, task, data, options.learning_rate, seed, settings))
+            print(f"{task.name}, seed {seed}: {figures['bert_pld'][-1]:.1f} ours, {figures['trainer'][-1]:.1f} Trainer")
+    dist.destroy_process_group()
+    ours, theirs = figures["bert_pld"], figures["trainer"]
+    difference = statistics.fmean(ours) - statistics.fmean(theirs)
+    noise = math.hypot(*(statistics.stdev(v) / math.sqrt(len(v)) if len(v) > 1 else 0.0 for v in (ours, theirs)))
+    print(f"{task.name}: difference of the means {difference:+.2f}, standard error of it {noise:.2f}")
+    if options.json is not None:
+        result = {
+            "task": task.name,
+            "scores": figures,
+            "difference": difference,
+            "standard_error": noise,
+            "learning_rate": options.learning_rate,
+            "seeds": options.seeds,
+            "settings": vars(settings),
+            "weights": encoder.weights,
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        }
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    parser = make_parser(
+        "scripts.compare_with_trainer",
+        "Fine-tune the same encoder with bert_pld and with transformers' Trainer.",
+        "python scripts/measure/compare_with_trainer.py --model exported/ --task CoLA --glue_dir glue/",
+    )
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--glue_dir", required=True)
+    parser.add_argument("--learning_rate", type=float, default=5e-5)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--max_seq_length", type=int, default=128)
+    parser.add_argument("--max_train_rows", type=int)
+    parser.add_argument("--json", type=Path)
+    run_as_rank(main, parser)

@@ -1,0 +1,129 @@
+"""How well duplicates are found: copies, and copies with some words changed, planted among the documents of a source.
+
+    python scripts/measure/measure_deduplication.py --source wikiextractor=extracted/ --json found.json
+
+The documents' own duplicates are removed first, so that whatever else is lost afterwards is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from bert_pld.cli import make_parser, run
+from data_prep.dedup.duplicates import Comparisons, Duplicates, cluster_near, find_exact, find_near, join_exact
+from data_prep.sources import KINDS, Source
+from data_prep.spool import write_spool
+from data_prep.text.clean import clean_text, drop_reason
+
+PLANTED = 0.1
+FEWEST = round(1 / PLANTED)
+"""Documents of which one can be planted."""
+
+
+def edited(draw: random.Random, text: str, rate: float, words: list[str]) -> str:
+    """A share of `rate` of the words left out, exchanged for another or followed by another, a third each."""
+    lines = []
+    for line in text.split("\n"):
+        kept = []
+        for word in line.split():
+            kind = draw.random() / rate
+            kept += [word] if kind >= 1 else [[], [draw.choice(words)], [word, draw.choice(words)]][int(3 * kind)]
+        lines.append(" ".join(kept))
+    return "\n".join(lines)
+
+
+def removed(texts: list[str], similarity: float) -> tuple[set[int], set[int]]:
+    """Places of the exact duplicates, and of all, among these documents."""
+    with tempfile.TemporaryDirectory() as folder:
+        build_dir = Path(folder)
+        (build_dir / "spool").mkdir()
+        (build_dir / "duplicates").mkdir()
+        write_spool(build_dir / "spool", 0, (text.split("\n") for text in texts), signed=True)
+        comparisons = Comparisons.of(len(texts))
+        for task, share in enumerate(comparisons.exact):
+            find_exact(build_dir, task, share, 1)
+        join_exact(build_dir, len(comparisons.exact))
+        exact = set(np.flatnonzero(~Duplicates(build_dir).kept(0, len(texts))).tolist())
+        for task, share in enumerate(comparisons.near):
+            find_near(build_dir, task, share, 1, similarity)
+        cluster_near(build_dir, len(comparisons.near))
+        return exact, set(np.flatnonzero(~Duplicates(build_dir).kept(0, len(texts))).tolist())
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise ValueError for a share that is none."""
+    for flag, values in (("--similarity", [options.similarity]), ("--rates", options.rates)):
+        for value in values:
+            if not 0.0 < value <= 1.0:
+                raise ValueError(f"{flag} {value:g}: must be above 0 and at most 1")
+
+
+def require_enough(documents: int, what: str) -> None:
+    """Raise ValueError where too few are left to plant any."""
+    if documents < FEWEST:
+        raise ValueError(f"{what}: {documents} documents; must be at least {FEWEST}, of which one is planted")
+
+
+def main(options: argparse.Namespace) -> None:
+    """Plant, remove, count."""
+    check(options)
+    pieces = [piece for source in options.source for piece in Source.parse(source).pieces()]
+    every = (clean_text(document.text) for piece in pieces for document in KINDS[piece.kind].read_piece(piece))
+    everything = [text for text in every if not drop_reason(text)]
+    require_enough(len(everything), f"--source {' '.join(options.source)}")
+    exact, own = removed(everything, options.similarity)
+    natural = [text for place, text in enumerate(everything) if place not in own]
+    lengths = [len(text.split()) for text in natural]
+    for fewest in options.fewest_words:
+        require_enough(sum(length >= fewest for length in lengths), f"--fewest_words {fewest}")
+    results = []
+    print(f"{len(everything):,} documents, of which {len(exact):,} are copies and {len(own - exact):,} nearly so")
+    for fewest in options.fewest_words:
+        texts = [text for text, length in zip(natural, lengths, strict=True) if length >= fewest]
+        for rate in options.rates:
+            draw = random.Random(0)
+            words = [word for text in draw.sample(texts, min(len(texts), 500)) for word in text.split()]
+            count = int(PLANTED * len(texts))
+            copies = draw.sample(texts, count)
+            changed = [edited(draw, text, rate, words) for text in draw.sample(texts, count)]
+            _, found = removed(texts + copies + changed, options.similarity)
+            first_copy, first_changed = len(texts), len(texts) + count
+            result = {
+                "fewest_words": fewest,
+                "words_changed": rate,
+                "documents": len(texts),
+                "planted": count,
+                "copies_found": sum(first_copy <= place < first_changed for place in found) / count,
+                "edited_found": sum(place >= first_changed for place in found) / count,
+                "others_lost": sum(place < first_copy for place in found) / len(texts),
+            }
+            print(", ".join(f"{name} {value:g}" for name, value in result.items()), flush=True)
+            results.append(result)
+    if options.json:
+        summary = {"documents": len(everything), "exact": len(exact), "near": len(own - exact)}
+        options.json.write_text(json.dumps({**summary, "similarity": options.similarity, "planted": results}, indent=2))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Sources, and what is planted among them."""
+    parser = make_parser(
+        "scripts.measure_deduplication",
+        __doc__,
+        "python scripts/measure/measure_deduplication.py --source wikiextractor=extracted/ --source books=novels/",
+    )
+    parser.add_argument("--source", action="append", required=True, metavar="KIND=WHERE")
+    parser.add_argument("--similarity", type=float, default=0.6)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.02, 0.03], help="shares of words changed")
+    parser.add_argument("--fewest_words", type=int, nargs="+", default=[0, 60], help="only documents as long as this")
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    run(main, build_parser())
