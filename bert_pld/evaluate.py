@@ -35,14 +35,14 @@ def main(options: argparse.Namespace) -> None:
     from bert_pld.data.data_directory import resolve_data_dir
     from bert_pld.data.loader import check_matches_model, evaluation_batches
     from bert_pld.data.nvidia_rows import open_rows
-    from bert_pld.data.shards import VOCABULARY_NAME
+    from bert_pld.files import VOCABULARY
     from bert_pld.training.evaluation import evaluate
 
     checkpoint = resolve_checkpoint(options.checkpoint)
     model, config = load_model(checkpoint)
     data_dir = resolve_data_dir(options.data_dir, config.data.seq_length)
-    own_vocabulary = (data_dir / VOCABULARY_NAME).is_file()
-    rows = open_rows(data_dir, options.split, None if own_vocabulary else checkpoint / VOCABULARY_NAME)
+    own_vocabulary = (data_dir / VOCABULARY).is_file()
+    rows = open_rows(data_dir, options.split, None if own_vocabulary else checkpoint / VOCABULARY)
     check_same_vocabulary(checkpoint, rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_matches_model(

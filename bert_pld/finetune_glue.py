@@ -216,7 +216,7 @@ def finetune_task(
 
 def write_summary(output_dir: Path) -> None:
     """Write and print the table of all that the folder holds; jobs that share it each do so."""
-    from bert_pld.data.shards import write_atomically
+    from bert_pld.files import write_atomically
     from bert_pld.glue.summary import summarize, table
 
     summary = summarize(output_dir)

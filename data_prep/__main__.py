@@ -8,7 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from bert_pld.data.shards import MANIFEST_NAME, OBJECTIVES, file_sha256
+from bert_pld.data.shards import MANIFEST_NAME, OBJECTIVES
+from bert_pld.files import file_sha256
 from bert_pld.rng import MAX_SEED
 from data_prep.dedup.duplicates import DEDUPLICATION
 from data_prep.executors.choice import ExecutorOptions, add_executor_flags, make_executor

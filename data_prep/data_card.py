@@ -10,7 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bert_pld.data.shards import Manifest, write_atomically
+from bert_pld.data.shards import Manifest
+from bert_pld.files import write_atomically
 from data_prep.data_card_page import page
 from data_prep.plan import DATA_CARD_NAME, DATA_CARD_PAGE_NAME, Plan
 from data_prep.sources import Source

@@ -28,7 +28,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bert_pld.data.shards import MANIFEST_NAME, write_atomically
+from bert_pld.data.shards import MANIFEST_NAME
+from bert_pld.files import write_atomically
 from data_prep.executors.leftovers import end_leftovers
 from data_prep.sources import Source
 from data_prep.sources.pieces import Piece

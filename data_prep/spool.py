@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pld.data.shards import written_aside
+from bert_pld.files import written_aside
 from bert_pld.rng import Stream, random_words
 from data_prep.dedup.minhash import BAND_ROWS, BANDS, signatures
 

@@ -22,9 +22,9 @@ from bert_pld.data.shards import (
     Manifest,
     Shard,
     ShardRecord,
-    file_sha256,
     vocabulary_hash,
 )
+from bert_pld.files import file_sha256
 from data_prep.plan import VOCABULARY_FILES
 from data_prep.rows.vocabulary import SPECIAL_TOKENS
 

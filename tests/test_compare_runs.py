@@ -7,7 +7,7 @@ import pytest
 from runs import small_config
 
 from bert_pld.config import load_config
-from bert_pld.model import ModelFlops
+from bert_pld.cost.flops import ModelFlops
 
 
 @pytest.fixture

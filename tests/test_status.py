@@ -12,7 +12,8 @@ import pytest
 from runs import REPOSITORY
 
 from bert_pld import status
-from bert_pld.cluster.run_lock import LOCK, RunLock
+from bert_pld.cluster.run_lock import RunLock
+from bert_pld.files import RUN_LOCK
 from bert_pld.training.progress import read_progress
 
 NOW = 1_700_000_000.0
@@ -94,8 +95,8 @@ def test_state_follows_the_lock(tmp_path):
         (NOW - 600, other, ("killed", "n7")),
         (NOW - 5, "", ("stopped", None)),
     ]:
-        (run_dir / LOCK).write_text(content)
-        os.utime(run_dir / LOCK, (written, written))
+        (run_dir / RUN_LOCK).write_text(content)
+        os.utime(run_dir / RUN_LOCK, (written, written))
         progress = read_progress(run_dir, NOW)
         assert (progress.state, progress.host) == expected
     write_run(tmp_path / "b", steps=(50, 100))
@@ -110,7 +111,7 @@ def test_lock_of_a_living_process_is_seen_and_of_a_killed_one_is_not(tmp_path):
     )
     try:
         assert holder.stdout.readline() == b"1\n"
-        os.utime(run_dir / LOCK, (1.0, 1.0))  # the kernel's word counts, not the beat's age
+        os.utime(run_dir / RUN_LOCK, (1.0, 1.0))  # the kernel's word counts, not the beat's age
         assert read_progress(run_dir, NOW).state == "running"
     finally:
         holder.kill()
@@ -119,7 +120,7 @@ def test_lock_of_a_living_process_is_seen_and_of_a_killed_one_is_not(tmp_path):
         holder.stdout.close()
     assert read_progress(run_dir, NOW).state == "finished"
     write_run(tmp_path / "b")
-    (run_dir / LOCK).rename(tmp_path / "b" / LOCK)
+    (run_dir / RUN_LOCK).rename(tmp_path / "b" / RUN_LOCK)
     assert read_progress(tmp_path / "b").state == "killed"
     lock = RunLock(tmp_path / "b")
     lock.acquire()  # and nothing that looking did is in the way

@@ -20,9 +20,10 @@ import torch
 
 from benchmarks.batches import pattern_batch
 from benchmarks.deepspeed_engine import single_rank
-from bert_pld.checkpoint import format as files
+from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.writer import CheckpointWriter
 from bert_pld.config import load_config
+from bert_pld.files import CHECKPOINTS
 from bert_pld.model import BertForPreTraining
 from bert_pld.training.engine import make_engine
 
@@ -81,7 +82,7 @@ def _measure(options: argparse.Namespace, device: torch.device, folder: Path) ->
     engine = make_engine(config, model)
     batch = pattern_batch(config.model, options.micro_batch_size, options.seq_length, 0)
     moved = {name: value if value is None else value.to(device) for name, value in batch.items()}
-    for name in files.TOKENIZER_FILES:
+    for name in checkpoint_format.TOKENIZER_FILES:
         (folder / name).write_text("[PAD]\n")
     writer = CheckpointWriter(folder, engine, config, {"data_source": "none", "data_fingerprint": "none"}, folder, None)
 
@@ -118,7 +119,7 @@ def _measure(options: argparse.Namespace, device: torch.device, folder: Path) ->
             "whole_s": statistics.median(whole[kind]),
             "share": cost / (options.interval * step_s + cost),
         }
-    newest = files.list_checkpoints(folder / files.CHECKPOINTS)[0]
+    newest = checkpoint_format.list_checkpoints(folder / CHECKPOINTS)[0]
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_pld.data.masking import VOCABULARY_NAME
+from bert_pld.data.masking import VOCABULARY
 from bert_pld.data.shards import Manifest, ShardAttributes, shard_name, vocabulary_hash, write_shard
 
 _VOCABULARY_SIZE = 30_522
@@ -32,7 +32,7 @@ def write_made_up_rows(directory: Path, num_rows: int, seq_length: int) -> Path:
         count = min(_ROWS_PER_SHARD, num_rows - first)
         rows = _rows(generator, count, seq_length)
         records.append(write_shard(directory / shard_name("train", index), rows, attributes))
-    (directory / VOCABULARY_NAME).write_text("".join(entry + "\n" for entry in entries), encoding="utf-8")
+    (directory / VOCABULARY).write_text("".join(entry + "\n" for entry in entries), encoding="utf-8")
     Manifest(attributes, {"train": records}, {"train": 1}, _SPECIAL).write(directory)
     return directory
 

@@ -83,7 +83,7 @@ def note_conditions(path: Path, described: dict[str, Any]) -> None:
     Raises:
         ValueError: it was begun at another scale, on another kind of device or on other data.
     """
-    from bert_pld.data.shards import write_atomically
+    from bert_pld.files import write_atomically
 
     try:
         before = json.loads(path.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from benchmarks.paper.parent_death import stop_with_parent
 from benchmarks.paper.variants import KNOWN, VARIANTS, Scale, Variant, configuration
 from bert_pld.checkpoint.format import list_checkpoints
 from bert_pld.cluster.signals import EXIT_PREEMPTED
-from bert_pld.data.shards import write_atomically
+from bert_pld.files import write_atomically
 
 POLL_S = 0.2
 CONFIG, LOG, DIVERGED = "given.json", "log.txt", "diverged.json"

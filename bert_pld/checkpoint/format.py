@@ -17,9 +17,7 @@ ZeRO stage. Writing and resuming, which need the ranks and the engine, are in `b
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -32,13 +30,23 @@ from safetensors.torch import load_file
 
 from bert_pld.config import RunConfig, load_config
 from bert_pld.data.rows import ShardedRows
-from bert_pld.data.shards import file_sha256, vocabulary_hash, write_atomically
+from bert_pld.data.shards import vocabulary_hash
+from bert_pld.files import (
+    CHECKPOINTS,
+    CHECKSUMS,
+    CONFIG,
+    PARTIAL,
+    STATE,
+    TOKENIZER,
+    VOCABULARY,
+    WEIGHTS,
+    file_sha256,
+    write_atomically,
+)
 from bert_pld.model import BertForPreTraining
 
-CHECKPOINTS, LATEST, CHECKSUMS = "checkpoints", "latest", "checksums.json"
-WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "state.json"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-PARTIAL, PRUNED = ".partial", ".pruned"
+TOKENIZER_FILES = (TOKENIZER, VOCABULARY)
+PRUNED = ".pruned"
 _NAME = re.compile(r"step_(\d+)")
 
 
@@ -106,20 +114,6 @@ def fault(checkpoint: Path) -> str | None:
     return None
 
 
-def sha256(content: bytes) -> str:
-    """SHA-256 of bytes, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def sync_directory(directory: Path) -> None:
-    """Flush a directory's entries to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def newest_valid(checkpoints_dir: Path) -> Path | None:
     """The newest checkpoint that verifies; broken ones are skipped with a warning. None if there are none.
 
@@ -164,7 +158,7 @@ def check_same_vocabulary(checkpoint: Path, rows: ShardedRows) -> None:
     Raises:
         ValueError: the two vocabularies differ.
     """
-    entries = (checkpoint / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    entries = (checkpoint / VOCABULARY).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     if vocabulary_hash(entries) != rows.attributes.vocabulary_hash:
         raise ValueError(
             f"data directory {rows.data_dir}: made with another vocabulary ({rows.attributes.vocabulary_size} entries)"

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from bert_pld.checkpoint import format as files
+from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.cluster.run_lock import RunLock
 from bert_pld.config import ConfigError, RunConfig, load_config
 from bert_pld.data.shards import Manifest
+from bert_pld.files import CHECKPOINTS, CONFIG
 from bert_pld.model import BertForPreTraining
 
 # What a resumed run may change: how it is computed, never what is computed.
@@ -21,20 +22,20 @@ def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | No
     """The checkpoint to go on from: rank 0 locks the folder, looks and verifies; all ranks get its answer or error."""
     answer: list[Any] = [None]
     if dist.get_rank() == 0:
-        checkpoints = output_dir / files.CHECKPOINTS
+        checkpoints = output_dir / CHECKPOINTS
         try:
             lock.acquire()
-            files.remove_leftovers(checkpoints)
+            checkpoint_format.remove_leftovers(checkpoints)
             if resume == "never":
-                if files.list_checkpoints(checkpoints):
+                if checkpoint_format.list_checkpoints(checkpoints):
                     raise ConfigError(
                         f"--output_dir {output_dir}: holds another run's checkpoints;"
                         " use --resume auto, or another folder"
                     )
             elif resume == "auto":
-                answer = [files.newest_valid(checkpoints)]
+                answer = [checkpoint_format.newest_valid(checkpoints)]
             else:
-                answer = [files.resolve_checkpoint(Path(resume))]
+                answer = [checkpoint_format.resolve_checkpoint(Path(resume))]
         except (ValueError, OSError) as error:
             answer = [error]
     dist.broadcast_object_list(answer, src=0)
@@ -49,7 +50,7 @@ def load_weights(model: BertForPreTraining, checkpoint: Path) -> None:
     Raises:
         ConfigError: the checkpoint is of a model of another shape.
     """
-    weights, own = files.load_weights(checkpoint), model.state_dict()
+    weights, own = checkpoint_format.load_weights(checkpoint), model.state_dict()
     for name in sorted({*weights, *own}):
         there, here = (tuple(s[name].shape) if name in s else "absent" for s in (weights, own))
         if there != here:
@@ -63,7 +64,7 @@ def check_same_run(checkpoint: Path, config: RunConfig, data: Manifest) -> None:
     Raises:
         ConfigError: it is of another model, PLD block, batch, optimizer, seed or data.
     """
-    saved = load_config(checkpoint / files.CONFIG).as_json()  # keys newer than the checkpoint have their defaults
+    saved = load_config(checkpoint / CONFIG).as_json()  # keys newer than the checkpoint have their defaults
     present = config.as_json()
     for name in _what_defines(present):
         there, here = (_lookup(source, name) for source in (saved, present))
@@ -72,7 +73,7 @@ def check_same_run(checkpoint: Path, config: RunConfig, data: Manifest) -> None:
                 f"checkpoint {checkpoint} is of another run: {name} is {there!r} there and {here!r} here;"
                 " use another --output_dir, or the same configuration"
             )
-    if files.load_state(checkpoint)["data_fingerprint"] != data.fingerprint():
+    if checkpoint_format.load_state(checkpoint)["data_fingerprint"] != data.fingerprint():
         raise ConfigError(f"checkpoint {checkpoint} was trained on other data than --data_dir holds (shards differ)")
 
 

@@ -7,6 +7,7 @@ write them, each a file, in a thread; when all have written, rank 0 gives the ch
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -18,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from bert_pld.checkpoint import format as files
+from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.gather import StateGatherer
 from bert_pld.checkpoint.tensor_file import FileSum, NotFiniteError, write_tensors
 from bert_pld.checkpoint.zero_state import restore_scalars, scalars_of
 from bert_pld.config import ConfigError, RunConfig
-from bert_pld.data.shards import write_atomically, written_aside
+from bert_pld.files import CHECKPOINTS, CONFIG, LATEST, PARTIAL, STATE, sync_directory, write_atomically, written_aside
 
 # Bytes a parameter: fp32 weights and Adam's two moments.
 _BYTES_PER_PARAMETER = 12
@@ -63,7 +64,7 @@ class CheckpointWriter:
         tokenizer_dir: Path,
         group: dist.ProcessGroup | None,
     ) -> None:
-        self.directory = run_dir / files.CHECKPOINTS
+        self.directory = run_dir / CHECKPOINTS
         self.engine, self.config, self.group = engine, config, group
         self.data_facts = data_facts
         self.tokenizer_dir = tokenizer_dir
@@ -85,7 +86,7 @@ class CheckpointWriter:
         for number, kind in enumerate(self.gatherer.kinds()):
             gathered = self.gatherer.gather(kind, to=number % dist.get_world_size())
             if gathered is not None:
-                mine[files.tensor_file(kind)] = gathered
+                mine[checkpoint_format.tensor_file(kind)] = gathered
         ours = self._own_files(step, counters) if self.is_first else {}
         pending.stopped_s = time.perf_counter() - pending.started
         pending.thread = threading.Thread(target=self._write, args=(pending, mine, ours), daemon=True)
@@ -111,7 +112,7 @@ class CheckpointWriter:
             return None
         assert pending.thread is not None
         pending.thread.join()
-        name = files.checkpoint_name(pending.step)
+        name = checkpoint_format.checkpoint_name(pending.step)
         final, aside = self.directory / name, self._aside(pending.step)
         problem, sums = self._all_outcomes(pending)
         if problem is None:
@@ -138,13 +139,13 @@ class CheckpointWriter:
             ConfigError: it does not hold what resuming needs.
             ValueError: its tensors do not fit the model.
         """
-        state = files.load_state(checkpoint)
+        state = checkpoint_format.load_state(checkpoint)
         if "engine" not in state:
             raise ConfigError(
-                f"checkpoint {checkpoint}: {files.STATE} has no 'engine'; its weights can be evaluated, exported and"
+                f"checkpoint {checkpoint}: {STATE} has no 'engine'; its weights can be evaluated, exported and"
                 " started from (--initialize_from), but a run cannot go on from it"
             )
-        self.gatherer.scatter({kind: checkpoint / files.tensor_file(kind) for kind in state["tensors"]})
+        self.gatherer.scatter({kind: checkpoint / checkpoint_format.tensor_file(kind) for kind in state["tensors"]})
         restore_scalars(self.engine, self.gatherer.pieces, state["engine"], state["step"])
         return state
 
@@ -154,7 +155,7 @@ class CheckpointWriter:
             self._pruning.join()
 
     def _aside(self, step: int) -> Path:
-        return self.directory / f".{files.checkpoint_name(step)}{files.PARTIAL}"
+        return self.directory / f".{checkpoint_format.checkpoint_name(step)}{PARTIAL}"
 
     def _own_files(self, step: int, counters: dict[str, Any]) -> dict[str, bytes]:
         """The small files, all but the checksums."""
@@ -165,9 +166,9 @@ class CheckpointWriter:
             "tensors": self.gatherer.kinds(),
             "engine": scalars_of(self.engine, self.gatherer.pieces),
         }
-        contents = {files.CONFIG: self.config.as_json(), files.STATE: state}
+        contents = {CONFIG: self.config.as_json(), STATE: state}
         made = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in contents.items()}
-        return made | {name: (self.tokenizer_dir / name).read_bytes() for name in files.TOKENIZER_FILES}
+        return made | {name: (self.tokenizer_dir / name).read_bytes() for name in checkpoint_format.TOKENIZER_FILES}
 
     def _write(self, pending: _Pending, tensors: dict[str, dict[str, np.ndarray]], small: dict[str, bytes]) -> None:
         """In a thread: this rank's files, flushed to the disk."""
@@ -180,7 +181,7 @@ class CheckpointWriter:
             for name, content in small.items():
                 with written_aside(aside / name) as file:
                     file.write(content)
-                pending.sums[name] = FileSum(len(content), files.sha256(content))
+                pending.sums[name] = FileSum(len(content), hashlib.sha256(content).hexdigest())
         except (OSError, NotFiniteError) as error:
             pending.problem = str(error)
         except BaseException as error:  # a thread's exception would be lost, and the checkpoint taken for whole
@@ -202,13 +203,13 @@ class CheckpointWriter:
                 seen = (aside / name).stat().st_size if (aside / name).exists() else -1
                 if seen != entry.bytes:
                     return f"{name} is not there as written; all nodes must share the file system of --output_dir"
-            files.write_checksums(aside, {name: dataclasses.asdict(entry) for name, entry in sums.items()})
-            files.sync_directory(aside)
+            checkpoint_format.write_checksums(aside, {name: dataclasses.asdict(entry) for name, entry in sums.items()})
+            sync_directory(aside)
             if final.exists():  # a broken one that was skipped when the run resumed
                 shutil.rmtree(final)
             os.replace(aside, final)
-            files.sync_directory(self.directory)
-            write_atomically(self.directory / files.LATEST, final.name + "\n")
+            sync_directory(self.directory)
+            write_atomically(self.directory / LATEST, final.name + "\n")
             self._prune()
         except OSError as error:
             return str(error)
@@ -218,8 +219,8 @@ class CheckpointWriter:
         """Hide what is too old at once, remove it beside training."""
         self.close()
         doomed = []
-        for old in files.list_checkpoints(self.directory)[self.config.training.keep_checkpoints :]:
-            doomed.append(old.with_name(f".{old.name}{files.PRUNED}"))
+        for old in checkpoint_format.list_checkpoints(self.directory)[self.config.training.keep_checkpoints :]:
+            doomed.append(old.with_name(f".{old.name}{checkpoint_format.PRUNED}"))
             os.replace(old, doomed[-1])
         self._pruning = threading.Thread(target=_remove, args=(doomed,))
         self._pruning.start()
@@ -229,7 +230,7 @@ class CheckpointWriter:
         problem = None
         if self.is_first:
             self.directory.mkdir(parents=True, exist_ok=True)
-            small = sum((self.tokenizer_dir / name).stat().st_size for name in files.TOKENIZER_FILES)
+            small = sum((self.tokenizer_dir / name).stat().st_size for name in checkpoint_format.TOKENIZER_FILES)
             needed = self.gatherer.total * _BYTES_PER_PARAMETER + small + (1 << 20)
             free = shutil.disk_usage(self.directory).free
             if free < needed:
@@ -246,7 +247,7 @@ class CheckpointWriter:
         return told[0]
 
     def _what_stays(self) -> str:
-        kept = files.list_checkpoints(self.directory)
+        kept = checkpoint_format.list_checkpoints(self.directory)
         return f"the previous checkpoint {kept[0].name} stays" if kept else "there is no earlier checkpoint"
 
 

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bert_pld.files import boot_id
+
 _MAX_LINE_BYTES = 1 << 20
 
 
@@ -35,10 +37,7 @@ class Peer:
     @classmethod
     def here(cls, rank: int) -> Peer:
         """This process."""
-        machine = ""
-        with contextlib.suppress(OSError):
-            machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return cls(rank, socket.gethostname(), machine, os.getpid(), _status(os.getpid())[1])
+        return cls(rank, socket.gethostname(), boot_id(), os.getpid(), _status(os.getpid())[1])
 
     def __str__(self) -> str:
         return f"rank {self.rank} (host {self.host}, process {self.pid})"

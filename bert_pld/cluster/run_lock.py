@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-LOCK = "run.lock"
+from bert_pld.files import RUN_LOCK, boot_id
+
 BEAT_S = 5.0
 _SILENT_BEATS = 4
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -38,13 +39,13 @@ class RunLock:
     """
 
     def __init__(self, run_dir: Path, beat_s: float = BEAT_S) -> None:
-        self.path, self.beat_s = run_dir / LOCK, beat_s
+        self.path, self.beat_s = run_dir / RUN_LOCK, beat_s
         self._file = -1
         self._ended = threading.Event()
         self._beating: threading.Thread | None = None
         self._own: dict[str, Any] = {
             "token": secrets.token_hex(8),
-            "machine": _machine(),
+            "machine": boot_id() or socket.gethostname(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "job": os.environ.get("SLURM_JOB_ID"),
@@ -133,11 +134,3 @@ class RunLock:
             os.pwrite(self._file, content + b" " * (512 - len(content)), 0)
         except OSError:  # a full disk: the kernel's lock still holds
             return
-
-
-def _machine() -> str:
-    """This boot of this machine, whatever it is called."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return f"{socket.gethostname()}"

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pld.data.shards import VOCABULARY_NAME, Manifest, vocabulary_hash
+from bert_pld.data.shards import Manifest, vocabulary_hash
 from bert_pld.data.tokenizer import CONTINUATION, read_entries
+from bert_pld.files import VOCABULARY
 from bert_pld.rng import Stream, UInt32Array, random_words, to_unit_interval
 
 Int64Array = NDArray[np.int64]
@@ -77,7 +78,7 @@ class Vocabulary:
         Raises:
             ValueError: the file is missing, is not the vocabulary that made the shards, or a special token is unnamed.
         """
-        path = path or Path(data_dir) / VOCABULARY_NAME
+        path = path or Path(data_dir) / VOCABULARY
         entries = read_entries(path)
         expected = manifest.attributes
         if len(entries) != expected.vocabulary_size or vocabulary_hash(entries) != expected.vocabulary_hash:

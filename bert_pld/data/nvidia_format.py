@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 
 from bert_pld.data.masking import MaskedTokens
 from bert_pld.data.safety import own_dataset, refuse_links_out
-from bert_pld.data.shards import FORMAT_NAME, IS_NEXT, NO_PAIR, RANDOM_NEXT, Rows, ShardRecord, written_aside
+from bert_pld.data.shards import FORMAT_NAME, IS_NEXT, NO_PAIR, RANDOM_NEXT, Rows, ShardRecord
+from bert_pld.files import written_aside
 
 DTYPES = {
     "input_ids": np.int32,

@@ -16,16 +16,14 @@ from bert_pld.data.shards import (
     COLUMNS,
     MANIFEST_NAME,
     NVIDIA_FORMAT_NAME,
-    TOKENIZER_NAME,
-    VOCABULARY_NAME,
     Manifest,
     ShardAttributes,
     ShardRecord,
     vocabulary_hash,
-    write_atomically,
 )
 from bert_pld.data.tokenizer import SPECIAL_TOKENS, bert_tokenizer, count_capitals, read_entries
 from bert_pld.data.unpacked_shards import Source, UnpackedShard, unpack_all, unpacked
+from bert_pld.files import TOKENIZER, VOCABULARY, write_atomically
 
 _LARGEST_SHARE_OF_CAPITALS = 0.01
 _CHECKED_ROWS = 64
@@ -115,13 +113,13 @@ class NvidiaRows(ShardedRows):
 
     def save_tokenizer(self, folder: Path) -> None:
         """Put `vocab.txt` and `tokenizer.json` of these rows into a folder; the latter is made where there is none."""
-        if (self.data_dir / TOKENIZER_NAME).is_file() and (self.data_dir / VOCABULARY_NAME).is_file():
+        if (self.data_dir / TOKENIZER).is_file() and (self.data_dir / VOCABULARY).is_file():
             super().save_tokenizer(folder)
             return
         entries = read_entries(self.vocabulary_path)
         tokenizer = bert_tokenizer(entries, self.attributes.casing == "cased")
-        write_atomically(folder / VOCABULARY_NAME, "".join(f"{entry}\n" for entry in entries))
-        write_atomically(folder / TOKENIZER_NAME, json.dumps(json.loads(tokenizer.to_str()), indent=2) + "\n")
+        write_atomically(folder / VOCABULARY, "".join(f"{entry}\n" for entry in entries))
+        write_atomically(folder / TOKENIZER, json.dumps(json.loads(tokenizer.to_str()), indent=2) + "\n")
 
 
 def find_vocabulary(data_dir: Path, vocab_file: Path | None) -> Path:
@@ -130,11 +128,11 @@ def find_vocabulary(data_dir: Path, vocab_file: Path | None) -> Path:
     Raises:
         ValueError: there is neither, or both and they differ.
     """
-    own = data_dir / VOCABULARY_NAME
+    own = data_dir / VOCABULARY
     if vocab_file is None:
         if not own.is_file():
             raise ValueError(
-                f"data directory {data_dir}: holds shards of NVIDIA's format but no {VOCABULARY_NAME};"
+                f"data directory {data_dir}: holds shards of NVIDIA's format but no {VOCABULARY};"
                 f" put it there, or give data.vocab_file"
             )
         return own

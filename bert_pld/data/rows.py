@@ -13,17 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.data.mapped_file import read_ahead
-from bert_pld.data.shards import (
-    COLUMNS,
-    FORMAT_NAME,
-    MANIFEST_NAME,
-    NO_PAIR,
-    TOKENIZER_NAME,
-    VOCABULARY_NAME,
-    Manifest,
-    Shard,
-    ShardAttributes,
-)
+from bert_pld.data.shards import COLUMNS, FORMAT_NAME, MANIFEST_NAME, NO_PAIR, Manifest, Shard, ShardAttributes
+from bert_pld.files import TOKENIZER, VOCABULARY
 
 
 class MappedShard(Protocol):
@@ -59,7 +50,7 @@ class ShardedRows:
         self.data_dir = Path(data_dir)
         self.manifest = manifest or Manifest.read(self.data_dir)
         self.described_in = MANIFEST_NAME
-        self.vocabulary_path = self.data_dir / VOCABULARY_NAME
+        self.vocabulary_path = self.data_dir / VOCABULARY
         if self.manifest.format != self.format:
             raise ValueError(f"{self.data_dir / MANIFEST_NAME}: shards of format {self.manifest.format!r}")
         self.records = self.manifest.splits.get(split, [])
@@ -125,7 +116,7 @@ class ShardedRows:
         Raises:
             OSError: one of them is missing, or cannot be written.
         """
-        for name in (TOKENIZER_NAME, VOCABULARY_NAME):
+        for name in (TOKENIZER, VOCABULARY):
             shutil.copyfile(self.data_dir / name, folder / name)
 
     def _gather(

@@ -23,11 +23,9 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
@@ -35,6 +33,7 @@ from numpy.typing import NDArray
 
 from bert_pld.data.mapped_file import map_file
 from bert_pld.data.safety import own_dataset, refuse_links_out, require_plain_name
+from bert_pld.files import TOKENIZER, VOCABULARY, write_atomically, written_aside
 
 FORMAT_NAME = "bert_pld"
 FORMAT_VERSION = 1
@@ -42,7 +41,6 @@ NVIDIA_FORMAT_NAME = "nvidia"
 """In the manifest of a directory whose shards `bert_pld.data.nvidia_format` defines."""
 MANIFEST_NAME = "manifest.json"
 FORMATS = (FORMAT_NAME, NVIDIA_FORMAT_NAME)
-TOKENIZER_NAME, VOCABULARY_NAME = "tokenizer.json", "vocab.txt"
 OBJECTIVES = ("mlm+nsp", "mlm")
 SPLITS = ("train", "validation")
 COLUMNS = {"input_ids": None, "length": np.uint16, "segment_b_start": np.uint16, "next_sentence_label": np.int8}
@@ -153,52 +151,13 @@ class Manifest:
             raise ValueError(f"{path}: damaged manifest ({error!r})") from error
         for name in names:
             require_plain_name(name, path)
-        refuse_links_out(directory, [*names, MANIFEST_NAME, TOKENIZER_NAME, VOCABULARY_NAME])
+        refuse_links_out(directory, [*names, MANIFEST_NAME, TOKENIZER, VOCABULARY])
         return manifest
 
 
 def vocabulary_hash(entries: list[str]) -> str:
     """SHA-256 of a vocabulary given in id order."""
     return hashlib.sha256("".join(entry + "\n" for entry in entries).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    """`hashlib.file_digest` for Python 3.10, which lacks it."""
-    digest = hashlib.sha256()
-    while piece := file.read(1 << 20):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes its name only when all of it is on the disk; an error leaves nothing behind.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written.
-    """
-    aside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.partial")
-    try:
-        with open(aside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file aside, flush it to disk, and rename it into place."""
-    with written_aside(path) as file:
-        file.write(text.encode("utf-8"))
 
 
 def shard_name(split: str, index: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bert_pld.data.shards import file_sha256
+from bert_pld.files import file_sha256
 from bert_pld.glue.tasks import Task
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")

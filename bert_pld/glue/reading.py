@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bert_pld.data.shards import file_sha256
+from bert_pld.files import file_sha256
 from bert_pld.glue.tasks import Split, Task
 
 HUB_DATASET = "nyu-mll/glue"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pld.data.shards import write_atomically
+from bert_pld.files import write_atomically
 from bert_pld.glue.finetuning import Outcome, Settings
 from bert_pld.glue.tasks import Task
 

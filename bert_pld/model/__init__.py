@@ -1,6 +1,5 @@
 """BERT with switchable blocks: embeddings → gated blocks → heads, and its mapping to Hugging Face's classes."""
 
-from bert_pld.cost.flops import ModelFlops
 from bert_pld.model.bert import BertForPreTraining
 
-__all__ = ["BertForPreTraining", "ModelFlops"]
+__all__ = ["BertForPreTraining"]

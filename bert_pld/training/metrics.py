@@ -19,12 +19,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from bert_pld.config import RunConfig
+from bert_pld.cost.flops import ModelFlops
 from bert_pld.data.batches import MicroBatch
-from bert_pld.model import ModelFlops
+from bert_pld.files import METRICS
 from bert_pld.pld import Gates
 from bert_pld.training.monitors import Monitors
-
-METRICS = "metrics.jsonl"
 
 # Dense bf16/fp16 tensor-core peaks, TFLOP/s, from NVIDIA's data sheets; matched as substrings of the device's name.
 _PEAK_TFLOPS = {"GB200": 2500, "B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40": 181, "V100": 125}

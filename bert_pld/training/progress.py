@@ -11,14 +11,14 @@ import fcntl
 import json
 import os
 import re
+import socket
 import struct
 import time
 from pathlib import Path
 from typing import Any
 
-from bert_pld.cluster.run_lock import LOCK, _machine
+from bert_pld.files import CHECKPOINTS, CONFIG, METRICS, RUN_LOCK, STATE, boot_id
 
-_METRICS, _CONFIG, _STATE, _CHECKPOINTS = "metrics.jsonl", "config.json", "state.json", "checkpoints"
 _NAME = re.compile(r"step_(\d+)")
 _RECENT_LINES = 20
 _SILENT_S = 90.0
@@ -69,15 +69,15 @@ def read_progress(run_dir: Path, now: float | None = None) -> Progress:
     now = time.time() if now is None else now
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir}: no such folder; give a run's --output_dir")
-    if not any((run_dir / name).exists() for name in (_METRICS, _CONFIG, LOCK)):
-        raise ValueError(f"{run_dir}: not a run's folder (it has no {_METRICS}, {_CONFIG} or {LOCK})")
-    config, started = _read_config(run_dir / _CONFIG)
-    training, evaluation, written = _read_metrics(run_dir / _METRICS)
-    checkpoints = _read_checkpoints(run_dir / _CHECKPOINTS)
+    if not any((run_dir / name).exists() for name in (METRICS, CONFIG, RUN_LOCK)):
+        raise ValueError(f"{run_dir}: not a run's folder (it has no {METRICS}, {CONFIG} or {RUN_LOCK})")
+    config, started = _read_config(run_dir / CONFIG)
+    training, evaluation, written = _read_metrics(run_dir / METRICS)
+    checkpoints = _read_checkpoints(run_dir / CHECKPOINTS)
     last = training[-1] if training else {}
     step = int(last.get("step", max(checkpoints, default=0)))
     max_steps = _integer(config, "training", "max_steps", run_dir)
-    state, host = _state(run_dir / LOCK, now)
+    state, host = _state(run_dir / RUN_LOCK, now)
     if state != "running" and max_steps is not None and step >= max_steps:
         state = "finished"
     signs = [moment for moment in (written, *checkpoints.values()) if moment is not None]
@@ -123,7 +123,7 @@ def _integer(config: dict[str, Any], block: str, key: str, run_dir: Path) -> int
         return None
     value = config[block].get(key) if isinstance(config.get(block), dict) else None
     if not isinstance(value, int):
-        raise ValueError(f"{run_dir / _CONFIG}: {block}.{key}: {value!r}; must be an integer")
+        raise ValueError(f"{run_dir / CONFIG}: {block}.{key}: {value!r}; must be an integer")
     return value
 
 
@@ -164,7 +164,7 @@ def _read_checkpoints(directory: Path) -> dict[int, float]:
         match = _NAME.fullmatch(path.name)
         try:
             if match:
-                found[int(match[1])] = (path / _STATE).stat().st_mtime
+                found[int(match[1])] = (path / STATE).stat().st_mtime
         except OSError:  # pruned meanwhile, or broken: the run itself judges that
             continue
     return found
@@ -205,7 +205,7 @@ def _state(lock: Path, now: float) -> tuple[str, str | None]:
         return "running", host
     if not content.strip(b"\0 \n"):
         return "stopped", None
-    if holder.get("machine") == _machine():
+    if holder.get("machine") == (boot_id() or socket.gethostname()):
         return "killed", host
     return ("running" if now - written < _SILENT_S else "killed"), host
 

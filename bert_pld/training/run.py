@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bert_pld.checkpoint import format as files
+from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.resume import check_same_run, choose_checkpoint, load_weights
 from bert_pld.checkpoint.writer import CheckpointWriter
 from bert_pld.cluster import watchdog
@@ -29,9 +29,10 @@ from bert_pld.data.loader import check_matches_model, evaluation_batches, sample
 from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.order import positions_of_micro_batch
 from bert_pld.data.rows import ShardedRows
+from bert_pld.files import CONFIG, METRICS
 from bert_pld.model import BertForPreTraining
 from bert_pld.training.engine import make_engine
-from bert_pld.training.metrics import METRICS, Metrics
+from bert_pld.training.metrics import Metrics
 
 _VOCABULARY_MULTIPLE = 8
 
@@ -255,8 +256,8 @@ def prepare_run(
         check_same_run(start, config, training_rows.manifest)
         load_weights(model, start)
     elif initialize_from is not None:
-        checkpoint = files.resolve_checkpoint(initialize_from)
-        files.check_same_vocabulary(checkpoint, training_rows)
+        checkpoint = checkpoint_format.resolve_checkpoint(initialize_from)
+        checkpoint_format.check_same_vocabulary(checkpoint, training_rows)
         load_weights(model, checkpoint)
     model.use_backend(config.model.kernels, device.type)
     engine = make_engine(config, model)
@@ -281,7 +282,7 @@ def prepare_run(
 
 def _write_run_files(output_dir: Path, config: RunConfig, rows: ShardedRows, fresh: bool) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / files.CONFIG).write_text(json.dumps(config.as_json(), indent=2) + "\n")
+    (output_dir / CONFIG).write_text(json.dumps(config.as_json(), indent=2) + "\n")
     rows.save_tokenizer(output_dir)
     if fresh:
         (output_dir / METRICS).write_text("")

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pld.data.shards import write_atomically
+from bert_pld.files import write_atomically
 from data_prep.dedup.minhash import BANDS, HASHES
 from data_prep.spool import Spool, write_array
 

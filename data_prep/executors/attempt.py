@@ -25,7 +25,7 @@ from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
-from bert_pld.data.shards import write_atomically
+from bert_pld.files import write_atomically
 
 Task = Callable[[Path, int], None]
 

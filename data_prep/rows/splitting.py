@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pld.data.shards import SPLITS, write_atomically
+from bert_pld.data.shards import SPLITS
+from bert_pld.files import write_atomically
 from data_prep.dedup.duplicates import Duplicates
 from data_prep.spool import Spool
 

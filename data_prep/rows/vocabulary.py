@@ -12,8 +12,9 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 
-from bert_pld.data.shards import vocabulary_hash, write_atomically
+from bert_pld.data.shards import vocabulary_hash
 from bert_pld.data.tokenizer import CONTINUATION, SPECIAL_TOKENS, bert_normalizer, bert_tokenizer, count_capitals
+from bert_pld.files import write_atomically
 
 LARGEST_ALPHABET = 1000
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 256, 2**20

@@ -17,7 +17,8 @@ import numpy as np
 
 from bert_pld.data.masking import Vocabulary, mask_tokens
 from bert_pld.data.nvidia_format import encode, shard_name, write_nvidia_shard
-from bert_pld.data.shards import Shard, ShardRecord, write_atomically
+from bert_pld.data.shards import Shard, ShardRecord
+from bert_pld.files import write_atomically
 from data_prep.rows.splitting import Group
 
 DEFAULT_DUPE_FACTOR = 5

@@ -14,7 +14,7 @@ from typing import Any
 
 from bert_pld.cli import make_parser, run
 from bert_pld.config import load_config
-from bert_pld.model import ModelFlops
+from bert_pld.cost.flops import ModelFlops
 from bert_pld.pld.engine import make_schedule
 from bert_pld.plot import RunCurves, read_run
 

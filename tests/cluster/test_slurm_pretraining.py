@@ -14,7 +14,7 @@ from runs import REPOSITORY, read_metrics, small_config
 from slurm_cluster import SlurmCluster, require_slurm
 
 from bert_pld.checkpoint.format import list_checkpoints
-from bert_pld.cluster.run_lock import LOCK
+from bert_pld.files import RUN_LOCK
 
 SCRIPTS = REPOSITORY / "scripts" / "slurm"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
@@ -135,7 +135,7 @@ def test_job_on_two_nodes_preempted_twice_and_killed_once_goes_on_by_itself_and_
             return logged_steps(run_dir) >= enough
 
         wait_until(is_training, log.read_text)
-        whom = job if stop_it != "kill -9" else str(json.loads((run_dir / LOCK).read_text())["pid"])
+        whom = job if stop_it != "kill -9" else str(json.loads((run_dir / RUN_LOCK).read_text())["pid"])
         subprocess.run([*stop_it.split(), whom], env=cluster.environment, check=True)
         wait_until(lambda: facts(cluster, job)["JobState"] == "PENDING", log.read_text)
         stopped.append(int(list_checkpoints(run_dir / "checkpoints")[0].name.split("_")[1]))

@@ -10,7 +10,8 @@ import pytest
 from synthetic_rows import make_rows
 
 from bert_pld.data.rows import ShardedRows
-from bert_pld.data.shards import Manifest, Shard, ShardAttributes, file_sha256, write_shard
+from bert_pld.data.shards import Manifest, Shard, ShardAttributes, write_shard
+from bert_pld.files import file_sha256
 
 
 @pytest.mark.parametrize(("vocabulary_size", "dtype"), [(1000, np.uint16), (65_536, np.uint16), (65_537, np.uint32)])

@@ -5,7 +5,8 @@ import h5py
 import numpy as np
 import pytest
 
-from bert_pld.data.shards import Manifest, Shard, file_sha256, write_shard
+from bert_pld.data.shards import Manifest, Shard, write_shard
+from bert_pld.files import file_sha256
 from data_prep.__main__ import main
 
 

@@ -17,9 +17,9 @@ from benchmarks.paper.curves import read_curve
 from benchmarks.paper.suite import Started, Suite, conclude, plan_jobs
 from benchmarks.paper.variants import VARIANTS, Scale, configuration, lay_over, load_scale
 from bert_pld.checkpoint.format import list_checkpoints
-from bert_pld.cluster.run_lock import LOCK
 from bert_pld.config import ConfigError, load_config
-from bert_pld.model import ModelFlops
+from bert_pld.cost.flops import ModelFlops
+from bert_pld.files import RUN_LOCK
 from bert_pld.pld.engine import make_schedule
 
 TINY = {
@@ -272,9 +272,9 @@ def test_runs_of_a_suite_that_is_killed_save_themselves_and_end(command):
     suite.communicate()
     try:
         # A run that ends signs off: its lock is empty then.
-        wait_until(lambda: all((folder / LOCK).read_bytes() == b"" for folder in folders))
+        wait_until(lambda: all((folder / RUN_LOCK).read_bytes() == b"" for folder in folders))
     finally:
-        for held in filter(None, ((folder / LOCK).read_bytes() for folder in folders)):
+        for held in filter(None, ((folder / RUN_LOCK).read_bytes() for folder in folders)):
             os.kill(json.loads(held)["pid"], signal.SIGKILL)
     for folder in folders:
         last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]

@@ -9,7 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bert_pld.config import load_config
-from bert_pld.model import BertForPreTraining, ModelFlops
+from bert_pld.cost.flops import ModelFlops
+from bert_pld.model import BertForPreTraining
 from bert_pld.pld import BlockGate, Schedule, draw_gates
 
 ROWS, SEQ = 4, 16

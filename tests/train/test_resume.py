@@ -14,8 +14,8 @@ import pytest
 from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
 
 from bert_pld.checkpoint.format import fault, list_checkpoints, newest_valid, write_checksums
-from bert_pld.cluster.run_lock import LOCK
 from bert_pld.cluster.signals import EXIT_PREEMPTED
+from bert_pld.files import RUN_LOCK
 
 KEYS = ("step", "samples", "tokens", "loss", "mlm_loss", "nsp_loss", "lr", "theta", "kept_blocks", "eval_mlm_loss")
 
@@ -112,7 +112,10 @@ def test_signal_during_start_up_is_heeded_after_the_first_step(corpus, tmp_path)
     run_dir = tmp_path / "run"
     path = tmp_path / "c.json"
     path.write_text(json.dumps(config()))
-    code = kill_when(run_dir, pretrain_command(path, corpus, run_dir), lambda d: (d / LOCK).exists(), signal.SIGUSR1)
+    started = pretrain_command(path, corpus, run_dir)
+    code = kill_when(run_dir, started, lambda folder: (folder / RUN_LOCK).exists(), signal.SIGUSR1)
+        run_dir, pretrain_command(path, corpus, run_dir), lambda d: (d / RUN_LOCK).exists(), signal.SIGUSR1
+    )
     assert code == EXIT_PREEMPTED
     assert read_metrics(run_dir, "step") == [1]
     assert newest_valid(run_dir / "checkpoints").name == "step_00000001"

@@ -16,7 +16,8 @@ import time
 import pytest
 from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
 
-from bert_pld.cluster.run_lock import LOCK, RunLock, RunLockedError
+from bert_pld.cluster.run_lock import RunLock, RunLockedError
+from bert_pld.files import RUN_LOCK
 
 HOLDER = """
 import sys, time
@@ -50,7 +51,7 @@ def test_second_run_is_refused_by_name_and_a_killed_one_keeps_nothing(holder, tm
     lock.acquire()
     assert time.monotonic() - began < 1.0
     lock.release()
-    assert (tmp_path / LOCK).read_bytes() == b""
+    assert (tmp_path / RUN_LOCK).read_bytes() == b""
 
 
 @pytest.mark.parametrize("kernel", ["keeps_locks_to_one_node", "has_no_locks"])
@@ -69,13 +70,13 @@ def test_beat_of_another_machine_refuses_and_its_silence_frees(kernel, tmp_path,
     elsewhere._beating.join()
     here = RunLock(tmp_path, 0.05)
     here.acquire()
-    assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert json.loads((tmp_path / RUN_LOCK).read_text())["pid"] == os.getpid()
     here.release()
 
 
 def test_of_two_newcomers_after_a_dead_machine_one_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "lockf", lambda file, operation: None)
-    (tmp_path / LOCK).write_text(json.dumps({"token": "dead", "machine": "another boot", "beat": 3}))
+    (tmp_path / RUN_LOCK).write_text(json.dumps({"token": "dead", "machine": "another boot", "beat": 3}))
     outcomes = []
 
     def come():
