@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from data_prep.executors.choice.local import LocalExecutor
+from data_prep.executors.local import LocalExecutor
 
 if TYPE_CHECKING:
-    from data_prep.executors.choice.cluster import ClusterExecutor
+    from data_prep.executors.cluster import ClusterExecutor
 
 EXECUTORS = ("local", "slurm", "ray")
 MOST_WORKERS = 4096
@@ -120,10 +120,10 @@ def make_executor(options: ExecutorOptions) -> Iterator[LocalExecutor | ClusterE
 def _cluster_executor(options: ExecutorOptions) -> ClusterExecutor:
     # datatrove's executors take a second to import, and ray need not be there.
     if options.executor == "ray":
-        from data_prep.executors.choice.ray_cluster import RayExecutor
+        from data_prep.executors.ray_cluster import RayExecutor
 
         return RayExecutor(options.workers, options.ray_address or "local")
-    from data_prep.executors.choice.slurm import SlurmExecutor, SlurmOptions
+    from data_prep.executors.slurm import SlurmExecutor, SlurmOptions
 
     arguments = tuple(f"--{argument}" for argument in options.slurm_args)
     return SlurmExecutor(

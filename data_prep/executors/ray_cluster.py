@@ -18,7 +18,7 @@ from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.utils.logging import logger
 
 from data_prep.executors.attempt import Attempt, RunTasks
-from data_prep.executors.choice.cluster import ClusterExecutor
+from data_prep.executors.cluster import ClusterExecutor
 
 MOST_RANKS = 4096
 GONE_S = 60.0

@@ -20,7 +20,7 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 
 from data_prep.executors import slurm_queue
 from data_prep.executors.attempt import Attempt, RunTasks
-from data_prep.executors.choice.cluster import ClusterExecutor
+from data_prep.executors.cluster import ClusterExecutor
 
 SOURCE_ROOT = Path(__file__).resolve().parent.parent.parent
 

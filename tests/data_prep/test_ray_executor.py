@@ -9,7 +9,7 @@ from made_up_corpus import build
 from made_up_tasks import bad_line_at_one, die_once_at_two, new_build_dir, results
 
 from data_prep.executors.choice import cluster as cluster_executor
-from data_prep.executors.choice.ray_cluster import RayExecutor
+from data_prep.executors.ray_cluster import RayExecutor
 
 
 def digests(folder):

@@ -13,9 +13,9 @@ from made_up_tasks import bad_line_at_one, bug_at_one, die_at_two, new_build_dir
 from data_prep.__main__ import main
 from data_prep.executors.choice import cluster as cluster_executor
 from data_prep.executors.choice import slurm_queue
-from data_prep.executors.choice.slurm import SlurmExecutor, SlurmOptions
-from data_prep.executors.choice.slurm_queue import job_name
 from data_prep.executors.leftovers import end_leftovers
+from data_prep.executors.slurm import SlurmExecutor, SlurmOptions
+from data_prep.executors.slurm_queue import job_name
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -179,7 +179,7 @@ _SLOW_DRIVER = """
 import sys
 from pathlib import Path
 from made_up_tasks import square
-from data_prep.executors.choice.slurm import SlurmExecutor, SlurmOptions
+from data_prep.executors.slurm import SlurmExecutor, SlurmOptions
 SlurmExecutor(2, SlurmOptions()).run(square, Path(sys.argv[1]), range(400), lambda task: None)
 """
 

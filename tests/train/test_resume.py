@@ -114,8 +114,6 @@ def test_signal_during_start_up_is_heeded_after_the_first_step(corpus, tmp_path)
     path.write_text(json.dumps(config()))
     started = pretrain_command(path, corpus, run_dir)
     code = kill_when(run_dir, started, lambda folder: (folder / RUN_LOCK).exists(), signal.SIGUSR1)
-        run_dir, pretrain_command(path, corpus, run_dir), lambda d: (d / RUN_LOCK).exists(), signal.SIGUSR1
-    )
     assert code == EXIT_PREEMPTED
     assert read_metrics(run_dir, "step") == [1]
     assert newest_valid(run_dir / "checkpoints").name == "step_00000001"
