@@ -33,8 +33,11 @@ class Embeddings(nn.Module):
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """[B, S] ids and segments → [B, S, H]; or [T], with each token's position in its sequence, → [T, H]."""
-        position = self.position.weight[: input_ids.shape[1]] if positions is None else self.position(positions)
-        hidden_states = self.word(input_ids) + position + self.token_type(token_type_ids)
+        # Always through the module, padded or not: under ZeRO-3 every rank must gather the same modules in the same
+        # order, and whether a micro-batch has padding differs from rank to rank.
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        hidden_states = self.word(input_ids) + self.position(positions) + self.token_type(token_type_ids)
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
         return drop_out(hidden_states, self.dropout if self.training else 0.0)

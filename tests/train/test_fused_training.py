@@ -40,6 +40,19 @@ def test_two_ranks_at_every_stage_have_the_losses_of_one(stage, corpus, tmp_path
     assert actual == pytest.approx(expected, rel=1e-4)
 
 
+def test_zero_3_trains_where_one_rank_has_padding_and_the_other_has_none(corpus, tmp_path):
+    """Ranks that enter different modules wait for each other for ever; the stall timeout would end the run."""
+    config = small_config(
+        train_batch_size=2,
+        train_micro_batch_size_per_gpu=1,
+        model={"kernels": "triton", **NO_DROPOUT},
+        zero_optimization={"stage": 3},
+        training={"max_steps": 20, "eval_interval": 0, "checkpoint_interval": 0, "stall_timeout": 60},
+    )
+    run_pretrain(config, corpus, tmp_path / "run", ranks=2)
+    assert len(read_metrics(tmp_path / "run")) == 20
+
+
 def test_recomputed_post_norm_blocks_under_accumulation(corpus, tmp_path):
     options = {"normalization": "post", "activation_checkpointing": True}
     expected = losses(corpus, tmp_path / "one", "reference", steps=4, granularity="sample", **options)
