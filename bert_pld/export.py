@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bert_pld.cli import make_parser
 from bert_pld.cli import run as run_command
+from bert_pld.data.tokenizer import SPECIAL_TOKENS, bert_template
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,13 +34,8 @@ EXPORTED_FILES = (
     "tokenizer_config.json",
     "vocab.txt",
 )
-_SPECIAL_TOKENS = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
+_TOKEN_SETTINGS = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items()}
+"""The special tokens by the names of transformers' settings."""
 
 
 def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = False) -> None:
@@ -63,7 +59,7 @@ def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = F
     checkpoint = resolve_checkpoint(checkpoint)
     model, run = load_model(checkpoint)
     tokenizer = _load_tokenizer(checkpoint / "tokenizer.json", model.config)
-    pad_id = tokenizer.token_to_id(_SPECIAL_TOKENS["pad_token"])
+    pad_id = tokenizer.token_to_id(SPECIAL_TOKENS["pad"])
     hf_config, hf_state = to_hugging_face(model.state_dict(), model.config, pad_token_id=pad_id)
     hf_config.dtype = "float32"
 
@@ -94,13 +90,13 @@ def _check_output_dir(output_dir: Path, overwrite: bool) -> None:
 
 def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     """The checkpoint's tokenizer, completed to BERT's [CLS] A [SEP] B [SEP] where it lacks that."""
-    from tokenizers import Tokenizer, decoders, processors
+    from tokenizers import Tokenizer, decoders
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{path}: not a readable tokenizer ({error})") from error
-    ids = {token: tokenizer.token_to_id(token) for token in _SPECIAL_TOKENS.values()}
+    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS.values()}
     missing = [token for token, index in ids.items() if index is None]
     if missing:
         raise ValueError(f"{path}: lacks {', '.join(missing)}; must have {', '.join(ids)}")
@@ -112,11 +108,7 @@ def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     if tokenizer.decoder is None:
         tokenizer.decoder = decoders.WordPiece()
     if tokenizer.post_processor is None:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]",
-            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-            special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
-        )
+        tokenizer.post_processor = bert_template(ids)
     return tokenizer
 
 
@@ -130,10 +122,10 @@ def _write_tokenizer(folder: Path, checkpoint: Path, tokenizer: Tokenizer, max_l
         "model_max_length": max_length_tokens,
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "clean_up_tokenization_spaces": True,
-        **_SPECIAL_TOKENS,
+        **_TOKEN_SETTINGS,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    (folder / "special_tokens_map.json").write_text(json.dumps(_SPECIAL_TOKENS, indent=2) + "\n", encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps(_TOKEN_SETTINGS, indent=2) + "\n", encoding="utf-8")
 
 
 def model_card(run: RunConfig, model: ModelConfig, architecture: str, facts: dict[str, Any]) -> str:

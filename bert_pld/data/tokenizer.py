@@ -1,8 +1,8 @@
-"""BERT's tokenizer around the entries of a WordPiece vocabulary."""
+"""BERT's WordPiece tokenizer: its special tokens, its template, and how to build it from a vocabulary."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -14,10 +14,11 @@ from tokenizers.processors import TemplateProcessing
 
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 CONTINUATION = "##"
+"""Prefix of a token that continues a word."""
 
 
 def read_entries(path: Path) -> list[str]:
-    """The entries of a `vocab.txt` in id order.
+    """Return the entries of a `vocab.txt` in id order.
 
     Raises:
         ValueError: the file is missing or not UTF-8.
@@ -32,27 +33,42 @@ def read_entries(path: Path) -> list[str]:
 
 
 def count_capitals(entries: Sequence[str]) -> int:
-    """How many entries have capital letters, special tokens aside: none, or next to none, where it is uncased."""
+    """Count the entries with capital letters, without special tokens; an uncased vocabulary has almost none."""
     return sum(entry != entry.lower() for entry in entries if not entry.startswith("["))
 
 
 def bert_normalizer(cased: bool) -> BertNormalizer:
-    """Clean text, spaces around CJK characters; lower case and accents stripped unless cased."""
+    """Return BERT's normalizer: clean text, spaces around CJK characters; lower case and no accents unless `cased`."""
     return BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=not cased)
 
 
 def bert_tokenizer(entries: Sequence[str], cased: bool) -> Tokenizer:
-    """BERT's tokenizer over these entries, which include the five special tokens."""
+    """Return BERT's tokenizer for a vocabulary that includes the five special tokens.
+
+    Args:
+        entries: the vocabulary, in id order.
+        cased: whether to keep upper case and accents.
+    """
     tokenizer = Tokenizer(
         WordPiece({entry: index for index, entry in enumerate(entries)}, unk_token=SPECIAL_TOKENS["unk"])
     )
     tokenizer.normalizer = bert_normalizer(cased)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.decoder = WordPieceDecoder(prefix=CONTINUATION)
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, entries.index(token)) for token in (SPECIAL_TOKENS["cls"], SPECIAL_TOKENS["sep"])],
-    )
+    tokenizer.post_processor = bert_template({token: entries.index(token) for token in SPECIAL_TOKENS.values()})
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
     return tokenizer
+
+
+def bert_template(ids: Mapping[str, int]) -> TemplateProcessing:
+    """Return the post-processor that adds `[CLS]` and `[SEP]` as BERT does and numbers the segments.
+
+    Args:
+        ids: the ids of the special tokens, by token.
+    """
+    cls, sep = SPECIAL_TOKENS["cls"], SPECIAL_TOKENS["sep"]
+    return TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(token, ids[token]) for token in (cls, sep)],
+    )
