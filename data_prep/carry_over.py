@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from data_prep.plan import Markers, Plan
-from data_prep.sources.pieces import Piece
+from data_prep.sources.kind import Piece
 
 _DECIDE_READING = ("language", "keep_languages", "deduplicate")
 _SPOOL_SUFFIXES = (".txt", ".npz", ".sig")

@@ -26,10 +26,9 @@ from data_prep.plan import (
     remove_build,
 )
 from data_prep.progress import Progress
+from data_prep.rows.shard_files import MaskingPart, masking_parts, place_nvidia_shards, place_shards, write_parts
 from data_prep.rows.splitting import Group, Groups, make_groups
 from data_prep.rows.vocabulary import Vocabulary, read_vocabulary, train_vocabulary
-from data_prep.rows.write_nvidia import MaskingPart, masking_parts, place_nvidia_shards, write_parts
-from data_prep.rows.write_shards import place_shards
 from data_prep.spool import Spool
 from data_prep.tasks import (
     run_exact_task,

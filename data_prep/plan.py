@@ -30,9 +30,9 @@ from typing import Any
 
 from bert_pld.data.shards import MANIFEST_NAME
 from bert_pld.files import write_atomically
-from data_prep.executors.leftovers import end_leftovers
+from data_prep.executors.slurm_queue import end_leftovers
 from data_prep.sources import Source
-from data_prep.sources.pieces import Piece
+from data_prep.sources.kind import Piece
 
 BUILD_FOLDER = ".build"
 DATA_CARD_NAME, DATA_CARD_PAGE_NAME = "data_card.json", "data_card.html"

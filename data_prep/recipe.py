@@ -17,7 +17,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from data_prep.plan import BuildArguments
 from data_prep.sources import KINDS
-from data_prep.sources.pieces import Piece
+from data_prep.sources.kind import Piece
 from data_prep.spool import write_spool
 from data_prep.text.clean import clean_text, drop_reason
 from data_prep.text.language import language_drop_reason

@@ -17,11 +17,10 @@ from data_prep.dedup.duplicates import Comparisons, Duplicates, find_exact, find
 from data_prep.plan import Markers, Plan
 from data_prep.recipe import WriteSpool, reading_recipe, run_recipe
 from data_prep.rows.instances import packed_rows, pair_rows
+from data_prep.rows.shard_files import read_parts, write_group, write_nvidia_shards
 from data_prep.rows.splitting import Group, Groups
 from data_prep.rows.tokens import TokenizedDocuments, encode_documents
 from data_prep.rows.vocabulary import CONTINUATION, Vocabulary, read_vocabulary
-from data_prep.rows.write_nvidia import read_parts, write_nvidia_shards
-from data_prep.rows.write_shards import write_group
 from data_prep.spool import Spool
 
 

@@ -12,6 +12,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from data_prep.executors.attempt import open_attempts
+
 SCRIPT_NAME = "launch_script.slurm"
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol")
 QUEUE_S = 5.0
@@ -166,3 +168,23 @@ def _output(*command: str, environment: dict[str, str] | None = None) -> str:
     if done.returncode:
         raise OSError(" ".join(done.stderr.split()) or f"{command[0]} ended with exit status {done.returncode}")
     return done.stdout
+
+
+def end_leftovers(build_dir: Path) -> None:
+    """End the attempts that are open, whichever executor made them; Ray ends the tasks of a lost driver by itself.
+
+    Raises:
+        OSError: there are Slurm jobs to end, and Slurm does not answer or is not here.
+    """
+    attempts = open_attempts(build_dir)
+    for attempt in attempts:
+        attempt.stop()
+    if any((attempt.folder / SCRIPT_NAME).exists() for attempt in attempts):
+        if missing := missing_command():
+            raise OSError(
+                f"{build_dir}: jobs of a build that was killed may still run on Slurm, and {missing} is not on the"
+                " PATH; go on where jobs can be cancelled"
+            )
+        cancel_named(job_name(build_dir))
+    for attempt in attempts:
+        attempt.close()

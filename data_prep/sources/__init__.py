@@ -6,8 +6,8 @@ import dataclasses
 import difflib
 
 from data_prep.sources import books, hub, jsonl, parquet, python_docs, text, wikiextractor
+from data_prep.sources.kind import Piece, SourceKind
 from data_prep.sources.mediawiki import dump
-from data_prep.sources.pieces import Piece, SourceKind
 
 KINDS: dict[str, SourceKind] = {
     kind.name: kind

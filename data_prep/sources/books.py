@@ -6,10 +6,9 @@ import os
 import re
 from collections.abc import Iterator
 
-from data_prep.document import Document
-from data_prep.sources.hard_wrapped import blocks, is_hard_wrapped, join_lines
-from data_prep.sources.not_text import what_it_is
-from data_prep.sources.pieces import Piece, SourceKind, find_files, read_bytes, whole_files
+from data_prep.sources.kind import Document, Piece, SourceKind
+from data_prep.sources.local_files import find_files, read_bytes, what_it_is, whole_files
+from data_prep.sources.text import blocks, is_hard_wrapped, join_lines
 
 _MARK = r"^\s*\*\*\*\s*%s (?:OF )?(?:THIS |THE )?PROJECT GUTENBERG.*$"
 _START = re.compile(_MARK % "START", re.IGNORECASE | re.MULTILINE)

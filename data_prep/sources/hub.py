@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from data_prep.document import Document
 from data_prep.sources import hub_loading
-from data_prep.sources.columns import OPTIONS, Columns, batch_rows, choose_columns, documents_of
+from data_prep.sources.kind import Document, Piece, SourceKind
+from data_prep.sources.local_files import PIECE_BYTES
 from data_prep.sources.parquet import (
     RowRange,
     open_table,
@@ -28,8 +28,7 @@ from data_prep.sources.parquet import (
     selection_content,
     selection_text,
 )
-from data_prep.sources.pieces import PIECE_BYTES, Piece, SourceKind
-from data_prep.sources.place_options import split_options
+from data_prep.sources.tables import OPTIONS, Columns, batch_rows, choose_columns, documents_of, split_options
 
 DEFAULT_SPLIT = "train"
 _FOOTERS_AT_A_TIME = 8

@@ -12,17 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep.document import Document
-from data_prep.sources.pieces import (
-    LONGEST_DOCUMENT_BYTES,
-    Piece,
-    SourceKind,
-    cut_file,
-    find_files,
-    line_of,
-    read_utf8,
-    whole_files,
-)
+from data_prep.sources.kind import Document, Piece, SourceKind
+from data_prep.sources.local_files import LONGEST_DOCUMENT_BYTES, cut_file, find_files, line_of, read_utf8, whole_files
 
 LINE_END = re.compile(rb"\n")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}

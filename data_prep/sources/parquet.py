@@ -13,10 +13,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep.document import Document
-from data_prep.sources.columns import OPTIONS, Columns, batch_rows, choose_columns, documents_of
-from data_prep.sources.pieces import PIECE_BYTES, Piece, SourceKind, find_files
-from data_prep.sources.place_options import split_options
+from data_prep.sources.kind import Document, Piece, SourceKind
+from data_prep.sources.local_files import PIECE_BYTES, find_files
+from data_prep.sources.tables import OPTIONS, Columns, batch_rows, choose_columns, documents_of, split_options
 
 MOST_PARTS = 16
 """Of a row group: a part skips 8 times the rows that it reads on average, which costs little beside the rest."""

@@ -14,9 +14,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.document import Document
-from data_prep.sources.hard_wrapped import blocks, join_lines
-from data_prep.sources.pieces import Piece, SourceKind
+from data_prep.sources.kind import Document, Piece, SourceKind
+from data_prep.sources.text import blocks, join_lines
 
 _LEFT_OUT = {
     "test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "ensurepip", "pydoc_data",

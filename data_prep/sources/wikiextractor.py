@@ -6,10 +6,10 @@ import html
 import re
 from collections.abc import Iterator
 
-from data_prep.document import Document
 from data_prep.sources.jsonl import LINE_END, read_objects
-from data_prep.sources.pieces import Piece, SourceKind, cut_file, find_files, line_of, read_utf8
-from data_prep.sources.wiki_text import prose_of_article
+from data_prep.sources.kind import Document, Piece, SourceKind
+from data_prep.sources.local_files import cut_file, find_files, line_of, read_utf8
+from data_prep.sources.mediawiki.article_prose import prose_of_article
 
 _NEXT_ARTICLE = re.compile(rb"\n(?=<doc )")
 _ATTRIBUTE = re.compile(r'(\w+)="(.*?)"(?=\s+\w+="|\s*$)')

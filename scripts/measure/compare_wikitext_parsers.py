@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 from data_prep.sources.mediawiki import dump as wikipedia_dump
+from data_prep.sources.mediawiki.article_prose import prose_of_lines
 from data_prep.sources.mediawiki.site_info import SiteInfo
 from data_prep.sources.mediawiki.wikitext import (
     Article,
@@ -27,7 +28,6 @@ from data_prep.sources.mediawiki.wikitext import (
     without_tables,
     without_templates,
 )
-from data_prep.sources.mediawiki.wikitext_lines import prose_of_lines
 
 MARKS = ("[[", "]]", "{{", "}}", "<ref", "{|", "|-", "|}", "&nbsp;", "thumb|", "'''", "http")
 Way = Callable[[str, str, SiteInfo], str]

@@ -7,7 +7,7 @@ from datatrove.pipeline.base import PipelineStep
 import data_prep.document
 from data_prep.recipe import Drop, Normalise, ReadPieces, run_recipe
 from data_prep.sources import KINDS
-from data_prep.sources.pieces import Piece
+from data_prep.sources.kind import Piece
 from data_prep.text.clean import NOT_PROSE, TOO_SHORT, clean_text, drop_reason
 from data_prep.text.sentences import split_sentences
 

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from data_prep.executors.attempt import Attempt, Notes, RunTasks, open_attempts
-from data_prep.executors.choice import ExecutorOptions, add_executor_flags
+from data_prep.executors.options import ExecutorOptions, add_executor_flags
 
 
 def options(*flags):

@@ -10,7 +10,7 @@ from made_up_corpus import made_up_documents
 
 from data_prep.sources import Source, columns, parquet
 from data_prep.sources.parquet import RowRange
-from data_prep.sources.place_options import split_options
+from data_prep.sources.tables import split_options
 
 
 def documents(argument):

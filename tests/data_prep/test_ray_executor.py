@@ -8,7 +8,7 @@ import pytest
 from made_up_corpus import build
 from made_up_tasks import bad_line_at_one, die_once_at_two, new_build_dir, results
 
-from data_prep.executors.choice import cluster as cluster_executor
+from data_prep.executors.options import cluster as cluster_executor
 from data_prep.executors.ray_cluster import RayExecutor
 
 

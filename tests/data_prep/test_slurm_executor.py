@@ -11,11 +11,10 @@ from made_up_corpus import build
 from made_up_tasks import bad_line_at_one, bug_at_one, die_at_two, new_build_dir, no_room_at_one, results, square
 
 from data_prep.__main__ import main
-from data_prep.executors.choice import cluster as cluster_executor
-from data_prep.executors.choice import slurm_queue
-from data_prep.executors.leftovers import end_leftovers
+from data_prep.executors.options import cluster as cluster_executor
+from data_prep.executors.options import slurm_queue
 from data_prep.executors.slurm import SlurmExecutor, SlurmOptions
-from data_prep.executors.slurm_queue import job_name
+from data_prep.executors.slurm_queue import end_leftovers, job_name
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,8 +25,8 @@ FLAGS = [*LOCAL_FLAGS, "--executor", "slurm", "--workers", "2"]
 _DRIVER = """
 import sys
 import data_prep.plan, data_prep.rows.splitting
-from data_prep.executors.choice import cluster as cluster_executor
-from data_prep.executors.choice import slurm_queue
+from data_prep.executors.options import cluster as cluster_executor
+from data_prep.executors.options import slurm_queue
 from data_prep.__main__ import main
 data_prep.plan.READING_TASK_BYTES, data_prep.rows.splitting.GROUP_BYTES = 1 << 14, 1 << 14
 cluster_executor.RANKS_PER_WORKER, slurm_queue.QUEUE_S = 1, 0.5

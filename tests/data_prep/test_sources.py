@@ -4,7 +4,7 @@ import json
 import pytest
 
 from data_prep.sources import KINDS, Source
-from data_prep.sources.pieces import cut_file
+from data_prep.sources.local_files import cut_file
 from data_prep.sources.text import _BOUNDARY
 from data_prep.text.clean import clean_text
 

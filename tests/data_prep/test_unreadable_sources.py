@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from data_prep.sources import Source
-from data_prep.sources.not_text import what_it_is
+from data_prep.sources.local_files import what_it_is
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20
 

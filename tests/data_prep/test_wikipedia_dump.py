@@ -7,10 +7,10 @@ import pytest
 from made_up_dump import FOOT, HEAD, dump, made_up_pages, multistream, page
 
 from data_prep.sources import KINDS, Source
+from data_prep.sources.kind import Piece
 from data_prep.sources.mediawiki import bz2_blocks, export_xml
 from data_prep.sources.mediawiki import dump as wikipedia_dump
 from data_prep.sources.mediawiki.dump import list_pieces, read_piece
-from data_prep.sources.pieces import Piece
 
 PROSE = "The made-up animal lives in the high mountains of the north. "
 

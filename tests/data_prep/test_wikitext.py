@@ -3,9 +3,9 @@ import time
 
 import pytest
 
-from data_prep.sources.mediawiki.latex_text import text_of_latex
 from data_prep.sources.mediawiki.site_info import CANONICAL_NAMES, SiteInfo
 from data_prep.sources.mediawiki.wikitext import article_of_wikitext
+from data_prep.sources.mediawiki.wikitext_inline import text_of_latex
 
 SITE = SiteInfo({**CANONICAL_NAMES, "fails": 6, "attēls": 6, "kategoreja": 14})
 SUBJECT = "The quick brown fox jumps over the "

@@ -13,12 +13,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.document import Document
+from data_prep.sources.kind import Document, Piece, SourceKind
+from data_prep.sources.local_files import find_files, line_of
 from data_prep.sources.mediawiki.bz2_blocks import SIGNATURE, read_blocks
 from data_prep.sources.mediawiki.export_xml import Chunk, Page, read_pages
 from data_prep.sources.mediawiki.site_info import ARTICLES, HEAD_BYTES, SiteInfo, read_site_info
 from data_prep.sources.mediawiki.wikitext import article_of_wikitext
-from data_prep.sources.pieces import Piece, SourceKind, find_files, line_of
 
 XML_PIECE_BYTES = 16 << 20
 BZ2_PIECE_BYTES = 4 << 20

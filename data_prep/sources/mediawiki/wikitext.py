@@ -12,10 +12,9 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from data_prep.sources.mediawiki.latex_text import text_of_latex
+from data_prep.sources.mediawiki.article_prose import prose_of_lines
 from data_prep.sources.mediawiki.site_info import SiteInfo
-from data_prep.sources.mediawiki.wikitext_lines import prose_of_lines
-from data_prep.sources.mediawiki.wikitext_links import without_external_links, without_links
+from data_prep.sources.mediawiki.wikitext_inline import text_of_latex, without_external_links, without_links
 from data_prep.sources.mediawiki.wikitext_templates import DROPPED, expand, is_disambiguation, name_of
 
 DEEPEST_NESTING = 40

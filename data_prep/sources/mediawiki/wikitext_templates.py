@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from data_prep.sources.mediawiki.template_arguments import Arguments
 from data_prep.sources.mediawiki.template_numbers import (
+    Arguments,
     date,
     fraction,
     height,

@@ -1,52 +1,17 @@
-"""What a kind of source is, and the local files behind it: found in a fixed order and cut between documents."""
+"""Local files as pieces: found in a fixed order, cut between documents, read as UTF-8 text."""
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import os
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data_prep.document import Document
-from data_prep.sources.not_text import what_it_is
+from data_prep.sources.kind import Piece
 
 PIECE_BYTES = 8 << 20
 """Files larger than this are cut; a piece is read into memory whole."""
 LONGEST_DOCUMENT_BYTES = 64 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """A part of a source that is read by itself: bytes [start, end) of a file, or an embedded corpus."""
-
-    kind: str
-    path: str
-    start: int
-    end: int
-    selection: str = ""
-    """What of the file is meant where a range of bytes cannot say it; `end - start` is then its size, estimated."""
-
-    @property
-    def bytes(self) -> int:
-        """Size in bytes."""
-        return self.end - self.start
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceKind:
-    """One kind of source: how to find its pieces and how to read one."""
-
-    name: str
-    summary: str
-    example: str
-    list_pieces: Callable[[str], list[Piece]]
-    """From the place the user gave to pieces in a fixed order; raises ValueError where there are none."""
-    read_piece: Callable[[Piece], Iterator[Document]]
-    needs_place: bool = True
-    licence: str = "not recorded: as whoever holds the rights in the text allows"
-    """Of the text, for the data card."""
 
 
 def find_files(where: str, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
@@ -168,3 +133,45 @@ def line_of(path: str, offset: int) -> int:
             lines += block.count(b"\n")
             offset -= len(block)
     return lines
+
+
+_BEGINNINGS = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"%PDF-": "a PDF",
+    b"PK\x03\x04": "a zip archive (or EPUB, DOCX, ODT)",
+    b"\x1f\x8b": "compressed with gzip",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"{\\rtf": "an RTF document",
+    b"\xd0\xcf\x11\xe0": "an old Word document",
+    b"PAR1": "a Parquet file",
+    b"\x7fELF": "a program",
+}
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1a\x1b"))
+MOST_CONTROLS = 0.01
+
+
+def what_it_is(data: bytes) -> str | None:
+    """What the bytes of a file are, if they are not text in a one-byte encoding or UTF-8; None if they may be.
+
+    Args:
+        data: the file, or its beginning.
+    """
+    for beginning, what in _BEGINNINGS.items():
+        if data.startswith(beginning):
+            return what
+    if data.startswith(_UTF_16_MARKS):
+        return "UTF-16"
+    if (nul := data.find(b"\0")) >= 0:
+        if data.count(b"\0") > len(data) // 4:
+            return f"binary, or UTF-16 without a byte order mark (NUL at byte {nul})"
+        return f"binary (NUL at byte {nul})"
+    if len(data) - len(data.translate(None, _CONTROLS)) > MOST_CONTROLS * len(data):
+        return f"binary (more than {MOST_CONTROLS:.0%} control characters)"
+    return None

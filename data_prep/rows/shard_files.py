@@ -1,4 +1,6 @@
-"""Native shards of a build to shards of NVIDIA's format: every row with several sets of masks, in files of their own.
+"""Rows to shard files, native or in NVIDIA's format, and the shards to their final names.
+
+In NVIDIA's format every row with several sets of masks, in files of their own.
 
 Duplicate k of a row has the masks that dynamic masking draws for it in epoch k under the build's seed. These depend on
 the row's running index in its split, which is known only once all groups are written: so masking is a stage of its own,
@@ -17,9 +19,51 @@ import numpy as np
 
 from bert_pld.data.masking import Vocabulary, mask_tokens
 from bert_pld.data.nvidia_format import encode, shard_name, write_nvidia_shard
-from bert_pld.data.shards import Shard, ShardRecord
+from bert_pld.data.shards import Rows, Shard, ShardAttributes, ShardRecord, write_shard
+from bert_pld.data.shards import shard_name as native_shard_name
 from bert_pld.files import write_atomically
 from data_prep.rows.splitting import Group
+
+
+def write_group(
+    folder: Path, group: Group, rows: Rows, attributes: ShardAttributes, shard_rows: int
+) -> list[dict[str, Any]]:
+    """Write a group's rows as shards of at most `shard_rows` rows.
+
+    Returns:
+        The records of the shards, in order, as dictionaries.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    count = len(rows["length"])
+    records = []
+    for part, first in enumerate(range(0, count, shard_rows)):
+        path = folder / f"{group.split}_{group.number:05d}_{part:03d}.hdf5"
+        piece = {name: column[first : first + shard_rows] for name, column in rows.items()}
+        records.append(dataclasses.asdict(write_shard(path, piece, attributes)))
+    return records
+
+
+def place_shards(
+    folder: Path, output_dir: Path, records_of_groups: list[tuple[Group, list[dict[str, Any]]]]
+) -> dict[str, list[ShardRecord]]:
+    """Move all shards from the build folder to their final names; those moved before an interruption stay.
+
+    Returns:
+        The records of each split, with the final names.
+    """
+    splits: dict[str, list[ShardRecord]] = {}
+    for group, records in records_of_groups:
+        placed = splits.setdefault(group.split, [])
+        for content in records:
+            record = ShardRecord(**content)
+            name = native_shard_name(group.split, len(placed))
+            if (folder / record.file).is_file():
+                os.replace(folder / record.file, output_dir / name)
+            placed.append(dataclasses.replace(record, file=name))
+    return splits
+
 
 DEFAULT_DUPE_FACTOR = 5
 _PARTS_NAME = "masking.json"
