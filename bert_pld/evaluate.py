@@ -32,9 +32,9 @@ def main(options: argparse.Namespace) -> None:
     import torch
 
     from bert_pld.checkpoint.format import check_same_vocabulary, load_model, resolve_checkpoint
-    from bert_pld.data.data_directory import resolve_data_dir
     from bert_pld.data.loader import check_matches_model, evaluation_batches
     from bert_pld.data.nvidia_rows import open_rows
+    from bert_pld.data.rows import resolve_data_dir
     from bert_pld.files import VOCABULARY
     from bert_pld.training.evaluation import evaluate
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from bert_pld.data.masking import Vocabulary as MaskingVocabulary
+from bert_pld.data.masking import MaskingVocabulary
 from bert_pld.data.shards import Rows, ShardAttributes
 from data_prep.dedup.duplicates import Comparisons, Duplicates, find_exact, find_near
 from data_prep.plan import Markers, Plan

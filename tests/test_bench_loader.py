@@ -48,7 +48,7 @@ def test_a_directory_of_several_lengths_is_measured(tmp_path, capsys):
     alone = ["--contenders=ours", "--workers=0", "--masking=static", "--shuffles=global"]
     assert run(*TINY, *alone, "--data_dir", str(tmp_path), "--seq_lengths=32,16") == 0
     assert run(*TINY, *alone, "--data_dir", str(tmp_path), "--seq_lengths=64") == 1
-    assert "no seq_64 for data.seq_length 64; there are seq_16, seq_32" in capsys.readouterr().err
+    assert "no seq_64 for data.seq_length 64; found seq_16, seq_32" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

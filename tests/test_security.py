@@ -17,9 +17,8 @@ from test_structure import tracked
 
 from bert_pld.config import load_config
 from bert_pld.config_secrets import without_secrets
-from bert_pld.data.data_directory import resolve_data_dir
 from bert_pld.data.nvidia_format import find_shards, read_header
-from bert_pld.data.rows import ShardedRows
+from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.data.shards import Manifest, Shard
 
 SHARD = "train_00000.hdf5"

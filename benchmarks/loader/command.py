@@ -26,9 +26,8 @@ from benchmarks.loader.locality import cold_cache_seconds, regions_touched
 from benchmarks.loader.made_up_rows import write_made_up_rows
 from benchmarks.options import chosen, positive_integers
 from bert_pld.config import DataConfig
-from bert_pld.data.data_directory import resolve_data_dir
 from bert_pld.data.loader import SHUFFLES
-from bert_pld.data.rows import ShardedRows
+from bert_pld.data.rows import ShardedRows, resolve_data_dir
 
 EXAMPLE = "python -m benchmarks loader --data_dir shards/ --json loader.json"
 

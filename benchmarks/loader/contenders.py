@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bert_pld.data.loader import training_batches
-from bert_pld.data.masking import Vocabulary
+from bert_pld.data.masking import MaskingVocabulary
 from bert_pld.data.rows import ShardedRows
 
 OURS, HUGGING_FACE = "ours", "hugging_face"
@@ -55,7 +55,7 @@ def hugging_face_batches(
     """
     from transformers import DataCollatorForLanguageModeling
 
-    vocabulary = Vocabulary.read(rows.data_dir, rows.manifest)
+    vocabulary = MaskingVocabulary.read(rows.data_dir, rows.manifest)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         collator = DataCollatorForLanguageModeling(
@@ -78,7 +78,7 @@ def hugging_face_batches(
 class _Examples(Dataset):
     """Rows as the examples that a tokenizer would have returned."""
 
-    def __init__(self, rows: ShardedRows, vocabulary: Vocabulary, offsets: bool) -> None:
+    def __init__(self, rows: ShardedRows, vocabulary: MaskingVocabulary, offsets: bool) -> None:
         self.rows, self.vocabulary, self.offsets = rows, vocabulary, offsets
 
     def __len__(self) -> int:

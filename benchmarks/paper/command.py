@@ -129,7 +129,7 @@ def describe(options: argparse.Namespace, seq_length: int, gpus: int, at_once: i
 
 def describe_data(data_dir: Path, seq_length: int) -> dict[str, Any]:
     """What was trained on: rows, tokens, vocabulary, and the fingerprint that tells whether another's is the same."""
-    from bert_pld.data.data_directory import resolve_data_dir
+    from bert_pld.data.rows import resolve_data_dir
     from bert_pld.data.shards import Manifest
 
     manifest = Manifest.read(resolve_data_dir(data_dir, seq_length))

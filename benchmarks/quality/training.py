@@ -19,10 +19,9 @@ from benchmarks.timing import ceiling_gflops
 from benchmarks.train.contenders import import_hugging_face, one_line, recompiling
 from bert_pld.config import RunConfig
 from bert_pld.data.batches import MicroBatch
-from bert_pld.data.data_directory import resolve_data_dir
 from bert_pld.data.loader import evaluation_batches, training_batches
 from bert_pld.data.nvidia_rows import open_rows
-from bert_pld.data.rows import ShardedRows
+from bert_pld.data.rows import ShardedRows, resolve_data_dir
 
 
 def open_data(config: RunConfig, data_dir: Path, split: str) -> ShardedRows:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bert_pld.data.masking import MaskedTokens, Vocabulary, mask_tokens
+from bert_pld.data.masking import MaskedTokens, MaskingVocabulary, mask_tokens
 from bert_pld.data.nvidia_rows import NvidiaRows
 from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import NO_PAIR
@@ -164,7 +164,7 @@ class MicroBatchMaker:
     """Turns row indices into micro-batches; holds what stays the same through a run."""
 
     rows: ShardedRows
-    vocabulary: Vocabulary
+    vocabulary: MaskingVocabulary
     masking_seed: int
     mask_probability: float
     whole_word: bool

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from bert_pld.data.batches import MicroBatch, MicroBatchMaker, PackedMicroBatches
 from bert_pld.data.block_order import BlockOrder
 from bert_pld.data.groups import EvaluationGroups, MicroBatchGroups, TrainingGroups
-from bert_pld.data.masking import Vocabulary
+from bert_pld.data.masking import MaskingVocabulary
 from bert_pld.data.order import GlobalOrder
 from bert_pld.data.rows import ShardedRows
 from bert_pld.data.workers import guard_worker, naming_dead_workers
@@ -209,7 +209,7 @@ def _maker(
         raise ValueError(f"data.masking '{masking}': must be one of {', '.join(MASKING_MODES)}")
     if not 0 < mask_probability < 1:
         raise ValueError(f"data.mask_probability {mask_probability}: must be in (0, 1)")
-    vocabulary = Vocabulary.read(rows.data_dir, rows.manifest, rows.vocabulary_path)
+    vocabulary = MaskingVocabulary.read(rows.data_dir, rows.manifest, rows.vocabulary_path)
     own_masks = masking == "static" and rows.has_masks
     return MicroBatchMaker(rows, vocabulary, masking_seed, mask_probability, whole_word, own_masks)
 

@@ -33,7 +33,7 @@ _POSITION_MASK = np.uint64(2**16 - 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Vocabulary:
+class MaskingVocabulary:
     """What masking must know of a WordPiece vocabulary."""
 
     size: int
@@ -72,7 +72,7 @@ class Vocabulary:
         return (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
 
     @classmethod
-    def read(cls, data_dir: str | Path, manifest: Manifest, path: Path | None = None) -> Vocabulary:
+    def read(cls, data_dir: str | Path, manifest: Manifest, path: Path | None = None) -> MaskingVocabulary:
         """Read a data directory's vocabulary, `vocab.txt` or the file at `path`, and check it against the manifest.
 
         Raises:
@@ -115,7 +115,7 @@ def mask_tokens(
     row_indices: Int64Array,
     epochs: Int64Array,
     *,
-    vocabulary: Vocabulary,
+    vocabulary: MaskingVocabulary,
     seed: int,
     mask_probability: float = 0.15,
     whole_word: bool = False,
@@ -197,7 +197,7 @@ def _choose_words(
     selection: UInt32Array,
     budgets: Int64Array,
     row_words: UInt32Array,
-    vocabulary: Vocabulary,
+    vocabulary: MaskingVocabulary,
 ) -> Int64Array:
     """Whole words of each row until its budget is met: their tokens' flat indices, ascending."""
     batch, seq_length = input_ids.shape
@@ -227,7 +227,7 @@ def _choose_words(
     return tokens[is_taken[word_of_token]]
 
 
-def _replace(labels: Int64Array, words: UInt32Array, vocabulary: Vocabulary) -> Int64Array:
+def _replace(labels: Int64Array, words: UInt32Array, vocabulary: MaskingVocabulary) -> Int64Array:
     """What stands in the place of each chosen token: [MASK], a random entry or itself."""
     replaced = np.where(words < _MASK_BELOW, vocabulary.mask_id, labels)
     random = np.flatnonzero((words >= _MASK_BELOW) & (words < _RANDOM_BELOW))

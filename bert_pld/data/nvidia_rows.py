@@ -22,7 +22,7 @@ from bert_pld.data.shards import (
     vocabulary_hash,
 )
 from bert_pld.data.tokenizer import SPECIAL_TOKENS, bert_tokenizer, count_capitals, read_entries
-from bert_pld.data.unpacked_shards import Source, UnpackedShard, unpack_all, unpacked
+from bert_pld.data.unpacked_shards import PackedShard, UnpackedShard, unpack_all, unpacked
 from bert_pld.files import TOKENIZER, VOCABULARY, write_atomically
 
 _LARGEST_SHARE_OF_CAPITALS = 0.01
@@ -66,7 +66,7 @@ class NvidiaRows(ShardedRows):
             expected = Header(record.rows, self.attributes.seq_length, self._predictions, self._has_pairs)
             if header != expected:
                 raise ValueError(f"{path}: has {header}, expected {expected}")
-            self._sources.append(Source.of(path, header, dtype))
+            self._sources.append(PackedShard.of(path, header, dtype))
         unpack_all(self._sources)
         for index in range(len(self._sources)):  # not kept: a fault is to be known now, not when its turn comes
             self._open_shard(index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +14,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.data.mapped_file import read_ahead
+from bert_pld.data.safety import refuse_links_out
 from bert_pld.data.shards import COLUMNS, FORMAT_NAME, MANIFEST_NAME, NO_PAIR, Manifest, Shard, ShardAttributes
 from bert_pld.files import TOKENIZER, VOCABULARY
+
+_SEQ_DIRECTORY = re.compile(r"seq_(\d+)")
+
+
+def resolve_data_dir(data_dir: str | Path, seq_length: int) -> Path:
+    """Return the data directory for sequences of `seq_length` tokens.
+
+    A build for several lengths writes `DIR/seq_128`, `DIR/seq_512`, …; each is a data directory of its own.
+
+    Args:
+        data_dir: a data directory, or a directory of `seq_<S>` directories without a manifest.
+        seq_length: `data.seq_length` of the run.
+
+    Returns:
+        `data_dir/seq_<seq_length>` for a directory of several lengths, otherwise `data_dir`. This function does not
+        check that the data directory is valid; its readers do.
+
+    Raises:
+        ValueError: `seq_<S>` directories exist, but not for this length; or it is a symlink out of `data_dir`.
+    """
+    directory = Path(data_dir)
+    if (directory / MANIFEST_NAME).exists() or not directory.is_dir():
+        return directory
+    found = [match for path in directory.iterdir() if path.is_dir() and (match := _SEQ_DIRECTORY.fullmatch(path.name))]
+    names = dict(sorted((int(match[1]), match[0]) for match in found))
+    if not names:
+        return directory
+    if seq_length not in names:
+        raise ValueError(
+            f"data directory {directory}: no seq_{seq_length} for data.seq_length {seq_length}; found"
+            f" {', '.join(names.values())}"
+        )
+    refuse_links_out(directory, [names[seq_length]])
+    return directory / names[seq_length]
 
 
 class MappedShard(Protocol):

@@ -46,7 +46,7 @@ def cache_directory() -> Path:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class PackedShard:
     """A shard as it was when the data directory was opened."""
 
     path: Path
@@ -57,7 +57,7 @@ class Source:
     changed_ns: int
 
     @classmethod
-    def of(cls, path: Path, header: Header, token_dtype: type[np.unsignedinteger[Any]]) -> Source:
+    def of(cls, path: Path, header: Header, token_dtype: type[np.unsignedinteger[Any]]) -> PackedShard:
         """The shard as it is now."""
         status = path.stat()
         return cls(path, header, token_dtype, status.st_size, status.st_mtime_ns)
@@ -92,7 +92,7 @@ class UnpackedShard:
             self.offsets[name] = offset
 
 
-def unpacked(source: Source) -> UnpackedShard:
+def unpacked(source: PackedShard) -> UnpackedShard:
     """The unpacked shard, made now if it is not there.
 
     Raises:
@@ -102,7 +102,7 @@ def unpacked(source: Source) -> UnpackedShard:
     return UnpackedShard(source.file)
 
 
-def unpack_all(sources: Sequence[Source]) -> None:
+def unpack_all(sources: Sequence[PackedShard]) -> None:
     """Unpack those shards that are not unpacked yet. Processes that do the same at the same time share the work.
 
     Raises:
@@ -130,7 +130,7 @@ def unpack_all(sources: Sequence[Source]) -> None:
         raise ValueError(f"{directory}: cannot unpack shards here ({error}); set {CACHE_VARIABLE}") from error
 
 
-def _unpack_if_free(directory: Path, source: Source, wait: bool) -> bool:
+def _unpack_if_free(directory: Path, source: PackedShard, wait: bool) -> bool:
     """Unpack a shard unless another process is about it; whether it is there now."""
     with _lock(directory / f".{source.key}.lock", wait) as got:
         if not got:
@@ -155,21 +155,21 @@ def _lock(path: Path, wait: bool) -> Iterator[bool]:
         yield True
 
 
-def _unpack(directory: Path, source: Source) -> None:
+def _unpack(directory: Path, source: PackedShard) -> None:
     aside = directory / f".{source.key}.{os.getpid()}.partial"
     try:
         with open(aside, "w+b") as file:
             _write(file, source)
             file.flush()
             os.fsync(file.fileno())
-        if Source.of(source.path, source.header, source.token_dtype) != source:
+        if PackedShard.of(source.path, source.header, source.token_dtype) != source:
             raise ValueError(f"{source.path}: has changed since it was opened")
         os.replace(aside, source.file)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def _write(file: BinaryIO, source: Source) -> None:
+def _write(file: BinaryIO, source: PackedShard) -> None:
     """Columns at their places; all the room is taken before the first row is read."""
     layout, size = _layout(source)
     _reserve(file, size)
@@ -194,7 +194,7 @@ def _write(file: BinaryIO, source: Source) -> None:
     file.write(json.dumps(content).encode().ljust(_HEADER_BYTES))
 
 
-def _layout(source: Source) -> tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...], int]], int]:
+def _layout(source: PackedShard) -> tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...], int]], int]:
     """Type, shape and offset of each column, and the size of the file."""
     header, ids = source.header, np.dtype(source.token_dtype)
     of_row, of_mask = (header.rows, header.seq_length), (header.rows, header.predictions)
@@ -222,7 +222,7 @@ def _reserve(file: BinaryIO, size: int) -> None:
         file.truncate(size)
 
 
-def _check_room(directory: Path, waiting: Sequence[Source]) -> None:
+def _check_room(directory: Path, waiting: Sequence[PackedShard]) -> None:
     """Refuse before anything is written where all that is to be unpacked cannot fit; what others write now counts."""
     free = shutil.disk_usage(directory).free
     for partial in directory.glob(".*.partial"):

@@ -24,11 +24,10 @@ from bert_pld.cluster.run_lock import RunLock
 from bert_pld.cluster.signals import Preemption
 from bert_pld.config import BATCH_KEYS, ConfigError, RunConfig, resolve_batch_sizes
 from bert_pld.data.batches import MicroBatch
-from bert_pld.data.data_directory import resolve_data_dir
 from bert_pld.data.loader import check_matches_model, evaluation_batches, sample_order, training_batches
 from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.order import positions_of_micro_batch
-from bert_pld.data.rows import ShardedRows
+from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.files import CONFIG, METRICS
 from bert_pld.model import BertForPreTraining
 from bert_pld.training.engine import make_engine

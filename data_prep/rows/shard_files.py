@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_pld.data.masking import Vocabulary, mask_tokens
+from bert_pld.data.masking import MaskingVocabulary, mask_tokens
 from bert_pld.data.nvidia_format import encode, shard_name, write_nvidia_shard
 from bert_pld.data.shards import Rows, Shard, ShardAttributes, ShardRecord, write_shard
 from bert_pld.data.shards import shard_name as native_shard_name
@@ -108,7 +108,7 @@ def read_parts(build_dir: Path) -> list[MaskingPart]:
 
 
 def write_nvidia_shards(
-    folder: Path, part: MaskingPart, dupe_factor: int, vocabulary: Vocabulary, seed: int
+    folder: Path, part: MaskingPart, dupe_factor: int, vocabulary: MaskingVocabulary, seed: int
 ) -> list[dict[str, Any]]:
     """Mask a native shard and write one shard of NVIDIA's format for each duplicate beside it.
 

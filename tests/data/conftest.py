@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from synthetic_rows import SPECIAL_TOKENS, make_entries, make_rows
 
-from bert_pld.data.masking import Vocabulary
+from bert_pld.data.masking import MaskingVocabulary
 from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import Manifest, ShardAttributes, shard_name, vocabulary_hash, write_shard
 
@@ -49,4 +49,4 @@ def train_rows(make_data_dir):
 def vocabulary():
     """1,000 entries, as in the data directories."""
     continuation = np.array([entry.startswith("##") for entry in make_entries(1000)])
-    return Vocabulary(1000, **{f"{k}_id": v for k, v in SPECIAL_TOKENS.items()}, is_continuation=continuation)
+    return MaskingVocabulary(1000, **{f"{k}_id": v for k, v in SPECIAL_TOKENS.items()}, is_continuation=continuation)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic_rows import SPECIAL_TOKENS, make_rows
 
-from bert_pld.data.masking import Vocabulary, _choose_tokens, mask_tokens
+from bert_pld.data.masking import MaskingVocabulary, _choose_tokens, mask_tokens
 from bert_pld.data.shards import Manifest
 
 SPECIAL_IDS = list(SPECIAL_TOKENS.values())
@@ -124,7 +124,7 @@ def test_whole_words_are_masked_whole(corpus, vocabulary):
 
 
 def test_whole_word_equals_single_tokens_where_every_word_is_one_token(corpus):
-    vocabulary = Vocabulary(
+    vocabulary = MaskingVocabulary(
         1000, **{f"{k}_id": v for k, v in SPECIAL_TOKENS.items()}, is_continuation=np.zeros(1000, bool)
     )
     tokens, words = (mask(corpus, vocabulary, whole_word=whole_word) for whole_word in (False, True))
@@ -169,24 +169,24 @@ def test_tiny_rows(vocabulary, whole_word):
 def test_vocabulary_is_read_and_checked(make_data_dir):
     directory, _ = make_data_dir()
     manifest = Manifest.read(directory)
-    vocabulary = Vocabulary.read(directory, manifest)
+    vocabulary = MaskingVocabulary.read(directory, manifest)
     assert vocabulary.special_ids == (0, 100, 101, 102, 103)
     assert vocabulary.is_continuation[[102, 105, 106, 108]].tolist() == [False, True, False, True]
     assert len(vocabulary.replacement_ids) == 995
     path = directory / "vocab.txt"
     path.write_text(path.read_text().replace("w200\n", "w201x\n"))
     with pytest.raises(ValueError, match=r"vocab\.txt: 1000 entries are not the vocabulary that made the shards"):
-        Vocabulary.read(directory, manifest)
+        MaskingVocabulary.read(directory, manifest)
     path.unlink()
     with pytest.raises(ValueError, match=r"vocab\.txt: not a readable vocabulary"):
-        Vocabulary.read(directory, manifest)
+        MaskingVocabulary.read(directory, manifest)
 
 
 def test_impossible_special_tokens_are_refused():
     with pytest.raises(ValueError, match=r"five different ids in \[0, 10\)"):
-        Vocabulary(10, 0, 1, 2, 3, 10, np.zeros(10, bool))
+        MaskingVocabulary(10, 0, 1, 2, 3, 10, np.zeros(10, bool))
     with pytest.raises(ValueError, match="five different ids"):
-        Vocabulary(10, 0, 1, 2, 3, 3, np.zeros(10, bool))
+        MaskingVocabulary(10, 0, 1, 2, 3, 3, np.zeros(10, bool))
 
 
 @pytest.mark.parametrize(

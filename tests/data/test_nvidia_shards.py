@@ -14,7 +14,7 @@ from runs import VOCABULARY
 from static_shards import make_static_rows, write_static_corpus, write_static_shard
 
 from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
-from bert_pld.data.masking import MaskedTokens, Vocabulary, mask_tokens
+from bert_pld.data.masking import MaskedTokens, MaskingVocabulary, mask_tokens
 from bert_pld.data.nvidia_format import encode, find_shards, predictions_per_row, read_blocks, write_nvidia_shard
 from bert_pld.data.nvidia_rows import NvidiaRows, open_rows
 from bert_pld.data.rows import ShardedRows
@@ -90,7 +90,7 @@ def test_static_micro_batches_hold_the_files_own_masks_in_every_epoch(tmp_path):
 def test_dynamic_masks_are_those_that_native_rows_would_get(tmp_path):
     columns = write_static_corpus(tmp_path / "d")["train"]
     rows = open_rows(tmp_path / "d", "train")
-    vocabulary = Vocabulary.read(rows.data_dir, rows.manifest)
+    vocabulary = MaskingVocabulary.read(rows.data_dir, rows.manifest)
     epochs = set()
     for number, (batch, *_) in enumerate(batches(rows, "dynamic", steps=13)):
         epoch = np.full(8, number * 16 // 96)
@@ -144,7 +144,7 @@ def test_what_is_encoded_is_decoded_again_and_gives_the_same_bytes(tmp_path):
     _, native = make_static_rows(np.random.default_rng(1), 50)
     special = dict(zip(("pad_id", "unk_id", "cls_id", "sep_id", "mask_id"), range(5), strict=True))
     continues = np.array([entry.startswith("##") for entry in VOCABULARY])
-    vocabulary = Vocabulary(len(VOCABULARY), **special, is_continuation=continues)
+    vocabulary = MaskingVocabulary(len(VOCABULARY), **special, is_continuation=continues)
     masked = mask_tokens(
         native["input_ids"], native["length"], np.arange(50), np.zeros(50, np.int64), vocabulary=vocabulary, seed=0
     )

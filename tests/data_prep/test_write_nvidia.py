@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from made_up_corpus import build
 
-from bert_pld.data.masking import Vocabulary, mask_tokens
+from bert_pld.data.masking import MaskingVocabulary, mask_tokens
 from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import COLUMNS, Manifest
@@ -59,7 +59,7 @@ def assert_same_rows_and_masks(folder):
     count = len(native)
     assert len(nvidia) == DUPLICATES * count
     assert len(nvidia.records) == DUPLICATES * len(native.records) > 4 * DUPLICATES
-    vocabulary = Vocabulary.read(folder / "native", native.manifest)
+    vocabulary = MaskingVocabulary.read(folder / "native", native.manifest)
     originals = native.read(np.arange(count))
     for duplicate in range(DUPLICATES):
         columns, masked = nvidia.read_masked(np.arange(count) + duplicate * count)
