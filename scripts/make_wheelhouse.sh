@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every wheel that an installation without a network needs, in one folder, with the SHA-256 of each (docs/offline.md).
+# Every wheel that an installation without a network needs, in one folder, with the SHA-256 of each (docs/clusters.md).
 #
 #   bash scripts/make_wheelhouse.sh [--python 3.11] [--platform manylinux_2_28_x86_64] [--torch_index URL]
 #       [--extras test,tensorboard] FOLDER

@@ -73,7 +73,7 @@ def test_the_python_of_the_page_runs_in_its_order_on_two_ranks(tmp_path):
     assert 5 <= times[0] <= 19  # binomial, p = 1/2, within 2.9 deviations
 
 
-@pytest.mark.parametrize("name", ["migrating.md", "choosing.md"])
+@pytest.mark.parametrize("name", ["migrating.md"])
 def test_links_of_the_page_lead_somewhere(name):
     page = PAGE.with_name(name)
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
