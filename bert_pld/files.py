@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 # A run's folder (`--output_dir`).
 METRICS, CONFIG, CHECKPOINTS, RUN_LOCK = "metrics.jsonl", "config.json", "checkpoints", "run.lock"
+DIVERGED = "diverged.json"
+"""Exists after a run that ended because its loss was not finite: the `step`, and the `rank` that had it."""
 # A checkpoint's folder, which also holds a copy of `CONFIG`.
 LATEST, CHECKSUMS, WEIGHTS, STATE = "latest", "checksums.json", "model.safetensors", "state.json"
 # The tokenizer's files, in a data directory, a run's folder and a checkpoint.

@@ -7,7 +7,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper.suite import DIVERGED
+from bert_pld.files import DIVERGED
 from bert_pld.plot import read_run
 from bert_pld.training.loss_curve import loss_after, time_to
 

@@ -18,11 +18,10 @@ from benchmarks.paper.parent_death import stop_with_parent
 from benchmarks.paper.variants import KNOWN, VARIANTS, Scale, Variant, configuration
 from bert_pld.checkpoint.format import list_checkpoints
 from bert_pld.cluster.signals import EXIT_PREEMPTED
-from bert_pld.files import write_atomically
+from bert_pld.files import CHECKPOINTS, DIVERGED, METRICS, write_atomically
 
 POLL_S = 0.2
-CONFIG, LOG, DIVERGED = "given.json", "log.txt", "diverged.json"
-_NOT_FINITE = "is not finite"
+GIVEN_CONFIG, LOG = "given.json", "log.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +42,10 @@ class Job:
         """Whether its last step is evaluated and saved, or cannot be because its loss is no number any more."""
         if (self.run_dir / DIVERGED).exists():
             return True
-        saved = list_checkpoints(self.run_dir / "checkpoints")
+        saved = list_checkpoints(self.run_dir / CHECKPOINTS)
         if not saved or saved[0].name != f"step_{self.max_steps:08d}":
             return False
-        lines = (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (self.run_dir / METRICS).read_text(encoding="utf-8").splitlines()
         return any(
             line.startswith(f'{{"step": {self.max_steps},') and '"eval_mlm_loss"' in line for line in reversed(lines)
         )
@@ -74,7 +73,7 @@ def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] |
                 run_dir = output_dir / variant.name / f"seed_{seed}"
                 jobs.append(Job(variant, seed, run_dir, configuration(variant, scale, seed)))
     for job in jobs:
-        given = job.run_dir / CONFIG
+        given = job.run_dir / GIVEN_CONFIG
         if given.exists() and json.loads(given.read_text(encoding="utf-8")) != job.config:
             raise ValueError(f"{job.run_dir}: was begun with other settings; give another --output_dir")
     return jobs
@@ -87,7 +86,7 @@ def finished_runs(output_dir: Path) -> dict[str, dict[int, Path]]:
     """
     found: dict[str, dict[int, Path]] = {}
     for variant in KNOWN:
-        for given in sorted((output_dir / variant.name).glob(f"seed_*/{CONFIG}")):
+        for given in sorted((output_dir / variant.name).glob(f"seed_*/{GIVEN_CONFIG}")):
             run_dir = given.parent
             seed = int(run_dir.name.removeprefix("seed_"))
             config = json.loads(given.read_text(encoding="utf-8"))
@@ -168,7 +167,7 @@ class Suite:
 
     def _start(self, job: Job) -> None:
         job.run_dir.mkdir(parents=True, exist_ok=True)
-        given, log = job.run_dir / CONFIG, job.run_dir / LOG
+        given, log = job.run_dir / GIVEN_CONFIG, job.run_dir / LOG
         write_atomically(given, json.dumps(job.config, indent=2) + "\n")
         paths = ["--deepspeed_config", given, "--data_dir", self.data_dir, "--output_dir", job.run_dir]
         taken = {started.gpu for started in self._running.values()}
@@ -231,9 +230,8 @@ def conclude(started: Started, code: int) -> str | None:
         return None
     if code == EXIT_PREEMPTED:
         return "stopped; goes on with the same command"
+    if (job.run_dir / DIVERGED).exists():
+        return None
     said = log.read_bytes()[started.log_start :].decode("utf-8", errors="replace").splitlines()
     errors = [line for line in said if line.startswith("error: ")]
-    if errors and _NOT_FINITE in errors[-1]:
-        (job.run_dir / DIVERGED).write_text(json.dumps({"error": errors[-1]}) + "\n", encoding="utf-8")
-        return None
     return errors[-1] if errors else f"exit code {code}; see {log}"

@@ -28,7 +28,7 @@ from bert_pld.data.loader import check_matches_model, evaluation_batches, sample
 from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.order import positions_of_micro_batch
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
-from bert_pld.files import CONFIG, METRICS
+from bert_pld.files import CONFIG, DIVERGED, METRICS, write_atomically
 from bert_pld.model import BertForPreTraining
 from bert_pld.training.engine import make_engine
 from bert_pld.training.metrics import Metrics
@@ -131,6 +131,9 @@ class Run:
         bad, rank = min(found)
         of_rank = f" on rank {rank}" if world_size > 1 else ""
         self.complete_checkpoint()
+        if dist.get_rank() == 0:
+            # The exit code is that of any error: who starts many runs reads the cause here.
+            write_atomically(self.metrics.path.with_name(DIVERGED), json.dumps({"step": bad, "rank": rank}) + "\n")
         raise NonFiniteLossError(
             f"loss is not finite at step {bad}{of_rank} (noticed at step {step});"
             f" rows of its first micro-batch: {self._rows_of(bad - 1, rank).tolist()};"
@@ -282,6 +285,7 @@ def prepare_run(
 def _write_run_files(output_dir: Path, config: RunConfig, rows: ShardedRows, fresh: bool) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / CONFIG).write_text(json.dumps(config.as_json(), indent=2) + "\n")
+    (output_dir / DIVERGED).unlink(missing_ok=True)
     rows.save_tokenizer(output_dir)
     if fresh:
         (output_dir / METRICS).write_text("")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks.paper.command import build_parser, main
+from benchmarks.__main__ import build_parser, main
 from benchmarks.paper.curves import read_curve
 from benchmarks.paper.suite import plan_jobs
 from benchmarks.paper.variants import load_scale
@@ -42,7 +42,9 @@ def test_a_cpus_runs_are_timed_with_the_processors_clock_and_a_gpus_with_the_wal
     suite_dir = run_dir.parents[1]
     conditions = {"device": device, "hardware": "x", "scale": "cpu", "commit": "y"}
     (suite_dir / "conditions.json").write_text(json.dumps(conditions))
-    assert main(build_parser().parse_args(["summarize", str(suite_dir), "--json", str(suite_dir / "x.json")])) == 0
+    assert (
+        main(build_parser("paper").parse_args(["summarize", str(suite_dir), "--json", str(suite_dir / "x.json")])) == 0
+    )
     result = json.loads((suite_dir / "x.json").read_text())
     assert result["clock"] == clock
     assert result["runs"]["post_ln"]["1"]["seconds"] == seconds

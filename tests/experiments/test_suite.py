@@ -128,8 +128,7 @@ def test_how_a_run_ended_is_read_off_its_code_and_the_present_attempts_lines(fin
     with open(log, "a") as lines:
         lines.write("error: No space left on device\n")
     assert conclude(started, 1) == "error: No space left on device"
-    with open(log, "a") as lines:
-        lines.write("error: loss is not finite at step 3\n")
+    (finished_job.run_dir / "diverged.json").write_text('{"step": 3, "rank": 0}')
     assert conclude(started, 1) is None
     assert read_curve(finished_job.run_dir, "seconds").diverged
 
@@ -176,11 +175,13 @@ def wait_until(condition):
 DRIVER = """
 import json, sys
 from pathlib import Path
+from benchmarks import __main__ as bench
 from benchmarks.paper import command
 from benchmarks.paper.variants import Scale
+from bert_pld import cli
 tiny = json.loads(Path(sys.argv[1]).read_text())
 command.load_scale = lambda name: Scale(name, {"0.0001": 1e-3, "0.001": 3e-3}, 0.6667, tiny)
-command.run(command.main, command.build_parser(), sys.argv[2:])
+cli.run(bench.main, bench.build_parser("paper"), sys.argv[2:])
 """
 
 

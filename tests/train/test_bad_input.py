@@ -94,7 +94,10 @@ def test_weights_of_another_model_cannot_start_a_run(corpus, finished_run, tmp_p
 def test_second_phase_starts_from_the_first_one_s_weights(corpus, finished_run, tmp_path):
     first = read_metrics(finished_run, "eval_mlm_loss")[-1]
     config = small_config(training={"max_steps": 1}, optimizer={"params": {"lr": 0.0}})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "diverged.json").write_text("{}")  # of an earlier attempt
     run_pretrain(config, corpus, tmp_path / "run", "--initialize_from", str(finished_run))
+    assert not (tmp_path / "run" / "diverged.json").exists()
     assert read_metrics(tmp_path / "run", "eval_mlm_loss")[-1] == pytest.approx(first, rel=1e-6)
 
 
@@ -103,6 +106,7 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(corpus, tmp
     config["training"].update(checkpoint_interval=1, eval_interval=0)
     done = run_pretrain(config, corpus, tmp_path / "run", expect=1)
     assert "loss is not finite at step 2" in error_of(done)
+    assert json.loads((tmp_path / "run" / "diverged.json").read_text()) == {"step": 2, "rank": 0}
     assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000001"]
 
 
