@@ -24,7 +24,7 @@ from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.writer import CheckpointWriter
 from bert_pld.config import load_config
 from bert_pld.files import CHECKPOINTS
-from bert_pld.model import BertForPreTraining
+from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.training.engine import make_engine
 
 EXAMPLE = "python -m benchmarks checkpoint --model_preset base --json checkpoint.json"
@@ -78,7 +78,7 @@ def _measure(options: argparse.Namespace, device: torch.device, folder: Path) ->
         }
     )
     model = BertForPreTraining(config.model)
-    model.use_backend("auto", device.type)
+    use_backend(model, "auto", device.type)
     engine = make_engine(config, model)
     batch = pattern_batch(config.model, options.micro_batch_size, options.seq_length, 0)
     moved = {name: value if value is None else value.to(device) for name, value in batch.items()}

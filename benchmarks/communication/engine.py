@@ -127,7 +127,7 @@ class Trainer:
                 rows=self.setting.micro_batch_size,
                 first_row=dist.get_rank() * self.setting.micro_batch_size,
                 device=self.device,
-                touch_when_dropped=self.setting.stage == 3,
+                zero_gradient_when_dropped=self.setting.stage == 3,
             )
             for step in itertools.count()
         )

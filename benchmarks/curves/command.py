@@ -19,7 +19,7 @@ from benchmarks.deepspeed_engine import DTYPES, deepspeed_json, make_engine, sin
 from benchmarks.options import chosen
 from bert_pld.config import load_config
 from bert_pld.kernels import BACKENDS, select_backend
-from bert_pld.model.bert import BertForPreTraining
+from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.pld.gates import draw_gates
 from bert_pld.pld.schedule import Schedule
 
@@ -96,7 +96,7 @@ def _train(
     """Losses of one run, in nats."""
     torch.manual_seed(seed)
     model = BertForPreTraining(config)
-    model.use_backend(backend, device.type)
+    use_backend(model, backend, device.type)
     settings = deepspeed_json(dtype, zero_stage=1, micro_batch_size=options.micro_batch_size)
     settings["optimizer"]["params"]["lr"] = options.learning_rate
     engine = make_engine(model.to(device).train(), settings)

@@ -19,7 +19,7 @@ from bert_pld.config import RunConfig
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.data.batches import IGNORED_LABEL, MicroBatch
 from bert_pld.kernels import select_backend
-from bert_pld.model.bert import BertForPreTraining
+from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.training.engine import make_engine
 from bert_pld.training.evaluation import evaluate, model_inputs
 from bert_pld.training.loop import seed_dropout
@@ -191,7 +191,8 @@ def make_contender(name: str, config: RunConfig, device: torch.device) -> Conten
         if compiled:
             model.theirs.compile()
     else:
-        model.use_backend(model_config.kernels, device.type)
+        assert isinstance(model, BertForPreTraining)
+        use_backend(model, model_config.kernels, device.type)
     engine = make_engine(config, model)
     engine.train()
     after = allocated_bytes(device)

@@ -17,7 +17,7 @@ from benchmarks.timing import PeakMemory, StepClock, allocated_bytes, synchroniz
 from benchmarks.train.deepspeed_layer import use_deepspeed_blocks
 from bert_pld.config import ModelConfig
 from bert_pld.kernels import select_backend
-from bert_pld.model.bert import BertForPreTraining
+from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.model.hugging_face import to_hugging_face
 from bert_pld.pld.gates import Gates
 
@@ -232,7 +232,7 @@ def _make_ours(name: str, dtype: str, setup: Setup) -> tuple[nn.Module, str, str
         use_deepspeed_blocks(model, setup.rows, setup.seq, dtype, setup.device)
         return model, "deepspeed", "deepspeed"
     backend = select_backend(setup.pld_kernels if name in PLD else name, setup.device.type, setup.config.hidden_size)
-    model.use_backend(backend, setup.device.type)
+    use_backend(model, backend, setup.device.type)
     return model, backend, "sdpa"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bert_pld.config import ModelConfig
-from bert_pld.kernels import select_backend
 from bert_pld.kernels.dropout import dropout as drop_out
 from bert_pld.kernels.layout import TokenLayout, padded_layout
-from bert_pld.kernels.reference import Join, layer_norm
+from bert_pld.kernels.reference import layer_norm
 from bert_pld.model.block import SwitchableBlock
 from bert_pld.model.heads import MaskedLanguageModelHead, NextSentenceHead
 from bert_pld.pld.gates import BlockGate, run_gated
@@ -53,21 +53,19 @@ def sinusoids(positions: int, width: int) -> Tensor:
 class FinalNorm(nn.LayerNorm):
     """The LayerNorm that follows the last pre-norm block."""
 
-    fused = False
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__(hidden_size, eps)
+        self.run: Callable[..., Tensor] = normalize_eager
+        """Called with this module and the arguments of `forward`; a backend replaces it."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        values: Tensor | None = None,
-        bias: Tensor | None = None,
-        join: Join | None = None,
-    ) -> Tensor:
-        """[…, H] → […, H]; fused kernels let the last kept block's output join the stream [T, H] first."""
-        if self.fused:
-            from bert_pld.kernels.add_norm import add_norm
+    def forward(self, *inputs: Any) -> Tensor:
+        """Run `normalize_eager`, or the function that a backend put in its place."""
+        return self.run(self, *inputs)
 
-            return add_norm(hidden_states, self.weight, self.bias, self.eps, values, bias, join)[0]
-        return layer_norm(hidden_states, self.weight, self.bias, self.eps)
+
+def normalize_eager(norm: FinalNorm, hidden_states: Tensor) -> Tensor:
+    """LayerNorm in eager torch: […, H] → […, H]."""
+    return layer_norm(hidden_states, norm.weight, norm.bias, norm.eps)
 
 
 class Encoder(nn.Module):
@@ -80,18 +78,13 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(SwitchableBlock(config) for _ in range(config.num_layers))
         pre = config.normalization == "pre"
         self.final_norm = FinalNorm(config.hidden_size, config.layer_norm_eps) if pre else None
-        self.fused = False
+        self.run: Callable[..., tuple[Tensor, TokenLayout]] = encode_eager
+        """Called with this encoder and the arguments of `encode`; a backend replaces it."""
 
-    def use_backend(self, name: str, device_type: str) -> None:
-        """Run the blocks with a kernel backend: see `bert_pld.kernels.select_backend`."""
-        backend = select_backend(name, device_type, self.config.hidden_size)
-        if backend == "compiled":
-            for block in self.blocks:
-                block.compile(dynamic=True)
-        elif backend == "triton":
-            from bert_pld.model.fused_encoder import fuse
-
-            fuse(self)
+    @property
+    def leaves_padding_out(self) -> bool:
+        """Whether the blocks run on tokens only, without the padding."""
+        return self.run is not encode_eager
 
     def forward(
         self,
@@ -126,17 +119,7 @@ class Encoder(nn.Module):
         Returns:
             [T, H] and where the tokens lie in it.
         """
-        if self.fused:
-            from bert_pld.model.fused_encoder import encode_fused
-
-            return encode_fused(self, input_ids, token_type_ids, attention_mask, gates, sequence_lengths)
-        hidden_states = self.embeddings(input_ids, token_type_ids)
-        for index, block in enumerate(self.blocks):
-            gate = None if gates is None else gates[index]
-            hidden_states = run_gated(self.recomputed(block), hidden_states, gate, attention_mask)
-        if self.final_norm is not None:
-            hidden_states = self.final_norm(hidden_states)
-        return hidden_states.flatten(0, 1), padded_layout(input_ids)
+        return self.run(self, input_ids, token_type_ids, attention_mask, gates, sequence_lengths)
 
     def recomputed(self, block: nn.Module) -> Callable[..., Tensor]:
         """The block itself, or the block recomputed in backward, under the very same gate."""
@@ -147,6 +130,24 @@ class Encoder(nn.Module):
             return checkpoint(block, *inputs, use_reentrant=False, **keywords)
 
         return run
+
+
+def encode_eager(
+    encoder: Encoder,
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    attention_mask: Tensor | None,
+    gates: Sequence[BlockGate] | None,
+    sequence_lengths: NDArray[np.int64] | None,
+) -> tuple[Tensor, TokenLayout]:
+    """`Encoder.encode` in eager torch, padding included: [B · S, H]."""
+    hidden_states = encoder.embeddings(input_ids, token_type_ids)
+    for index, block in enumerate(encoder.blocks):
+        gate = None if gates is None else gates[index]
+        hidden_states = run_gated(encoder.recomputed(block), hidden_states, gate, attention_mask)
+    if encoder.final_norm is not None:
+        hidden_states = encoder.final_norm(hidden_states)
+    return hidden_states.flatten(0, 1), padded_layout(input_ids)
 
 
 class BertForPreTraining(nn.Module):
@@ -169,11 +170,6 @@ class BertForPreTraining(nn.Module):
     def num_gated_blocks(self) -> int:
         """Gates a forward needs."""
         return self.config.num_layers
-
-    def use_backend(self, name: str, device_type: str) -> None:
-        """Run with a kernel backend: see `bert_pld.kernels.select_backend`."""
-        self.encoder.use_backend(name, device_type)
-        self.mlm_head.fused = self.encoder.fused
 
     @torch.no_grad()
     def initialize_parameters(self) -> None:

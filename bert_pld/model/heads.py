@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +19,8 @@ class MaskedLanguageModelHead(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
-        self.fused = False
+        self.cross_entropy_sum: Callable[..., tuple[Tensor, Tensor]] = reference.linear_cross_entropy_sum
+        """Decoder and loss against labels; a backend replaces it."""
         self.transform = Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
@@ -39,11 +42,7 @@ class MaskedLanguageModelHead(nn.Module):
         inner = self.norm(F.gelu(self.transform(hidden_states), approximate=approximate))
         if labels is None:
             return linear(inner, word_embeddings, self.bias)
-        if self.fused:
-            from bert_pld.kernels.linear_cross_entropy import linear_cross_entropy_sum
-
-            return linear_cross_entropy_sum(inner, word_embeddings, self.bias, labels)
-        return reference.linear_cross_entropy_sum(inner, word_embeddings, self.bias, labels)
+        return self.cross_entropy_sum(inner, word_embeddings, self.bias, labels)
 
 
 class NextSentenceHead(nn.Module):

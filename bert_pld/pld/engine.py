@@ -61,11 +61,11 @@ class LayerDropper:
             rows=rows,
             first_row=torch.distributed.get_rank() * rows if torch.distributed.is_initialized() else 0,
             device=engine.device,
-            touch_when_dropped=self._must_touch,
+            zero_gradient_when_dropped=self._needs_zero_gradients,
         )
 
     @property
-    def _must_touch(self) -> bool:
+    def _needs_zero_gradients(self) -> bool:
         """Whether DeepSpeed reduces right only what every backward gives a gradient (see `run_gated`).
 
         ZeRO-1 with `overlap_comm` reduces from hooks of the step's last backward alone: a block that was kept in an

@@ -32,7 +32,7 @@ class BlockGate:
     keep_probability: float
     rows: torch.Tensor | None = None
     """int64 [k], ascending: the rows the block runs on. None: all."""
-    touch_when_dropped: bool = False
+    zero_gradient_when_dropped: bool = False
     """Run a dropped block on an empty batch (see `run_gated`)."""
     host_rows: NDArray[np.int64] | None = None
     """`rows` once more, on the host."""
@@ -74,7 +74,7 @@ def draw_gates(
     rows: int,
     first_row: int = 0,
     device: torch.device | str = "cpu",
-    touch_when_dropped: bool = False,
+    zero_gradient_when_dropped: bool = False,
 ) -> Gates:
     """Draw the gates of one micro-batch.
 
@@ -92,7 +92,7 @@ def draw_gates(
         first_row: index of its first sequence within the micro-batch over all ranks; with it the choice of rows does
             not repeat from rank to rank. How *many* rows run is the same on every rank: no rank waits for another.
         device: where the row indices go (one copy for all blocks).
-        touch_when_dropped: see `run_gated`.
+        zero_gradient_when_dropped: see `run_gated`.
     """
     probabilities = schedule.keep_probabilities(step)
     if granularity == "batch":
@@ -101,8 +101,8 @@ def draw_gates(
     else:
         blocks = _draw_for_samples(probabilities, seed, step, micro_step, rows, first_row, device)
         kept = sum(len(gate.rows) if gate.rows is not None else rows for gate in blocks) / rows
-    if touch_when_dropped:
-        blocks = [dataclasses.replace(gate, touch_when_dropped=True) for gate in blocks]
+    if zero_gradient_when_dropped:
+        blocks = [dataclasses.replace(gate, zero_gradient_when_dropped=True) for gate in blocks]
     return Gates(tuple(blocks), schedule.theta(step), kept)
 
 
@@ -170,13 +170,13 @@ def run_gated(
         per_row: further tensors with `rows` in dimension 0, or None; gathered with the hidden states.
 
     A dropped block runs no kernel, forward or backward. Under ZeRO-3 that would be silently wrong: a parameter whose
-    module was not entered takes no part in the partitioned reduction. With `touch_when_dropped` such a block runs on
-    an empty batch, which gives its parameters zero gradients of the right shape at next to no cost.
+    module was not entered takes no part in the partitioned reduction. With `zero_gradient_when_dropped` such a block
+    runs on an empty batch, which gives its parameters zero gradients of the right shape at next to no cost.
     """
     if gate is None:
         return block(hidden_states, *per_row, scale=1.0)
     if not gate.keep:
-        if gate.touch_when_dropped and torch.is_grad_enabled():
+        if gate.zero_gradient_when_dropped and torch.is_grad_enabled():
             empty = [None if tensor is None else tensor[:0] for tensor in per_row]
             return hidden_states + block(hidden_states[:0], *empty, scale=gate.scale).sum()
         return hidden_states

@@ -29,7 +29,7 @@ from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.order import positions_of_micro_batch
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.files import CONFIG, DIVERGED, METRICS, write_atomically
-from bert_pld.model import BertForPreTraining
+from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.training.engine import make_engine
 from bert_pld.training.metrics import Metrics
 
@@ -261,10 +261,10 @@ def prepare_run(
         checkpoint = checkpoint_format.resolve_checkpoint(initialize_from)
         checkpoint_format.check_same_vocabulary(checkpoint, training_rows)
         load_weights(model, checkpoint)
-    model.use_backend(config.model.kernels, device.type)
+    use_backend(model, config.model.kernels, device.type)
     engine = make_engine(config, model)
     batch_size = config.deepspeed["train_batch_size"]
-    metrics = Metrics(output_dir, config, batch_size, device, leaves_padding_out=model.encoder.fused)
+    metrics = Metrics(output_dir, config, batch_size, device, leaves_padding_out=model.encoder.leaves_padding_out)
     group = dist.new_group(backend="gloo", timeout=timeout) if dist.get_world_size() > 1 else None
     manifest = training_rows.manifest
     facts = {"data_source": manifest.attributes.source, "data_fingerprint": manifest.fingerprint()}

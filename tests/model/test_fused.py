@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import collections
+
 import pytest
 import torch
-from test_bert import ROWS, SEQ, fixed_gates, gradients, make_batch, make_model
+from tiny_model import ROWS, SEQ, fixed_gates, gradients, make_batch, make_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bert_pld.kernels import reference
-from bert_pld.model import fused_block
+from bert_pld.model import fused, use_backend
 from bert_pld.pld import BlockGate, Schedule, draw_gates
 
 # Where there is a GPU kernels are not interpreted; tests/gpu runs whole models there.
@@ -32,7 +34,7 @@ GATES = {
 
 def fused_model(**options):
     model = make_model(**options)
-    model.use_backend("triton", "cpu")
+    use_backend(model, "triton", "cpu")
     return model
 
 
@@ -73,7 +75,7 @@ def test_with_dropout_kernels_compute_what_their_formulas_do(normalization, monk
     for formulas in (False, True):
         if formulas:
             for name in ("add_norm", "bias_gelu"):
-                monkeypatch.setattr(fused_block, name, getattr(reference, name))
+                monkeypatch.setattr(fused, name, getattr(reference, name))
         model = fused_model(normalization=normalization, hidden_dropout=0.3)
         torch.manual_seed(5)
         results.append(gradients(model, SOME))
@@ -97,32 +99,46 @@ def test_recomputed_blocks_give_the_same_bits_under_dropout(granularity):
 
 
 def test_every_sub_layer_has_a_dropout_site_of_its_own_and_every_forward_a_seed(monkeypatch):
-    seen, real = [], fused_block.add_norm
+    seen, real = [], fused.add_norm
 
     def spy(*inputs):
         seen.extend(value.dropout for value in inputs if isinstance(value, reference.Join))
         return real(*inputs)
 
-    monkeypatch.setattr(fused_block, "add_norm", spy)
+    monkeypatch.setattr(fused, "add_norm", spy)
     model = fused_model(num_layers=3, hidden_dropout=0.5)
     for _ in range(2):
         model(**make_batch())
-    # Of six outputs a forward, the last joins in the final LayerNorm.
-    assert len({(dropout.seed, dropout.site) for dropout in seen}) == len(seen) == 2 * 5
+    assert len({(dropout.seed, dropout.site) for dropout in seen}) == len(seen) == 2 * 6
     assert len({dropout.seed for dropout in seen}) == 2
 
 
 @pytest.mark.parametrize("normalization", ["pre", "post"])
 @pytest.mark.parametrize("pattern", [[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 0]])
-def test_touched_blocks_change_nothing_and_get_zero_gradients(pattern, normalization):
+def test_dropped_blocks_with_zero_gradients_change_nothing_else(pattern, normalization):
     loss, expected = gradients(fused_model(normalization=normalization), fixed_gates(pattern, 1.5))
-    touched_loss, actual = gradients(
-        fused_model(normalization=normalization), fixed_gates(pattern, 1.5, touch_when_dropped=True)
+    loss_again, actual = gradients(
+        fused_model(normalization=normalization), fixed_gates(pattern, 1.5, zero_gradient_when_dropped=True)
     )
-    assert touched_loss == loss
+    assert loss_again == loss
     for name, gradient in actual.items():
         assert torch.equal(gradient, expected[name] if name in expected else torch.zeros_like(gradient)), name
     assert len(actual) == len(list(make_model(normalization=normalization).parameters()))
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
+@pytest.mark.parametrize("normalization", ["pre", "post"])
+def test_every_module_with_parameters_is_entered_by_a_module_call(normalization, padded):
+    """ZeRO-3 gathers a module's parameters in a hook of its call: a parameter used without one would be empty."""
+    model = fused_model(normalization=normalization)
+    owners = {name for name, module in model.named_modules() if list(module.parameters(recurse=False))}
+    calls = collections.Counter()
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+    gates = fixed_gates([1, 0, 0, 1], 1.5, zero_gradient_when_dropped=True)
+    model(**make_batch(padded=padded), gates=gates)
+    assert {name: calls[name] for name in owners} == dict.fromkeys(owners, 1)
+    assert sum(name.startswith("encoder.blocks.") for name in owners) == 4
 
 
 class Products(TorchDispatchMode):

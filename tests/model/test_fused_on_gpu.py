@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_bert import fixed_gates, make_batch, make_model
+from tiny_model import fixed_gates, make_batch, make_model
 
 from bert_pld.config import load_config
-from bert_pld.model import BertForPreTraining
+from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.pld import BlockGate, Schedule, draw_gates
 
 pytestmark = pytest.mark.gpu
@@ -47,7 +47,7 @@ def test_small_model_in_fp32_has_the_eager_loss_and_gradients(normalization, gra
     results = []
     for backend in ("reference", "triton"):
         model = make_model(normalization=normalization)
-        model.use_backend(backend, "cuda")
+        use_backend(model, backend, "cuda")
         gates = {"none": None, "batch": fixed_gates([1, 0, 1, 1], 1.5), "sample": sample_gates("cuda")}[granularity]
         results.append(step(model, gates, make_batch(padded=padded)))
     (loss, expected), (fused_loss, actual) = results
@@ -75,7 +75,7 @@ def base_model(backend, **options):
     config = load_config({"model": {**BASE, "hidden_dropout": 0.0, "attention_dropout": 0.0, **options}})
     torch.manual_seed(0)
     model = BertForPreTraining(config.model)
-    model.use_backend(backend, "cuda")
+    use_backend(model, backend, "cuda")
     return model
 
 

@@ -106,7 +106,7 @@ def test_evaluation_runs_every_block_unscaled():
     assert scales == [1.0]
 
 
-def test_dropped_block_is_not_called_unless_it_must_be_touched():
+def test_dropped_block_runs_on_an_empty_batch_only_where_it_needs_zero_gradients():
     calls = []
 
     def block(hidden, scale):
@@ -117,6 +117,6 @@ def test_dropped_block_is_not_called_unless_it_must_be_touched():
     dropped = BlockGate(keep=False, scale=2.0, keep_probability=0.5)
     assert run_gated(block, hidden, dropped) is hidden
     assert calls == []
-    touched = BlockGate(keep=False, scale=2.0, keep_probability=0.5, touch_when_dropped=True)
-    assert torch.equal(run_gated(block, hidden, touched), hidden)
+    with_gradients = BlockGate(keep=False, scale=2.0, keep_probability=0.5, zero_gradient_when_dropped=True)
+    assert torch.equal(run_gated(block, hidden, with_gradients), hidden)
     assert calls == [0]

@@ -20,7 +20,7 @@ from bert_pld.checkpoint.zero_state import restore_scalars, scalars_of
 from bert_pld.config import load_config
 from bert_pld.data.loader import training_batches
 from bert_pld.data.nvidia_rows import open_rows
-from bert_pld.model import BertForPreTraining
+from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.training.engine import make_engine
 from bert_pld.training.evaluation import model_inputs
 from bert_pld.training.run import join_process_group
@@ -83,7 +83,7 @@ def start(setting, weights=None):
     model = BertForPreTraining(config.model)
     if weights is not None:
         model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
-    model.use_backend("reference", "cpu")
+    use_backend(model, "reference", "cpu")
     return make_engine(config, model)
 
 

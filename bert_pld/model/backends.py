@@ -1,0 +1,40 @@
+"""Choose the kernels that a model runs with.
+
+The backend is kept in the modules' callables alone: `run` of the encoder, its blocks and its final LayerNorm, and
+`cross_entropy_sum` of the masked-LM head.
+"""
+
+from __future__ import annotations
+
+from bert_pld.kernels import select_backend
+from bert_pld.model.bert import BertForPreTraining
+
+
+def use_backend(model: BertForPreTraining, name: str, device_type: str) -> None:
+    """Make a model run with a kernel backend.
+
+    Args:
+        model: a model that runs in eager torch, as it was constructed.
+        name: `reference`, `compiled`, `triton` or `auto`: see `bert_pld.kernels.select_backend`.
+        device_type: `cuda`, `cpu`, …
+
+    Raises:
+        ValueError: the backend cannot run on this machine.
+    """
+    encoder = model.encoder
+    backend = select_backend(name, device_type, model.config.hidden_size)
+    if backend == "compiled":
+        for block in encoder.blocks:
+            # θ changes at every step: with a static scale each value would be compiled again.
+            block.compile(dynamic=True)
+    elif backend == "triton":
+        # Imported here, because only this backend requires the package triton.
+        from bert_pld.kernels.linear_cross_entropy import linear_cross_entropy_sum
+        from bert_pld.model import fused
+
+        encoder.run = fused.encode_fused
+        for block in encoder.blocks:
+            block.run = fused.run_fused_post_norm if encoder.final_norm is None else fused.run_fused_pre_norm
+        if encoder.final_norm is not None:
+            encoder.final_norm.run = fused.normalize_fused
+        model.mlm_head.cross_entropy_sum = linear_cross_entropy_sum

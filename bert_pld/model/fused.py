@@ -1,0 +1,248 @@
+"""The encoder through fused kernels: tokens without padding, one residual stream, outputs that join it late.
+
+In a pre-norm block a sub-layer's output is not added to the residual stream where it is computed. It stays pending
+(`values`, `bias` and a `Join`) until the next LayerNorm reads the stream, which may be the next *kept* block's; there
+one kernel applies bias, dropout and scale, adds, and normalises. So each sub-layer reads and writes the stream once,
+however many blocks between two kept ones were dropped. Under sample granularity the same kernel scatters the rows of
+the block that ran and gathers those of the block that runs next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bert_pld.config import ModelConfig
+from bert_pld.kernels.add_norm import add_norm
+from bert_pld.kernels.attention import self_attention
+from bert_pld.kernels.bias_gelu import bias_gelu
+from bert_pld.kernels.dropout import CounterDropout
+from bert_pld.kernels.layout import TokenLayout, kept_layouts, packed_layout, padded_layout
+from bert_pld.kernels.linear import linear
+from bert_pld.kernels.reference import Join, RowMap
+from bert_pld.model.block import SwitchableBlock
+from bert_pld.pld.gates import BlockGate
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockCall:
+    """The arguments of one block's forward that have no gradient.
+
+    Passed by keyword: DeepSpeed searches positional arguments for tensors and warns about types it does not know.
+    """
+
+    layout: TokenLayout
+    """Layout of the sequences that the block runs on."""
+    rows: RowMap | None
+    """Rows of these sequences in the stream; None: all rows."""
+    scale: float
+    """The gate's scale."""
+    dropout: tuple[CounterDropout, CounterDropout]
+    """Dropout of the attention's output and of the feed-forward's output."""
+    pending: Join | None = None
+    """How the pending output of an earlier block joins the stream."""
+
+    @property
+    def joins(self) -> tuple[Join, Join]:
+        """How this block's two outputs join the stream."""
+        attention, ffn = self.dropout
+        return Join(self.scale, attention, self.rows), Join(self.scale, ffn, self.rows)
+
+
+def run_fused_pre_norm(
+    block: SwitchableBlock, stream: Tensor, values: Tensor | None, bias: Tensor | None, call: BlockCall
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a pre-norm block.
+
+    Args:
+        block: the module that holds the parameters.
+        stream: [T, H] residual stream.
+        values: [K, H] pending output of the last kept block, or None.
+        bias: [H] to be added to `values`, or None.
+        call: the arguments without gradients.
+
+    Returns:
+        The stream with everything but this block's last output, that output, and the bias to be added to it.
+    """
+    eps = block.config.layer_norm_eps
+    after_attention, _ = call.joins
+    normed, stream = add_norm(
+        stream, block.attention_norm_weight, block.attention_norm_bias, eps, values, bias, call.pending, call.rows
+    )
+    attended = _attention(block, normed, call.layout)
+    normed, stream = add_norm(
+        stream,
+        block.ffn_norm_weight,
+        block.ffn_norm_bias,
+        eps,
+        attended,
+        block.attention_output_bias,
+        after_attention,
+        call.rows,
+    )
+    return stream, _feed_forward(block, normed), _usable_after_forward(block.ffn_down_bias)
+
+
+def run_fused_post_norm(block: SwitchableBlock, hidden_states: Tensor, call: BlockCall) -> Tensor:
+    """Run a post-norm block on the rows that it keeps: [K, H] → [K, H]."""
+    eps = block.config.layer_norm_eps
+    joins = [dataclasses.replace(join, rows=None) for join in call.joins]
+    attended = _attention(block, hidden_states, call.layout)
+    hidden_states, _ = add_norm(
+        hidden_states,
+        block.attention_norm_weight,
+        block.attention_norm_bias,
+        eps,
+        attended,
+        block.attention_output_bias,
+        joins[0],
+    )
+    inner = _feed_forward(block, hidden_states)
+    hidden_states, _ = add_norm(
+        hidden_states, block.ffn_norm_weight, block.ffn_norm_bias, eps, inner, block.ffn_down_bias, joins[1]
+    )
+    return hidden_states
+
+
+def run_on_no_rows(block: SwitchableBlock, stream: Tensor, call: BlockCall) -> Tensor:
+    """Run a dropped block on an empty batch.
+
+    Returns:
+        A zero that depends on all the block's parameters: backward gives them zero gradients of the right shape.
+    """
+    no_rows = stream[:0]
+    if block.config.normalization == "post":
+        return block(no_rows, call=call).sum()
+    stream, values, bias = block(no_rows, None, None, call=call)
+    return stream.sum() + values.sum() + bias[:0].sum()
+
+
+def _attention(block: SwitchableBlock, normed: Tensor, layout: TokenLayout) -> Tensor:
+    """Attention and its output projection without the bias, which `add_norm` adds: [K, H] → [K, H]."""
+    qkv = linear(normed, block.qkv_weight, block.qkv_bias)
+    context = self_attention(qkv, block.config.num_attention_heads, layout, block.attention_dropout)
+    return linear(context, block.attention_output_weight, None)
+
+
+def _feed_forward(block: SwitchableBlock, normed: Tensor) -> Tensor:
+    """Feed-forward without the output's bias, which `add_norm` adds: [K, H] → [K, H]."""
+    inner = bias_gelu(linear(normed, block.ffn_up_weight, None), block.ffn_up_bias, block.config.hidden_act)
+    return linear(inner, block.ffn_down_weight, None)
+
+
+def _usable_after_forward(bias: Tensor) -> Tensor:
+    """A parameter's values for use after its module's forward, when ZeRO-3 has released the gathered parameter."""
+    return bias.clone() if hasattr(bias, "ds_id") else bias.view_as(bias)
+
+
+def normalize_fused(
+    norm: nn.LayerNorm,
+    stream: Tensor,
+    values: Tensor | None = None,
+    bias: Tensor | None = None,
+    join: Join | None = None,
+) -> Tensor:
+    """Add the last kept block's pending output to the stream [T, H] and normalise it: [T, H]."""
+    return add_norm(stream, norm.weight, norm.bias, norm.eps, values, bias, join)[0]
+
+
+class FusedEncoder(Protocol):
+    """The parts of `bert_pld.model.bert.Encoder` that `encode_fused` uses."""
+
+    config: ModelConfig
+    training: bool
+    embeddings: Any
+    blocks: Any
+    """Its `SwitchableBlock`s, which run `run_fused_pre_norm` or `run_fused_post_norm`."""
+    final_norm: Any
+    """In a pre-norm model a LayerNorm that runs `normalize_fused`; otherwise None."""
+
+    def recomputed(self, block: nn.Module) -> Callable[..., Any]:
+        """The block, recomputed in backward where the configuration asks for it."""
+
+
+def encode_fused(
+    encoder: FusedEncoder,
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    attention_mask: Tensor | None,
+    gates: Sequence[BlockGate] | None,
+    sequence_lengths: NDArray[np.int64] | None,
+) -> tuple[Tensor, TokenLayout]:
+    """`Encoder.encode` without padding: [T, H] for T tokens.
+
+    Blocks, embeddings and LayerNorm are called as modules, because ZeRO-3 gathers parameters in their forward hooks.
+    """
+    device = input_ids.device
+    # Triton launches kernels on the current device, whatever device the tensors are on.
+    assert device.type != "cuda" or device.index == torch.cuda.current_device(), f"call torch.cuda.set_device({device})"
+    if attention_mask is None:
+        layout = padded_layout(input_ids)
+        stream = encoder.embeddings(input_ids, token_type_ids).flatten(0, 1)
+    else:
+        layout = packed_layout(attention_mask, sequence_lengths)
+        assert layout.positions is not None
+        positions = layout.positions % layout.padded_length
+        stream = encoder.embeddings(layout.pack(input_ids), layout.pack(token_type_ids), positions)
+    if encoder.final_norm is None:
+        return _run_post_norm_blocks(encoder, stream, layout, gates), layout
+
+    values: Tensor | None = None
+    bias: Tensor | None = None
+    pending: Join | None = None
+    for block, call, keep in _calls(encoder, layout, gates):
+        if not keep:
+            # The zero is added where that is cheapest: to H numbers if an output is pending.
+            if bias is None:
+                stream = stream + run_on_no_rows(block, stream, call)
+            else:
+                bias = bias + run_on_no_rows(block, stream, call)
+            continue
+        call = dataclasses.replace(call, pending=pending)
+        stream, values, bias = encoder.recomputed(block)(stream, values, bias, call=call)
+        pending = call.joins[1]
+    return encoder.final_norm(stream, values, bias, pending), layout
+
+
+def _run_post_norm_blocks(
+    encoder: FusedEncoder, hidden_states: Tensor, layout: TokenLayout, gates: Sequence[BlockGate] | None
+) -> Tensor:
+    for block, call, keep in _calls(encoder, layout, gates):
+        if not keep:
+            hidden_states = hidden_states + run_on_no_rows(block, hidden_states, call)
+        elif call.rows is None:
+            hidden_states = encoder.recomputed(block)(hidden_states, call=call)
+        else:
+            rows = torch.nonzero_static(call.rows.compact_row >= 0, size=call.rows.count).squeeze(1)
+            updated = encoder.recomputed(block)(hidden_states.index_select(0, rows), call=call)
+            hidden_states = hidden_states.index_copy(0, rows, updated)
+    return hidden_states
+
+
+def _calls(
+    encoder: FusedEncoder, layout: TokenLayout, gates: Sequence[BlockGate] | None
+) -> Iterator[tuple[SwitchableBlock, BlockCall, bool]]:
+    """Yield each block to call, its arguments, and whether it is kept; a dropped one is called on no rows."""
+    if gates is None:
+        gates = [BlockGate(keep=True, scale=1.0, keep_probability=1.0)] * len(encoder.blocks)
+    dropout = encoder.config.hidden_dropout if encoder.training else 0.0
+    seed = draw_seed() if dropout else 0
+    layouts = kept_layouts(layout, [gate.rows_on_host if gate.keep else None for gate in gates])
+    no_rows = TokenLayout(layout.lengths[:0], layout.padded_length, layout.device)
+    for index, (block, gate, (own, rows)) in enumerate(zip(encoder.blocks, gates, layouts, strict=True)):
+        dropouts = CounterDropout(dropout, seed, 2 * index), CounterDropout(dropout, seed, 2 * index + 1)
+        if gate.keep:
+            yield block, BlockCall(own, rows, gate.scale, dropouts), True
+        elif gate.zero_gradient_when_dropped and torch.is_grad_enabled():
+            yield block, BlockCall(no_rows, None, gate.scale, dropouts), False
+
+
+def draw_seed() -> int:
+    """Draw a forward's dropout seed from torch's CPU generator, which the training loop seeds at each step."""
+    return int(torch.randint(2**62, ()))
