@@ -15,6 +15,8 @@ from typing import Any
 
 from bert_pld.cli import make_parser
 from bert_pld.cli import run as run_command
+from bert_pld.files import CONFIG, METRICS
+from bert_pld.training.metrics_file import read_metrics
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -48,30 +50,18 @@ def read_run(run_dir: Path, label: str | None = None) -> RunCurves:
     Raises:
         ValueError: no such folder, no metrics in it, or a damaged line.
     """
-    path = run_dir / "metrics.jsonl"
+    path = run_dir / METRICS
     try:
-        text = path.read_text(encoding="utf-8")
+        training, evaluations = read_metrics(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give a run's folder") from error
-    lines = text.splitlines()
-    training: dict[int, dict[str, Any]] = {}
-    evaluations: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            step = int(record["step"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            if number == len(lines) and not text.endswith("\n"):
-                break
-            raise ValueError(f"{path}, line {number}: not a line of metrics ({line[:60]!r})") from error
-        (evaluations if "eval_mlm_loss" in record else training)[step] = record
     if not training and not evaluations:
         raise ValueError(f"{path}: holds no metrics yet")
     return RunCurves(
         label=label or run_dir.resolve().name,
-        training=[training[step] for step in sorted(training)],
-        evaluations=[evaluations[step] for step in sorted(evaluations)],
-        num_layers=_num_layers(run_dir / "config.json"),
+        training=training,
+        evaluations=evaluations,
+        num_layers=_num_layers(run_dir / CONFIG),
     )
 
 

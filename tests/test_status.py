@@ -78,7 +78,7 @@ def test_checkpoints_from_before_a_restart_date_nothing(tmp_path):
 
 def test_torn_last_line_is_left_out_and_a_damaged_one_is_named(tmp_path):
     assert read_progress(write_run(tmp_path / "a", torn='{"step": 40, "lo'), NOW).step == 30
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 4: not a line of metrics \(b'\{\"step\"'\)"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 4: not a line of metrics \('\{\"step\"'\)"):
         read_progress(write_run(tmp_path / "b", torn='{"step"\n'), NOW)
 
 

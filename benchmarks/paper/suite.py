@@ -19,6 +19,7 @@ from benchmarks.paper.variants import KNOWN, VARIANTS, Scale, Variant, configura
 from bert_pld.checkpoint.format import list_checkpoints
 from bert_pld.cluster.signals import EXIT_PREEMPTED
 from bert_pld.files import CHECKPOINTS, DIVERGED, METRICS, write_atomically
+from bert_pld.training.metrics_file import read_metrics
 
 POLL_S = 0.2
 GIVEN_CONFIG, LOG = "given.json", "log.txt"
@@ -45,10 +46,8 @@ class Job:
         saved = list_checkpoints(self.run_dir / CHECKPOINTS)
         if not saved or saved[0].name != f"step_{self.max_steps:08d}":
             return False
-        lines = (self.run_dir / METRICS).read_text(encoding="utf-8").splitlines()
-        return any(
-            line.startswith(f'{{"step": {self.max_steps},') and '"eval_mlm_loss"' in line for line in reversed(lines)
-        )
+        _, evaluations = read_metrics(self.run_dir / METRICS, newest=1)
+        return bool(evaluations) and evaluations[-1]["step"] == self.max_steps
 
 
 def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] | None = None) -> list[Job]:

@@ -6,8 +6,6 @@ Losses stay on the device between logging steps; only a logging step waits for i
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import resource
 import sys
 import time
@@ -23,6 +21,7 @@ from bert_pld.cost.flops import ModelFlops
 from bert_pld.data.batches import MicroBatch
 from bert_pld.files import METRICS
 from bert_pld.pld import Gates
+from bert_pld.training.metrics_file import append_record, drop_records_after
 from bert_pld.training.monitors import Monitors
 
 # Dense bf16/fp16 tensor-core peaks, TFLOP/s, from NVIDIA's data sheets; matched as substrings of the device's name.
@@ -77,11 +76,8 @@ class Metrics:
         names = (field.name for field in dataclasses.fields(Counters))
         self.counters = Counters(**{name: counters[name] for name in names if name in counters})
         self._reset()
-        if self.is_writer and self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
-            aside = self.path.with_suffix(".partial")
-            aside.write_text("".join(line + "\n" for line in lines))
-            aside.replace(self.path)
+        if self.is_writer:
+            drop_records_after(self.path, step)
         if self.monitors is not None:
             self.monitors.go_on_after(step * self.train_batch_size)
 
@@ -177,8 +173,7 @@ class Metrics:
     def _write(self, record: dict[str, Any], group: str) -> None:
         if not self.is_writer:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({k: _json_number(v) for k, v in record.items()}) + "\n")
+        append_record(self.path, record)
         if self.monitors is not None:
             skipped = ("step", "samples")
             self.monitors.write(
@@ -220,16 +215,3 @@ def _peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _json_number(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _step_of(line: str) -> float:
-    """The step of a line; a torn last line belongs to none."""
-    try:
-        return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
-        return math.inf

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.config import MONITOR_BLOCKS, RunConfig
+from bert_pld.files import write_atomically
 
 WANDB_RUN_ID = "wandb_run_id"
 
@@ -59,9 +60,7 @@ def _cut_csv_files(monitor: Any, samples: int) -> None:
     for path in Path(monitor.log_dir).glob("*.csv"):
         header, *rows = path.read_text().splitlines() or [""]
         kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= samples]
-        aside = path.with_suffix(".partial")
-        aside.write_text("".join(f"{line}\n" for line in (header, *kept)))
-        aside.replace(path)
+        write_atomically(path, "".join(f"{line}\n" for line in (header, *kept)))
         monitor.filenames.append(path.stem)  # its header is there
 
 

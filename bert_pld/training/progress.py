@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.files import CHECKPOINTS, CONFIG, METRICS, RUN_LOCK, STATE, boot_id
+from bert_pld.training.metrics_file import Record, read_metrics
 
 _NAME = re.compile(r"step_(\d+)")
-_RECENT_LINES = 20
+_RECENT_RECORDS = 20
 _SILENT_S = 90.0
 """Another machine's holder writes a beat every 5 s; a network file system may show an older one for a minute."""
 _FLOCK = "hhqqi0q"
@@ -72,7 +73,7 @@ def read_progress(run_dir: Path, now: float | None = None) -> Progress:
     if not any((run_dir / name).exists() for name in (METRICS, CONFIG, RUN_LOCK)):
         raise ValueError(f"{run_dir}: not a run's folder (it has no {METRICS}, {CONFIG} or {RUN_LOCK})")
     config, started = _read_config(run_dir / CONFIG)
-    training, evaluation, written = _read_metrics(run_dir / METRICS)
+    training, evaluation, written = _read_recent_metrics(run_dir / METRICS)
     checkpoints = _read_checkpoints(run_dir / CHECKPOINTS)
     last = training[-1] if training else {}
     step = int(last.get("step", max(checkpoints, default=0)))
@@ -127,34 +128,14 @@ def _integer(config: dict[str, Any], block: str, key: str, run_dir: Path) -> int
     return value
 
 
-def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any], float | None]:
-    """The last lines of logging steps, oldest first, the last evaluation, and when the file was written.
-
-    A last line without its newline is being written, or was torn by a kill: it is left out.
-    """
+def _read_recent_metrics(path: Path) -> tuple[list[Record], Record, float | None]:
+    """Return the last logging steps, oldest first, the last evaluation, and the time of the last write."""
     try:
-        text, written = path.read_bytes(), path.stat().st_mtime
+        training, evaluations = read_metrics(path, newest=_RECENT_RECORDS)
+        written = path.stat().st_mtime
     except FileNotFoundError:
         return [], {}, None
-    lines = text.split(b"\n")[:-1]
-    training: list[dict[str, Any]] = []
-    evaluation: dict[str, Any] = {}
-    for number in range(len(lines), 0, -1):
-        is_evaluation = b'"eval_mlm_loss"' in lines[number - 1]
-        if evaluation if is_evaluation else len(training) == _RECENT_LINES:
-            if evaluation and len(training) == _RECENT_LINES:
-                break
-            continue
-        try:
-            record = json.loads(lines[number - 1])
-            int(record["step"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not a line of metrics ({lines[number - 1][:60]!r})") from error
-        if is_evaluation:
-            evaluation = record
-        else:
-            training.append(record)
-    return training[::-1], evaluation, written if lines else None
+    return training, evaluations[-1] if evaluations else {}, written if training or evaluations else None
 
 
 def _read_checkpoints(directory: Path) -> dict[int, float]:
@@ -171,7 +152,7 @@ def _read_checkpoints(directory: Path) -> dict[int, float]:
 
 
 def _seconds_per_step(
-    training: list[dict[str, Any]], written: float | None, checkpoints: dict[int, float], started: float | None
+    training: list[Record], written: float | None, checkpoints: dict[int, float], started: float | None
 ) -> tuple[float | None, bool]:
     """Recent wall-clock seconds a step, and whether evaluations and checkpoints are counted in."""
     own = sorted(step for step, moment in checkpoints.items() if started is None or moment > started)
