@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import REPOSITORY, write_corpus
+from repository import REPOSITORY
+from runs import write_corpus
 
 if not torch.cuda.is_available():
     # Read when a kernel is decorated, so it must be set before any is imported.

@@ -1,0 +1,68 @@
+import hashlib
+import os
+import subprocess
+import time
+
+import pytest
+from made_up_corpus import build
+from made_up_tasks import bad_line_at_one, die_once_at_two, new_build_dir, results
+from repository import SUPPORT
+
+from data_prep.executors.options import cluster as cluster_executor
+from data_prep.executors.ray_cluster import RayExecutor
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def ray_processes():
+    """Ray's own, started by this process."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    return [args for _, parent, args in rows if int(parent) == os.getpid() and "ray" in args and "ps" not in args]
+
+
+@pytest.fixture(scope="module")
+def executor():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(SUPPORT))
+        patch.setattr(cluster_executor, "RANKS_PER_WORKER", 1)
+        with RayExecutor(2, "local") as executor:
+            yield executor
+
+
+def test_a_killed_worker_is_made_up_for(executor, tmp_path):
+    build_dir, finished = new_build_dir(tmp_path / "build"), []
+    executor.run(die_once_at_two, build_dir, range(6), finished.append)
+    assert results(build_dir) == {task: task * task for task in range(6)}
+    assert sorted(finished) == list(range(6))
+    assert sorted(path.name for path in (build_dir / "logs").iterdir()) == [
+        "die_once_at_two_000",
+        "die_once_at_two_001",
+    ]
+
+
+def test_what_a_task_raises_arrives_and_ends_the_others(executor, tmp_path):
+    build_dir = new_build_dir(tmp_path / "build")
+    with pytest.raises(ValueError, match=r"books/x.txt: line 3:\nnot UTF-8"):
+        executor.run(bad_line_at_one, build_dir, range(40), lambda task: None)
+    before = len(results(build_dir))
+    time.sleep(0.5)
+    assert len(results(build_dir)) == before < 39
+
+
+def test_a_build_gives_the_bytes_of_a_local_one_and_leaves_no_process(corpus, tmp_path, small_tasks, capfd, executor):
+    executor.__exit__(None, None, None)
+    flags = ["--shard_rows", "50", "--workers", "2", "--deduplicate", "exact"]
+    assert build(corpus, tmp_path / "local", *flags) == 0
+    assert build(corpus, tmp_path / "ray", *flags, "--executor", "ray") == 0
+    assert digests(tmp_path / "ray") == digests(tmp_path / "local")
+    titles = ("reading:", "exact duplicates:", "vocabulary:", "tokenizing:")
+    assert [line for line in capfd.readouterr().err.splitlines() if not line.startswith(titles)] == []
+    assert ray_processes() == []
+
+
+def test_no_cluster_at_the_address_is_one_line(corpus, tmp_path, capfd):
+    assert build(corpus, tmp_path / "data", "--executor", "ray", "--ray_address", "auto") == 1
+    assert capfd.readouterr().err.startswith("error: --ray_address auto: Could not find any running Ray instance")

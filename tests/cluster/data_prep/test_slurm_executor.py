@@ -1,0 +1,234 @@
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from made_up_corpus import build
+from made_up_tasks import bad_line_at_one, bug_at_one, die_at_two, new_build_dir, no_room_at_one, results, square
+from repository import SUPPORT
+from slurm_cluster import SlurmCluster, require_slurm
+
+from data_prep.__main__ import main
+from data_prep.executors.options import cluster as cluster_executor
+from data_prep.executors.options import slurm_queue
+from data_prep.executors.slurm import SlurmExecutor, SlurmOptions
+from data_prep.executors.slurm_queue import end_leftovers, job_name
+
+LOCAL_FLAGS = ["--shard_rows", "50", "--deduplicate", "exact"]
+FLAGS = [*LOCAL_FLAGS, "--executor", "slurm", "--workers", "2"]
+_DRIVER = """
+import sys
+import data_prep.plan, data_prep.rows.splitting
+from data_prep.executors.options import cluster as cluster_executor
+from data_prep.executors.options import slurm_queue
+from data_prep.__main__ import main
+data_prep.plan.READING_TASK_BYTES, data_prep.rows.splitting.GROUP_BYTES = 1 << 14, 1 << 14
+cluster_executor.RANKS_PER_WORKER, slurm_queue.QUEUE_S = 1, 0.5
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    require_slurm()
+    short = "PartitionName=short Nodes=node1 MaxTime=1 State=UP"
+    with SlurmCluster(settings=short) as cluster, pytest.MonkeyPatch.context() as patch:
+        for name in ("SLURM_CONF", "PATH"):
+            patch.setenv(name, cluster.environment[name])
+        patch.setenv("PYTHONPATH", str(SUPPORT))
+        patch.setattr(slurm_queue, "QUEUE_S", 0.5)
+        patch.setattr(cluster_executor, "RANKS_PER_WORKER", 1)
+        patch.setattr("data_prep.plan.READING_TASK_BYTES", 1 << 14)
+        patch.setattr("data_prep.rows.splitting.GROUP_BYTES", 1 << 14)
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def local_digests(corpus, cluster, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("local") / "data"
+    assert build(corpus, output_dir, *LOCAL_FLAGS) == 0
+    return digests(output_dir)
+
+
+@pytest.fixture
+def executor(cluster):
+    return SlurmExecutor(2, SlurmOptions())
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def jobs(cluster, build_dir, form, states="all"):
+    command = ["squeue", "--noheader", "--array", f"--states={states}", f"--name={job_name(build_dir)}"]
+    return cluster.output(*command, f"--format={form}").split()
+
+
+def running(cluster, build_dir):
+    return jobs(cluster, build_dir, "%i", "pending,running,completing,suspended")
+
+
+def wait_until(is_so, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def driver(corpus, output_dir):
+    flags = ["build", "--source", f"text={corpus}", "--output_dir", str(output_dir), "--vocab_size", "300"]
+    flags += ["--validation_fraction", "0.1", "--seed", "7", "--seq_length", "32", *FLAGS]
+    return subprocess.Popen(
+        [sys.executable, "-c", _DRIVER, *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
+
+
+def test_a_build_on_two_nodes_gives_the_bytes_of_a_local_one(
+    cluster, corpus, local_digests, tmp_path, monkeypatch, capfd
+):
+    """From a path that a shell or Slurm could misread, and by a driver that is itself a job."""
+    output_dir = tmp_path / "it's %a $(touch x) of\tdata"
+    for name, value in {"ARRAY_TASK_ID": "5", "MEM_PER_CPU": "3", "MEM_PER_NODE": "4", "JOB_ID": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("RUN_OFFSET", "3")  # read by datatrove
+    assert build(corpus, output_dir, *FLAGS) == 0
+    assert digests(output_dir) == local_digests
+    assert set(jobs(cluster, output_dir / ".build", "%N")) == {"node1", "node2"}
+    titles = ("reading:", "exact duplicates:", "vocabulary:", "tokenizing:")
+    assert [line for line in capfd.readouterr().err.splitlines() if not line.startswith(titles)] == []
+
+
+def test_a_mistake_found_on_a_node_is_one_line_and_exit_code_1(cluster, tmp_path, capfd):
+    source = tmp_path / "bad.jsonl"
+    source.write_text('{"text": "A first document of some length, in order."}\n{"text": 3}\n')
+    flags = ["build", "--source", f"jsonl={source}", "--vocab_size", "300", "--executor", "slurm"]
+    assert main([*flags, "--output_dir", str(tmp_path / "data")]) == 1
+    on_slurm = capfd.readouterr().err.splitlines()
+    assert main([*flags[:-2], "--workers", "1", "--output_dir", str(tmp_path / "data")]) == 1
+    assert [line for line in on_slurm if line.startswith("error:")] == capfd.readouterr().err.splitlines()[-1:]
+    assert on_slurm[-1].startswith(f"error: {source}")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (bad_line_at_one, ValueError, "books/x.txt: line 3:\nnot UTF-8"),
+        (no_room_at_one, OSError, r"\[Errno 28\] No space left on device: 'spool/1.txt'"),
+        (bug_at_one, RuntimeError, r"task 1: KeyError: 'nonesuch' \(see .*/bug_at_one_000/errors/00001.json\)"),
+    ],
+)
+def test_what_a_task_raises_arrives_and_ends_the_other_jobs(cluster, executor, tmp_path, function, error, message):
+    build_dir = new_build_dir(tmp_path / "build")
+    with pytest.raises(error, match=message):
+        executor.run(function, build_dir, range(40), lambda task: None)
+    assert running(cluster, build_dir) == []
+    assert len(results(build_dir)) < 39
+
+
+def test_a_cancelled_job_is_made_up_for(cluster, executor, tmp_path):
+    build_dir, finished = new_build_dir(tmp_path / "build"), []
+
+    def cancel_second_job(task):
+        finished.append(task)
+        if len(finished) == 1:
+            cluster.output("scancel", running(cluster, build_dir)[-1])
+
+    executor.run(square, build_dir, range(12), cancel_second_job)
+    assert results(build_dir) == {task: task * task for task in range(12)}
+    assert sorted(finished) == list(range(12))
+    assert "CANCELLED" in jobs(cluster, build_dir, "%T")
+    assert sorted(path.name for path in (build_dir / "logs").iterdir()) == ["square_000", "square_001"]
+
+
+def test_a_task_that_kills_its_job_three_times_is_named(cluster, executor, tmp_path):
+    build_dir, finished = new_build_dir(tmp_path / "build"), []
+    with pytest.raises(OSError, match=r"^task 2 of die_at_two: the job was lost 3 times \(Slurm job \d+: 1 FAILED\)"):
+        executor.run(die_at_two, build_dir, range(6), finished.append)
+    assert sorted(finished) == [0, 1, 3, 4, 5]
+    assert len(list((build_dir / "logs" / "die_at_two_002" / "slurm").iterdir())) == 1
+    assert len(list((build_dir / "logs").iterdir())) == 3
+
+
+def test_a_killed_driver_started_again_ends_its_old_jobs_and_gives_the_same_bytes(
+    cluster, corpus, local_digests, tmp_path, capfd
+):
+    output_dir = tmp_path / "data"
+    process = driver(corpus, output_dir)
+    wait_until(lambda: len(list((output_dir / ".build" / "done").glob("read_*"))) >= 2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    old = set(jobs(cluster, output_dir / ".build", "%F"))
+    assert build(corpus, output_dir, *FLAGS) == 0
+    assert "going on" in capfd.readouterr().err
+    assert digests(output_dir) == local_digests
+    assert not old & {number.split("_")[0] for number in running(cluster, output_dir / ".build")}
+
+
+_SLOW_DRIVER = """
+import sys
+from pathlib import Path
+from made_up_tasks import square
+from data_prep.executors.slurm import SlurmExecutor, SlurmOptions
+SlurmExecutor(2, SlurmOptions()).run(square, Path(sys.argv[1]), range(400), lambda task: None)
+"""
+
+
+def test_jobs_of_a_killed_driver_end_before_another_goes_on_with_whatever_executor(cluster, tmp_path, monkeypatch):
+    build_dir = new_build_dir(tmp_path / "build")
+    process = subprocess.Popen([sys.executable, "-c", _SLOW_DRIVER, str(build_dir)])
+    wait_until(lambda: len(results(build_dir)) >= 2)
+    process.kill()
+    process.wait()
+    with monkeypatch.context() as without_slurm:
+        without_slurm.setenv("PATH", "")
+        with pytest.raises(OSError, match="jobs of a build that was killed may still run on Slurm, and sbatch"):
+            end_leftovers(build_dir)
+    assert running(cluster, build_dir)
+    end_leftovers(build_dir)
+    assert running(cluster, build_dir) == []
+    assert 2 <= len(results(build_dir)) < 400
+    monkeypatch.setenv("PATH", "")
+    end_leftovers(build_dir)  # there is nothing left to ask Slurm about
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_driver_cancels_its_jobs(cluster, corpus, tmp_path, number):
+    output_dir = tmp_path / "data"
+    process = driver(corpus, output_dir)
+    wait_until(lambda: running(cluster, output_dir / ".build"))
+    process.send_signal(number)
+    assert process.communicate()[1].splitlines()[-1].startswith("interrupted; the same command goes on")
+    assert process.returncode == 130
+    assert running(cluster, output_dir / ".build") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (SlurmOptions(partition="nonesuch"), "invalid partition"),
+        (SlurmOptions(sbatch_arguments=("--nonesuch=1",)), "unrecognized option"),
+        (SlurmOptions(partition="short", time="02:00:00"), r"job \d+ can never start: PartitionTimeLimit"),
+    ],
+)
+def test_jobs_that_slurm_will_not_run_are_an_error(cluster, tmp_path, options, message):
+    build_dir = new_build_dir(tmp_path / "build")
+    with pytest.raises(OSError, match=message):
+        SlurmExecutor(2, options).run(square, build_dir, range(2), lambda task: None)
+    assert running(cluster, build_dir) == []
+
+
+def test_flags_reach_sbatch(cluster, tmp_path):
+    build_dir = new_build_dir(tmp_path / "build")
+    options = SlurmOptions(partition="main", time="00:07:00", sbatch_arguments=("--comment=two words; $HOME", "--nice"))
+    SlurmExecutor(1, options).run(square, build_dir, [3], lambda task: None)
+    (number,) = jobs(cluster, build_dir, "%A")
+    shown = cluster.output("scontrol", "show", "job", number)
+    for part in ("TimeLimit=00:07:00", "Partition=main", "Comment=two words; $HOME", "Nice=100"):
+        assert part in shown

@@ -1,0 +1,235 @@
+"""What the batch scripts make of variables and exit codes: run by bash, with stand-ins for Slurm's commands.
+
+That Slurm itself does what they expect of it is shown in test_slurm_pretraining.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from repository import REPOSITORY
+from runs import clean_environment
+
+SCRIPTS = REPOSITORY / "scripts" / "slurm"
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Stand-ins: srun ends with $SRUN_EXIT and writes its arguments down; scontrol and sbatch only write down."""
+    programs = {
+        "srun": 'printf "%s\\n" "$@" >"$CALLS/srun"; exec sleep-then-exit "${SRUN_SECONDS:-0}" "$SRUN_EXIT"',
+        "sleep-then-exit": 'trap "touch $CALLS/signalled; exit $2" TERM USR1; sleep "$1" & wait; exit "$2"',
+        "scontrol": 'case "$1 $2" in "show hostnames") echo node1;; "show node") echo "NodeAddr=10.0.0.1 x";;'
+        ' "show job") echo "JobId=$3 ${JOB_STATE:-JobState=RUNNING Reason=None}";;'
+        ' *) echo "$@" >>"$CALLS/scontrol";; esac',
+        "sbatch": 'echo "$OUTPUT_DIR|$CONFIG|${INITIALIZE_FROM:-}|$*" >>"$CALLS/sbatch"; wc -l <"$CALLS/sbatch"',
+    }
+    folder, calls = tmp_path / "bin", tmp_path / "calls"
+    folder.mkdir()
+    calls.mkdir()
+    for name, body in programs.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    environment = clean_environment()
+    environment |= {
+        "PATH": f"{folder}:{environment['PATH']}",
+        "CALLS": str(calls),
+        "SLURM_SUBMIT_DIR": str(REPOSITORY),
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node1",
+        "BERT_PLD_VENV": sys.prefix,
+        "CONFIG": "c.json",
+        "DATA_DIR": "shards",
+        "OUTPUT_DIR": str(tmp_path / "run"),
+        "SRUN_EXIT": "0",
+    }
+    environment.pop("REPOSITORY", None)
+    return environment
+
+
+def run(script, environment, *arguments, **variables):
+    environment = {**environment, **{name: str(value) for name, value in variables.items()}}
+    return subprocess.run(["bash", str(SCRIPTS / script), *arguments], env=environment, capture_output=True, text=True)
+
+
+def calls(environment, name):
+    path = os.path.join(environment["CALLS"], name)
+    return open(path).read().splitlines() if os.path.exists(path) else []
+
+
+@pytest.mark.parametrize(
+    ("code", "queued_again", "says"),
+    [
+        (0, False, "job 7: done"),
+        (75, True, "stopped by a signal after its checkpoint; queued again"),
+        (69, True, "lost a rank (exit 69), fault 1 of at most 3; queued again"),
+        (130, True, "job 7: interrupted; goes on where it stopped; queued again"),
+        (137, True, "lost a rank (exit 137), fault 1 of at most 3; queued again"),
+        (1, False, "failed (exit 1); the error is above; not queued again"),
+    ],
+)
+def test_exit_code_of_the_ranks_decides(code, queued_again, says, slurm):
+    done = run("pretrain.sbatch", slurm, SRUN_EXIT=code)
+    assert done.returncode == code, done.stderr
+    assert says in done.stdout
+    assert calls(slurm, "scontrol") == (["requeue 7"] if queued_again else [])
+
+
+@pytest.mark.parametrize("code", [130, 143])
+def test_data_preparation_that_was_interrupted_is_no_fault(code, slurm):
+    for _ in range(5):
+        done = run("data_prep.sbatch", slurm, SRUN_EXIT=code)
+        assert done.stdout.endswith("job 7: interrupted; goes on where it stopped; queued again\n")
+    assert calls(slurm, "scontrol") == ["requeue 7"] * 5
+
+
+def test_faults_are_counted_over_restarts(slurm):
+    said = [run("pretrain.sbatch", slurm, SRUN_EXIT=69, MAX_FAULTS=2).stdout for _ in range(3)]
+    assert len(calls(slurm, "scontrol")) == 2
+    assert "fault 2 of at most 2; queued again" in said[1]
+    assert "once more than MAX_FAULTS=2 allows" in said[2]
+
+
+COMPLETING, TIME_LIMIT = "JobState=COMPLETING Reason=None", "JobState=COMPLETING Reason=TimeLimit"
+ALONE = "JobState=RUNNING Reason=None"
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "ends_with", "queued_again", "says"),
+    [
+        (COMPLETING, 75, 75, False, "Slurm ended this job"),  # a cancelled job must stay cancelled
+        (COMPLETING, 137, 137, False, "Slurm ended this job"),
+        (COMPLETING, 0, 143, False, "ended by Slurm"),
+        (TIME_LIMIT, 75, 75, True, "stopped by a signal after its checkpoint; queued again"),
+        (TIME_LIMIT, 137, 137, True, "fault 1 of at most 3; queued again"),
+        (ALONE, 75, 75, True, "stopped by a signal after its checkpoint; queued again"),
+        (ALONE, 0, 0, False, "job 7: done"),
+    ],
+)
+def test_after_sigterm_slurm_s_reason_decides(state, code, ends_with, queued_again, says, slurm):
+    started = subprocess.Popen(
+        ["bash", str(SCRIPTS / "pretrain.sbatch")],
+        env={**slurm, "SRUN_EXIT": str(code), "SRUN_SECONDS": "1", "JOB_STATE": state},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while not calls(slurm, "srun"):
+        time.sleep(0.02)
+    time.sleep(0.2)
+    started.send_signal(signal.SIGTERM)
+    said, _ = started.communicate(timeout=30)
+    assert started.returncode == ends_with
+    assert calls(slurm, "scontrol") == (["requeue 7"] if queued_again else [])
+    assert says in said.splitlines()[-1]
+    handed_on = os.path.exists(os.path.join(slurm["CALLS"], "signalled"))
+    assert handed_on == (state == ALONE)
+
+
+def test_element_of_an_array_queues_itself_again_not_the_array(slurm):
+    """The last element has the array's own number."""
+    run("array.sbatch", slurm, SLURM_JOB_ID=5, SLURM_ARRAY_JOB_ID=5, SLURM_ARRAY_TASK_ID=3, SRUN_EXIT=75)
+    assert calls(slurm, "scontrol") == ["requeue 5_3"]
+
+
+def test_tasks_get_the_shell_s_environment_and_the_cpus_asked_for(slurm):
+    run("pretrain.sbatch", slurm, SLURM_CPUS_PER_TASK=8)
+    options = calls(slurm, "srun")
+    assert {"--export=ALL", "--cpus-per-task=8"} <= set(options[: options.index("python")])
+
+
+def test_arguments_reach_the_command_as_they_are(slurm, tmp_path):
+    wild = f"{tmp_path}/a 'b' $(touch {tmp_path}/made) \"c\""
+    run("pretrain.sbatch", slurm, "--set", "data.vocab_file=x y", OUTPUT_DIR=wild, INITIALIZE_FROM="first run")
+    command = calls(slurm, "srun")
+    assert command[command.index("--output_dir") + 1 :] == [
+        wild,
+        "--initialize_from",
+        "first run",
+        "--set",
+        "data.vocab_file=x y",
+    ]
+    assert not (tmp_path / "made").exists()
+
+
+def test_secrets_among_the_arguments_are_not_logged(slurm):
+    done = run("pretrain.sbatch", slurm, "--set", "comet.api_key=abc123", "--set", "training.seed=4")
+    assert "comet.api_key=*** --set training.seed=4" in done.stdout
+    assert "abc123" not in done.stdout + done.stderr
+    assert "comet.api_key=abc123" in calls(slurm, "srun")
+
+
+def test_array_trains_with_its_seed_or_its_line_of_configurations(slurm, tmp_path):
+    run("array.sbatch", slurm, SLURM_ARRAY_JOB_ID=5, SLURM_ARRAY_TASK_ID=3)
+    seeds = calls(slurm, "srun")
+    assert f"{tmp_path}/run/seed_3" in seeds
+    assert seeds[-4:] == ["--set", "training.seed=3", "--set", "progressive_layer_drop.seed=3"]
+    (tmp_path / "list").write_text("a.json\nmy configs/b.json\n")
+    run("array.sbatch", slurm, SLURM_ARRAY_JOB_ID=5, SLURM_ARRAY_TASK_ID=2, CONFIG_LIST=tmp_path / "list")
+    assert calls(slurm, "srun")[-5:] == [
+        "my configs/b.json",
+        "--data_dir",
+        "shards",
+        "--output_dir",
+        f"{tmp_path}/run/b",
+    ]
+    done = run("array.sbatch", slurm, SLURM_ARRAY_JOB_ID=5, SLURM_ARRAY_TASK_ID=3, CONFIG_LIST=tmp_path / "list")
+    assert done.returncode == 1
+    assert f"CONFIG_LIST={tmp_path}/list: has no line 3" in done.stderr
+
+
+def test_second_phase_waits_for_the_first_and_starts_from_it(slurm, tmp_path):
+    done = run("two_phases.sh", slurm, "--nodes=4", REPOSITORY=REPOSITORY)
+    assert done.stdout.split() == ["1", "2"]
+    first, second = (line.split("|") for line in calls(slurm, "sbatch"))
+    assert first[:3] == [f"{tmp_path}/run/phase_128", "configs/bert_base_pld_128.json", ""]
+    assert second[:3] == [
+        f"{tmp_path}/run/phase_512",
+        "configs/bert_base_pld_512.json",
+        f"{tmp_path}/run/phase_128",
+    ]
+    assert "--dependency=afterok:1" in second[3]
+    assert "--nodes=4" in first[3]
+
+
+def test_without_checkout_or_environment_it_is_one_line(slurm, tmp_path):
+    done = run("pretrain.sbatch", slurm, BERT_PLD_VENV=tmp_path)
+    assert done.returncode == 1
+    assert f"error: BERT_PLD_VENV={tmp_path}: no virtual environment" in done.stderr
+    done = run("pretrain.sbatch", slurm, REPOSITORY=tmp_path / "none", OUTPUT_DIR=tmp_path / "untouched")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert f"{tmp_path}/none/scripts/slurm/job.sh: No such file" in done.stderr
+    assert not (tmp_path / "untouched").exists()
+
+
+def test_fine_tuning_takes_its_task_of_the_list(slurm):
+    done = run("finetune_glue.sbatch", slurm, MODEL="m", GLUE_DIR="g", SLURM_ARRAY_TASK_ID=9)
+    assert done.returncode == 1
+    assert "--array: element 9; must be in 0 to 8, the index of a task" in done.stderr
+
+
+def test_fine_tuning_that_was_stopped_is_queued_again_as_often_as_that_happens(slurm):
+    for _ in range(5):
+        done = run("finetune_glue.sbatch", slurm, MODEL="m", GLUE_DIR="g", SLURM_ARRAY_TASK_ID=0, SRUN_EXIT=75)
+        assert done.stdout.endswith("stopped by a signal with its finished fine-tunings kept; queued again\n")
+    assert calls(slurm, "scontrol") == ["requeue 7"] * 5
+
+
+def test_an_environment_that_cannot_import_fails_with_its_own_words(slurm, tmp_path):
+    """The step's Python says what is missing; the script has no guess of its own."""
+    broken = tmp_path / "venv" / "bin"
+    broken.mkdir(parents=True)
+    (broken / "python").write_text("#!/bin/bash\necho 'ModuleNotFoundError: no torch' >&2\nexit 1\n")
+    (broken / "python").chmod(0o755)
+    glue = {"MODEL": "m", "GLUE_DIR": "g", "SLURM_ARRAY_TASK_ID": 0}
+    step = os.path.join(slurm["PATH"].split(":")[0], "srun")
+    with open(step, "w") as file:
+        file.write('#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
+    done = run("finetune_glue.sbatch", slurm, BERT_PLD_VENV=tmp_path / "venv", **glue)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["ModuleNotFoundError: no torch"]
+    assert "failed (exit 1); the error is above; not queued again" in done.stdout

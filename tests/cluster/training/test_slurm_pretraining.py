@@ -1,0 +1,175 @@
+"""`sbatch` on two nodes: data preparation, then pretraining that is preempted and goes on by itself, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+from repository import REPOSITORY
+from runs import read_metrics, small_config
+from slurm_cluster import SlurmCluster, require_slurm
+
+from bert_pld.checkpoint.format import list_checkpoints
+from bert_pld.files import RUN_LOCK
+
+SCRIPTS = REPOSITORY / "scripts" / "slurm"
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+STEPS = 120
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    require_slurm()
+    with SlurmCluster(kill_wait_s=20) as cluster:
+        cluster.environment |= {
+            "REPOSITORY": str(REPOSITORY),
+            "BERT_PLD_VENV": sys.prefix,
+            "OMP_NUM_THREADS": "1",
+            "TMPDIR": str(cluster.folder),
+        }
+        yield cluster
+
+
+def submit(cluster, script, folder, *arguments, options=(), **variables):
+    """Submit a batch script whose log is `folder/<job>.log`; returns the job's number."""
+    environment = {**cluster.environment, **{name: str(value) for name, value in variables.items()}}
+    command = ["sbatch", "--parsable", f"--output={folder}/%j.log", *options, str(SCRIPTS / script), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def facts(cluster, job):
+    """What `scontrol show job` says: state, exit code, restarts."""
+    shown = cluster.output("scontrol", "show", "job", job)
+    return dict(part.split("=", 1) for part in shown.split() if "=" in part)
+
+
+def wait_until(is_so, what, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.1)
+
+
+def hurried(cluster, job):
+    """What a job is; one that was queued again waits 3 s instead of Slurm's two minutes.
+
+    A node refuses a job for a second after it was told that the job is over.
+    """
+    now = facts(cluster, job)
+    if now["JobState"] == "PENDING" and now["Reason"] == "BeginTime" and now["EligibleTime"] != "Unknown":
+        begins = time.mktime(time.strptime(now["EligibleTime"], "%Y-%m-%dT%H:%M:%S"))
+        if begins > time.time() + 10:
+            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now+3"], env=cluster.environment)
+    return now
+
+
+def finish(cluster, job, folder):
+    """Wait for a job's end; returns what it is then."""
+    wait_until(lambda: hurried(cluster, job)["JobState"] in ENDED, lambda: (folder / f"{job}.log").read_text())
+    return facts(cluster, job)
+
+
+def logged_steps(run_dir):
+    path = run_dir / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def shards(cluster, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text of a job")
+    rng = random.Random(0)
+    words = [
+        "".join(rng.choices(["ba", "ke", "li", "mo", "nu", "ras", "tig"], k=rng.randint(2, 4))) for _ in range(400)
+    ]
+    documents = (" ".join(" ".join(rng.choices(words, k=8)).capitalize() + "." for _ in range(12)) for _ in range(80))
+    (folder / "text.txt").write_text("\n\n".join(documents) + "\n")
+    arguments = ["--source", f"text={folder}/text.txt", "--vocab_size", "300", "--seq_length", "32"]
+    arguments += ["--validation_fraction", "0.1", "--deduplicate", "none"]
+    job = submit(cluster, "data_prep.sbatch", folder, *arguments, OUTPUT_DIR=folder / "shards")
+    assert finish(cluster, job, folder)["ExitCode"] == "0:0", (folder / f"{job}.log").read_text()
+    assert "done" in (folder / f"{job}.log").read_text()
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def variables(shards, tmp_path_factory):
+    config = tmp_path_factory.mktemp("config") / "c.json"
+    config.write_text(
+        json.dumps(small_config(training={"max_steps": STEPS, "checkpoint_interval": 30, "eval_interval": 0}))
+    )
+    return {"CONFIG": config, "DATA_DIR": shards}
+
+
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, variables, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    job = submit(cluster, "pretrain.sbatch", folder, options=TWO_NODES, OUTPUT_DIR=folder / "run", **variables)
+    ended = finish(cluster, job, folder)
+    assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "0"), (folder / f"{job}.log").read_text()
+    return read_metrics(folder / "run")
+
+
+def test_job_on_two_nodes_preempted_twice_and_killed_once_goes_on_by_itself_and_repeats_every_bit(
+    cluster, variables, undisturbed, tmp_path
+):
+    folder = tmp_path / "it's a $(touch folder)"  # no shell may read it
+    folder.mkdir()
+    run_dir = folder / "run"
+    job = submit(cluster, "pretrain.sbatch", tmp_path, options=TWO_NODES, OUTPUT_DIR=run_dir, **variables)
+    log = tmp_path / f"{job}.log"
+    stopped = []
+    for stop_it in ("scontrol requeue", "scancel --signal=USR1", "kill -9"):
+        enough = logged_steps(run_dir) + 10
+
+        def is_training(enough=enough):
+            hurried(cluster, job)
+            return logged_steps(run_dir) >= enough
+
+        wait_until(is_training, log.read_text)
+        whom = job if stop_it != "kill -9" else str(json.loads((run_dir / RUN_LOCK).read_text())["pid"])
+        subprocess.run([*stop_it.split(), whom], env=cluster.environment, check=True)
+        wait_until(lambda: facts(cluster, job)["JobState"] == "PENDING", log.read_text)
+        stopped.append(int(list_checkpoints(run_dir / "checkpoints")[0].name.split("_")[1]))
+        if stop_it != "kill -9":
+            assert stopped[-1] == logged_steps(run_dir)
+    ended = finish(cluster, job, tmp_path)
+    said = log.read_text()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "3"), said
+    assert read_metrics(run_dir) == undisturbed
+    for start in (1, 2, 3, 4):
+        assert f"on 2 node(s) (node[1-2]), 2 task(s), start {start}," in said
+    assert said.count("stopped by a signal after its checkpoint") == 2
+    assert "error: rank 0 (host" in said
+    assert "ended without a word" in said
+    assert f"job {job}: lost a rank (exit 137), fault 1 of at most 3; queued again" in said
+    assert said.count("; queued again") == 2
+    for step in stopped:
+        assert f"going on after step {step} from checkpoint" in said
+    assert said.rstrip().endswith(f"job {job}: done")
+    assert [path.name for path in tmp_path.iterdir() if path.name == "folder"] == []
+
+
+def test_mistake_ends_the_job_and_is_not_queued_again(cluster, variables, tmp_path):
+    job = submit(cluster, "pretrain.sbatch", tmp_path, OUTPUT_DIR=tmp_path / "run", **{**variables, "CONFIG": "/none"})
+    ended = finish(cluster, job, tmp_path)
+    said = (tmp_path / f"{job}.log").read_text()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "0")
+    assert "error: /none: cannot read the configuration" in said
+    assert f"job {job}: failed (exit 1); the error is above; not queued again" in said
+    assert os.listdir(tmp_path / "run") == []
+
+
+def test_missing_variable_is_one_line(cluster, tmp_path):
+    job = submit(cluster, "pretrain.sbatch", tmp_path, CONFIG="c.json", DATA_DIR="shards")
+    assert finish(cluster, job, tmp_path)["JobState"] == "FAILED"
+    assert "OUTPUT_DIR: the folder of the run" in (tmp_path / f"{job}.log").read_text()

@@ -1,0 +1,124 @@
+"""The bench's subjects on tiny sizes: that the figures are there and add up, not how high they are."""
+
+import json
+import math
+
+import pytest
+import torch
+from repository import REPOSITORY
+
+from benchmarks import __main__ as bench
+from benchmarks.gradient_variance import command as gradient_variance
+from bert_pld import cli
+
+DOCS = REPOSITORY / "docs"
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(bench.main, bench.build_parser(arguments[0]), arguments[1:])
+    return stopped.value.code
+
+
+def test_help_lists_the_subjects(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        bench.build_parser(None).parse_args(["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert "train     Training throughput" in printed
+    assert "example:\n  python -m benchmarks train" in printed
+    assert "_contenders" not in printed
+
+
+def test_gradient_variance_gives_finite_figures_for_every_setting(tmp_path, capsys):
+    tiny = ["--num_layers=4", "--hidden_size=32", "--num_attention_heads=2", "--vocab_size=64", "--seq_length=16"]
+    settings = ["--micro_batch_sizes=2,4", "--thetas=0.5", "--draws=16", "--trained_steps=2", "--device=cpu"]
+    assert run("gradient_variance", *tiny, *settings, "--json", str(tmp_path / "variance.json")) == 0
+    result = json.loads((tmp_path / "variance.json").read_text())
+    assert gradient_variance.report(result) in capsys.readouterr().out
+    figures = result["figures"]
+    keys = [(one["weights"], one["micro_batch_size"], one["theta"]) for one in figures]
+    assert keys == [("initial", 2, 0.5), ("initial", 4, 0.5), ("trained", 2, 0.5), ("trained", 4, 0.5)]
+    for one in figures:
+        assert one["blocks_expected"] == 2.75
+        assert one["sample"]["blocks_mean"] == pytest.approx(2.75, abs=1 / one["micro_batch_size"])
+        assert one["sample"]["blocks_standard_deviation"] < one["batch"]["blocks_standard_deviation"]
+        for granularity in ("batch", "sample"):
+            assert 0 < one[granularity]["relative_variance"] < math.inf
+            assert list(one[granularity]["by_part"]) == list(gradient_variance.PARTS)
+        assert one["ratio"] == one["batch"]["relative_variance"] / one["sample"]["relative_variance"]
+    assert all(0 < one["relative_variance"] < 1 for one in result["between_batches"])
+    assert run("gradient_variance", "--draws=20") == 1
+    assert "--draws 20: must be a multiple of 8, at least 16" in capsys.readouterr().err
+
+
+def test_streaming_moments_are_those_of_the_stored_vectors():
+    generator = torch.Generator().manual_seed(0)
+    vectors = 5.0 + torch.randn(64, 7, generator=generator, dtype=torch.float64)
+    moments = gradient_variance.StreamingMoments()
+    for vector in vectors:
+        moments.add(vector)
+    assert moments.variance == pytest.approx(vectors.var(dim=0).sum().item())
+    assert torch.allclose(moments.mean, vectors.mean(dim=0))
+    parts = ({"head": vector[:3], "embeddings": vector[3:]} for vector in vectors)
+    of_parts = gradient_variance._moments(parts, draws=64)
+    within = [chunk.var(dim=0).sum() for chunk in vectors.chunk(8)]
+    assert of_parts["variance"] == pytest.approx(sum(within).item() / 8)
+    squared = vectors.mean(dim=0).square().sum().item() - of_parts["variance"] / 64
+    assert of_parts["relative_variance"] == pytest.approx(of_parts["variance"] / squared)
+
+
+def markdown_tables(path):
+    """Each table of a page: its header and its rows, as lists of cells."""
+    tables, previous = [], ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|"):
+            if not previous.startswith("|"):
+                tables.append((cells, []))
+            elif set(line) - set("|-: "):
+                tables[-1][1].append(cells)
+        previous = line
+    return tables
+
+
+def test_documented_gradient_variance_is_the_committed_one():
+    tables = [rows for header, rows in markdown_tables(DOCS / "pld.md") if header[:2] == ["weights", "sequences"]]
+    names = ("gradient_variance_keep_first_block_cpu.json", "gradient_variance_cpu.json")
+    for rows, name in zip(tables, names, strict=True):
+        result = json.loads((DOCS / "results" / name).read_text())
+        of = {(one["weights"], str(one["micro_batch_size"]), f"{one['theta']:g}"): one for one in result["figures"]}
+        between = {
+            (b["weights"], str(b["micro_batch_size"])): b["relative_variance"] for b in result["between_batches"]
+        }
+        assert [tuple(row[:3]) for row in rows] == list(of)
+        for row in rows:
+            one = of[tuple(row[:3])]
+            assert float(row[3]) == pytest.approx(one["batch"]["relative_variance"], abs=6e-4)
+            assert float(row[4]) == pytest.approx(one["sample"]["relative_variance"], abs=6e-4)
+            assert float(row[5].split(" ± ")[0]) == pytest.approx(one["ratio"], abs=6e-3)
+            assert float(row[6]) == pytest.approx(between[tuple(row[:2])], abs=6e-3)
+            for cell, granularity in zip(row[7:], ("batch", "sample"), strict=True):
+                depth = [one[granularity]["blocks_mean"], one[granularity]["blocks_standard_deviation"]]
+                assert [float(number) for number in cell.split(" ± ")] == pytest.approx(depth, abs=6e-3)
+
+
+def test_curves_compares_two_backends_over_seeds(tmp_path, capsys):
+    sizes = ["--model_preset=tiny", "--vocab_size=512", "--steps=8", "--micro_batch_size=4", "--seq_length=16"]
+    path = tmp_path / "curves.json"
+    # Against itself a backend differs by nothing.
+    for backends, dtypes in (("reference,reference", "fp32"), ("reference,triton", "fp16"), ("reference,x", "fp32")):
+        assert run("curves", *sizes, "--device=cpu", f"--backends={backends}", f"--dtypes={dtypes}") == 1
+    said = capsys.readouterr().err
+    assert "--backends reference,reference: must be two" in said
+    assert "--dtypes fp16: needs a GPU" in said
+    assert "--backends reference,x: must be a list of reference, compiled, triton" in said
+    options = ["--backends=reference,triton", "--dtypes=fp32", "--seeds=2", "--device=cpu", f"--json={path}"]
+    code = run("curves", *sizes, *options)
+    result = json.loads(path.read_text())
+    (figures,) = result["figures"]
+    assert code == int(result["failed"]) == int(not figures["within_spread"])
+    assert [len(run) for run in figures["curves"]["triton"]] == [8, 8]
+    # Different dropout masks, the same model: close, not equal.
+    assert figures["curves"]["triton"][0][0] == pytest.approx(figures["curves"]["reference"][0][0], rel=0.1)
+    assert figures["curves"]["triton"] != figures["curves"]["reference"]

@@ -1,0 +1,284 @@
+"""The suite on a corpus of its own: configurations differ in what they should, and an interrupted suite goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from repository import REPOSITORY
+from runs import clean_environment, write_corpus
+
+from benchmarks.paper.command import note_conditions
+from benchmarks.paper.curves import read_curve
+from benchmarks.paper.suite import Started, Suite, conclude, plan_jobs
+from benchmarks.paper.variants import VARIANTS, Scale, configuration, lay_over, load_scale
+from bert_pld.checkpoint.format import list_checkpoints
+from bert_pld.config import ConfigError, load_config
+from bert_pld.cost.flops import ModelFlops
+from bert_pld.files import RUN_LOCK
+from bert_pld.pld.engine import make_schedule
+
+TINY = {
+    "train_batch_size": 8,
+    "train_micro_batch_size_per_gpu": 8,
+    "bf16": None,
+    "zero_optimization": None,
+    "scheduler": {"params": {"warmup_num_steps": 2, "decay_step": 2}},
+    "model": {
+        "preset": None,
+        "hidden_size": 32,
+        "num_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    },
+    "data": {"seq_length": 32, "workers": 0},
+    "training": {"max_steps": 12, "log_interval": 2, "eval_interval": 4, "checkpoint_interval": 4},
+}
+SCALE = Scale("tiny", {"0.0001": 1e-3, "0.001": 3e-3}, 0.7292, TINY)
+
+
+def test_variants_differ_in_what_they_are_named_for():
+    configs = {variant.name: configuration(variant, SCALE, 7) for variant in VARIANTS}
+    assert len(configs) == 9
+    assert {name for name, c in configs.items() if c["model"]["normalization"] == "post"} == {
+        "post_ln",
+        "post_ln_high_lr",
+    }
+    low = {name for name, c in configs.items() if c["optimizer"]["params"]["lr"] == 1e-3}
+    assert low == {"post_ln", "pre_ln"}
+    schedules = {}
+    for name, values in configs.items():
+        loaded = load_config(values)
+        assert loaded.training.seed == loaded.progressive_layer_drop.seed == 7
+        assert "bf16" not in loaded.deepspeed
+        if loaded.progressive_layer_drop.enabled:
+            schedules[name] = make_schedule(loaded.progressive_layer_drop, 12)
+    assert set(schedules) == {"uniform_dropping", "time_only", "depth_only", "pld_batch", "pld_sample"}
+    start = {name: schedule.expected_depth(0) for name, schedule in schedules.items()}
+    end = {name: schedule.expected_depth(10**6) for name, schedule in schedules.items()}
+    assert {name for name, depth in start.items() if depth == 12} == {"time_only", "pld_batch", "pld_sample"}
+    # All of them run as much at the limit: 8.75 of 12 blocks.
+    assert end == {name: pytest.approx(8.75, abs=0.02) for name in schedules}
+    assert schedules["pld_batch"].gamma == pytest.approx(100 / 12)
+
+
+def test_scales_are_read_and_mistakes_are_one_line():
+    assert load_scale("cpu").learning_rates["0.001"] > load_scale("cpu").learning_rates["0.0001"]
+    for scale in map(load_scale, ("cpu", "cpu_long", "gpu")):
+        runs = [load_config(configuration(variant, scale, 1)) for variant in VARIANTS]
+        dropping = [run for run in runs if run.progressive_layer_drop.enabled]
+        depths = [
+            make_schedule(run.progressive_layer_drop, run.model.num_layers).expected_depth(10**6) for run in dropping
+        ]
+        assert depths == pytest.approx([depths[0]] * 5)
+    with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, cpu_long, gpu"):
+        load_scale("tpu")
+    with pytest.raises(ConfigError, match="none in place of 0.001, which pld_batch asks for"):
+        configuration(VARIANTS[2], Scale("x", {}, 0.7, {}), 1)
+
+
+def test_ablations_have_one_seed_unless_named(tmp_path):
+    def planned(names=None):
+        return [(job.variant.name, job.seed) for job in plan_jobs(SCALE, tmp_path, 2, names)]
+
+    everything = planned()
+    assert [name for name, seed in everything if seed == 1] == [variant.name for variant in VARIANTS]
+    assert {name for name, seed in everything if seed == 2} == {
+        "post_ln",
+        "pre_ln",
+        "pld_batch",
+        "pld_sample",
+        "pre_ln_high_lr",
+    }
+    assert planned(["theta_0_7", "depth_only"]) == [
+        ("depth_only", 1),
+        ("theta_0_7", 1),
+        ("depth_only", 2),
+        ("theta_0_7", 2),
+    ]
+
+
+@pytest.fixture
+def finished_job(tmp_path):
+    """A job whose folder is as a finished run leaves it."""
+    job = plan_jobs(SCALE, tmp_path, 1, ["post_ln"])[0]
+    (job.run_dir / "checkpoints" / "step_00000012").mkdir(parents=True)
+    (job.run_dir / "metrics.jsonl").write_text('{"step": 12, "mlm_loss": 5.0}\n{"step": 12, "eval_mlm_loss": 5.0}\n')
+    (job.run_dir / "log.txt").write_text("error: of an earlier attempt\n")
+    return job
+
+
+def test_a_run_is_done_once_evaluated_and_saved(finished_job):
+    assert finished_job.is_done()
+    (finished_job.run_dir / "checkpoints" / "step_00000012").rename(finished_job.run_dir / "checkpoints" / "x")
+    assert not finished_job.is_done()
+
+
+def test_how_a_run_ended_is_read_off_its_code_and_the_present_attempts_lines(finished_job):
+    log = finished_job.run_dir / "log.txt"
+    started = Started(finished_job, None, log.stat().st_size)
+    assert conclude(started, 0) is None
+    assert conclude(started, 75) == "stopped; goes on with the same command"
+    assert conclude(started, -9) == f"exit code -9; see {log}"
+    with open(log, "a") as lines:
+        lines.write("error: No space left on device\n")
+    assert conclude(started, 1) == "error: No space left on device"
+    (finished_job.run_dir / "diverged.json").write_text('{"step": 3, "rank": 0}')
+    assert conclude(started, 1) is None
+    assert read_curve(finished_job.run_dir, "seconds").diverged
+
+
+def test_each_run_has_a_gpu_to_itself(tmp_path, capfd):
+    show = [sys.executable, "-c", "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"]
+    jobs = plan_jobs(SCALE, tmp_path, 1, ["post_ln", "pre_ln", "pld_batch"])
+    failures = Suite(tmp_path, 2, 1, ["3", "MIG-1"], show).run(jobs)
+    assert len(failures) == 3  # they trained nothing
+    said = [(job.run_dir / "log.txt").read_text().strip() for job in jobs]
+    assert said[:2] == ["3", "MIG-1"]
+    assert said[2] in said[:2]
+
+
+def test_conditions_that_change_are_noted_or_refused(tmp_path):
+    path = tmp_path / "conditions.json"
+    first = {
+        "scale": "cpu", "device": "cpu", "data": {"fingerprint": "a"}, "commit": "1", "command": "x --seeds 1",
+        "hardware": "h", "versions": {}, "runs_at_once": 2,
+    }  # fmt: skip
+    note_conditions(path, first)
+    note_conditions(path, first)
+    assert json.loads(path.read_text())["later"] == []
+    note_conditions(path, {**first, "commit": "2", "command": "x --seeds 3"})
+    noted = json.loads(path.read_text())
+    assert (noted["commit"], [later["commit"] for later in noted["later"]]) == ("1", ["2"])
+    with pytest.raises(ValueError, match="was begun with data {'fingerprint': 'a'}, now {'fingerprint': 'b'}"):
+        note_conditions(path, {**first, "data": {"fingerprint": "b"}})
+
+
+def test_laying_over_merges_sections_and_null_removes():
+    values = {"a": {"b": 1, "c": 2}, "d": {"e": 1}}
+    lay_over(values, {"a": {"b": 3}, "d": None, "f": [1]})
+    assert values == {"a": {"b": 3, "c": 2}, "f": [1]}
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from benchmarks import __main__ as bench
+from benchmarks.paper import command
+from benchmarks.paper.variants import Scale
+from bert_pld import cli
+tiny = json.loads(Path(sys.argv[1]).read_text())
+command.load_scale = lambda name: Scale(name, {"0.0001": 1e-3, "0.001": 3e-3}, 0.6667, tiny)
+cli.run(bench.main, bench.build_parser("paper"), sys.argv[2:])
+"""
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Start `bert_pld.experiments` with a tiny scale."""
+    folder = tmp_path_factory.mktemp("suite")
+    corpus, scale = write_corpus(folder / "corpus"), folder / "tiny.json"
+
+    def start(steps, *arguments):
+        scale.write_text(json.dumps({**TINY, "training": {**TINY["training"], "max_steps": steps}}))
+        return subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(scale), *arguments],
+            env={**clean_environment(), "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    start.corpus, start.folder = corpus, folder
+    return start
+
+
+def test_interrupted_suite_goes_on_and_is_summarized(command):
+    out = command.folder / "runs"
+    shared = ["--scale", "tiny", "--data_dir", str(command.corpus), "--output_dir", str(out)]
+    arguments = ["run", *shared, "--seeds", "1", "--variants", "post_ln", "pld_batch", "--at_once", "2"]
+    first = command(300, *arguments)
+    metrics = [out / name / "seed_1" / "metrics.jsonl" for name in ("post_ln", "pld_batch")]
+    wait_until(lambda: all(path.exists() for path in metrics))
+    os.kill(first.pid, signal.SIGTERM)
+    said, errors = first.communicate(timeout=60)
+    assert first.returncode == 130, errors
+    assert said.count("stopped; goes on with the same command") == 2
+
+    stopped = json.loads(metrics[0].read_text().splitlines()[-1])["step"]
+    assert stopped < 300
+    refused = command(stopped + 5, *arguments)
+    assert "was begun with other settings" in refused.communicate(timeout=60)[1]
+    assert refused.returncode == 1
+
+    done = command(300, *arguments)
+    said, errors = done.communicate(timeout=200)
+    assert done.returncode == 0, errors
+    steps = [json.loads(line)["step"] for line in metrics[0].read_text().splitlines() if '"mlm_loss"' in line]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 300
+
+    again = command(300, *arguments)
+    assert "2 runs, 2 of them done" in again.communicate(timeout=60)[0]
+    summary = command(
+        300,
+        "summarize",
+        str(out),
+        "--json",
+        str(out / "x.json"),
+        "--plot",
+        str(out / "x.png"),
+        "--time_plot",
+        str(out / "t.png"),
+    )
+    said, errors = summary.communicate(timeout=60)
+    assert summary.returncode == 0, errors
+    result = json.loads((out / "x.json").read_text())
+    assert result["conditions"]["command"].endswith("run --scale tiny --seeds 1 --variants post_ln pld_batch")
+    assert result["conditions"]["data"]["seq_length"] == 32
+    assert {claim["verdict"] for claim in result["claims"]} <= {"one seed", "reached by 0 of 1"}
+    rows = {row["variant"]: row for row in result["comparison"]["rows"]}
+    assert rows["post_ln"]["kept_blocks"]["mean"] == 3
+    ran = load_config(out / "pld_batch" / "seed_1" / "config.json")
+    kept = rows["pld_batch"]["kept_blocks"]["mean"]
+    # A step's depth has a deviation of at most 0.8 blocks: three of the mean's over 300 steps.
+    assert kept == pytest.approx(make_schedule(ran.progressive_layer_drop, 3).mean_expected_depth(300), abs=0.14)
+    counted = ModelFlops(ran.model, ran.data.seq_length, ran.data.mask_probability).ratio(kept)
+    assert rows["pld_batch"]["flops_a_sample"]["mean"] == pytest.approx(counted, rel=0.02)
+    assert (out / "x.png").stat().st_size > 10_000
+    assert (out / "t.png").stat().st_size > 5_000
+    assert "| Post-LN |" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent death signal")
+def test_runs_of_a_suite_that_is_killed_save_themselves_and_end(command):
+    out = command.folder / "killed"
+    shared = ["--scale", "tiny", "--data_dir", str(command.corpus), "--output_dir", str(out)]
+    suite = command(100_000, "run", *shared, "--seeds", "1", "--variants", "post_ln", "pre_ln", "--at_once", "2")
+    folders = [out / name / "seed_1" for name in ("post_ln", "pre_ln")]
+    wait_until(lambda: all((folder / "metrics.jsonl").exists() for folder in folders))
+    suite.kill()
+    suite.communicate()
+    try:
+        # A run that ends signs off: its lock is empty then.
+        wait_until(lambda: all((folder / RUN_LOCK).read_bytes() == b"" for folder in folders))
+    finally:
+        for held in filter(None, ((folder / RUN_LOCK).read_bytes() for folder in folders)):
+            os.kill(json.loads(held)["pid"], signal.SIGKILL)
+    for folder in folders:
+        last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+        saved = int(list_checkpoints(folder / "checkpoints")[0].name.removeprefix("step_"))
+        assert last <= saved <= last + 1  # logged are even steps

@@ -1,0 +1,60 @@
+"""Kernels compiled without a GPU: the report counts what spills, and fails for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from repository import REPOSITORY
+
+
+def compile_ahead(*arguments, code="", **environment):
+    """The command in a process that does not interpret kernels, after `code`."""
+    script = f"import sys; sys.argv[1:] = {list(arguments)!r}\n{code}\n" + (
+        "from bert_pld.cli import run\nfrom bert_pld import compile_kernels\n"
+        "run(compile_kernels.main, compile_kernels.build_parser())\n"
+    )
+    inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={**inherited, "PYTHONPATH": str(REPOSITORY), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_every_kernel_compiles_and_none_spills(tmp_path):
+    done = compile_ahead("--hidden_sizes", "1000", "--capabilities", "90", "--json", str(tmp_path / "found.json"))
+    assert done.returncode == 0, done.stderr
+    assert "14 kernels compiled" in done.stdout
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert {one["kernel"] for one in found} >= {"norm forward", "scatter norm gather backward", "bias gelu backward"}
+    for one in found:
+        assert one["spill_store_bytes"] == one["spill_load_bytes"] == 0
+        assert 16 <= one["registers"] <= 255
+        assert one["instructions"] > 100
+
+
+def test_a_kernel_that_spills_is_reported_and_fails():
+    tall = (
+        "import dataclasses\nfrom bert_pld.kernels import tiles\nplain = tiles.reducing_row_tile\n"
+        "tiles.reducing_row_tile = lambda width: dataclasses.replace(plain(width), rows=16)"
+    )
+    done = compile_ahead("--hidden_sizes", "1024", "--capabilities", "90", code=tall)
+    assert done.returncode == 1
+    assert "compiled with Triton" in done.stdout
+    assert ", 0 spill" not in done.stdout
+
+
+def test_mistakes_end_in_one_line():
+    for arguments, environment, expected in (
+        (["--dtypes", "int8"], {}, "--dtypes int8: must be of bf16, fp16, fp32"),
+        (["--hidden_sizes", "x"], {}, "must be integers joined by commas"),
+        ([], {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET is set"),
+    ):
+        done = compile_ahead(*arguments, **environment)
+        assert done.returncode == 1
+        assert expected in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,220 @@
+"""An exported checkpoint is a stock Hugging Face model where there is no bert_pld."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from repository import REPOSITORY
+from safetensors.torch import load_file, save_file
+
+from bert_pld import cli, export
+from bert_pld.checkpoint import format as checkpoints
+from bert_pld.config import load_config
+from bert_pld.model.bert import BertForPreTraining
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat", "a", "dog", "##s", ".", "ran"]
+
+# Runs where bert_pld cannot be imported, with nothing but transformers and torch.
+READER = """
+import sys
+
+sys.modules.update(bert_pld=None, deepspeed=None)  # as if not installed, also for who asks before importing
+import torch, transformers
+from safetensors.torch import save_file
+
+for folder, auto_class in zip(sys.argv[1::2], sys.argv[2::2]):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model, loading = getattr(transformers, auto_class).from_pretrained(folder, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"] and not loading["mismatched_keys"], loading
+    model.eval()
+    pairs = ["The cat sat on the [MASK].", "dogs ran"], ["a dog", "the mat."]
+    batch = tokenizer(*pairs, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**batch)
+    saved = {name: batch[name].contiguous() for name in ("input_ids", "token_type_ids", "attention_mask")}
+    if auto_class.endswith("PreTraining"):
+        saved |= {"mlm": output.prediction_logits, "nsp": output.seq_relationship_logits}
+    else:
+        saved["mlm"] = output.logits
+    save_file(saved, folder + ".outputs")
+    filled = transformers.pipeline("fill-mask", folder)("The cat [MASK] on the mat.", top_k=3)
+    assert len(filled) == 3 and all(0 < entry["score"] < 1 and entry["token_str"] for entry in filled), filled
+    masked_lm = transformers.AutoModelForMaskedLM.from_pretrained(folder)
+    print(type(model).__name__, type(masked_lm).__name__, tokenizer.mask_token_id, tokenizer.model_max_length)
+"""
+
+
+def make_tokenizer():
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(WORDS[:5])
+    return tokenizer
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path):
+    def make(normalization="pre", nsp=True, tokenizer=None, facts=None):
+        run = load_config(
+            {
+                "train_batch_size": 32,
+                "progressive_layer_drop": {"theta": 0.6, "gamma": 0.01},
+                "model": {
+                    "preset": None,
+                    "hidden_size": 24,
+                    "num_layers": 2,
+                    "num_attention_heads": 3,
+                    "intermediate_size": 40,
+                    "max_position_embeddings": 32,
+                    "vocab_size": 16,
+                    "initializer_range": 0.3,
+                    "normalization": normalization,
+                    "next_sentence_prediction": nsp,
+                },
+                "data": {"seq_length": 16},
+                "training": {"max_steps": 2000},
+            }
+        )
+        torch.manual_seed(7)
+        model = BertForPreTraining(run.model).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        folder = tmp_path / f"run_{normalization}_{nsp}" / "checkpoints" / "step_00001500"
+        folder.mkdir(parents=True)
+        save_file(model.state_dict(), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(run.as_json()))
+        (folder / "state.json").write_text(json.dumps({"step": 1500, "tokens": 750_000, **(facts or {})}))
+        (tokenizer or make_tokenizer()).save(str(folder / "tokenizer.json"))
+        (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+        checkpoints.write_checksums(folder)
+        return folder, model
+
+    return make
+
+
+def run_main(*arguments):
+    export.main(export.build_parser().parse_args([str(a) for a in arguments]))
+
+
+def test_export_loads_and_agrees_without_bert_pld(make_checkpoint, tmp_path):
+    kinds = {("pre", True): "MegatronBert", ("post", True): "Bert", ("pre", False): "MegatronBert"}
+    models, arguments, printed = {}, [], []
+    for (normalization, nsp), name in kinds.items():
+        checkpoint, model = make_checkpoint(normalization, nsp)
+        folder = tmp_path / f"exported_{normalization}_{nsp}"
+        run_main("--checkpoint", checkpoint.parent.parent, "--output_dir", folder)
+        head = "ForPreTraining" if nsp else "ForMaskedLM"
+        models[folder] = model
+        arguments += [str(folder), f"AutoModel{head}"]
+        printed.append(f"{name}{head} {name}ForMaskedLM 4 32")
+    reader = tmp_path / "reader.py"
+    reader.write_text(READER)
+    result = subprocess.run(
+        [sys.executable, "-I", str(reader), *arguments],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == printed
+    for folder, model in models.items():
+        assert_agrees(model, load_file(f"{folder}.outputs"))
+
+
+def assert_agrees(model, theirs):
+    mask = theirs["attention_mask"].bool()
+    assert theirs["input_ids"][1].tolist() == [2, 11, 12, 14, 3, 5, 9, 13, 3, 0, 0, 0]
+    assert theirs["token_type_ids"][1].tolist() == [0] * 5 + [1] * 4 + [0] * 3
+    assert mask.sum(1).tolist() == [12, 9]
+    with torch.no_grad():
+        hidden_states = model.encoder(theirs["input_ids"], theirs["token_type_ids"], mask)
+        ours = model.masked_lm_logits(hidden_states, torch.arange(mask.numel())).view(*mask.shape, -1)
+        torch.testing.assert_close(theirs["mlm"][mask], ours[mask], atol=1e-5, rtol=0)
+        if model.nsp_head is not None:
+            torch.testing.assert_close(theirs["nsp"], model.nsp_head(hidden_states[:, 0]), atol=1e-5, rtol=0)
+
+
+def test_model_card_tells_how_the_model_was_made(make_checkpoint, tmp_path):
+    checkpoint, _ = make_checkpoint(facts={"data_source": "text=corpus/*.txt"})
+    run_main("--checkpoint", checkpoint, "--output_dir", tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    for text in (
+        "`MegatronBertForPreTraining`",
+        "1,500 of 2,000 optimizer steps, 48,000 samples, 750,000 tokens",
+        "text=corpus/*.txt",
+        "θ → 0.6, γ = 0.01",
+        "2 blocks × 24, 3 heads",
+        "AutoModelForPreTraining.from_pretrained",
+    ):
+        assert text in card
+    assert sorted(p.name for p in (tmp_path / "exported").iterdir()) == sorted(export.EXPORTED_FILES)
+
+
+def test_the_script_that_fills_masks_takes_an_export_and_refuses_what_it_cannot_fill(make_checkpoint, tmp_path):
+    checkpoint, _ = make_checkpoint()
+    run_main("--checkpoint", checkpoint, "--output_dir", tmp_path / "model")
+
+    def fill(*arguments):
+        command = [sys.executable, str(REPOSITORY / "scripts" / "fill_mask.py"), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    done = fill(tmp_path / "model", "The cat [MASK] on the mat.", "A [MASK].")
+    sentence, guesses = done.stdout.splitlines()[:2]
+    assert (done.returncode, sentence, len(done.stdout.splitlines())) == (0, "The cat [MASK] on the mat.", 4)
+    assert len(guesses.split(", ")) == 5
+    for arguments, message in (
+        ((tmp_path / "none", "a [MASK]"), "none: has no config.json; must be a folder that"),
+        ((tmp_path / "model", "a [MASK]", "the cat"), "'the cat': holds [MASK] 0 times; must hold it once"),
+    ):
+        done = fill(*arguments)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert message in done.stderr
+
+
+def test_output_dir_with_other_files_is_refused_and_a_former_export_is_not(make_checkpoint, tmp_path):
+    checkpoint, _ = make_checkpoint()
+    target = tmp_path / "exported"
+    run_main("--checkpoint", checkpoint, "--output_dir", target)
+    (target / "README.md").write_text("old")
+    run_main("--checkpoint", checkpoint, "--output_dir", target)
+    assert (target / "README.md").read_text() != "old"
+    (target / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match=r"holds thesis.txt, which no export wrote"):
+        run_main("--checkpoint", checkpoint, "--output_dir", target)
+    run_main("--checkpoint", checkpoint, "--output_dir", target, "--overwrite")
+    assert (target / "thesis.txt").read_text() == "precious"
+
+
+def test_tokenizer_that_does_not_fit_is_refused(make_checkpoint, tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f"word{i}" for i in range(10)])
+    checkpoint, _ = make_checkpoint(tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=r"tokenizer.json: 25 entries; the model has 16"):
+        run_main("--checkpoint", checkpoint, "--output_dir", tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_mistake_is_one_line_and_exit_code_1(tmp_path, capsys):
+    arguments = ["--checkpoint", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(export.main, export.build_parser(), arguments)
+    assert stopped.value.code == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert "holds no checkpoint" in captured.err
+
+
+def test_help_shows_an_example(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        export.build_parser().parse_args(["--help"])
+    assert stopped.value.code == 0
+    assert "example:\n  python -m bert_pld.export --checkpoint" in capsys.readouterr().out

@@ -1,0 +1,170 @@
+"""A folder of wheels that installs without a network, and a run that asks for none.
+
+The real script and the real index, for a checkout that needs DeepSpeed and what it needs; torch, which is most of the
+bytes of the project's own, is an empty wheel of an index made here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from repository import REPOSITORY
+from runs import clean_environment, pretrain_command, small_config
+
+SETUP = """
+from setuptools import setup, find_packages
+setup(name="checkout", version="1", packages=find_packages(), install_requires=["torch", "deepspeed", "numpy"],
+      extras_require={"none": [], "tables": ["absl-py"]})
+"""
+
+# Loaded by every Python of a run: whom it asks for and connects to through Python.
+AUDIT = """
+import os, sys
+def note(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        where = arguments[0] if event in ("socket.getaddrinfo", "socket.gethostbyname") else arguments[1]
+        host = where[0] if isinstance(where, tuple) else where
+        with open(os.environ["ASKED_FOR"], "a") as file:
+            file.write(f"{host} {sys.argv[:1]}\\n")
+with open(os.environ["ASKED_FOR"], "a") as file:
+    file.write(f"started {sys.argv[:1]}\\n")
+sys.addaudithook(note)
+"""
+
+
+def without_network(command: list[str]) -> list[str]:
+    """The command in a network namespace of its own that has the loopback device only, as another user if it must."""
+    for namespace in (["unshare", "--net"], ["unshare", "--net", "--map-root-user"]):
+        if shutil.which("unshare") and subprocess.run([*namespace, "true"], capture_output=True).returncode == 0:
+            return [*namespace, "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *command]
+    pytest.skip("this machine lets nobody make a network namespace (unshare --net)")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A checkout with the real scripts and pins, and an index that has an empty torch."""
+    root = tmp_path_factory.mktemp("checkout")
+    (root / "scripts").mkdir()
+    for name in ("make_wheelhouse.sh", "environment.sh", "constraints.txt"):
+        shutil.copy(REPOSITORY / "scripts" / name, root / "scripts" / name)
+    (root / "setup.py").write_text(SETUP)
+    version = next(
+        line.removeprefix("torch==").split()[0]
+        for line in (root / "scripts" / "constraints.txt").read_text().splitlines()
+        if line.startswith("torch==")
+    )
+    index = root / "index" / "torch"
+    index.mkdir(parents=True)
+    wheel, info = f"torch-{version}+zero-py3-none-any.whl", f"torch-{version}+zero.dist-info"
+    with zipfile.ZipFile(index / wheel, "w") as archive:
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {version}+zero\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", f"{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    (index / "index.html").write_text(f'<a href="{wheel.replace("+", "%2B")}">{wheel}</a>')
+    return root
+
+
+def make(checkout: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    script = ["bash", str(checkout / "scripts" / "make_wheelhouse.sh"), "--extras", "none"]
+    index = ["--torch_index", (checkout / "index").as_uri()]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    return subprocess.run(
+        [*script, *index, *arguments, str(folder)], env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def wheelhouse(checkout) -> Path:
+    folder = checkout / "wheels"
+    done = make(checkout, folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def install(checkout: Path, folder: Path, environment: Path) -> subprocess.CompletedProcess[str]:
+    """Source environment.sh where there is no network."""
+    names = {"BERT_PLD_VENV": str(environment), "BERT_PLD_WHEELHOUSE": str(folder), "PYTHON": sys.executable}
+    command = f'source "{checkout}/scripts/environment.sh" none && python -m pip list --format json'
+    return subprocess.run(
+        without_network(["bash", "-c", command]),
+        env={**os.environ, **names},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_an_empty_environment_is_installed_from_the_folder_without_a_network(checkout, wheelhouse, tmp_path):
+    listed = [line.split() for line in (wheelhouse / "SHA256SUMS").read_text().splitlines() if line[0] != "#"]
+    for digest, name in listed:
+        assert hashlib.sha256((wheelhouse / name).read_bytes()).hexdigest() == digest
+    assert sorted(name for _, name in listed) == sorted(path.name for path in wheelhouse.glob("*.whl"))
+    done = install(checkout, wheelhouse, tmp_path / "venv")
+    assert done.returncode == 0, done.stdout + done.stderr
+    installed = {item["name"].lower(): item["version"] for item in json.loads(done.stdout.splitlines()[-1])}
+    pins = (REPOSITORY / "scripts" / "constraints.txt").read_text().split()
+    assert f"deepspeed=={installed['deepspeed']}" in pins
+    assert f"pydantic=={installed['pydantic']}" in pins
+    assert installed["torch"].endswith("+zero")
+    assert installed["checkout"] == "1"
+
+
+def test_damaged_or_missing_wheels_are_noticed_and_fetched_again(checkout, wheelhouse, tmp_path):
+    folder = tmp_path / "wheels"
+    shutil.copytree(wheelhouse, folder)
+    listed = (folder / "SHA256SUMS").read_text()
+    damaged, missing = (next(folder.glob(f"{name}-*.whl")) for name in ("tqdm", "hjson"))
+    damaged.write_bytes(damaged.read_bytes()[:-1000])
+    missing.unlink()
+    refused = install(checkout, folder, tmp_path / "venv")
+    assert refused.returncode == 1
+    assert damaged.name in refused.stderr
+    assert refused.stderr.splitlines()[-1].startswith(f"error: BERT_PLD_WHEELHOUSE={folder}: ")
+    repaired = make(checkout, folder)
+    assert ", 2 to fetch" in repaired.stdout, repaired.stdout + repaired.stderr
+    assert (folder / "SHA256SUMS").read_text() == listed
+    assert "complete already" in make(checkout, folder).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--python", "3.9"], "--python 3.9: must be 3.10, 3.11 or 3.12"),
+        (["--platform", "win_amd64"], "--platform win_amd64: must be manylinux_2_N_"),
+        (["--extras", "test"], "--extras test: must be of none, tables"),
+        (["--torch_index", "cpu"], "--torch_index cpu: must be an http(s):// or file:// URL"),
+        (["one"], "one FOLDER is enough"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_before_anything_is_made(checkout, tmp_path, arguments, says):
+    done = make(checkout, tmp_path / "wheels", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "wheels").exists()
+
+
+def test_training_runs_without_a_network_and_asks_nobody_for_anything(corpus, tmp_path):
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(AUDIT)
+    (tmp_path / "run.json").write_text(json.dumps(small_config(training={"max_steps": 2, "checkpoint_interval": 2})))
+    environment = clean_environment()
+    environment["PYTHONPATH"] = os.pathsep.join([str(hook), environment["PYTHONPATH"]])
+    environment |= {"ASKED_FOR": str(tmp_path / "asked"), "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf")}
+    command = pretrain_command(tmp_path / "run.json", corpus, tmp_path / "run")
+    done = subprocess.run(without_network(command), env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    lines = (tmp_path / "asked").read_text().splitlines()
+    assert len([line for line in lines if line.startswith("started")]) >= 1
+    local = ("127.0.0.1", "localhost", "::1", "None", os.uname().nodename, "started")
+    assert not [line for line in lines if line.split()[0] not in local]

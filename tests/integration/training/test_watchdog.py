@@ -1,0 +1,190 @@
+"""The ranks' watch over each other, on processes that do nothing else: who is named, with which code all end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch.distributed as dist
+from repository import REPOSITORY, SUPPORT
+from runs import clean_environment, free_port
+
+from bert_pld.cluster.heartbeat import AwakeClock, Peer
+from bert_pld.cluster.judge import EXIT_LOST_RANK
+
+RANKS = 3
+STALL_S = 3.0
+
+
+def _hang_in_a_collective():
+    dist.barrier()
+
+
+def _scenario(name, rank):
+    """What a rank does once it is watched."""
+    from bert_pld.cluster.watchdog import mark
+
+    mark("step 1, micro-batch 0")
+    if name == "own_error" and rank == 2:
+        raise ValueError("shard_00007: damaged")
+    if name == "bug" and rank == 2:
+        raise KeyError("x")
+    if name.startswith("exit"):
+        dist.barrier()  # a rank that is still joining when rank 0 ends has lost nobody yet
+    if (name, rank) in (("exit", 2), ("exit_of_rank_0", 0)):
+        os._exit(7)
+    if name == "stall":
+        if rank == 1:
+            time.sleep(60)
+        mark("step 1, micro-batch 1")
+    if name == "patient":
+        mark("opening the data", patient=rank == 1)
+        if rank == 1:
+            time.sleep(1.5 * STALL_S)
+        mark("step 1, loading data")
+    if name == "all_alike":
+        raise ValueError("loss is not finite")
+    _hang_in_a_collective()
+
+
+def _serve(port):
+    """Fork the ranks of every scenario from a process that has imported everything; print each one's exit code."""
+    from bert_pld.cli import run_as_rank
+    from bert_pld.cluster import watchdog
+
+    def main(options):
+        rank = int(os.environ["RANK"])
+        dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+        watchdog.start(heartbeat_timeout_s=20, stall_timeout_s=STALL_S if name in ("stall", "patient") else 0)
+        with watchdog.reporting():
+            _scenario(name, rank)
+        dist.destroy_process_group()
+        watchdog.finish()
+        return 0
+
+    for number, name in enumerate(SCENARIOS):
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port + number), WORLD_SIZE=str(RANKS))
+        pids = {}
+        for rank in range(RANKS):
+            pid = os.fork()
+            if not pid:
+                os.environ["RANK"] = str(rank)
+                os.dup2(os.open(f"{name}.{rank}", os.O_WRONLY | os.O_CREAT), 2)
+                run_as_rank(main, argparse.ArgumentParser(), [])
+            pids[pid] = rank
+        codes = {pids[pid]: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in list(pids)}
+        print(name, *(codes[rank] for rank in range(RANKS)), flush=True)
+
+
+SCENARIOS = ("own_error", "bug", "exit", "exit_of_rank_0", "stall", "patient", "all_alike")
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """Scenario → (exit code of each rank, what each wrote to stderr)."""
+    folder = tmp_path_factory.mktemp("watch")
+    done = subprocess.run(
+        [sys.executable, __file__, str(free_port())],
+        env={
+            **clean_environment(),
+            "PYTHONPATH": f"{SUPPORT}:{REPOSITORY}",
+        },
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    lines = [line.split() for line in done.stdout.splitlines()]
+    found = {name: [int(code) for code in codes] for name, *codes in lines}
+    return {name: (found[name], [(folder / f"{name}.{rank}").read_text() for rank in range(RANKS)]) for name in found}
+
+
+def errors(texts):
+    return [line for text in texts for line in text.splitlines() if line.startswith("error: ")]
+
+
+def test_error_of_one_rank_is_said_once_and_ends_all_with_code_1(outcomes):
+    codes, texts = outcomes["own_error"]
+    assert codes == [1, 1, 1]
+    [error] = errors(texts)
+    assert re.fullmatch(r"error: rank 2 \(host .*, process \d+\) ended: shard_00007: damaged", error)
+    assert "Traceback" not in "".join(texts)
+
+
+def test_bug_on_one_rank_shows_its_traceback_and_names_the_rank(outcomes):
+    codes, texts = outcomes["bug"]
+    assert codes == [1, 1, 1]
+    [error] = errors(texts)
+    assert re.fullmatch(r"error: rank 2 \(.*\) ended: KeyError: 'x'", error)
+    assert ["Traceback" in text for text in texts] == [False, False, True]
+
+
+def test_rank_that_ends_without_a_word_is_lost(outcomes):
+    codes, texts = outcomes["exit"]
+    assert codes == [EXIT_LOST_RANK, EXIT_LOST_RANK, 7]
+    [error] = errors(texts)
+    assert re.match(r"error: rank 2 \(.*\) ended without a word; it was last heard at ", error)
+
+
+def test_loss_of_rank_0_is_said_by_one_of_its_host(outcomes):
+    codes, texts = outcomes["exit_of_rank_0"]
+    assert codes == [7, EXIT_LOST_RANK, EXIT_LOST_RANK]
+    assert errors(texts) == errors(texts[1:2])
+    [error] = errors(texts)
+    assert re.match(r"error: rank 0 \(.*\) ended without a word; rank 1 was at step 1, micro-batch 0", error)
+
+
+def test_rank_that_does_not_get_on_is_named_with_its_stack(outcomes):
+    codes, texts = outcomes["stall"]
+    assert codes == [EXIT_LOST_RANK] * RANKS
+    [error] = errors(texts)
+    assert re.match(
+        rf"error: no progress for {STALL_S:g} s: rank 1 \(.*\) is at step 1, micro-batch 0, others at", error
+    )
+    assert "time.sleep(60)" in texts[1]
+    assert "rank 1" in texts[1]
+    assert "time.sleep" not in texts[0] + texts[2]
+
+
+def test_phase_that_may_take_long_is_no_stall(outcomes):
+    assert outcomes["patient"] == ([0] * RANKS, [""] * RANKS)
+
+
+def test_error_that_all_ranks_raise_is_printed_by_rank_0_alone(outcomes):
+    codes, texts = outcomes["all_alike"]
+    assert codes == [1, 1, 1]
+    assert errors(texts) == errors(texts[:1]) == ["error: loss is not finite"]
+
+
+def test_time_does_not_pass_for_a_thread_that_was_stopped(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    clock = AwakeClock(0.5)
+    now[0] = 0.4
+    assert clock.passed() == pytest.approx(0.4)
+    now[0] = 100.0
+    assert clock.passed() == 1.0
+
+
+def test_process_is_known_by_its_start_and_not_by_its_number_alone():
+    me = Peer.here(0)
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        foreign = Peer(1, me.host, me.machine, child.pid, me.started - 1)
+        assert not foreign.is_running()
+        foreign.signal(9)
+        assert child.poll() is None
+        assert me.is_running()
+        assert me.is_beside(foreign)
+    finally:
+        child.kill()
+        child.wait()
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

@@ -1,0 +1,197 @@
+"""A small learnable corpus as native shards, and runs on it in processes of their own, through the real launcher."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from forked_runs import ForkedRuns
+from repository import REPOSITORY
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
+
+from bert_pld.data.shards import Manifest, ShardAttributes, vocabulary_hash, write_shard
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+VOCABULARY = [*SPECIAL, *(f"w{i}" for i in range(51)), *(f"##p{i}" for i in range(8))]
+SEQ_LENGTH = 32
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "LOCAL_SIZE",
+)
+
+
+def write_corpus(
+    directory: Path, *, train_rows: int = 96, validation_rows: int = 12, seq_length: int = SEQ_LENGTH
+) -> Path:
+    """Native shards of sequences in which each token is mostly its predecessor plus two: learnable in few steps."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    attributes = ShardAttributes(
+        vocabulary_hash=vocabulary_hash(VOCABULARY),
+        vocabulary_size=len(VOCABULARY),
+        casing="uncased",
+        seq_length=seq_length,
+        objective="mlm+nsp",
+        source="synthetic",
+        seed=0,
+    )
+    splits = {}
+    for split, rows in (("train", train_rows), ("validation", validation_rows)):
+        length = rng.integers(seq_length - 8, seq_length + 1, rows)
+        start = rng.integers(0, len(VOCABULARY) - 5, (rows, 1))
+        ids = 5 + (start + 2 * np.arange(seq_length)) % (len(VOCABULARY) - 5)
+        noise = rng.random(ids.shape) < 0.05
+        ids[noise] = rng.integers(5, len(VOCABULARY), noise.sum())
+        label = rng.integers(0, 2, rows)
+        segment_b = length // 2
+        ids[:, 0] = 2
+        ids[np.arange(rows), segment_b - 1] = 3
+        ids[np.arange(rows), length - 1] = 3
+        ids[np.arange(seq_length) >= length[:, None]] = 0
+        columns = {"input_ids": ids, "length": length, "segment_b_start": segment_b, "next_sentence_label": label}
+        splits[split] = [write_shard(directory / f"{split}_00000.hdf5", columns, attributes)]
+    special = dict(zip(("pad", "unk", "cls", "sep", "mask"), range(5), strict=True))
+    Manifest(attributes, splits, {"train": train_rows, "validation": validation_rows}, special).write(directory)
+    tokenizer = Tokenizer(WordPiece({t: i for i, t in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "vocab.txt").write_text("".join(token + "\n" for token in VOCABULARY))
+    return directory
+
+
+def small_config(**blocks: Any) -> dict[str, Any]:
+    """A run of a few seconds: 3 × 32, dropout on, PLD at θ = 0.5 from the first step; blocks given are merged in."""
+    config: dict[str, Any] = {
+        "train_batch_size": 8,
+        "train_micro_batch_size_per_gpu": 4,
+        "gradient_clipping": 1.0,
+        "optimizer": {"type": "AdamW", "params": {"lr": 3e-3, "weight_decay": 0.01}},
+        "progressive_layer_drop": {"enabled": True, "theta": 0.5, "temporal": "constant"},
+        "model": {
+            "preset": None,
+            "hidden_size": 32,
+            "num_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "max_position_embeddings": 64,
+            "initializer_range": 0.1,
+        },
+        "data": {"seq_length": SEQ_LENGTH, "workers": 0},
+        "training": {"max_steps": 12, "log_interval": 1, "eval_interval": 6, "checkpoint_interval": 4, "seed": 1},
+    }
+    for name, value in blocks.items():
+        config[name] = {**config.get(name, {}), **value} if isinstance(value, dict) else value
+    return config
+
+
+def clean_environment() -> dict[str, str]:
+    """This environment, less what a launcher or an earlier run left, with the checkout importable."""
+    environment = {k: v for k, v in os.environ.items() if k not in (*LAUNCHER_VARIABLES, "PYTEST_CURRENT_TEST")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    environment["OMP_NUM_THREADS"] = "1"
+    # Importing DeepSpeed asks whether CUDA is available. Asked of the driver, that question initialises CUDA, and a
+    # process forked afterwards cannot use a GPU; asked of NVML, it does not.
+    environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    return environment
+
+
+def free_port() -> int:
+    """A port that nothing listens on, below those that a system hands out to connections while a launcher starts."""
+    while True:
+        port = secrets.choice(range(10_000, 30_000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def pretrain_command(config: Path, data_dir: Path, output_dir: Path, *arguments: str, ranks: int = 1) -> list[str]:
+    """One rank: a plain process. Several: the real `deepspeed` launcher."""
+    if ranks == 1:
+        start = [sys.executable, "-m", "bert_pld.pretrain"]
+    else:
+        launcher = Path(sys.executable).parent / "deepspeed"
+        start = [
+            str(launcher),
+            "--num_gpus",
+            str(ranks),
+            "--master_port",
+            str(free_port()),
+            "--module",
+            "bert_pld.pretrain",
+        ]
+    paths = ["--deepspeed_config", str(config), "--data_dir", str(data_dir), "--output_dir", str(output_dir)]
+    return [*start, *paths, *arguments]
+
+
+def arguments_of(command: list[str]) -> list[str]:
+    """What a `pretrain_command` hands to `bert_pld.pretrain`."""
+    return command[command.index("bert_pld.pretrain") + 1 :]
+
+
+def run_pretrain(
+    config: dict[str, Any], data_dir: Path, output_dir: Path, *arguments: str, ranks: int = 1, expect: int | None = 0
+) -> subprocess.CompletedProcess[str]:
+    """Pretrain in processes of its own and check the exit code; a single rank is forked off one that imported torch."""
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    path = output_dir.parent / f"{output_dir.name}.json"
+    path.write_text(json.dumps(config))
+    command = pretrain_command(path, data_dir, output_dir, *arguments, ranks=ranks)
+    if ranks == 1:
+        done = _run_forked(command)
+    else:
+        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=300)
+    if expect is not None:
+        assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done
+
+
+_servers: list[ForkedRuns] = []
+
+
+def forked_runs() -> ForkedRuns:
+    """The server of this process's single ranks, started anew when a test has changed a variable."""
+    environment = clean_environment()
+    if _servers and _servers[0].environment != environment:
+        _servers.pop().__exit__()
+    if not _servers:
+        _servers.append(ForkedRuns(environment).__enter__())
+    return _servers[0]
+
+
+def _run_forked(command: list[str]) -> subprocess.CompletedProcess[str]:
+    runs = forked_runs()
+    with tempfile.TemporaryDirectory() as folder:
+        streams = Path(folder) / "stdout", Path(folder) / "stderr"
+        arguments = arguments_of(command)
+        code = runs.wait(runs.start(arguments, *streams))
+        return subprocess.CompletedProcess(command, code, *(stream.read_text() for stream in streams))
+
+
+@atexit.register
+def _end_servers() -> None:
+    while _servers:
+        _servers.pop().__exit__()
+
+
+def read_metrics(run_dir: Path, key: str = "loss") -> list[Any]:
+    """A key's series from a run's metrics.jsonl."""
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [record[key] for record in records if key in record]

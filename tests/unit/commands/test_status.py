@@ -1,0 +1,170 @@
+"""The status command: what a run's folder says of it, without torch, whatever state it was left in."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from repository import REPOSITORY
+
+from bert_pld import status
+from bert_pld.cluster.run_lock import RunLock
+from bert_pld.files import RUN_LOCK
+from bert_pld.training.progress import read_progress
+
+NOW = 1_700_000_000.0
+
+
+def line(step, **changed):
+    return {
+        "step": step,
+        "seconds": 0.5 * step,
+        "loss": 6.0 - step / 100,
+        "theta": 0.75,
+        "kept_blocks": 2.5,
+        "tokens_per_s": 1234.0,
+        **changed,
+    }
+
+
+def write_run(run_dir, steps=(10, 20, 30), max_steps=100, checkpoints=(), evaluations=(), torn=""):
+    """A run of 0.5 s a step that started 1,000 s before NOW; with pauses a step takes 2 s."""
+    run_dir.mkdir()
+    (run_dir / "config.json").write_text(json.dumps({"training": {"max_steps": max_steps}, "model": {"num_layers": 3}}))
+    os.utime(run_dir / "config.json", (NOW - 1000, NOW - 1000))
+    lines = [line(step) for step in steps] + [{"step": s, "seconds": 1.0, "eval_mlm_loss": 5.5} for s in evaluations]
+    text = "".join(json.dumps(record) + "\n" for record in sorted(lines, key=lambda record: record["step"]))
+    (run_dir / "metrics.jsonl").write_text(text + torn)
+    os.utime(run_dir / "metrics.jsonl", (NOW - 1000 + 2 * max(steps, default=0),) * 2)
+    for step in checkpoints:
+        folder = run_dir / "checkpoints" / f"step_{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text("{}")
+        os.utime(folder / "state.json", (NOW - 1000 + 2 * step,) * 2)
+    return run_dir
+
+
+def test_line_of_a_stopped_run_has_every_figure(tmp_path):
+    run_dir = write_run(tmp_path / "a", checkpoints=(10, 20), evaluations=(20,))
+    progress = read_progress(run_dir, NOW)
+    assert (progress.state, progress.since_s, progress.step, progress.max_steps) == ("stopped", 940.0, 30, 100)
+    assert (progress.loss, progress.eval_mlm_loss, progress.eval_step) == (5.7, 5.5, 20)
+    assert (progress.checkpoint_step, progress.checkpoint_age_s) == (20, 960.0)
+    assert status.describe(progress) == (
+        f"{run_dir}: stopped 16 min ago  step 30/100  loss 5.7000  held-out 5.5000 (step 20)  θ 0.750  kept 2.50/3"
+        "  1,234 tokens/s  2 min left  checkpoint 20 (16 min old)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "seconds_left", "with_pauses"), [((), 35.0, False), ((10,), 140.0, True), ((10, 20), 140.0, True)]
+)
+def test_time_left_counts_pauses_as_soon_as_a_checkpoint_dates_them(tmp_path, checkpoints, seconds_left, with_pauses):
+    progress = read_progress(write_run(tmp_path / "a", checkpoints=checkpoints), NOW)
+    assert progress.seconds_left == pytest.approx(seconds_left)
+    assert progress.seconds_per_step_includes_pauses is with_pauses
+
+
+def test_checkpoints_from_before_a_restart_date_nothing(tmp_path):
+    run_dir = write_run(tmp_path / "a", checkpoints=(10, 20))
+    os.utime(run_dir / "config.json", (NOW - 950, NOW - 950))
+    progress = read_progress(run_dir, NOW)
+    assert (progress.seconds_left, progress.seconds_per_step_includes_pauses) == (35.0, False)
+
+
+def test_torn_last_line_is_left_out_and_a_damaged_one_is_named(tmp_path):
+    assert read_progress(write_run(tmp_path / "a", torn='{"step": 40, "lo'), NOW).step == 30
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 4: not a line of metrics \('\{\"step\"'\)"):
+        read_progress(write_run(tmp_path / "b", torn='{"step"\n'), NOW)
+
+
+def test_last_evaluation_is_found_far_from_the_end(tmp_path):
+    run_dir = write_run(tmp_path / "a", steps=range(1, 61), evaluations=(7,))
+    assert read_progress(run_dir, NOW).eval_step == 7
+
+
+def test_state_follows_the_lock(tmp_path):
+    run_dir = write_run(tmp_path / "a")
+    other = json.dumps({"machine": "another boot", "host": "n7", "beat": 3})
+    for written, content, expected in [
+        (NOW - 60, other, ("running", "n7")),
+        (NOW - 600, other, ("killed", "n7")),
+        (NOW - 5, "", ("stopped", None)),
+    ]:
+        (run_dir / RUN_LOCK).write_text(content)
+        os.utime(run_dir / RUN_LOCK, (written, written))
+        progress = read_progress(run_dir, NOW)
+        assert (progress.state, progress.host) == expected
+    write_run(tmp_path / "b", steps=(50, 100))
+    assert read_progress(tmp_path / "b", NOW).state == "finished"
+
+
+def test_lock_of_a_living_process_is_seen_and_of_a_killed_one_is_not(tmp_path):
+    run_dir = write_run(tmp_path / "a", steps=(100,))
+    hold = f"from bert_pld.cluster.run_lock import *; RunLock(Path({str(run_dir)!r})).acquire(); print(1, flush=True)"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"{hold}; input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
+    )
+    try:
+        assert holder.stdout.readline() == b"1\n"
+        os.utime(run_dir / RUN_LOCK, (1.0, 1.0))  # the kernel's word counts, not the beat's age
+        assert read_progress(run_dir, NOW).state == "running"
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdin.close()
+        holder.stdout.close()
+    assert read_progress(run_dir, NOW).state == "finished"
+    write_run(tmp_path / "b")
+    (run_dir / RUN_LOCK).rename(tmp_path / "b" / RUN_LOCK)
+    assert read_progress(tmp_path / "b").state == "killed"
+    lock = RunLock(tmp_path / "b")
+    lock.acquire()  # and nothing that looking did is in the way
+    lock.release()
+
+
+def test_command_prints_a_line_a_run_and_an_error_for_each_folder_that_is_none(tmp_path, capsys):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "new", steps=())
+    (tmp_path / "empty").mkdir()
+    names = ("a", "new", "empty", "absent")
+    options = status.build_parser().parse_args([str(tmp_path / name) for name in names])
+    assert status.main(options) == 1
+    said = capsys.readouterr()
+    assert [text.split(": ")[0] for text in said.out.splitlines()] == [str(tmp_path / "a"), str(tmp_path / "new")]
+    assert "stopped  step 0/100  no metrics yet  no checkpoint" in said.out
+    assert said.err.splitlines() == [
+        f"error: {tmp_path}/empty: not a run's folder (it has no metrics.jsonl, config.json or run.lock)",
+        f"error: {tmp_path}/absent: no such folder; give a run's --output_dir",
+    ]
+
+
+def test_json_comes_fast_and_without_torch(tmp_path):
+    write_run(tmp_path / "a", checkpoints=(10,))
+    code = (
+        "import sys; from bert_pld import status\n"
+        "status.main(status.build_parser().parse_args(['--json', sys.argv[1]]))\n"
+        "assert not {'torch', 'numpy', 'h5py'} & set(sys.modules)"
+    )
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "a")], cwd=REPOSITORY, capture_output=True, text=True
+        )
+        took.append(time.perf_counter() - began)
+        assert done.returncode == 0, done.stderr
+    assert min(took) < 0.5
+    (run,) = json.loads(done.stdout)
+    assert (run["step"], run["checkpoint_step"], run["state"]) == (30, 10, "stopped")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(42, "42 s"), (440, "7 min"), (11_100, "3 h 05 min"), (187_200, "2 d 4 h")]
+)
+def test_durations_read_well(seconds, text):
+    assert status.duration(seconds) == text

@@ -1,0 +1,67 @@
+"""Every configuration in configs/ loads, is accepted by DeepSpeed, and runs a step's shapes at full size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from repository import REPOSITORY
+
+from bert_pld.config import load_config, resolve_batch_sizes
+from bert_pld.cost.flops import parameter_count
+from bert_pld.model import BertForPreTraining
+from bert_pld.pld import draw_gates
+from bert_pld.pld.engine import make_schedule
+from bert_pld.training.optimizer import OUR_OPTIMIZERS, build_optimizer, parameter_groups
+from bert_pld.training.schedulers import OUR_SCHEDULERS, build_scheduler
+
+FOLDER = REPOSITORY / "configs"
+CONFIGS = sorted(path for path in FOLDER.rglob("*.json") if path.parent.name != "scales")
+
+
+def test_the_promised_configurations_are_there():
+    expected = {
+        "bert_tiny_pld",
+        "bert_base_pld_128",
+        "bert_base_pld_512",
+        "bert_large_pld_128",
+        "bert_large_pld_512",
+        "bert_base_pre_ln_128",
+        "bert_base_post_ln_128",
+        "bing_bert_4k_pld_128",
+    }
+    assert expected <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configuration_is_dry_run(path):
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    config = load_config(path).with_model(vocab_size=30528, next_sentence_prediction=True)
+    total, micro, accumulation = resolve_batch_sizes(config.deepspeed, 1)
+    assert DeepSpeedConfig({**config.deepspeed}).train_micro_batch_size_per_gpu == micro
+    assert total == micro * accumulation
+
+    with torch.device("meta"):
+        model = BertForPreTraining(config.model)
+    assert sum(p.numel() for p in model.parameters()) == parameter_count(config.model)
+    seq, masked = config.data.seq_length, 19 * 16
+    ids = torch.zeros(16, seq, dtype=torch.int64, device="meta")
+    labels = torch.zeros(masked, dtype=torch.int64, device="meta")
+    gates = None
+    if config.progressive_layer_drop.enabled:
+        schedule = make_schedule(config.progressive_layer_drop, model.num_gated_blocks)
+        granularity = config.progressive_layer_drop.granularity
+        gates = draw_gates(schedule, granularity=granularity, seed=0, step=10**6, micro_step=0, rows=16, device="meta")
+        assert schedule.theta(10**6) == pytest.approx(config.progressive_layer_drop.theta)
+    outputs = model(ids, ids, None, labels, labels, ids[:, 0], gates=gates)
+    outputs["loss"].backward()
+    gradients = sum(p.grad is not None for p in model.encoder.blocks.parameters())
+    kept = sum(gate.keep for gate in gates) if gates else config.model.num_layers
+    assert gradients == 12 * kept
+
+    block = config.deepspeed["optimizer"]
+    assert block["type"] in OUR_OPTIMIZERS
+    optimizer = build_optimizer(block, parameter_groups(model, block["params"]["weight_decay"]))
+    scheduler = config.deepspeed["scheduler"]
+    if scheduler["type"] in OUR_SCHEDULERS:
+        build_scheduler(scheduler, config.training.max_steps, optimizer)

@@ -1,0 +1,199 @@
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+from made_up_corpus import WORDS, build
+from repository import REPOSITORY
+
+from data_prep.dedup import duplicates, minhash
+from data_prep.dedup.duplicates import Comparisons, Duplicates, cluster_near, find_exact, find_near, join_exact
+from data_prep.dedup.minhash import BAND_ROWS, BANDS, HASHES, SHINGLE_WORDS, signatures
+from data_prep.spool import write_spool
+
+
+def document(draw, words=200):
+    return " ".join(draw.choices(WORDS, k=words))
+
+
+def edited(draw, text, rate):
+    """Words left out, exchanged and put in, a share of `rate` in all."""
+    words = []
+    for word in text.split():
+        kind = draw.random() / rate
+        words += [word] if kind >= 1 else [[], [draw.choice(WORDS)], [word, draw.choice(WORDS)]][int(3 * kind)]
+    return " ".join(words)
+
+
+def jaccard(a, b):
+    def shingles(text):
+        words = re.findall(r"\w+", text.lower())
+        return {tuple(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - SHINGLE_WORDS + 1)}
+
+    return len(shingles(a) & shingles(b)) / len(shingles(a) | shingles(b))
+
+
+def estimate(a, b):
+    signed = signatures([a, b]).reshape(2, HASHES)
+    return float(np.mean(signed[0] == signed[1]))
+
+
+def test_signatures_estimate_the_jaccard_similarity_without_bias():
+    draw = random.Random(1)
+    errors = []
+    for rate in np.linspace(0.005, 0.3, 120):
+        text = document(draw)
+        other = edited(draw, text, rate)
+        errors.append(estimate(text, other) - jaccard(text, other))
+    deviation = np.sqrt(0.25 / HASHES)
+    assert abs(np.mean(errors)) < 3 * deviation / np.sqrt(len(errors))
+    assert np.max(np.abs(errors)) < 4.5 * deviation
+    assert np.std(errors) > 0.3 * deviation
+
+
+def test_case_punctuation_and_white_space_do_not_count():
+    text = document(random.Random(2))
+    other = text.upper().replace(" ", ",\n", 50)
+    assert estimate(text, other) == 1.0
+    assert estimate(text, document(random.Random(3))) < 0.05
+
+
+def test_a_signature_does_not_depend_on_its_neighbours_nor_on_windows(monkeypatch):
+    draw = random.Random(4)
+    texts = [document(draw, n) for n in (70, 3, 300, 0, 90, 61, 2000, 5)]
+    together = signatures(texts)
+    for number, text in enumerate(texts):
+        assert np.array_equal(signatures([text])[0], together[number])
+    monkeypatch.setattr(minhash, "_WINDOW_BYTES", 4096)
+    minhash._powers.cache_clear()
+    in_windows = signatures(texts)
+    minhash._powers.cache_clear()
+    for number, text in enumerate(texts):
+        same = np.mean(in_windows[number] == together[number])
+        assert same == 1.0 if len(text) < 4096 else same > 0.9
+
+
+def test_a_short_document_is_like_another_only_if_its_subject_is_the_same():
+    words = document(random.Random(5), 60).split()
+    first, second, other = (
+        " ".join([name, *words[:20], "Ostra", *words[20:]]) for name in ("Velma", "Velma", "Kestrin")
+    )
+    second = second.replace(words[50], "another")
+    signed = signatures([first, second, other, first.replace("Ostra", "Ostra Mill"), "four words are few", ""])
+    alike = [float(np.mean(signed[0] == row)) for row in signed]
+    assert alike[0] == 1.0
+    assert 0.7 < alike[1] < 1.0
+    assert alike[2] < 0.05
+    assert alike[3] < 0.05
+    assert not signed[4:].any()
+    assert signed.shape == (6, BANDS, BAND_ROWS)
+
+
+def test_a_long_document_may_change_its_name():
+    words = document(random.Random(5), 400)
+    assert estimate(f"Velma {words}", f"Kestrin {words}") > 0.95
+
+
+def removed(build_dir, texts_of_tasks, similarity=0.65, comparisons=None):
+    """Indices (task, place) of the duplicates among these documents, exact ones and all."""
+    for folder in ("spool", "duplicates"):
+        (build_dir / folder).mkdir(parents=True)
+    for task, texts in enumerate(texts_of_tasks):
+        write_spool(build_dir / "spool", task, ([text] for text in texts), signed=True)
+    comparisons = comparisons or Comparisons.of(sum(map(len, texts_of_tasks)))
+    found = []
+    for task, share in enumerate(comparisons.exact):
+        find_exact(build_dir, task, share, len(texts_of_tasks))
+    join_exact(build_dir, len(comparisons.exact))
+    found.append(left_out(build_dir, texts_of_tasks))
+    for task, share in enumerate(comparisons.near):
+        find_near(build_dir, task, share, len(texts_of_tasks), similarity)
+    cluster_near(build_dir, len(comparisons.near))
+    found.append(left_out(build_dir, texts_of_tasks))
+    return found
+
+
+def left_out(build_dir, texts_of_tasks):
+    lists = Duplicates(build_dir)
+    return {
+        (task, int(place))
+        for task, texts in enumerate(texts_of_tasks)
+        for place in np.flatnonzero(~lists.kept(task, len(texts)))
+    }
+
+
+def test_planted_copies_and_lightly_edited_copies_are_found_and_nothing_else(tmp_path):
+    draw = random.Random(6)
+    originals = [document(draw, draw.randint(100, 400)) for _ in range(2000)]
+    copies = draw.sample(originals, 200)
+    changed = [edited(draw, text, 0.02) for text in draw.sample(originals, 200)]
+    exact, everything = removed(tmp_path, [originals[:700], originals[700:] + copies, [], changed])
+    unchanged = {(3, n) for n, text in enumerate(changed) if text in originals}
+    assert exact == {(1, 1300 + n) for n in range(200)} | unchanged
+    assert len(everything & {(3, n) for n in range(200)}) >= 195
+    assert not everything & ({(0, n) for n in range(700)} | {(1, n) for n in range(1300)})
+
+
+def test_articles_from_one_template_stay(tmp_path):
+    draw = random.Random(7)
+    frame = document(draw, 25)
+    articles = [f"{draw.choice(WORDS).title()}{n} is a village {frame}" for n in range(300)]
+    assert removed(tmp_path, [articles]) == [set(), set()]
+
+
+def test_of_a_cluster_the_first_stays(tmp_path):
+    draw = random.Random(8)
+    text = document(draw, 300)
+    chain = [text]
+    for _ in range(4):
+        chain.append(edited(draw, chain[-1], 0.01))
+    _, everything = removed(tmp_path, [[document(draw), chain[0]], [chain[1], chain[2], document(draw)], chain[3:]])
+    assert everything == {(1, 0), (1, 1), (2, 0), (2, 1)}
+
+
+def test_shares_of_a_large_corpus_find_the_same(tmp_path, monkeypatch):
+    draw = random.Random(9)
+    originals = [document(draw, 120) for _ in range(400)]
+    texts = [originals, draw.sample(originals, 60) + [edited(draw, text, 0.02) for text in originals[:60]]]
+    one = removed(tmp_path / "one", texts)
+    monkeypatch.setattr(duplicates, "KEYS_PER_TASK", 100)
+    comparisons = Comparisons.of(520)
+    assert (len(comparisons.exact), len(comparisons.near)) == (6, 6 * BANDS)
+    assert removed(tmp_path / "many", texts, comparisons=comparisons) == one
+
+
+def test_build_leaves_duplicates_out_across_sources_and_counts_them(tmp_path):
+    draw = random.Random(10)
+    texts = [document(draw, 250) for _ in range(100)]
+    (tmp_path / "a.txt").write_text("\n\n".join(texts))
+    with open(tmp_path / "b.jsonl", "w") as file:
+        for text in texts[:10] + [edited(draw, text, 0.025) for text in texts[10:20]] + [document(draw, 120)]:
+            file.write(json.dumps({"text": text}) + "\n")
+    cards = {}
+    for what in ("near", "exact", "none"):
+        flags = ["--source", f"jsonl={tmp_path}/b.jsonl", "--deduplicate", what]
+        assert build(tmp_path / "a.txt", tmp_path / what, *flags) == 0
+        cards[what] = json.loads((tmp_path / what / "data_card.json").read_text())["documents"]
+    kept = {what: card["train"] + card["validation"] for what, card in cards.items()}
+    assert kept == {"near": 101, "exact": 111, "none": 121}
+    assert cards["near"]["duplicates"] == {"exact": 10, "near": 10}
+    assert cards["exact"]["duplicates"] == {"exact": 10}
+    assert cards["none"]["duplicates"] == {}
+
+
+@pytest.mark.parametrize("similarity", ["0", "1.5"])
+def test_similarity_out_of_range_is_an_error(tmp_path, corpus, capsys, similarity):
+    assert build(corpus, tmp_path / "out", "--similarity", similarity) == 1
+    assert f"--similarity {float(similarity)}: must be above 0 and at most 1" in capsys.readouterr().err
+
+
+def test_documented_shares_are_the_measured_ones():
+    measured = json.loads((REPOSITORY / "docs/results/deduplication_cpu.json").read_text())
+    page = (REPOSITORY / "docs/data_preparation.md").read_text(encoding="utf-8")
+    found = {(row["fewest_words"], row["words_changed"]): row["edited_found"] for row in measured["planted"]}
+    for rate in (0.01, 0.02, 0.03):
+        shares = " | ".join(f"{100 * found[fewest, rate]:.1f} %" for fewest in (0, 60))
+        assert f"| {100 * rate:.0f} % of the words changed | {shares} | 0 % |" in page
+    assert all(row["copies_found"] == 1.0 and row["others_lost"] == 0.0 for row in measured["planted"])
+    assert f"{measured['exact']} exact ones, and {measured['near']} near ones" in page

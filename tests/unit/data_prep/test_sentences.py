@@ -1,0 +1,200 @@
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from repository import REPOSITORY
+
+from bert_pld import cli
+from data_prep.text.sentences import LANGUAGES, check_language, split_sentences
+
+sys.path.insert(0, str(REPOSITORY / "scripts" / "measure"))
+import compare_segmenters
+
+# Made up; ‖ is a sentence's end, ¦ a place open to either reading, as the script's docstring says.
+GOLD = {
+    "abbreviations": [
+        "Dr. Ellen F. Marsh met Lt. Comdr. Paul Reed and Ms. Olga Brandt at St. Mark's.‖ They left at 4 p.m.",
+        "The firm of Hale & Co. was sold in Oct. 1911.‖ Its heir, A. B. Hale Jr., moved to the U.S. Virgin Islands.",
+        "He holds a Ph.D. in botany.‖ She was born c. 1850 near Mt. Arden, e.g. in a mill.‖ See vol. 2, pp. 3–9.",
+        "The boat sailed to Port William I.‖ It never came back from the U.S.‖ The crew did.",
+        "She smiled at me.‖ Robert said no.‖ Harriet fell ill.‖ George wept.",
+        "We drove past the Node.js office and the shop Dev.Q on the way.‖ Nobody was in.",
+    ],
+    "quotations": [
+        '"Where is it?" asked Tom.‖ "I left it here.‖ Somebody took it!" he shouted.‖ Nobody spoke.',
+        "“You are late, Mr. Finch.‖ Sit down.‖ Have you eaten?”‖ He shook his head.",
+        "'I will not go,' she said; 'and you can't make me.‖ Ask the Franks' boy.'‖ They asked him.",
+        '"What a day!" I said.‖ "Is it over?" Mary asked.‖ "Not yet!"‖ And John laughed.',
+        "She wrote: 'Bring the horse, the dog, and the lamp.'‖ Then she sealed it.",
+    ],
+    "ellipses": [
+        "I wonder ... perhaps not.‖ He might have gone…‖ But nobody saw him.",
+        "The door. . . .‖ It opened slowly . . . and shut again.",
+        "She stopped....‖ What was that noise?",
+    ],
+    "numbers": [
+        "It measures 3.5 m by 12.75 metres.‖ In 1999 it cost $4.20.‖ Room No. 7 is on p. 12.",
+        "The total was 1,024.‖ 512 of them were sold.‖ At 10.30 a.m. the doors closed.",
+    ],
+    "lists and headings": [
+        "3. Turn the handle to the left.‖ Wait for the bell.",
+        "IV. The army shall march at dawn.‖ No one stays behind.",
+        "Early life.‖ Anna Keller was born in a village near the coast.",
+        "OWL, n.¦ A bird that keeps late hours.",
+    ],
+}
+
+
+@pytest.fixture
+def gold(tmp_path):
+    items = [
+        {"id": f"{kind} {n}", "register": kind, "text": text}
+        for kind, texts in GOLD.items()
+        for n, text in enumerate(texts)
+    ]
+    path = tmp_path / "made_up.json"
+    path.write_text(json.dumps(items), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("text", [text for texts in GOLD.values() for text in texts])
+def test_english_sentences_end_where_a_reader_would_end_them(text):
+    without_open = text.replace("¦", "")
+    wanted = [sentence.strip() for sentence in without_open.split("‖")]
+    either = [part.strip() for sentence in wanted for part in sentence.split("¦")]
+    assert split_sentences(without_open.replace("‖", "")) in (wanted, either) or "¦" in text
+
+
+def test_scores_on_the_made_up_gold_set_are_full_where_those_of_the_bare_library_are_not(gold):
+    items = compare_segmenters.read_gold(gold)
+    ours = compare_segmenters.measure_accuracy(split_sentences, items)
+    bare = compare_segmenters.measure_accuracy(compare_segmenters.SEGMENTERS["sentencex"](), items)
+    assert sum(len(item["ends"]) for item in items) == ours["wanted"] == 33
+    assert ours["f1"] == ours["exact_paragraphs"] == 1.0
+    assert bare["by_phenomenon"]["quotation"]["recall"] <= 0.7
+    assert bare["f1"] < 0.9
+
+
+def test_the_comparison_counts_missed_and_wrong_boundaries_by_phenomenon():
+    gold = [{"id": "1", "register": "r", "text": "It is Mr. Fox. He ran.", "ends": {11}, "either": set()}]
+    gold[0]["phenomenon"] = compare_segmenters.phenomena(gold[0]["text"])
+    assert gold[0]["phenomenon"][7] == "abbreviation"
+    wrong = compare_segmenters.measure_accuracy(lambda text: ["It is Mr.", "Fox.", "He ran."], gold)
+    assert (wrong["wanted"], wrong["missed"], wrong["wrong"], wrong["precision"]) == (1, 0, 1, 0.5)
+    assert wrong["by_phenomenon"]["abbreviation"]["precision"] == 0.0
+    assert wrong["exact_paragraphs"] == 0.0
+    missed = compare_segmenters.measure_accuracy(lambda text: [text], gold)
+    assert (missed["precision"], missed["recall"], missed["f1"]) == (1.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="gave 'It was', which is not in the text"):
+        compare_segmenters.measure_accuracy(lambda text: ["It was"], gold)
+
+
+def test_the_comparison_writes_figures_for_every_gold_file_and_names_the_fault_of_one(gold, tmp_path):
+    (tmp_path / "text.txt").write_text("One sentence. And another one.\nA second line.\n" * 20)
+    script = REPOSITORY / "scripts" / "measure" / "compare_segmenters.py"
+    command = [sys.executable, str(script), "--gold", str(gold), "--repeats", "2"]
+    options = ["--text", str(tmp_path / "text.txt"), "--json", str(tmp_path / "figures.json")]
+    done = subprocess.run(command + options, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "made_up: 20 paragraphs; by phenomenon" in done.stdout
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert figures["gold"]["made_up"]["segmenters"]["data_prep"]["f1"] == 1.0
+    assert figures["speed"]["sentencex"]["mb_per_s"] > 0
+    gold.write_text('[{"id": "1", "text": "x"}]')
+    with pytest.raises(ValueError, match="made_up.json: item 1: must be an object with id, register and text"):
+        compare_segmenters.read_gold(gold)
+
+
+def test_what_the_comparison_cannot_measure_is_one_line(gold, tmp_path, capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(compare_segmenters.main, compare_segmenters.build_parser(), list(map(str, arguments)))
+        return stopped.value.code, *capsys.readouterr()
+
+    whole = '[{"id": "1", "register": "r", "text": "All of it."}]'
+    files = {"blank": "\n \n", "empty_list": "[]", "unmarked": whole, "number": "3", "torn": whole[:20]}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "latin").write_bytes("‖ é".encode("utf-16"))
+    for arguments, message in (
+        (["--gold", gold, "--text", tmp_path / "blank"], "blank: holds nothing but white space; must hold"),
+        (["--gold", gold, "--text", tmp_path / "latin"], "latin: must be UTF-8"),
+        (["--gold", tmp_path / "empty_list"], "empty_list: marks no boundary; must have at least one ‖"),
+        (["--gold", tmp_path / "unmarked"], "unmarked: marks no boundary"),
+        (["--gold", tmp_path / "number"], "number: must be a JSON list of items"),
+        (["--gold", tmp_path / "torn"], "torn: no JSON"),
+        (["--gold", tmp_path / "nowhere"], "No such file or directory"),
+        (["--gold", gold, "--repeats", 0], "--repeats 0: must be >= 1"),
+    ):
+        code, printed, errors = run(*arguments)
+        assert (code, printed) == (1, "")
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1
+        assert message in errors
+
+
+def test_a_text_that_takes_no_tick_of_a_coarse_clock_has_the_speed_of_one_tick(monkeypatch):
+    monkeypatch.setattr(time, "process_time", lambda: 7.0)
+    tick = time.get_clock_info("process_time").resolution
+    rates = compare_segmenters.measure_speed({"data_prep": lambda text: [text]}, "Hm.", 2)["data_prep"]
+    assert rates == {key: pytest.approx(4 / tick / 1e6) for key in ("mb_per_s", "mb_per_s_least", "mb_per_s_most")}
+
+
+@pytest.mark.parametrize(
+    ("language", "sentences"),
+    [
+        (
+            "de",
+            ["Dr. Maier wohnt z. B. in Köln.", "Am 3. Mai 1999 kam er an.", "„Wo bist du?“, fragte sie.", "Er ging."],
+        ),
+        ("de", ["»Komm her!«", "Dann sagte er nichts mehr.", "Prof. Schmidt las ca. 20 Seiten."]),
+        ("fr", ["M. Dupont est arrivé.", "Il a dit : « Je suis là. »", "Mme Martin est partie à 15 h.", "Et alors ?"]),
+        ("es", ["El Sr. García llegó ayer.", "¿Dónde está la Sra. López?", "¡No lo sé!", "«No puedo», dijo Ana."]),
+        ("ru", ["Он родился в 1900 г. в Москве.", "«Где ты?» — спросила она.", "Проф. Иванов уехал."]),
+        ("it", ["Il sig. Rossi è arrivato.", "«Dove sei?» chiese lei.", "Nessuno rispose."]),
+        ("pl", ["Jis dzims 1900. godā Rēzeknē.", "„Es asmu,“ jis saceja.", "Tai ir."]),
+    ],
+)
+def test_sentences_of_other_languages(language, sentences):
+    assert split_sentences(" ".join(sentences), language) == sentences
+
+
+def test_sentences_end_without_spaces_where_a_script_has_none():
+    assert split_sentences("他来了。然后走了！你在哪里？", "zh") == ["他来了。", "然后走了！", "你在哪里？"]
+
+
+def test_nothing_but_white_space_and_wordless_pieces_is_lost():
+    text = "\n".join(text.replace("‖", "").replace("¦", "") for texts in GOLD.values() for text in texts)
+    parts = split_sentences(text)
+    assert "".join("".join(parts).split()) == "".join(text.split())
+    assert split_sentences("") == split_sentences("\"\n' \n…") == []
+    assert split_sentences("'") == []
+    assert split_sentences("He left.\" '") == ["He left.\" '"]
+
+
+def test_an_unknown_language_is_named_with_those_that_are_known():
+    for language in ("ltg", "EN", ""):
+        with pytest.raises(
+            ValueError, match=f"--language {language}: no sentence rules for it; allowed: am, ar, .*, zh"
+        ):
+            check_language(language)
+        with pytest.raises(ValueError, match="no sentence rules"):
+            split_sentences("Some text.", language)
+    assert len(LANGUAGES) == 34
+
+
+def test_the_documented_accuracy_is_the_committed_one():
+    result = json.loads((REPOSITORY / "docs/results/sentence_segmentation.json").read_text(encoding="utf-8"))
+    page = (REPOSITORY / "docs/data_preparation.md").read_text(encoding="utf-8")
+    table = page[page.index("|  | precision | recall | F1 |") :].split("<!--")[0].splitlines()[2:]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table]
+    assert [row[0] for row in rows] == list(compare_segmenters.SEGMENTERS)
+    for name, *cells in rows:
+        held_out, development = (result["gold"][gold]["segmenters"][name] for gold in ("held_out", "development"))
+        wanted = [held_out["precision"], held_out["recall"], held_out["f1"], development["f1"]]
+        assert [float(cell) for cell in cells[:4]] == pytest.approx(wanted, abs=6e-4)
+        for cell, kind in zip(cells[4:9], compare_segmenters.PHENOMENA, strict=True):
+            faults = held_out["by_phenomenon"].get(kind, {"missed": 0, "wrong": 0})
+            assert cell == f"{faults['missed']} + {faults['wrong']}"
+        assert float(cells[9]) == pytest.approx(result["speed"][name]["mb_per_s"], abs=0.06)

@@ -1,0 +1,177 @@
+"""LayerNorm with a gather, and the residual sum before it with gate scale, dropout and scatter: kernel and formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_comparison import assert_close_as_eager, outputs_and_gradients, random_tensor
+
+from bert_pld.kernels import add_norm as fused
+from bert_pld.kernels import reference
+from bert_pld.kernels.dropout import CounterDropout, counter_keep_mask
+from bert_pld.kernels.reference import Join, RowMap
+
+EPS = 1e-5
+WIDTHS = [96, 768, 1000, 1024]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+LAYER_NORM = ["normed", "stream", "grad stream", "grad weight", "grad norm bias"]
+ADD_NORM = [*LAYER_NORM, "grad values", "grad bias"]
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+def row_map(kept: list[int], rows: int, device: str) -> RowMap:
+    compact_row = torch.full((rows,), -1, dtype=torch.int32)
+    compact_row[kept] = torch.arange(len(kept), dtype=torch.int32)
+    return RowMap(compact_row.to(device), len(kept))
+
+
+def some_rows(rows: int, seed: int) -> list[int]:
+    """About two thirds of them."""
+    chosen = torch.rand(rows, generator=torch.Generator().manual_seed(seed)) < 0.66
+    return chosen.nonzero().squeeze(1).tolist()
+
+
+def norm_inputs(rows, width, dtype, device):
+    return [
+        2 * random_tensor(rows, width, seed=1, dtype=dtype, device=device) + 0.5,
+        random_tensor(width, seed=2, dtype=dtype, device=device),
+        random_tensor(width, seed=3, dtype=dtype, device=device),
+    ]
+
+
+def check_layer_norm(rows, width, dtype, device, chosen=None, stream_used=True):
+    count = rows if chosen is None else chosen.count
+    upstream = [random_tensor(count, width, seed=4, dtype=dtype, device=device)]
+    upstream.append(random_tensor(rows, width, seed=5, dtype=dtype, device=device) if stream_used else None)
+    assert_close_as_eager(
+        lambda *inputs: fused.add_norm(*inputs, EPS, rows=chosen),
+        lambda *inputs: reference.add_norm(*inputs, EPS, rows=chosen),
+        norm_inputs(rows, width, dtype, device),
+        upstream,
+        LAYER_NORM,
+    )
+
+
+def check_add_norm(rows, width, dtype, device, join=None, chosen=None, used=(True, True)):
+    join = join or Join(scale=1.7)
+    in_branch = rows if join.rows is None else join.rows.count
+    in_norm = rows if chosen is None else chosen.count
+    inputs = [
+        *norm_inputs(rows, width, dtype, device),
+        random_tensor(in_branch, width, seed=6, dtype=dtype, device=device),
+        random_tensor(width, seed=7, dtype=dtype, device=device),
+    ]
+    shapes = [(in_norm, width), (rows, width)]
+    upstream = [
+        random_tensor(*shape, seed=8 + i, dtype=dtype, device=device) if used[i] else None
+        for i, shape in enumerate(shapes)
+    ]
+    assert_close_as_eager(
+        lambda stream, weight, norm_bias, values, bias: fused.add_norm(
+            stream, weight, norm_bias, EPS, values, bias, join, chosen
+        ),
+        lambda stream, weight, norm_bias, values, bias: reference.add_norm(
+            stream, weight, norm_bias, EPS, values, bias, join, chosen
+        ),
+        inputs,
+        upstream,
+        ADD_NORM,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("rows", [1, 13])
+def test_layer_norm_equals_its_formula(rows, width, dtype, device):
+    check_layer_norm(rows, width, dtype, device)
+
+
+@pytest.mark.parametrize("kept", [[], [0], [12], list(range(13)), some_rows(13, 0)], ids=str)
+def test_layer_norm_gathers_its_rows(kept, device):
+    check_layer_norm(13, 96, torch.float32, device, row_map(kept, 13, device))
+
+
+def test_layer_norm_whose_stream_goes_nowhere_else(device):
+    check_layer_norm(5, 96, torch.float32, device, stream_used=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("rows", [1, 13])
+def test_scaled_branch_joins_the_stream(rows, width, dtype, device):
+    check_add_norm(rows, width, dtype, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_branch_with_dropout_joins_under_the_counters_mask(width, dtype, device):
+    dropout = CounterDropout(0.1, seed=(3 << 31) + 5, site=9)
+    check_add_norm(13, width, dtype, device, Join(scale=1.25, dropout=dropout))
+
+
+@pytest.mark.parametrize("width", [96, 1000])
+@pytest.mark.parametrize("kept", [[], [0], [12], list(range(13)), some_rows(13, 1)], ids=str)
+@pytest.mark.parametrize("next_kept", [[], [3], list(range(13)), some_rows(13, 2)], ids=str)
+def test_kept_rows_are_scattered_and_the_next_block_s_gathered(kept, next_kept, width, device):
+    dropout = CounterDropout(0.2, seed=77, site=4)
+    join = Join(scale=2.0, dropout=dropout, rows=row_map(kept, 13, device))
+    check_add_norm(13, width, torch.float32, device, join, row_map(next_kept, 13, device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gather_and_scatter_in_low_precision(dtype, device):
+    join = Join(1.5, CounterDropout(0.1, seed=1, site=2), row_map(some_rows(37, 3), 37, device))
+    check_add_norm(37, 768, dtype, device, join, row_map(some_rows(37, 4), 37, device))
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_programs_that_walk_over_several_tiles_sum_them_all(device):
+    """23 rows are six tiles of at most four, for two programs where kernels are interpreted."""
+    join = Join(1.5, CounterDropout(0.1, seed=1, site=2), row_map(some_rows(23, 3), 23, device))
+    check_add_norm(23, 1024, torch.float32, device, join, row_map(some_rows(23, 4), 23, device))
+
+
+@pytest.mark.parametrize("used", [(True, False), (False, True)])
+def test_outputs_that_nothing_uses_give_no_gradient(used, device):
+    check_add_norm(5, 96, torch.float32, device, used=used)
+
+
+def test_repeated_calls_give_the_same_bits(device):
+    join = Join(1.5, CounterDropout(0.1, seed=1, site=2), row_map(some_rows(13, 5), 13, device))
+    inputs = [*norm_inputs(13, 96, torch.bfloat16, device)]
+    inputs += [
+        random_tensor(join.rows.count, 96, seed=6).bfloat16().to(device),
+        random_tensor(96, seed=7).to(inputs[0]),
+    ]
+    upstream = [random_tensor(13, 96, seed=8, device=device), random_tensor(13, 96, seed=9, device=device)]
+    runs = [
+        outputs_and_gradients(lambda s, w, nb, v, b: fused.add_norm(s, w, nb, EPS, v, b, join), inputs, upstream)
+        for _ in range(3)
+    ]
+    assert all(torch.equal(first, again) for run in runs[1:] for first, again in zip(runs[0], run, strict=True))
+
+
+def test_no_rows_at_all(device):
+    check_add_norm(0, 96, torch.float32, device)
+    check_layer_norm(0, 96, torch.float32, device)
+
+
+def kernel_mask(dropout: CounterDropout, rows: int, width: int, device: str) -> torch.Tensor:
+    """What the kernel keeps: a branch of ones on a stream of zeros."""
+    zeros, ones = torch.zeros(rows, width, device=device), torch.ones(width, device=device)
+    _, stream = fused.add_norm(zeros, ones, ones, EPS, zeros + 1, 0 * ones, Join(1.0, dropout))
+    kept = stream[stream != 0]
+    assert torch.allclose(kept, torch.full_like(kept, 1 / (1 - dropout.probability)), rtol=2e-4)
+    return (stream != 0).cpu()
+
+
+@pytest.mark.parametrize("width", [96, 1000])
+def test_kernel_draws_the_specified_mask(width, device):
+    for dropout in (CounterDropout(0.1), CounterDropout(0.5, seed=2**62 - 1, site=2**31 - 1)):
+        assert torch.equal(kernel_mask(dropout, 13, width, device), counter_keep_mask(dropout, 13, width))
+
+
+def test_a_stream_wider_than_a_row_program_holds_is_refused(device):
+    with pytest.raises(AssertionError):
+        check_layer_norm(1, 8200, torch.float32, device)

@@ -1,0 +1,56 @@
+"""Bias and GELU: kernel against formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_comparison import assert_close_as_eager, random_tensor
+
+from bert_pld.kernels import bias_gelu as fused
+from bert_pld.kernels import reference
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("rows", "width"), [(1, 96), (13, 768), (1, 1000), (37, 1024)])
+def test_bias_gelu_and_its_gradients_equal_their_formula(rows, width, dtype, activation, device):
+    inputs = [
+        3 * random_tensor(rows, width, seed=1, dtype=dtype, device=device),
+        random_tensor(width, seed=2, dtype=dtype, device=device),
+    ]
+    assert_close_as_eager(
+        lambda values, bias: fused.bias_gelu(values, bias, activation),
+        lambda values, bias: reference.bias_gelu(values, bias, activation),
+        inputs,
+        [random_tensor(rows, width, seed=3, dtype=dtype, device=device)],
+        ["out", "grad values", "grad bias"],
+    )
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_programs_that_walk_over_several_tiles_sum_them_all(device):
+    inputs = [random_tensor(23, 1100, seed=1, device=device), random_tensor(1100, seed=2, device=device)]
+    assert_close_as_eager(
+        lambda values, bias: fused.bias_gelu(values, bias, "gelu"),
+        lambda values, bias: reference.bias_gelu(values, bias, "gelu"),
+        inputs,
+        [random_tensor(23, 1100, seed=3, device=device)],
+        ["out", "grad values", "grad bias"],
+    )
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_far_from_zero_it_is_the_identity_or_zero(activation, device):
+    values = torch.tensor([[-60.0, -12.0, 12.0, 60.0]], device=device, requires_grad=True)
+    out = fused.bias_gelu(values, torch.zeros(4, device=device), activation)
+    out.backward(torch.ones_like(out))
+    assert torch.allclose(out.detach().cpu(), torch.tensor([[0.0, 0.0, 12.0, 60.0]]), atol=1e-12)
+    assert torch.allclose(values.grad.cpu(), torch.tensor([[0.0, 0.0, 1.0, 1.0]]), atol=1e-12)
+
+
+def test_no_rows_at_all(device):
+    bias = torch.randn(96, device=device, requires_grad=True)
+    fused.bias_gelu(torch.empty(0, 96, device=device), bias, "gelu").backward(torch.empty(0, 96, device=device))
+    assert torch.equal(bias.grad, torch.zeros_like(bias))

@@ -1,0 +1,102 @@
+"""Decoder and cross-entropy in chunks: kernel against formula, and what it never holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_comparison import assert_close_as_eager, random_tensor
+
+from bert_pld.kernels import linear_cross_entropy as fused
+from bert_pld.kernels import reference
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+NAMES = ["loss", "correct", "grad hidden", "grad weight", "grad bias"]
+
+
+def make_inputs(count, hidden, vocabulary, dtype, device):
+    inputs = [
+        random_tensor(count, hidden, seed=1, dtype=dtype, device=device),
+        (random_tensor(vocabulary, hidden, seed=2, device=device) * 2 / hidden**0.5).to(dtype),
+        random_tensor(vocabulary, seed=3, dtype=dtype, device=device),
+    ]
+    labels = torch.randint(0, vocabulary, (count,), generator=torch.Generator().manual_seed(4)).to(device)
+    return inputs, labels
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("count", "hidden", "vocabulary"), [(1, 96, 77), (13, 64, 5000), (13, 1000, 30)])
+def test_loss_and_gradients_equal_their_formula(count, hidden, vocabulary, dtype, chunk, device, monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK_ELEMENTS", chunk * vocabulary)
+    inputs, labels = make_inputs(count, hidden, vocabulary, dtype, device)
+
+    def eager(values, weight, bias):
+        # In the same pieces, since a matrix product's error depends on its shape.
+        pieces = [
+            reference.linear_cross_entropy_sum(piece, weight, bias, some)
+            for piece, some in zip(values.split(chunk), labels.split(chunk), strict=True)
+        ]
+        return tuple(sum(parts) for parts in zip(*pieces, strict=True))
+
+    assert_close_as_eager(
+        lambda *t: fused.linear_cross_entropy_sum(*t, labels),
+        eager,
+        inputs,
+        [torch.tensor(0.37, device=device), None],
+        NAMES,
+    )
+
+
+def test_counts_the_labels_with_the_highest_logit(device):
+    hidden = torch.eye(4, device=device)
+    weight = torch.tensor([[5.0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 5, 0], [0, 0, 0, 0]], device=device)
+    labels = torch.tensor([0, 2, 2, 3], device=device)
+    _, correct = fused.linear_cross_entropy_sum(hidden, weight, torch.zeros(4, device=device), labels)
+    assert correct.item() == 2  # row 3's logits are all equal: the first counts as highest
+
+
+def test_of_equal_logits_the_first_counts_whichever_piece_it_is_read_with(device):
+    hidden, weight = torch.zeros(2, 3, device=device), torch.zeros(9000, 3, device=device)
+    labels = torch.tensor([0, 5000], device=device)
+    _, correct = fused.linear_cross_entropy_sum(hidden, weight, torch.zeros(9000, device=device), labels)
+    assert correct.item() == 1
+
+
+def test_no_positions_give_zero_and_zero_gradients(device):
+    inputs, labels = make_inputs(0, 8, 20, torch.float32, device)
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+    loss, correct = fused.linear_cross_entropy_sum(*leaves, labels)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert correct.item() == 0
+    assert all(torch.equal(leaf.grad, torch.zeros_like(leaf)) for leaf in leaves)
+
+
+def test_without_gradients_none_are_formed(device):
+    inputs, labels = make_inputs(5, 8, 20, torch.float32, device)
+    expected = reference.linear_cross_entropy_sum(*inputs, labels)
+    actual = fused.linear_cross_entropy_sum(*inputs, labels)
+    assert actual[0].item() == pytest.approx(expected[0].item(), rel=1e-6)
+    _, _, gradients = fused.linear_cross_entropy_forward(*inputs, labels, want_gradients=False)
+    assert gradients is None
+
+
+def test_no_tensor_of_positions_by_vocabulary_in_fp32_is_ever_made(device):
+    """Of 16-bit logits no wider copy is made, and with small chunks not even they are there at once."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    made = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                made.append((out.numel(), out.dtype))
+            return out
+
+    inputs, labels = make_inputs(40, 16, 500, torch.float16, device)
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+    with Watch():
+        fused.linear_cross_entropy_sum(*leaves, labels)[0].backward()
+    assert max(numel for numel, dtype in made if dtype is torch.float16) == 40 * 500
+    assert max(numel for numel, dtype in made if dtype is torch.float32) < 40 * 500 / 2

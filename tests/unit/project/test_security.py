@@ -1,0 +1,158 @@
+"""Files from others lead nowhere, nothing read is run, no shell reads what a user gave, secrets are not written."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from repository import REPOSITORY, tracked
+from runs import small_config, write_corpus
+from static_shards import make_static_rows, write_static_shard
+
+from bert_pld.config import load_config
+from bert_pld.config_secrets import without_secrets
+from bert_pld.data.nvidia_format import find_shards, read_header
+from bert_pld.data.rows import ShardedRows, resolve_data_dir
+from bert_pld.data.shards import Manifest, Shard
+
+SHARD = "train_00000.hdf5"
+RUNS_CODE = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "dill.load", "dill.loads"}
+RUNS_CODE |= {"marshal.loads", "shelve.open", "joblib.load", "yaml.load", "yaml.unsafe_load", "pandas.read_pickle"}
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return write_corpus(tmp_path / "data", train_rows=8, validation_rows=2)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../train_00000.hdf5", "sub/train.hdf5", "..", "", "a\\b", 7])
+def test_a_manifest_names_no_file_elsewhere(data_dir, name):
+    payload = json.loads((data_dir / "manifest.json").read_text())
+    payload["splits"]["train"][0]["file"] = name
+    (data_dir / "manifest.json").write_text(json.dumps(payload))
+    with pytest.raises(ValueError, match="must be a name without a directory"):
+        Manifest.read(data_dir)
+
+
+@pytest.mark.parametrize("name", [SHARD, "tokenizer.json", "vocab.txt", "manifest.json"])
+def test_a_link_that_leads_out_of_the_data_directory_is_refused(data_dir, tmp_path, name):
+    (data_dir / name).rename(tmp_path / name)
+    (data_dir / name).symlink_to(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}: a link that leads out"):
+        ShardedRows(data_dir, "train")
+
+
+def test_links_within_the_data_directory_and_to_it_are_followed(data_dir, tmp_path):
+    (data_dir / SHARD).rename(data_dir / "blob")
+    (data_dir / SHARD).symlink_to("blob")
+    (tmp_path / "elsewhere").symlink_to(data_dir)
+    assert len(ShardedRows(tmp_path / "elsewhere", "train").read(np.arange(8))["length"]) == 8
+
+
+def test_links_of_static_shards_and_of_lengths_that_lead_out_are_refused(data_dir, tmp_path):
+    lengths = tmp_path / "lengths"
+    lengths.mkdir()
+    (lengths / "seq_32").symlink_to(data_dir)
+    with pytest.raises(ValueError, match="seq_32: a link that leads out"):
+        resolve_data_dir(lengths, 32)
+    (lengths / "bert_training_0.hdf5").symlink_to(data_dir / SHARD)
+    with pytest.raises(ValueError, match="a link that leads out"):
+        find_shards(lengths)
+
+
+def _replace(path: Path, name: str, how: str) -> None:
+    """Let dataset `name` come from elsewhere."""
+    other = path.with_name("other.h5")
+    with h5py.File(path, "r+") as file:
+        column = file[name][:]
+        del file[name]
+        if how == "external link":
+            file[name] = h5py.ExternalLink(str(other), "/column")
+        elif how == "soft link":
+            file["column"] = column
+            file[name] = h5py.SoftLink("/column")
+        elif how == "external storage":
+            raw = path.with_name("raw")
+            raw.write_bytes(column.tobytes())
+            file.create_dataset(name, column.shape, column.dtype, external=[(str(raw), 0, column.nbytes)])
+        elif how == "virtual dataset":
+            layout = h5py.VirtualLayout(column.shape, column.dtype)
+            layout[:] = h5py.VirtualSource(str(other), "column", column.shape)
+            file.create_virtual_dataset(name, layout)
+        else:
+            properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            properties.set_chunk(column.shape)
+            properties.set_filter(32015, h5py.h5z.FLAG_OPTIONAL)  # Zstandard, a plugin
+            space = h5py.h5s.create_simple(column.shape)
+            h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(column.dtype), space, properties)
+    with h5py.File(other, "w") as file:
+        file["column"] = column
+
+
+@pytest.mark.parametrize("how", ["external link", "soft link", "external storage", "virtual dataset", "filter plugin"])
+def test_a_dataset_that_lies_elsewhere_or_needs_a_plugin_is_refused(data_dir, tmp_path, how):
+    expected = "needs the HDF5 filter 32015" if how == "filter plugin" else "must be (a dataset of|in) this"
+    static = tmp_path / "bert_training_0.hdf5"
+    write_static_shard(static, make_static_rows(np.random.default_rng(0), 4)[0])
+    for path, name, read in [(data_dir / SHARD, "length", Shard), (static, "masked_lm_ids", read_header)]:
+        read(path)
+        _replace(path, name, how)
+        with pytest.raises(ValueError, match=expected):
+            read(path)
+
+
+def calls_of(path: Path) -> list[tuple[str, ast.Call]]:
+    """Every call in a file with the dotted name that is called."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [(ast.unparse(node.func), node) for node in nodes]
+
+
+def faults_of(path: Path) -> list[str]:
+    found = []
+    for name, call in calls_of(path):
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        if name in RUNS_CODE or (name == "torch.load" and given.get("weights_only") != "True"):
+            found.append(name)
+        found += [f"{k}=…" for k in ("shell", "allow_pickle", "trust_remote_code") if given.get(k, "False") != "False"]
+    return found
+
+
+def test_nothing_that_is_read_is_run_and_no_shell_is_started():
+    for path in tracked("bert_pld/*.py", "data_prep/*.py", "scripts/*.py"):
+        assert not faults_of(path), path
+
+
+def test_the_scan_sees_what_it_looks_for(tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text("torch.load(p)\nnp.load(p, allow_pickle=True)\nrun(c, shell=True)\npickle.loads(b)\neval(s)\n")
+    assert sorted(faults_of(bad)) == ["allow_pickle=…", "eval", "pickle.loads", "shell=…", "torch.load"]
+
+
+def test_shell_scripts_quote_arguments_and_evaluate_none():
+    for path in {*tracked("scripts/*.sh"), *tracked("scripts/slurm/*")}:
+        code = "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("#"))
+        assert not re.findall(r"(?:^|[;&|]\s*|\s)eval\s|(?:ba)?sh -c", code), path
+        assert not re.findall(r'(?<!")\$@|(?<!")\$\{(?:OUTPUT_DIR|DATA_DIR|CONFIG|MODEL)\}', code), f"{path}: unquoted"
+
+
+def test_secrets_are_left_out_of_what_is_written_and_nothing_else_is():
+    config = small_config(
+        comet={"enabled": False, "api_key": "S3CRET", "workspace": "w"},
+        wandb={"enabled": False, "project": "https://user:S3CRET@host/p", "apiKey": "S3CRET"},
+        custom={"list": [{"auth_token": "S3CRET", "token_count": 3}], "password": "S3CRET"},
+    )
+    saved = load_config(config).as_json()
+    assert "S3CRET" not in json.dumps(saved)
+    assert saved["comet"] == {"enabled": False, "workspace": "w"}
+    assert saved["wandb"] == {"enabled": False, "project": "https://host/p"}
+    assert saved["custom"] == {"list": [{"token_count": 3}]}
+    assert load_config(saved).as_json() == saved
+    assert load_config(config).deepspeed["comet"]["api_key"] == "S3CRET", "the monitor still gets its key"
+    for path in sorted((REPOSITORY / "configs").glob("*.json")):
+        values = json.loads(path.read_text())
+        assert without_secrets(values) == values, path
