@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bert_pld.cli import make_parser, run
-from bert_pld.kernels import add_norm_kernels, bias_gelu, linear_cross_entropy
+from bert_pld.kernels import add_norm, bias_gelu, linear_cross_entropy
 from bert_pld.kernels.tiles import Tile, element_tile, reducing_row_tile, row_tile
 
 CAPABILITIES = (80, 90, 100)
@@ -94,10 +94,10 @@ def variants(hidden_size: int, vocabulary: int = 30528) -> Iterator[Variant]:
     for name, form in forms.items():
         tile = row_tile(hidden_size)
         constants = {**_blocks(tile, hidden_size), **form}
-        yield Variant(f"{name} forward", add_norm_kernels.add_norm_forward_kernel, constants, tile.num_warps)
+        yield Variant(f"{name} forward", add_norm.add_norm_forward_kernel, constants, tile.num_warps)
         tile = reducing_row_tile(hidden_size)
         constants = {**_blocks(tile, hidden_size), **form, **gradients}
-        yield Variant(f"{name} backward", add_norm_kernels.add_norm_backward_kernel, constants, tile.num_warps)
+        yield Variant(f"{name} backward", add_norm.add_norm_backward_kernel, constants, tile.num_warps)
     inner = 4 * hidden_size
     tile = element_tile(inner)
     for name, tanh in (("gelu", False), ("gelu_tanh", True)):

@@ -1,8 +1,8 @@
-"""One JSON for a run: our blocks as validated dataclasses, DeepSpeed's keys passed through untouched.
+"""One JSON for a run: our blocks become validated dataclasses, DeepSpeed's keys are passed through unchanged.
 
-`load_config` reads a DeepSpeed JSON, takes out what is ours (progressive_layer_drop, model, data, training, and the
-optimizers, schedulers and monitors that we build), and leaves in `RunConfig.deepspeed` the dict DeepSpeed gets. Every
-mistake is a ValueError of one line that names the file, the key, what was given and what is allowed.
+`load_config` reads a DeepSpeed JSON, takes out our blocks (progressive_layer_drop, model, data, training), and leaves
+everything else in `RunConfig.deepspeed`. Every mistake is a `ConfigError` of one line that names the file, the key, the
+given value and the allowed values.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from bert_pld.config_blocks import ConfigError, build_block
+from bert_pld.config_blocks import DataConfig, ModelConfig, ProgressiveLayerDropConfig, TrainingConfig
 from bert_pld.config_secrets import without_secrets
-from bert_pld.rng import MAX_SEED
 
-# hidden_size, num_layers, num_attention_heads, intermediate_size, initializer_range. BERT's 0.02 suits a width of 768
-# and more; narrower models leave the unigram plateau sooner with 1/sqrt(hidden_size).
+T = TypeVar("T")
+
+# BERT's initializer_range of 0.02 suits widths from 768; narrower models leave the unigram plateau sooner with
+# 1/sqrt(hidden_size).
+_PRESET_FIELDS = ("hidden_size", "num_layers", "num_attention_heads", "intermediate_size", "initializer_range")
 _PRESETS: dict[str, tuple[int, int, int, int, float]] = {
     "tiny": (128, 2, 2, 512, 0.088),
     "mini": (256, 4, 4, 1024, 0.0625),
@@ -29,195 +31,38 @@ _PRESETS: dict[str, tuple[int, int, int, int, float]] = {
     "base": (768, 12, 12, 3072, 0.02),
     "large": (1024, 24, 16, 4096, 0.02),
 }
-_PRESET_FIELDS = ("hidden_size", "num_layers", "num_attention_heads", "intermediate_size", "initializer_range")
 
 MONITOR_BLOCKS = ("tensorboard", "wandb", "csv_monitor", "comet")
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
-@dataclasses.dataclass(frozen=True)
-class ProgressiveLayerDropConfig:
-    """The `progressive_layer_drop` block: Progressive Layer Dropping, arXiv:2010.13369."""
-
-    enabled: bool = True
-    theta: float = 0.5
-    """Limit of θ(t), in (0, 1]: the keep probability that the last block tends to."""
-    gamma: float | Literal["auto"] = "auto"
-    """Rate of the decay of θ per optimizer step, >= 0; `auto` is the paper's rule, 100 / training.max_steps."""
-    granularity: Literal["batch", "sample"] = "batch"
-    """What a gate drops a block for: the whole micro-batch (the paper), or an exact share of its sequences."""
-    temporal: Literal["exponential", "constant"] = "exponential"
-    """θ(t) decays from 1, or is `theta` from the first step on."""
-    depth: Literal["linear", "uniform"] = "linear"
-    """Keep probability falls linearly with depth to θ, or is θ for every block."""
-    keep_first_block: bool = False
-    """Index the depth from 0, as the published code did: the first block is never dropped."""
-    seed: int = 0
-
-    def check(self) -> Iterable[str]:
-        """Yield what is wrong, as 'key: given; allowed'."""
-        if not 0.0 < self.theta <= 1.0:
-            yield f"theta: {self.theta}; must be in (0, 1]"
-        if self.gamma != "auto" and self.gamma < 0:
-            yield f"gamma: {self.gamma}; must be >= 0, or 'auto'"
-        yield from _check_seed(self.seed)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The `model` block. `preset` fills the sizes that are not given."""
-
-    preset: Literal["tiny", "mini", "small", "medium", "base", "large"] | None = "base"
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    vocab_size: int | None = None
-    """Rows of the embedding; by default the data's vocabulary, rounded up to a multiple of 8."""
-    normalization: Literal["pre", "post"] = "pre"
-    """`pre`: the paper's identity-mapping blocks (Hugging Face MegatronBert). `post`: the original BERT."""
-    next_sentence_prediction: bool | Literal["auto"] = "auto"
-    """Whether there is a pooler and an NSP head; `auto`: as the data has sentence pairs."""
-    hidden_act: Literal["gelu", "gelu_tanh"] = "gelu"
-    hidden_dropout: float = 0.1
-    attention_dropout: float = 0.1
-    layer_norm_eps: float = 1e-12
-    initializer_range: float = 0.02
-    position_initialization: Literal["normal", "sinusoidal"] = "normal"
-    """What the learned position embeddings start from: noise, or sinusoids, whose neighbours differ by a rotation that
-    attention can find sooner. Either way they are trained, and exported alike."""
-    kernels: Literal["auto", "reference", "compiled", "triton"] = "auto"
-    activation_checkpointing: bool = False
-
-    def check(self) -> Iterable[str]:
-        """Yield what is wrong, as 'key: given; allowed'."""
-        for key in ("hidden_size", "num_layers", "num_attention_heads", "intermediate_size", "type_vocab_size"):
-            if getattr(self, key) < 1:
-                yield f"{key}: {getattr(self, key)}; must be >= 1"
-        if self.max_position_embeddings < 8:
-            yield f"max_position_embeddings: {self.max_position_embeddings}; must be >= 8"
-        if self.vocab_size is not None and self.vocab_size < 6:
-            yield f"vocab_size: {self.vocab_size}; must be >= 6"
-        if self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:
-            heads = self.num_attention_heads
-            yield f"hidden_size: {self.hidden_size}; must be a multiple of num_attention_heads ({heads})"
-        for key in ("hidden_dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, key) < 1.0:
-                yield f"{key}: {getattr(self, key)}; must be in [0, 1)"
-        for key in ("layer_norm_eps", "initializer_range"):
-            if getattr(self, key) <= 0.0:
-                yield f"{key}: {getattr(self, key)}; must be > 0"
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """The `data` block."""
-
-    seq_length: int = 128
-    masking: Literal["dynamic", "static"] = "dynamic"
-    """New masks each epoch, or the same ones: of shards with masks of their own, those."""
-    mask_probability: float = 0.15
-    whole_word: bool = False
-    shuffle: Literal["global", "blocks"] = "global"
-    """`global`: any row anywhere in its epoch. `blocks`: rows that lie together are used close together."""
-    shuffle_block_rows: int = 4096
-    """Of `blocks`: rows that lie together."""
-    shuffle_window_blocks: int = 64
-    """Of `blocks`: blocks whose rows are mixed; two such windows should fit into a node's file cache."""
-    workers: int = 1
-    """Loader processes a rank; 0 loads in the training process."""
-    vocab_file: str | None = None
-    """The vocabulary of shards in NVIDIA's format that have no `vocab.txt` beside them."""
-
-    def check(self) -> Iterable[str]:
-        """Yield what is wrong, as 'key: given; allowed'."""
-        if self.seq_length < 8:
-            yield f"seq_length: {self.seq_length}; must be >= 8"
-        if not 0.0 < self.mask_probability < 1.0:
-            yield f"mask_probability: {self.mask_probability}; must be in (0, 1)"
-        for key in ("shuffle_block_rows", "shuffle_window_blocks"):
-            if getattr(self, key) < 1:
-                yield f"{key}: {getattr(self, key)}; must be >= 1"
-        if self.workers < 0:
-            yield f"workers: {self.workers}; must be >= 0"
-
-    @property
-    def loader_masking(self) -> dict[str, Any]:
-        """Arguments about masks that `data.loader` takes for training and for evaluation."""
-        keys = ("mask_probability", "whole_word", "masking")
-        return {key: getattr(self, key) for key in keys}
-
-    @property
-    def loader_order(self) -> dict[str, Any]:
-        """Arguments about order and reading ahead that `data.loader` takes for training."""
-        keys = ("shuffle", "shuffle_block_rows", "shuffle_window_blocks", "workers")
-        return {key: getattr(self, key) for key in keys}
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    """The `training` block. Intervals are in optimizer steps; 0 switches one off."""
-
-    max_steps: int = 200_000
-    log_interval: int = 10
-    eval_interval: int = 1000
-    eval_rows: int | None = None
-    """Rows of the validation split that an evaluation during training reads; by default all."""
-    checkpoint_interval: int = 1000
-    keep_checkpoints: int = 3
-    seed: int = 42
-    """Of initialisation, data order, masks and dropout. Gates have their own."""
-    peak_tflops: float | None = None
-    """What a device can do at most, for `mfu`; by default known for the GPUs in bert_pld/training/metrics.py."""
-    heartbeat_timeout: float = 30.0
-    """Seconds without a sign of life after which a rank is taken for lost and the run ended, on every host."""
-    stall_timeout: float = 1800.0
-    """Seconds without progress of any rank after which a run is taken for hanging and ended; 0: never."""
-
-    def check(self) -> Iterable[str]:
-        """Yield what is wrong, as 'key: given; allowed'."""
-        for key in ("max_steps", "log_interval", "keep_checkpoints"):
-            if getattr(self, key) < 1:
-                yield f"{key}: {getattr(self, key)}; must be >= 1"
-        for key in ("eval_interval", "checkpoint_interval"):
-            if getattr(self, key) < 0:
-                yield f"{key}: {getattr(self, key)}; must be >= 0 (0: never)"
-        if self.eval_rows is not None and self.eval_rows < 1:
-            yield f"eval_rows: {self.eval_rows}; must be >= 1"
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
-            yield f"peak_tflops: {self.peak_tflops}; must be > 0"
-        if self.heartbeat_timeout < 2:
-            yield f"heartbeat_timeout: {self.heartbeat_timeout}; must be >= 2 seconds"
-        if self.stall_timeout and self.stall_timeout < self.heartbeat_timeout:
-            yield f"stall_timeout: {self.stall_timeout}; must be >= heartbeat_timeout, or 0 (never)"
-        yield from _check_seed(self.seed)
+class ConfigError(ValueError):
+    """A mistake in a run's JSON; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A run's whole configuration: our blocks, and what DeepSpeed is given."""
+    """A run's whole configuration: our blocks, and DeepSpeed's keys."""
 
     progressive_layer_drop: ProgressiveLayerDropConfig
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig
     deepspeed: dict[str, Any]
-    """Every key that is not a block of ours, `optimizer`, `scheduler` and monitors included, as given."""
+    """Every key outside our blocks, as given, with `optimizer`, `scheduler` and the monitor blocks."""
 
     def as_json(self) -> dict[str, Any]:
-        """The resolved configuration in the form `load_config` reads, without secrets: what is saved and shown."""
+        """Return the resolved configuration in the form that `load_config` reads, without secrets."""
         ours = {name: dataclasses.asdict(getattr(self, name)) for name in OUR_BLOCKS}
         return {**ours, **without_secrets(self.deepspeed)}
 
     def with_model(self, **changes: Any) -> RunConfig:
-        """This configuration with some keys of `model` replaced."""
+        """Return a copy with some keys of `model` replaced."""
         return dataclasses.replace(self, model=dataclasses.replace(self.model, **changes))
 
     @property
     def precision(self) -> Literal["fp16", "bf16", "fp32"]:
-        """What DeepSpeed's blocks ask for."""
+        """The precision that DeepSpeed's `fp16` and `bf16` blocks set."""
         if self.deepspeed.get("fp16", {}).get("enabled"):
             return "fp16"
         if self.deepspeed.get("bf16", self.deepspeed.get("bfloat16", {})).get("enabled"):
@@ -226,7 +71,7 @@ class RunConfig:
 
     @property
     def zero_stage(self) -> int:
-        """ZeRO stage, 0 to 3."""
+        """The ZeRO stage, 0 to 3."""
         return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
 
 
@@ -242,12 +87,12 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     """Read and validate a run's JSON.
 
     Args:
-        source: a file, or its content as a mapping.
-        overrides: `section.key=value` strings; the value is JSON, or a bare string.
+        source: path of the JSON file, or its content as a mapping.
+        overrides: `section.key=value` strings; a value that is not JSON is a string.
 
     Raises:
-        ConfigError: the file is missing or no JSON object; an unknown key in a block of ours (with the nearest valid
-            one); a value of the wrong type or out of range; sizes that contradict each other.
+        ConfigError: the file is missing or not a JSON object; one of our blocks has an unknown key, or a value of the
+            wrong type or out of range; sizes contradict each other.
     """
     where = "configuration" if isinstance(source, Mapping) else str(source)
     values = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_json(Path(source))
@@ -259,7 +104,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         blocks["progressive_layer_drop"] = {"enabled": False}
     blocks = {name: {} if block is None else block for name, block in blocks.items()}
     blocks["model"] = _fill_preset(blocks["model"], where)
-    run = RunConfig(deepspeed=values, **{n: build_block(c, blocks[n], f"{where}: {n}") for n, c in OUR_BLOCKS.items()})
+    run = RunConfig(deepspeed=values, **{n: _build_block(c, blocks[n], f"{where}: {n}") for n, c in OUR_BLOCKS.items()})
     if run.data.seq_length > run.model.max_position_embeddings:
         raise ConfigError(
             f"{where}: data.seq_length: {run.data.seq_length}; must be at most"
@@ -272,7 +117,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, refusing duplicate keys (of which JSON would silently keep the last)."""
+    """Read a JSON object and reject duplicate keys, of which Python's parser would silently keep the last."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
@@ -293,7 +138,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def apply_override(values: dict[str, Any], override: str, option: str = "--set") -> None:
-    """Set one `section.key=value` in place, making sections as needed."""
+    """Apply one `section.key=value` in place; missing sections are created."""
     path, separator, text = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
@@ -313,10 +158,10 @@ def resolve_batch_sizes(deepspeed: Mapping[str, Any], world_size: int) -> tuple[
     """Solve train_batch_size = train_micro_batch_size_per_gpu × gradient_accumulation_steps × ranks.
 
     Returns:
-        (train_batch_size, micro-batch a rank, accumulation steps), sequences.
+        train_batch_size and micro-batch size per rank, in sequences, and accumulation steps.
 
     Raises:
-        ConfigError: too few of the three are given, or they do not divide.
+        ConfigError: too few of the three keys are given, or their product is not train_batch_size.
     """
     given = {key: deepspeed.get(key) for key in BATCH_KEYS}
     given = {key: None if value == "auto" else value for key, value in given.items()}
@@ -345,7 +190,7 @@ def resolve_batch_sizes(deepspeed: Mapping[str, Any], world_size: int) -> tuple[
 
 
 def _fill_preset(values: Any, where: str) -> Any:
-    """Write a preset's sizes under those that are given; sizes given without a preset stand alone."""
+    """Add the preset's sizes where none are given; with `preset: null` nothing is added."""
     if not isinstance(values, Mapping):
         return values
     preset = values.get("preset", "base")
@@ -357,13 +202,61 @@ def _fill_preset(values: Any, where: str) -> Any:
 
 
 def _refuse_misspelt_blocks(values: Mapping[str, Any], where: str) -> None:
-    """DeepSpeed ignores top-level keys it does not know, so a misspelt block of ours would vanish: refuse it."""
+    """Reject top-level keys that look like one of our blocks: DeepSpeed would silently ignore a misspelt one."""
     for key in values:
         near = difflib.get_close_matches(key.lower(), OUR_BLOCKS, n=1, cutoff=0.8)
         if near:
             raise ConfigError(f"{where}: {key}: unknown block, did you mean '{near[0]}'?")
 
 
-def _check_seed(seed: int) -> Iterable[str]:
-    if not 0 <= seed <= MAX_SEED:
-        yield f"seed: {seed}; must be in [0, {MAX_SEED}]"
+def _build_block(cls: type[T], values: Any, where: str) -> T:
+    """Make a block's dataclass from its JSON object; check names, types (by the annotations) and ranges."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: must be an object, is {values!r}")
+    hints = get_type_hints(cls)
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigError(f"{where}.{key}: unknown key{_nearest(key, hints)}; valid: {', '.join(hints)}")
+        if not _matches(value, hints[key]):
+            raise ConfigError(f"{where}.{key}: {value!r}; must be {_describe(hints[key])}")
+    block = cls(**{key: float(value) if _is_float(hints[key], value) else value for key, value in values.items()})
+    for problem in block.check():  # type: ignore[attr-defined]
+        raise ConfigError(f"{where}.{problem}")
+    return block
+
+
+def _nearest(key: str, valid: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(valid), n=1, cutoff=0.5)
+    return f", did you mean '{near[0]}'?" if near else ""
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    arguments = get_args(hint)
+    return (hint,) if get_origin(hint) is Literal or not arguments else arguments
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    for kind in _alternatives(hint):
+        if get_origin(kind) is Literal:
+            if value in get_args(kind) and isinstance(value, str):
+                return True
+        elif kind is float:
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                return True
+        elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+            return True
+    return False
+
+
+def _is_float(hint: Any, value: Any) -> bool:
+    return float in _alternatives(hint) and isinstance(value, int)
+
+
+def _describe(hint: Any) -> str:
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
+    parts = [
+        "one of " + ", ".join(repr(choice) for choice in get_args(kind)) if get_origin(kind) is Literal else words[kind]
+        for kind in _alternatives(hint)
+    ]
+    return " or ".join(parts)

@@ -1,67 +1,178 @@
-"""A JSON object made into a dataclass: names, with a suggestion; types, from the annotations; ranges, by `check`."""
+"""The four blocks of a run's JSON that are ours: keys, types, defaults and allowed ranges."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from bert_pld.rng import MAX_SEED
 
 
-class ConfigError(ValueError):
-    """A mistake in a run's JSON, in one line."""
+@dataclasses.dataclass(frozen=True)
+class ProgressiveLayerDropConfig:
+    """The `progressive_layer_drop` block: Progressive Layer Dropping, arXiv:2010.13369."""
+
+    enabled: bool = True
+    theta: float = 0.5
+    """Limit of θ(t), in (0, 1]: the keep probability that the last block approaches."""
+    gamma: float | Literal["auto"] = "auto"
+    """Decay rate of θ per optimizer step, >= 0; `auto` is the paper's rule, 100 / training.max_steps."""
+    granularity: Literal["batch", "sample"] = "batch"
+    """`batch` (the paper): a block is dropped for the whole micro-batch. `sample`: for an exact share of its
+    sequences."""
+    temporal: Literal["exponential", "constant"] = "exponential"
+    """`exponential`: θ(t) decays from 1 to `theta`. `constant`: θ is `theta` from the first step."""
+    depth: Literal["linear", "uniform"] = "linear"
+    """`linear`: the keep probability falls linearly with depth to θ. `uniform`: it is θ for every block."""
+    keep_first_block: bool = False
+    """Count the depth from 0, as the published code did, so that the first block is never dropped."""
+    seed: int = 0
+
+    def check(self) -> Iterable[str]:
+        """Yield one message for each invalid value, as 'key: given; allowed'."""
+        if not 0.0 < self.theta <= 1.0:
+            yield f"theta: {self.theta}; must be in (0, 1]"
+        if self.gamma != "auto" and self.gamma < 0:
+            yield f"gamma: {self.gamma}; must be >= 0, or 'auto'"
+        yield from _check_seed(self.seed)
 
 
-T = TypeVar("T")
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The `model` block. `preset` sets the sizes that are not given."""
+
+    preset: Literal["tiny", "mini", "small", "medium", "base", "large"] | None = "base"
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    vocab_size: int | None = None
+    """Rows of the word embedding; by default the size of the data's vocabulary, rounded up to a multiple of 8."""
+    normalization: Literal["pre", "post"] = "pre"
+    """`pre`: Pre-LN, the paper's identity-mapping blocks (Hugging Face: MegatronBert). `post`: Post-LN, the original
+    BERT."""
+    next_sentence_prediction: bool | Literal["auto"] = "auto"
+    """Whether the model has a pooler and an NSP head; `auto`: if the data has sentence pairs."""
+    hidden_act: Literal["gelu", "gelu_tanh"] = "gelu"
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    position_initialization: Literal["normal", "sinusoidal"] = "normal"
+    """Initial values of the learned position embeddings: normal noise, or sinusoids. Neighbouring sinusoids differ by a
+    rotation, which attention learns sooner. Both are trained and exported in the same way."""
+    kernels: Literal["auto", "reference", "compiled", "triton"] = "auto"
+    activation_checkpointing: bool = False
+
+    def check(self) -> Iterable[str]:
+        """Yield one message for each invalid value, as 'key: given; allowed'."""
+        for key in ("hidden_size", "num_layers", "num_attention_heads", "intermediate_size", "type_vocab_size"):
+            if getattr(self, key) < 1:
+                yield f"{key}: {getattr(self, key)}; must be >= 1"
+        if self.max_position_embeddings < 8:
+            yield f"max_position_embeddings: {self.max_position_embeddings}; must be >= 8"
+        if self.vocab_size is not None and self.vocab_size < 6:
+            yield f"vocab_size: {self.vocab_size}; must be >= 6"
+        if self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:
+            heads = self.num_attention_heads
+            yield f"hidden_size: {self.hidden_size}; must be a multiple of num_attention_heads ({heads})"
+        for key in ("hidden_dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, key) < 1.0:
+                yield f"{key}: {getattr(self, key)}; must be in [0, 1)"
+        for key in ("layer_norm_eps", "initializer_range"):
+            if getattr(self, key) <= 0.0:
+                yield f"{key}: {getattr(self, key)}; must be > 0"
 
 
-def build_block(cls: type[T], values: Any, where: str) -> T:
-    """Make a block's dataclass from its JSON object, checking names, types and ranges."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: must be an object, is {values!r}")
-    hints = get_type_hints(cls)
-    for key, value in values.items():
-        if key not in hints:
-            raise ConfigError(f"{where}.{key}: unknown key{_nearest(key, hints)}; valid: {', '.join(hints)}")
-        if not _matches(value, hints[key]):
-            raise ConfigError(f"{where}.{key}: {value!r}; must be {_describe(hints[key])}")
-    block = cls(**{key: float(value) if _is_float(hints[key], value) else value for key, value in values.items()})
-    for problem in block.check():  # type: ignore[attr-defined]
-        raise ConfigError(f"{where}.{problem}")
-    return block
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The `data` block."""
+
+    seq_length: int = 128
+    masking: Literal["dynamic", "static"] = "dynamic"
+    """`dynamic`: new masks in each epoch. `static`: the same masks in each epoch; shards that contain masks keep
+    those."""
+    mask_probability: float = 0.15
+    whole_word: bool = False
+    shuffle: Literal["global", "blocks"] = "global"
+    """`global`: a row can come at any place of the epoch. `blocks`: rows that are neighbours in a file are used close
+    together."""
+    shuffle_block_rows: int = 4096
+    """With `blocks`: neighbouring rows in one block."""
+    shuffle_window_blocks: int = 64
+    """With `blocks`: blocks whose rows are mixed; two such windows should fit into a node's file cache."""
+    workers: int = 1
+    """Data loader processes per rank; 0 loads in the training process."""
+    vocab_file: str | None = None
+    """Vocabulary file for shards in NVIDIA's format whose directory has no `vocab.txt`."""
+
+    def check(self) -> Iterable[str]:
+        """Yield one message for each invalid value, as 'key: given; allowed'."""
+        if self.seq_length < 8:
+            yield f"seq_length: {self.seq_length}; must be >= 8"
+        if not 0.0 < self.mask_probability < 1.0:
+            yield f"mask_probability: {self.mask_probability}; must be in (0, 1)"
+        for key in ("shuffle_block_rows", "shuffle_window_blocks"):
+            if getattr(self, key) < 1:
+                yield f"{key}: {getattr(self, key)}; must be >= 1"
+        if self.workers < 0:
+            yield f"workers: {self.workers}; must be >= 0"
+
+    @property
+    def loader_masking(self) -> dict[str, Any]:
+        """The masking arguments of `data.loader` for training and evaluation."""
+        keys = ("mask_probability", "whole_word", "masking")
+        return {key: getattr(self, key) for key in keys}
+
+    @property
+    def loader_order(self) -> dict[str, Any]:
+        """The order and worker arguments of `data.loader` for training."""
+        keys = ("shuffle", "shuffle_block_rows", "shuffle_window_blocks", "workers")
+        return {key: getattr(self, key) for key in keys}
 
 
-def _nearest(key: str, valid: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(valid), n=1, cutoff=0.5)
-    return f", did you mean '{near[0]}'?" if near else ""
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The `training` block. Intervals are in optimizer steps; 0 switches evaluation or checkpoints off."""
+
+    max_steps: int = 200_000
+    log_interval: int = 10
+    eval_interval: int = 1000
+    eval_rows: int | None = None
+    """Rows of the validation split that each evaluation during training uses; by default all."""
+    checkpoint_interval: int = 1000
+    keep_checkpoints: int = 3
+    seed: int = 42
+    """Seed of initialisation, data order, masks and dropout. The gates have their own: progressive_layer_drop.seed."""
+    peak_tflops: float | None = None
+    """Peak TFLOP/s of one device, for `mfu`; by default known for the GPUs in bert_pld/training/metrics.py."""
+    heartbeat_timeout: float = 30.0
+    """Heartbeat timeout in seconds: if a rank sends no heartbeat within it, the run ends on every host."""
+    stall_timeout: float = 1800.0
+    """Stall timeout in seconds: if no rank makes progress within it, the run ends; 0: no timeout."""
+
+    def check(self) -> Iterable[str]:
+        """Yield one message for each invalid value, as 'key: given; allowed'."""
+        for key in ("max_steps", "log_interval", "keep_checkpoints"):
+            if getattr(self, key) < 1:
+                yield f"{key}: {getattr(self, key)}; must be >= 1"
+        for key in ("eval_interval", "checkpoint_interval"):
+            if getattr(self, key) < 0:
+                yield f"{key}: {getattr(self, key)}; must be >= 0 (0: never)"
+        if self.eval_rows is not None and self.eval_rows < 1:
+            yield f"eval_rows: {self.eval_rows}; must be >= 1"
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            yield f"peak_tflops: {self.peak_tflops}; must be > 0"
+        if self.heartbeat_timeout < 2:
+            yield f"heartbeat_timeout: {self.heartbeat_timeout}; must be >= 2 seconds"
+        if self.stall_timeout and self.stall_timeout < self.heartbeat_timeout:
+            yield f"stall_timeout: {self.stall_timeout}; must be >= heartbeat_timeout, or 0 (never)"
+        yield from _check_seed(self.seed)
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
-    arguments = get_args(hint)
-    return (hint,) if get_origin(hint) is Literal or not arguments else arguments
-
-
-def _matches(value: Any, hint: Any) -> bool:
-    for kind in _alternatives(hint):
-        if get_origin(kind) is Literal:
-            if value in get_args(kind) and isinstance(value, str):
-                return True
-        elif kind is float:
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return True
-        elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-            return True
-    return False
-
-
-def _is_float(hint: Any, value: Any) -> bool:
-    return float in _alternatives(hint) and isinstance(value, int)
-
-
-def _describe(hint: Any) -> str:
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
-    parts = [
-        "one of " + ", ".join(repr(choice) for choice in get_args(kind)) if get_origin(kind) is Literal else words[kind]
-        for kind in _alternatives(hint)
-    ]
-    return " or ".join(parts)
+def _check_seed(seed: int) -> Iterable[str]:
+    if not 0 <= seed <= MAX_SEED:
+        yield f"seed: {seed}; must be in [0, {MAX_SEED}]"

@@ -123,7 +123,6 @@ class Trainer:
                 granularity=dropper.config.granularity,
                 seed=dropper.config.seed,
                 step=step,
-                micro_step=0,
                 rows=self.setting.micro_batch_size,
                 first_row=dist.get_rank() * self.setting.micro_batch_size,
                 device=self.device,

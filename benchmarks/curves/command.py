@@ -109,7 +109,6 @@ def _train(
             granularity=options.granularity,
             seed=seed,
             step=step,
-            micro_step=0,
             rows=options.micro_batch_size,
             device=device,
         )

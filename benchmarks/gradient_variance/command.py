@@ -144,7 +144,6 @@ def _train(model: BertForPreTraining, options: argparse.Namespace) -> None:
             granularity=GRANULARITIES[step % len(GRANULARITIES)],
             seed=1,
             step=step,
-            micro_step=0,
             rows=_TRAINING_ROWS,
             device=options.device,
         )
@@ -220,7 +219,7 @@ def _under_gates(model: BertForPreTraining, rows: int, theta: float, options: ar
     figures: dict[str, Any] = {"blocks_expected": schedule.expected_depth(0)}
     for granularity in GRANULARITIES:
         drawn = [
-            draw_gates(schedule, granularity=granularity, seed=0, step=step, micro_step=0, rows=rows, device=device)
+            draw_gates(schedule, granularity=granularity, seed=0, step=step, rows=rows, device=device)
             for step in range(options.draws)
         ]
         figures[granularity] = {

@@ -267,7 +267,6 @@ def _draw_all_gates(options: argparse.Namespace, blocks: int, device: torch.devi
                 granularity="batch" if name == "pld_batch" else "sample",
                 seed=0,
                 step=step,
-                micro_step=0,
                 rows=options.micro_batch_size,
                 device=device,
             )

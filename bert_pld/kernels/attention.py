@@ -35,7 +35,7 @@ def self_attention(qkv: Tensor, num_heads: int, layout: TokenLayout, dropout: fl
         context = reference.self_attention(qkv.view(-1, layout.padded_length, width), num_heads, None, dropout)
         return context.view(total, width // 3)
     if runs_packed(qkv.device, qkv.dtype, width // (3 * num_heads)):
-        return _packed_attention(qkv, num_heads, layout, dropout)
+        return packed_attention(qkv, num_heads, layout, dropout)
     return _padded_attention(qkv, num_heads, layout, dropout)
 
 
@@ -46,7 +46,8 @@ def runs_packed(device: torch.device, dtype: torch.dtype, head_width: int) -> bo
     return head_width % 8 == 0 and head_width <= _MAX_HEAD_WIDTH
 
 
-def _packed_attention(qkv: Tensor, num_heads: int, layout: TokenLayout, dropout: float) -> Tensor:
+def packed_attention(qkv: Tensor, num_heads: int, layout: TokenLayout, dropout: float) -> Tensor:
+    """Run torch's variable-length FlashAttention kernel: [T, 3·H] → [T, H]."""
     total, width = qkv.shape
     query, key, value = qkv.view(total, 3, num_heads, width // (3 * num_heads)).unbind(1)
     edges, longest = layout.cumulative_lengths, layout.longest

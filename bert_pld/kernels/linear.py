@@ -23,11 +23,12 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def needs_widening(values: Tensor) -> bool:
     """Whether this device multiplies values of this dtype far slower than fp32 ones."""
-    return values.dtype is torch.bfloat16 and values.device.type == "cpu" and not _cpu_multiplies_bf16()
+    return values.dtype is torch.bfloat16 and values.device.type == "cpu" and not cpu_multiplies_bf16()
 
 
 @functools.cache
-def _cpu_multiplies_bf16() -> bool:
+def cpu_multiplies_bf16() -> bool:
+    """Return whether this processor has bf16 instructions."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

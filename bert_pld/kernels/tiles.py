@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-_INTERPRETED_PROGRAMS = 3
-_INTERPRETED_TILES = 2
+INTERPRETED_PROGRAMS = 3
+INTERPRETED_TILES = 2
 _WARP_WIDTH = 256
 """Columns that a warp reads in one go: 32 threads, 16 bytes each in a 16-bit dtype."""
 
@@ -37,9 +37,9 @@ class Tile:
 
     def fitted(self, num_rows: int, device: torch.device) -> Tile:
         """The tile itself; a taller one where kernels are interpreted, program after program, and rows are many."""
-        if device.type == "cuda" or num_rows <= _INTERPRETED_TILES * self.rows:
+        if device.type == "cuda" or num_rows <= INTERPRETED_TILES * self.rows:
             return self
-        return dataclasses.replace(self, rows=power_of_two_from(ceil_div(num_rows, _INTERPRETED_TILES)))
+        return dataclasses.replace(self, rows=power_of_two_from(ceil_div(num_rows, INTERPRETED_TILES)))
 
     def programs(self, num_rows: int, device: torch.device) -> int:
         """Programs of a reducing kernel: enough to fill the device, no more than there are tiles."""
@@ -73,7 +73,7 @@ def element_tile(width: int) -> Tile:
 def multiprocessors(device: torch.device) -> int:
     """Streaming multiprocessors of a GPU; a few where kernels are interpreted, so that loops run more than once."""
     if device.type != "cuda":
-        return _INTERPRETED_PROGRAMS
+        return INTERPRETED_PROGRAMS
     return _multiprocessors(device.index if device.index is not None else torch.cuda.current_device())
 
 

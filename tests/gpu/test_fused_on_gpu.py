@@ -84,7 +84,7 @@ def base_model(backend, **options):
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
 def test_base_width_in_16_bits_is_no_further_from_fp32_than_eager_is(granularity, dtype, padded):
     schedule = Schedule(4, 0.5, temporal="constant")
-    gates = draw_gates(schedule, granularity=granularity, seed=3, step=1, micro_step=0, rows=16, device="cuda")
+    gates = draw_gates(schedule, granularity=granularity, seed=3, step=1, rows=16, device="cuda")
     loss, exact = step(base_model("reference"), gates, base_batch(padded=padded))
     eager_loss, eager = step(base_model("reference"), gates, base_batch(padded=padded), dtype)
     fused_loss, fused = step(base_model("triton"), gates, base_batch(padded=padded), dtype)
@@ -111,7 +111,7 @@ def test_no_forward_or_backward_waits_for_the_device(padded):
     schedule = Schedule(4, 0.5, temporal="constant")
 
     def one_step(index):
-        gates = draw_gates(schedule, granularity="sample", seed=3, step=index, micro_step=0, rows=16, device="cuda")
+        gates = draw_gates(schedule, granularity="sample", seed=3, step=index, rows=16, device="cuda")
         model(**batch, gates=gates)["loss"].backward()
 
     for index in range(3):

@@ -223,9 +223,7 @@ def test_executed_flops_follow_gates_and_lengths():
     assert flops.at_depth(4) == pytest.approx(2 * 4 * model.per_sequence())
     schedule = Schedule(4, theta_limit=0.5, temporal="constant")
     for granularity in ("batch", "sample"):
-        gates = [
-            draw_gates(schedule, granularity=granularity, seed=0, step=step, micro_step=0, rows=4) for step in (3, 4)
-        ]
+        gates = [draw_gates(schedule, granularity=granularity, seed=0, step=step, rows=4) for step in (3, 4)]
         expected = sum(4 * model.per_sequence(drawn.kept_blocks) for drawn in gates)
         assert flops.under(gates) == pytest.approx(expected)
         assert flops.under(gates) < flops.at_depth(4)

@@ -51,7 +51,7 @@ def test_shipped_configuration_is_dry_run(path):
     if config.progressive_layer_drop.enabled:
         schedule = make_schedule(config.progressive_layer_drop, model.num_gated_blocks)
         granularity = config.progressive_layer_drop.granularity
-        gates = draw_gates(schedule, granularity=granularity, seed=0, step=10**6, micro_step=0, rows=16, device="meta")
+        gates = draw_gates(schedule, granularity=granularity, seed=0, step=10**6, rows=16, device="meta")
         assert schedule.theta(10**6) == pytest.approx(config.progressive_layer_drop.theta)
     outputs = model(ids, ids, None, labels, labels, ids[:, 0], gates=gates)
     outputs["loss"].backward()

@@ -36,8 +36,8 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted kernels with a GPU's tiles, so that a program of a reducing kernel walks over several."""
-    monkeypatch.setattr(tiles, "_INTERPRETED_TILES", 1000)
-    monkeypatch.setattr(tiles, "_INTERPRETED_PROGRAMS", 1)
+    monkeypatch.setattr(tiles, "INTERPRETED_TILES", 1000)
+    monkeypatch.setattr(tiles, "INTERPRETED_PROGRAMS", 1)
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def test_variable_length_kernel_takes_what_it_is_given_and_differentiates():
     assert attention.runs_packed(torch.device("cuda"), qkv.dtype, 16)
     assert not attention.runs_packed(torch.device("cpu"), qkv.dtype, 16)
     edges = layout.cumulative_lengths.to("meta")
-    out = attention._packed_attention(qkv, 4, _with_edges(layout, edges), 0.1)
+    out = attention.packed_attention(qkv, 4, _with_edges(layout, edges), 0.1)
     assert out.shape == (17, 64)
     out.backward(torch.empty_like(out))
     assert qkv.grad.shape == qkv.shape

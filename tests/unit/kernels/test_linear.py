@@ -10,7 +10,7 @@ from bert_pld.kernels import linear as module
 
 @pytest.mark.parametrize("has_units", [True, False])
 def test_bf16_product_and_gradients_are_those_of_fp32_within_rounding(has_units, monkeypatch):
-    monkeypatch.setattr(module, "_cpu_multiplies_bf16", lambda: has_units)
+    monkeypatch.setattr(module, "cpu_multiplies_bf16", lambda: has_units)
     torch.manual_seed(0)
     operands = [torch.randn(6, 33), torch.randn(17, 33), torch.randn(17)]
     upstream = torch.randn(6, 17)
@@ -28,7 +28,7 @@ def test_bf16_product_and_gradients_are_those_of_fp32_within_rounding(has_units,
 
 
 def test_widening_rounds_once(monkeypatch):
-    monkeypatch.setattr(module, "_cpu_multiplies_bf16", lambda: False)
+    monkeypatch.setattr(module, "cpu_multiplies_bf16", lambda: False)
     torch.manual_seed(1)
     inputs, weight = torch.randn(8, 300).bfloat16(), torch.randn(5, 300).bfloat16()
     exact = (inputs.double() @ weight.double().T).bfloat16()

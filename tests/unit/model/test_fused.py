@@ -61,7 +61,7 @@ def test_loss_and_every_gradient_equal_the_eager_model_s(normalization, gates, p
 def test_one_block_and_four_under_drawn_gates(granularity, num_layers):
     schedule = Schedule(num_layers, 0.5, temporal="constant")
     for step in range(3):
-        gates = draw_gates(schedule, granularity=granularity, seed=1, step=step, micro_step=0, rows=ROWS)
+        gates = draw_gates(schedule, granularity=granularity, seed=1, step=step, rows=ROWS)
         loss, expected = gradients(make_model(num_layers=num_layers), gates)
         fused_loss, actual = gradients(fused_model(num_layers=num_layers), gates)
         assert fused_loss == pytest.approx(loss, rel=1e-5)
@@ -85,9 +85,7 @@ def test_with_dropout_kernels_compute_what_their_formulas_do(normalization, monk
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
 def test_recomputed_blocks_give_the_same_bits_under_dropout(granularity):
-    gates = draw_gates(
-        Schedule(4, 0.5, temporal="constant"), granularity=granularity, seed=0, step=3, micro_step=0, rows=ROWS
-    )
+    gates = draw_gates(Schedule(4, 0.5, temporal="constant"), granularity=granularity, seed=0, step=3, rows=ROWS)
     results = []
     for checkpointing in (False, True):
         model = fused_model(activation_checkpointing=checkpointing, hidden_dropout=0.2, attention_dropout=0.2)

@@ -19,7 +19,7 @@ TOY = Schedule(num_blocks=4, theta_limit=0.5, temporal="constant")
 
 
 def draw(granularity, step, rows, schedule=TOY):
-    return draw_gates(schedule, granularity=granularity, seed=0, step=step, micro_step=0, rows=rows)
+    return draw_gates(schedule, granularity=granularity, seed=0, step=step, rows=rows)
 
 
 class LinearToy:
