@@ -1,99 +1,172 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can tell, in one command, on an offline host that has torch and triton.
+# What only a GPU can show, in one run of at most nine minutes, on an offline host that has torch and triton.
 #
-#   OUT=results bash scripts/gpu_check.sh [STAGE …]      from the checkout; all stages without arguments
+#   OUT=results bash scripts/gpu_check.sh                    the default stages
+#   OUT=results bash scripts/gpu_check.sh again [STAGE …]    at most four minutes: base and large, or the named stages
+#   OUT=results bash scripts/gpu_check.sh STAGE …            the named stages, for as long as they may take
+#   bash scripts/gpu_check.sh --dry-run …                    print the stages and when each one must end
 #
-#   tests     pytest -m gpu: kernels, the fused model and training on the device                          3 minutes
-#   curves    200 steps of `small` in bf16 and fp16, triton against reference, three seeds                2
-#   kernels   each fused kernel, forward and backward, against copy bandwidth, eager, compiled, Apex      5
-#   base      training steps of BERT-base: Hugging Face, ours, layer dropping, under one DeepSpeed JSON   5
-#   large     the same of BERT-large                                                                      5
-#   deepspeed DeepSpeed's own fused layer in fp16, which it builds first                                   7
-#   sweep     other tile sizes for each kernel                                                            5
-#   saving    what a checkpoint costs, beside training and waited for                                     1
-#   quality   time to a held-out loss beside Hugging Face's classes, BERT-small; needs SHARDS              8
-#   paper     the paper's variants at the scale `gpu`, going on where it stopped; needs SHARDS          hours
+# Default stages, in this order:
+#   tests      pytest -m gpu: kernels and the fused model; meanwhile Hugging Face's model is compiled for `base`
+#   base       training steps of BERT-base: Hugging Face compiled, Triton kernels, layer dropping by batch and by sample
+#   training   pytest -m gpu: training runs, ZeRO 1 and 3, resume
+#   large      as `base`, BERT-large
+#   kernels    add_norm and bias_gelu beside a copy's bandwidth, with other tile sizes
+#   cudnn      `base` for one round without cuDNN's attention
+# By name only:
+#   deepspeed  DeepSpeed's own fused layer in fp16; builds it first       saving   what a checkpoint costs
+#   curves     loss curves of two backends, three seeds                   sweep    all tile sizes of every kernel
+#   quality    time to a held-out loss beside Hugging Face's classes; needs SHARDS
+#   paper      the paper's variants at the scale `gpu`; hours; resumes; needs SHARDS
 #
-# The last two are not among `all`. SHARDS is what `data_prep build --seq_length 128` made, RUNS (default
-# $OUT/paper) where the variants' runs are kept.
-#
-# What the host lacks lies as wheels in .whl/ (scripts/gpu_wheels.sh fetches them) and is installed into a folder of its
-# own. Prints a short table a stage; writes JSON and one log to $OUT. Exit 1 if any stage failed.
+# A stage must end when its own limit and what the stages before it left unused are spent; then it is killed. A stage
+# that fails or is killed does not stop the others. SHARDS: a folder of `data_prep build --seq_length 128`. RUNS: where
+# `paper` keeps its runs (default $OUT/paper). Packages that the host lacks are installed from .whl/
+# (scripts/gpu_wheels.sh fetches them) into a temporary folder. Writes one log and one JSON file for each benchmark to
+# $OUT and prints a table. Exit 1 if a stage failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-gpu_check_results}" PYTHONUNBUFFERED=1
+# Otherwise `torch.cuda.is_available` initialises CUDA, and a process forked afterwards cannot use the GPU.
+export PYTORCH_NVML_BASED_CUDA_CHECK=1
+# Fixed, so that a later stage or run does not compile again.
+export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/bert_pld_triton}"
+export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-${TMPDIR:-/tmp}/bert_pld_inductor}"
 
-stages=()
-for name in "${@:-all}"; do
-    case "$name" in
-    all) stages+=(tests curves kernels base large deepspeed sweep saving) ;;
-    tests | curves | kernels | base | large | deepspeed | sweep | saving) stages+=("$name") ;;
-    quality | paper)
-        if ! [ -d "${SHARDS:-}" ]; then
-            echo "error: $name: SHARDS '${SHARDS:-}' is no folder; must be what data_prep build --seq_length 128 made" >&2
-            exit 2
-        fi
-        stages+=("$name")
-        ;;
-    *)
-        echo "error: $name: must be of all, tests, curves, kernels, base, large, deepspeed, sweep, saving, quality, paper" >&2
+declare -A LIMIT_S=(
+    [setup]=45 [tests]=75 [base]=90 [training]=65 [large]=110 [kernels]=70 [cudnn]=40
+    [deepspeed]=540 [saving]=120 [curves]=240 [sweep]=400 [quality]=900 [paper]=86400
+)
+KILL_S=5 # between SIGTERM and SIGKILL
+TOTAL_S="" dry=""
+if [ "${1:-}" = --dry-run ]; then
+    dry=1 && shift
+fi
+if [ $# -eq 0 ]; then
+    TOTAL_S=540
+    set -- tests base training large kernels cudnn
+elif [ "$1" = again ]; then
+    TOTAL_S=240
+    shift
+    [ $# -gt 0 ] || set -- base large
+fi
+for name in "$@"; do
+    if [ "$name" = setup ] || [ -z "${LIMIT_S[$name]:-}" ]; then
+        echo "error: $name: must be one of tests, base, training, large, kernels, cudnn, deepspeed, saving, curves," \
+            "sweep, quality, paper" >&2
         exit 2
-        ;;
-    esac
+    fi
+    if { [ "$name" = quality ] || [ "$name" = paper ]; } && ! [ -d "${SHARDS:-}" ]; then
+        echo "error: $name: SHARDS '${SHARDS:-}' is not a folder; must be one of data_prep build --seq_length 128" >&2
+        exit 2
+    fi
 done
-python3 -c 'import torch, triton; raise SystemExit(not torch.cuda.is_available())' || {
-    echo "error: needs a host with a GPU, torch and triton ($(command -v python3) sees none)" >&2
-    exit 1
+
+end_s=0
+end_of() { # NAME: sets end_s, the second of this run at which the stage must have ended, killed or not
+    end_s=$((end_s + LIMIT_S[$1] + KILL_S))
+    [ -z "$TOTAL_S" ] || [ "$end_s" -le "$TOTAL_S" ] || end_s="$TOTAL_S"
 }
+if [ -n "$dry" ]; then
+    for name in setup "$@"; do
+        end_of "$name"
+        printf '%-10s limit %5d s, must end at %5d s\n' "$name" "${LIMIT_S[$name]}" "$end_s"
+    done
+    exit 0
+fi
+
 mkdir -p "$OUT"
+log="$OUT/gpu_check.log"
 site="$(mktemp -d)"
 trap 'rm -rf "$site"' EXIT
-if compgen -G ".whl/*.whl" >/dev/null; then
-    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" .whl/*.whl || exit 1
-fi
 export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PATH="$site/bin:$PATH"
-python3 - <<'PYTHON' || exit 1
-import torch, triton, transformers, deepspeed
+failed=0 table=""
+
+limited() { # COMMAND…: run it, at most until the stage's end
+    local left=$((end_s - KILL_S - SECONDS))
+    timeout -k "$KILL_S" "$((left > 0 ? left : 1))" "$@"
+}
+stage() { # NAME LINES COMMAND…: run it into the log and show its last lines
+    local name="$1" lines="$2" began=$SECONDS code=0
+    shift 2
+    end_of "$name"
+    echo "== $name (at most $((end_s - KILL_S - began)) s): $*" | tee -a "$log"
+    if [ $((end_s - KILL_S)) -le "$began" ]; then
+        code="no time left"
+    else
+        "$@" >"$OUT/.stage" 2>&1 || code="exit $?"
+        [ "$code" = 0 ] || lines=40
+        cat "$OUT/.stage" >>"$log"
+        tail -n "$lines" "$OUT/.stage" | cut -c1-200
+        rm -f "$OUT/.stage"
+    fi
+    case "$code" in
+    0) code=ok ;;
+    "exit 124" | "exit 137") code="FAILED: killed at its limit" ;;
+    *) code="FAILED: $code" ;;
+    esac
+    [ "$code" = ok ] || failed=1
+    table+="$(printf '%-10s %5d s  %s' "$name" $((SECONDS - began)) "$code")"$'\n'
+}
+setup() {
+    if compgen -G ".whl/*.whl" >/dev/null; then
+        limited python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" \
+            .whl/*.whl || return
+    fi
+    limited python3 - <<'PYTHON'
+import deepspeed, torch, transformers, triton
+if not torch.cuda.is_available():
+    raise SystemExit("error: torch sees no GPU")
 print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__,
       "transformers", transformers.__version__, "deepspeed", deepspeed.__version__)
 PYTHON
-
-failed=0
-stage() { # NAME LINES COMMAND…: run it into the log, show the end of what it said
-    local name="$1" lines="$2" began=$SECONDS
-    shift 2
-    echo "== $name: $*" | tee -a "$OUT/gpu_check.log"
-    "$@" >"$OUT/.stage.log" 2>&1 || { echo "FAILED: $name (exit $?)"; failed=1 lines=40; }
-    cat "$OUT/.stage.log" >>"$OUT/gpu_check.log"
-    tail -n "$lines" "$OUT/.stage.log" | cut -c1-200
-    echo "   $((SECONDS - began)) s"
-    rm -f "$OUT/.stage.log"
 }
-bench() { python3 -m benchmarks "$@"; }
-train=(train --vocab_size 30528 --dtypes bf16 --rounds 4 --steps_per_round 16)
-peers=hf_bert,hf_bert_compiled,hf_megatron,reference,compiled,triton,pld_batch,pld_sample
+bench() { limited python3 -m benchmarks "$@"; }
+gpu_tests() { limited python3 -m pytest -m gpu -q -n 6 "$@"; }
+contenders=hf_bert_compiled,triton,pld_batch,pld_sample
+train() { # PRESET MICRO_BATCH ARGUMENTS…
+    bench train --vocab_size 30528 --dtypes bf16 --steps_per_round 16 --model_preset "$1" --micro_batch_size "$2" "${@:3}"
+}
+first_tests() {
+    local code=0
+    # Only fills the compile cache; `base` reports whether it works.
+    train base 256 --contenders hf_bert_compiled --rounds 1 --steps_per_round 2 >>"$log" 2>&1 &
+    gpu_tests tests/unit/kernels tests/gpu/test_fused_on_gpu.py || code=$?
+    wait
+    return "$code"
+}
+paper() {
+    bench paper run --scale gpu --seeds 1 --data_dir "$SHARDS" --output_dir "${RUNS:-$OUT/paper}" &&
+        bench paper summarize "${RUNS:-$OUT/paper}" --json "$OUT/paper_gpu.json"
+}
+without_cudnn() { TORCH_CUDNN_SDPA_DEPRIORITIZED=1 train base 256 --contenders triton,pld_batch,pld_sample --rounds 1 "$@"; }
 
-for name in "${stages[@]}"; do
+stage setup 3 setup
+if [ "$failed" -ne 0 ]; then
+    echo "error: needs a host with a GPU, torch and triton (see above)" >&2
+    exit 1
+fi
+for name in "$@"; do
     case "$name" in
-    tests) stage tests 15 python3 -m pytest -m gpu -q -n 6 --ignore tests/data_prep tests ;; # whose libraries are not there
-    curves) stage curves 12 bench curves --dtypes bf16,fp16 --json "$OUT/curves.json" ;;
-    kernels) stage kernels 45 bench kernels --json "$OUT/kernels.json" ;;
-    base) stage base 25 bench "${train[@]}" --model_preset base --micro_batch_size 256 --contenders "$peers" \
-        --json "$OUT/base.json" ;;
-    large) stage large 25 bench "${train[@]}" --model_preset large --micro_batch_size 128 --contenders "$peers" \
-        --json "$OUT/large.json" ;;
-    deepspeed) stage deepspeed 15 bench train --vocab_size 30528 --model_preset base --micro_batch_size 64 --dtypes fp16 \
+    tests) stage "$name" 5 first_tests ;;
+    base) stage "$name" 20 train base 256 --contenders "$contenders" --rounds 3 --json "$OUT/base.json" ;;
+    training) stage "$name" 5 gpu_tests tests/gpu/test_training_on_gpu.py -k "fused_blocks or resumed" ;;
+    large) stage "$name" 20 train large 128 --contenders "$contenders" --rounds 3 --json "$OUT/large.json" ;;
+    kernels) stage "$name" 30 bench kernels --peers none --tokens 32768 --hidden 768 \
+        --operations add_norm,bias_gelu --sweep --rounds 5 --json "$OUT/kernels.json" ;;
+    cudnn) stage "$name" 15 without_cudnn --json "$OUT/cudnn.json" ;;
+    deepspeed) stage "$name" 15 bench train --vocab_size 30528 --model_preset base --micro_batch_size 64 --dtypes fp16 \
         --contenders deepspeed_transformer,reference,triton --rounds 4 --json "$OUT/deepspeed_layer.json" ;;
-    sweep) stage sweep 45 bench kernels --sweep --peers none --tokens 32768 --hidden 1024 --json "$OUT/sweep.json" ;;
-    saving) stage saving 10 bench checkpoint --model_preset base --micro_batch_size 128 --steps_per_block 100 \
+    saving) stage "$name" 10 bench checkpoint --model_preset base --micro_batch_size 128 --steps_per_block 100 \
         --folder "${TMPDIR:-/tmp}" --json "$OUT/checkpoint.json" ;;
-    quality) stage quality 15 bench quality --deepspeed_config configs/bert_small_pld_128.json \
+    curves) stage "$name" 12 bench curves --dtypes bf16,fp16 --json "$OUT/curves.json" ;;
+    sweep) stage "$name" 45 bench kernels --sweep --peers none --tokens 32768 --hidden 1024 --json "$OUT/sweep.json" ;;
+    quality) stage "$name" 15 bench quality --deepspeed_config configs/bert_small_pld_128.json \
         --data_dir "$SHARDS" --set training.max_steps=1000 --set training.eval_interval=100 \
         --contenders hf_bert,hf_bert_compiled,hf_megatron,hf_megatron_compiled,post,pre,pld_batch,pld_sample \
         --json "$OUT/quality.json" ;;
-    paper) stage paper 5 python3 -m benchmarks paper run --scale gpu --seeds 1 \
-        --data_dir "$SHARDS" --output_dir "${RUNS:-$OUT/paper}"
-        stage paper_table 15 python3 -m benchmarks paper summarize "${RUNS:-$OUT/paper}" --json "$OUT/paper_gpu.json" ;;
+    paper) stage "$name" 15 paper ;;
     esac
 done
-exit $failed
+printf '\n%s' "$table" | tee -a "$log"
+exit "$failed"
