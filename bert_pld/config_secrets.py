@@ -1,4 +1,4 @@
-"""Keys and passwords that a run's JSON may hold (`comet.api_key`), left out of every copy that is written."""
+"""Removal of keys and passwords (`comet.api_key`) from every copy of a run's JSON that is written."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def without_secrets(values: Any) -> Any:
-    """A deep copy of a JSON value without the keys that hold secrets, and without users and passwords in URLs.
+    """Return a deep copy of a JSON value without keys that hold secrets and without user names and passwords in URLs.
 
-    A key is left out, not overwritten: what reads the copy then asks its environment (`COMET_API_KEY`).
+    A secret key is removed, not overwritten, so that the program that reads the copy uses its environment variable
+    (`COMET_API_KEY`).
     """
     if isinstance(values, Mapping):
         return {k: without_secrets(v) for k, v in values.items() if not _SECRET_KEY.search(str(k))}

@@ -1,6 +1,6 @@
 """Progressive Layer Dropping: schedule → gates → engine.
 
-The schedule and the gates are pure functions; `initialize` lets any model that takes `gates` train with them.
+The schedule and the gates are pure functions; `initialize` trains any model whose forward accepts `gates` with them.
 """
 
 from bert_pld.pld.engine import LayerDropper, initialize

@@ -1,8 +1,8 @@
-"""`initialize`: a drop-in for `deepspeed.initialize` that gives Progressive Layer Dropping to any model.
+"""`initialize`: a drop-in replacement of `deepspeed.initialize` that adds Progressive Layer Dropping to any model.
 
-DeepSpeed removed PLD in 0.19.8 and refuses its block since; older releases would run a second schedule of their own.
-So the block is taken out before DeepSpeed sees the configuration, on every release, and gates reach the model through
-a hook on its forward.
+Since 0.19.8, which removed PLD, DeepSpeed rejects the `progressive_layer_drop` block; older releases would run a second
+schedule of their own. So the block is removed before DeepSpeed reads the configuration, on every release, and a
+forward pre-hook passes the gates to the model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bert_pld.pld.schedule import Schedule
 
 
 def make_schedule(config: ProgressiveLayerDropConfig, num_blocks: int) -> Schedule:
-    """The schedule that a `progressive_layer_drop` block describes, for a model of `num_blocks` blocks."""
+    """Return the schedule of a `progressive_layer_drop` block for a model of `num_blocks` blocks."""
     assert config.gamma != "auto", "gamma is resolved when the configuration is loaded"
     return Schedule(
         num_blocks=num_blocks,
@@ -34,23 +34,23 @@ def make_schedule(config: ProgressiveLayerDropConfig, num_blocks: int) -> Schedu
 
 
 class LayerDropper:
-    """Draws the gates of each training forward from the engine's own counters; holds no state that could lag."""
+    """Draws the gates of each training forward from the engine's step counters, without counters of its own."""
 
     def __init__(self, engine: Any, config: ProgressiveLayerDropConfig, num_blocks: int) -> None:
         self.engine = engine
         self.config = config
         self.schedule = make_schedule(config, num_blocks)
         self.last_gates: Gates | None = None
-        """Of the newest training forward: for logging only."""
+        """Gates of the latest training forward, for logging."""
         engine.module.register_forward_pre_hook(self._inject_gates, with_kwargs=True)
 
     @property
     def theta(self) -> float:
-        """θ at the engine's present optimizer step."""
+        """θ at the engine's current optimizer step."""
         return self.schedule.theta(self.engine.global_steps)
 
     def gates(self, rows: int) -> Gates:
-        """The gates of the engine's present micro-batch of `rows` sequences."""
+        """Draw the gates of the engine's current micro-batch of `rows` sequences."""
         engine = self.engine
         return draw_gates(
             self.schedule,
@@ -66,16 +66,19 @@ class LayerDropper:
 
     @property
     def _needs_zero_gradients(self) -> bool:
-        """Whether DeepSpeed reduces right only what every backward gives a gradient (see `run_gated`).
+        """Whether DeepSpeed reduces gradients correctly only if every backward sets all of them (see `run_gated`).
 
-        ZeRO-1 with `overlap_comm` reduces from hooks of the step's last backward alone: a block that was kept in an
-        earlier micro-batch and dropped in that one would be stepped with one rank's gradient.
+        True at ZeRO-3, and at ZeRO-1 with `overlap_comm` and accumulation: there only the hooks of the step's last
+        backward reduce. A block that was kept in an earlier micro-batch and dropped in the last one would be updated
+        with the gradient of one rank.
         """
         engine = self.engine
         stage, overlaps = engine.zero_optimization_stage(), engine.zero_overlap_comm()
         return stage == 3 or (stage == 1 and overlaps and engine.gradient_accumulation_steps() > 1)
 
     def _inject_gates(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Gates that the caller passes take precedence: a benchmark repeats the same gates.
+        # Gates that the caller passes take precedence: a benchmark repeats the same gates.
         if not module.training or kwargs.get("gates") is not None:
             return None
         self.last_gates = self.gates(_rows_of(args, kwargs))
@@ -91,26 +94,26 @@ def initialize(
     num_blocks: int | None = None,
     **keywords: Any,
 ) -> tuple[Any, Any, Any, Any]:
-    """Call `deepspeed.initialize` with Progressive Layer Dropping put back.
+    """Call `deepspeed.initialize` and add Progressive Layer Dropping.
 
-    Takes what `deepspeed.initialize` takes, in the same order, and returns what it returns:
+    The arguments and the result are those of `deepspeed.initialize`, in the same order. The result is
     `(engine, optimizer, training_dataloader, lr_scheduler)`. If the configuration has an enabled
     `progressive_layer_drop` block, `engine.layer_dropper` is a `LayerDropper` and each training forward of the model
-    receives `gates=Gates`; the model hands them, block by block, to `bert_pld.run_gated`. In evaluation
-    (`model.eval()`) `gates` is not passed: all blocks run unscaled. Otherwise `engine.layer_dropper` is None.
+    receives `gates=Gates`; the model passes one gate with each block to `bert_pld.run_gated`. In evaluation
+    (`model.eval()`) no `gates` are passed: all blocks run unscaled. Without the block `engine.layer_dropper` is None.
 
     Args:
-        args: as DeepSpeed's; its `deepspeed_config` is used where `config` is not given.
-        model: its forward must accept the keyword `gates`, default None.
-        positional: as DeepSpeed's.
+        args: as in DeepSpeed; its `deepspeed_config` is used if `config` is not given.
+        model: a model whose forward accepts the keyword `gates`, default None.
+        positional: as in DeepSpeed.
         config: a DeepSpeed JSON (path or dict) with our blocks, or a loaded `RunConfig`.
         config_params: DeepSpeed's other name for `config`.
-        num_blocks: gated blocks of the model; by default its `num_gated_blocks`, or its `config.num_hidden_layers`.
-        keywords: as DeepSpeed's.
+        num_blocks: number of gated blocks; by default the model's `num_gated_blocks` or `config.num_hidden_layers`.
+        keywords: as in DeepSpeed.
 
     Raises:
         ConfigError: a mistake in the configuration.
-        ValueError: PLD is enabled and the model does not take gates, or does not say how many blocks it has.
+        ValueError: PLD is enabled, and the model's forward does not accept gates or its number of blocks is unknown.
     """
     import deepspeed
 
@@ -134,14 +137,18 @@ def initialize(
 
 
 def _check_model(model: nn.Module | None, num_blocks: int | None) -> int:
-    """The model's number of gated blocks, once it is sure that gates will reach them."""
+    """Return the number of gated blocks, after checking that the model's forward accepts gates.
+
+    Raises:
+        ValueError: there is no model, its forward accepts no gates, or the number of blocks is unknown.
+    """
     if model is None:
-        raise ValueError("model: missing; bert_pld.initialize takes what deepspeed.initialize takes")
+        raise ValueError("model: missing; bert_pld.initialize requires model, as deepspeed.initialize does")
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     if "gates" not in parameters and not takes_any:
         raise ValueError(
-            f"{type(model).__name__}.forward takes no 'gates', so progressive_layer_drop would have no effect;"
+            f"{type(model).__name__}.forward does not accept 'gates', so progressive_layer_drop would have no effect;"
             " add the keyword and run each block through bert_pld.run_gated, or set enabled to false"
         )
     if num_blocks is None:
@@ -150,23 +157,21 @@ def _check_model(model: nn.Module | None, num_blocks: int | None) -> int:
         num_blocks = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     if not isinstance(num_blocks, int) or num_blocks < 1:
         raise ValueError(
-            f"{type(model).__name__} does not say how many gated blocks it has;"
-            " pass num_blocks=… or set num_gated_blocks"
+            f"{type(model).__name__}: unknown number of gated blocks; pass num_blocks=… or set model.num_gated_blocks"
         )
     return num_blocks
 
 
 def _rows_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Sequences in a forward's micro-batch: dimension 0 of the first tensor it is given."""
+    """Return the number of sequences in a forward's micro-batch: dimension 0 of its first tensor argument."""
     for value in (*args, *kwargs.values()):
         if isinstance(value, torch.Tensor) and value.dim() > 0:
             return value.shape[0]
-    raise ValueError("progressive_layer_drop: the model's forward got no tensor to count the micro-batch's rows by")
+    raise ValueError("progressive_layer_drop: the model's forward got no tensor, so the micro-batch size is unknown")
 
 
 def _without_config(args: Any) -> Any:
-    """DeepSpeed refuses a configuration given twice: hide the one in `args`, which we have read."""
+    """Return `args` without `deepspeed_config`, because DeepSpeed rejects a configuration that is given twice."""
     if args is None or getattr(args, "deepspeed_config", None) is None:
         return args
-    hidden = type(args)(**{**vars(args), "deepspeed_config": None})
-    return hidden
+    return type(args)(**{**vars(args), "deepspeed_config": None})

@@ -1,9 +1,9 @@
-"""Which blocks run, on which rows, with which scale: gates as a pure function of (seed, step, micro-step, block, row).
+"""Gates: which blocks run, on which rows, with which scale; a function of (seed, step, micro-step, block, row) alone.
 
-No global generator is read or advanced, so all ranks agree without a message, a resumed run draws the same gates, and
-activation checkpointing, which is handed the same `BlockGate` again, recomputes the same blocks. A block is sampled
-and scaled with one and the same p_l, so that E[gate / p_l] = 1 (the published code scaled with the next block's); and
-for any set of different blocks the expectation of the product of a row's scaled gates is 1, at both granularities.
+No global random generator is read or advanced. So all ranks agree without communication, a resumed run draws the same
+gates, and activation checkpointing, which receives the same `BlockGate` again, recomputes the same blocks. A block is
+sampled and scaled with the same p_l, so that E[gate / p_l] = 1 (the published code scaled with the next block's). For
+any set of different blocks the expectation of the product of a row's scaled gates is 1, at both granularities.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from bert_pld.rng import Stream, random_words, to_unit_interval
 
 @dataclasses.dataclass(frozen=True)
 class BlockGate:
-    """One block's gate for one micro-batch."""
+    """The gate of one block for one micro-batch."""
 
     keep: bool
-    """Whether the block runs at all."""
+    """Whether the block runs."""
     scale: float
-    """What its sub-layers' outputs are multiplied with: 1 / keep_probability; at sample granularity rows / k for a
-    block that runs on k of them."""
+    """Factor of the sub-layers' outputs: 1 / keep_probability; at sample granularity rows / k for a block that runs on
+    k of the rows."""
     keep_probability: float
     rows: torch.Tensor | None = None
-    """int64 [k], ascending: the rows the block runs on. None: all."""
+    """int64 [k], ascending: the rows that the block runs on; None: all rows."""
     zero_gradient_when_dropped: bool = False
-    """Run a dropped block on an empty batch (see `run_gated`)."""
+    """Run a dropped block on an empty batch, so that its parameters get zero gradients (see `run_gated`)."""
     host_rows: NDArray[np.int64] | None = None
-    """`rows` once more, on the host."""
+    """A copy of `rows` on the host."""
 
     @property
     def rows_on_host(self) -> NDArray[np.int64] | None:
-        """`rows` as an array; a gate that was made without it waits for the device."""
+        """Return `rows` as an array on the host; without `host_rows` this waits for the device."""
         if self.host_rows is not None or self.rows is None:
             return self.host_rows
         return self.rows.cpu().numpy()
@@ -52,7 +52,7 @@ class Gates(Sequence[BlockGate]):
     blocks: tuple[BlockGate, ...]
     theta: float
     kept_blocks: float
-    """Blocks that run; at sample granularity rows that run over rows, so a fraction."""
+    """Number of blocks that run; at sample granularity a block counts as the share of the rows it runs on."""
 
     def __getitem__(self, index: Any) -> Any:
         return self.blocks[index]
@@ -79,19 +79,19 @@ def draw_gates(
     """Draw the gates of one micro-batch.
 
     Args:
-        schedule: gives p_l at this step.
-        granularity: `batch`: each block is kept for all rows or for none, P[keep] = p_l, independently. `sample`:
-            block l runs on k_l of the rows with the scale rows / k_l, k_l the systematic rounding of rows · p_l, so
+        schedule: the keep probabilities p_l over steps and depth.
+        granularity: `batch`: each block is kept independently with P[keep] = p_l, for all rows or for none. `sample`:
+            block l runs on k_l of the rows with the scale rows / k_l. k_l is the systematic rounding of rows · p_l, so
             that E[k_l] = rows · p_l and Σ k_l varies by at most one between micro-batches. A block with
-            rows · p_l < 1, which may run on none, is drawn independently of the others and scaled with 1 / p_l; its
-            row comes on top of that constant sum.
-        seed: of the gates, in [0, 2^32).
+            rows · p_l < 1 may run on no row; it is drawn independently of the others, scaled with 1 / p_l, and its row
+            adds to that constant sum.
+        seed: seed of the gates, in [0, 2^32).
         step: optimizer step, from 0.
-        micro_step: micro-batch within the step, from 0.
         rows: sequences in this rank's micro-batch.
-        first_row: index of its first sequence within the micro-batch over all ranks; with it the choice of rows does
-            not repeat from rank to rank. How *many* rows run is the same on every rank: no rank waits for another.
-        device: where the row indices go (one copy for all blocks).
+        micro_step: micro-batch within the step, from 0.
+        first_row: index of this rank's first sequence within the micro-batch over all ranks, so that ranks choose
+            different rows. The *number* of rows is the same on every rank, so that no rank waits for another.
+        device: device of the row indices, which one copy uploads for all blocks.
         zero_gradient_when_dropped: see `run_gated`.
     """
     probabilities = schedule.keep_probabilities(step)
@@ -124,9 +124,9 @@ def _draw_for_samples(
     first_row: int,
     device: torch.device | str,
 ) -> list[BlockGate]:
-    # Systematic sampling: k_l = floor(c_l + u) − floor(c_{l−1} + u), with c_l = Σ_{j ≤ l} rows · p_j and one u for all.
-    # It couples the counts, so 1 / p_l would bias products over blocks; given the counts, the blocks' rows are
-    # independent and each row's chance is k_l / rows, so rows / k_l does not.
+    # Systematic sampling: k_l = floor(c_l + u) − floor(c_{l−1} + u), with c_l = Σ_{j ≤ l} rows · p_j and one u for all
+    # blocks. The counts k_l depend on each other, so the scale 1 / p_l would bias products over blocks. Given the
+    # counts, the blocks choose their rows independently, each row with probability k_l / rows: rows / k_l is unbiased.
     expected = np.asarray(probabilities) * rows
     never_empty = expected >= 1.0
     coupled, single = random_words(seed, Stream.GATES, np.arange(len(probabilities)), micro_step, step)[:2]
@@ -160,18 +160,19 @@ def run_gated(
     gate: BlockGate | None,
     *per_row: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Run a block under its gate; what a model's loop over blocks calls.
+    """Run a block under its gate; a model calls this for each block instead of the block.
 
     Args:
-        block: called as `block(hidden_states, *per_row, scale=…)`; returns the new hidden states, its own residual
-            connections included, with every sub-layer's output multiplied by `scale` before it is added.
+        block: called as `block(hidden_states, *per_row, scale=…)`. It returns the new hidden states, residual
+            connections included, and multiplies every sub-layer's output by `scale` before adding it.
         hidden_states: [rows, …].
-        gate: None runs the block on all rows unscaled (evaluation).
-        per_row: further tensors with `rows` in dimension 0, or None; gathered with the hidden states.
+        gate: the block's gate; None runs the block on all rows unscaled (evaluation).
+        per_row: more tensors with `rows` in dimension 0, or None; they are gathered like the hidden states.
 
-    A dropped block runs no kernel, forward or backward. Under ZeRO-3 that would be silently wrong: a parameter whose
-    module was not entered takes no part in the partitioned reduction. With `zero_gradient_when_dropped` such a block
-    runs on an empty batch, which gives its parameters zero gradients of the right shape at next to no cost.
+    A dropped block runs no kernel, forward or backward. Under ZeRO-3 this alone would silently train incorrectly: the
+    partitioned reduction leaves out the parameters of a module whose forward did not run. With
+    `zero_gradient_when_dropped` such a block runs on an empty batch, which gives its parameters zero gradients of the
+    right shape at almost no cost.
     """
     if gate is None:
         return block(hidden_states, *per_row, scale=1.0)

@@ -1,4 +1,4 @@
-"""The PLD schedule: keep probabilities over time and depth, and what they save. Pure functions of the step.
+"""The PLD schedule: keep probabilities over steps and depth, and the compute they save, as functions of the step.
 
 Zhang and He, "Accelerating Training of Transformer-Based Language Models with Progressive Layer Dropping",
 arXiv:2010.13369, section 4.
@@ -37,8 +37,8 @@ class Schedule:
     def keep_probabilities(self, step: int) -> tuple[float, ...]:
         """p_l(t) for l = 1 … L.
 
-        `depth: uniform` keeps every block with θ(t). `keep_first_block` counts the depth from 0, so that block 1 is
-        never dropped: p_l = 1 − ((l − 1) / L)·(1 − θ(t)).
+        With `depth: uniform` p_l is θ(t) for every block. `keep_first_block` counts the depth from 0, so that block 1
+        is never dropped: p_l = 1 − ((l − 1) / L)·(1 − θ(t)).
         """
         drop = 1.0 - self.theta(step)
         first = 0 if self.keep_first_block else 1
@@ -47,13 +47,13 @@ class Schedule:
         return tuple(1.0 if index < 1 - first else 1.0 - drop for index in range(self.num_blocks))
 
     def expected_depth(self, step: int) -> float:
-        """Σ p_l(t): the number of blocks a step runs on average. (3L − 1)/4 at θ = 0.5 with the defaults."""
+        """Σ p_l(t): the expected number of blocks that run; (3L − 1)/4 at θ = 0.5 with the defaults."""
         return math.fsum(self.keep_probabilities(step))
 
     def mean_expected_depth(self, num_steps: int) -> float:
         """The expected depth averaged over optimizer steps 0 … num_steps − 1.
 
-        Depth is linear in θ, and θ is a geometric series in t, so the mean is exact and immediate.
+        The depth is linear in θ, and Σ θ(t) is a geometric series, so the mean has an exact closed form.
         """
         if self.temporal == "constant" or self.gamma == 0.0:
             return self.expected_depth(0)
@@ -63,15 +63,15 @@ class Schedule:
         return limit + (full - limit) * mean_decay
 
     def steps_until_theta_within(self, share: float) -> int:
-        """The first step from which θ stays within `share` (relative) of its limit."""
+        """Return the first step from which θ is within a relative distance `share` of its limit."""
         excess = 1.0 - self.theta_limit
         if self.temporal == "constant" or excess <= share * self.theta_limit:
             return 0
         if self.gamma == 0.0:
-            raise ValueError("gamma is 0: θ never leaves 1")
+            raise ValueError("gamma: 0; must be > 0, because with 0 θ stays at 1")
         return math.ceil(math.log(excess / (share * self.theta_limit)) / self.gamma)
 
 
 def block_saving(schedule: Schedule, num_steps: int) -> float:
-    """The share of the blocks' compute that PLD saves over a run of `num_steps`: 1 − mean depth / L."""
+    """Return the share of the blocks' compute that PLD saves over a run of `num_steps`: 1 − mean depth / L."""
     return 1.0 - schedule.mean_expected_depth(num_steps) / schedule.num_blocks

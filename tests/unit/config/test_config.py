@@ -1,4 +1,4 @@
-"""One JSON for a run: what is taken, what is passed on, and what each mistake says."""
+"""One JSON for a run: our blocks, the keys passed to DeepSpeed, and the message of each mistake."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PUBLISHED = {
 }
 
 
-def test_published_client_s_json_is_taken_as_it_is():
+def test_published_deepspeed_json_loads_unchanged():
     config = load_config(PUBLISHED)
     assert config.progressive_layer_drop.enabled
     assert (config.progressive_layer_drop.theta, config.progressive_layer_drop.gamma) == (0.5, 0.001)
@@ -29,7 +29,7 @@ def test_published_client_s_json_is_taken_as_it_is():
     assert (config.model.hidden_size, config.model.num_layers, config.precision) == (768, 12, "fp16")
 
 
-def test_presets_are_the_published_sizes_and_single_keys_override_them():
+def test_presets_have_the_published_sizes_and_single_keys_override_them():
     sizes = {}
     for preset in ("tiny", "mini", "small", "medium", "base", "large"):
         model = load_config({"model": {"preset": preset}}).model
@@ -45,7 +45,7 @@ def test_presets_are_the_published_sizes_and_single_keys_override_them():
     assert load_config({"model": {"preset": "mini", "num_layers": 8}}).model.num_layers == 8
 
 
-def test_overrides_reach_our_blocks_and_deepspeed_s():
+def test_set_overrides_our_blocks_and_deepspeed_s_keys():
     config = load_config(
         PUBLISHED,
         [
@@ -61,12 +61,12 @@ def test_overrides_reach_our_blocks_and_deepspeed_s():
     assert config.model.kernels == "reference"
 
 
-def test_automatic_gamma_is_a_hundred_over_the_steps():
+def test_auto_gamma_is_100_over_max_steps():
     config = load_config({"progressive_layer_drop": {}, "training": {"max_steps": 50_000}})
     assert config.progressive_layer_drop.gamma == pytest.approx(0.002)
 
 
-def test_resolved_configuration_loads_as_itself():
+def test_saved_configuration_loads_to_the_same_configuration():
     config = load_config(PUBLISHED, ["model.preset=mini", "training.max_steps=7"])
     assert load_config(json.loads(json.dumps(config.as_json()))) == config
 
@@ -96,13 +96,13 @@ def test_resolved_configuration_loads_as_itself():
         ({"training": {"seed": -1}}, "seed: -1; must be in"),
     ],
 )
-def test_a_mistake_in_our_blocks_is_one_line_with_what_is_allowed(blocks, message):
+def test_mistake_in_our_blocks_is_one_line_with_the_allowed_values(blocks, message):
     with pytest.raises(ConfigError, match=message) as error:
         load_config({**PUBLISHED, **blocks})
     assert "\n" not in str(error.value)
 
 
-def test_faulty_files_are_one_line(tmp_path):
+def test_unreadable_or_invalid_file_is_reported_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match="cannot read the configuration"):
         load_config(tmp_path / "absent.json")
     path = tmp_path / "c.json"
@@ -131,7 +131,7 @@ def test_faulty_files_are_one_line(tmp_path):
         ((16, "auto", "auto"), 1, (16, 16, 1)),
     ],
 )
-def test_batch_sizes_are_solved_for_the_ranks(given, world, expected):
+def test_missing_batch_sizes_are_computed_for_the_number_of_ranks(given, world, expected):
     keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     assert resolve_batch_sizes(dict(zip(keys, given, strict=True)), world) == expected
 
@@ -146,6 +146,6 @@ def test_batch_sizes_are_solved_for_the_ranks(given, world, expected):
         ({"train_batch_size": 0, "train_micro_batch_size_per_gpu": 4}, "must be an integer >= 1"),
     ],
 )
-def test_batch_sizes_that_do_not_divide_are_refused(sizes, message):
+def test_inconsistent_batch_sizes_are_rejected(sizes, message):
     with pytest.raises(ConfigError, match=message):
         resolve_batch_sizes(sizes, 2)

@@ -1,4 +1,4 @@
-"""Philox against its published vectors, and the properties that everything seeded relies on."""
+"""Philox against its published test vectors, and the statistical properties of the draws."""
 
 import numpy as np
 import pytest
@@ -20,11 +20,11 @@ ONES = 0xFFFFFFFF
         ),
     ],
 )
-def test_known_answers(counter, key, expected):
+def test_philox_gives_the_published_vectors(counter, key, expected):
     assert tuple(int(word) for word in philox_4x32(*counter, key=key)) == expected
 
 
-def test_vectorised_words_equal_single_ones():
+def test_vectorised_words_equal_single_words():
     rows, blocks = np.array([[5], [2**32 - 1]]), np.arange(3)
     together = random_words(9, Stream.MASKING, blocks, rows, 0, 4)
     assert all(words.shape == (2, 3) and words.dtype == np.uint32 for words in together)
@@ -58,6 +58,6 @@ def test_unit_interval_excludes_one():
     assert to_unit_interval(np.array([0, ONES], np.uint32)).tolist() == [0.0, 1 - 2.0**-32]
 
 
-def test_seed_outside_its_range_is_refused():
+def test_seed_outside_its_range_is_rejected():
     with pytest.raises(AssertionError, match="outside"):
         random_words(2**32, Stream.ORDER)

@@ -32,7 +32,7 @@ class Residual(nn.Module):
 
 
 class Tower(nn.Module):
-    """A model of somebody else's: nothing of BERT in it."""
+    """A user's own model, without any part of our BERT."""
 
     num_gated_blocks = 3
 
@@ -48,7 +48,7 @@ class Tower(nn.Module):
         return x.square().mean()
 
 
-class Deaf(Tower):
+class WithoutGates(Tower):
     def forward(self, x):
         return super().forward(x)
 
@@ -65,7 +65,7 @@ def start(model=None, config=CONFIG, **keywords):
     return bert_pld.initialize(model=model, model_parameters=model.parameters(), config=config, **keywords)
 
 
-def test_returns_what_deepspeed_returns_and_theta_follows_the_engine_s_steps():
+def test_initialize_returns_deepspeed_s_tuple_and_theta_follows_global_steps():
     engine, optimizer, loader, scheduler = start()
     assert optimizer is not None
     assert (loader, scheduler) == (None, None)
@@ -83,14 +83,14 @@ def test_returns_what_deepspeed_returns_and_theta_follows_the_engine_s_steps():
     assert engine.layer_dropper.theta == schedule.theta(2)
 
 
-def test_evaluation_gets_no_gates():
+def test_evaluation_forward_receives_no_gates():
     engine, *_ = start()
     engine.eval()
     engine(torch.ones(4, 5))
     assert engine.module.seen == [None]
 
 
-def test_sample_granularity_gives_row_indices():
+def test_sample_granularity_passes_row_indices():
     engine, *_ = start(
         config={**CONFIG, "progressive_layer_drop": {"theta": 0.5, "temporal": "constant", "granularity": "sample"}}
     )
@@ -100,7 +100,7 @@ def test_sample_granularity_gives_row_indices():
     )
 
 
-def test_configuration_from_args_and_from_a_file(tmp_path):
+def test_configuration_is_read_from_args_or_from_a_file(tmp_path):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(CONFIG))
     args = argparse.Namespace(deepspeed_config=str(path), local_rank=0)
@@ -111,21 +111,21 @@ def test_configuration_from_args_and_from_a_file(tmp_path):
     assert engine.layer_dropper.schedule.gamma == 0.1
 
 
-def test_without_the_block_it_is_plain_deepspeed():
-    engine, *_ = start(model=Deaf(), config={k: v for k, v in CONFIG.items() if k != "progressive_layer_drop"})
+def test_without_the_pld_block_initialize_is_plain_deepspeed():
+    engine, *_ = start(model=WithoutGates(), config={k: v for k, v in CONFIG.items() if k != "progressive_layer_drop"})
     assert engine.layer_dropper is None
     assert torch.isfinite(engine(torch.ones(4, 5)))
 
 
-def test_a_model_that_gates_cannot_reach_is_refused():
-    with pytest.raises(ValueError, match="takes no 'gates'"):
-        start(model=Deaf())
+def test_model_that_cannot_receive_gates_is_rejected():
+    with pytest.raises(ValueError, match="does not accept 'gates'"):
+        start(model=WithoutGates())
     unknown_depth = Tower()
     unknown_depth.num_gated_blocks = None
-    with pytest.raises(ValueError, match="how many gated blocks"):
+    with pytest.raises(ValueError, match="unknown number of gated blocks"):
         start(model=unknown_depth)
 
 
-def test_missing_configuration_is_one_line():
+def test_missing_configuration_is_reported_in_one_line():
     with pytest.raises(ConfigError, match="config: missing"):
         bert_pld.initialize(model=Tower())

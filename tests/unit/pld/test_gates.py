@@ -1,4 +1,4 @@
-"""Gates: unbiased, the same whoever draws them, and cheap where they drop."""
+"""Gates: unbiased, the same on every rank, and free of compute for dropped blocks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def gate_factors(gates, rows):
 
 
 def test_batch_gates_over_p_have_mean_one_in_every_block():
-    """The published code sampled with p_l and scaled with the next block's: off by up to 4 %, ten times our bound."""
+    """The published code sampled with p_l and scaled with the next block's p: a bias of up to 4 %, ten times our bound."""
     kept = np.array([[gate.keep for gate in draw("batch", step)] for step in range(DRAWS)])
     p = np.array(LIMIT.keep_probabilities(0))
     mean = (kept / p).mean(0)
@@ -38,7 +38,7 @@ def test_batch_gates_over_p_have_mean_one_in_every_block():
     scales = [gate.scale for gate in draw("batch", 0)]
     assert scales == pytest.approx((1 / p).tolist())
     off_by_one = kept[:, :-1].mean(0) / p[1:]
-    assert (np.abs(off_by_one - 1) > five_sigma[:-1]).all(), "the test would not have caught the published fault"
+    assert (np.abs(off_by_one - 1) > five_sigma[:-1]).all(), "the test would not detect the published bug"
 
 
 def test_sample_gates_over_p_have_mean_one_in_every_block_and_row():
@@ -54,7 +54,7 @@ def test_mean_kept_depth_is_three_l_minus_one_over_four():
     assert np.mean([draw("sample", step).kept_blocks for step in range(400)]) == pytest.approx(8.75, abs=0.02)
 
 
-def test_sample_granularity_runs_the_same_number_of_rows_every_step_up_to_one():
+def test_sample_granularity_runs_a_number_of_rows_that_varies_by_at_most_one():
     rows = 5
     totals = {round(draw("sample", step, rows=rows).kept_blocks * rows) for step in range(500)}
     assert totals <= {43, 44}  # 8.75 · 5 = 43.75
@@ -72,7 +72,7 @@ def test_gates_of_different_blocks_steps_and_seeds_are_independent():
 
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
-def test_gates_are_a_pure_function_of_their_key(granularity):
+def test_gates_depend_on_their_key_only_and_leave_global_generators_alone(granularity):
     torch.manual_seed(3)
     np.random.seed(3)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -83,7 +83,7 @@ def test_gates_are_a_pure_function_of_their_key(granularity):
     assert (gate_factors(first, 16) != gate_factors(other, 16)).any()
 
 
-def test_ranks_agree_on_blocks_and_on_row_counts_but_not_on_rows():
+def test_ranks_draw_the_same_blocks_and_row_counts_but_different_rows():
     first, second = (draw("batch", 3, first_row=row) for row in (0, 16))
     assert [gate.keep for gate in first] == [gate.keep for gate in second]
     first, second = (draw("sample", 3, first_row=row) for row in (0, 16))
@@ -92,7 +92,7 @@ def test_ranks_agree_on_blocks_and_on_row_counts_but_not_on_rows():
     assert (gate_factors(first, 16) != gate_factors(second, 16)).any()
 
 
-def test_run_gated_gathers_the_kept_rows_and_leaves_the_others():
+def test_run_gated_updates_the_kept_rows_only():
     hidden = torch.arange(12.0).reshape(4, 3)
     extra = torch.tensor([[10.0], [20.0], [30.0], [40.0]])
     gate = BlockGate(keep=True, scale=2.0, keep_probability=0.5, rows=torch.tensor([1, 3]))

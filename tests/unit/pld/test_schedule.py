@@ -28,7 +28,7 @@ def test_expected_depth_at_half_is_three_l_minus_one_over_four(num_blocks):
     assert schedule.expected_depth(0) == pytest.approx((3 * num_blocks - 1) / 4)
 
 
-def test_twelve_blocks_save_the_share_the_paper_s_formula_gives():
+def test_block_saving_of_twelve_blocks_equals_the_paper_s_formula():
     limit = Schedule(num_blocks=12, theta_limit=0.5, temporal="constant")
     assert block_saving(limit, 1) == pytest.approx(1 - 8.75 / 12)
     published = Schedule(num_blocks=12, theta_limit=0.5, temporal="constant", keep_first_block=True)
