@@ -38,7 +38,7 @@ A build that was interrupted goes on where it stopped when the same command is g
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
@@ -133,7 +133,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="python -m data_prep", description="Text to pretraining shards.", epilog=_EXAMPLE, formatter_class=form
