@@ -121,18 +121,6 @@ class DataConfig:
         if self.workers < 0:
             yield f"workers: {self.workers}; must be >= 0"
 
-    @property
-    def loader_masking(self) -> dict[str, Any]:
-        """The masking arguments of `data.loader` for training and evaluation."""
-        keys = ("mask_probability", "whole_word", "masking")
-        return {key: getattr(self, key) for key in keys}
-
-    @property
-    def loader_order(self) -> dict[str, Any]:
-        """The order and worker arguments of `data.loader` for training."""
-        keys = ("shuffle", "shuffle_block_rows", "shuffle_window_blocks", "workers")
-        return {key: getattr(self, key) for key in keys}
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:

@@ -34,6 +34,7 @@ def main(options: argparse.Namespace) -> None:
     from bert_pld.checkpoint.format import check_same_vocabulary, load_model, resolve_checkpoint
     from bert_pld.data.loader import check_matches_model, evaluation_batches
     from bert_pld.data.nvidia_rows import open_rows
+    from bert_pld.data.order import BatchShare
     from bert_pld.data.rows import resolve_data_dir
     from bert_pld.files import VOCABULARY
     from bert_pld.training.evaluation import evaluate
@@ -45,23 +46,9 @@ def main(options: argparse.Namespace) -> None:
     rows = open_rows(data_dir, options.split, None if own_vocabulary else checkpoint / VOCABULARY)
     check_same_vocabulary(checkpoint, rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    check_matches_model(
-        rows,
-        vocabulary_size=config.model.vocab_size or 0,
-        max_positions=config.model.max_position_embeddings,
-        seq_length=rows.attributes.seq_length,
-    )
-    batches = evaluation_batches(
-        rows,
-        masking_seed=config.training.seed,
-        batch_size=options.batch_size,
-        rank=0,
-        world_size=1,
-        max_rows=options.max_rows,
-        mask_probability=config.data.mask_probability,
-        whole_word=config.data.whole_word,
-        masking=config.data.masking,
-    )
+    check_matches_model(rows, config.model, seq_length=rows.attributes.seq_length)
+    share = BatchShare(micro_batch_size=options.batch_size)
+    batches = evaluation_batches(rows, config.data, share, seed=config.training.seed, max_rows=options.max_rows)
     figures = {"checkpoint": str(checkpoint), **evaluate(model.to(device), batches, device)}
     for name, value in figures.items():
         print(f"{name}: {value if isinstance(value, str) else format(value, '.5f')}")

@@ -43,8 +43,7 @@ def main(options: argparse.Namespace) -> int:
     preemption = Preemption()
     config = load_config(options.deepspeed_config, options.set)
     from bert_pld.cluster.watchdog import end_with, finish, reporting
-    from bert_pld.data.bus_error import end_on_bus_error, fault_of
-    from bert_pld.data.workers import naming_dead_workers
+    from bert_pld.data.read_failures import naming_damaged_shards
     from bert_pld.training.loop import train
     from bert_pld.training.run import prepare_run
 
@@ -54,13 +53,8 @@ def main(options: argparse.Namespace) -> int:
             training = prepare_run(
                 config, options.data_dir, options.output_dir, options.resume, options.initialize_from, preemption
             )
-            splits = (training.training_rows, training.validation_rows)
-            end_on_bus_error(splits, end_with)
-            try:
-                with naming_dead_workers():
-                    finished = train(training)
-            except ChildProcessError as error:
-                raise ChildProcessError(fault_of(splits) or error) from None
+            with naming_damaged_shards((training.training_rows, training.validation_rows), end_with):
+                finished = train(training)
     finally:
         if training is not None:
             training.close()

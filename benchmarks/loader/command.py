@@ -21,12 +21,11 @@ import numpy as np
 import torch
 
 from benchmarks.loader import contenders
-from benchmarks.loader.contenders import HUGGING_FACE, MASKING, OURS
+from benchmarks.loader.contenders import HUGGING_FACE, MASKING, OURS, SHUFFLES
 from benchmarks.loader.locality import cold_cache_seconds, regions_touched
 from benchmarks.loader.made_up_rows import write_made_up_rows
 from benchmarks.options import chosen, positive_integers
 from bert_pld.config import DataConfig
-from bert_pld.data.loader import SHUFFLES
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
 
 EXAMPLE = "python -m benchmarks loader --data_dir shards/ --json loader.json"
@@ -137,12 +136,11 @@ def _consume(batches: Iterator[torch.Tensor], seconds: float) -> tuple[int, floa
 
 
 def _order_figures(directory: Path, shuffle: str, cold_rows: int) -> dict[str, Any]:
-    rows, defaults = ShardedRows(directory, "train"), DataConfig()
-    sizes = defaults.shuffle_block_rows, defaults.shuffle_window_blocks
+    rows = ShardedRows(directory, "train")
     figures = {
         "seq_length": rows.attributes.seq_length,
         "shuffle": shuffle,
-        "regions": regions_touched(rows, shuffle, *sizes),
+        "regions": regions_touched(rows, DataConfig(shuffle="blocks" if shuffle == "blocks" else "global")),
     }
     if cold_rows:
         figures["cold_cache"] = cold_cache_seconds(rows, shuffle, 256, min(cold_rows, len(rows)))

@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from bert_pld.config import DataConfig
 from bert_pld.data.loader import training_batches
 from bert_pld.data.masking import MaskingVocabulary
+from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows
 
 OURS, HUGGING_FACE = "ours", "hugging_face"
 MASKING = ("dynamic", "static", "whole_word")
+SHUFFLES = ("global", "blocks")
 _ENDLESS_STEPS = 2**40 // 512
 _PREFETCHED_BATCHES = 4
 
@@ -27,21 +30,13 @@ def our_batches(
     rows: ShardedRows, masking: str, shuffle: str, workers: int, micro_batch_size: int
 ) -> Iterator[torch.Tensor]:
     """Input ids of one micro-batch after another, from our loader."""
-    steps = training_batches(
-        rows,
-        order_seed=0,
-        masking_seed=0,
-        micro_batch_size=micro_batch_size,
-        accumulation_steps=1,
-        rank=0,
-        world_size=1,
-        first_step=0,
-        num_steps=_ENDLESS_STEPS,
+    data = DataConfig(
         masking="static" if masking == "static" else "dynamic",
         whole_word=masking == "whole_word",
-        shuffle=shuffle,
+        shuffle="blocks" if shuffle == "blocks" else "global",
         workers=workers,
     )
+    steps = training_batches(rows, data, BatchShare(micro_batch_size), seed=0, num_steps=_ENDLESS_STEPS)
     return (micro_batch.input_ids for (micro_batch,) in steps)
 
 

@@ -9,22 +9,23 @@ from typing import Any
 import numpy as np
 
 from benchmarks.loader.contenders import our_batches
-from bert_pld.data.loader import sample_order
+from bert_pld.config import DataConfig
+from bert_pld.data.block_order import sample_order
 from bert_pld.data.rows import ShardedRows
 
 REGION_BYTES = 1 << 20
 _ROWS = 1000
 
 
-def regions_touched(rows: ShardedRows, shuffle: str, block_rows: int, window_blocks: int) -> dict[str, float]:
+def regions_touched(rows: ShardedRows, data: DataConfig) -> dict[str, float]:
     """Regions of 1 MiB of the token ids that rows next to each other in the order lie in.
 
     Returns:
         `of_1000_rows`, the mean over ten places of an epoch; `of_a_window`, of `window_rows` rows; and `in_all`.
     """
-    order = sample_order(shuffle, len(rows), 0, block_rows, window_blocks)
+    order = sample_order(data, len(rows), seed=0)
     row_bytes = rows.attributes.seq_length * np.dtype(rows.attributes.token_dtype).itemsize
-    window = min(block_rows * window_blocks, len(rows))
+    window = min(data.shuffle_block_rows * data.shuffle_window_blocks, len(rows))
 
     def touched(first: int, count: int) -> int:
         return len(np.unique(order.rows_at(np.arange(first, first + count))[0] * row_bytes // REGION_BYTES))

@@ -21,7 +21,7 @@ from bert_pld.data.batches import IGNORED_LABEL, MicroBatch
 from bert_pld.kernels import select_backend
 from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.training.engine import make_engine
-from bert_pld.training.evaluation import evaluate, model_inputs
+from bert_pld.training.evaluation import evaluate
 from bert_pld.training.loop import seed_dropout
 
 OURS: dict[str, tuple[Literal["pre", "post"], Literal["batch", "sample"] | None]] = {
@@ -112,7 +112,7 @@ class Contender:
         for micro_batches in batches:
             for micro_step, batch in enumerate(micro_batches):
                 seed_dropout(self.config.training.seed, self.steps, micro_step, 0)
-                loss = self.engine(**model_inputs(batch.to(self.engine.device)))["loss"]
+                loss = self.engine(**batch.to(self.engine.device).model_inputs())["loss"]
                 self.engine.backward(loss)
                 self.engine.step()
                 self._count(batch)

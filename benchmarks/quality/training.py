@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -21,6 +22,7 @@ from bert_pld.config import RunConfig
 from bert_pld.data.batches import MicroBatch
 from bert_pld.data.loader import evaluation_batches, training_batches
 from bert_pld.data.nvidia_rows import open_rows
+from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
 
 
@@ -77,31 +79,29 @@ class Training:
     def _evaluation_batches(self) -> Iterator[MicroBatch]:
         return evaluation_batches(
             self.held_out,
-            masking_seed=self.config.training.seed,
-            batch_size=self.config.deepspeed["train_micro_batch_size_per_gpu"],
-            rank=0,
-            world_size=1,
+            self.config.data,
+            batch_share(self.config),
+            seed=self.config.training.seed,
             max_rows=self.config.training.eval_rows,
             pin_memory=self.device.type == "cuda",
-            **self.config.data.loader_masking,
         )
+
+
+def batch_share(config: RunConfig) -> BatchShare:
+    """Return the only rank's share of a global batch: all of it."""
+    deepspeed = config.deepspeed
+    return BatchShare(deepspeed["train_micro_batch_size_per_gpu"], deepspeed["gradient_accumulation_steps"])
 
 
 def training_turns(config: RunConfig, training: ShardedRows, steps: int) -> Iterator[list[MicroBatch]]:
     """The micro-batches of each step, as a run reads them, but in this process: nothing is read beside a turn."""
     return training_batches(
         training,
-        order_seed=config.training.seed,
-        masking_seed=config.training.seed,
-        micro_batch_size=config.deepspeed["train_micro_batch_size_per_gpu"],
-        accumulation_steps=config.deepspeed["gradient_accumulation_steps"],
-        rank=0,
-        world_size=1,
-        first_step=0,
+        dataclasses.replace(config.data, workers=0),
+        batch_share(config),
+        seed=config.training.seed,
         num_steps=steps,
         pin_memory=torch.cuda.is_available(),
-        **config.data.loader_masking,
-        **{**config.data.loader_order, "workers": 0},
     )
 
 

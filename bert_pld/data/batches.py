@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bert_pld.config import DataConfig
 from bert_pld.data.masking import MaskedTokens, MaskingVocabulary, mask_tokens
 from bert_pld.data.nvidia_rows import NvidiaRows
 from bert_pld.data.rows import ShardedRows
@@ -60,6 +61,10 @@ class MicroBatch:
     def masked_tokens(self) -> int:
         """M, the number of targets."""
         return self.masked_positions.shape[0]
+
+    def model_inputs(self) -> dict[str, Any]:
+        """Return the arguments of the model's forward."""
+        return {**{name: getattr(self, name) for name in _TENSORS}, "sequence_lengths": self.lengths}
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """A copy on the device; from pinned memory the transfer runs alongside the host."""
@@ -165,11 +170,9 @@ class MicroBatchMaker:
 
     rows: ShardedRows
     vocabulary: MaskingVocabulary
-    masking_seed: int
-    mask_probability: float
-    whole_word: bool
-    own_masks: bool = False
-    """Take the masks that the rows bring along, whatever the seed and the epoch."""
+    data: DataConfig
+    seed: int
+    """Seed of the masks."""
 
     def make(self, row_indices: Int64Array, epochs: Int64Array, real_rows: list[int]) -> PackedMicroBatches:
         """The micro-batches of these rows, in equal parts; `real_rows` of each, the others being fillers."""
@@ -194,7 +197,7 @@ class MicroBatchMaker:
 
     def _masked(self, row_indices: Int64Array, epochs: Int64Array) -> tuple[dict[str, NDArray[Any]], MaskedTokens]:
         """The columns of these rows, and the rows masked."""
-        if self.own_masks:
+        if self.data.masking == "static" and self.rows.has_masks:
             assert isinstance(self.rows, NvidiaRows)
             return self.rows.read_masked(row_indices)
         columns = self.rows.read(row_indices)
@@ -202,9 +205,9 @@ class MicroBatchMaker:
             columns["input_ids"],
             columns["length"],
             row_indices,
-            epochs,
+            np.zeros_like(epochs) if self.data.masking == "static" else epochs,
             vocabulary=self.vocabulary,
-            seed=self.masking_seed,
-            mask_probability=self.mask_probability,
-            whole_word=self.whole_word,
+            seed=self.seed,
+            mask_probability=self.data.mask_probability,
+            whole_word=self.data.whole_word,
         )

@@ -17,7 +17,9 @@ import functools
 
 import numpy as np
 
-from bert_pld.data.order import Int64Array, UInt64Array, check_positions, permute, round_keys
+from bert_pld.config import DataConfig
+from bert_pld.data.order import GlobalOrder, Int64Array, UInt64Array, check_positions, permute, round_keys
+from bert_pld.data.rows import ShardedRows
 from bert_pld.rng import Stream, random_words
 
 _BLOCKS, _ROWS, _TURN = 1, 2, 3
@@ -159,3 +161,35 @@ def _window(order: BlockOrder, epoch: int, number: int) -> Window:
         block_rows=blocks.blocks_at(places) * order.block_rows,
         block_offsets=block_offsets,
     )
+
+
+class WindowReadAhead:
+    """Keeps the system's cache one window ahead of the positions in use; one to a process that reads."""
+
+    def __init__(self, rows: ShardedRows, order: BlockOrder) -> None:
+        self.rows, self.order = rows, order
+        self._asked: set[int] = set()
+
+    def advance_to(self, position: int) -> None:
+        """Rows are about to be read up to this position of the stream.
+
+        Raises:
+            ValueError: a shard that contradicts the manifest.
+        """
+        present = self.order.window_at(position)
+        following = self.order.window_at(present.first_position + present.size)
+        for window in (present, following):
+            if window.first_position not in self._asked:
+                self._ask_for(window)
+        self._asked = {present.first_position, following.first_position}
+
+    def _ask_for(self, window: Window) -> None:
+        for first_row, count in window.row_ranges(self.order.num_rows):
+            self.rows.read_ahead(first_row, count)
+
+
+def sample_order(data: DataConfig, num_rows: int, seed: int) -> GlobalOrder | BlockOrder:
+    """Return the order of training samples that `data.shuffle` selects, for a split of `num_rows` rows."""
+    if data.shuffle == "global":
+        return GlobalOrder(num_rows, seed)
+    return BlockOrder(num_rows, seed, data.shuffle_block_rows, data.shuffle_window_blocks)

@@ -1,191 +1,206 @@
 """Masked micro-batches for training and for evaluation, made in worker processes or in this one.
 
-What a micro-batch holds depends on its place in the run alone: on (step, micro-step, rank) through the order of
+The content of a micro-batch depends on its place in the run alone: on (step, micro-step, rank) through the order of
 samples, and on (seed, epoch, row) through the masks. Workers only divide the work. No global random generator is read
-or advanced, so an interrupted run that starts again at step k continues as if nothing had happened.
+or advanced, so a run that is resumed at step k continues as if it had not been interrupted.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from bert_pld.data.batches import MicroBatch, MicroBatchMaker, PackedMicroBatches
-from bert_pld.data.block_order import BlockOrder
-from bert_pld.data.groups import EvaluationGroups, MicroBatchGroups, TrainingGroups
+from bert_pld.config import DataConfig, ModelConfig
+from bert_pld.data.batches import Int64Array, MicroBatch, MicroBatchMaker, PackedMicroBatches
+from bert_pld.data.block_order import BlockOrder, WindowReadAhead, sample_order
 from bert_pld.data.masking import MaskingVocabulary
-from bert_pld.data.order import GlobalOrder
+from bert_pld.data.order import BatchShare, GlobalOrder
+from bert_pld.data.read_failures import guard_worker, naming_dead_workers
 from bert_pld.data.rows import ShardedRows
-from bert_pld.data.workers import guard_worker, naming_dead_workers
 
-MASKING_MODES = ("dynamic", "static")
-SHUFFLES = ("global", "blocks")
-
+_GROUP_TOKENS = 32_768
+"""Micro-batches are prepared and sent in groups of about this many tokens: for smaller groups, calls dominate."""
 _PREFETCHED_GROUPS = 4
-"""What each worker prepares ahead."""
+"""Groups that each worker prepares in advance."""
 
 
 def training_batches(
     rows: ShardedRows,
+    data: DataConfig,
+    share: BatchShare,
     *,
-    order_seed: int,
-    masking_seed: int,
-    micro_batch_size: int,
-    accumulation_steps: int,
-    rank: int,
-    world_size: int,
-    first_step: int,
+    seed: int,
     num_steps: int,
-    first_position: int | None = None,
-    mask_probability: float = 0.15,
-    whole_word: bool = False,
-    masking: str = "dynamic",
-    shuffle: str = "global",
-    shuffle_block_rows: int = 4096,
-    shuffle_window_blocks: int = 64,
-    workers: int = 0,
+    first_sample: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[list[MicroBatch]]:
-    """This rank's micro-batches of steps `first_step` to `first_step + num_steps - 1`, a list a step.
+    """Yield this rank's micro-batches of `num_steps` steps, a list for each step.
 
     Args:
         rows: the training split.
-        order_seed: of the order of samples, in [0, 2^32).
-        masking_seed: of the masks, in [0, 2^32).
-        micro_batch_size: rows a micro-batch on one rank.
-        accumulation_steps: micro-batches a step on one rank.
-        rank: in [0, world_size).
-        world_size: data-parallel ranks.
-        first_step: 0, or the number of steps already done.
+        data: masks, order and number of worker processes.
+        share: how each global batch is divided, and which part is this rank's.
+        seed: seed of the order and of the masks, in [0, 2^32).
         num_steps: how many steps to yield.
-        first_position: samples consumed before `first_step`; by default `first_step` global batches. To be given where
-            earlier steps had another global batch size.
-        mask_probability: share of the candidates to mask, in (0, 1).
-        whole_word: mask whole words.
-        masking: `dynamic`, new masks each epoch; `static`, the same ones: those that the rows bring along, where they
-            do, else those of epoch 0.
-        shuffle: `global` or `blocks`, as `sample_order` has it, like the two arguments that follow.
-        workers: processes that prepare micro-batches; 0 prepares them in this one.
-        pin_memory: put them into page-locked memory.
+        first_sample: samples that earlier steps have consumed, over all ranks.
+        pin_memory: put micro-batches into page-locked memory.
 
     Raises:
-        ValueError: an argument out of range, or faulty data (at the step that meets it, or a few before).
+        ValueError: faulty data (at the step that reads it, or a few before).
         ChildProcessError: a worker died.
     """
-    _check_sharing(micro_batch_size, rank, world_size, workers)
-    if accumulation_steps < 1:
-        raise ValueError(f"accumulation_steps {accumulation_steps}: must be at least 1")
-    if first_position is None:
-        first_position = first_step * micro_batch_size * accumulation_steps * world_size
     groups = TrainingGroups(
-        maker=_maker(rows, masking_seed, mask_probability, whole_word, masking),
-        count=num_steps * accumulation_steps,
-        size=micro_batch_size,
-        rank=rank,
-        world_size=world_size,
-        order=sample_order(shuffle, len(rows), order_seed, shuffle_block_rows, shuffle_window_blocks),
-        static=masking == "static",
-        accumulation_steps=accumulation_steps,
-        first_position=first_position,
+        maker=_micro_batch_maker(rows, data, seed),
+        share=share,
+        count=num_steps * share.accumulation_steps,
+        order=sample_order(data, len(rows), seed),
+        first_sample=first_sample,
     )
-    return _steps(_loaded(groups, workers, pin_memory), accumulation_steps)
-
-
-def sample_order(
-    shuffle: str, num_rows: int, seed: int, block_rows: int, window_blocks: int
-) -> GlobalOrder | BlockOrder:
-    """The order of a split's rows.
-
-    Args:
-        shuffle: `global`: any row anywhere in its epoch; `blocks`: rows that lie together are used close together.
-        num_rows: of the split.
-        seed: in [0, 2^32).
-        block_rows: of `blocks`: rows that lie together.
-        window_blocks: of `blocks`: blocks whose rows are mixed.
-
-    Raises:
-        ValueError: another `shuffle`, or a size below 1.
-    """
-    if shuffle not in SHUFFLES:
-        raise ValueError(f"data.shuffle '{shuffle}': must be one of {', '.join(SHUFFLES)}")
-    return GlobalOrder(num_rows, seed) if shuffle == "global" else BlockOrder(num_rows, seed, block_rows, window_blocks)
+    return _steps(_load(groups, data.workers, pin_memory), share.accumulation_steps)
 
 
 def evaluation_batches(
     rows: ShardedRows,
+    data: DataConfig,
+    share: BatchShare,
     *,
-    masking_seed: int,
-    batch_size: int,
-    rank: int,
-    world_size: int,
+    seed: int,
     max_rows: int | None = None,
-    mask_probability: float = 0.15,
-    whole_word: bool = False,
-    masking: str = "dynamic",
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[MicroBatch]:
-    """This rank's share of a split, each row exactly once over all ranks, always with the same masks.
+    """Yield this rank's share of a split, each row once over all ranks, always with the same masks.
 
-    They are those of epoch 0, or with `static` masking those that the rows bring along, where they do.
+    The masks are those of epoch 0, or with `static` masking those that the rows contain, if they do.
 
-    Every rank yields the same number of batches of the same shape. Where the rows run out, a batch is filled up with a
-    row that has no targets; `rows` counts the real ones and may be 0.
+    Every rank yields the same number of micro-batches of the same shape. When the rows run out, a micro-batch is filled
+    up with a row that has no targets; its `rows` counts the real ones and may be 0.
 
     Args:
-        rows: the split, e.g. `validation`.
-        masking_seed: of the masks, in [0, 2^32).
-        batch_size: rows a batch on one rank.
-        rank: in [0, world_size).
-        world_size: data-parallel ranks.
-        max_rows: evaluate no more than this many rows, spread evenly over the split.
-        mask_probability: as in `training_batches`, like the arguments that follow.
+        rows: the split, for example `validation`.
+        data: masks; its `workers` do not count here.
+        share: as in `training_batches`; `accumulation_steps` has no effect.
+        seed: seed of the masks, in [0, 2^32).
+        max_rows: evaluate at most this many rows, spread evenly over the split.
+        workers: processes that prepare micro-batches; 0 prepares them in this one.
+        pin_memory: put micro-batches into page-locked memory.
 
     Raises:
-        ValueError: an argument out of range, or faulty data.
+        ValueError: `max_rows` is below 1, or faulty data.
         ChildProcessError: a worker died.
     """
-    _check_sharing(batch_size, rank, world_size, workers)
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows {max_rows}: must be at least 1")
     evaluated_rows = len(rows) if max_rows is None else min(max_rows, len(rows))
     groups = EvaluationGroups(
-        maker=_maker(rows, masking_seed, mask_probability, whole_word, masking),
-        count=-(-evaluated_rows // (batch_size * world_size)),
-        size=batch_size,
-        rank=rank,
-        world_size=world_size,
+        maker=_micro_batch_maker(rows, data, seed),
+        share=share,
+        count=-(-evaluated_rows // (share.micro_batch_size * share.world_size)),
         evaluated_rows=evaluated_rows,
     )
-    return _loaded(groups, workers, pin_memory)
+    return _load(groups, workers, pin_memory)
 
 
-def check_matches_model(rows: ShardedRows, *, vocabulary_size: int, max_positions: int, seq_length: int) -> None:
+@dataclasses.dataclass(frozen=True)
+class MicroBatchGroups(Dataset):
+    """One rank's micro-batches in groups, by the number of the group.
+
+    A ValueError is returned, not raised: raised in a worker, it would arrive with the worker's traceback in its text.
+    """
+
+    maker: MicroBatchMaker
+    share: BatchShare
+    count: int
+    """Number of micro-batches."""
+
+    @property
+    def group_size(self) -> int:
+        """Micro-batches in a group; the last group may have fewer."""
+        return max(1, _GROUP_TOKENS // (self.share.micro_batch_size * self.maker.rows.attributes.seq_length))
+
+    def __len__(self) -> int:
+        return -(-self.count // self.group_size)
+
+    def __getitem__(self, group: int) -> PackedMicroBatches | ValueError:
+        first = group * self.group_size
+        numbers = np.arange(first, min(first + self.group_size, self.count))
+        try:
+            return self.maker.make(*self.rows_of(numbers))
+        except ValueError as error:
+            return error
+
+    def rows_of(self, numbers: Int64Array) -> tuple[Int64Array, Int64Array, list[int]]:
+        """Return the row indices of these micro-batches, the rows' epochs, and the real rows of each micro-batch."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingGroups(MicroBatchGroups):
+    """One rank's micro-batches of training, in the order of the stream."""
+
+    order: GlobalOrder | BlockOrder
+    first_sample: int
+
+    @functools.cached_property
+    def _window_read_ahead(self) -> WindowReadAhead | None:
+        return WindowReadAhead(self.maker.rows, self.order) if isinstance(self.order, BlockOrder) else None
+
+    def rows_of(self, numbers: Int64Array) -> tuple[Int64Array, Int64Array, list[int]]:
+        """All rows are real."""
+        places = (divmod(number, self.share.accumulation_steps) for number in numbers.tolist())
+        positions = np.concatenate([self.share.positions(step, micro_step) for step, micro_step in places])
+        positions += self.first_sample
+        if self._window_read_ahead is not None:
+            self._window_read_ahead.advance_to(int(positions[-1]))
+        return *self.order.rows_at(positions), [self.share.micro_batch_size] * len(numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationGroups(MicroBatchGroups):
+    """One rank's micro-batches of a split that is read once."""
+
+    evaluated_rows: int
+
+    def rows_of(self, numbers: Int64Array) -> tuple[Int64Array, Int64Array, list[int]]:
+        """When the rows run out, row 0 fills up the micro-batch."""
+        size = self.share.micro_batch_size
+        starts = (numbers * self.share.world_size + self.share.rank) * size
+        places = (starts[:, None] + np.arange(size)).reshape(-1)
+        places[places >= self.evaluated_rows] = 0
+        # If only some rows are evaluated, they are spread over the whole split, which may be ordered by source.
+        row_indices = places * len(self.maker.rows) // self.evaluated_rows
+        real_rows = np.clip(self.evaluated_rows - starts, 0, size)
+        return row_indices, np.zeros_like(row_indices), real_rows.tolist()
+
+
+def check_matches_model(rows: ShardedRows, model: ModelConfig, seq_length: int) -> None:
     """Refuse shards that the model cannot read.
 
     Args:
         rows: any split of the data directory.
-        vocabulary_size: entries of the model's embedding, padding included; the shards may have fewer.
-        max_positions: the model's longest sequence.
+        model: `vocab_size` must be set; the shards may have fewer entries, as the embedding is padded.
         seq_length: the sequence length that the run is configured for (`data.seq_length`).
 
     Raises:
         ValueError: the shards' vocabulary or sequence length does not fit.
     """
     found, where = rows.attributes, f"data directory {rows.data_dir} ({rows.described_in})"
-    if found.vocabulary_size > vocabulary_size:
+    if found.vocabulary_size > (model.vocab_size or 0):
         raise ValueError(
-            f"{where}: vocabulary of {found.vocabulary_size} entries; the model has {vocabulary_size}"
+            f"{where}: vocabulary of {found.vocabulary_size} entries; the model has {model.vocab_size}"
             " (model.vocab_size)"
         )
-    if found.seq_length > max_positions:
+    if found.seq_length > model.max_position_embeddings:
         raise ValueError(
-            f"{where}: sequences of {found.seq_length} tokens; the model allows at most {max_positions}"
-            " (model.max_position_embeddings)"
+            f"{where}: sequences of {found.seq_length} tokens; the model allows at most"
+            f" {model.max_position_embeddings} (model.max_position_embeddings)"
         )
     if found.seq_length != seq_length:
         raise ValueError(
@@ -193,29 +208,13 @@ def check_matches_model(rows: ShardedRows, *, vocabulary_size: int, max_position
         )
 
 
-def _check_sharing(micro_batch_size: int, rank: int, world_size: int, workers: int) -> None:
-    if micro_batch_size < 1:
-        raise ValueError(f"micro-batch size {micro_batch_size}: must be at least 1")
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank}: must be in [0, {world_size}), the world size")
-    if workers < 0:
-        raise ValueError(f"data-loading workers {workers}: must not be negative")
-
-
-def _maker(
-    rows: ShardedRows, masking_seed: int, mask_probability: float, whole_word: bool, masking: str
-) -> MicroBatchMaker:
-    if masking not in MASKING_MODES:
-        raise ValueError(f"data.masking '{masking}': must be one of {', '.join(MASKING_MODES)}")
-    if not 0 < mask_probability < 1:
-        raise ValueError(f"data.mask_probability {mask_probability}: must be in (0, 1)")
+def _micro_batch_maker(rows: ShardedRows, data: DataConfig, seed: int) -> MicroBatchMaker:
     vocabulary = MaskingVocabulary.read(rows.data_dir, rows.manifest, rows.vocabulary_path)
-    own_masks = masking == "static" and rows.has_masks
-    return MicroBatchMaker(rows, vocabulary, masking_seed, mask_probability, whole_word, own_masks)
+    return MicroBatchMaker(rows, vocabulary, data, seed)
 
 
-def _loaded(groups: MicroBatchGroups, workers: int, pin_memory: bool) -> Iterator[MicroBatch]:
-    """All micro-batches in order. Closing the iterator ends the workers."""
+def _load(groups: MicroBatchGroups, workers: int, pin_memory: bool) -> Iterator[MicroBatch]:
+    """Yield all micro-batches in order. Closing the iterator ends the workers."""
     loader = DataLoader(
         groups,
         batch_size=None,
@@ -224,23 +223,25 @@ def _loaded(groups: MicroBatchGroups, workers: int, pin_memory: bool) -> Iterato
         pin_memory=pin_memory,
         collate_fn=_unchanged,
         worker_init_fn=guard_worker if workers else None,
-        generator=torch.Generator(),  # where DataLoader draws its workers' seeds, in place of the global generator
+        # DataLoader draws its workers' seeds from this generator instead of the global one.
+        generator=torch.Generator(),
     )
-    arriving = iter(loader)
+    groups_in_order = iter(loader)
     while True:
         with naming_dead_workers():
-            group = next(arriving, None)
+            group = next(groups_in_order, None)
         if group is None:
             return
         if isinstance(group, ValueError):
             raise group
+        # With `pin_memory`, the DataLoader has unpacked the group already (`PackedMicroBatches.pin_memory`).
         yield from group.unpack() if isinstance(group, PackedMicroBatches) else group
-
-
-def _unchanged(micro_batch: Any) -> Any:
-    return micro_batch
 
 
 def _steps(micro_batches: Iterator[MicroBatch], accumulation_steps: int) -> Iterator[list[MicroBatch]]:
     while step := list(itertools.islice(micro_batches, accumulation_steps)):
         yield step
+
+
+def _unchanged(group: Any) -> Any:
+    return group

@@ -61,17 +61,45 @@ def rows_at(positions: Int64Array, num_rows: int, seed: int) -> tuple[Int64Array
     return permute(values, keys, num_rows).astype(np.int64), epochs
 
 
-def positions_of_micro_batch(
-    step: int, micro_step: int, rank: int, micro_batch_size: int, accumulation_steps: int, world_size: int
-) -> Int64Array:
-    """The stream positions of one rank's micro-batch: int64 `[micro_batch_size]`.
+@dataclasses.dataclass(frozen=True)
+class BatchShare:
+    """One rank's share of every global batch: of the samples of an optimizer step over all ranks.
 
-    A step takes the next `micro_batch_size · accumulation_steps · world_size` positions, so a step's samples are the
-    same set however that product is split. Global batches run across the ends of epochs: none is partial.
+    Raises:
+        ValueError: a value is out of range.
     """
-    global_micro_batch = world_size * micro_batch_size
-    start = (step * accumulation_steps + micro_step) * global_micro_batch + rank * micro_batch_size
-    return np.arange(start, start + micro_batch_size, dtype=np.int64)
+
+    micro_batch_size: int
+    """Rows of a micro-batch on one rank."""
+    accumulation_steps: int = 1
+    """Micro-batches of a step on one rank."""
+    rank: int = 0
+    """This rank, in [0, world_size)."""
+    world_size: int = 1
+    """Data-parallel ranks."""
+
+    def __post_init__(self) -> None:
+        if self.micro_batch_size < 1:
+            raise ValueError(f"micro-batch size {self.micro_batch_size}: must be at least 1")
+        if self.accumulation_steps < 1:
+            raise ValueError(f"accumulation_steps {self.accumulation_steps}: must be at least 1")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank}: must be in [0, {self.world_size}), the world size")
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of a step over all ranks."""
+        return self.micro_batch_size * self.accumulation_steps * self.world_size
+
+    def positions(self, step: int, micro_step: int) -> Int64Array:
+        """The stream positions of this rank's micro-batch: int64 `[micro_batch_size]`.
+
+        A step uses the next `global_batch_size` positions, so its samples are the same set however that number is
+        divided. Global batches run across the ends of epochs: none is partial.
+        """
+        first = step * self.global_batch_size + micro_step * self.world_size * self.micro_batch_size
+        first += self.rank * self.micro_batch_size
+        return np.arange(first, first + self.micro_batch_size, dtype=np.int64)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,7 +25,7 @@ def evaluate(model: nn.Module, batches: Iterable[MicroBatch], device: torch.devi
     for number, host_batch in enumerate(batches):
         mark(f"evaluation, batch {number}")
         batch = host_batch.to(device)
-        outputs = model(**model_inputs(batch), mlm_denominator=1.0)
+        outputs = model(**batch.model_inputs(), mlm_denominator=1.0)
         pairs = batch.next_sentence_labels
         totals += torch.stack(
             [
@@ -45,17 +44,4 @@ def evaluate(model: nn.Module, batches: Iterable[MicroBatch], device: torch.devi
         "eval_mlm_loss": loss / max(masked, 1.0),
         "eval_mlm_accuracy": correct / max(masked, 1.0),
         "eval_nsp_accuracy": nsp_correct / pairs_seen if pairs_seen else float("nan"),
-    }
-
-
-def model_inputs(batch: MicroBatch) -> dict[str, Any]:
-    """A micro-batch under the names the model's forward has."""
-    return {
-        "input_ids": batch.input_ids,
-        "token_type_ids": batch.token_type_ids,
-        "attention_mask": batch.attention_mask,
-        "masked_positions": batch.masked_positions,
-        "masked_labels": batch.masked_labels,
-        "next_sentence_labels": batch.next_sentence_labels,
-        "sequence_lengths": batch.lengths,
     }

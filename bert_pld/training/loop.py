@@ -8,7 +8,7 @@ import torch.distributed as dist
 from bert_pld.cluster.watchdog import mark
 from bert_pld.data.batches import MicroBatch
 from bert_pld.rng import Stream, random_words
-from bert_pld.training.evaluation import evaluate, model_inputs
+from bert_pld.training.evaluation import evaluate
 from bert_pld.training.run import Run
 
 
@@ -55,7 +55,7 @@ def training_step(run: Run, micro_batches: list[MicroBatch], want_grad_norm: boo
     for micro_step, batch in enumerate(micro_batches):
         mark(f"step {step + 1}, micro-batch {micro_step}")
         seed_dropout(run.config.training.seed, step, micro_step, dist.get_rank())
-        outputs = engine(**model_inputs(batch.to(run.device)), mlm_denominator=denominator)
+        outputs = engine(**batch.to(run.device).model_inputs(), mlm_denominator=denominator)
         engine.backward(outputs["loss"])
         if want_grad_norm and run.config.zero_stage == 0 and run.config.precision == "fp32":
             # The one case in which the engine does not tell.

@@ -24,9 +24,10 @@ from bert_pld.cluster.run_lock import RunLock
 from bert_pld.cluster.signals import Preemption
 from bert_pld.config import BATCH_KEYS, ConfigError, RunConfig, resolve_batch_sizes
 from bert_pld.data.batches import MicroBatch
-from bert_pld.data.loader import check_matches_model, evaluation_batches, sample_order, training_batches
+from bert_pld.data.block_order import sample_order
+from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
 from bert_pld.data.nvidia_rows import open_rows
-from bert_pld.data.order import positions_of_micro_batch
+from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.files import CONFIG, DIVERGED, METRICS, write_atomically
 from bert_pld.model import BertForPreTraining, use_backend
@@ -60,22 +61,27 @@ class Run:
         """Whether the data has held-out rows."""
         return self.validation_rows is not None
 
+    @property
+    def share(self) -> BatchShare:
+        """This rank's share of every global batch."""
+        return BatchShare(
+            self.engine.train_micro_batch_size_per_gpu(),
+            self.engine.gradient_accumulation_steps(),
+            dist.get_rank(),
+            dist.get_world_size(),
+        )
+
     def training_batches(self) -> Iterator[list[MicroBatch]]:
-        """This rank's micro-batches from the engine's present step to the last, a list a step."""
-        data, first = self.config.data, self.engine.global_steps
+        """This rank's micro-batches from the engine's present step to the last, a list for each step."""
+        steps_done, share = self.engine.global_steps, self.share
         return training_batches(
             self.training_rows,
-            order_seed=self.config.training.seed,
-            masking_seed=self.config.training.seed,
-            micro_batch_size=self.engine.train_micro_batch_size_per_gpu(),
-            accumulation_steps=self.engine.gradient_accumulation_steps(),
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
-            first_step=first,
-            num_steps=self.config.training.max_steps - first,
+            self.config.data,
+            share,
+            seed=self.config.training.seed,
+            num_steps=self.config.training.max_steps - steps_done,
+            first_sample=steps_done * share.global_batch_size,
             pin_memory=self.device.type == "cuda",
-            **data.loader_masking,
-            **data.loader_order,
         )
 
     def evaluation_batches(self) -> Iterator[MicroBatch]:
@@ -83,13 +89,11 @@ class Run:
         assert self.validation_rows is not None
         return evaluation_batches(
             self.validation_rows,
-            masking_seed=self.config.training.seed,
-            batch_size=self.engine.train_micro_batch_size_per_gpu(),
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
+            self.config.data,
+            self.share,
+            seed=self.config.training.seed,
             max_rows=self.config.training.eval_rows,
             pin_memory=self.device.type == "cuda",
-            **self.config.data.loader_masking,
         )
 
     def told_to_stop(self) -> bool:
@@ -141,17 +145,9 @@ class Run:
         )
 
     def _rows_of(self, step: int, rank: int) -> Any:
-        positions = positions_of_micro_batch(
-            step,
-            0,
-            rank,
-            self.engine.train_micro_batch_size_per_gpu(),
-            self.engine.gradient_accumulation_steps(),
-            dist.get_world_size(),
-        )
-        data, seed = self.config.data, self.config.training.seed
-        sizes = data.shuffle_block_rows, data.shuffle_window_blocks
-        return sample_order(data.shuffle, len(self.training_rows), seed, *sizes).rows_at(positions)[0]
+        positions = dataclasses.replace(self.share, rank=rank).positions(step, 0)
+        order = sample_order(self.config.data, len(self.training_rows), self.config.training.seed)
+        return order.rows_at(positions)[0]
 
     def close(self) -> None:
         """End progress bar and process group; a process that skips this can abort at exit."""
@@ -207,12 +203,7 @@ def resolve_for_data(config: RunConfig, training_rows: ShardedRows, world_size: 
         vocab_size=vocabulary,
         next_sentence_prediction=attributes.objective == "mlm+nsp" if pairs == "auto" else pairs,
     )
-    check_matches_model(
-        training_rows,
-        vocabulary_size=vocabulary,
-        max_positions=config.model.max_position_embeddings,
-        seq_length=config.data.seq_length,
-    )
+    check_matches_model(training_rows, config.model, config.data.seq_length)
     sizes = dict(zip(BATCH_KEYS, resolve_batch_sizes(config.deepspeed, world_size), strict=True))
     return dataclasses.replace(config, deepspeed={**config.deepspeed, **sizes})
 

@@ -13,9 +13,11 @@ from runs import clean_environment, read_metrics, run_pretrain, small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bert_pld.checkpoint.format import load_model, resolve_checkpoint
+from bert_pld.config import DataConfig
 from bert_pld.data.loader import evaluation_batches
+from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows
-from bert_pld.training.evaluation import evaluate, model_inputs
+from bert_pld.training.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +31,8 @@ def run_dir(corpus, tmp_path_factory):
     return path
 
 
-def held_out(corpus, batch_size, **options):
-    rows = ShardedRows(corpus, "validation")
-    return evaluation_batches(rows, masking_seed=1, batch_size=batch_size, rank=0, world_size=1, **options)
+def held_out(corpus, batch_size):
+    return evaluation_batches(ShardedRows(corpus, "validation"), DataConfig(), BatchShare(batch_size), seed=1)
 
 
 def test_evaluation_command_repeats_the_figures_of_training(corpus, run_dir, tmp_path):
@@ -79,7 +80,7 @@ def test_accuracy_counts_the_masked_tokens_that_are_right(corpus, run_dir):
     right = total = pairs = 0
     with torch.no_grad():
         for batch in held_out(corpus, 1):
-            inputs = model_inputs(batch)
+            inputs = batch.model_inputs()
             hidden = model.encoder(inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"])
             guesses = model.masked_lm_logits(hidden, batch.masked_positions).argmax(-1)
             right += (guesses == batch.masked_labels).sum().item()

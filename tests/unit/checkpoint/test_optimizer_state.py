@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from bert_pld.checkpoint.gather import StateGatherer
 from bert_pld.checkpoint.tensor_file import FileSum, NotFiniteError, write_tensors
 from bert_pld.checkpoint.zero_state import restore_scalars, scalars_of
-from bert_pld.config import load_config
+from bert_pld.config import DataConfig, load_config
 from bert_pld.data.loader import training_batches
 from bert_pld.data.nvidia_rows import open_rows
+from bert_pld.data.order import BatchShare
 from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.training.engine import make_engine
-from bert_pld.training.evaluation import model_inputs
 from bert_pld.training.run import join_process_group
 
 SETTINGS = {
@@ -62,17 +62,7 @@ def process_group():
 @pytest.fixture(scope="module")
 def batches(corpus):
     rows = open_rows(corpus, "train")
-    steps = training_batches(
-        rows,
-        order_seed=1,
-        masking_seed=1,
-        micro_batch_size=8,
-        accumulation_steps=1,
-        rank=0,
-        world_size=1,
-        first_step=0,
-        num_steps=6,
-    )
+    steps = training_batches(rows, DataConfig(workers=0), BatchShare(8), seed=1, num_steps=6)
     return [step[0] for step in steps]
 
 
@@ -92,7 +82,7 @@ def train(engine, batches, first, last):
     for number in range(first, last):
         torch.manual_seed(number)
         batch = batches[number]
-        outputs = engine(**model_inputs(batch), mlm_denominator=float(batch.masked_tokens))
+        outputs = engine(**batch.model_inputs(), mlm_denominator=float(batch.masked_tokens))
         engine.backward(outputs["loss"])
         engine.step()
         losses.append(outputs["loss"].item())

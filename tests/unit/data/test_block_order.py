@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from bert_pld.data.block_order import BlockOrder
+from bert_pld.data.block_order import BlockOrder, WindowReadAhead
 from bert_pld.data.order import rows_at
-from bert_pld.data.read_ahead import WindowReadAhead
 
 
 @pytest.mark.parametrize("window_blocks", [1, 2, 3, 7, 64])
@@ -138,7 +137,7 @@ def test_a_window_is_asked_for_before_it_is_reached_and_once():
     rows, order = Recorder(), BlockOrder(100, 0, 8, 3)
     ahead = WindowReadAhead(rows, order)
     for position in range(5, 300, 6):
-        ahead.reached(position)
+        ahead.advance_to(position)
         upto = order.window_at(position)
         upto = order.window_at(upto.first_position + upto.size)
         assert sorted(rows.asked) == sorted(order.rows_at(np.arange(upto.first_position + upto.size))[0].tolist())

@@ -1,5 +1,6 @@
 """Micro-batches are the same for any split into ranks and workers, and after any resume; workers never hang."""
 
+import dataclasses
 import itertools
 import multiprocessing
 import os
@@ -15,25 +16,25 @@ import numpy as np
 import pytest
 import torch
 
-from bert_pld.data import groups
+from bert_pld.config import DataConfig, ModelConfig
 from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
+from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows
 
-SEEDS = {"order_seed": 4, "masking_seed": 8}
 TENSORS = ("input_ids", "token_type_ids", "masked_positions", "masked_labels", "next_sentence_labels")
 
 
-def train(rows, micro=4, accumulation=1, rank=0, world=1, first=0, steps=1, **options):
-    return training_batches(
-        rows,
-        **{**SEEDS, **options},
-        micro_batch_size=micro,
-        accumulation_steps=accumulation,
-        rank=rank,
-        world_size=world,
-        first_step=first,
-        num_steps=steps,
-    )
+def train(rows, micro=4, accumulation=1, rank=0, world=1, first=0, steps=1, first_sample=None, seed=4, **data):
+    """Micro-batches from step `first` on, or from sample `first_sample` on; made in this process by default."""
+    share = BatchShare(micro, accumulation, rank, world)
+    first_sample = first * share.global_batch_size if first_sample is None else first_sample
+    config = DataConfig(**{"workers": 0, **data})
+    return training_batches(rows, config, share, seed=seed, num_steps=steps, first_sample=first_sample)
+
+
+def evaluate(rows, micro, rank=0, world=1, seed=3, **options):
+    share = BatchShare(micro, rank=rank, world_size=world)
+    return evaluation_batches(rows, DataConfig(), share, seed=seed, **options)
 
 
 def samples_of(batch):
@@ -96,9 +97,7 @@ def test_full_rows_need_no_attention_mask_and_mlm_rows_no_labels(make_data_dir):
     assert batch.attention_mask is None
     assert batch.next_sentence_labels is None
     assert batch.token_type_ids.sum() == 0
-    (batch,) = evaluation_batches(
-        ShardedRows(directory, "validation"), masking_seed=0, batch_size=16, rank=0, world_size=1
-    )
+    (batch,) = evaluate(ShardedRows(directory, "validation"), micro=16)
     assert batch.next_sentence_labels is None
 
 
@@ -138,17 +137,16 @@ def test_samples_and_masks_are_the_same_for_any_number_of_ranks(train_rows, micr
 
 def test_resume_with_another_global_batch_goes_on_at_the_next_sample(train_rows):
     straight = [row for (batch,) in train(train_rows, micro=8, steps=6) for row in batch.row_indices.tolist()]
-    resumed = train(train_rows, micro=4, first=2, steps=3, first_position=16)
+    resumed = train(train_rows, micro=4, first=2, steps=3, first_sample=16)
     assert [row for (batch,) in resumed for row in batch.row_indices.tolist()] == straight[16:28]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("options", [{}, BLOCKS], ids=["global", "blocks"])
-def test_ranks_and_workers_change_no_step(make_data_dir, monkeypatch, workers, options):
-    """The union of the ranks' micro-batches, with shards of 1, 7, 0 and 512 rows and several groups a worker."""
-    monkeypatch.setattr(groups, "_GROUP_TOKENS", 16 * 32)
-    rows = ShardedRows(make_data_dir(counts=(1, 7, 0, 512))[0], "train")
+def test_ranks_and_workers_change_no_step(make_data_dir, workers, options):
+    """Together, ranks see the same samples. Shards have 1, 7, 0 and 512 rows; each worker makes several groups."""
+    rows = ShardedRows(make_data_dir(counts=(1, 7, 0, 512), seq_length=512)[0], "train")
     expected = samples_by_step(rows, micro=16, accumulation=1, world=1, steps=37, **options)
     for world, micro, accumulation in ((1, 8, 2), (2, 2, 4), (4, 4, 1)):
         split = {"world": world, "micro": micro, "accumulation": accumulation}
@@ -162,7 +160,7 @@ def test_resume_at_any_step_with_another_world_goes_on_at_the_next_sample(make_d
     rows = ShardedRows(make_data_dir(counts=(1, 7, 0, 512))[0], "train")
     first = samples_by_step(rows, micro=8, accumulation=1, world=4, steps=stop, **options)
     rest = samples_by_step(
-        rows, micro=4, accumulation=3, world=2, first=stop, steps=20, first_position=32 * stop, **options
+        rows, micro=4, accumulation=3, world=2, first=stop, steps=20, first_sample=32 * stop, **options
     )
     straight = [step[0] for step in train(rows, micro=1, steps=32 * stop + 20 * 24, **options)]
     expected = [sample for batch in straight for sample in samples_of(batch)]
@@ -176,10 +174,7 @@ def test_every_rank_has_the_same_number_of_micro_batches(make_data_dir, counts):
     for world in (1, 2, 4):
         ranks = [list(train(rows, micro=3, accumulation=2, rank=r, world=world, steps=5)) for r in range(world)]
         assert [[len(step) for step in steps] for steps in ranks] == [[2] * 5] * world
-        shares = [
-            list(evaluation_batches(rows, masking_seed=0, batch_size=16, rank=r, world_size=world))
-            for r in range(world)
-        ]
+        shares = [list(evaluate(rows, micro=16, rank=r, world=world)) for r in range(world)]
         assert {len(share) for share in shares} == {-(sum(counts) // -(16 * world))}
         seen = [row for share in shares for batch in share for row in batch.row_indices[: batch.rows].tolist()]
         assert sorted(seen) == list(range(sum(counts)))
@@ -240,12 +235,13 @@ def test_seeds_matter(train_rows):
     ((base,),) = train(train_rows, micro=37)
     ((again,),) = train(train_rows, micro=37)
     assert_same(base, again)
-    ((order,),) = train(train_rows, micro=37, order_seed=5)
-    ((masks,),) = train(train_rows, micro=37, masking_seed=9)
-    assert order.row_indices.tolist() != base.row_indices.tolist()
-    assert sorted(samples_of(order)) == sorted(samples_of(base))
-    assert masks.row_indices.tolist() == base.row_indices.tolist()
-    assert not torch.equal(masks.input_ids, base.input_ids)
+    ((other_order,),) = train(train_rows, micro=37, **BLOCKS)
+    assert other_order.row_indices.tolist() != base.row_indices.tolist()
+    assert sorted(samples_of(other_order)) == sorted(samples_of(base))
+    ((other_seed,),) = train(train_rows, micro=37, seed=5)
+    assert other_seed.row_indices.tolist() != base.row_indices.tolist()
+    masks, other_masks = ({row: targets for row, _, _, targets, _ in samples_of(b)} for b in (base, other_seed))
+    assert sum(masks[row] != other_masks[row] for row in masks) >= 33  # of 37; the shortest rows have one target
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -258,8 +254,7 @@ def test_no_global_random_state_is_read_or_advanced(make_data_dir, workers):
         random.seed(seed)
         before = torch.get_rng_state(), pickle.dumps(np.random.get_state()), random.getstate()
         trained = list(train(ShardedRows(directory, "train"), steps=3, workers=workers))
-        validation = ShardedRows(directory, "validation")
-        list(evaluation_batches(validation, masking_seed=1, batch_size=4, rank=0, world_size=1, workers=workers))
+        list(evaluate(ShardedRows(directory, "validation"), micro=4, workers=workers))
         assert torch.equal(torch.get_rng_state(), before[0])
         assert pickle.dumps(np.random.get_state()) == before[1]
         assert random.getstate() == before[2]
@@ -274,12 +269,8 @@ def test_no_global_random_state_is_read_or_advanced(make_data_dir, workers):
 def test_evaluation_sees_each_row_once_with_the_same_masks(make_data_dir, world, batch_size, workers):
     directory, _ = make_data_dir()
     rows = ShardedRows(directory, "validation")
-    options = {"masking_seed": 3, "workers": workers}
-    (whole,) = evaluation_batches(rows, masking_seed=3, batch_size=10, rank=0, world_size=1)
-    ranks = [
-        list(evaluation_batches(rows, batch_size=batch_size, rank=rank, world_size=world, **options))
-        for rank in range(world)
-    ]
+    (whole,) = evaluate(rows, micro=10)
+    ranks = [list(evaluate(rows, batch_size, rank, world, workers=workers)) for rank in range(world)]
     assert {len(batches) for batches in ranks} == {-(-10 // (world * batch_size))}
     samples, tokens, targets = [], 0, 0
     for batch in (batch for batches in ranks for batch in batches):
@@ -297,8 +288,11 @@ def test_evaluation_can_take_fewer_rows_spread_over_the_split(make_data_dir):
     rows = ShardedRows(make_data_dir()[0], "validation")
 
     def seen(max_rows):
-        batches = evaluation_batches(rows, masking_seed=3, batch_size=2, rank=0, world_size=1, max_rows=max_rows)
-        return [row for batch in batches for row in batch.row_indices[: batch.rows].tolist()]
+        return [
+            row
+            for batch in evaluate(rows, micro=2, max_rows=max_rows)
+            for row in batch.row_indices[: batch.rows].tolist()
+        ]
 
     assert seen(5) == [0, 2, 4, 6, 8]
     assert seen(3) == [0, 3, 6]
@@ -357,10 +351,12 @@ def test_workers_outlive_a_schedulers_signals(train_rows):
 
 ABANDONED = """
 import multiprocessing, os, sys
+from bert_pld.config import DataConfig
 from bert_pld.data.loader import training_batches
+from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows
-batches = training_batches(ShardedRows(sys.argv[1], "train"), order_seed=0, masking_seed=0, micro_batch_size=64,
-    accumulation_steps=1, rank=0, world_size=1, first_step=0, num_steps=100_000, workers=2)
+rows = ShardedRows(sys.argv[1], "train")
+batches = training_batches(rows, DataConfig(workers=2), BatchShare(64), seed=0, num_steps=100_000)
 next(batches)
 print(*(process.pid for process in multiprocessing.active_children()), flush=True)
 os.kill(os.getpid(), 9)
@@ -403,11 +399,7 @@ def test_faulty_shards_are_named_in_one_line(make_data_dir, workers):
         ({"micro": 0}, "micro-batch size 0: must be at least 1"),
         ({"accumulation": 0}, "accumulation_steps 0: must be at least 1"),
         ({"rank": 2, "world": 2}, r"rank 2: must be in \[0, 2\)"),
-        ({"workers": -1}, "workers -1: must not be negative"),
-        ({"masking": "both"}, "data.masking 'both': must be one of dynamic, static"),
-        ({"shuffle": "local"}, "data.shuffle 'local': must be one of global, blocks"),
         ({"shuffle": "blocks", "shuffle_block_rows": 0}, "data.shuffle_block_rows 0: must be at least 1"),
-        ({"mask_probability": 1.0}, r"data.mask_probability 1.0: must be in \(0, 1\)"),
     ],
 )
 def test_arguments_out_of_range_are_refused_at_once(train_rows, options, message):
@@ -416,13 +408,13 @@ def test_arguments_out_of_range_are_refused_at_once(train_rows, options, message
 
 
 def test_shards_that_do_not_fit_the_model_are_refused(train_rows):
-    fitting = {"vocabulary_size": 1024, "max_positions": 512, "seq_length": 32}
-    check_matches_model(train_rows, **fitting)
-    for change, message in (
-        ({"vocabulary_size": 999}, "vocabulary of 1000 entries; the model has 999"),
-        ({"max_positions": 31}, "sequences of 32 tokens; the model allows at most 31"),
-        ({"seq_length": 128}, "sequences of 32 tokens; the run is configured for 128"),
+    model = ModelConfig(vocab_size=1024)
+    check_matches_model(train_rows, model, seq_length=32)
+    for change, seq_length, message in (
+        ({"vocab_size": 999}, 32, "vocabulary of 1000 entries; the model has 999"),
+        ({"max_position_embeddings": 31}, 32, "sequences of 32 tokens; the model allows at most 31"),
+        ({}, 128, "sequences of 32 tokens; the run is configured for 128"),
     ):
         with pytest.raises(ValueError, match=message) as error:
-            check_matches_model(train_rows, **{**fitting, **change})
+            check_matches_model(train_rows, dataclasses.replace(model, **change), seq_length)
         assert str(train_rows.data_dir) in str(error.value)

@@ -13,10 +13,12 @@ import torch
 from runs import VOCABULARY
 from static_shards import make_static_rows, write_static_corpus, write_static_shard
 
+from bert_pld.config import DataConfig, ModelConfig
 from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
 from bert_pld.data.masking import MaskedTokens, MaskingVocabulary, mask_tokens
 from bert_pld.data.nvidia_format import encode, find_shards, predictions_per_row, read_blocks, write_nvidia_shard
 from bert_pld.data.nvidia_rows import NvidiaRows, open_rows
+from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import COLUMNS
 from bert_pld.data.unpacked_shards import cache_directory
@@ -31,19 +33,9 @@ def cache(tmp_path, monkeypatch):
 
 
 def batches(rows, masking="static", workers=0, rank=0, world=1, first=0, steps=6):
-    return training_batches(
-        rows,
-        order_seed=1,
-        masking_seed=2,
-        micro_batch_size=8,
-        accumulation_steps=2,
-        rank=rank,
-        world_size=world,
-        first_step=first,
-        num_steps=steps,
-        masking=masking,
-        workers=workers,
-    )
+    data, share = DataConfig(masking=masking, workers=workers), BatchShare(8, 2, rank, world)
+    first_sample = first * share.global_batch_size
+    return training_batches(rows, data, share, seed=2, num_steps=steps, first_sample=first_sample)
 
 
 def contents(steps):
@@ -120,8 +112,10 @@ def test_workers_and_resuming_and_ranks_change_nothing(tmp_path, masking):
 def test_evaluation_takes_the_files_masks_when_static_and_ours_when_dynamic(tmp_path):
     columns = write_static_corpus(tmp_path / "d")["validation"]
     rows = open_rows(tmp_path / "d", "validation")
-    fixed = {"masking_seed": 2, "batch_size": 5, "rank": 0, "world_size": 1}
-    static, dynamic = (list(evaluation_batches(rows, **fixed, masking=masking)) for masking in ("static", "dynamic"))
+    static, dynamic = (
+        list(evaluation_batches(rows, DataConfig(masking=masking), BatchShare(5), seed=2))
+        for masking in ("static", "dynamic")
+    )
     ids = torch.cat([b.input_ids[: b.rows] for b in static]).numpy()
     assert (ids == columns["stored_input_ids"]).all()
     assert sum(b.masked_tokens for b in static) == (columns["stored_masked_lm_positions"] > 0).sum()
@@ -228,7 +222,7 @@ def test_another_sequence_length_than_configured_is_refused_with_the_file(tmp_pa
     rows = open_rows(tmp_path / "d", "train")
     message = r"d \(books_training_0.hdf5\): sequences of 32 tokens; the run is configured for 16 \(data.seq_length\)"
     with pytest.raises(ValueError, match=message):
-        check_matches_model(rows, vocabulary_size=64, max_positions=64, seq_length=16)
+        check_matches_model(rows, ModelConfig(vocab_size=64, max_position_embeddings=64), seq_length=16)
 
 
 def test_a_cache_that_was_emptied_is_filled_again(tmp_path, cache):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bert_pld.data.order import positions_of_micro_batch, rows_at
+from bert_pld.data.order import BatchShare, rows_at
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 97, 1000, 4097, 65_536])
@@ -75,10 +75,9 @@ def test_order_looks_random(num_rows):
     ("micro_batch_size", "accumulation_steps", "world_size"), [(24, 1, 1), (2, 12, 1), (4, 3, 2), (6, 1, 4), (1, 3, 8)]
 )
 def test_a_step_is_the_same_set_however_it_is_split(micro_batch_size, accumulation_steps, world_size):
-    split = (micro_batch_size, accumulation_steps, world_size)
     for step in (0, 7):
         parts = [
-            positions_of_micro_batch(step, micro_step, rank, *split)
+            BatchShare(micro_batch_size, accumulation_steps, rank, world_size).positions(step, micro_step)
             for micro_step in range(accumulation_steps)
             for rank in range(world_size)
         ]
