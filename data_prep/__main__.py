@@ -134,6 +134,7 @@ def _one_line(text: str) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of `build`, `verify` and `sources`."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="python -m data_prep", description="Text to pretraining shards.", epilog=_EXAMPLE, formatter_class=form
