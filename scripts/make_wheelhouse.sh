@@ -2,12 +2,12 @@
 # Every wheel that an installation without a network needs, in one folder, with the SHA-256 of each (docs/clusters.md).
 #
 #   bash scripts/make_wheelhouse.sh [--python 3.11] [--platform manylinux_2_28_x86_64] [--torch_index URL]
-#       [--extras test,tensorboard] FOLDER
+#       [--extras all,test] FOLDER
 #
 # --python       Python of the machines without a network (default: that of PYTHON, or python3); it must be here too
 # --platform     manylinux_2_N_MACHINE: wheels that run with glibc 2.N and newer (default: 2.28); MACHINE is this one's
 # --torch_index  where torch comes from, e.g. https://download.pytorch.org/whl/cpu (default: pip's index, CUDA's build)
-# --extras       extras of setup.py (default: tensorboard)
+# --extras       extras of setup.py (default: all)
 #
 # Run again, it fetches what is missing. The checkout itself is not in the folder: it is installed with `pip install -e`.
 set -euo pipefail
@@ -15,7 +15,7 @@ invoked_from="$PWD"
 cd "$(dirname "$0")/.."
 fail() { echo "error: $*" >&2; exit 1; }
 
-python="" platform="manylinux_2_28_$(uname -m)" torch_index="" extras=tensorboard folder=""
+python="" platform="manylinux_2_28_$(uname -m)" torch_index="" extras=all folder=""
 while [ $# -gt 0 ]; do
     case "$1" in
     --python | --platform | --torch_index | --extras)

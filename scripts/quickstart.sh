@@ -12,7 +12,7 @@ config=configs/bert_tiny_pld.json
 say() { printf '\n[%3d s] %s\n' $((SECONDS - began)) "$*"; }
 
 say "environment"
-source scripts/environment.sh tensorboard
+source scripts/environment.sh all
 gpus="$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')"
 mkdir -p "$out"
 

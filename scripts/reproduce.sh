@@ -54,7 +54,7 @@ out="${OUT:-runs/paper_$scale}"
 wikipedia="${WIKIPEDIA:-hub=wikimedia/wikipedia:20231101.en}"
 books="${BOOKS:-hub=bookcorpus/bookcorpus:plain_text,revision=refs/convert/parquet,join_rows=64}"
 
-source scripts/environment.sh tensorboard
+source scripts/environment.sh all
 if [ "$scale" = gpu ] && ! python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
     echo "error: gpu: this machine has none that torch can use; take cpu" >&2
     exit 1

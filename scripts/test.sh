@@ -7,7 +7,7 @@
 # BERT_PLD_KILLS           how often the tests of interruption kill what they watch (default: 12 and 8)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/environment.sh tensorboard,test
+source scripts/environment.sh all,test
 
 export BERT_PLD_REQUIRE_SLURM="${BERT_PLD_REQUIRE_SLURM:-${CI:+1}}"
 ruff format --check .

@@ -39,10 +39,8 @@ class RayExecutor(ClusterExecutor):
 
     def __enter__(self) -> RayExecutor:
         os.environ.update(_DRIVER_ENVIRONMENT)
-        try:
-            import ray
-        except ImportError:
-            raise ValueError("--executor ray: ray is not installed; pip install 'bert_pld[ray]'") from None
+        import ray
+
         logger.disable("datatrove")
         python_path = os.pathsep.join([str(_SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         options: dict[str, Any] = {"address": self.address}

@@ -26,16 +26,10 @@ _NETWORK_MODULES = ("httpx", "httpcore", "requests", "urllib3", "aiohttp")
 
 
 def quiet_datasets() -> Any:
-    """The module `datasets` without progress bars and log lines.
+    """The module `datasets` without progress bars and log lines."""
+    import datasets
+    import huggingface_hub.utils
 
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        import datasets
-        import huggingface_hub.utils
-    except ImportError as error:
-        raise ValueError(f"source kind hub: {error}; install it with: pip install datasets") from None
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(logging.CRITICAL)
     huggingface_hub.utils.disable_progress_bars()

