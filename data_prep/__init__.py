@@ -1,4 +1,4 @@
-"""From text to shards: reading, cleaning, sentence splitting, WordPiece and BERT instances, run as a list of tasks.
+"""From text to shards: reading, cleaning, sentence splitting, deduplication, WordPiece and BERT's training rows.
 
-`python -m data_prep build` makes a data directory that `bert_pld.data.shards` describes and `bert_pld.pretrain` reads.
+`python -m data_prep build` makes a data directory, in the format of `bert_pld.data.shards`, for `bert_pld.pretrain`.
 """

@@ -35,17 +35,17 @@ examples:
   python -m data_prep build --source python-docs --vocab_size 4096 --output_dir corpus
   python -m data_prep build --source wikiextractor=extracted/ --source 'books=novels/*.txt' \\
       --vocab bert-base-uncased-vocab.txt --seq_length 128 --workers 16 --output_dir corpus
-A build that was interrupted goes on where it stopped when the same command is given again.
+Give the same command again to resume an interrupted build.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit status."""
+    """Run a command and return its exit code."""
     arguments = build_parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print("interrupted; the same command resumes the build", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -58,14 +58,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    options = ExecutorOptions.of(arguments)
+    options = ExecutorOptions.from_flags(arguments)
     if arguments.format not in FORMATS:
         raise ValueError(f"--format {arguments.format}: not available; allowed: {', '.join(FORMATS)}")
     if arguments.format == "nvidia":
         dupe_factor = DEFAULT_DUPE_FACTOR if arguments.dupe_factor is None else arguments.dupe_factor
         _check_range("--dupe_factor", dupe_factor, 1, LARGEST_DUPE_FACTOR)
     elif arguments.dupe_factor is not None:
-        raise ValueError("--dupe_factor: native rows hold no masks; give it with --format nvidia only")
+        raise ValueError("--dupe_factor: requires --format nvidia; native rows hold no masks")
     else:
         dupe_factor = 1
     for seq_length in arguments.seq_length:
@@ -75,14 +75,14 @@ def _build(arguments: argparse.Namespace) -> int:
     if arguments.vocab_size is not None:
         _check_range("--vocab_size", arguments.vocab_size, SMALLEST_VOCABULARY, LARGEST_VOCABULARY)
     if not 0.0 < arguments.validation_fraction < 1.0:
-        raise ValueError(f"--validation_fraction {arguments.validation_fraction}: must lie between 0 and 1")
+        raise ValueError(f"--validation_fraction {arguments.validation_fraction}: must be between 0 and 1")
     if not 0.0 < arguments.similarity <= 1.0:
         raise ValueError(f"--similarity {arguments.similarity}: must be above 0 and at most 1")
     check_language(arguments.language)
     sources = tuple(str(Source.parse(source)) for source in arguments.source)
     if arguments.vocab is not None and not arguments.vocab.is_file():
-        raise ValueError(f"--vocab {arguments.vocab}: no such file; give a vocab.txt, one entry a line")
-    decisive = BuildArguments(
+        raise ValueError(f"--vocab {arguments.vocab}: no such file; required is a vocab.txt with one entry per line")
+    build_arguments = BuildArguments(
         sources=sources,
         vocab=file_sha256(arguments.vocab) if arguments.vocab else None,
         vocab_size=arguments.vocab_size,
@@ -100,7 +100,7 @@ def _build(arguments: argparse.Namespace) -> int:
         dupe_factor=dupe_factor,
     )
     with make_executor(options) as executor:
-        build(decisive, arguments.vocab, arguments.output_dir, executor)
+        build(build_arguments, arguments.vocab, arguments.output_dir, executor)
     return 0
 
 
@@ -123,12 +123,12 @@ def _sources(_: argparse.Namespace) -> int:
 
 def _check_range(flag: str, value: int, lowest: int, highest: int) -> None:
     if not lowest <= value <= highest:
-        raise ValueError(f"{flag} {value}: must lie between {lowest} and {highest}")
+        raise ValueError(f"{flag} {value}: must be between {lowest} and {highest}")
 
 
 def _os_message(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error):
-        return f"no room to write ({error}); free some, then give the same command again: it goes on where it stopped"
+        return f"no space left to write ({error}); free some space, then resume the build with the same command"
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
@@ -140,7 +140,10 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `build`, `verify` and `sources`."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep", description="Text to pretraining shards.", epilog=_EXAMPLE, formatter_class=form
+        prog="python -m data_prep",
+        description="Make pretraining shards from text.",
+        epilog=_EXAMPLE,
+        formatter_class=form,
     )
     commands = parser.add_subparsers(required=True, metavar="build | verify | sources")
 
@@ -151,16 +154,18 @@ def build_parser() -> argparse.ArgumentParser:
     add.set_defaults(run=_build)
     add.add_argument(
         "--source", action="append", required=True, metavar="KIND=WHERE",
-        help=f"what to read; may be repeated; WHERE is a file, folder or glob; kinds: {', '.join(KINDS)}",
+        help=f"a source of text; may be repeated; WHERE is a file, folder or glob; kinds: {', '.join(KINDS)}",
     )  # fmt: skip
     add.add_argument("--output_dir", type=Path, required=True, help="a new or empty directory")
     vocabulary = add.add_mutually_exclusive_group(required=True)
-    vocabulary.add_argument("--vocab", type=Path, metavar="FILE", help="a WordPiece vocab.txt to use")
-    vocabulary.add_argument("--vocab_size", type=int, metavar="N", help="train a vocabulary of N entries on the text")
+    vocabulary.add_argument("--vocab", type=Path, metavar="FILE", help="use this WordPiece vocab.txt")
+    vocabulary.add_argument(
+        "--vocab_size", type=int, metavar="N", help="train a WordPiece vocabulary of N entries on the text"
+    )
     add.add_argument("--cased", action="store_true", help="keep capitals and accents (default: uncased)")
     add.add_argument(
         "--seq_length", type=int, nargs="+", default=[128], metavar="S",
-        help="tokens in a row (default: 128); several lengths give a data directory each, OUTPUT_DIR/seq_S, of the"
+        help="tokens per row (default: 128); several lengths make one data directory each, OUTPUT_DIR/seq_S, from the"
         " same documents",
     )  # fmt: skip
     add.add_argument(
@@ -169,28 +174,30 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add.add_argument(
         "--validation_fraction", type=float, default=0.003,
-        help="part of the documents held out, at least one document (default: 0.003)",
+        help="share of the documents that is held out, at least one document (default: 0.003)",
     )  # fmt: skip
-    add.add_argument("--seed", type=int, default=0, help="decides the split and the pairs (default: 0)")
-    add.add_argument("--shard_rows", type=int, default=65536, help="most rows in a shard (default: 65536)")
+    add.add_argument("--seed", type=int, default=0, help="seed of the split and of the sentence pairs (default: 0)")
+    add.add_argument("--shard_rows", type=int, default=65536, help="most rows per shard (default: 65536)")
     add.add_argument(
         "--deduplicate", choices=DEDUPLICATION, default=DEDUPLICATION[0],
-        help="across all sources; the first of equal documents stays (default: near)",
+        help="remove duplicates across all sources and keep the first of each (default: near)",
     )  # fmt: skip
     add.add_argument(
         "--similarity", type=float, default=0.6,
-        help="share of common shingles from which on documents are near duplicates (default: 0.6)",
+        help="lowest share of common shingles at which documents are near duplicates (default: 0.6)",
     )  # fmt: skip
     add.add_argument("--keep_language", metavar="en,de", help="drop documents in other languages (default: keep all)")
-    add.add_argument("--language", default="en", help="of the text, for sentence splitting, ISO 639 (default: en)")
+    add.add_argument(
+        "--language", default="en", help="ISO 639 code of the language that sentence splitting assumes (default: en)"
+    )
     add_executor_flags(add)
     add.add_argument(
         "--format", default=FORMATS[0],
-        help=f"of the shards: {', '.join(FORMATS)}, NVIDIA's static masks (default: {FORMATS[0]})",
+        help=f"shard format: {', '.join(FORMATS)}; nvidia holds static masks (default: {FORMATS[0]})",
     )  # fmt: skip
     add.add_argument(
         "--dupe_factor", type=int, metavar="K",
-        help=f"sets of masks for each training row, with --format nvidia (default: {DEFAULT_DUPE_FACTOR})",
+        help=f"sets of masks per training row, with --format nvidia (default: {DEFAULT_DUPE_FACTOR})",
     )  # fmt: skip
 
     check = commands.add_parser(
@@ -202,7 +209,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("data_dir", type=Path, metavar="DIR")
 
     kinds = commands.add_parser(
-        "sources", help="list the kinds of source", description="List the kinds of source with an example each.",
+        "sources", help="list the source kinds", description="List the source kinds with an example each.",
         epilog="example:\n  python -m data_prep sources", formatter_class=form,
     )  # fmt: skip
     kinds.set_defaults(run=_sources)

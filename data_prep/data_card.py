@@ -1,4 +1,8 @@
-"""What a build read, dropped and wrote: `data_card.json` beside the manifest, and the summary on the screen."""
+"""The data card: what a build read, dropped and wrote.
+
+`data_card.json` lies beside the manifest; `data_card.html` shows it as one page with its plots as SVG, readable without
+a network; `summary` shows it on a terminal.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +18,26 @@ from typing import Any
 
 from bert_pld.data.shards import Manifest
 from bert_pld.files import write_atomically
-from data_prep.plan import DATA_CARD_NAME, DATA_CARD_PAGE_NAME, Plan
+from data_prep.plan import BuildPlan
 from data_prep.sources import Source
 
+DATA_CARD_NAME, DATA_CARD_PAGE_NAME = "data_card.json", "data_card.html"
+
 Counts = list[dict[str, Any]]
+"""Counts of the tasks of a stage, in the order of the tasks."""
 
 
 def make_card(
-    plan: Plan, manifest: Manifest, reading: Counts, removed: dict[str, int], writing: Counts
+    plan: BuildPlan, manifest: Manifest, reading: Counts, removed: dict[str, int], writing: Counts
 ) -> dict[str, Any]:
-    """The counts of a build. Nothing in it depends on time, place or the number of workers.
+    """Return the data card of a data directory. It does not depend on time, place or the number of workers.
 
     Args:
-        plan: of the build.
-        manifest: of the data directory that the card is for.
-        reading: the counts of the reading tasks, in order.
-        removed: duplicates by kind, `exact` and `near`.
-        writing: the counts of the writing tasks, in order.
+        plan: the plan of the build.
+        manifest: the manifest of the data directory.
+        reading: counts of the reading tasks.
+        removed: number of duplicates by kind, `exact` and `near`.
+        writing: counts of the writing tasks.
     """
     arguments = plan.arguments
     sources: list[dict[str, Any]] = [
@@ -38,13 +45,13 @@ def make_card(
         for source in arguments.sources
     ]
     for number, counts in zip(plan.source_of_task, reading, strict=True):
-        of_source = sources[number]
-        of_source["documents"] += counts["documents"]
-        of_source["bytes"] += counts["bytes"]
-        of_source["dropped"] = dict(sorted((Counter(of_source["dropped"]) + Counter(counts["dropped"])).items()))
+        totals = sources[number]
+        totals["documents"] += counts["documents"]
+        totals["bytes"] += counts["bytes"]
+        totals["dropped"] = dict(sorted((Counter(totals["dropped"]) + Counter(counts["dropped"])).items()))
     dropped: Counter[str] = sum((Counter(source["dropped"]) for source in sources), Counter())
     tokens = sum(counts["tokens"] for counts in writing)
-    of_length = [counts["lengths"][str(manifest.attributes.seq_length)] for counts in writing]
+    length_counts = [counts["lengths"][str(manifest.attributes.seq_length)] for counts in writing]
     return {
         "build": plan.identity(),
         "arguments": dataclasses.asdict(arguments),
@@ -63,12 +70,12 @@ def make_card(
         "histograms": {
             "document_tokens": _sum(counts["document_lengths"] for counts in writing),
             "sentence_tokens": _sum(counts["sentence_lengths"] for counts in writing),
-            "row_fill_sixteenths": _sum(counts["row_lengths"] for counts in of_length),
+            "row_fill_sixteenths": _sum(counts["row_lengths"] for counts in length_counts),
         },
         "rows": {split: manifest.rows(split) for split in manifest.splits},
         "row_tokens": {split: manifest.tokens(split) for split in manifest.splits},
         "shards": {split: len(records) for split, records in manifest.splits.items()},
-        "random_next_rows": sum(counts["random_next"] for counts in of_length),
+        "random_next_rows": sum(counts["random_next"] for counts in length_counts),
         "vocabulary": {
             "size": manifest.attributes.vocabulary_size,
             "sha256": manifest.attributes.vocabulary_hash,
@@ -82,13 +89,13 @@ def make_card(
 
 
 def write_card(card: dict[str, Any], data_dir: Path) -> None:
-    """Write `data_card.json` and, for a reader, `data_card.html`."""
+    """Write `data_card.html` and then `data_card.json`."""
     write_atomically(data_dir / DATA_CARD_PAGE_NAME, page(card))
     write_atomically(data_dir / DATA_CARD_NAME, json.dumps(card, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def summary(card: dict[str, Any], data_dir: Path, seconds: float) -> str:
-    """The card for a terminal, with the time it took."""
+    """Return the card as lines for a terminal, with the duration of the build."""
     documents = card["documents"]
     fill = sum(card["row_tokens"].values()) / max(sum(card["rows"].values()), 1) / card["seq_length"]
     lines = [
@@ -111,7 +118,7 @@ def _reasons(counts: dict[str, int]) -> str:
 
 
 def _sum(histograms: Any) -> list[int]:
-    """Histograms of several lengths, added up."""
+    """Return the sum of histograms, which may have different numbers of bins."""
     total: list[int] = []
     for histogram in histograms:
         total += [0] * (len(histogram) - len(total))
@@ -130,7 +137,7 @@ figure { margin: 0; } svg { max-width: 100%; height: auto; } .plots { display: f
 
 
 def page(card: dict[str, Any]) -> str:
-    """The page of a data card; the same card gives the same bytes."""
+    """Return the data card as an HTML page; the same card gives the same bytes."""
     documents, vocabulary = card["documents"], card["vocabulary"]
     title = f"{card['tokens']:,} tokens, sequences of {card['seq_length']}"
     totals = [
@@ -182,7 +189,7 @@ def page(card: dict[str, Any]) -> str:
 
 
 def _bars(title: str, counts: list[int], labels: list[str]) -> str:
-    """A bar chart as SVG, without anything in it that changes from one run to the next."""
+    """Return a bar chart as SVG. Dates and random identifiers are left out, so that the bytes repeat."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "none", "font.size": 8}):

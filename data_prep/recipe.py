@@ -1,7 +1,7 @@
-"""The recipe of a reading task: a short list of datatrove steps, each taking documents and giving documents.
+"""The recipe of a reading task: a short list of datatrove steps, each of which takes and yields documents.
 
-`datatrove.pipeline.base.PipelineStep` is what datatrove's own readers, filters and formatters are too, so that any of
-them can stand in the list. What a step drops it counts under `dropped_<reason>`, as datatrove's filters do.
+datatrove's own readers, filters and formatters are `PipelineStep`s too, so any of them can be added to the list. A step
+counts the documents that it drops under `dropped_<reason>`, as datatrove's filters do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from datatrove.data import Document
+from datatrove.data import Document as DatatroveDocument
 from datatrove.pipeline.base import PipelineStep
 
 from data_prep.plan import BuildArguments
@@ -27,7 +27,7 @@ _DROPPED = "dropped_"
 
 
 def reading_recipe(arguments: BuildArguments, pieces: list[Piece], spool_dir: Path, task: int) -> list[PipelineStep]:
-    """From pieces of the sources to a spool."""
+    """Return the steps from pieces of the sources to a spool."""
     keep = arguments.keep_languages
     return [
         ReadPieces(pieces),
@@ -40,7 +40,7 @@ def reading_recipe(arguments: BuildArguments, pieces: list[Piece], spool_dir: Pa
 
 
 def run_recipe(steps: list[PipelineStep]) -> Counter[str]:
-    """Draw all documents through the steps; what was dropped, by reason."""
+    """Run the steps, and return the number of dropped documents by reason."""
     documents: Any = None
     for step in steps:
         documents = step(documents)
@@ -55,7 +55,7 @@ def run_recipe(steps: list[PipelineStep]) -> Counter[str]:
 
 
 class ReadPieces(PipelineStep):
-    """The documents of some pieces; those that their source leaves out are counted."""
+    """Reads the documents of pieces, and counts those that their source drops."""
 
     type = "READER"
     name = "pieces"
@@ -64,31 +64,31 @@ class ReadPieces(PipelineStep):
         super().__init__()
         self.pieces = pieces
 
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Read, ignoring `data`."""
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[DatatroveDocument]:
+        """Yield the documents; `data` is ignored."""
         for piece in self.pieces:
             for document in KINDS[piece.kind].read_piece(piece):
                 if document.dropped:
                     self.stat_update(_DROPPED + document.dropped)
                 else:
-                    yield Document(document.text, document.id, metadata={"title": document.title})
+                    yield DatatroveDocument(document.text, document.id, metadata={"title": document.title})
 
 
 class Normalise(PipelineStep):
-    """One form for each character and one kind of space."""
+    """Normalises characters and white space; see `clean_text`."""
 
     type = "FORMATTER"
     name = "normalise"
 
-    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Change the texts."""
+    def run(self, data: Iterable[DatatroveDocument], rank: int = 0, world_size: int = 1) -> Iterator[DatatroveDocument]:
+        """Yield each document with its text normalised."""
         for document in data:
             document.text = clean_text(document.text)
             yield document
 
 
 class Drop(PipelineStep):
-    """Drops documents for which there is a reason, which it counts."""
+    """Drops the documents for which `reason_of` returns a reason, and counts them by it."""
 
     type = "FILTER"
 
@@ -96,8 +96,8 @@ class Drop(PipelineStep):
         self.name, self.reason_of = name, reason_of
         super().__init__()
 
-    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Let the others through."""
+    def run(self, data: Iterable[DatatroveDocument], rank: int = 0, world_size: int = 1) -> Iterator[DatatroveDocument]:
+        """Yield the documents that are kept."""
         for document in data:
             if reason := self.reason_of(document.text):
                 self.stat_update(_DROPPED + reason)
@@ -106,7 +106,7 @@ class Drop(PipelineStep):
 
 
 class SplitSentences(PipelineStep):
-    """Puts the sentences under `sentences` into a document's metadata."""
+    """Stores the sentences of a document in its metadata under `sentences`."""
 
     type = "FORMATTER"
     name = "sentences"
@@ -115,15 +115,15 @@ class SplitSentences(PipelineStep):
         super().__init__()
         self.language = language
 
-    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Split each text."""
+    def run(self, data: Iterable[DatatroveDocument], rank: int = 0, world_size: int = 1) -> Iterator[DatatroveDocument]:
+        """Yield each document with its sentences."""
         for document in data:
             document.metadata["sentences"] = split_sentences(document.text, self.language)
             yield document
 
 
 class WriteSpool(PipelineStep):
-    """Writes the sentences of all documents; `counts` says how much it was."""
+    """Writes the sentences of all documents to a spool; `counts` holds the totals."""
 
     type = "WRITER"
     name = "spool"
@@ -133,8 +133,8 @@ class WriteSpool(PipelineStep):
         self.spool_dir, self.task, self.signed = spool_dir, task, signed
         self.counts: dict[str, int] = {}
 
-    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Take in everything; nothing comes out."""
+    def run(self, data: Iterable[DatatroveDocument], rank: int = 0, world_size: int = 1) -> Iterator[DatatroveDocument]:
+        """Write all documents; nothing is yielded."""
         sentences = (document.metadata["sentences"] for document in data)
         self.counts = write_spool(self.spool_dir, self.task, sentences, self.signed)
         yield from ()

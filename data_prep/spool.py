@@ -1,8 +1,8 @@
-"""The spool: what the reading tasks leave on disk for the later ones. A few files a task.
+"""The spool: the documents that the reading tasks write to disk for the later tasks. Each task writes these files.
 
-00012.txt   sentences, one a line, UTF-8, documents one after another
-00012.npz   where each document ends, how many sentences it has, 128 bits of its content's digest
-00012.sig   MinHash signatures, band after band: uint16 [BANDS, documents, BAND_ROWS]
+00012.txt   one sentence per line, UTF-8, the documents one after another
+00012.npz   for each document: its end, its number of sentences, 128 bits of a digest of its text
+00012.sig   MinHash signatures, band by band: uint16 [BANDS, documents, BAND_ROWS]
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from bert_pld.rng import Stream, random_words
 from data_prep.dedup.minhash import BAND_ROWS, BANDS, signatures
 
 _DIGEST_BYTES = 16
-_SIGNED_AT_A_TIME_BYTES = 1 << 20
+_SIGNATURE_BATCH_BYTES = 1 << 20
 
 
 def text_path(spool_dir: Path, task: int) -> Path:
-    """The sentences of a reading task."""
+    """Return the path of a reading task's sentences."""
     return spool_dir / f"{task:05d}.txt"
 
 
 def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], signed: bool) -> dict[str, int]:
-    """Write the documents of a task, each a list of sentences without line feeds; a file appears only whole.
+    """Write the documents of a task; each file appears only when it is complete.
 
     Args:
-        spool_dir: where.
+        spool_dir: the folder of the spool.
         task: number of the reading task.
-        documents: their sentences.
-        signed: whether to make signatures.
+        documents: the sentences of each document; a sentence has no line feed.
+        signed: whether to write MinHash signatures.
 
     Returns:
-        `documents`, `sentences` and `bytes` written.
+        The number of `documents`, `sentences` and `bytes` written.
     """
     ends: list[int] = []
     counts, digests, signed_blocks = [], [], [np.empty((0, BANDS, BAND_ROWS), np.uint16)]
@@ -59,7 +59,7 @@ def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], sign
             if signed:
                 unsigned.append(text)
                 unsigned_bytes += len(data)
-                if unsigned_bytes >= _SIGNED_AT_A_TIME_BYTES:
+                if unsigned_bytes >= _SIGNATURE_BATCH_BYTES:
                     signed_blocks.append(signatures(unsigned))
                     unsigned, unsigned_bytes = [], 0
     if signed:
@@ -73,7 +73,7 @@ def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], sign
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    """Write a `.npy` file that appears only whole."""
+    """Write a `.npy` file, which appears only when it is complete."""
     with written_aside(path) as file:
         np.save(file, array)
 
@@ -95,44 +95,44 @@ class Spool:
 
     @property
     def sentences(self) -> NDArray[np.int64]:
-        """Sentences of each document."""
+        """Number of sentences of each document."""
         return self._index["sentences"]
 
     @property
     def digests(self) -> NDArray[np.uint32]:
-        """uint32 `[documents, 4]`: of each document's text."""
+        """Digest of each document's text: uint32 `[documents, 4]`."""
         return self._index["digests"]
 
     @functools.cached_property
     def starts(self) -> NDArray[np.int64]:
-        """First byte of each document."""
+        """Offset of the first byte of each document."""
         return np.concatenate([[0], self._index["ends"]])[:-1].astype(np.int64)
 
     @property
     def bytes(self) -> NDArray[np.int64]:
-        """Bytes of each document."""
+        """Size of each document in bytes."""
         return np.asarray(self._index["ends"] - self.starts)
 
     def band(self, band: int) -> NDArray[np.uint64]:
-        """One band of the signatures, a number for each document; 0 where it takes no part."""
+        """Return one band of the signatures as a number for each document; 0 excludes a document from comparison."""
         path = self.path.with_suffix(".sig")
         count = path.stat().st_size // (BANDS * 8)
         return np.fromfile(path, np.uint64, count=count, offset=band * count * 8)
 
     def signatures(self, chosen: NDArray[np.integer[Any]]) -> NDArray[np.uint16]:
-        """The signatures of these documents, at least one: uint16 `[chosen, BANDS · BAND_ROWS]`."""
+        """Return the signatures of at least one document: uint16 `[chosen, BANDS · BAND_ROWS]`."""
         bands = np.memmap(self.path.with_suffix(".sig"), np.uint64, "r").reshape(BANDS, -1)
         return np.ascontiguousarray(bands[:, chosen].T).view(np.uint16)
 
     def draws(self, seed: int) -> NDArray[np.uint64]:
-        """A uniform 64-bit number for each document, a function of (seed, content) alone: equal texts draw equally."""
+        """Return a uniform 64-bit number for each document, a function of (seed, text)."""
         c0, c1, c2, c3 = self.digests.T
         high, low, _, _ = random_words(seed, Stream.SPLIT, c0, c1, c2, c3)
         drawn: NDArray[np.uint64] = (high.astype(np.uint64) << np.uint64(32)) | low
         return drawn
 
     def read(self, chosen: NDArray[np.integer[Any]]) -> Iterator[list[str]]:
-        """The sentences of the documents at these indices."""
+        """Yield the sentences of the documents at these indices."""
         with open(self.path, "rb") as file:
             for document in chosen.tolist():
                 file.seek(int(self.starts[document]))

@@ -1,4 +1,7 @@
-"""The kinds of task, each needing only its number: reading (source to spool), comparing, writing (spool to shards)."""
+"""The tasks of a build: reading (source to spool), comparing, writing (spool to shards), masking.
+
+A task reads everything it needs from the build folder, given only its number.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ from tokenizers import Tokenizer
 
 from bert_pld.data.masking import MaskingVocabulary
 from bert_pld.data.shards import Rows, ShardAttributes
+from data_prep.build_folder import Markers
 from data_prep.dedup.duplicates import Comparisons, Duplicates, find_exact, find_near
-from data_prep.plan import Markers, Plan
+from data_prep.plan import BuildPlan
 from data_prep.recipe import WriteSpool, reading_recipe, run_recipe
 from data_prep.rows.instances import packed_rows, pair_rows
 from data_prep.rows.shard_files import read_parts, write_group, write_nvidia_shards
@@ -25,10 +29,10 @@ from data_prep.spool import Spool
 
 
 def run_reading_task(build_dir: Path, task: int) -> None:
-    """Read, clean and split into sentences; leave a spool and a marker with the counts.
+    """Read, clean and split text into sentences; write a spool, and a marker with the counts.
 
     Raises:
-        ValueError: an input is damaged; says file and place.
+        ValueError: an input is damaged; the message names the file and the place.
     """
     plan = _plan(build_dir)
     steps = reading_recipe(plan.arguments, plan.tasks[task], build_dir / "spool", task)
@@ -39,21 +43,21 @@ def run_reading_task(build_dir: Path, task: int) -> None:
 
 
 def run_exact_task(build_dir: Path, task: int) -> None:
-    """Find documents that repeat an earlier one."""
+    """Find documents that equal an earlier one."""
     share = Comparisons.read(build_dir).exact[task]
     found = find_exact(build_dir, task, share, len(_plan(build_dir).tasks))
     Markers(build_dir).write("exact", task, {"found": found})
 
 
 def run_near_task(build_dir: Path, task: int) -> None:
-    """Find pairs of documents that are nearly the same."""
+    """Find pairs of near duplicates."""
     plan, share = _plan(build_dir), Comparisons.read(build_dir).near[task]
     compared = find_near(build_dir, task, share, len(plan.tasks), plan.arguments.similarity)
     Markers(build_dir).write("near", task, {"compared": compared})
 
 
 def run_writing_task(build_dir: Path, task: int) -> None:
-    """Tokenize a group of documents and make rows of each length; leave shards and a marker with their records."""
+    """Tokenize a group of documents and make rows of each length; write shards, and a marker with their records."""
     plan, group = _plan(build_dir), _groups(build_dir).tasks[task]
     arguments = plan.arguments
     vocabulary, tokenizer, is_continuation = _tokenizer(build_dir, arguments.cased)
@@ -79,18 +83,18 @@ def run_writing_task(build_dir: Path, task: int) -> None:
 
 
 def run_masking_task(build_dir: Path, task: int) -> None:
-    """Mask the rows of a native shard and write them in NVIDIA's format; leave a marker with the records."""
+    """Mask the rows of a native shard; write them in NVIDIA's format, and a marker with the records."""
     arguments, part = _plan(build_dir).arguments, read_parts(build_dir)[task]
     vocabulary, _, is_continuation = _tokenizer(build_dir, arguments.cased)
     ids = {f"{name}_id": identity for name, identity in vocabulary.special_ids().items()}
-    of_masks = MaskingVocabulary(size=len(vocabulary.entries), is_continuation=is_continuation, **ids)
+    masking_vocabulary = MaskingVocabulary(size=len(vocabulary.entries), is_continuation=is_continuation, **ids)
     folder = build_dir / "shards" / str(part.seq_length)
-    records = write_nvidia_shards(folder, part, arguments.dupe_factor, of_masks, arguments.seed)
+    records = write_nvidia_shards(folder, part, arguments.dupe_factor, masking_vocabulary, arguments.seed)
     Markers(build_dir).write("mask", task, {"records": records})
 
 
-def shard_attributes(plan: Plan, vocabulary: Vocabulary, seq_length: int) -> ShardAttributes:
-    """What every shard of a sequence length says of itself."""
+def shard_attributes(plan: BuildPlan, vocabulary: Vocabulary, seq_length: int) -> ShardAttributes:
+    """Return the HDF5 attributes of the shards of a sequence length."""
     arguments = plan.arguments
     return ShardAttributes(
         vocabulary_hash=vocabulary.hash,
@@ -103,8 +107,8 @@ def shard_attributes(plan: Plan, vocabulary: Vocabulary, seq_length: int) -> Sha
     )
 
 
-def _texts(build_dir: Path, plan: Plan, group: Group) -> Iterator[list[str]]:
-    """The sentences of each document of a group."""
+def _texts(build_dir: Path, plan: BuildPlan, group: Group) -> Iterator[list[str]]:
+    """Yield the sentences of each document of a group."""
     groups, duplicates = _groups(build_dir), Duplicates(build_dir)
     for number, first, end in group.members:
         spool = Spool(build_dir / "spool", number)
@@ -114,7 +118,7 @@ def _texts(build_dir: Path, plan: Plan, group: Group) -> Iterator[list[str]]:
 def _rows(
     documents: TokenizedDocuments,
     seq_length: int,
-    plan: Plan,
+    plan: BuildPlan,
     group: Group,
     vocabulary: Vocabulary,
     is_continuation: NDArray[np.bool_],
@@ -126,13 +130,13 @@ def _rows(
 
 
 def _histogram(lengths: NDArray[np.int64]) -> list[int]:
-    """How many lengths have 1, 2, 3 … binary digits."""
+    """Return how many lengths have 1, 2, 3 … binary digits."""
     return np.bincount(np.frexp(lengths)[1], minlength=1)[1:].tolist() if len(lengths) else []
 
 
 @functools.lru_cache(maxsize=1)
-def _plan(build_dir: Path) -> Plan:
-    return Plan.read(build_dir)
+def _plan(build_dir: Path) -> BuildPlan:
+    return BuildPlan.read(build_dir)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Checks a data directory against its manifest, and shows what is in it."""
+"""Checks a data directory against its manifest, and shows a few of its rows."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ from bert_pld.data.shards import (
     ShardRecord,
     vocabulary_hash,
 )
-from bert_pld.files import file_sha256
-from data_prep.plan import VOCABULARY_FILES
+from bert_pld.files import TOKENIZER, VOCABULARY, file_sha256
 from data_prep.rows.vocabulary import SPECIAL_TOKENS
 
 _BLOCK_ROWS = 1 << 14
 
 
 def verify(data_dir: Path, samples: int = 3) -> list[str]:
-    """Check everything, and print `samples` decoded rows of the training split and a summary.
+    """Check all files, and print `samples` decoded rows of the training split and a summary.
 
     Returns:
-        One line for each fault found; empty for a sound directory.
+        One line for each fault; an empty list for a sound directory.
     """
     try:
         manifest = Manifest.read(data_dir)
@@ -55,84 +54,86 @@ def verify(data_dir: Path, samples: int = 3) -> list[str]:
             faults += found
             if not found:
                 sound.append(path)
-    if sound and (data_dir / "tokenizer.json").is_file() and not _tokenizer_faults(data_dir, manifest):
+    if sound and (data_dir / TOKENIZER).is_file() and not _tokenizer_faults(data_dir, manifest):
         columns = next(read_blocks(sound[0]))[1] if is_nvidia else Shard(sound[0]).columns
-        _show(Tokenizer.from_file(str(data_dir / "tokenizer.json")), columns, samples)
+        _show(Tokenizer.from_file(str(data_dir / TOKENIZER)), columns, samples)
     rows = {split: manifest.rows(split) for split in manifest.splits}
     counts = ", ".join(f"{count:,} {split} rows" for split, count in rows.items())
-    verdict = f"{len(faults)} fault{'s' * (len(faults) != 1)}" if faults else "sound"
-    print(f"{data_dir}: {counts}, {sum(map(manifest.tokens, rows)):,} tokens: {verdict}")
+    result = f"{len(faults)} fault{'s' * (len(faults) != 1)}" if faults else "sound"
+    print(f"{data_dir}: {counts}, {sum(map(manifest.tokens, rows)):,} tokens: {result}")
     return faults
 
 
 def _tokenizer_faults(data_dir: Path, manifest: Manifest) -> list[str]:
-    """The two tokenizer files hold the vocabulary that made the ids, with the special tokens where they should be."""
+    """Check that both tokenizer files hold the vocabulary of the shards, with the special tokens at their ids."""
     faults = []
     wanted = manifest.attributes.vocabulary_hash
-    for name in VOCABULARY_FILES:
+    for name in (TOKENIZER, VOCABULARY):
         path = data_dir / name
         if not path.is_file():
             faults.append(f"{path}: missing")
             continue
         try:
             text = path.read_text(encoding="utf-8")
-            if name == "vocab.txt":
+            if name == VOCABULARY:
                 entries = text.removesuffix("\n").split("\n")
             else:
                 vocabulary = json.loads(text)["model"]["vocab"]
                 entries = sorted(vocabulary, key=vocabulary.__getitem__)
         except (ValueError, KeyError, TypeError) as error:
-            faults.append(f"{path}: not readable ({error!r})")
+            faults.append(f"{path}: cannot be read ({error!r})")
             continue
         if vocabulary_hash(entries) != wanted:
             faults.append(f"{path}: not the vocabulary of these shards (SHA-256 differs from the manifest's)")
         elif len(entries) != manifest.attributes.vocabulary_size:
-            faults.append(f"{path}: {len(entries)} entries, the manifest says {manifest.attributes.vocabulary_size}")
+            faults.append(
+                f"{path}: {len(entries)} entries, but the manifest lists {manifest.attributes.vocabulary_size}"
+            )
         elif manifest.special_tokens != {key: entries.index(token) for key, token in SPECIAL_TOKENS.items()}:
-            faults.append(f"{path}: special tokens have other ids than the manifest says")
+            faults.append(f"{path}: the ids of the special tokens differ from the manifest's")
     return faults
 
 
 def _file_faults(data_dir: Path, manifest: Manifest) -> Iterator[str]:
-    """The manifest has both splits, and no shard lies about that it does not know."""
+    """Check that both splits have rows, and that the directory holds no shard that the manifest does not list."""
     for split in SPLITS:
         if not manifest.rows(split):
             yield f"{data_dir}: split '{split}' has no rows"
     listed = {record.file for records in manifest.splits.values() for record in records}
     for path in sorted(data_dir.glob("*.hdf5")):
         if path.name not in listed:
-            yield f"{path}: foreign shard, not in the manifest"
+            yield f"{path}: unlisted shard, not in the manifest"
 
 
 def _file_damage(path: Path, record: ShardRecord) -> Iterator[str]:
-    """Whether a shard has the bytes that were written."""
+    """Check that a shard has the bytes that were written."""
     size = path.stat().st_size
     if size != record.bytes:
-        yield f"{path}: {size} bytes, the manifest says {record.bytes}"
+        yield f"{path}: {size} bytes, but the manifest lists {record.bytes}"
     elif file_sha256(path) != record.sha256:
         yield f"{path}: damaged (SHA-256 differs from the manifest's)"
 
 
 def _nvidia_shard_faults(path: Path, record: ShardRecord, manifest: Manifest) -> Iterator[str]:
-    """What is wrong with one shard of NVIDIA's format: its datasets, else its rows and masks, else its counts."""
+    """Yield the first fault of a shard in NVIDIA's format: in its datasets, its rows and masks, or its counts."""
     rows = tokens = 0
     attributes, special = manifest.attributes, list(manifest.special_tokens.values())
     try:
         header = read_header(path)
         if (header.seq_length, header.has_pairs) != (attributes.seq_length, attributes.objective != "mlm"):
-            yield f"{path}: holds {header}, which is not what the manifest says"
+            yield f"{path}: holds {header}, which differs from the manifest"
             return
         for first, block in read_blocks(path):
             rows, tokens = rows + len(block["length"]), tokens + int(block["length"].sum())
             positions = np.minimum(block["mask_positions"], attributes.seq_length - 1)
             listed = np.arange(header.predictions) < block["mask_count"][:, None]
             originals = np.take_along_axis(block["input_ids"], positions, axis=1)
-            of_masks = [
+            mask_faults = [
                 ("has no masks", (block["mask_count"] == 0) & ~np.isin(block["input_ids"], special).all(axis=1)),
                 ("a special token is masked", (np.isin(originals, special) & listed).any(axis=1)),
-                ("an id beyond the vocabulary", (block["mask_inputs"] >= attributes.vocabulary_size).any(axis=1)),
+                ("an id is outside the vocabulary", (block["mask_inputs"] >= attributes.vocabulary_size).any(axis=1)),
             ]
-            for what, bad in [*_row_faults(block, manifest), *of_masks]:
+            for what, bad in [*_row_faults(block, manifest), *mask_faults]:
                 if bad.any():
                     yield f"{path}: row {first + int(np.argmax(bad))}: {what} ({int(bad.sum())} such rows)"
                     return
@@ -141,11 +142,11 @@ def _nvidia_shard_faults(path: Path, record: ShardRecord, manifest: Manifest) ->
         return
     for what, found, expected in (("rows", rows, record.rows), ("tokens", tokens, record.tokens)):
         if found != expected:
-            yield f"{path}: {found} {what}, the manifest says {expected}"
+            yield f"{path}: {found} {what}, but the manifest lists {expected}"
 
 
 def _shard_faults(path: Path, record: ShardRecord, manifest: Manifest) -> Iterator[str]:
-    """What is wrong with one native shard: its attributes and columns, else its rows."""
+    """Yield the faults of a native shard: of its attributes and columns, or else of its rows."""
     try:
         shard = Shard(path)
     except ValueError as error:
@@ -162,7 +163,7 @@ def _shard_faults(path: Path, record: ShardRecord, manifest: Manifest) -> Iterat
             return
     tokens = int(np.sum(shard.columns["length"], dtype=np.int64))
     if tokens != record.tokens:
-        yield f"{path}: {tokens} tokens, the manifest says {record.tokens}"
+        yield f"{path}: {tokens} tokens, but the manifest lists {record.tokens}"
     for first in range(0, record.rows, _BLOCK_ROWS):
         block = {name: np.asarray(column[first : first + _BLOCK_ROWS]) for name, column in shard.columns.items()}
         for what, bad in _row_faults(block, manifest):
@@ -172,34 +173,34 @@ def _shard_faults(path: Path, record: ShardRecord, manifest: Manifest) -> Iterat
 
 
 def _row_faults(block: dict[str, NDArray[Any]], manifest: Manifest) -> Iterator[tuple[str, Any]]:
-    """Each rule that a row must keep, with the rows of the block that break it."""
+    """Yield each rule for rows, as the message of a violation and the rows of the block that violate it."""
     attributes, special = manifest.attributes, manifest.special_tokens
     ids, label = block["input_ids"], block["next_sentence_label"]
     length, b_start = block["length"].astype(np.int64), block["segment_b_start"].astype(np.int64)
     rows = np.arange(len(ids))
     yield (
-        f"an id beyond the vocabulary of {attributes.vocabulary_size}",
+        f"an id is outside the vocabulary of {attributes.vocabulary_size}",
         np.any(ids >= attributes.vocabulary_size, axis=1),
     )
-    yield f"length outside 3 to {attributes.seq_length}", (length < 3) | (length > attributes.seq_length)
+    yield f"length is not between 3 and {attributes.seq_length}", (length < 3) | (length > attributes.seq_length)
     yield "does not begin with [CLS]", ids[:, 0] != special["cls"]
     positions = np.arange(attributes.seq_length)
     last = np.clip(length - 1, 0, attributes.seq_length - 1)
     yield "does not end with [SEP]", ids[rows, last] != special["sep"]
     is_padding = ids == special["pad"]
     beyond = positions >= length[:, None]
-    yield "padding does not begin where length says", np.any(is_padding != beyond, axis=1)
+    yield "padding does not begin at position length", np.any(is_padding != beyond, axis=1)
     if attributes.objective == "mlm":
         yield "has a next sentence label or a segment B", (label != NO_PAIR) | (b_start != length)
         return
     yield "next_sentence_label is neither 0 nor 1", (label != IS_NEXT) & (label != RANDOM_NEXT)
-    yield "segment_b_start outside the row", (b_start < 3) | (b_start > length - 2)
+    yield "segment_b_start is outside the row", (b_start < 3) | (b_start > length - 2)
     before = np.clip(b_start - 1, 0, attributes.seq_length - 1)
     yield "no [SEP] before segment B", ids[rows, before] != special["sep"]
 
 
 def _show(tokenizer: Tokenizer, columns: dict[str, NDArray[Any]], samples: int) -> None:
-    """Print rows spread over these columns as text."""
+    """Print rows as text, evenly spread over a shard."""
     labels = {IS_NEXT: "B follows A", RANDOM_NEXT: "B is random", NO_PAIR: "no pair"}
     for index in np.unique(np.linspace(0, len(columns["length"]) - 1, samples).astype(int)):
         ids = columns["input_ids"][index, : int(columns["length"][index])].tolist()

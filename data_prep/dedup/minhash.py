@@ -29,7 +29,7 @@ FEWEST_WORDS = 150
 articles made from one template, with a name exchanged, have more in common than an edited copy and its original."""
 SUBJECT_NAMES = 4
 
-_WINDOW_BYTES = 1 << 20
+WINDOW_BYTES = 1 << 20
 """Words are hashed in windows of this size, which bounds memory; a shingle across two windows is left out."""
 _BASE = 0x9E3779B97F4A7C15
 _BASE_INVERSE = pow(_BASE, -1, 2**64)
@@ -59,13 +59,13 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint16]:
     first, size = 0, 0
     for number, text in enumerate(texts):
         data = text.encode("utf-8")
-        if window and size + len(data) > _WINDOW_BYTES:
+        if window and size + len(data) > WINDOW_BYTES:
             _take(window, lowest[first:number], words[first:number], subjects[first:number])
             window, first, size = [], number, 0
         window.append(data)
         size += len(data) + 1
-        while len(window[-1]) > _WINDOW_BYTES:  # alone in its window
-            cut = window[-1].rfind(b" ", 0, _WINDOW_BYTES) + 1 or _WINDOW_BYTES
+        while len(window[-1]) > WINDOW_BYTES:  # alone in its window
+            cut = window[-1].rfind(b" ", 0, WINDOW_BYTES) + 1 or WINDOW_BYTES
             here = slice(number, number + 1)
             _take([window[-1][:cut]], lowest[here], words[here], subjects[here])
             window[-1] = window[-1][cut:]
@@ -146,7 +146,7 @@ def _shingles(
 
 def _span_hashes(values: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> UInt64Array:
     """The polynomial Σ v·Bⁱ (mod 2⁶⁴) of each span of bytes, i counted from its start, by one running sum over all."""
-    powers, inverses = _powers()
+    powers, inverses = base_powers()
     sums = np.zeros(len(values) + 1, np.uint64)
     np.cumsum(powers[: len(values)] * values, out=sums[1:])
     hashed: UInt64Array = (sums[ends] - sums[starts]) * inverses[starts]
@@ -164,11 +164,11 @@ def _mixed(values: UInt64Array) -> UInt64Array:
 
 
 @functools.lru_cache(maxsize=1)
-def _powers() -> tuple[UInt64Array, UInt64Array]:
+def base_powers() -> tuple[UInt64Array, UInt64Array]:
     """The powers of the base and of its inverse modulo 2⁶⁴, as many as a window has bytes."""
 
     def table(base: int) -> UInt64Array:
-        factors = np.full(_WINDOW_BYTES + 2, base, np.uint64)
+        factors = np.full(WINDOW_BYTES + 2, base, np.uint64)
         factors[0] = 1
         return np.multiply.accumulate(factors)
 

@@ -1,15 +1,16 @@
-"""An attempt at running tasks on other machines: the datatrove step that runs them, and the notes its driver follows.
+"""One attempt to run tasks on other machines: the datatrove step that runs them, and the files that report on them.
 
     .build/logs/run_reading_task_000/
-        notes/00003         of rank 3: lines `begin 17`, `done 17`
-        errors/00017.json   what task 17 raised
-        stop                made by the driver: no further task is begun
-        closed              made by the driver: its jobs have ended
-        slurm/              what the jobs printed
-        completions/ logs/ stats/ executor.json …   datatrove's own
+        notes/00003         written by rank 3: lines `begin 17`, `done 17`
+        errors/00017.json   the exception of task 17
+        stop                written by the driver: ranks begin no further task
+        closed              written by the driver: all jobs of the attempt have ended
+        slurm/              output of the Slurm jobs
+        completions/ logs/ stats/ executor.json …   datatrove's own files
 
-Rank r of W runs every W-th open task, so that many small tasks need few jobs. Only the file system is shared: appended
-notes tell the driver how far a rank is, and, when its job is lost, which task it was in.
+The driver is the process of `python -m data_prep build`. Rank r of W runs every W-th open task, so that many small
+tasks need few jobs. Driver and ranks share only a file system. The notes tell the driver which tasks a rank has done
+and, when a job is lost, which task it was running.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import os
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,22 +27,21 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 
 from bert_pld.files import write_atomically
-
-Task = Callable[[Path, int], None]
+from data_prep.executors import Task
 
 LOGS_FOLDER = "logs"
 _NOTES, _ERRORS, _STOP, _CLOSED = "notes", "errors", "stop", "closed"
 
 
 class Attempt:
-    """The folder of an attempt; the same on the driver and on the nodes."""
+    """The folder of an attempt, as the driver and the ranks use it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @classmethod
-    def begun(cls, build_dir: Path, stage: str) -> Attempt:
-        """A new attempt at a stage."""
+    def create(cls, build_dir: Path, stage: str) -> Attempt:
+        """Make the folder of a new attempt at a stage."""
         logs = build_dir / LOGS_FOLDER
         logs.mkdir(exist_ok=True)
         folder = logs / f"{stage}_{sum(1 for _ in logs.glob(f'{stage}_*')):03d}"
@@ -49,33 +49,33 @@ class Attempt:
             part.mkdir()
         return cls(folder)
 
-    def note(self, rank: int, word: str, task: int) -> None:
-        """Append to a rank's notes."""
+    def note(self, rank: int, event: str, task: int) -> None:
+        """Append a line to a rank's notes."""
         with open(self.folder / _NOTES / f"{rank:05d}", "a", encoding="ascii") as file:
-            file.write(f"{word} {task}\n")
+            file.write(f"{event} {task}\n")
 
     def done_by(self, rank: int) -> set[int]:
-        """The tasks that a rank has done, when its job begins again."""
+        """Return the tasks that a rank has done; a requeued job uses it to skip them."""
         with suppress(FileNotFoundError):
             lines = (self.folder / _NOTES / f"{rank:05d}").read_text(encoding="ascii").splitlines()
             return {int(line.split()[1]) for line in lines if line.startswith("done ")}
         return set()
 
     def stop(self) -> None:
-        """Let no further task be begun."""
+        """Tell all ranks to begin no further task."""
         (self.folder / _STOP).touch()
 
     def close(self) -> None:
-        """Say that its jobs have ended."""
+        """Record that all jobs of the attempt have ended."""
         (self.folder / _CLOSED).touch()
 
     @property
     def stopped(self) -> bool:
-        """Whether the driver has given the attempt up; its folder may be gone then."""
+        """Whether the driver has stopped the attempt; its folder may have been removed since."""
         return (self.folder / _STOP).exists() or not self.folder.is_dir()
 
     def write_error(self, task: int, error: Exception) -> None:
-        """Keep what a task raised, for the driver."""
+        """Write the exception of a task for the driver."""
         content: dict[str, Any] = {
             "type": type(error).__name__,
             "message": str(error),
@@ -88,11 +88,11 @@ class Attempt:
         write_atomically(self.folder / _ERRORS / f"{task:05d}.json", json.dumps(content, default=str) + "\n")
 
     def raise_error(self) -> None:
-        """Raise what a task raised, if one did.
+        """Raise the exception of a task again, if there is one.
 
         Raises:
-            ValueError, OSError: as the task raised it.
-            RuntimeError: anything else, with the place of its traceback.
+            ValueError, OSError: the task raised it.
+            RuntimeError: the task raised another exception; the message names the file with the traceback.
         """
         paths = sorted((self.folder / _ERRORS).glob("*.json"))
         if not paths:
@@ -108,35 +108,35 @@ class Attempt:
 
 
 def open_attempts(build_dir: Path) -> list[Attempt]:
-    """Those whose driver did not see them end."""
+    """Return the attempts that no driver has closed."""
     folders = sorted((build_dir / LOGS_FOLDER).glob("*"))
     return [Attempt(folder) for folder in folders if not (folder / _CLOSED).exists()]
 
 
-class Notes:
-    """The driver's reading of all ranks' notes."""
+class NotesReader:
+    """Reads the notes of all ranks for the driver, each line once."""
 
     def __init__(self, attempt: Attempt, ranks: int) -> None:
         self._folder = attempt.folder / _NOTES
-        self._read = dict.fromkeys(range(ranks), 0)
+        self._offsets = dict.fromkeys(range(ranks), 0)
         self._current: dict[int, int] = {}
 
     def newly_done(self) -> list[int]:
-        """The tasks done since the last call; one may come twice if its job began again."""
-        look_again(self._folder)
+        """Return the tasks done since the last call; a task of a requeued job may come twice."""
+        refresh_folder(self._folder)
         done = []
-        for rank, start in self._read.items():
+        for rank, start in self._offsets.items():
             try:
                 with open(self._folder / f"{rank:05d}", "rb") as file:
                     file.seek(start)
                     data = file.read()
             except FileNotFoundError:
                 continue
-            data = data[: data.rfind(b"\n") + 1]
-            self._read[rank] = start + len(data)
+            data = data[: data.rfind(b"\n") + 1]  # the last line may be incomplete
+            self._offsets[rank] = start + len(data)
             for line in data.decode("ascii").splitlines():
-                word, task = line.split()
-                if word == "begin":
+                event, task = line.split()
+                if event == "begin":
                     self._current[rank] = int(task)
                 else:
                     self._current.pop(rank, None)
@@ -145,18 +145,18 @@ class Notes:
 
     @property
     def in_progress(self) -> list[int]:
-        """Tasks that are begun and not done; of jobs that ended, those they were lost in."""
+        """Tasks that have begun and are not done. Once all jobs have ended, these are the tasks of lost jobs."""
         return sorted(self._current.values())
 
 
-def look_again(folder: Path) -> None:
-    """Change a folder, so that a network file system asks its server what others changed in it."""
+def refresh_folder(folder: Path) -> None:
+    """Change a folder, so that a network file system fetches the changes of other machines from its server."""
     with tempfile.NamedTemporaryFile(prefix=".", dir=folder):
         pass
 
 
 class RunTasks(PipelineStep):
-    """A whole datatrove pipeline: `function(build_dir, task)` for a rank's share of the open tasks."""
+    """A datatrove pipeline of one step, which runs `function(build_dir, task)` for a rank's share of the open tasks."""
 
     type = "TASKS"
     name = "data_prep"
@@ -167,10 +167,10 @@ class RunTasks(PipelineStep):
         self.attempt_dir = attempt_dir
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Run the tasks of a rank one after another, noting each.
+        """Run the tasks of a rank one after another, and note each.
 
         Raises:
-            Exception: what a task raised; it is kept for the driver.
+            Exception: a task raised it; the attempt's folder keeps it for the driver.
         """
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         attempt = Attempt(self.attempt_dir)

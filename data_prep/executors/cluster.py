@@ -1,4 +1,4 @@
-"""What the executors for other machines have in common: the driver's loop, and trying again what was lost."""
+"""The driver's loop that the Slurm and the Ray executor share: start jobs, follow them, retry lost tasks."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from data_prep.executors.attempt import Attempt, Notes, RunTasks, Task, look_again
+from data_prep.executors import Task
+from data_prep.executors.attempt import Attempt, NotesReader, RunTasks, refresh_folder
 
+SOURCE_ROOT = Path(__file__).resolve().parent.parent.parent
+"""Folder that holds `data_prep`; jobs get it in PYTHONPATH."""
 MOST_LOSSES = 3
-"""So often a task's job may be lost under it before the build gives up."""
+"""The build gives up when the job that runs a task is lost this many times."""
 RANKS_PER_WORKER = 4
-"""Several, so that ranks that end early leave room for others."""
+"""More than one, so that a rank that finishes early makes room for another."""
 POLL_S = 0.25
 
 
 class Jobs(Protocol):
-    """The jobs of an attempt, on their way."""
+    """The jobs of an attempt."""
 
     def ended(self) -> bool:
-        """Whether none of them runs or will run any more.
+        """Return whether no job runs or waits.
 
         Raises:
-            OSError: they can never begin.
+            OSError: a job can never start.
         """
 
     def state(self) -> str:
-        """How those ended that did not end well, for a message."""
+        """Describe the jobs that failed, for an error message."""
 
     def cancel(self) -> None:
-        """End them, and return when they are gone."""
+        """Cancel the jobs, and return once they have ended."""
 
 
 class ClusterExecutor(ABC):
@@ -47,72 +50,51 @@ class ClusterExecutor(ABC):
         """Start the jobs of an attempt.
 
         Raises:
-            OSError: they were not accepted.
+            OSError: the cluster has refused the jobs.
         """
 
     def run(self, function: Task, build_dir: Path, tasks: Sequence[int], finished: Callable[[int], None]) -> None:
-        """Run `function(build_dir, task)` for every task, and call `finished(task)` after each.
+        """Run `function(build_dir, task)` for every task, and call `finished(task)` once after each.
 
-        Tasks whose job was lost (killed, cancelled, out of time, its machine gone) are run again, each at most
-        `MOST_LOSSES` times. Whatever ends this early, an interrupt included, ends the jobs first.
+        A task whose job is lost (killed, cancelled, timed out, node failure) runs again, until it has been lost
+        `MOST_LOSSES` times. An error or an interrupt cancels all jobs before it is raised.
 
         Args:
-            function: of a module that the other machines can import.
-            build_dir: on a file system that they share.
-            tasks: their numbers.
-            finished: told about each task once.
+            function: a function of a module that the other machines can import.
+            build_dir: the build folder, on a file system that the machines share.
+            tasks: task numbers.
+            finished: called with each task that is done.
 
         Raises:
-            ValueError, OSError: what a task raised, or jobs were refused or lost too often.
+            ValueError, OSError: a task raised it, or jobs were refused or lost too often.
         """
         done: set[int] = set()
         losses: Counter[int] = Counter()
-        barren = 0
+        attempts_without_progress = 0
+
+        def record(task: int) -> None:
+            if task not in done:
+                done.add(task)
+                finished(task)
+
         while open_tasks := [task for task in tasks if task not in done]:
-            before = len(done)
-            attempt = Attempt.begun(build_dir, function.__name__)
-            notes, jobs = self._follow(function, build_dir, open_tasks, attempt, done, finished)
-            look_again(build_dir / "done")
+            done_before = len(done)
+            attempt = Attempt.create(build_dir, function.__name__)
+            ranks = min(len(open_tasks), self.workers * RANKS_PER_WORKER, self.most_ranks)
+            notes = NotesReader(attempt, ranks)
+            jobs = self.launch(RunTasks(function, build_dir, open_tasks, attempt.folder), ranks, attempt)
+            _follow(jobs, notes, attempt, record)
+            refresh_folder(build_dir / "done")
             lost = [task for task in notes.in_progress if task not in done]
             losses.update(lost)
-            barren = 0 if lost or len(done) > before else barren + 1
-            if len(done) < len(tasks) and MOST_LOSSES in (barren, max(losses.values(), default=0)):
+            attempts_without_progress = 0 if lost or len(done) > done_before else attempts_without_progress + 1
+            most_losses = max(losses.values(), default=0)
+            if len(done) < len(tasks) and MOST_LOSSES in (attempts_without_progress, most_losses):
                 what = f"task {max(losses, key=lambda task: losses[task])}" if losses else "tasks"
                 raise OSError(
                     f"{what} of {function.__name__}: the job was lost {MOST_LOSSES} times ({jobs.state()}); see"
-                    f" {attempt.folder}; with the cause removed, the same command goes on where this one stopped"
+                    f" {attempt.folder}; once the cause is fixed, the same command resumes the build"
                 )
-
-    def _follow(
-        self,
-        function: Task,
-        build_dir: Path,
-        open_tasks: list[int],
-        attempt: Attempt,
-        done: set[int],
-        finished: Callable[[int], None],
-    ) -> tuple[Notes, Jobs]:
-        """Run an attempt until its jobs have ended, adding to `done`."""
-        ranks = min(len(open_tasks), self.workers * RANKS_PER_WORKER, self.most_ranks)
-        notes = Notes(attempt, ranks)
-        jobs = self.launch(RunTasks(function, build_dir, open_tasks, attempt.folder), ranks, attempt)
-        try:
-            while True:
-                ended = jobs.ended()  # asked first: what a job noted before it ended is seen below
-                for task in notes.newly_done():
-                    if task not in done:
-                        done.add(task)
-                        finished(task)
-                attempt.raise_error()
-                if ended:
-                    attempt.close()
-                    return notes, jobs
-                time.sleep(POLL_S)
-        except BaseException:
-            attempt.stop()
-            jobs.cancel()
-            attempt.close()
-            raise
 
     def __enter__(self) -> ClusterExecutor:
         return self
@@ -121,3 +103,22 @@ class ClusterExecutor(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         return None
+
+
+def _follow(jobs: Jobs, notes: NotesReader, attempt: Attempt, record: Callable[[int], None]) -> None:
+    """Call `record` with every task that is done, until all jobs have ended; an error cancels the jobs."""
+    try:
+        while True:
+            ended = jobs.ended()  # before the notes are read, so that the last notes of an ended job are read too
+            for task in notes.newly_done():
+                record(task)
+            attempt.raise_error()
+            if ended:
+                attempt.close()
+                return
+            time.sleep(POLL_S)
+    except BaseException:
+        attempt.stop()
+        jobs.cancel()
+        attempt.close()
+        raise

@@ -1,4 +1,4 @@
-"""Runs tasks in processes of this machine, in any order, at most `workers` at a time."""
+"""Runs tasks in processes on this machine, in any order, at most `workers` at a time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from data_prep.executors import Task
+
 
 class LocalExecutor:
-    """A pool of processes, started as they are needed and kept for all stages of a build."""
+    """A pool of processes, which start when they are needed and serve all stages of a build."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -22,22 +24,17 @@ class LocalExecutor:
             workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
         )
 
-    def run(
-        self,
-        function: Callable[[Path, int], None],
-        build_dir: Path,
-        tasks: Sequence[int],
-        finished: Callable[[int], None],
-    ) -> None:
-        """Run `function(build_dir, task)` for every task, and call `finished(task)` after each.
+    def run(self, function: Task, build_dir: Path, tasks: Sequence[int], finished: Callable[[int], None]) -> None:
+        """Run `function(build_dir, task)` for every task, and call `finished(task)` once after each.
 
         Raises:
-            ValueError, OSError: what a task raised, or a worker was killed.
+            ValueError, OSError: a task raised it, or a worker was killed.
         """
         waiting = iter(tasks)
         running: dict[Future[None], int] = {}
         try:
             while True:
+                # Twice as many as workers, so that no worker waits for its next task.
                 while len(running) < 2 * self.workers and (task := next(waiting, None)) is not None:
                     running[self._pool.submit(function, build_dir, task)] = task
                 if not running:
@@ -48,8 +45,8 @@ class LocalExecutor:
                     finished(task)
         except BrokenProcessPool:
             raise OSError(
-                f"a worker process was killed, most likely for lack of memory; try fewer than --workers {self.workers}:"
-                " the build goes on where it stopped"
+                "a worker process was killed, probably because the machine ran out of memory; use fewer than"
+                f" --workers {self.workers}; the same command resumes the build"
             ) from None
 
     def __enter__(self) -> LocalExecutor:
@@ -60,14 +57,14 @@ class LocalExecutor:
 
 
 def _start_worker() -> None:
-    """One thread a worker; an interrupt is the parent's affair; a killed parent takes its workers with it."""
+    """Prepare a worker: one tokenizer thread, interrupts left to the parent, and exit when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def follow() -> None:
+    def exit_with_parent() -> None:
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Where the tasks of a build run: the flags, their meaning, and the executor they ask for."""
+"""The command-line flags that choose and configure an executor, and the executor that they ask for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_WORKERS = 4096
 _SLURM_TIME = re.compile(r"(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+|\d+-\d+:\d\d|\d+-\d+:\d\d:\d\d)")
 _SLURM_NAME = re.compile(r"[A-Za-z0-9_.,-]+")
 _SLURM_KEY = re.compile(r"[a-z][a-z0-9-]*")
-_OURS = {
+_SET_BY_BUILD = {
     "array", "chdir", "cpus-per-task", "error", "export", "help", "input", "job-name", "mem", "ntasks", "open-mode",
     "output", "parsable", "partition", "requeue", "test-only", "time", "usage", "version", "wait", "wrap",
 }  # fmt: skip
@@ -31,7 +31,7 @@ _RAY_ADDRESS = re.compile(r"auto|local|[A-Za-z0-9_.\[\]:-]+:\d+")
 
 @dataclasses.dataclass(frozen=True)
 class ExecutorOptions:
-    """An executor and what it is to be told, checked."""
+    """The choice of an executor and its options, checked."""
 
     executor: str = "local"
     workers: int = 1
@@ -39,36 +39,36 @@ class ExecutorOptions:
     slurm_time: str | None = None
     slurm_memory_gb: float | None = None
     slurm_args: tuple[str, ...] = ()
-    """`key` or `key=value`."""
+    """Additional options of sbatch, each `key` or `key=value`."""
     ray_address: str | None = None
-    """`local` where it is None."""
+    """None stands for `local`."""
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise ValueError(f"--executor {self.executor}: not available; allowed: {', '.join(EXECUTORS)}")
         if not 1 <= self.workers <= MOST_WORKERS:
-            raise ValueError(f"--workers {self.workers}: must lie between 1 and {MOST_WORKERS}")
+            raise ValueError(f"--workers {self.workers}: must be between 1 and {MOST_WORKERS}")
         for field in dataclasses.fields(self):
             owner, is_given = field.name.split("_")[0], getattr(self, field.name) != field.default
             if owner in ("slurm", "ray") and is_given and owner != self.executor:
-                raise ValueError(f"--{field.name}: is for --executor {owner}, not {self.executor}")
+                raise ValueError(f"--{field.name}: requires --executor {owner}, not {self.executor}")
         if self.slurm_partition is not None and not _SLURM_NAME.fullmatch(self.slurm_partition):
-            raise ValueError(f"--slurm_partition {self.slurm_partition!r}: letters, digits and . , _ - are allowed")
+            raise ValueError(f"--slurm_partition {self.slurm_partition!r}: allowed are letters, digits and . , _ -")
         if self.slurm_time is not None and not _SLURM_TIME.fullmatch(self.slurm_time):
             raise ValueError(f"--slurm_time {self.slurm_time!r}: must be MINUTES, HH:MM:SS or DAYS-HH:MM:SS")
         if self.slurm_memory_gb is not None and not 0.0625 <= self.slurm_memory_gb <= 65536:
-            raise ValueError(f"--slurm_memory_gb {self.slurm_memory_gb}: must lie between 0.0625 and 65536")
+            raise ValueError(f"--slurm_memory_gb {self.slurm_memory_gb}: must be between 0.0625 and 65536")
         for argument in self.slurm_args:
             _check_sbatch_argument(argument)
         if self.ray_address is not None and not _RAY_ADDRESS.fullmatch(self.ray_address):
             raise ValueError(f"--ray_address {self.ray_address!r}: must be auto, local or HOST:PORT")
 
     @classmethod
-    def of(cls, arguments: argparse.Namespace) -> ExecutorOptions:
-        """From parsed flags.
+    def from_flags(cls, arguments: argparse.Namespace) -> ExecutorOptions:
+        """Take the options from parsed flags.
 
         Raises:
-            ValueError: a value that is not allowed, or a flag of another executor.
+            ValueError: a value is not allowed, or a flag belongs to another executor.
         """
         values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)}
         return cls(**{**values, "slurm_args": tuple(values["slurm_args"])})
@@ -77,48 +77,58 @@ class ExecutorOptions:
 def _check_sbatch_argument(argument: str) -> None:
     key = argument.partition("=")[0]
     if not _SLURM_KEY.fullmatch(key):
-        raise ValueError(f"--slurm_args {argument!r}: must be key=value or key, a long option of sbatch without --")
-    if key in _OURS:
-        raise ValueError(f"--slurm_args {argument!r}: {key} is set by the build itself or by a flag of its own")
+        raise ValueError(
+            f"--slurm_args {argument!r}: must be key=value or key, a long option of sbatch without the leading --"
+        )
+    if key in _SET_BY_BUILD:
+        raise ValueError(f"--slurm_args {argument!r}: the build sets {key} itself, or has another flag for it")
     if not argument.isprintable():
-        raise ValueError(f"--slurm_args {argument!r}: holds a character that cannot be printed")
+        raise ValueError(f"--slurm_args {argument!r}: contains a character that cannot be printed")
 
 
 def add_executor_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that `ExecutorOptions.of` reads."""
+    """Add the flags that `ExecutorOptions.from_flags` reads."""
     parser.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)),
-        help="most processes, or jobs, at a time; no influence on the result (default: the CPUs of this machine)",
+        help="most processes or jobs at a time; does not change the result (default: CPUs of this machine)",
     )  # fmt: skip
     parser.add_argument(
         "--executor", default=EXECUTORS[0], metavar="|".join(EXECUTORS), help="where tasks run (default: local)"
     )
-    parser.add_argument("--slurm_partition", metavar="P", help="default: the site's")
-    parser.add_argument("--slurm_time", metavar="12:00:00", help="limit of one job (default: the site's)")
-    parser.add_argument("--slurm_memory_gb", type=float, metavar="GB", help="of one job (default: the site's)")
+    parser.add_argument("--slurm_partition", metavar="P", help="Slurm partition (default: the site's)")
+    parser.add_argument("--slurm_time", metavar="12:00:00", help="time limit of one job (default: the site's)")
+    parser.add_argument("--slurm_memory_gb", type=float, metavar="GB", help="memory of one job (default: the site's)")
     parser.add_argument(
-        "--slurm_args", nargs="+", default=(), metavar="KEY=VALUE", help="further options of sbatch: account=a qos=long"
+        "--slurm_args",
+        nargs="+",
+        default=(),
+        metavar="KEY=VALUE",
+        help="additional options of sbatch: account=a qos=long",
     )
-    parser.add_argument("--ray_address", metavar="auto|local|HOST:PORT", help="default: local, a Ray of this machine")
+    parser.add_argument(
+        "--ray_address",
+        metavar="auto|local|HOST:PORT",
+        help="Ray cluster (default: local, a Ray started on this machine)",
+    )
 
 
 @contextmanager
 def make_executor(options: ExecutorOptions) -> Iterator[LocalExecutor | ClusterExecutor]:
-    """The executor, for as long as the context lasts; one that has jobs elsewhere ends them on SIGTERM too.
+    """Open the executor. One with jobs on other machines cancels them on SIGTERM as well as on SIGINT.
 
     Raises:
-        ValueError: Slurm or Ray is not here.
+        ValueError: Slurm or Ray is not installed.
     """
     if options.executor == "local":
         with LocalExecutor(options.workers) as local:
             yield local
         return
-    with _terminated_as_interrupted(), _cluster_executor(options) as cluster:
+    with _sigterm_as_interrupt(), _cluster_executor(options) as cluster:
         yield cluster
 
 
 def _cluster_executor(options: ExecutorOptions) -> ClusterExecutor:
-    # datatrove's executors take a second to import, and ray need not be there.
+    # Imported here because datatrove's executors take a second to import, and ray may not be installed.
     if options.executor == "ray":
         from data_prep.executors.ray_cluster import RayExecutor
 
@@ -133,8 +143,8 @@ def _cluster_executor(options: ExecutorOptions) -> ClusterExecutor:
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Within, SIGTERM raises KeyboardInterrupt."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Make SIGTERM raise KeyboardInterrupt in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

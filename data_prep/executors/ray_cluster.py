@@ -1,7 +1,7 @@
-"""Runs tasks on a Ray cluster, or on a Ray of this machine, through datatrove.
+"""Runs tasks on a Ray cluster, or on a Ray that is started on this machine, through datatrove.
 
-datatrove's own loop starts each rank in a pool of processes within an actor, and a pool waits for ever for a process
-that was killed. Here a rank is a Ray task in Ray's worker process itself, whose end Ray reports.
+datatrove's own loop runs each rank in a process pool within a Ray actor. Such a pool waits forever for a process that
+was killed. Here each rank is a Ray task. It runs in Ray's own worker process, and Ray reports when that process ends.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,20 +17,19 @@ from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.utils.logging import logger
 
 from data_prep.executors.attempt import Attempt, RunTasks
-from data_prep.executors.cluster import ClusterExecutor
+from data_prep.executors.cluster import SOURCE_ROOT, ClusterExecutor
 
 MOST_RANKS = 4096
-GONE_S = 60.0
-_SOURCE_ROOT = Path(__file__).resolve().parent.parent.parent
+CANCEL_TIMEOUT_S = 60.0
 _DRIVER_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # no cluster by accident after a shutdown
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a call after the shutdown must not start another cluster
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 
 class RayExecutor(ClusterExecutor):
-    """A Ray task a rank, at most `workers` at a time."""
+    """Runs each rank as a Ray task, at most `workers` at a time."""
 
     def __init__(self, workers: int, address: str) -> None:
         super().__init__(workers, most_ranks=MOST_RANKS)
@@ -42,7 +40,7 @@ class RayExecutor(ClusterExecutor):
         import ray
 
         logger.disable("datatrove")
-        python_path = os.pathsep.join([str(_SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        python_path = os.pathsep.join([str(SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         options: dict[str, Any] = {"address": self.address}
         if self.address == "local":
             options |= {"num_cpus": self.workers, "include_dashboard": False}
@@ -71,21 +69,21 @@ class RayExecutor(ClusterExecutor):
 
 
 class _RayTasks:
-    """The ranks of an attempt as Ray tasks, a few at a time."""
+    """The ranks of an attempt as Ray tasks, at most `workers` at a time."""
 
     def __init__(self, executor: _Executor, ranks: int, workers: int) -> None:
         import ray
 
         self._waiting = list(reversed(range(ranks)))
         self._workers = workers
-        # A killed worker is the driver's affair, which knows the tasks that are missing.
+        # No retries by Ray: the driver knows which tasks are missing and starts another attempt with them.
         self._run_rank = ray.remote(num_cpus=1, max_retries=0)(_run_rank)
         self._executor = ray.put(executor)
         self._running: list[Any] = []
-        self._faults: list[str] = []
+        self._errors: list[str] = []
 
     def ended(self) -> bool:
-        """Whether no rank runs or waits."""
+        """Start waiting ranks where there is room, and return whether no rank runs or waits."""
         import ray
 
         while self._waiting and len(self._running) < self._workers:
@@ -94,34 +92,34 @@ class _RayTasks:
         for reference in ready:
             try:
                 ray.get(reference)
-            except Exception as error:  # the task's own error is in the attempt's folder, a lost worker is tried again
-                self._faults.append(type(error).__name__)
+            except Exception as error:  # the attempt's folder has the error of a task; a lost worker is retried
+                self._errors.append(type(error).__name__)
         return not self._running and not self._waiting
 
     def state(self) -> str:
-        """The kinds of error that ranks ended with."""
-        return f"Ray: {', '.join(sorted(set(self._faults))) or 'ended, nothing known'}"
+        """Name the types of the errors that ended ranks."""
+        return f"Ray: {', '.join(sorted(set(self._errors))) or 'ended without an error'}"
 
     def cancel(self) -> None:
-        """Kill the ranks that run.
+        """Kill the running ranks.
 
         Raises:
-            OSError: they still run after a minute.
+            OSError: a rank still runs after a minute.
         """
         import ray
 
         self._waiting.clear()
         for reference in self._running:
             ray.cancel(reference, force=True)
-        deadline = time.monotonic() + GONE_S
+        deadline = time.monotonic() + CANCEL_TIMEOUT_S
         while not self.ended():
             if time.monotonic() > deadline:
-                raise OSError(f"Ray: {len(self._running)} tasks cancelled, but still there after {GONE_S:.0f} s")
+                raise OSError(f"Ray: {len(self._running)} tasks still run {CANCEL_TIMEOUT_S:.0f} s after cancelling")
             time.sleep(0.1)
 
 
 class _Executor(RayPipelineExecutor):
-    """datatrove's executor, with the logs of a rank straight in the attempt's folder, which all machines share."""
+    """datatrove's executor; a rank logs directly to the attempt's folder, which all machines share."""
 
     def __init__(self, step: RunTasks, ranks: int, attempt: Attempt) -> None:
         super().__init__([step], tasks=ranks, logging_dir=str(attempt.folder))
@@ -130,6 +128,6 @@ class _Executor(RayPipelineExecutor):
 
 
 def _run_rank(executor: _Executor, rank: int, working_dir: str) -> None:
-    """On a node: run the pipeline of a rank, with relative paths meaning what they mean to the driver."""
+    """Run the pipeline of a rank on a node, in the driver's working directory so that relative paths agree."""
     os.chdir(working_dir)
     executor._run_for_rank(rank, local_rank=1)

@@ -1,7 +1,7 @@
-"""Runs tasks as Slurm job arrays, through datatrove. The driver may run on a login node or in a job of its own.
+"""Runs tasks as Slurm job arrays, through datatrove. The driver may run on a login node or in a Slurm job.
 
-Only numbers, and paths quoted for the shell, get into the job script; everything else is an argument of `sbatch`, which
-no shell reads. Jobs use this process's interpreter, environment and working directory.
+Only numbers and shell-quoted paths are written into the job script. Everything else is an argument of `sbatch`, which
+no shell interprets. Jobs use the driver's interpreter, environment and working directory.
 """
 
 from __future__ import annotations
@@ -20,25 +20,23 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 
 from data_prep.executors import slurm_queue
 from data_prep.executors.attempt import Attempt, RunTasks
-from data_prep.executors.cluster import ClusterExecutor
-
-SOURCE_ROOT = Path(__file__).resolve().parent.parent.parent
+from data_prep.executors.cluster import SOURCE_ROOT, ClusterExecutor
 
 
 @dataclasses.dataclass(frozen=True)
 class SlurmOptions:
-    """What jobs ask for; None leaves it to the site."""
+    """Resources of a job; None leaves a value to the site's default."""
 
     partition: str | None = None
     time: str | None = None
-    """Of one job, as sbatch takes it."""
+    """Time limit of a job, in the format of sbatch."""
     memory_gb: float | None = None
     sbatch_arguments: tuple[str, ...] = ()
-    """Further ones, each `--key` or `--key=value`."""
+    """Additional arguments, each `--key` or `--key=value`."""
 
 
 class SlurmExecutor(ClusterExecutor):
-    """A job array an attempt, at most `workers` of its jobs at a time."""
+    """Runs each attempt as a job array, at most `workers` of its jobs at a time."""
 
     def __init__(self, workers: int, options: SlurmOptions) -> None:
         slurm_queue.require_commands()
@@ -46,23 +44,23 @@ class SlurmExecutor(ClusterExecutor):
         self.options = options
 
     def launch(self, step: RunTasks, ranks: int, attempt: Attempt) -> _ArrayOfRanks:
-        """Submit a job array with a rank a job.
+        """Submit a job array with one job for each rank.
 
         Raises:
-            OSError: Slurm refused it.
+            OSError: Slurm has refused the array.
         """
         name = slurm_queue.job_name(step.build_dir)
         executor = _Executor(step, ranks, self.workers, attempt, name, self.options)
         try:
             executor.launch_job()
-        except BaseException:  # an interrupt may have come between Slurm's taking the job and its answer
+        except BaseException:  # an interrupt may arrive after Slurm has accepted the array and before it answers
             slurm_queue.cancel_named(name)
             raise
         return _ArrayOfRanks(str(executor.job_id), name, attempt, ranks)
 
 
 class _ArrayOfRanks(slurm_queue.JobArray):
-    """Has also ended when all ranks say so, which is seen earlier than in the queue."""
+    """A job array that has also ended once every rank has a completion file, which appears before the queue changes."""
 
     def __init__(self, number: str, name: str, attempt: Attempt, ranks: int) -> None:
         super().__init__(number, name)
@@ -74,7 +72,7 @@ class _ArrayOfRanks(slurm_queue.JobArray):
 
 
 class _Executor(SlurmPipelineExecutor):
-    """datatrove's executor, submitting by itself: no job to merge statistics, and only what every Slurm knows."""
+    """datatrove's executor with its own submission: no extra job for statistics, and only basic options of sbatch."""
 
     def __init__(
         self, step: RunTasks, ranks: int, workers: int, attempt: Attempt, name: str, options: SlurmOptions
@@ -95,10 +93,10 @@ class _Executor(SlurmPipelineExecutor):
         self.folder, self.options = attempt.folder, options
 
     def launch_job(self) -> None:
-        """Submit the array; `job_id` is its number.
+        """Submit the array and set `job_id` to its number.
 
         Raises:
-            OSError: Slurm refused it.
+            OSError: Slurm has refused the array.
         """
         pickled, script = self.folder / "executor.pik", self.folder / slurm_queue.SCRIPT_NAME
         pickled.write_bytes(dill.dumps(self, fmode=dill.CONTENTS_FMODE))
@@ -113,7 +111,8 @@ class _Executor(SlurmPipelineExecutor):
         self.job_id = slurm_queue.submit(script, [*arguments, *self.options.sbatch_arguments])
 
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, str]:
-        """The arguments of sbatch for this array, without those of the user's own."""
+        """Return the arguments of sbatch for this array, without the user's additional ones."""
+        # Slurm replaces % in paths: double every one except those of the array's and the task's number.
         log = str(Path(self.slurm_logs_folder) / "%A_%a.out").replace("%", "%%").replace("%%A_%%a", "%A_%a")
         optional = {
             "partition": self.partition,
@@ -134,7 +133,7 @@ class _Executor(SlurmPipelineExecutor):
         }
 
     def get_distributed_env(self, node_rank: int = -1) -> DistributedEnvVars:
-        """What datatrove tells its steps of the machine; Slurm's commands need not be on it."""
+        """Return datatrove's description of the machine without asking Slurm, whose commands a node may lack."""
         return DistributedEnvVars(
             datatrove_node_ips=socket.gethostname(),
             datatrove_cpus_per_task="1",

@@ -1,4 +1,4 @@
-"""Slurm's commands: submitting a job array, seeing what became of it, cancelling it. Needs no accounting."""
+"""Slurm's commands: submit a job array, follow its state, cancel it. No Slurm accounting is needed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from data_prep.executors.attempt import open_attempts
 SCRIPT_NAME = "launch_script.slurm"
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol")
 QUEUE_S = 5.0
-"""Seconds between two questions to the controller, which answers all users."""
+"""Shortest time in seconds between two queries; the controller serves all users of the cluster."""
 UNREACHABLE_S = 600.0
-GONE_S = 90.0
+CANCEL_TIMEOUT_S = 90.0
 WAITING_S = 60.0
 _ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
@@ -33,119 +33,143 @@ _NEVER_STARTS = {
 
 
 def require_commands() -> None:
-    """See that this machine can submit jobs.
+    """Check that this machine can submit jobs.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: a command of Slurm is missing.
     """
     if missing := missing_command():
-        raise ValueError(f"--executor slurm: {missing} is not on the PATH; start it where jobs can be submitted")
+        raise ValueError(f"--executor slurm: {missing} is not on the PATH; start the build where jobs can be submitted")
 
 
 def missing_command() -> str | None:
-    """The first of Slurm's commands that is not here."""
+    """Return the first of Slurm's commands that is not on the PATH."""
     return next((command for command in COMMANDS if not shutil.which(command)), None)
 
 
 def job_name(build_dir: Path) -> str:
-    """The name of all jobs of a build, by which a later driver finds them."""
+    """Return the name of all jobs of a build; a later driver finds the jobs by it."""
     return f"data_prep_{hashlib.sha256(os.fsencode(build_dir.resolve())).hexdigest()[:12]}"
 
 
 def largest_array() -> int:
-    """How many jobs an array may have at this site."""
+    """Return the largest number of jobs in an array at this site."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _output("scontrol", "show", "config"), re.MULTILINE)
     return max(int(found[1]) if found else 1001, 1)
 
 
 def submit(script: Path, arguments: list[str]) -> str:
-    """Submit a script; the number of the job.
+    """Submit a script and return the number of the job.
 
     Args:
         script: an executable text file.
-        arguments: of sbatch, one a list element: no shell reads them.
+        arguments: arguments of sbatch, one for each list element; no shell interprets them.
 
     Raises:
-        OSError: Slurm refused it; says Slurm's reason.
+        OSError: Slurm has refused the job; the message is Slurm's.
     """
     return _output("sbatch", "--parsable", *arguments, str(script), environment=_environment()).strip().split(";")[0]
 
 
 def cancel_named(name: str) -> None:
-    """Cancel all jobs of a name and wait until they are gone.
+    """Cancel all jobs with a name and wait until they have ended.
 
     Raises:
-        OSError: they still run after a minute and a half, or Slurm does not answer.
+        OSError: jobs still run after a minute and a half, or Slurm does not answer.
     """
-    deadline = time.monotonic() + GONE_S
+    deadline = time.monotonic() + CANCEL_TIMEOUT_S
     while numbers := sorted({job for job, state, _ in _rows(name) if state not in _ENDED}):
         if time.monotonic() > deadline:
-            raise OSError(f"Slurm job {', '.join(numbers)}: cancelled, but still there after {GONE_S:.0f} s")
-        # A job that ended meanwhile is none that scancel could complain about in earnest.
+            raise OSError(f"Slurm job {', '.join(numbers)}: still running {CANCEL_TIMEOUT_S:.0f} s after scancel")
+        # scancel fails for a job that has ended meanwhile, which is no error here.
         subprocess.run(["scancel", "--quiet", *numbers], check=False, capture_output=True)
         time.sleep(0.5)
 
 
+def stop_orphaned_jobs(build_dir: Path) -> None:
+    """Cancel the jobs that a killed driver left running, whichever executor started them.
+
+    A resumed build with the same plan could ignore such jobs: files appear complete and with the same bytes. A build
+    with another plan could not, because its tasks with the same numbers are different tasks. Ray ends the tasks of a
+    lost driver by itself.
+
+    Raises:
+        OSError: there are Slurm jobs to cancel, and Slurm does not answer or is not on the PATH.
+    """
+    attempts = open_attempts(build_dir)
+    for attempt in attempts:
+        attempt.stop()
+    if any((attempt.folder / SCRIPT_NAME).exists() for attempt in attempts):
+        if missing := missing_command():
+            raise OSError(
+                f"{build_dir}: Slurm jobs of a killed build may still be running, and {missing} is not on the PATH;"
+                " resume the build on a machine where jobs can be cancelled"
+            )
+        cancel_named(job_name(build_dir))
+    for attempt in attempts:
+        attempt.close()
+
+
 class JobArray:
-    """A submitted job array, asked after every few seconds at most."""
+    """A submitted job array, whose state is queried every few seconds at most."""
 
     def __init__(self, number: str, name: str) -> None:
         self.number, self.name = number, name
         self._states: Counter[str] = Counter()
-        self._asked = self._answered = self._moving = time.monotonic()
-        self._said = ""
+        self._last_query = self._last_answer = self._last_running = time.monotonic()
+        self._shown_reason = ""
 
     def ended(self) -> bool:
-        """Whether none of its jobs runs or waits.
+        """Return whether no job of the array runs or waits.
 
         Raises:
             OSError: a job can never start, or Slurm has not answered for ten minutes.
         """
         now = time.monotonic()
-        if now < self._asked + QUEUE_S:
+        if now < self._last_query + QUEUE_S:
             return False
-        self._asked = now
+        self._last_query = now
         try:
             rows = [(state, reason) for job, state, reason in _rows(self.name) if job == self.number]
         except OSError as error:
-            if now > self._answered + UNREACHABLE_S:
+            if now > self._last_answer + UNREACHABLE_S:
                 raise OSError(f"Slurm has not answered for {UNREACHABLE_S / 60:.0f} minutes: {error}") from None
             return False
-        self._answered = now
+        self._last_answer = now
         if rows:
             self._states = Counter(state for state, _ in rows)
         open_rows = [(state, reason) for state, reason in rows if state not in _ENDED]
         for state, reason in open_rows:
             if state == "PENDING" and reason in _NEVER_STARTS:
                 raise OSError(f"Slurm job {self.number} can never start: {reason}")
-        self._tell_waiting(open_rows, now)
+        self._report_waiting(open_rows, now)
         return not open_rows
 
     def state(self) -> str:
-        """How its jobs ended, other than well, as far as Slurm still knows."""
+        """Describe how jobs of the array failed, as far as Slurm still knows."""
         bad = [f"{count} {state}" for state, count in sorted(self._states.items()) if state in _ENDED - {"COMPLETED"}]
-        return f"Slurm job {self.number}: {', '.join(bad) or 'ended, nothing known'}"
+        return f"Slurm job {self.number}: {', '.join(bad) or 'ended, cause unknown'}"
 
     def cancel(self) -> None:
-        """Cancel it and wait until it is gone.
+        """Cancel the array and wait until it has ended.
 
         Raises:
-            OSError: as `cancel_named`.
+            OSError: see `cancel_named`.
         """
         cancel_named(self.name)
 
-    def _tell_waiting(self, rows: list[tuple[str, str]], now: float) -> None:
-        """Say on standard error why nothing runs, after a minute and when the reason changes."""
+    def _report_waiting(self, rows: list[tuple[str, str]], now: float) -> None:
+        """Print why no job runs: after a minute of waiting, and again when the reason changes."""
         reasons = sorted({reason for state, reason in rows if state == "PENDING"})
-        if len(reasons) == 0 or any(state != "PENDING" for state, _ in rows):
-            self._moving = now
-        elif now > self._moving + WAITING_S and self._said != (said := ", ".join(reasons)):
-            self._said = said
-            print(f"Slurm job {self.number} waits: {said}", file=sys.stderr, flush=True)
+        if not reasons or any(state != "PENDING" for state, _ in rows):
+            self._last_running = now
+        elif now > self._last_running + WAITING_S and self._shown_reason != (shown := ", ".join(reasons)):
+            self._shown_reason = shown
+            print(f"Slurm job {self.number} is waiting: {shown}", file=sys.stderr, flush=True)
 
 
 def _rows(name: str) -> list[tuple[str, str, str]]:
-    """(number of the array, state, reason) of all jobs of a name that Slurm still knows."""
+    """Return (array number, state, reason) of all jobs with a name that Slurm still knows."""
     listed = _output("squeue", "--noheader", "--array", "--states=all", f"--name={name}", "--format=%F|%T|%r")
     rows = []
     for line in listed.splitlines():
@@ -155,7 +179,7 @@ def _rows(name: str) -> list[tuple[str, str, str]]:
 
 
 def _environment() -> dict[str, str]:
-    """This environment without what Slurm set for a job that the driver itself may run in."""
+    """Return this environment without the variables that Slurm sets in a job, as the driver may run in one."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -166,25 +190,5 @@ def _environment() -> dict[str, str]:
 def _output(*command: str, environment: dict[str, str] | None = None) -> str:
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
-        raise OSError(" ".join(done.stderr.split()) or f"{command[0]} ended with exit status {done.returncode}")
+        raise OSError(" ".join(done.stderr.split()) or f"{command[0]} failed with exit code {done.returncode}")
     return done.stdout
-
-
-def end_leftovers(build_dir: Path) -> None:
-    """End the attempts that are open, whichever executor made them; Ray ends the tasks of a lost driver by itself.
-
-    Raises:
-        OSError: there are Slurm jobs to end, and Slurm does not answer or is not here.
-    """
-    attempts = open_attempts(build_dir)
-    for attempt in attempts:
-        attempt.stop()
-    if any((attempt.folder / SCRIPT_NAME).exists() for attempt in attempts):
-        if missing := missing_command():
-            raise OSError(
-                f"{build_dir}: jobs of a build that was killed may still run on Slurm, and {missing} is not on the"
-                " PATH; go on where jobs can be cancelled"
-            )
-        cancel_named(job_name(build_dir))
-    for attempt in attempts:
-        attempt.close()

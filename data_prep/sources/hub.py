@@ -78,7 +78,7 @@ def read_piece(piece: Piece) -> Iterator[Document]:
             with open(piece.path, "rb") as file:
                 yield from read_rows(piece, file)
         else:
-            with hub_loading.one_line_errors(piece.path), _opened(piece.path, piece.path) as file:
+            with hub_loading.one_line_errors(piece.path), open_data_file(piece.path, piece.path) as file:
                 yield from read_rows(piece, file, _remote_metadata(piece.path))
     elif "rows" in selection_content(piece.selection):
         yield from _read_prepared(piece)
@@ -97,7 +97,7 @@ def _is_remote(path: str) -> bool:
     return "://" in path
 
 
-def _opened(where: str, path: str) -> Any:
+def open_data_file(where: str, path: str) -> Any:
     """A data file for reading at any place in it."""
     if not _is_remote(path):
         return open(path, "rb")
@@ -113,14 +113,14 @@ def _opened(where: str, path: str) -> Any:
 
 def _pieces_of_parquet(where: str, path: str, options: dict[str, str]) -> list[Piece]:
     """A remote row group is never cut: each part would fetch it again from its beginning."""
-    with hub_loading.one_line_errors(where), _opened(where, path) as file:
+    with hub_loading.one_line_errors(where), open_data_file(where, path) as file:
         return rows_as_pieces(KIND.name, path, file, options, where, cut_row_groups=not _is_remote(path))
 
 
 @functools.lru_cache(maxsize=4)
 def _remote_metadata(path: str) -> Any:
     """A remote file's footer; its address holds the commit, so that it cannot change."""
-    with _opened(path, path) as file:
+    with open_data_file(path, path) as file:
         return open_table(path, file).metadata
 
 

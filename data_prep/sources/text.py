@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from data_prep.sources.kind import Document, Piece, SourceKind
 from data_prep.sources.local_files import cut_file, find_files, read_utf8
 
-_BOUNDARY = re.compile(rb"\n[ \t\f\r]*\n")
+DOCUMENT_BOUNDARY = re.compile(rb"\n[ \t\f\r]*\n")
 
 
 def list_pieces(where: str) -> list[Piece]:
     """`.txt` files of a folder, a file or a glob, cut at blank lines."""
-    return [piece for path in find_files(where, (".txt",)) for piece in cut_file("text", path, _BOUNDARY)]
+    return [piece for path in find_files(where, (".txt",)) for piece in cut_file("text", path, DOCUMENT_BOUNDARY)]
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:

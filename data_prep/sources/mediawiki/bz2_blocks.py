@@ -23,7 +23,7 @@ MAGIC_BITS = 48
 HEADER_BYTES = 4
 LARGEST_BLOCK_BYTES = 1 << 20
 """Compressed size of a block at most; bzip2 makes of 900,000 bytes that do not compress about 909,600."""
-_WINDOW_BYTES = 1 << 20
+WINDOW_BYTES = 1 << 20
 _TAIL_BYTES = 14
 """An end mark: magic, checksum and padding are 80 to 87 bits; an empty stream is 14 bytes."""
 _EMPTY_STREAM = END_MAGIC.to_bytes(6, "big") + bytes(4)
@@ -143,11 +143,11 @@ class _Magics:
             if self._searched >= self.size:
                 return None
             # Seven bytes hold a magic at any bit: windows overlap by six.
-            window = self.bytes_at(self._searched, _WINDOW_BYTES + 6)
+            window = self.bytes_at(self._searched, WINDOW_BYTES + 6)
             far = 8 * (self._searched - 4 * LARGEST_BLOCK_BYTES)
             self._found = [found for found in self._found if found >= far]
-            self._found += sorted(8 * self._searched + found for found in _find_magics(window, _WINDOW_BYTES))
-            self._searched += _WINDOW_BYTES
+            self._found += sorted(8 * self._searched + found for found in find_magics(window, WINDOW_BYTES))
+            self._searched += WINDOW_BYTES
 
     def end_of_block(self, first: int, following: int | None) -> int | None:
         """Bit after the block at `first` when the next one begins at `following`; None where no end is there."""
@@ -182,7 +182,7 @@ class _Magics:
 _INNER_BYTES = [((BLOCK_MAGIC << (8 - shift)) >> 8 & (1 << 40) - 1).to_bytes(5, "big") for shift in range(8)]
 
 
-def _find_magics(data: bytes, limit: int) -> Iterator[int]:
+def find_magics(data: bytes, limit: int) -> Iterator[int]:
     """Bits at which a magic begins in the first `limit` bytes; for each of the eight shifts, five whole bytes of it."""
     for shift, inner in enumerate(_INNER_BYTES):
         position = data.find(inner, 1)

@@ -1,19 +1,14 @@
-import hashlib
 import os
 import subprocess
 import time
 
 import pytest
-from made_up_corpus import build
+from made_up_corpus import build, digests
 from made_up_tasks import bad_line_at_one, die_once_at_two, new_build_dir, results
 from repository import SUPPORT
 
-from data_prep.executors.options import cluster as cluster_executor
+from data_prep.executors import cluster as cluster_executor
 from data_prep.executors.ray_cluster import RayExecutor
-
-
-def digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 def ray_processes():

@@ -1,4 +1,3 @@
-import hashlib
 import os
 import signal
 import subprocess
@@ -6,24 +5,24 @@ import sys
 import time
 
 import pytest
-from made_up_corpus import build
+from made_up_corpus import build, digests
 from made_up_tasks import bad_line_at_one, bug_at_one, die_at_two, new_build_dir, no_room_at_one, results, square
 from repository import SUPPORT
 from slurm_cluster import SlurmCluster, require_slurm
 
 from data_prep.__main__ import main
-from data_prep.executors.options import cluster as cluster_executor
-from data_prep.executors.options import slurm_queue
+from data_prep.executors import cluster as cluster_executor
+from data_prep.executors import slurm_queue
 from data_prep.executors.slurm import SlurmExecutor, SlurmOptions
-from data_prep.executors.slurm_queue import end_leftovers, job_name
+from data_prep.executors.slurm_queue import job_name, stop_orphaned_jobs
 
 LOCAL_FLAGS = ["--shard_rows", "50", "--deduplicate", "exact"]
 FLAGS = [*LOCAL_FLAGS, "--executor", "slurm", "--workers", "2"]
 _DRIVER = """
 import sys
 import data_prep.plan, data_prep.rows.splitting
-from data_prep.executors.options import cluster as cluster_executor
-from data_prep.executors.options import slurm_queue
+from data_prep.executors import cluster as cluster_executor
+from data_prep.executors import slurm_queue
 from data_prep.__main__ import main
 data_prep.plan.READING_TASK_BYTES, data_prep.rows.splitting.GROUP_BYTES = 1 << 14, 1 << 14
 cluster_executor.RANKS_PER_WORKER, slurm_queue.QUEUE_S = 1, 0.5
@@ -56,10 +55,6 @@ def local_digests(corpus, cluster, tmp_path_factory):
 @pytest.fixture
 def executor(cluster):
     return SlurmExecutor(2, SlurmOptions())
-
-
-def digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 def jobs(cluster, build_dir, form, states="all"):
@@ -166,7 +161,7 @@ def test_a_killed_driver_started_again_ends_its_old_jobs_and_gives_the_same_byte
     process.communicate()
     old = set(jobs(cluster, output_dir / ".build", "%F"))
     assert build(corpus, output_dir, *FLAGS) == 0
-    assert "going on" in capfd.readouterr().err
+    assert "resuming" in capfd.readouterr().err
     assert digests(output_dir) == local_digests
     assert not old & {number.split("_")[0] for number in running(cluster, output_dir / ".build")}
 
@@ -188,14 +183,14 @@ def test_jobs_of_a_killed_driver_end_before_another_goes_on_with_whatever_execut
     process.wait()
     with monkeypatch.context() as without_slurm:
         without_slurm.setenv("PATH", "")
-        with pytest.raises(OSError, match="jobs of a build that was killed may still run on Slurm, and sbatch"):
-            end_leftovers(build_dir)
+        with pytest.raises(OSError, match="Slurm jobs of a killed build may still be running, and sbatch"):
+            stop_orphaned_jobs(build_dir)
     assert running(cluster, build_dir)
-    end_leftovers(build_dir)
+    stop_orphaned_jobs(build_dir)
     assert running(cluster, build_dir) == []
     assert 2 <= len(results(build_dir)) < 400
     monkeypatch.setenv("PATH", "")
-    end_leftovers(build_dir)  # there is nothing left to ask Slurm about
+    stop_orphaned_jobs(build_dir)  # there is nothing left to ask Slurm about
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -204,7 +199,7 @@ def test_an_interrupted_driver_cancels_its_jobs(cluster, corpus, tmp_path, numbe
     process = driver(corpus, output_dir)
     wait_until(lambda: running(cluster, output_dir / ".build"))
     process.send_signal(number)
-    assert process.communicate()[1].splitlines()[-1].startswith("interrupted; the same command goes on")
+    assert process.communicate()[1].splitlines()[-1].startswith("interrupted; the same command resumes")
     assert process.returncode == 130
     assert running(cluster, output_dir / ".build") == []
 

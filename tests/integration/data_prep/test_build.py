@@ -1,4 +1,3 @@
-import hashlib
 import json
 import os
 import signal
@@ -9,15 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_corpus import build, write_corpus
+from made_up_corpus import build, digests, write_corpus
 
 from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import Manifest
 from data_prep.__main__ import main
-
-
-def digests(folder):
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +50,11 @@ import sys, time
 import data_prep.plan, data_prep.rows.splitting, data_prep.pipeline
 from data_prep.__main__ import main
 data_prep.plan.READING_TASK_BYTES, data_prep.rows.splitting.GROUP_BYTES = 1 << 14, 1 << 13
-class Slow(data_prep.pipeline.Progress):
+class Slow(data_prep.pipeline.StageProgress):
     def advance(self, count, documents=0):
         super().advance(count, documents)
         time.sleep(0.1)
-data_prep.pipeline.Progress = Slow
+data_prep.pipeline.StageProgress = Slow
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -94,7 +89,7 @@ def test_killed_build_goes_on_to_the_same_bytes(corpus, reference, tmp_path, sma
     done = {p.name: p.stat().st_mtime_ns for p in (output_dir / ".build" / "done").iterdir()}
     capfd.readouterr()
     assert build(corpus, output_dir, "--shard_rows", "50", "--workers", "2") == 0
-    assert "going on" in capfd.readouterr().err
+    assert "resuming" in capfd.readouterr().err
     assert len(done) >= 2
     assert digests(output_dir) == digests(reference)
 

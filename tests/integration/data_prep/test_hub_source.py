@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hub_server import SHA, HubServer
-from made_up_corpus import made_up_documents
+from made_up_corpus import made_up_documents, read_source
 
-from data_prep.sources import Source, hub, hub_loading
+from data_prep.sources import hub, hub_loading
 
 CARD = """---
 configs:
@@ -151,17 +151,12 @@ def rows(folder):
     return content
 
 
-def documents(argument):
-    source = Source.parse(argument)
-    return [document for piece in source.pieces() for document in source.kind.read_piece(piece)]
-
-
 def test_folder_in_the_layout_of_the_hub_is_read_as_the_hub_would(repositories, texts):
     wiki = repositories / "org" / "wiki"
-    assert [(d.text, d.id) for d in documents(f"hub={wiki}:en")][80] == (texts[80], "train-00001-of-00002.parquet 0")
-    assert [d.text for d in documents(f"hub={wiki}:en")] == texts
-    assert [d.text for d in documents(f"hub={wiki}:de")] == ["Deutsch."]
-    assert [d.text for d in documents(f"hub={repositories}/org/lines")] == texts
+    assert [(d.text, d.id) for d in read_source(f"hub={wiki}:en")][80] == (texts[80], "train-00001-of-00002.parquet 0")
+    assert [d.text for d in read_source(f"hub={wiki}:en")] == texts
+    assert [d.text for d in read_source(f"hub={wiki}:de")] == ["Deutsch."]
+    assert [d.text for d in read_source(f"hub={repositories}/org/lines")] == texts
 
 
 @pytest.mark.slow
@@ -254,7 +249,7 @@ def test_losing_the_hub_is_an_error_after_which_the_build_goes_on(monkeypatch):
     def refuse(*_, **__):
         raise ConnectionError("connection reset")
 
-    monkeypatch.setattr(hub, "_opened", refuse)
+    monkeypatch.setattr(hub, "open_data_file", refuse)
     piece = hub.Piece("hub", "hf://datasets/org/wiki@main/en/0.parquet", 0, 9, "{}")
     with pytest.raises(OSError, match=r"the Hub cannot be reached \(connection reset\); HF_HUB_OFFLINE=1 reads"):
         list(hub.read_piece(piece))

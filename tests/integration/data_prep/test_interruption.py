@@ -3,7 +3,6 @@
 `BERT_PLD_KILLS` sets how often they are killed (default 8).
 """
 
-import hashlib
 import json
 import os
 import random
@@ -12,10 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from made_up_corpus import WORDS, write_corpus
+from made_up_corpus import WORDS, digests, write_corpus
 
 from data_prep.__main__ import main
 
@@ -39,14 +37,6 @@ def start(corpus, output_dir):
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def digests(folder: Path):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
 def test_killed_at_random_moments_a_build_ends_in_the_same_bytes(corpus, tmp_path):
     output_dir = tmp_path / "data"
     began = time.monotonic()
@@ -66,7 +56,7 @@ def test_killed_at_random_moments_a_build_ends_in_the_same_bytes(corpus, tmp_pat
             os.kill(process.pid, signal.SIGKILL)
             error = process.communicate()[1]
             kills += 1
-            went_on += "going on" in error
+            went_on += "resuming" in error
             # Nothing half-written is taken for whole: a manifest is there only when everything else is.
             if all((output_dir / name / "manifest.json").is_file() for name in ("seq_32", "seq_64")):
                 assert {n: d for n, d in digests(output_dir).items() if ".build" not in n} == reference
@@ -98,8 +88,8 @@ def test_a_disk_that_fills_up_is_one_line_and_with_room_the_build_goes_on(tmp_pa
     errors = [line for line in capfd.readouterr().err.splitlines() if not line.startswith(("reading", "vocab", "tok"))]
     errors = [line for line in errors if "duplicates:" not in line]
     assert len(errors) == 1
-    assert errors[0].startswith("error: no room to write")
-    assert "the same command again" in errors[0]
+    assert errors[0].startswith("error: no space left to write")
+    assert "resume the build with the same command" in errors[0]
     assert not list(output_dir.glob("seq_*/manifest.json"))
     subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)
     assert main(flags_of(corpus, output_dir)) == 0
@@ -128,8 +118,8 @@ def test_a_damaged_file_costs_its_own_task_alone(tmp_path, small_tasks, capfd):
     jsonl(folder / "4.jsonl", 24)
     assert main([*flags, str(output_dir)]) == 0
     error = capfd.readouterr().err
-    assert f"{len(done)} of 6 reading tasks taken over from an unfinished build" in error
-    assert f"reading: going on, {len(done)} of 6 tasks were done" in error
+    assert f"{len(done)} of 6 reading tasks reused from an unfinished build" in error
+    assert f"reading: resuming, {len(done)} of 6 tasks are done" in error
     assert main([*flags, str(tmp_path / "anew")]) == 0
     assert digests(output_dir) == digests(tmp_path / "anew")
 
@@ -150,4 +140,4 @@ def test_a_wrong_vocabulary_size_does_not_cost_the_reading_and_changed_files_are
     assert "holds an unfinished build with other arguments" in capfd.readouterr().err  # a single task, of all files
     os.utime(part, (1, 1))
     assert main([*flags, "300", "--output_dir", str(output_dir)]) == 0
-    assert "1 of 1 reading tasks taken over" in capfd.readouterr().err
+    assert "1 of 1 reading tasks reused" in capfd.readouterr().err

@@ -10,7 +10,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from made_up_corpus import build
+from made_up_corpus import build, digests
 
 from bert_pld.data.masking import MaskingVocabulary, mask_tokens
 from bert_pld.data.nvidia_rows import open_rows
@@ -26,10 +26,6 @@ NVIDIA = ("--format", "nvidia", "--dupe_factor", str(DUPLICATES))
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("BERT_PLD_CACHE", str(tmp_path / "cache"))
-
-
-def digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -156,7 +152,7 @@ def put(name, *place, value):
     ("change", "message"),
     [
         (put("masked_lm_ids", 4, 0, value=2), "row 4: a special token is masked"),
-        (put("masked_lm_ids", 4, 0, value=300), "row 4: an id beyond the vocabulary of 300"),
+        (put("masked_lm_ids", 4, 0, value=300), "row 4: an id is outside the vocabulary of 300"),
         (put("masked_lm_positions", 4, value=0), r"row 4: "),
         (put("input_ids", 3, 0, value=77), r"row 3: does not begin with \[CLS\]"),
         (put("input_mask", 2, 5, value=0), "row 2: input_mask is not ones and then zeros"),
@@ -181,14 +177,14 @@ def test_verify_finds_damaged_missing_and_foreign_shards(pair, tmp_path):
     faults = " ".join(verify(data))
     assert "bert_training_0.hdf5: damaged (SHA-256 differs" in faults
     assert "bert_training_1.hdf5: missing" in faults
-    assert "bert_training_999.hdf5: foreign shard" in faults
+    assert "bert_training_999.hdf5: unlisted shard" in faults
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--format", "nvidia", "--dupe_factor", "0"], "--dupe_factor 0: must lie between 1 and 1000"),
-        (["--dupe_factor", "5"], "--dupe_factor: native rows hold no masks"),
+        (["--format", "nvidia", "--dupe_factor", "0"], "--dupe_factor 0: must be between 1 and 1000"),
+        (["--dupe_factor", "5"], "--dupe_factor: requires --format nvidia; native rows hold no masks"),
     ],
 )
 def test_mistakes_are_one_line(corpus, tmp_path, capsys, flags, message):
@@ -202,4 +198,4 @@ def test_a_vocabulary_with_padding_elsewhere_is_refused(corpus, tmp_path, capsys
     (tmp_path / "vocab.txt").write_text("".join(f"{entry}\n" for entry in entries))
     flags = ("--vocab", str(tmp_path / "vocab.txt"), "--format", "nvidia")
     assert build(corpus, tmp_path / "data", *flags) == 1
-    assert "[PAD] is 1; it must be 0 for --format nvidia" in capsys.readouterr().err
+    assert "the id of [PAD] is 1; --format nvidia requires 0" in capsys.readouterr().err

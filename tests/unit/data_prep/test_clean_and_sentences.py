@@ -4,9 +4,9 @@ import pytest
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-import data_prep.document
 from data_prep.recipe import Drop, Normalise, ReadPieces, run_recipe
 from data_prep.sources import KINDS
+from data_prep.sources.kind import Document as SourceDocument
 from data_prep.sources.kind import Piece
 from data_prep.text.clean import NOT_PROSE, TOO_SHORT, clean_text, drop_reason
 from data_prep.text.sentences import split_sentences
@@ -59,9 +59,9 @@ def test_unfit_documents_are_dropped_with_counted_reasons():
 
 def test_what_a_source_leaves_out_is_counted_by_its_reason(monkeypatch):
     documents = [
-        data_prep.document.Document("", "1", "text", dropped="redirect"),
-        data_prep.document.Document(PROSE, "2", "text"),
-        data_prep.document.Document("", "3", "text", dropped="redirect"),
+        SourceDocument("", "1", "text", dropped="redirect"),
+        SourceDocument(PROSE, "2", "text"),
+        SourceDocument("", "3", "text", dropped="redirect"),
     ]
     kind = dataclasses.replace(KINDS["text"], read_piece=lambda piece: iter(documents))
     monkeypatch.setitem(KINDS, "text", kind)

@@ -25,10 +25,10 @@ def build_flags(tmp_path, source):
     [
         (["--executor", "condor"], "--executor condor: not available; allowed: local, slurm, ray"),
         (["--format", "parquet"], "--format parquet: not available; allowed: native, nvidia"),
-        (["--seq_length", "4"], "--seq_length 4: must lie between 8 and 65535"),
-        (["--validation_fraction", "1.5"], "--validation_fraction 1.5: must lie between 0 and 1"),
-        (["--seed", "-1"], "--seed -1: must lie between 0 and 4294967295"),
-        (["--workers", "0"], "--workers 0: must lie between 1"),
+        (["--seq_length", "4"], "--seq_length 4: must be between 8 and 65535"),
+        (["--validation_fraction", "1.5"], "--validation_fraction 1.5: must be between 0 and 1"),
+        (["--seed", "-1"], "--seed -1: must be between 0 and 4294967295"),
+        (["--workers", "0"], "--workers 0: must be between 1"),
         (["--source", "book=x"], "unknown kind 'book'; did you mean 'books'?"),
         (["--source", "text=/no/such/place"], "/no/such/place: no such file, and no file matches it as a glob"),
     ],
@@ -91,7 +91,7 @@ def test_full_disk_is_one_line_and_the_build_can_go_on(tmp_path, corpus, sound_b
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert (result.returncode, len(errors)) == (1, 1), result.stderr
-    assert "no room to write" in errors[0]
+    assert "no space left to write" in errors[0]
     assert "Traceback" not in result.stderr
     assert build(corpus, output_dir, "--vocab", str(vocab)) == 0
 

@@ -65,10 +65,10 @@ def test_a_signature_does_not_depend_on_its_neighbours_nor_on_windows(monkeypatc
     together = signatures(texts)
     for number, text in enumerate(texts):
         assert np.array_equal(signatures([text])[0], together[number])
-    monkeypatch.setattr(minhash, "_WINDOW_BYTES", 4096)
-    minhash._powers.cache_clear()
+    monkeypatch.setattr(minhash, "WINDOW_BYTES", 4096)
+    minhash.base_powers.cache_clear()
     in_windows = signatures(texts)
-    minhash._powers.cache_clear()
+    minhash.base_powers.cache_clear()
     for number, text in enumerate(texts):
         same = np.mean(in_windows[number] == together[number])
         assert same == 1.0 if len(text) < 4096 else same > 0.9

@@ -3,14 +3,14 @@ import json
 
 import pytest
 
-from data_prep.executors.attempt import Attempt, Notes, RunTasks, open_attempts
+from data_prep.executors.attempt import Attempt, NotesReader, RunTasks, open_attempts
 from data_prep.executors.options import ExecutorOptions, add_executor_flags
 
 
 def options(*flags):
     parser = argparse.ArgumentParser()
     add_executor_flags(parser)
-    return ExecutorOptions.of(parser.parse_args(flags))
+    return ExecutorOptions.from_flags(parser.parse_args(flags))
 
 
 def test_flags_become_options():
@@ -26,16 +26,16 @@ def test_flags_become_options():
     ("flags", "message"),
     [
         (["--executor", "condor"], "--executor condor: not available; allowed: local, slurm, ray"),
-        (["--workers", "0"], "--workers 0: must lie between 1 and 4096"),
-        (["--slurm_partition", "cpu"], "--slurm_partition: is for --executor slurm, not local"),
-        (["--ray_address", "auto", "--executor", "slurm"], "--ray_address: is for --executor ray, not slurm"),
-        (["--executor", "slurm", "--slurm_partition", "a;b"], "--slurm_partition 'a;b': letters, digits"),
-        (["--executor", "slurm", "--slurm_partition", "a\n"], r"--slurm_partition 'a\n': letters, digits"),
+        (["--workers", "0"], "--workers 0: must be between 1 and 4096"),
+        (["--slurm_partition", "cpu"], "--slurm_partition: requires --executor slurm, not local"),
+        (["--ray_address", "auto", "--executor", "slurm"], "--ray_address: requires --executor ray, not slurm"),
+        (["--executor", "slurm", "--slurm_partition", "a;b"], "--slurm_partition 'a;b': allowed are letters, digits"),
+        (["--executor", "slurm", "--slurm_partition", "a\n"], r"--slurm_partition 'a\n': allowed are letters, digits"),
         (["--executor", "slurm", "--slurm_time", "2h"], "--slurm_time '2h': must be MINUTES, HH:MM:SS"),
-        (["--executor", "slurm", "--slurm_memory_gb", "nan"], "--slurm_memory_gb nan: must lie between"),
-        (["--executor", "slurm", "--slurm_args", "array=0-9"], "'array=0-9': array is set by the build itself"),
+        (["--executor", "slurm", "--slurm_memory_gb", "nan"], "--slurm_memory_gb nan: must be between"),
+        (["--executor", "slurm", "--slurm_args", "array=0-9"], "'array=0-9': the build sets array itself"),
         (["--executor", "slurm", "--slurm_args", "Account=a"], "'Account=a': must be key=value or key"),
-        (["--executor", "slurm", "--slurm_args", "account=a\nb"], "holds a character that cannot be printed"),
+        (["--executor", "slurm", "--slurm_args", "account=a\nb"], "contains a character that cannot be printed"),
         (["--executor", "ray", "--ray_address", "host"], "--ray_address 'host': must be auto, local or HOST:PORT"),
     ],
 )
@@ -47,7 +47,7 @@ def test_a_wrong_flag_says_what_is_allowed(flags, message):
 
 @pytest.fixture
 def attempt(tmp_path):
-    return Attempt.begun(tmp_path, "square")
+    return Attempt.create(tmp_path, "square")
 
 
 def test_a_rank_that_begins_again_repeats_nothing_that_it_noted(tmp_path, attempt):
@@ -58,12 +58,12 @@ def test_a_rank_that_begins_again_repeats_nothing_that_it_noted(tmp_path, attemp
     step = RunTasks(lambda _, task: ran.append(task), tmp_path, [0, 3, 4, 7, 8, 9], attempt.folder)
     list(step.run(rank=1, world_size=2))
     assert ran == [7, 9]
-    notes = Notes(attempt, 2)
+    notes = NotesReader(attempt, 2)
     assert (notes.newly_done(), notes.in_progress) == ([3, 7, 9], [])
 
 
 def test_half_a_note_is_read_when_it_is_whole(attempt):
-    notes, path = Notes(attempt, 1), attempt.folder / "notes" / "00000"
+    notes, path = NotesReader(attempt, 1), attempt.folder / "notes" / "00000"
     path.write_text("begin 1\ndone 1\nbegin 12")
     assert (notes.newly_done(), notes.in_progress) == ([1], [])
     path.write_text("begin 1\ndone 1\nbegin 123\n")
@@ -76,12 +76,12 @@ def test_a_stopped_or_removed_attempt_begins_no_task(tmp_path, attempt):
         attempt.stop()
 
     list(RunTasks(stopping, tmp_path, [0, 1, 2], attempt.folder).run())
-    assert Notes(attempt, 1).newly_done() == [0]
+    assert NotesReader(attempt, 1).newly_done() == [0]
     assert Attempt(tmp_path / "gone").stopped
 
 
 def test_an_attempt_is_open_until_its_jobs_have_ended(tmp_path, attempt):
-    other = Attempt.begun(tmp_path, "square")
+    other = Attempt.create(tmp_path, "square")
     assert [found.folder for found in open_attempts(tmp_path)] == [attempt.folder, other.folder]
     attempt.close()
     assert [found.folder for found in open_attempts(tmp_path)] == [other.folder]

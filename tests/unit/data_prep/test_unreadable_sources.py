@@ -7,16 +7,12 @@ import zipfile
 
 import pyarrow as pa
 import pytest
+from made_up_corpus import read_source
 
 from data_prep.sources import Source
 from data_prep.sources.local_files import what_it_is
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20
-
-
-def documents(argument):
-    source = Source.parse(argument)
-    return [document for piece in source.pieces() for document in source.kind.read_piece(piece)]
 
 
 def zipped():
@@ -44,7 +40,7 @@ def test_book_that_is_not_text_is_named(tmp_path, content, message):
     (tmp_path / "good.txt").write_text("It was a cold day.\n" * 20)
     (tmp_path / "odd.txt").write_bytes(content)
     with pytest.raises(ValueError, match=r"odd\.txt: not text but") as caught:
-        documents(f"books={tmp_path}")
+        read_source(f"books={tmp_path}")
     assert message in str(caught.value)
 
 
@@ -58,7 +54,7 @@ def test_all_files_that_are_not_text_are_found_before_anything_is_read(tmp_path)
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "cp1252", "utf-16"])
 def test_text_with_form_feeds_and_accents_in_any_encoding_is_text(tmp_path, encoding):
     (tmp_path / "a.txt").write_bytes(("Le café était froid à Noël.\n" * 30 + "\f").encode(encoding))
-    assert "café" in documents(f"books={tmp_path}")[0].text
+    assert "café" in read_source(f"books={tmp_path}")[0].text
     assert what_it_is(b"Old DOS text.\r\n" * 9 + b"\x1a") is None
 
 
@@ -75,7 +71,7 @@ def test_text_with_form_feeds_and_accents_in_any_encoding_is_text(tmp_path, enco
 def test_what_is_not_utf_8_names_the_place(tmp_path, kind, content, message):
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.txt: not UTF-8") as caught:
-        documents(f"{kind}={tmp_path}/a.txt")
+        read_source(f"{kind}={tmp_path}/a.txt")
     assert message in str(caught.value)
 
 
@@ -83,7 +79,7 @@ def test_what_is_not_utf_8_names_the_place(tmp_path, kind, content, message):
 def test_source_of_empty_files_is_nothing_to_read(tmp_path, kind):
     (tmp_path / "a.txt").write_bytes(b"")
     with pytest.raises(ValueError, match=f"--source {kind}=.*a.txt: nothing to read: the files are empty"):
-        documents(f"{kind}={tmp_path}/a.txt")
+        read_source(f"{kind}={tmp_path}/a.txt")
 
 
 def lines(count):
@@ -98,16 +94,16 @@ def test_compressed_jsonl_gives_the_lines_of_the_plain_file(tmp_path, ending, co
     path = tmp_path / "folder" / f"a.jsonl.{ending}"
     path.parent.mkdir()
     path.write_bytes(whole + second)
-    texts = [d.text for d in documents(f"jsonl={path.parent}")]
-    assert texts == [d.text for d in documents(f"jsonl={tmp_path}/plain.jsonl")]
+    texts = [d.text for d in read_source(f"jsonl={path.parent}")]
+    assert texts == [d.text for d in read_source(f"jsonl={tmp_path}/plain.jsonl")]
     assert len(texts) == 5000
-    assert documents(f"jsonl={path.parent}")[7].id == f"{path}:8"
+    assert read_source(f"jsonl={path.parent}")[7].id == f"{path}:8"
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"a\.jsonl\.\w+: damaged or cut short after line \d+: "):
-        documents(f"jsonl={path}")
+        read_source(f"jsonl={path}")
     path.write_bytes(pa.compress(b'{"text": "ok"}\nbroken\n', codec=codec, asbytes=True))
     with pytest.raises(ValueError, match=rf"a\.jsonl\.{ending}:2: not JSON"):
-        documents(f"jsonl={path}")
+        read_source(f"jsonl={path}")
     path.write_bytes(pa.compress(b'{"text": "ok"}\n{"text": "na\xefve"}\n', codec=codec, asbytes=True))
     with pytest.raises(ValueError, match=rf"a\.jsonl\.{ending}:2: not UTF-8 at byte 12 of the line"):
-        documents(f"jsonl={path}")
+        read_source(f"jsonl={path}")

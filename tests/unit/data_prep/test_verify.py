@@ -60,7 +60,7 @@ def test_cut_missing_and_foreign_shards_are_found_together(copy, capsys):
     status, _, err = verified(copy, capsys)
     assert status == 1
     assert [line.split("copy/")[1].split(",")[0] for line in err] == [
-        "train_00007.hdf5: foreign shard",
+        "train_00007.hdf5: unlisted shard",
         f"train_00000.hdf5: {cut.stat().st_size} bytes",
         "validation_00000.hdf5: missing",
     ]
@@ -86,12 +86,12 @@ def set_value(name, index, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_value("input_ids", (3, 5), 300), "row 3: an id beyond the vocabulary of 300 (1 such rows)"),
+        (set_value("input_ids", (3, 5), 300), "row 3: an id is outside the vocabulary of 300 (1 such rows)"),
         (set_value("input_ids", (4, 0), 9), "row 4: does not begin with [CLS]"),
-        (set_value("input_ids", (5, 2), 0), "row 5: padding does not begin where length says"),
-        (set_value("length", 6, 40), "row 6: length outside 3 to 32"),
+        (set_value("input_ids", (5, 2), 0), "row 5: padding does not begin at position length"),
+        (set_value("length", 6, 40), "row 6: length is not between 3 and 32"),
         (set_value("next_sentence_label", 7, -1), "row 7: next_sentence_label is neither 0 nor 1"),
-        (set_value("segment_b_start", 8, 31), "row 8: segment_b_start outside the row"),
+        (set_value("segment_b_start", 8, 31), "row 8: segment_b_start is outside the row"),
     ],
 )
 def test_rows_that_break_a_rule_are_found(copy, capsys, change, message):

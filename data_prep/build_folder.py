@@ -1,0 +1,226 @@
+"""The folder `.build` of an unfinished build: its layout, its lock, and how a later call resumes or replaces the build.
+
+    .build/plan.json                    arguments; reading tasks, each a list of pieces of a source
+    .build/lock                         locked by the process that runs the build
+    .build/spool/00000.txt .npz .sig    output of a reading task
+    .build/comparisons.json             comparing tasks, each a share of all digests or signatures
+    .build/duplicates/                  output of the comparing tasks
+    .build/groups.json                  writing tasks, each a list of ranges of spooled documents
+    .build/shards/128/train_00000_000.hdf5
+    .build/done/read_00000.json         completion marker of a task, with the task's counts
+
+A build with other arguments or inputs can reuse the text that an unfinished build has read. The usual reason is a
+damaged input file or a wrong vocabulary size, found after hours of reading: most reading tasks of the corrected build
+are the same. They keep their spools under their new task numbers; all later stages run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bert_pld.data.shards import MANIFEST_NAME
+from bert_pld.files import TOKENIZER, VOCABULARY, write_atomically
+from data_prep.data_card import DATA_CARD_NAME
+from data_prep.executors.slurm_queue import stop_orphaned_jobs
+from data_prep.plan import PLAN_NAME, RECIPE_VERSION, BuildPlan
+from data_prep.sources.kind import Piece
+
+BUILD_FOLDER = ".build"
+_LOCK_NAME = "lock"
+_ARGUMENTS_OF_READING = ("language", "keep_languages", "deduplicate")
+_SPOOL_SUFFIXES = (".txt", ".npz", ".sig")
+
+
+class Markers:
+    """Completion markers: the counts of a task, written after all files of the task are in place."""
+
+    def __init__(self, build_dir: Path) -> None:
+        self.folder = build_dir / "done"
+
+    def path(self, stage: str, task: int) -> Path:
+        """Return the path of a task's marker."""
+        return self.folder / f"{stage}_{task:05d}.json"
+
+    def write(self, stage: str, task: int, counts: dict[str, Any]) -> None:
+        """Record that a task is done."""
+        write_atomically(self.path(stage, task), json.dumps(counts, sort_keys=True) + "\n")
+
+    def read(self, stage: str, task: int) -> dict[str, Any] | None:
+        """Return the counts of a finished task, or None for an unfinished one."""
+        path = self.path(stage, task)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def is_finished(output_dir: Path, plan: BuildPlan) -> bool:
+    """Return whether `output_dir` holds the complete result of this plan."""
+    for data_dir in plan.arguments.data_dirs(output_dir).values():
+        card = data_dir / DATA_CARD_NAME
+        if not card.is_file() or not (data_dir / MANIFEST_NAME).is_file():
+            return False
+        try:
+            if json.loads(card.read_text(encoding="utf-8"))["build"] != plan.identity():
+                return False
+        except (ValueError, TypeError, KeyError):
+            return False
+    return True
+
+
+@contextmanager
+def open_build_folder(output_dir: Path, plan: BuildPlan) -> Iterator[Path]:
+    """Make or resume the build folder of `output_dir`, and hold its lock while the build runs.
+
+    Args:
+        output_dir: an absolute path.
+        plan: the plan of this build.
+
+    Raises:
+        ValueError: the directory holds other files, a different build, or a build that is running.
+    """
+    build_dir = output_dir / BUILD_FOLDER
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if not (build_dir / PLAN_NAME).is_file():
+        _require_empty(output_dir)
+    build_dir.mkdir(exist_ok=True)
+    with open(build_dir / _LOCK_NAME, "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise ValueError(f"--output_dir {output_dir}: another build is running in this directory") from None
+        stop_orphaned_jobs(build_dir)
+        _adopt_unfinished_build(build_dir, plan)
+        if not (build_dir / PLAN_NAME).is_file():
+            plan.write(build_dir)
+        for folder in ("spool", "duplicates", "done", *(f"shards/{length}" for length in plan.arguments.seq_lengths)):
+            (build_dir / folder).mkdir(parents=True, exist_ok=True)
+        for data_dir in plan.arguments.data_dirs(output_dir).values():
+            data_dir.mkdir(exist_ok=True)
+        try:
+            yield build_dir
+        except ValueError:
+            # The user's arguments or inputs are wrong. The corrected build can reuse finished reading tasks, so the
+            # folder is removed only where there are none.
+            if not any((build_dir / "done").glob("read_*.json")):
+                _discard_build(output_dir, plan)
+            raise
+
+
+def remove_build_folder(build_dir: Path) -> None:
+    """Remove the build folder. The plan is removed last, so that an interrupted removal leaves a resumable build."""
+    for path in build_dir.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    for name in ("comparisons.json", "groups.json", "masking.json", _LOCK_NAME, PLAN_NAME):
+        (build_dir / name).unlink(missing_ok=True)
+    shutil.rmtree(build_dir)
+
+
+def _require_empty(output_dir: Path) -> None:
+    other_files = sorted(path.name for path in output_dir.iterdir() if path != output_dir / BUILD_FOLDER)
+    if other_files:
+        is_build = MANIFEST_NAME in other_files or any(output_dir.glob(f"seq_*/{MANIFEST_NAME}"))
+        names = ", ".join(other_files[:3]) + " …" * (len(other_files) > 3)
+        raise ValueError(
+            f"--output_dir {output_dir}: holds {'another build' if is_build else 'other files'} ({names});"
+            " nothing was changed; choose a new or empty directory"
+        )
+
+
+def _discard_build(output_dir: Path, plan: BuildPlan) -> None:
+    """Remove the files of an unfinished build, and its directories where nothing else is in them."""
+    remove_build_folder(output_dir / BUILD_FOLDER)
+    for folder in [*plan.arguments.data_dirs(output_dir).values(), output_dir]:
+        for name in (TOKENIZER, VOCABULARY):
+            (folder / name).unlink(missing_ok=True)
+        if folder.is_dir() and not os.listdir(folder):
+            folder.rmdir()
+
+
+def _adopt_unfinished_build(build_dir: Path, plan: BuildPlan) -> None:
+    """Accept an unfinished build with the same plan, or convert one with another plan.
+
+    Raises:
+        ValueError: the unfinished build has no reading task that this plan can reuse.
+    """
+    plan_file = build_dir / PLAN_NAME
+    content = json.loads(plan_file.read_text(encoding="utf-8")) if plan_file.is_file() else None
+    if content is None or content["identity"] == plan.identity():
+        return
+    same_recipe = content.get("recipe") == RECIPE_VERSION
+    reused = _reuse_reading_tasks(build_dir, BuildPlan.read(build_dir), plan) if same_recipe else 0
+    if not reused:
+        raise ValueError(
+            f"--output_dir {build_dir.parent}: holds an unfinished build with other arguments or inputs;"
+            f" nothing was changed; choose another directory, or remove {build_dir} to start again"
+        )
+    print(f"{reused} of {len(plan.tasks)} reading tasks reused from an unfinished build", file=sys.stderr)
+
+
+def _reuse_reading_tasks(build_dir: Path, old: BuildPlan, new: BuildPlan) -> int:
+    """Convert the folder of an unfinished build to another plan, and return the number of reused reading tasks.
+
+    A finished reading task is reused where the new plan has a task with the same pieces and none of their files has
+    changed since. With nothing to reuse the folder is not changed. An interruption in the middle leaves a folder
+    without a plan, which the next call treats as a new build.
+    """
+    new_numbers = _reusable_tasks(build_dir, old, new)
+    if not new_numbers:
+        return 0
+    aside = build_dir / "carried"
+    shutil.rmtree(aside, ignore_errors=True)
+    (aside / "spool").mkdir(parents=True)
+    (aside / "done").mkdir()
+    for old_number, new_number in new_numbers.items():
+        for suffix in _SPOOL_SUFFIXES:
+            path = build_dir / "spool" / f"{old_number:05d}{suffix}"
+            if path.is_file():
+                os.link(path, aside / "spool" / f"{new_number:05d}{suffix}")
+        counts = Markers(build_dir).read("read", old_number)
+        assert counts is not None
+        Markers(aside).write("read", new_number, counts)
+    (build_dir / PLAN_NAME).unlink()
+    for path in build_dir.iterdir():
+        if path.is_dir() and path != aside:
+            shutil.rmtree(path)
+        elif path.is_file() and path.name != _LOCK_NAME:
+            path.unlink()
+    for folder in ("spool", "done"):
+        os.replace(aside / folder, build_dir / folder)
+    aside.rmdir()
+    new.write(build_dir)
+    return len(new_numbers)
+
+
+def _reusable_tasks(build_dir: Path, old: BuildPlan, new: BuildPlan) -> dict[int, int]:
+    """Map numbers of finished reading tasks of the old plan to their numbers in the new plan."""
+    old_arguments, new_arguments = (
+        [getattr(plan.arguments, name) for name in _ARGUMENTS_OF_READING] for plan in (old, new)
+    )
+    if old_arguments != new_arguments:
+        return {}
+    number_of = {_key(pieces): number for number, pieces in enumerate(new.tasks)}
+    new_numbers: dict[int, int] = {}
+    for number, pieces in enumerate(old.tasks):
+        marker = Markers(build_dir).path("read", number)
+        if _key(pieces) in number_of and marker.is_file() and not _changed_since(pieces, marker.stat().st_mtime):
+            new_numbers[number] = number_of[_key(pieces)]
+    return new_numbers
+
+
+def _key(pieces: list[Piece]) -> str:
+    return json.dumps([dataclasses.astuple(piece) for piece in pieces])
+
+
+def _changed_since(pieces: list[Piece], time: float) -> bool:
+    return any(os.path.exists(piece.path) and os.stat(piece.path).st_mtime > time for piece in pieces)
