@@ -1,69 +1,36 @@
-"""Examples as token ids, and their order: seeded, sequences of like length together, alike on every rank."""
+"""The order of examples and their batches: seeded, similar lengths together, the same on every rank."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bert_pld.glue.reading import Examples
+from bert_pld.glue.data import Encoded
 
-_BATCHES_A_POOL = 50
-"""Of so many batches, drawn at random, the sequences are sorted by length before they are divided."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """A split as token ids, unpadded."""
-
-    input_ids: list[list[int]]
-    token_type_ids: list[list[int]]
-    labels: NDArray[np.float64] | None
-    truncated: int
-    """Examples that fill the longest sequence allowed, or were cut to it."""
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-
-def encode(tokenizer: Any, examples: Examples, max_seq_length: int) -> Encoded:
-    """Tokenize; of a pair that is too long the longer sentence is cut first.
-
-    Args:
-        tokenizer: a fast one of transformers.
-        examples: a split.
-        max_seq_length: tokens, special ones included.
-    """
-    pairs = {} if examples.second is None else {"text_pair": examples.second}
-    found = tokenizer(
-        examples.first, **pairs, truncation=True, max_length=max_seq_length, return_overflowing_tokens=False
-    )
-    ids: list[list[int]] = found["input_ids"]
-    types = found.get("token_type_ids") or [[0] * len(row) for row in ids]
-    labels = None if examples.labels is None else np.asarray(examples.labels)
-    return Encoded(ids, types, labels, sum(len(row) == max_seq_length for row in ids))
+_BATCHES_PER_POOL = 50
+"""Rows are sorted by length within random pools of this many batches, which keeps padding low and batches random."""
 
 
 def training_order(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """An epoch's batches of row numbers, a function of (seed, epoch) alone.
+    """Return an epoch's batches of row numbers, a function of (seed, epoch) alone.
 
-    Rows are shuffled, sorted by length within pools of 50 batches, and the batches shuffled. The last batch is filled
-    up from the epoch's beginning, so that all have the same size and every rank the same share.
+    Rows are shuffled and sorted by length within pools of 50 batches; then the batches are shuffled. The last batch is
+    filled up with rows from the beginning of the epoch, so that all batches and all ranks' shares have the same size.
 
     Args:
-        lengths: tokens of each row, `[rows]`.
-        batch_size: rows of a step, over all ranks.
-        seed: of the run; `epoch`: from 0.
+        lengths: number of tokens of each row, `[rows]`.
+        batch_size: rows per step, over all ranks.
+        seed: seed of the fine-tuning.
+        epoch: number of the epoch, from 0.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     rows = generator.permutation(len(lengths))
     missing = -len(rows) % batch_size
     rows = np.concatenate([rows, np.resize(rows, missing)])
-    pool = batch_size * _BATCHES_A_POOL
+    pool = batch_size * _BATCHES_PER_POOL
     rows = np.concatenate(
         [part[np.argsort(lengths[part], kind="stable")] for part in np.split(rows, range(pool, len(rows), pool))]
     )
@@ -71,13 +38,27 @@ def training_order(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch
     return list(batches[generator.permutation(len(batches))])
 
 
+def evaluation_rows(encoded: Encoded, batch_size: int, rank: int, world_size: int) -> Iterator[NDArray[np.int64]]:
+    """Yield this rank's batches of row numbers, sorted by length; every row belongs to exactly one rank.
+
+    All ranks have the same number of batches; a rank's last batch may be empty.
+    """
+    order = np.argsort([len(row) for row in encoded.input_ids], kind="stable")
+    for start in range(0, len(order[::world_size]), batch_size):
+        yield order[rank::world_size][start : start + batch_size]
+
+
 def collate(
     encoded: Encoded, rows: NDArray[np.int64], pad_id: int, device: torch.device, *, classes: bool
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-    """The model's inputs, padded to the longest of these rows, `[rows, tokens]`, and labels `[rows]`.
+    """Return the model's inputs `[rows, tokens]`, padded to the longest of these rows, and the labels `[rows]`.
 
     Args:
-        classes: labels are class numbers (int64) rather than scores (float32).
+        encoded: the split.
+        rows: row numbers in the split.
+        pad_id: id of the padding token.
+        device: device of the result.
+        classes: whether labels are classes (int64) or scores (float32).
     """
     longest = max(len(encoded.input_ids[row]) for row in rows)
     ids = torch.full((len(rows), longest), pad_id, dtype=torch.int64)
@@ -92,13 +73,3 @@ def collate(
         labels = torch.from_numpy(encoded.labels[rows]).to(device, torch.int64 if classes else torch.float32)
     inputs = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
     return {name: tensor.to(device) for name, tensor in inputs.items()}, labels
-
-
-def evaluation_rows(encoded: Encoded, batch_size: int, rank: int, world_size: int) -> Iterator[NDArray[np.int64]]:
-    """This rank's rows in batches, sorted by length; every row belongs to one rank.
-
-    All ranks have equally many batches, of which the last may hold nothing.
-    """
-    order = np.argsort([len(row) for row in encoded.input_ids], kind="stable")
-    for start in range(0, len(order[::world_size]), batch_size):
-        yield order[rank::world_size][start : start + batch_size]

@@ -1,4 +1,4 @@
-"""The encoder to fine-tune: any folder that transformers loads, with a fresh classifier on top."""
+"""The encoder to fine-tune: any model that transformers loads, with a new classifier on top."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from bert_pld.glue.tasks import Task
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 CLASSIFIER_DROPOUTS = ("classifier_dropout", "classifier_dropout_prob", "cls_dropout", "pooler_dropout")
-"""By the classes of transformers that use the former names, of BERT, ALBERT and DeBERTa."""
+"""Names of the classifier's dropout in the configurations of BERT, ALBERT, DeBERTa and others that have `DROPOUTS`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
-    """A Hugging Face model's folder, read once for many fine-tunings."""
+class PretrainedEncoder:
+    """A Hugging Face model, read once for many fine-tunings."""
 
     folder: str
+    """A folder or a name on the Hub."""
     tokenizer: Any
     config: Any
     from_scratch: bool
-    """Fresh weights of the same shape: what pretraining is to be compared with."""
+    """Whether to use random weights of the same shape, as the baseline for pretraining."""
     weights: str = ""
-    """What tells them from others: see `identify_weights`."""
+    """Identity of the pretrained weights, as `identify_weights` returns it."""
     dropout: float | None = None
-    """Of hidden states, attention and the classifier's input; None: as the configuration has it."""
+    """Dropout of hidden states, attention and the classifier's input; None: the configuration's values."""
 
     @property
     def pad_id(self) -> int:
-        """Of the vocabulary."""
+        """Id of the padding token."""
         return int(self.tokenizer.pad_token_id or 0)
 
     def classifier(self, task: Task, seed: int) -> nn.Module:
-        """A fresh classifier over the encoder's weights, its own weights a function of the seed; fp32."""
+        """Return an fp32 classifier for a task on top of the encoder; the seed determines all new weights."""
         from transformers import AutoModelForSequenceClassification
         from transformers.utils import logging
 
@@ -50,8 +51,9 @@ class Encoder:
         if self.from_scratch:
             model: nn.Module = AutoModelForSequenceClassification.from_config(config)
             return model.float()
+        # transformers warns that the classifier is new and the pretraining heads are unused: both are intended.
         before = logging.get_verbosity()
-        logging.set_verbosity_error()  # that the classifier is new, and the pretraining heads unused, is what is wanted
+        logging.set_verbosity_error()
         try:
             loaded: nn.Module = AutoModelForSequenceClassification.from_pretrained(
                 self.folder, config=config, dtype=torch.float32
@@ -61,17 +63,20 @@ class Encoder:
         return loaded
 
 
-def load_encoder(folder: str, max_seq_length: int, from_scratch: bool = False, dropout: float | None = None) -> Encoder:
+def load_encoder(
+    folder: str, max_seq_length: int, from_scratch: bool = False, dropout: float | None = None
+) -> PretrainedEncoder:
     """Read a model's configuration and tokenizer.
 
     Args:
-        folder: an export, or any folder or name that transformers knows.
-        max_seq_length: tokens wanted.
-        from_scratch: leave its weights.
-        dropout: in place of the configuration's, in [0, 1).
+        folder: an exported model, or any folder or name that transformers loads.
+        max_seq_length: tokens of the longest sequence.
+        from_scratch: use random weights.
+        dropout: replaces the configuration's values, in [0, 1).
 
     Raises:
-        ValueError: it is none, has fewer positions, or names its dropout otherwise than BERT.
+        ValueError: the model cannot be loaded, has too few positions, has no fast tokenizer, or has other names for its
+            dropout than BERT.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -80,27 +85,25 @@ def load_encoder(folder: str, max_seq_length: int, from_scratch: bool = False, d
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         why = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"--model {folder}: neither a checkpoint of ours nor a model of transformers ({why})"
-        ) from None
+        raise ValueError(f"--model {folder}: neither a bert_pld checkpoint nor a transformers model ({why})") from None
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and max_seq_length > positions:
-        raise ValueError(f"--max_seq_length {max_seq_length}: must be at most {positions}, the positions of the model")
+        raise ValueError(f"--max_seq_length {max_seq_length}: must be at most {positions}, the model's positions")
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"--model {folder}: its tokenizer has no tokenizer.json, which is needed here")
+        raise ValueError(f"--model {folder}: a fast tokenizer (tokenizer.json) is required")
     if dropout is not None and not all(hasattr(config, name) for name in DROPOUTS):
         raise ValueError(f"--dropout {dropout:g}: the model's configuration must have {' and '.join(DROPOUTS)}")
-    return Encoder(folder, tokenizer, config, from_scratch, identify_weights(folder), dropout)
+    return PretrainedEncoder(folder, tokenizer, config, from_scratch, identify_weights(folder), dropout)
 
 
 def identify_weights(model: str) -> str:
-    """The SHA-256 of each file of weights in a folder; of what is no folder the name."""
+    """Return the SHA-256 of each weight file in a folder, joined by spaces; for a name on the Hub, the name."""
     files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in Path(model).glob(pattern))
     return " ".join(map(file_sha256, files)) or model
 
 
 def is_hugging_face_folder(path: Path) -> bool:
-    """Whether a folder is a model of transformers rather than a run or checkpoint of ours."""
+    """Return whether a folder holds a transformers model rather than a run or checkpoint of bert_pld."""
     try:
         return "model_type" in json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,11 +1,11 @@
-"""Results on disk: one folder a fine-tuning, kept under its settings; answers in the leaderboard's format."""
+"""Result files: one folder per fine-tuning, reused only under the same conditions; predictions for the leaderboard."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,67 +13,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.files import write_atomically
-from bert_pld.glue.finetuning import Outcome, Settings
+from bert_pld.glue.finetune import Outcome
 from bert_pld.glue.tasks import Task
 
 RESULT = "result.json"
 
 
 class DamagedResultError(ValueError):
-    """A result that cannot be read as one."""
+    """A result file that is cut short or not a fine-tuning's result."""
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A fine-tuning's result.
+    """Return a fine-tuning's result.
 
     Raises:
-        DamagedResultError: it was cut short or changed; names the file.
-        OSError: it is not there, or cannot be read.
+        DamagedResultError: the file is cut short or was changed; names the file.
+        OSError: the file does not exist or cannot be read.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         conditions = found["conditions"]
-        whole = {"learning_rate", "seed"} <= conditions.keys() and isinstance(found["dev"], dict)
+        is_complete = {"learning_rate", "seed"} <= conditions.keys() and isinstance(found["dev"], dict)
     except (ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
+        is_complete = False
+    if not is_complete:
         raise DamagedResultError(
-            f"{path}: not a fine-tuning's result, cut short or damaged; fine-tune again with the same command, or"
-            " remove the file"
+            f"{path}: not a complete fine-tuning result; run the same command again, or remove the file"
         )
     return dict(found)
 
 
 @dataclasses.dataclass(frozen=True)
 class ResultFolder:
-    """Where one fine-tuning's result lies: `<output_dir>/<task>/lr_<rate>_seed_<k>`."""
+    """The folder of one fine-tuning's result."""
 
     path: Path
     model: str
-    """As it was given; what counts are its weights, among the conditions."""
+    """The model as the user named it. It is not compared; the identity of its weights is, as one of the conditions."""
     conditions: dict[str, Any]
+    """Everything that determines the result."""
 
     def read(self) -> dict[str, Any] | None:
-        """The result, if this fine-tuning was done before.
+        """Return the result of an earlier call; None if there is none, or a damaged one, which is then replaced.
 
         Raises:
-            ValueError: what is there was done under other conditions.
+            ValueError: the folder holds a result obtained under other conditions.
         """
         try:
             found = read_result(self.path / RESULT)
         except (FileNotFoundError, DamagedResultError):
-            return None  # done again
+            return None
         differing = [key for key, value in self.conditions.items() if found["conditions"].get(key) != value]
         if differing:
             key = differing[0]
             raise ValueError(
-                f"{self.path}: was made with {key} = {found['conditions'].get(key)!r}, not {self.conditions[key]!r};"
-                " give another --output_dir"
+                f"{self.path}: holds a result with {key} = {found['conditions'].get(key)!r}, not"
+                f" {self.conditions[key]!r}; give another --output_dir"
             )
         return found
 
     def describe(self, task: Task, outcome: Outcome, left_out: Mapping[str, int], seconds: float) -> dict[str, Any]:
-        """The result as it is written."""
+        """Return the result as `write` saves it."""
         return {
             "task": task.name,
             "model": self.model,
@@ -89,10 +89,10 @@ class ResultFolder:
         }
 
     def write(self, task: Task, result: Mapping[str, Any], predictions: Mapping[str, NDArray[np.float64]]) -> None:
-        """Write answers first, then the result, which says that all is there."""
+        """Write the predictions, then the result: a folder with a result is complete."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for name, answers in predictions.items():
-            write_predictions(self.path / name, task, answers)
+        for name, values in predictions.items():
+            write_predictions(self.path / name, task, values)
         write_atomically(self.path / RESULT, json.dumps(result, indent=2) + "\n")
 
 
@@ -103,53 +103,44 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def result_folder(
-    output_dir: Path,
-    task: Task,
-    model: str,
-    learning_rate: float,
-    seed: int,
-    settings: Settings,
-    *,
-    weights: str,
-    data: str,
-    from_scratch: bool = False,
-) -> ResultFolder:
-    """The place of a fine-tuning under these conditions.
+def write_predictions(path: Path, task: Task, predictions: NDArray[np.float64]) -> None:
+    """Write a file for the leaderboard: columns `index` and `prediction`; scores have three decimals.
 
     Args:
-        output_dir: of all tasks.
-        task: which.
-        model: as it was given.
-        learning_rate: of the classifier and the encoder.
-        seed: of the classifier, the order and dropout.
-        settings: the same for all.
-        weights: of the encoder, as `Encoder.weights` has them.
-        data: as `reading.identify_data` has it.
-        from_scratch: whether the encoder's weights are fresh ones instead.
-    """
-    conditions = {
-        "weights": weights,
-        "data": data,
-        "from_scratch": from_scratch,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        **dataclasses.asdict(settings),
-    }
-    return ResultFolder(output_dir / task.name / f"lr_{learning_rate:g}_seed_{seed}", model, conditions)
-
-
-def write_predictions(path: Path, task: Task, answers: NDArray[np.float64]) -> None:
-    """The leaderboard's file: `index`, `prediction`; labels of entailment as words, scores with three digits.
-
-    Args:
-        path: such as `RTE.tsv`.
-        task: whose.
-        answers: classes or scores, `[rows]` in the test file's order.
+        path: the file, such as `RTE.tsv`.
+        task: the task; its `labels` are the words for the classes.
+        predictions: classes or scores, `[rows]` in the order of the test file.
     """
     if task.labels is None:
-        said = [f"{answer:.3f}" for answer in answers]
+        words = [f"{value:.3f}" for value in predictions]
     else:
-        said = [task.labels[int(answer)] for answer in answers]
-    rows = "".join(f"{index}\t{answer}\n" for index, answer in enumerate(said))
+        words = [task.labels[int(value)] for value in predictions]
+    rows = "".join(f"{index}\t{word}\n" for index, word in enumerate(words))
     path.write_text(f"index\tprediction\n{rows}", encoding="utf-8")
+
+
+def diverged(result: Mapping[str, Any]) -> bool:
+    """Return whether a fine-tuning diverged, so that its result has no score."""
+    return result.get("diverged_at_step") is not None
+
+
+def divergence_warning(result: Mapping[str, Any]) -> str:
+    """Return one line about a fine-tuning that diverged."""
+    conditions = result["conditions"]
+    return (
+        f"warning: {result['task']}, lr {conditions['learning_rate']:g}, seed {conditions['seed']}: diverged; loss or"
+        f" weights are not finite at step {result['diverged_at_step']} of {result['steps']}, so it has no score"
+    )
+
+
+def by_learning_rate(results: Iterable[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]:
+    """Group results by their learning rate."""
+    groups: dict[float, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(result["conditions"]["learning_rate"], []).append(result)
+    return groups
+
+
+def scored_rates(results: Iterable[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]:
+    """Return the learning rates at which no seed diverged, with their results."""
+    return {rate: runs for rate, runs in by_learning_rate(results).items() if not any(map(diverged, runs))}

@@ -1,189 +1,195 @@
-"""The tasks of GLUE: where sentences and labels stand, what is measured, how the leaderboard wants answers."""
+"""The tasks of GLUE: their files, columns, labels and metrics, and how a metric is computed."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One file of a task, by the names it may have, and what it is called here."""
+    """One split of a task: its names in the download, on the Hub and on the leaderboard."""
 
     name: str
-    """`train`, `dev`, `test`, or with `_matched` and `_mismatched`."""
+    """`train`, `dev` or `test`; for MNLI's dev and test sets with `_matched` or `_mismatched`."""
     files: tuple[str, ...]
-    """In the task's folder of the download; the first that is there is read."""
+    """Possible file names in the task's folder; the first one that exists is read."""
     hub: str
-    """Its split in the Hub's dataset."""
+    """Name of the split in the Hub's dataset."""
     predictions: str | None = None
-    """Of a test split: the leaderboard's file."""
+    """File name that the leaderboard expects; None for train and dev splits."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A task of GLUE.
-
-    Columns are header names; of a file without a header they are positions.
-    """
-
-    name: str
-    folders: tuple[str, ...]
-    hub: str
-    """Its configuration in the Hub's dataset."""
-    columns: tuple[str, ...]
-    """One sentence or two."""
-    label: str
-    labels: tuple[str, ...] | None
-    """As the files write them, in the Hub's order; None: a score from 0 to 5."""
-    metrics: tuple[str, ...]
-    hub_columns: tuple[str, ...]
-    train: Split | None
-    dev: tuple[Split, ...]
-    test: tuple[Split, ...]
-    positions: dict[str, int] | None = None
-    """Where train and dev files have no header."""
-    paper_lr: float | None = None
-    """The learning rate of the paper's table."""
-
-    @property
-    def is_regression(self) -> bool:
-        """Whether labels are scores."""
-        return self.labels is None
-
-    @property
-    def num_outputs(self) -> int:
-        """Of the classifier."""
-        return 1 if self.labels is None else len(self.labels)
-
-
-def _plain(name: str, predictions: str | None = None) -> tuple[Split, tuple[Split, ...], tuple[Split, ...]]:
-    return (
-        Split("train", ("train.tsv",), "train"),
-        (Split("dev", ("dev.tsv",), "validation"),),
-        (Split("test", ("test.tsv",), "test", predictions or f"{name}.tsv"),),
-    )
-
-
-def _task(
-    name: str,
-    hub: str,
-    columns: tuple[str, ...],
-    label: str,
-    labels: tuple[str, ...] | None,
-    metrics: tuple[str, ...],
-    *,
-    hub_columns: tuple[str, ...] | None = None,
-    positions: dict[str, int] | None = None,
-    paper_lr: float | None = None,
-) -> Task:
-    train, dev, test = _plain(name)
-    return Task(
-        name,
-        (name,),
-        hub,
-        columns,
-        label,
-        labels,
-        metrics,
-        hub_columns or columns,
-        train,
-        dev,
-        test,
-        positions,
-        paper_lr,
-    )
-
-
+_TRAIN = Split("train", ("train.tsv",), "train")
+_DEV = Split("dev", ("dev.tsv",), "validation")
 _BINARY = ("0", "1")
 _ENTAILMENT = ("entailment", "not_entailment")
 _THREE_WAY = ("entailment", "neutral", "contradiction")
 
-_MRPC = dataclasses.replace(
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task of GLUE."""
+
+    name: str
+    hub: str
+    """Name of the configuration in the Hub's dataset."""
+    columns: tuple[str, ...]
+    """Header names of the one or two sentences."""
+    label: str = "label"
+    """Header name of the label."""
+    labels: tuple[str, ...] | None = _BINARY
+    """The classes as the files write them, in the Hub's order; None: the label is a score from 0 to 5."""
+    metrics: tuple[str, ...] = ("accuracy",)
+    train: Split | None = _TRAIN
+    dev: tuple[Split, ...] = (_DEV,)
+    test: tuple[Split, ...]
+    other_folders: tuple[str, ...] = ()
+    """Other names that the task's folder may have in the download."""
+    hub_columns: tuple[str, ...] = ()
+    """Names of the sentences' columns in the Hub's dataset; empty: the same as `columns`."""
+    positions: dict[str, int] | None = None
+    """Column name → position, for train and dev files without a header."""
+    paper_lr: float | None = None
+    """Learning rate in the paper's table."""
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Possible names of the task's folder in the download."""
+        return (self.name, *self.other_folders)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether labels are scores rather than classes."""
+        return self.labels is None
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of the classifier's outputs."""
+        return 1 if self.labels is None else len(self.labels)
+
+
+def _task(name: str, hub: str, *columns: str, **others: Any) -> Task:
+    """Return a task whose test split is one file."""
+    test = (Split("test", ("test.tsv",), "test", f"{name}.tsv"),)
+    return Task(name=name, hub=hub, columns=columns, **{"test": test, **others})
+
+
+DIAGNOSTIC = Task(
+    name="AX",
+    hub="ax",
+    columns=("sentence1", "sentence2"),
+    labels=_THREE_WAY,
+    metrics=("matthews",),
+    train=None,
+    dev=(),
+    test=(Split("test", ("diagnostic.tsv", "test.tsv", "AX.tsv"), "test", "AX.tsv"),),
+    other_folders=("diagnostic",),
+    hub_columns=("premise", "hypothesis"),
+)
+"""The diagnostic set; the model fine-tuned on MNLI predicts it."""
+
+_TASKS = (
+    _task("RTE", "rte", "sentence1", "sentence2", labels=_ENTAILMENT, paper_lr=7e-5),
     _task(
         "MRPC",
         "mrpc",
-        ("#1 String", "#2 String"),
-        "Quality",
-        _BINARY,
-        ("f1", "accuracy"),
+        "#1 String",
+        "#2 String",
+        label="Quality",
+        metrics=("f1", "accuracy"),
+        # Do not add msr_paraphrase_train.txt to the train files: it also holds the rows of dev.tsv.
+        test=(Split("test", ("test.tsv", "msr_paraphrase_test.txt"), "test", "MRPC.tsv"),),
         hub_columns=("sentence1", "sentence2"),
         paper_lr=9e-5,
     ),
-    # Not msr_paraphrase_train.txt, which holds the rows of dev.tsv too.
-    test=(Split("test", ("test.tsv", "msr_paraphrase_test.txt"), "test", "MRPC.tsv"),),
-)
-_MNLI = Task(
-    "MNLI",
-    ("MNLI",),
-    "mnli",
-    ("sentence1", "sentence2"),
-    "gold_label",
-    _THREE_WAY,
-    ("accuracy",),
-    ("premise", "hypothesis"),
-    Split("train", ("train.tsv",), "train"),
-    (
-        Split("dev_matched", ("dev_matched.tsv",), "validation_matched"),
-        Split("dev_mismatched", ("dev_mismatched.tsv",), "validation_mismatched"),
+    _task(
+        "STS-B",
+        "stsb",
+        "sentence1",
+        "sentence2",
+        label="score",
+        labels=None,
+        metrics=("pearson", "spearman"),
+        paper_lr=7e-5,
     ),
-    (
-        Split("test_matched", ("test_matched.tsv",), "test_matched", "MNLI-m.tsv"),
-        Split("test_mismatched", ("test_mismatched.tsv",), "test_mismatched", "MNLI-mm.tsv"),
-    ),
-    paper_lr=3e-5,
-)
-DIAGNOSTIC = Task(
-    "AX",
-    ("AX", "diagnostic"),
-    "ax",
-    ("sentence1", "sentence2"),
-    "label",
-    _THREE_WAY,
-    ("matthews",),
-    ("premise", "hypothesis"),
-    None,
-    (),
-    (Split("test", ("diagnostic.tsv", "test.tsv", "AX.tsv"), "test", "AX.tsv"),),
-)
-"""Answered by the model of MNLI."""
-
-TASKS = {
-    task.name: task
-    for task in (
-        _task("RTE", "rte", ("sentence1", "sentence2"), "label", _ENTAILMENT, ("accuracy",), paper_lr=7e-5),
-        _MRPC,
-        _task("STS-B", "stsb", ("sentence1", "sentence2"), "score", None, ("pearson", "spearman"), paper_lr=7e-5),
-        _task(
-            "CoLA",
-            "cola",
-            ("sentence",),
-            "label",
-            _BINARY,
-            ("matthews",),
-            positions={"sentence": 3, "label": 1},
-            paper_lr=5e-5,
+    _task("CoLA", "cola", "sentence", metrics=("matthews",), positions={"sentence": 3, "label": 1}, paper_lr=5e-5),
+    _task("SST-2", "sst2", "sentence", paper_lr=7e-5),
+    _task("QNLI", "qnli", "question", "sentence", labels=_ENTAILMENT, paper_lr=9e-5),
+    _task("QQP", "qqp", "question1", "question2", label="is_duplicate", metrics=("f1", "accuracy"), paper_lr=2e-4),
+    _task(
+        "MNLI",
+        "mnli",
+        "sentence1",
+        "sentence2",
+        label="gold_label",
+        labels=_THREE_WAY,
+        dev=(
+            Split("dev_matched", ("dev_matched.tsv",), "validation_matched"),
+            Split("dev_mismatched", ("dev_mismatched.tsv",), "validation_mismatched"),
         ),
-        _task("SST-2", "sst2", ("sentence",), "label", _BINARY, ("accuracy",), paper_lr=7e-5),
-        _task("QNLI", "qnli", ("question", "sentence"), "label", _ENTAILMENT, ("accuracy",), paper_lr=9e-5),
-        _task("QQP", "qqp", ("question1", "question2"), "is_duplicate", _BINARY, ("f1", "accuracy"), paper_lr=2e-4),
-        _MNLI,
-        _task("WNLI", "wnli", ("sentence1", "sentence2"), "label", _BINARY, ("accuracy",)),
-    )
-}
-"""By name, in the order of the paper's table; WNLI, which the paper leaves out, last."""
+        test=(
+            Split("test_matched", ("test_matched.tsv",), "test_matched", "MNLI-m.tsv"),
+            Split("test_mismatched", ("test_mismatched.tsv",), "test_mismatched", "MNLI-mm.tsv"),
+        ),
+        hub_columns=("premise", "hypothesis"),
+        paper_lr=3e-5,
+    ),
+    _task("WNLI", "wnli", "sentence1", "sentence2"),
+)
+TASKS = {task.name: task for task in _TASKS}
+"""Name → task, in the order of the paper's table; then WNLI, which the paper leaves out."""
 
 
 def find_tasks(names: list[str]) -> list[Task]:
-    """Tasks by name, whatever its case; `all` for all of them.
+    """Return the tasks with these names, in any case; `all` stands for all of them.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: a name is unknown.
     """
     if [name.lower() for name in names] == ["all"]:
         return list(TASKS.values())
     by_name = {name.lower(): task for name, task in TASKS.items()}
     for name in names:
         if name.lower() not in by_name:
-            hint = "; the diagnostic set AX comes with MNLI" if name.lower() in ("ax", "diagnostic") else ""
-            raise ValueError(f"--task {name}: must be all or among {', '.join(TASKS)}{hint}")
+            hint = "; the diagnostic set AX is predicted with MNLI" if name.lower() in ("ax", "diagnostic") else ""
+            raise ValueError(f"--task {name}: unknown task; must be all, or some of {', '.join(TASKS)}{hint}")
     return [by_name[name] for name in dict.fromkeys(name.lower() for name in names)]
+
+
+def score(metrics: Sequence[str], predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """Return each metric by name, times 100. A coefficient that is undefined, as for constant predictions, is 0.
+
+    Args:
+        metrics: some of `accuracy`, `f1` (of class 1), `matthews`, `pearson`, `spearman`.
+        predictions: classes or scores, `[rows]`.
+        labels: classes or scores, `[rows]`.
+    """
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    predicted, expected = np.asarray(predictions), np.asarray(labels)
+    is_constant = len(predicted) < 2 or np.ptp(predicted) == 0 or np.ptp(expected) == 0
+    values = {}
+    for name in metrics:
+        if name == "accuracy":
+            value = accuracy_score(expected, predicted)
+        elif name == "f1":
+            value = f1_score(expected, predicted, zero_division=0.0)
+        elif name == "matthews":
+            value = matthews_corrcoef(expected, predicted)
+        else:
+            correlation = {"pearson": pearsonr, "spearman": spearmanr}[name]
+            value = 0.0 if is_constant else correlation(predicted, expected)[0]
+        values[name] = 100.0 * float(value) if math.isfinite(value) else 0.0
+    return values
+
+
+def mean_score(scores: dict[str, float]) -> float:
+    """Return the mean of a task's metrics, which ranks its fine-tunings."""
+    return sum(scores.values()) / len(scores)

@@ -25,7 +25,7 @@ from benchmarks.paper import claims, tables
 from benchmarks.quality import command as quality
 from benchmarks.train import figures
 from bert_pld.cli import make_parser, run
-from bert_pld.glue import differences, summary
+from bert_pld.glue import summary
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -80,7 +80,7 @@ SHOWN = (
     Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _comparison),
     Shown("choices_cpu", "docs/pld.md", "paper_cpu.json", _choices),
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
-    Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", differences.differences_table),
+    Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.differences_table),
     Shown("glue_few_cpu", "docs/results/glue_cpu.md", "glue_few_cpu.json", summary.table),
     Shown("trainer_cpu", "docs/results/glue_cpu.md", "trainer_cpu.json", result_tables.trainer),
     Shown("quality_cpu", "docs/results/peers_cpu.md", "quality_cpu.json", _as_printed(quality.report)),

@@ -10,6 +10,7 @@ of the samples and the draws of dropout, so scores can agree within the noise of
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import math
@@ -25,12 +26,10 @@ import transformers
 
 from bert_pld.cli import make_parser, run_as_rank
 from bert_pld.finetune_glue import hugging_face_folder
-from bert_pld.glue.batches import Encoded
-from bert_pld.glue.encoder import Encoder, load_encoder
-from bert_pld.glue.finetuning import Settings, finetune
-from bert_pld.glue.metrics import mean_score, score
-from bert_pld.glue.task_data import TaskData, read_task
-from bert_pld.glue.tasks import Task, find_tasks
+from bert_pld.glue.data import Encoded, TaskData, read_task
+from bert_pld.glue.encoder import PretrainedEncoder, load_encoder
+from bert_pld.glue.finetune import Settings, finetune
+from bert_pld.glue.tasks import find_tasks, mean_score, score
 from bert_pld.training.run import join_process_group
 
 
@@ -53,10 +52,11 @@ class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
         }
 
 
-def by_trainer(encoder: Encoder, task: Task, data: TaskData, rate: float, seed: int, settings: Settings) -> float:
-    """The best epoch's dev score (mean over metrics and splits, × 100) of `Trainer`."""
+def by_trainer(encoder: PretrainedEncoder, data: TaskData, rate: float, seed: int, settings: Settings) -> float:
+    """Return the best epoch's dev score (mean over metrics and splits, × 100) of `Trainer`."""
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
+    task = data.task
     steps = settings.epochs * math.ceil(len(data.train) / settings.batch_size)
     scores: list[float] = []
     dev = {name: _Rows(split, task.is_regression) for name, split in data.dev.items()}
@@ -132,26 +132,22 @@ def main(options: argparse.Namespace) -> int:
     figures: dict[str, list[float]] = {"bert_pld": [], "trainer": []}
     with hugging_face_folder(options.model) as folder:
         encoder = load_encoder(folder, settings.max_seq_length)
-        data = read_task(task, None, options.glue_dir, encoder.tokenizer, settings)
+        data = read_task(
+            task,
+            options.glue_dir,
+            encoder.tokenizer,
+            settings.max_seq_length,
+            max_train_rows=settings.max_train_rows,
+        )
+        data = dataclasses.replace(data, test={})  # no predictions for the leaderboard
         for seed in options.seeds:
-            outcome = finetune(
-                encoder.classifier(task, seed),
-                task,
-                data.train,
-                data.dev,
-                {},
-                learning_rate=options.learning_rate,
-                seed=seed,
-                settings=settings,
-                pad_id=encoder.pad_id,
-                device=device,
-            )
+            outcome = finetune(encoder, data, settings, learning_rate=options.learning_rate, seed=seed, device=device)
             if outcome.diverged_at_step is not None:
                 raise ValueError(
                     f"{task.name}, seed {seed}: diverged at step {outcome.diverged_at_step}; no comparison"
                 )
             figures["bert_pld"].append(statistics.fmean(map(mean_score, outcome.scores.values())))
-            figures["trainer"].append(by_trainer(encoder, task, data, options.learning_rate, seed, settings))
+            figures["trainer"].append(by_trainer(encoder, data, options.learning_rate, seed, settings))
             print(f"{task.name}, seed {seed}: {figures['bert_pld'][-1]:.1f} ours, {figures['trainer'][-1]:.1f} Trainer")
     dist.destroy_process_group()
     ours, theirs = figures["bert_pld"], figures["trainer"]

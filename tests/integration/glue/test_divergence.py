@@ -18,20 +18,17 @@ from bert_pld.glue.batches import training_order
 RATES = ["--epochs", "1", "--learning_rates", "0.9", "1e-3"]
 IN_FP16 = """
 import sys
+from bert_pld.glue.data import read_task
 from bert_pld.glue.encoder import load_encoder
-from bert_pld.glue.finetuning import Settings, finetune
-from bert_pld.glue.task_data import read_task
+from bert_pld.glue.finetune import Settings, finetune
 from bert_pld.glue.tasks import TASKS
 from bert_pld.training.run import join_process_group
 
 device, task = join_process_group(), TASKS["SST-2"]
 settings = Settings(epochs=1, batch_size=8, max_seq_length=32, precision="fp16")
 encoder = load_encoder(sys.argv[1], 32)
-data = read_task(task, None, sys.argv[2], encoder.tokenizer, settings)
-outcome = finetune(
-    encoder.classifier(task, 1), task, data.train, data.dev, {},
-    learning_rate=0.9, seed=1, settings=settings, pad_id=encoder.pad_id, device=device,
-)
+data = read_task(task, sys.argv[2], encoder.tokenizer, 32)
+outcome = finetune(encoder, data, settings, learning_rate=0.9, seed=1, device=device)
 print(f"diverged at step {outcome.diverged_at_step} of {outcome.steps}")
 """
 
@@ -92,7 +89,7 @@ def test_a_rate_that_diverges_neither_ends_the_sweep_nor_wins_nor_is_trained_aga
 
     without = finetune(glue_dir, unnormalized, output_dir, *RATES[:4], "--seeds", "1", expect=1)
     [error] = lines(without.stderr, "error: ")
-    assert error.startswith("error: SST-2: at each learning rate a fine-tuning diverged")
+    assert error.startswith("error: SST-2: a fine-tuning diverged at every learning rate")
     assert error.endswith("give lower --learning_rates")
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
@@ -134,4 +131,4 @@ def test_two_ranks_agree_where_the_loss_of_one_of_them_is_not_finite(glue_dir, e
     assert result_of(tmp_path / "out", seed=1)["diverged_at_step"] == 10
     assert result_of(tmp_path / "out", seed=2)["diverged_at_step"] is not None
     assert done.stderr.count("warning: SST-2, lr 0.003, seed 1: diverged") == 1
-    assert done.stderr.count("error: SST-2: at each learning rate a fine-tuning diverged") == 1
+    assert done.stderr.count("error: SST-2: a fine-tuning diverged at every learning rate") == 1

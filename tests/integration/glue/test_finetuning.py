@@ -17,10 +17,10 @@ from finetune_runs import finetune, result_of
 from repository import REPOSITORY
 from runs import SEQ_LENGTH, clean_environment
 
-from bert_pld.glue.batches import Encoded, collate, evaluation_rows, training_order
+from bert_pld.glue.batches import collate, evaluation_rows, training_order
+from bert_pld.glue.data import Encoded, identify_data
 from bert_pld.glue.encoder import identify_weights, load_encoder
-from bert_pld.glue.finetuning import linear_schedule
-from bert_pld.glue.reading import identify_data
+from bert_pld.glue.finetune import linear_schedule
 from bert_pld.glue.summary import table
 from bert_pld.glue.tasks import TASKS
 
@@ -79,12 +79,12 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finished,
     assert (output_dir / "SST-2" / "lr_0.003_seed_1" / "result.json").stat().st_mtime_ns == before
     refused = finetune(glue_dir, checkpoint, output_dir, "--seeds", "1", "--epochs", "2", expect=1)
     [error] = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
-    assert "was made with epochs = 3, not 2; give another --output_dir" in error
+    assert "holds a result with epochs = 3, not 2; give another --output_dir" in error
     assert "Traceback" not in refused.stderr
     moved = shutil.copytree(checkpoint, tmp_path / "moved")  # the same weights from elsewhere are the same model
     finetune(glue_dir, moved, output_dir, "--seeds", "1", "2")
     fresh = finetune(glue_dir, checkpoint, output_dir, "--seeds", "1", "--from_scratch", expect=1)
-    assert "was made with from_scratch = False, not True" in fresh.stderr
+    assert "holds a result with from_scratch = False, not True" in fresh.stderr
 
 
 def test_other_weights_are_another_model(tmp_path):
@@ -106,7 +106,7 @@ def test_other_data_are_another_task(glue_dir, tmp_path):
         seen.add(identify_data(TASKS["SST-2"], str(moved)))
     assert len(seen) == 3
     (moved / "SST-2" / "train.tsv").unlink()
-    with pytest.raises(ValueError, match=r"has no train.tsv, which SST-2 needs"):
+    with pytest.raises(ValueError, match=r"train.tsv not found, required for SST-2"):
         identify_data(TASKS["SST-2"], str(moved))
     assert identify_data(TASKS["SST-2"], "hub") == "nyu-mll/glue"
     assert identify_data(TASKS["SST-2"], "hub=some/copy") == "some/copy"
@@ -176,8 +176,8 @@ def test_two_ranks_have_the_losses_and_scores_of_one(finished, glue_dir, checkpo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--max_seq_length", "512"], "--max_seq_length 512: must be at most 64, the positions of the model"),
-        (["--precision", "fp16"], "--precision fp16: needs a GPU"),
+        (["--max_seq_length", "512"], "--max_seq_length 512: must be at most 64, the model's positions"),
+        (["--precision", "fp16"], "--precision fp16: requires a GPU"),
         (["--dropout", "1"], r"--dropout 1: must be in \[0, 1\)"),
         (["--batch_size", "0"], "--batch_size 0: must be a positive multiple of 1 rank"),
     ],
@@ -264,5 +264,5 @@ def test_from_scratch_has_the_shape_and_none_of_the_weights(exported):
     assert torch.equal(pretrained.state_dict()[name], model.state_dict()[name])
     assert not torch.equal(fresh.state_dict()[name], model.state_dict()[name])
     assert pretrained.classifier.out_features == fresh.classifier.out_features == 3
-    with pytest.raises(ValueError, match="neither a checkpoint of ours nor a model of transformers"):
+    with pytest.raises(ValueError, match="neither a bert_pld checkpoint nor a transformers model"):
         load_encoder(str(tmp_path / "nothing"), SEQ_LENGTH)

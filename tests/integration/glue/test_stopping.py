@@ -18,7 +18,7 @@ from bert_pld.cluster.signals import EXIT_PREEMPTED
 
 LONG = ["--epochs", "2000", "--seeds", "1"]
 """Minutes, of which a test waits for seconds."""
-SAID = "stopped by a signal; finished fine-tunings are kept, and the same command goes on with the next"
+SAID = "stopped by a signal; finished fine-tunings are kept, run the same command again to continue"
 
 
 @pytest.fixture

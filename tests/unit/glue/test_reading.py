@@ -1,4 +1,4 @@
-"""The quirks of the official download, in files made up here."""
+"""The irregularities of the official download, in synthetic files; metrics; prediction files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from bert_pld.glue.metrics import mean_score, score
-from bert_pld.glue.reading import read_split
+from bert_pld.glue.data import read_split
 from bert_pld.glue.results import write_predictions
-from bert_pld.glue.tasks import DIAGNOSTIC, TASKS, find_tasks
+from bert_pld.glue.tasks import DIAGNOSTIC, TASKS, find_tasks, mean_score, score
 
 
 def write(folder, task, name, text, encoding="utf-8"):
@@ -35,18 +34,18 @@ def test_cola_has_no_header_and_quotes_are_text(tmp_path):
 def test_cola_test_file_has_a_header_and_no_label(tmp_path):
     write(tmp_path, "CoLA", "test.tsv", "index\tsentence\n0\tBill came.\n1\t\n")
     examples = read(tmp_path, "CoLA", "test")
-    assert examples.first == ["Bill came.", ""]  # every row is answered, an empty one too
+    assert examples.first == ["Bill came.", ""]  # the leaderboard expects a prediction for every row
     assert examples.labels is None
 
 
-def test_byte_order_mark_and_crlf_are_no_text(tmp_path):
+def test_byte_order_mark_and_crlf_are_stripped(tmp_path):
     write(tmp_path, "SST-2", "dev.tsv", "sentence\tlabel\r\nfine film \t1\r\nno\t0\r\n", encoding="utf-8-sig")
     examples = read(tmp_path, "SST-2", "dev")
     assert examples.first == ["fine film ", "no"]
     assert examples.labels == [1.0, 0.0]
 
 
-def test_columns_are_found_by_name_and_words_are_labels(tmp_path):
+def test_columns_are_found_by_name_and_labels_may_be_words(tmp_path):
     write(
         tmp_path, "RTE", "dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tnot_entailment\n1\tc\td\tentailment\n"
     )
@@ -77,22 +76,22 @@ def test_sts_b_labels_are_scores(tmp_path):
     assert (examples.labels, examples.left_out) == ([3.75], 1)
 
 
-def test_missing_test_file_is_none_and_a_missing_train_file_an_error(tmp_path):
+def test_missing_test_file_is_none_and_missing_train_file_an_error(tmp_path):
     assert read(tmp_path, "WNLI", "test") is None
-    with pytest.raises(ValueError, match=r"WNLI: has no train.tsv, which WNLI needs"):
+    with pytest.raises(ValueError, match=r"WNLI: train.tsv not found, required for WNLI"):
         read(tmp_path, "WNLI", "train")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"index\tsentence1\tsentence2\n0\ta\tb\n", "has no column 'label'"),
-        (b"index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n", "has no usable row"),
+        (b"index\tsentence1\tsentence2\n0\ta\tb\n", "no column 'label'"),
+        (b"index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n", "no usable row"),
         (b"\xff\xfe", "not UTF-8"),
-        (b"", "has no column"),
+        (b"", "no column"),
     ],
 )
-def test_file_that_is_no_table_of_the_task_is_named(tmp_path, content, message):
+def test_file_that_is_not_a_table_of_the_task_is_named(tmp_path, content, message):
     (tmp_path / "RTE").mkdir()
     (tmp_path / "RTE" / "train.tsv").write_bytes(content)
     with pytest.raises(ValueError, match=f"RTE/train.tsv: {message}"):
@@ -132,7 +131,7 @@ def test_metrics_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("task", "answers", "lines"),
+    ("task", "predictions", "lines"),
     [
         ("CoLA", [1, 0], ["0\t1", "1\t0"]),
         ("MNLI", [0, 1, 2], ["0\tentailment", "1\tneutral", "2\tcontradiction"]),
@@ -140,19 +139,22 @@ def test_metrics_by_hand():
         ("STS-B", [2.5, 0], ["0\t2.500", "1\t0.000"]),
     ],
 )
-def test_answers_are_written_as_the_leaderboard_reads_them(tmp_path, task, answers, lines):
-    write_predictions(tmp_path / "x.tsv", TASKS[task], np.array(answers, dtype=float))
+def test_prediction_files_have_the_leaderboards_format(tmp_path, task, predictions, lines):
+    write_predictions(tmp_path / "x.tsv", TASKS[task], np.array(predictions, dtype=float))
     assert (tmp_path / "x.tsv").read_text().splitlines() == ["index\tprediction", *lines]
 
 
-def test_every_task_has_the_leaderboard_s_files():
+def test_every_leaderboard_file_belongs_to_a_task():
     files = {split.predictions for task in (*TASKS.values(), DIAGNOSTIC) for split in task.test}
     names = "CoLA SST-2 MRPC STS-B QQP MNLI-m MNLI-mm QNLI RTE WNLI AX"
     assert files == {f"{name}.tsv" for name in names.split()}
 
 
-def test_tasks_by_name():
+def test_tasks_are_found_by_name_in_any_case():
     assert [task.name for task in find_tasks(["cola", "rte", "CoLA"])] == ["CoLA", "RTE"]
     assert len(find_tasks(["all"])) == 9
-    with pytest.raises(ValueError, match="--task AX: must be all or among .*; the diagnostic set AX comes with MNLI"):
+    with pytest.raises(
+        ValueError,
+        match="--task AX: unknown task; must be all, or .*; the diagnostic set AX is predicted with",
+    ):
         find_tasks(["AX"])

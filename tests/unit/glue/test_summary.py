@@ -9,11 +9,9 @@ import pytest
 from scipy.stats import ttest_ind
 
 from bert_pld.cli import run
-from bert_pld.finetune_glue import build_parser, main, write_summary
-from bert_pld.glue.differences import difference, differences_table
-from bert_pld.glue.drawing import draw
+from bert_pld.finetune_glue import build_parser, main
 from bert_pld.glue.results import ResultFolder
-from bert_pld.glue.summary import summarize, table
+from bert_pld.glue.summary import difference, differences_table, draw, summarize, table, write_summary
 
 
 def write_result(folder, task, rate, seed, diverged_at=None, **scores):
@@ -86,8 +84,7 @@ def test_a_damaged_result_is_named_with_what_to_do(results, content, capsys):
         run(main, build_parser(), ["--summarize", str(results)])
     assert left.value.code == 1
     assert capsys.readouterr().err == (
-        f"error: {path}: not a fine-tuning's result, cut short or damaged; fine-tune again with the same command, or"
-        " remove the file\n"
+        f"error: {path}: not a complete fine-tuning result; run the same command again, or remove the file\n"
     )
     assert ResultFolder(path.parent, "model", {"seed": 2}).read() is None  # and the same command does it again
 
@@ -156,7 +153,7 @@ def test_two_folders_of_one_name_and_figures_of_a_fine_tuning_are_refused(result
         return main(build_parser().parse_args(list(map(str, arguments))))
 
     write_result(tmp_path / "elsewhere" / "small", "SST-2", 1e-4, 1, accuracy=80.0)
-    with pytest.raises(ValueError, match="another folder is named small too"):
+    with pytest.raises(ValueError, match="two folders are named small"):
         call("--summarize", results, tmp_path / "elsewhere" / "small")
-    with pytest.raises(ValueError, match="--json: is for --summarize"):
+    with pytest.raises(ValueError, match="--json: only with --summarize"):
         call("--task", "CoLA", "--json", tmp_path / "x.json")

@@ -1,0 +1,292 @@
+"""Fine-tune an encoder on one task with one learning rate and one seed; the epoch with the best dev score counts."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from bert_pld.cluster.agreement import StepAgreement
+from bert_pld.cluster.signals import Preemption
+from bert_pld.glue.batches import collate, evaluation_rows, training_order
+from bert_pld.glue.data import Encoded, TaskData
+from bert_pld.glue.encoder import PretrainedEncoder
+from bert_pld.glue.tasks import mean_score, score
+from bert_pld.training.loop import seed_dropout
+from bert_pld.training.optimizer import build_optimizer, parameter_groups
+
+HIGHEST_SCORE = 5.0
+"""Upper end of a regression task's scores."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings that all fine-tunings of a command share; they are part of a result's conditions."""
+
+    epochs: int = 3
+    batch_size: int = 32
+    """Sequences per step, over all ranks."""
+    max_seq_length: int = 128
+    warmup_share: float = 0.1
+    """Share of the steps in which the learning rate rises; afterwards it falls linearly to 0."""
+    weight_decay: float = 0.01
+    gradient_clipping: float = 1.0
+    dropout: float | None = None
+    """Dropout probability; None: the value in the model's configuration, which is 0 for a model pretrained without."""
+    patience: int | None = None
+    """Number of epochs without a better dev score after which training stops; None: never."""
+    precision: str = "fp32"
+    max_train_rows: int | None = None
+    """Number of training rows, the first of the file; None: all."""
+    deepspeed_config: dict[str, Any] | None = None
+    """Additional DeepSpeed keys, as `read_deepspeed_overrides` returns them."""
+
+    def check(self, world_size: int, device_type: str) -> None:
+        """Check that these settings can run here.
+
+        Raises:
+            ValueError: names the option.
+        """
+        if self.precision == "fp16" and device_type == "cpu":
+            raise ValueError("--precision fp16: requires a GPU; must be fp32 or bf16 here")
+        if self.max_train_rows is not None and self.max_train_rows < 1:
+            raise ValueError(f"--max_train_rows {self.max_train_rows}: must be >= 1")
+        if self.batch_size < 1 or self.batch_size % world_size:
+            raise ValueError(f"--batch_size {self.batch_size}: must be a positive multiple of {world_size} rank(s)")
+        if self.epochs < 1:
+            raise ValueError(f"--epochs {self.epochs}: must be >= 1")
+        if self.max_seq_length < 8:
+            raise ValueError(f"--max_seq_length {self.max_seq_length}: must be >= 8")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout {self.dropout:g}: must be in [0, 1)")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"--patience {self.patience}: must be >= 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The outcome of one fine-tuning."""
+
+    epochs: list[dict[str, Any]]
+    """Training loss, dev scores by split, and seconds of each epoch."""
+    best_epoch: int | None
+    """Number of the best epoch, from 1; None after a divergence."""
+    scores: dict[str, dict[str, float]]
+    """Dev split → metric → value × 100, in the best epoch; empty after a divergence."""
+    predictions: dict[str, NDArray[np.float64]]
+    """The leaderboard's file → classes or scores, in the best epoch; on rank 0 only; empty after a divergence."""
+    steps: int
+    """Number of steps in all epochs."""
+    diverged_at_step: int | None = None
+    """The first step, from 1, with a non-finite loss or non-finite weights after it; its epoch is not in `epochs`."""
+
+
+class StoppedError(Exception):
+    """A rank received a stop signal; raised on all ranks at the same step."""
+
+
+class SharedSignal:
+    """Whether any rank received a stop signal.
+
+    A check waits neither for the device nor, in practice, for other ranks, so that it can be made at every step.
+    """
+
+    def __init__(self, preemption: Preemption) -> None:
+        """Call on all ranks, after the process group is initialized."""
+        self._preemption = preemption
+        self._is_single = dist.get_world_size() == 1
+        self._agreement = StepAgreement(None if self._is_single else dist.new_group(backend="gloo"))
+
+    def check(self) -> None:
+        """Stop if any rank received a signal. Call it equally often on every rank.
+
+        Raises:
+            StoppedError: a signal came; with several ranks, before the previous call.
+        """
+        any_rank_signalled, _ = self._agreement.take()
+        if self._preemption.signalled if self._is_single else any_rank_signalled:
+            raise StoppedError
+        self._agreement.post(self._preemption.signalled, True)
+
+
+def finetune(
+    encoder: PretrainedEncoder,
+    data: TaskData,
+    settings: Settings,
+    *,
+    learning_rate: float,
+    seed: int,
+    device: torch.device,
+    check: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Train through DeepSpeed and evaluate after each epoch. Call it on all ranks.
+
+    Args:
+        encoder: the pretrained model.
+        data: the task; all ranks hold it, and each processes its part of every batch. The mean over the metrics of all
+            dev splits selects the epoch.
+        settings: everything but the learning rate and the seed.
+        learning_rate: the peak of the schedule.
+        seed: seed of the classifier, the order of the examples and dropout.
+        device: this rank's device.
+        check: called before each step and each batch of an evaluation, equally often on every rank; may raise.
+
+    Returns:
+        The outcome, the same on every rank except for the predictions. A divergence is an outcome, not an error.
+    """
+    steps = settings.epochs * math.ceil(len(data.train) / settings.batch_size)
+    engine = _make_engine(encoder.classifier(data.task, seed), learning_rate, steps, settings)
+    run = _FineTuning(engine, data, settings, seed, encoder.pad_id, device, check)
+    epochs: list[dict[str, Any]] = []
+    best_score, best_epoch = -math.inf, 0
+    predictions: dict[str, NDArray[np.float64]] = {}
+    for epoch in range(settings.epochs):
+        began = time.perf_counter()
+        losses, weights_are_finite = run.train_epoch(epoch)
+        is_finite = np.isfinite(losses)
+        if not (is_finite.all() and weights_are_finite):
+            step = len(losses) - 1 if is_finite.all() else int(np.argmin(is_finite))
+            engine.destroy()
+            return Outcome(epochs, None, {}, {}, steps, diverged_at_step=epoch * len(losses) + step + 1)
+        scores = {name: run.score(split) for name, split in data.dev.items()}
+        value = sum(map(mean_score, scores.values())) / len(scores)
+        seconds = round(time.perf_counter() - began, 2)
+        epochs.append({"epoch": epoch + 1, "loss": float(losses.mean()), "dev": scores, "seconds": seconds})
+        if value > best_score:
+            best_score, best_epoch = value, epoch
+            predictions = {name: run.predict(split) for name, split in data.test.items()}
+        elif settings.patience is not None and epoch - best_epoch >= settings.patience:
+            break
+    engine.destroy()
+    predictions = predictions if dist.get_rank() == 0 else {}
+    return Outcome(epochs, best_epoch + 1, epochs[best_epoch]["dev"], predictions, steps)
+
+
+def _make_engine(model: nn.Module, learning_rate: float, steps: int, settings: Settings) -> Any:
+    import deepspeed
+
+    optimizer = build_optimizer(
+        {"type": "AdamW", "params": {"lr": learning_rate, "eps": 1e-6}}, parameter_groups(model, settings.weight_decay)
+    )
+    scheduler = LambdaLR(optimizer, lambda step: linear_schedule(step, steps, settings.warmup_share))
+    config: dict[str, Any] = {
+        "train_batch_size": settings.batch_size,
+        "train_micro_batch_size_per_gpu": settings.batch_size // dist.get_world_size(),
+        "gradient_clipping": settings.gradient_clipping,
+        "steps_per_print": 10**9,
+        **copy.deepcopy(settings.deepspeed_config or {}),
+    }
+    if settings.precision != "fp32":
+        config[settings.precision] = {"enabled": True, **config.get(settings.precision, {})}
+        config.setdefault("zero_optimization", {"stage": 1})
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+    return engine
+
+
+def linear_schedule(step: int, steps: int, warmup_share: float) -> float:
+    """Return the learning rate at `step` (from 0) as a share of its peak: up in the warm-up, then down to 0."""
+    warmup = math.ceil(warmup_share * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return max(0.0, (steps - step) / max(1, steps - warmup))
+
+
+def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy for classes, the mean squared error for scores; in fp32.
+
+    Args:
+        logits: `[rows, outputs]`; one output for scores.
+        labels: `[rows]`.
+    """
+    if logits.shape[-1] == 1:
+        return nn.functional.mse_loss(logits.float().squeeze(-1), labels)
+    return nn.functional.cross_entropy(logits.float(), labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class _FineTuning:
+    """The engine of one fine-tuning, with all that its epochs and evaluations need."""
+
+    engine: Any
+    data: TaskData
+    settings: Settings
+    seed: int
+    pad_id: int
+    device: torch.device
+    check: Callable[[], None]
+
+    def train_epoch(self, epoch: int) -> tuple[NDArray[np.float64], bool]:
+        """Train one epoch.
+
+        The host waits for the device only once, after the last step.
+
+        Returns:
+            The loss of each step `[steps]`, the mean over ranks, and whether all weights are finite at the end.
+        """
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        lengths = np.array([len(row) for row in self.data.train.input_ids])
+        batches = training_order(lengths, self.settings.batch_size, self.seed, epoch)
+        losses = torch.zeros(len(batches) + 1, device=self.device)  # the last element is NaN if a weight is not finite
+        self.engine.train()
+        for number, rows in enumerate(batches):
+            self.check()
+            seed_dropout(self.seed, epoch * len(batches) + number, 0, rank)
+            inputs, labels = self._collate(self.data.train, rows[rank::world_size])
+            assert labels is not None
+            loss = loss_of(self.engine(**inputs).logits, labels)
+            losses[number] = loss.detach()
+            self.engine.backward(loss)
+            try:
+                self.engine.step()
+            except Exception as error:
+                # When fp16 overflows at the lowest loss scale, DeepSpeed raises a bare Exception, on all ranks at once.
+                if type(error) is not Exception or not getattr(self.engine.optimizer, "overflow", False):
+                    raise
+                losses[number] = torch.nan
+                break
+        weights_are_finite = torch.stack([weight.isfinite().all() for weight in self.engine.module.parameters()]).all()
+        losses[-1] = torch.where(weights_are_finite, 0.0, torch.nan)
+        dist.all_reduce(losses)
+        means = losses.double().cpu().numpy() / world_size
+        return means[:-1], bool(np.isfinite(means[-1]))
+
+    @torch.no_grad()
+    def predict(self, split: Encoded) -> NDArray[np.float64]:
+        """Return the predictions for all rows, in their order, the same on every rank: classes, or scores in [0, 5]."""
+        self.engine.eval()
+        mine: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
+        for rows in evaluation_rows(split, 2 * self.settings.batch_size, dist.get_rank(), dist.get_world_size()):
+            self.check()
+            if not len(rows):
+                continue
+            inputs, _ = self._collate(split, rows)
+            logits = self.engine.module(**inputs).logits.float()
+            if self.data.task.is_regression:
+                predicted = logits.squeeze(-1).clamp(0.0, HIGHEST_SCORE)
+            else:
+                predicted = logits.argmax(-1)
+            mine.append((rows, predicted.double().cpu().numpy()))
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, mine)
+        predictions = np.zeros(len(split))
+        for rows, values in (part for parts in gathered for part in parts):
+            predictions[rows] = values
+        return predictions
+
+    def score(self, split: Encoded) -> dict[str, float]:
+        """Return the task's metrics on a dev split."""
+        assert split.labels is not None
+        return score(self.data.task.metrics, self.predict(split), split.labels)
+
+    def _collate(self, split: Encoded, rows: NDArray[np.int64]) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        return collate(split, rows, self.pad_id, self.device, classes=not self.data.task.is_regression)
