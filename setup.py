@@ -10,6 +10,12 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
+# Shipped as data of the package, so that `--deepspeed_config bert_base_pld_128.json` works without a checkout.
+configs = {
+    "bert_pld.configs": "configs",
+    "bert_pld.configs.choices": "configs/choices",
+    "bert_pld.configs.paper": "configs/paper",
+}
 # What reading shards and writing checkpoints needs. `bert_pld.initialize` needs none of it.
 pretrain = ["h5py>=3.10", "safetensors>=0.5", "tokenizers>=0.21", "tqdm>=4.66"]
 plot = ["matplotlib>=3.8"]
@@ -38,7 +44,9 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["bert_pld", "bert_pld.*", "data_prep", "data_prep.*"]),
+    packages=[*find_packages(include=["bert_pld", "bert_pld.*", "data_prep", "data_prep.*"]), *configs],
+    package_dir=configs,
+    package_data={package: ["*.json"] for package in configs},
     python_requires=">=3.10,<3.13",
     install_requires=["torch>=2.11,<2.15", "deepspeed>=0.16", "numpy>=1.26"],
     extras_require=extras,

@@ -87,7 +87,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     """Read and validate a run's JSON.
 
     Args:
-        source: path of the JSON file, or its content as a mapping.
+        source: path of the JSON file, name of a shipped one (see `find_config`), or the content as a mapping.
         overrides: `section.key=value` strings; a value that is not JSON is a string.
 
     Raises:
@@ -95,7 +95,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
             wrong type or out of range; sizes contradict each other.
     """
     where = "configuration" if isinstance(source, Mapping) else str(source)
-    values = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_json(Path(source))
+    values = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_json(find_config(source))
     for override in overrides:
         apply_override(values, override)
     blocks = {name: values.pop(name, None) for name in OUR_BLOCKS}
@@ -114,6 +114,21 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     if pld.gamma == "auto":
         pld = dataclasses.replace(pld, gamma=100.0 / run.training.max_steps)
     return dataclasses.replace(run, progressive_layer_drop=pld)
+
+
+def find_config(source: str | Path) -> Path:
+    """Return the path as given if it exists, or else the shipped configuration of that name, if there is one.
+
+    An installed package carries `configs/`, so `bert_base_pld_128.json` and `configs/bert_base_pld_128.json` name the
+    same file in any working directory.
+    """
+    path = Path(source)
+    package = Path(__file__).parent
+    if path.exists() or path.is_absolute() or ".." in path.parts:
+        return path
+    name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    shipped = (folder / name for folder in (package / "configs", package.parent / "configs"))
+    return next((file for file in shipped if file.is_file()), path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
