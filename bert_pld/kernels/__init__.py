@@ -1,6 +1,6 @@
-"""The blocks' operations: `reference` is their specification; backends make them fast.
+"""The blocks' operations: `reference` is their specification, the backends are faster implementations.
 
-`select_backend` turns the configuration's `model.kernels` into what runs here, or says why it can't.
+`select_backend` resolves the configuration's `model.kernels` for this machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Backend = Literal["reference", "compiled", "triton"]
 
 _TRITON_CAPABILITY = (8, 0)
 TRITON_MAX_WIDTH = 8192
-"""A row is normalised in the registers of one program."""
+"""Largest hidden size of the Triton kernels: one program normalises a row in its registers."""
 
 
 def select_backend(name: str, device_type: str, hidden_size: int) -> Backend:
@@ -25,13 +25,13 @@ def select_backend(name: str, device_type: str, hidden_size: int) -> Backend:
 
     Args:
         name: `reference` (eager torch), `compiled` (torch.compile of each block), `triton` (fused kernels), or `auto`:
-            on a GPU the first of triton, compiled, reference that can run; on a CPU, where compiling costs a minute
-            and gains a few per cent, reference.
+            on a GPU the first of triton, compiled and reference that can run; on a CPU reference, because there
+            compiling takes a minute and gains a few per cent.
         device_type: `cuda`, `cpu`, …
-        hidden_size: of the model.
+        hidden_size: the model's hidden size.
 
     Raises:
-        ValueError: the backend asked for cannot run here, and why.
+        ValueError: the requested backend cannot run on this machine; the message gives the reason.
     """
     if name == "auto":
         candidates: tuple[Backend, ...] = ("triton", "compiled") if device_type == "cuda" else ()
@@ -45,23 +45,23 @@ def select_backend(name: str, device_type: str, hidden_size: int) -> Backend:
 
 
 def _obstacle(name: str, device_type: str, hidden_size: int) -> str | None:
-    """Why a backend cannot run, if it can't."""
+    """Return the reason why a backend cannot run, or None."""
     if name == "reference":
         return None
     if name == "compiled":
         if device_type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-            return "on a CPU needs a C++ compiler and none is on PATH"
+            return "requires a C++ compiler on a CPU, and neither g++ nor clang++ is on PATH"
         if device_type == "cuda" and importlib.util.find_spec("triton") is None:
-            return "on a GPU needs the package triton, which is not installed"
+            return "requires the package triton on a GPU, and it is not installed"
         return None
     if importlib.util.find_spec("triton") is None:
-        return "needs the package triton, which is not installed"
+        return "requires the package triton, which is not installed"
     if hidden_size > TRITON_MAX_WIDTH:
-        return f"takes a hidden_size of at most {TRITON_MAX_WIDTH}, and it is {hidden_size}"
+        return f"supports a hidden_size of at most {TRITON_MAX_WIDTH}, and it is {hidden_size}"
     if device_type != "cuda":
         interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-        return None if interpreted else f"needs an NVIDIA GPU, and this run is on {device_type}"
+        return None if interpreted else f"requires an NVIDIA GPU, and the device is {device_type}"
     capability = torch.cuda.get_device_capability()
     if capability < _TRITON_CAPABILITY:
-        return "needs a GPU of compute capability 8.0 or newer, and this one has {}.{}".format(*capability)
+        return "requires a GPU of compute capability 8.0 or newer, and this one has {}.{}".format(*capability)
     return None

@@ -28,9 +28,9 @@ from bert_pld.kernels.reference import Join, RowMap
 from bert_pld.kernels.tiles import Tile, ceil_div, keep_tile, reducing_row_tile, row_tile
 
 VARYING = ["num_rows", "scale", "seed", "seed_high", "site", "dropped_levels"]
-"""Arguments that change from call to call: a kernel must not be compiled again for a particular value."""
+"""Arguments that change from call to call: no special value may trigger another compilation."""
 ROW_MAPS = ["branch_rows_ptr", "norm_rows_ptr"]
-"""Rows of one matrix, so aligned or not as the number of tokens has it: no reason to compile again either."""
+"""These are rows of one matrix, whose alignment depends on the number of tokens; it must not trigger one either."""
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=ROW_MAPS)
@@ -61,19 +61,19 @@ def add_norm_forward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
-    """A tile of whole rows a program: add, store the stream, normalise, store."""
+    """Each program handles a tile of whole rows: add, store the stream, normalise, store."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     columns = tl.arange(0, BLOCK_WIDTH)
     in_rows = rows < num_rows
     in_width = columns < WIDTH
     mask = in_rows[:, None] & in_width[None, :]
     offsets = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
-    # A parameter is read once a row, in the tile's own layout: the cache serves it faster than a shuffle would.
+    # Parameters are read once per row, in the tile's layout: the cache is faster than a shuffle between threads.
     in_tile = tl.zeros([BLOCK_ROWS, 1], tl.int32) + columns[None, :]
     target = tl.load(norm_rows_ptr + rows, mask=in_rows, other=-1) if HAS_NORM_ROWS else rows
     is_target = in_rows & (target >= 0)
     target_mask = is_target[:, None] & in_width[None, :]
-    # Without a branch a row that is not normalised is not needed.
+    # Without a branch only the rows that are normalised are needed.
     x = tl.load(stream_ptr + offsets, mask=mask if HAS_BRANCH else target_mask, other=0.0).to(tl.float32)
 
     if HAS_BRANCH:
@@ -111,7 +111,7 @@ def add_norm_backward_kernel(
     norm_rows_ptr,  # int32 [T]
     grad_stream_ptr,  # [T, WIDTH]
     grad_values_ptr,  # [K, WIDTH]
-    partial_ptr,  # fp32 [programs, 3, WIDTH]: of weight, norm_bias, bias; [programs, 2, WIDTH] without a branch
+    partial_ptr,  # fp32 [programs, 3, WIDTH]: of weight, norm_bias and bias; 2 instead of 3 without a branch
     num_rows,
     scale,
     seed,
@@ -128,7 +128,7 @@ def add_norm_backward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
-    """Each program walks down the rows, tile by tile, and leaves its share of the parameters' gradients."""
+    """Each program loops over tiles of rows and stores its partial sum of the parameters' gradients."""
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK_WIDTH)
     in_width = columns < WIDTH
@@ -194,7 +194,7 @@ def add_norm_forward(
     rows: RowMap | None = None,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch the forward kernel: arguments as `add_norm`; `tile` is by default `row_tile(H)`.
+    """Launch the forward kernel. The arguments are those of `add_norm`; `tile` defaults to `row_tile(H)`.
 
     Returns:
         normed [N, H], new stream [T, H] (`stream` itself without a branch), mean and rstd, fp32 [N].
@@ -210,7 +210,7 @@ def add_norm_forward(
     rstd = torch.empty_like(mean)
     new_stream = stream if join is None else torch.empty_like(stream)
     if num_rows:
-        # Where there is no such tensor the kernel gets one that it won't read.
+        # In place of a missing tensor the kernel gets another one, which it does not read.
         add_norm_forward_kernel[(ceil_div(num_rows, tile.rows),)](
             stream,
             stream if values is None else values,
@@ -245,20 +245,12 @@ def add_norm_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Launch the backward kernel.
 
-    Args:
-        grad_normed: [N, H], or None for zeros.
-        grad_new_stream: [T, H], or None for zeros.
-        new_stream: [T, H], as the forward returned it.
-        weight: [H].
-        mean: fp32 [N], as the forward returned it.
-        rstd: fp32 [N], as the forward returned it.
-        join: as the forward got it.
-        rows: as the forward got it.
-        tile: by default `reducing_row_tile(H)`.
+    `grad_normed` [N, H] and `grad_new_stream` [T, H] may be None for zeros; the other arguments are those that the
+    forward got or returned. `tile` defaults to `reducing_row_tile(H)`.
 
     Returns:
-        Gradients of the stream [T, H] and of the branch's values [K, H] (None without one), and fp32 [3, H]: of
-        weight, norm_bias and the branch's bias ([2, H] without one).
+        Gradients of the stream [T, H], of the branch's values [K, H] (None without a branch), and, as fp32 [3, H], of
+        weight, norm_bias and the branch's bias ([2, H] without a branch).
     """
     num_rows, width = new_stream.shape
     tile = (tile or reducing_row_tile(width)).fitted(num_rows, new_stream.device)
@@ -346,20 +338,9 @@ def add_norm(
     join: Join | None = None,
     rows: RowMap | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`bert_pld.kernels.reference.add_norm` as one kernel each way, differentiable once.
+    """Run `bert_pld.kernels.reference.add_norm` as one kernel in each direction; differentiable once.
 
-    Args:
-        stream: [T, H], H at most `TRITON_MAX_WIDTH`.
-        weight: [H] of the LayerNorm.
-        norm_bias: [H] of the LayerNorm.
-        eps: of the LayerNorm.
-        values: [K, H] that join the stream, or None.
-        bias: [H] added to them first; given with them.
-        join: where and how they join; given with them.
-        rows: the N rows to normalise; None: all T.
-
-    Returns:
-        normed [N, H] and the new stream [T, H].
+    Arguments and result are those of the reference; H is at most `TRITON_MAX_WIDTH`.
     """
     values = None if values is None else values.contiguous()
     return _AddNorm.apply(stream.contiguous(), weight, norm_bias, eps, values, bias, join, rows)

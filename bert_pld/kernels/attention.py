@@ -1,8 +1,8 @@
-"""Multi-head softmax attention over flattened tokens: each sequence attends to itself, padding costs nothing.
+"""Multi-head softmax attention over flattened tokens: each sequence attends to itself, and padding costs nothing.
 
-Sequences of one length run through torch's scaled_dot_product_attention. Sequences of different lengths, packed, run
-through the FlashAttention kernel that torch brings, in its variable-length form. torch's public one of that form
-(`torch.nn.attention.varlen`) has no dropout, so the operator beneath it is called, which has, and which differentiates.
+Sequences of equal length use torch's scaled_dot_product_attention. Packed sequences of different lengths use torch's
+variable-length FlashAttention kernel. Its public function (`torch.nn.attention.varlen`) has no dropout, so the operator
+below it is called, which has dropout and a derivative.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ def self_attention(qkv: Tensor, num_heads: int, layout: TokenLayout, dropout: fl
     """Attend within each sequence.
 
     Args:
-        qkv: [T, 3·H], queries, keys and values one after the other.
+        qkv: [T, 3·H], queries, keys and values concatenated.
         num_heads: N.
-        layout: where the sequences lie in the T rows.
-        dropout: of the attention probabilities, from torch's generator of the device; 0 outside training.
+        layout: position of the sequences in the T rows.
+        dropout: dropout probability of the attention weights, drawn from torch's generator of the device; 0 outside
+            training.
 
     Returns:
         [T, H].
@@ -40,7 +41,7 @@ def self_attention(qkv: Tensor, num_heads: int, layout: TokenLayout, dropout: fl
 
 
 def runs_packed(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
-    """Whether the variable-length kernel takes these; otherwise packed sequences are padded for attention alone."""
+    """Whether the variable-length kernel supports these; if not, packed sequences are padded for attention only."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
     return head_width % 8 == 0 and head_width <= _MAX_HEAD_WIDTH

@@ -1,10 +1,10 @@
-"""GELU of a matrix product and its bias, in one pass each way: y = gelu(x + b).
+"""GELU of a matrix product and its bias, in one pass in each direction: y = gelu(x + b).
 
 erf:   gelu(u) = u · Φ(u),  Φ(u) = (1 + erf(u / √2)) / 2                        (Hendrycks and Gimpel, arXiv:1606.08415)
 tanh:  gelu(u) = u · (1 + tanh(t)) / 2 = u · σ(2 t),  t = √(2/π) · (u + 0.044715 u³)
 
-The usual fp32 erf takes more instructions than memory leaves time for. Here log2 Φ(−|u|) is a polynomial, fitted to
-minimise the largest error of gelu: 5.4e-7 in fp32 over all u, 1.5 times that of torch's erf.
+With the usual fp32 erf the kernel would be bound by instructions instead of memory bandwidth. Here log2 Φ(−|u|) is a
+polynomial, fitted to minimise the largest error of gelu: 5.4e-7 in fp32 over all u, 1.5 times the error of torch's erf.
 The specification is `bert_pld.kernels.reference.bias_gelu`.
 """
 
@@ -23,14 +23,14 @@ from bert_pld.kernels.tiles import Tile, ceil_div, element_tile
 
 @triton.jit
 def gelu_and_slope(u, TANH: tl.constexpr):
-    """gelu(u) and gelu'(u) in fp32."""
+    """Return gelu(u) and gelu'(u) in fp32."""
     if TANH:
-        # σ(2 t) = 1 / (1 + 2^(−2 t log2(e))), with 2 √(2/π) log2(e) and 0.044715 of it as the two constants.
+        # σ(2 t) = 1 / (1 + 2^(−2 t log2(e))). The constants are c = 2 √(2/π) log2(e) and 0.044715 c.
         squared = u * u
         sigmoid = 1.0 / (1.0 + tl.exp2(-u * (2.302208198144325 + 0.1029432395800235 * squared)))
         slope = sigmoid + u * sigmoid * (1.0 - sigmoid) * (1.5957691216057308 + 0.21406443847660453 * squared)
         return u * sigmoid, slope
-    # Horner's scheme; beyond 9, Φ(−|u|) · |u| < 1e-17.
+    # Horner's scheme. Beyond |u| = 9 the tail Φ(−|u|) · |u| is below 1e-17, so |u| is clipped there.
     size = tl.minimum(tl.abs(u), 9.0)
     log2_tail = 2.7865048650710378e-06 * size - 6.647734153375495e-06
     log2_tail = log2_tail * size - 0.0005677579320035875
@@ -40,7 +40,7 @@ def gelu_and_slope(u, TANH: tl.constexpr):
     log2_tail = log2_tail * size - 1.1511138677597046
     tail = tl.exp2(log2_tail * size - 1.0)
     below = tl.where(u < 0.0, tail, 1.0 - tail)
-    # φ(u) with 1/√(2π) in the exponent.
+    # The density φ(u), with the factor 1/√(2π) moved into the exponent.
     density = tl.exp2(-0.7213475204444817 * u * u - 1.3257480647361593)
     return u * below, below + u * density
 
@@ -56,7 +56,7 @@ def bias_gelu_forward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
-    """A tile a program."""
+    """Each program handles one tile."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
     in_width = columns < WIDTH
@@ -82,7 +82,7 @@ def bias_gelu_backward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
-    """Each program walks down the rows of its columns and leaves its share of the bias's gradient."""
+    """Each program loops over the rows of its columns and stores its partial sum of the bias's gradient."""
     program = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
     in_width = columns < WIDTH
@@ -102,7 +102,7 @@ def bias_gelu_backward_kernel(
 
 
 def bias_gelu_forward(values: Tensor, bias: Tensor, activation: str, tile: Tile | None = None) -> Tensor:
-    """Launch the forward kernel: [T, I] and [I] → [T, I]; `tile` is by default `element_tile(I)`."""
+    """Launch the forward kernel: [T, I] and [I] → [T, I]; `tile` defaults to `element_tile(I)`."""
     num_rows, width = values.shape
     tile = (tile or element_tile(width)).fitted(num_rows, values.device)
     out = torch.empty_like(values)
@@ -115,7 +115,7 @@ def bias_gelu_forward(values: Tensor, bias: Tensor, activation: str, tile: Tile 
 def bias_gelu_backward(
     grad_out: Tensor, values: Tensor, bias: Tensor, activation: str, tile: Tile | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Launch the backward kernel: gradients of values [T, I] and, in fp32, of bias [I]."""
+    """Launch the backward kernel and return the gradients of values [T, I] and, in fp32, of bias [I]."""
     num_rows, width = values.shape
     tile = (tile or element_tile(width)).fitted(num_rows, values.device)
     grad_values = torch.empty_like(values)
@@ -156,5 +156,5 @@ class _BiasGelu(torch.autograd.Function):
 
 
 def bias_gelu(values: Tensor, bias: Tensor, activation: Literal["gelu", "gelu_tanh"]) -> Tensor:
-    """`bert_pld.kernels.reference.bias_gelu` as one kernel each way: [T, I] and [I] → [T, I], differentiable once."""
+    """Run `bert_pld.kernels.reference.bias_gelu` as one kernel in each direction; differentiable once."""
     return _BiasGelu.apply(values.contiguous(), bias, activation)

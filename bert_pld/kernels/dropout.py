@@ -1,10 +1,10 @@
-"""Dropout with sixteen bits a keep decision: of torch's generator in eager mode, of a counter in fused kernels.
+"""Dropout with 16 random bits per element: from torch's generator in eager mode, from a counter in fused kernels.
 
-torch draws one float a decision on a CPU, serially: 15 % of a training step. Sixteen bits decide as well; the keep
-probability is then a multiple of 2^-16, and the scale is that very probability's inverse, so the expectation is exact.
+On a CPU torch draws one float per element serially, which is 15 % of a training step. Here 16 bits decide. So the keep
+probability is a multiple of 2^-16; the scale is the inverse of exactly this probability, so the expectation is exact.
 
-A fused kernel draws its mask from a counter, so that its backward can draw the same mask again instead of reading a
-stored one. `counter_keep_mask` is the specification of that mask.
+A fused kernel draws its mask from a counter, so that backward can draw the same mask again instead of reading a stored
+one. `counter_keep_mask` specifies that mask.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from bert_pld.rng import philox_4x32
 _LEVELS = 2**16
 _DECISIONS_PER_INTEGER = 4
 DECISIONS_PER_COUNTER = 8
-"""Keep decisions, each of sixteen bits, in the four 32-bit words that Philox gives for a counter."""
+"""Keep decisions of 16 bits in the four 32-bit words that Philox returns for one counter."""
 
 
 def dropout(values: Tensor, probability: float) -> Tensor:
-    """values · mask / P[kept], with P[mask = 0] = `probability` (to 2^-17), from torch's generator of the device."""
+    """Return values · mask / P[mask = 1] with P[mask = 0] = `probability` (± 2^-17), from torch's generator."""
     if probability == 0.0:
         return values
     if not draws_integers(values):
@@ -36,12 +36,12 @@ def dropout(values: Tensor, probability: float) -> Tensor:
 
 
 def draws_integers(values: Tensor) -> bool:
-    """Whether dropout of these values is drawn here: on a CPU, in eager mode (a compiler fuses torch's own)."""
+    """Whether `dropout` draws its own bits: on a CPU in eager mode; a compiler fuses torch's dropout instead."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _random_levels(shape: torch.Size) -> Tensor:
-    """int16, uniform over all its values."""
+    """Return int16 values, uniform over the whole range of the type."""
     count = shape.numel()
     integers = torch.empty(-(-count // _DECISIONS_PER_INTEGER), dtype=torch.int64).random_(-(2**63), None)
     return integers.view(torch.int16)[:count].view(shape)
@@ -52,15 +52,15 @@ class CounterDropout:
     """Dropout whose mask is a pure function of this key, the row and the column."""
 
     probability: float
-    """Of dropping; 0 keeps all."""
+    """Dropout probability; 0 keeps everything."""
     seed: int = 0
-    """Of a forward, in [0, 2^62)."""
+    """Seed of one forward, in [0, 2^62)."""
     site: int = 0
-    """Which of the forward's dropouts this is, in [0, 2^31)."""
+    """Index of this dropout within the forward, in [0, 2^31)."""
 
     @property
     def key_words(self) -> tuple[int, int]:
-        """The seed's low and high 31 bits: a kernel's 32-bit arguments that never change their type."""
+        """The seed's low and high 31 bits: as kernel arguments both always have the type int32."""
         return self.seed & 0x7FFFFFFF, self.seed >> 31
 
 
@@ -68,20 +68,20 @@ NO_DROPOUT = CounterDropout(0.0)
 
 
 def dropped_levels(probability: float) -> int:
-    """Of 2^16 values that a decision's bits can take, how many drop."""
+    """Return how many of the 2^16 values of a decision's bits drop the element."""
     return round(probability * _LEVELS)
 
 
 def kept_scale(dropped: int) -> float:
-    """1 / P[kept] where that many of 2^16 values drop."""
+    """Return 1 / P[kept] for this number of dropping values out of 2^16."""
     return _LEVELS / (_LEVELS - dropped)
 
 
 def counter_keep_mask(dropout: CounterDropout, rows: int, width: int) -> Tensor:
-    """bool [rows, width]: what fused kernels keep, computed on the host.
+    """Return bool [rows, width]: the elements that fused kernels keep, computed on the host.
 
-    Columns 8·g … 8·g + 7 of row r share the Philox-4x32-10 counter (g, r, site, seed's high word) under the key (seed's
-    low word, 0); each 32-bit word decides for two columns, its low half first.
+    Columns 8·g … 8·g + 7 of row r share the Philox-4x32-10 counter (g, r, site, high word of the seed) under the key
+    (low word of the seed, 0). Each 32-bit word decides for two columns; its low half is for the first one.
     """
     low, high = dropout.key_words
     groups = -(-width // DECISIONS_PER_COUNTER)

@@ -1,6 +1,7 @@
-"""Where the tokens of B sequences lie in flattened hidden states [T, H], with the padding left out where there is any.
+"""The positions of the tokens of B sequences in flattened hidden states [T, H], without padding if there is any.
 
-What shapes depend on (lengths, which sequences a block keeps) stays on the host: nothing here waits for a device.
+Everything that determines shapes (lengths, the sequences that a block keeps) stays on the host, so nothing here waits
+for the device.
 """
 
 from __future__ import annotations
@@ -16,53 +17,53 @@ from torch import Tensor
 from bert_pld.kernels.reference import RowMap
 
 _ABSENT = np.int32(-(2**30))
-"""Instead of the distance from a stream row to its compact row: the sequence was not kept."""
+"""Placeholder for the distance from stream row to compact row, for a sequence that is not kept."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenLayout:
-    """B sequences of at most S tokens, one after the other."""
+    """The layout of B sequences of at most S tokens, stored one after the other."""
 
     lengths: NDArray[np.int64]
-    """[B] rows of each sequence in the hidden states."""
+    """[B]: number of rows of each sequence in the hidden states."""
     padded_length: int
-    """S."""
+    """S, the sequence length with padding."""
     device: torch.device
     cumulative_lengths: Tensor | None = None
-    """int32 [B + 1] row where each sequence starts, and T; None where all have S rows."""
+    """int32 [B + 1]: first row of each sequence, then T; None if all sequences have S rows."""
     positions: Tensor | None = None
-    """int64 [T] index into the flattened [B · S] of each row; None where they are the same."""
+    """int64 [T]: index of each row into the flattened [B · S]; None if the two are equal."""
     row_of_position: Tensor | None = None
-    """int64 [B · S], the inverse (anything at padding); None where they are the same."""
+    """int64 [B · S]: the inverse of `positions`, undefined at padding; None if the two are equal."""
 
     @property
     def total(self) -> int:
-        """T."""
+        """T, the number of rows."""
         return int(self.lengths.sum())
 
     @property
     def longest(self) -> int:
-        """Rows of the longest sequence."""
+        """Number of rows of the longest sequence."""
         return int(self.lengths.max(initial=0))
 
     @property
     def first_rows(self) -> Tensor:
-        """int64 [B]: the row of each sequence's first token."""
+        """int64 [B]: row of each sequence's first token."""
         if self.cumulative_lengths is not None:
             return self.cumulative_lengths[:-1].long()
         return torch.arange(len(self.lengths), device=self.device) * self.padded_length
 
     def rows_of(self, positions: Tensor) -> Tensor:
-        """Rows of tokens given by their index into the flattened [B · S]."""
+        """Return the rows of tokens that are given by their index into the flattened [B · S]."""
         return positions if self.row_of_position is None else self.row_of_position.index_select(0, positions)
 
     def pack(self, values: Tensor) -> Tensor:
-        """[B, S, …] → [T, …]: padding left out."""
+        """Remove padding: [B, S, …] → [T, …]."""
         flat = values.flatten(0, 1)
         return flat if self.positions is None else flat.index_select(0, self.positions)
 
     def pad(self, values: Tensor) -> Tensor:
-        """[T, …] → [B, S, …]: zeros at padding."""
+        """Add padding with zeros: [T, …] → [B, S, …]."""
         shape = (len(self.lengths), self.padded_length, *values.shape[1:])
         if self.positions is None:
             return values.view(shape)
@@ -70,17 +71,17 @@ class TokenLayout:
 
 
 def padded_layout(input_ids: Tensor) -> TokenLayout:
-    """Of ids [B, S]: every sequence takes S rows."""
+    """Return the layout of ids [B, S] in which every sequence has S rows."""
     batch, padded_length = input_ids.shape
     return TokenLayout(np.full(batch, padded_length, np.int64), padded_length, input_ids.device)
 
 
 def packed_layout(attention_mask: Tensor, lengths: NDArray[np.int64] | None) -> TokenLayout:
-    """Only tokens take rows.
+    """Return the layout in which only tokens have rows, not padding.
 
     Args:
         attention_mask: bool [B, S], True where there is a token.
-        lengths: [B] tokens of each sequence, on the host; None asks the mask, and waits for its device.
+        lengths: [B], number of tokens of each sequence, on the host; None reads the mask, which waits for its device.
     """
     _batch, padded_length = attention_mask.shape
     if lengths is None:
@@ -100,14 +101,14 @@ def packed_layout(attention_mask: Tensor, lengths: NDArray[np.int64] | None) -> 
 def kept_layouts(
     layout: TokenLayout, kept: Sequence[NDArray[np.int64] | None]
 ) -> list[tuple[TokenLayout, RowMap | None]]:
-    """For each block, the layout of the sequences that it keeps, and their rows in the stream.
+    """Compute for each block the layout of the sequences that it keeps and their rows in the stream.
 
     Args:
-        layout: of the stream.
-        kept: for each block the kept sequences, ascending; None: all.
+        layout: the stream's layout.
+        kept: for each block the kept sequences, ascending; None: all sequences.
 
     Returns:
-        For each block, with one upload for all of them; no row map where all are kept.
+        Layout and row map of each block, uploaded in one copy; the row map is None if all sequences are kept.
     """
     some = [rows for rows in kept if rows is not None]
     if not some:
@@ -140,7 +141,7 @@ def kept_layouts(
 
 
 def _row_maps(shifts: Tensor, layout: TokenLayout) -> Tensor:
-    """int32 [blocks, T] from the distances int32 [blocks, B]."""
+    """Return `RowMap.compact_row` of each block, int32 [blocks, T], from the distances, int32 [blocks, B]."""
     if layout.cumulative_lengths is None:
         per_row = shifts.repeat_interleave(layout.padded_length, dim=1)
     else:
@@ -151,7 +152,7 @@ def _row_maps(shifts: Tensor, layout: TokenLayout) -> Tensor:
 
 
 def upload(values: NDArray[np.int32] | NDArray[np.int64], device: torch.device | str) -> Tensor:
-    """A host array on a device, without waiting for it."""
+    """Copy a host array to a device without waiting for the device."""
     tensor = torch.from_numpy(values)
     if torch.device(device).type == "cuda":
         tensor = tensor.pin_memory()

@@ -1,7 +1,7 @@
-"""Matrix products with weights; in fp32 where the processor has no units for what it is given.
+"""Matrix products with weights; bf16 products run in fp32 on processors without bf16 instructions.
 
-A CPU without bf16 instructions multiplies bf16 matrices a hundred times slower than fp32 ones. There the operands
-are widened, multiplied in fp32 and the product rounded once, as bf16 units with fp32 accumulation do, at fp32's speed.
+Such a CPU multiplies bf16 matrices a hundred times slower than fp32 matrices. There the operands are converted to fp32,
+and the product is rounded once, as in bf16 hardware with fp32 accumulation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def needs_widening(values: Tensor) -> bool:
-    """Whether this device multiplies values of this dtype far slower than fp32 ones."""
+    """Whether this device multiplies values of this dtype far more slowly than fp32 values."""
     return values.dtype is torch.bfloat16 and values.device.type == "cpu" and not cpu_multiplies_bf16()
 
 
@@ -33,7 +33,7 @@ def cpu_multiplies_bf16() -> bool:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` on `linear`."""
+    """`nn.Linear` that calls `linear`."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., I] → [..., O]."""

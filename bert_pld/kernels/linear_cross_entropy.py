@@ -1,9 +1,10 @@
-"""The masked-LM head's last step: decoder and cross-entropy over chunks of positions.
+"""The last step of the masked-LM head: decoder and cross-entropy over chunks of positions.
 
-Logits exist a chunk of positions at a time, in the model's precision; one kernel reads them, accumulates in fp32, and
-writes their gradient over them, so that neither positions × vocabulary in fp32 nor two copies of it are ever held. The
-three gradients are formed in the forward pass, with a unit upstream gradient, and multiplied by it in the backward one.
-The products are cuBLAS's. The specification is `bert_pld.kernels.reference.linear_cross_entropy_sum`.
+Logits are computed for one chunk of positions at a time, in the model's precision. One kernel reads them, accumulates
+in fp32 and overwrites them with their gradient, so that memory holds neither positions × vocabulary in fp32 nor two
+copies of it. The forward pass also computes the three gradients for an upstream gradient of 1; the backward pass
+multiplies them by the actual one. Matrix products are torch's. The specification is
+`bert_pld.kernels.reference.linear_cross_entropy_sum`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from bert_pld.kernels.linear import linear
 from bert_pld.kernels.tiles import Tile, power_of_two_from
 
 CHUNK_ELEMENTS = 2**27
-"""Logits held at a time: 256 MiB in 16 bits."""
+"""Logits of one chunk: 256 MiB in 16 bits."""
 _BLOCK = 4096
 
 
 @triton.jit
 def cross_entropy_kernel(
-    logits_ptr,  # [M, V], overwritten by softmax − onehot where WRITE_GRADIENT
+    logits_ptr,  # [M, V], overwritten with softmax − onehot if WRITE_GRADIENT
     labels_ptr,  # int64 [M]
     losses_ptr,  # fp32 [M]
     correct_ptr,  # int32 [M]
@@ -32,7 +33,7 @@ def cross_entropy_kernel(
     WRITE_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One position a program, its logits in pieces: once for the highest and the sum, once more for the gradient."""
+    """Each program handles one position; it reads the logits in pieces, once for the sum, once for the gradient."""
     row = tl.program_id(0).to(tl.int64)
     logits = logits_ptr + row * VOCABULARY
     label = tl.load(labels_ptr + row)
@@ -43,7 +44,7 @@ def cross_entropy_kernel(
     for first in range(0, VOCABULARY, BLOCK):
         columns = first + tl.arange(0, BLOCK)
         piece = tl.load(logits + columns, mask=columns < VOCABULARY, other=-float("inf")).to(tl.float32)
-        # The first of equal ones, as torch's argmax on a CPU.
+        # Of equal logits the first one counts, as in torch's argmax on a CPU.
         piece_highest, piece_best = tl.max(piece, axis=0, return_indices=True)
         best = tl.where(piece_highest > highest, first + piece_best, best)
         higher = tl.maximum(highest, piece_highest)
@@ -68,7 +69,7 @@ def cross_entropy(
     Args:
         logits: [M, V]; afterwards, with `write_gradient`, the gradient of the summed loss.
         labels: int64 [M].
-        write_gradient: whether to overwrite.
+        write_gradient: whether to overwrite the logits.
         tile: logits that a program reads at a time (`width`) and its warps; by default `block_and_warps(V)`.
 
     Returns:
@@ -93,7 +94,7 @@ def cross_entropy(
 
 
 def block_and_warps(vocabulary: int) -> tuple[int, int]:
-    """Logits that a program reads at a time, and the warps that it does so with: eight a thread."""
+    """Return the number of logits that a program reads at a time and its warps: eight logits per thread."""
     block = min(_BLOCK, power_of_two_from(vocabulary))
     return block, min(max(block // 256, 1), 16)
 
@@ -101,7 +102,7 @@ def block_and_warps(vocabulary: int) -> tuple[int, int]:
 def linear_cross_entropy_forward(
     hidden_states: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, want_gradients: bool
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-    """All chunks: the summed loss (fp32), the correct ones (int64), and gradients of the first three arguments."""
+    """Return the summed loss (fp32), the number of correct labels (int64) and the first three arguments' gradients."""
     count, vocabulary = hidden_states.shape[0], weight.shape[0]
     chunk = max(CHUNK_ELEMENTS // vocabulary, 1)
     losses, corrects, grad_hidden = [], [], []
@@ -145,7 +146,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy_sum(
     hidden_states: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`bert_pld.kernels.reference.linear_cross_entropy_sum` in chunks, differentiable once.
+    """Run `bert_pld.kernels.reference.linear_cross_entropy_sum` in chunks; differentiable once.
 
     Args:
         hidden_states: [M, H].
@@ -154,7 +155,7 @@ def linear_cross_entropy_sum(
         labels: int64 [M] in [0, V).
 
     Returns:
-        The summed loss in nats (fp32) and how many labels have the highest logit (int64).
+        The summed loss in nats (fp32) and the number of labels that have the highest logit (int64).
     """
     want_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in (hidden_states, weight, bias))
     return _LinearCrossEntropy.apply(hidden_states, weight, bias, labels, want_gradients)

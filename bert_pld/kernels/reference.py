@@ -1,4 +1,4 @@
-"""The blocks' operations in eager torch: the specification that every other backend is tested against.
+"""The blocks' operations in eager torch: the specification against which every backend is tested.
 
 Shapes: B sequences, S positions, H hidden, I intermediate, N attention heads, M masked positions, V vocabulary.
 `add_norm`, `bias_gelu` and `linear_cross_entropy_sum` specify the fused kernels, operation by operation.
@@ -55,23 +55,23 @@ def self_attention(qkv: Tensor, num_heads: int, attention_mask: Tensor | None, d
     """Multi-head softmax attention on packed projections.
 
     Args:
-        qkv: [B, S, 3·H], queries, keys and values one after the other.
+        qkv: [B, S, 3·H], queries, keys and values concatenated.
         num_heads: N.
         attention_mask: bool [B, S], True where there is a token, or None for no padding.
-        dropout: of the attention probabilities; 0 outside training.
+        dropout: dropout probability of the attention weights; 0 outside training.
 
     Returns:
         [B, S, H].
     """
     if qkv.dtype is torch.bfloat16 and qkv.device.type == "cpu":
-        # torch's attention takes five times as long in bf16 as in fp32 there, on processors with bf16 units too.
+        # On a CPU torch's attention is five times slower in bf16 than in fp32, even on processors with bf16 units.
         return self_attention(qkv.float(), num_heads, attention_mask, dropout).to(qkv.dtype)
     batch, seq, width = qkv.shape
     heads = qkv.view(batch, seq, 3, num_heads, width // (3 * num_heads))
     query, key, value = (part.transpose(1, 2) for part in heads.unbind(2))  # each [B, N, S, H / N]
     mask = None if attention_mask is None else attention_mask[:, None, None, :]
     if dropout and draws_integers(qkv):
-        # With dropout torch's fused attention does not run on a CPU: these are the same steps, with a faster dropout.
+        # torch's fused attention has no dropout on a CPU: these are the steps that torch would run, with a faster one.
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
         context = drop_out(scores.softmax(-1), dropout) @ value
@@ -90,20 +90,20 @@ class RowMap:
     """Which rows of a stream [T, H] a compact tensor [K, H] holds, in the stream's order."""
 
     compact_row: Tensor
-    """int32 [T]: the compact tensor's row for each of the stream's, or -1."""
+    """int32 [T]: for each row of the stream the row of the compact tensor, or -1."""
     count: int
-    """K, known on the host."""
+    """K, on the host."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Join:
-    """How a sub-layer's output joins the residual stream."""
+    """How a sub-layer's output is added to the residual stream."""
 
     scale: float = 1.0
-    """The gate's 1 / p_l."""
+    """The gate's scale."""
     dropout: CounterDropout = NO_DROPOUT
     rows: RowMap | None = None
-    """The rows that the sub-layer ran on; None: all."""
+    """The rows that the sub-layer ran on; None: all rows."""
 
 
 def add_norm(
@@ -116,17 +116,17 @@ def add_norm(
     join: Join | None = None,
     rows: RowMap | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """LayerNorm of the stream once a sub-layer's output has joined it.
+    """Add a sub-layer's output to the stream, then apply LayerNorm.
 
     Args:
         stream: [T, H].
-        weight: [H] of the LayerNorm.
-        norm_bias: [H] of the LayerNorm.
-        eps: of the LayerNorm.
-        values: [K, H] that join the stream, or None.
-        bias: [H] added to them first; given with them.
-        join: where and how they join; given with them.
-        rows: the N rows to normalise; None: all T.
+        weight: [H], weight of the LayerNorm.
+        norm_bias: [H], bias of the LayerNorm.
+        eps: epsilon of the LayerNorm.
+        values: [K, H] to be added to the stream, or None.
+        bias: [H] to be added to `values` first; required with `values`.
+        join: to which rows and how `values` are added; required with `values`.
+        rows: the N rows to normalise; None: all T rows.
 
     Returns:
         normed [N, H] and the new stream [T, H].
@@ -146,7 +146,7 @@ def add_norm(
 
 
 def _stream_rows(rows: RowMap) -> Tensor:
-    """int64 [K]: the stream's row for each of the compact tensor's."""
+    """Return int64 [K]: the stream's row of each row of the compact tensor."""
     present = (rows.compact_row >= 0).nonzero().squeeze(1)
     return torch.empty_like(present).index_copy(0, rows.compact_row[present].long(), present)
 
@@ -168,7 +168,7 @@ def linear_cross_entropy_sum(
         labels: int64 [M].
 
     Returns:
-        The sum (fp32; 0 for M = 0) and how many labels have the highest logit (int64, no gradient).
+        The sum (fp32; 0 for M = 0) and the number of labels that have the highest logit (int64, no gradient).
     """
     logits = linear(hidden_states, weight, bias)
     return masked_lm_loss_sum(logits, labels), (logits.detach().argmax(-1) == labels).sum()

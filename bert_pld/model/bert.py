@@ -1,4 +1,4 @@
-"""The encoder: embeddings, switchable Transformer blocks under their gates, and the pretraining model around them."""
+"""The encoder (embeddings and switchable Transformer blocks under their gates) and the model for pretraining."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bert_pld.pld.gates import BlockGate, run_gated
 
 
 class Embeddings(nn.Module):
-    """Sum of word, position and segment embeddings; LayerNorm only in post-normalization."""
+    """Sum of word, position and segment embeddings, with LayerNorm only in `post` normalization."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Embeddings(nn.Module):
         self.dropout = config.hidden_dropout
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """[B, S] ids and segments → [B, S, H]; or [T], with each token's position in its sequence, → [T, H]."""
+        """Embed ids and segments [B, S] → [B, S, H]; or [T], with each token's position in its sequence, → [T, H]."""
         # Always through the module, padded or not: under ZeRO-3 every rank must gather the same modules in the same
         # order, and whether a micro-batch has padding differs from rank to rank.
         if positions is None:
@@ -44,7 +44,7 @@ class Embeddings(nn.Module):
 
 
 def sinusoids(positions: int, width: int) -> Tensor:
-    """[positions, width] sines and cosines of geometric wavelengths (Vaswani et al., arXiv:1706.03762, section 3.5)."""
+    """Return sinusoidal position encodings [positions, width] (Vaswani et al., arXiv:1706.03762, section 3.5)."""
     rates = 10_000.0 ** (-torch.arange(0, width, 2) / width)
     angles = torch.arange(positions)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
@@ -69,7 +69,7 @@ def normalize_eager(norm: FinalNorm, hidden_states: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Embeddings and L switchable blocks, run under their gates."""
+    """Embeddings and L switchable blocks, which run under their gates."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         gates: Sequence[BlockGate] | None = None,
         sequence_lengths: NDArray[np.int64] | None = None,
     ) -> Tensor:
-        """[B, S] → [B, S, H]; `gates` None runs all blocks unscaled. See `encode`."""
+        """Encode [B, S] → [B, S, H], zeros at padding if the backend leaves it out. Arguments: see `encode`."""
         hidden_states, layout = self.encode(input_ids, token_type_ids, attention_mask, gates, sequence_lengths)
         return layout.pad(hidden_states)
 
@@ -106,23 +106,23 @@ class Encoder(nn.Module):
         gates: Sequence[BlockGate] | None = None,
         sequence_lengths: NDArray[np.int64] | None = None,
     ) -> tuple[Tensor, TokenLayout]:
-        """Hidden states without their padding, where the backend leaves it out.
+        """Compute hidden states, without padding if the backend leaves it out.
 
         Args:
             input_ids: int64 [B, S].
             token_type_ids: int64 [B, S].
-            attention_mask: bool [B, S], True where there is a token; None where no row has padding.
-            gates: one a block; None runs all blocks unscaled.
-            sequence_lengths: [B] tokens of each row, on the host. With a mask and without them, a backend that leaves
-                padding out must wait for the device to learn them.
+            attention_mask: bool [B, S], True for tokens; None if no row has padding.
+            gates: one gate per block; None runs all blocks unscaled.
+            sequence_lengths: [B], number of tokens of each row, on the host. If a mask is given without it, a backend
+                that leaves padding out waits for the device to compute it.
 
         Returns:
-            [T, H] and where the tokens lie in it.
+            Hidden states [T, H] and the layout of the tokens in them.
         """
         return self.run(self, input_ids, token_type_ids, attention_mask, gates, sequence_lengths)
 
     def recomputed(self, block: nn.Module) -> Callable[..., Tensor]:
-        """The block itself, or the block recomputed in backward, under the very same gate."""
+        """Return the block, or with activation checkpointing a function that recomputes it in backward."""
         if not (self.config.activation_checkpointing and self.training and torch.is_grad_enabled()):
             return block
 
@@ -151,15 +151,12 @@ def encode_eager(
 
 
 class BertForPreTraining(nn.Module):
-    """Encoder with the masked-LM head, and the next-sentence head where the data has pairs.
-
-    `num_gated_blocks` tells `bert_pld.initialize` how many gates a forward needs.
-    """
+    """Encoder with the masked-LM head, and with the next-sentence head if the data has sentence pairs."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        assert config.vocab_size is not None, "the vocabulary's size comes from the data or the configuration"
-        assert config.next_sentence_prediction != "auto", "'auto' is resolved from the data before the model is made"
+        assert config.vocab_size is not None, "vocab_size must be resolved from the data before the model is made"
+        assert config.next_sentence_prediction != "auto", "'auto' must be resolved from the data as well"
         self.config = config
         self.encoder = Encoder(config, config.vocab_size)
         self.mlm_head = MaskedLanguageModelHead(config, config.vocab_size)
@@ -168,12 +165,15 @@ class BertForPreTraining(nn.Module):
 
     @property
     def num_gated_blocks(self) -> int:
-        """Gates a forward needs."""
+        """Number of gates of a forward, which `bert_pld.initialize` reads."""
         return self.config.num_layers
 
     @torch.no_grad()
     def initialize_parameters(self) -> None:
-        """Matrices normal with `initializer_range`, LayerNorm weights 1, biases 0, from torch's global generator."""
+        """Set matrices to normal values (`initializer_range`), LayerNorm weights to 1 and biases to 0.
+
+        The values come from torch's global generator.
+        """
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
                 nn.init.normal_(parameter, std=self.config.initializer_range)
@@ -195,19 +195,19 @@ class BertForPreTraining(nn.Module):
         gates: Sequence[BlockGate] | None = None,
         sequence_lengths: NDArray[np.int64] | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of one micro-batch, in nats.
+        """Compute the losses of one micro-batch, in nats.
 
         Args:
-            input_ids: int64 [B, S], masks applied.
+            input_ids: int64 [B, S], masked.
             token_type_ids: int64 [B, S], 0 or 1.
-            attention_mask: bool [B, S], True where there is a token; None where no row has padding.
+            attention_mask: bool [B, S], True for tokens; None if no row has padding.
             masked_positions: int64 [M], indices into the flattened [B·S].
             masked_labels: int64 [M], the original ids.
             next_sentence_labels: int64 [B]: 0 next, 1 random, -100 ignored; None without an NSP head.
-            mlm_denominator: what the summed MLM loss is divided by; by default M. A training step passes its masked
-                tokens per micro-batch over all ranks, so that the mean over micro-batches is the mean over tokens.
-            gates: one a block, or None.
-            sequence_lengths: [B] tokens of each row, on the host: see `Encoder.encode`.
+            mlm_denominator: divisor of the summed MLM loss; by default M. A training step passes the mean number of
+                masked tokens per micro-batch and rank, so that the mean over micro-batches is the mean over tokens.
+            gates: one gate per block, or None.
+            sequence_lengths: [B], number of tokens of each row, on the host: see `Encoder.encode`.
 
         Returns:
             `loss` (with gradient) and, detached, `mlm_loss`, `nsp_loss` (0 without the head), `mlm_correct` and
@@ -234,6 +234,6 @@ class BertForPreTraining(nn.Module):
         }
 
     def masked_lm_logits(self, hidden_states: Tensor, positions: Tensor) -> Tensor:
-        """[B, S, H] and flat positions [M] → logits [M, V]; no other position reaches the vocabulary."""
+        """Compute logits [M, V] at the flat positions [M] only, from hidden states [B, S, H]."""
         selected = hidden_states.flatten(0, 1).index_select(0, positions)
         return self.mlm_head(selected, self.encoder.embeddings.word.weight)

@@ -1,8 +1,8 @@
 """The switchable Transformer block: its parameters, and its sub-layers in eager torch.
 
-`pre` normalization is the paper's switchable block (identity mapping: the residual stream is never normalised, one
-LayerNorm follows the last block; Hugging Face calls it MegatronBert). `post` is the original BERT. Parameters have one
-plain layout whatever the backend; `bert_pld.model.fused_block` runs the same parameters through fused kernels.
+`pre` normalization is the paper's switchable block with identity mapping: the residual stream is never normalised, and
+one LayerNorm follows the last block (Hugging Face: MegatronBert). `post` is the original BERT. The parameters have the
+same layout in every backend; `bert_pld.model.fused` runs them through fused kernels.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class SwitchableBlock(nn.Module):
         hidden, intermediate = config.hidden_size, config.intermediate_size
         self.config = config
         self.run: Callable[..., Any] = run_eager
-        """How the block is run: called with the block and what `forward` gets."""
-        # Parameters are the block's own, not those of sub-modules: a block is one unit to gather, to compile, to fuse.
+        """Called with this block and the arguments of `forward`; a backend replaces it."""
+        # The block has no sub-modules, so that it is one unit for ZeRO-3's gathering, torch.compile and fused kernels.
         self.attention_norm_weight = nn.Parameter(torch.empty(hidden))
         self.attention_norm_bias = nn.Parameter(torch.empty(hidden))
         self.qkv_weight = nn.Parameter(torch.empty(3 * hidden, hidden))
@@ -48,24 +48,24 @@ class SwitchableBlock(nn.Module):
         self.ffn_down_bias = nn.Parameter(torch.empty(hidden))
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
-        """As `run_eager`, or as the function that a fused backend put in its place."""
+        """Run `run_eager`, or the function that a backend put in its place."""
         return self.run(self, *inputs, **keywords)
 
     @property
     def hidden_dropout(self) -> float:
-        """Of sub-layers' outputs; 0 outside training."""
+        """Dropout probability of the sub-layers' outputs; 0 outside training."""
         return self.config.hidden_dropout if self.training else 0.0
 
     @property
     def attention_dropout(self) -> float:
-        """Of attention probabilities; 0 outside training."""
+        """Dropout probability of the attention weights; 0 outside training."""
         return self.config.attention_dropout if self.training else 0.0
 
 
 def run_eager(
     block: SwitchableBlock, hidden_states: Tensor, attention_mask: Tensor | None, scale: float | Tensor
 ) -> Tensor:
-    """[B, S, H] hidden states and bool [B, S] mask (or None) → [B, S, H]."""
+    """Run the block in eager torch: hidden states [B, S, H] and a bool mask [B, S], or None → [B, S, H]."""
     if block.config.normalization == "pre":
         hidden_states = _attend(block, _attention_norm(block, hidden_states), hidden_states, attention_mask, scale)
         return _feed_forward(block, _ffn_norm(block, hidden_states), hidden_states, scale)

@@ -14,7 +14,7 @@ from bert_pld.kernels.linear import Linear, linear
 
 
 class MaskedLanguageModelHead(nn.Module):
-    """Transform, LayerNorm, and the tied decoder with a bias of its own."""
+    """Transform, LayerNorm, and a decoder that has its own bias and is tied to the word embeddings."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class MaskedLanguageModelHead(nn.Module):
     def forward(
         self, hidden_states: Tensor, word_embeddings: Tensor, labels: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits, or the loss against labels.
+        """Compute logits, or the loss against labels.
 
         Args:
             hidden_states: [M, H], of the masked positions only.
@@ -36,7 +36,7 @@ class MaskedLanguageModelHead(nn.Module):
             labels: int64 [M], or None.
 
         Returns:
-            Logits [M, V]; with labels the summed loss (fp32, nats) and how many labels have the highest logit.
+            Logits [M, V]; with labels the summed loss (fp32, nats) and the number of labels with the highest logit.
         """
         approximate = "tanh" if self.config.hidden_act == "gelu_tanh" else "none"
         inner = self.norm(F.gelu(self.transform(hidden_states), approximate=approximate))
@@ -46,7 +46,7 @@ class MaskedLanguageModelHead(nn.Module):
 
 
 class NextSentenceHead(nn.Module):
-    """Pooler over [CLS] and a two-way classifier: 0 next, 1 random."""
+    """Pooler over [CLS] and a classifier with two classes: 0 next sentence, 1 random sentence."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -58,6 +58,6 @@ class NextSentenceHead(nn.Module):
         return self.classifier(torch.tanh(self.pooler(first_tokens)))
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy in fp32 over labels that are not -100; 0 if there are none."""
+        """Return the mean cross-entropy in fp32 over labels that are not -100; 0 if there are none."""
         loss_sum = F.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=-100)
         return loss_sum / (labels != -100).sum().clamp(min=1)

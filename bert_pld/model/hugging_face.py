@@ -1,8 +1,8 @@
-"""The mapping both ways between our parameters and Hugging Face's: an exported model is a stock class.
+"""Conversion between our parameters and those of Hugging Face's classes, in both directions.
 
-`pre` normalization is `MegatronBertForPreTraining` (model type `megatron-bert`), `post` is `BertForPreTraining`;
-without an NSP head it is their `…ForMaskedLM`, which has no pooler. The decoder is tied to the word embeddings on both
-sides, so it has no entry of its own.
+`pre` normalization corresponds to `MegatronBertForPreTraining` (model type `megatron-bert`), `post` to
+`BertForPreTraining`; a model without an NSP head corresponds to their `…ForMaskedLM`, which has no pooler. The decoder
+is tied to the word embeddings in both, so it has no entry of its own.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from bert_pld.config import ModelConfig
 
-# ours → Hugging Face's
+# Our names → Hugging Face's names.
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-# `gelu_new` is the same function, written out.
+# `gelu_new` is another implementation of the same function.
 _OUR_ACTIVATIONS = {theirs: ours for ours, theirs in _ACTIVATIONS.items()} | {"gelu_new": "gelu_tanh"}
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -48,15 +48,15 @@ def to_hugging_face(
 
     Args:
         state: state dict of `bert_pld.model.BertForPreTraining`.
-        config: its configuration, `vocab_size` and `next_sentence_prediction` resolved.
+        config: its configuration, with `vocab_size` and `next_sentence_prediction` resolved.
         pad_token_id: id of `[PAD]`.
 
     Returns:
-        A `BertConfig` or `MegatronBertConfig` whose `architectures` names the class, and the tensors by its names,
-        each contiguous. As in a file written by `save_pretrained`, the tied decoder is left out.
+        A `BertConfig` or `MegatronBertConfig` whose `architectures` names the class, and contiguous tensors under
+        Hugging Face's names. As in a file written by `save_pretrained`, the tied decoder is left out.
 
     Raises:
-        ValueError: `state` lacks a parameter, has one too many, or one of the wrong shape.
+        ValueError: a parameter of `state` is missing, unknown or of the wrong shape.
     """
     import transformers
 
@@ -85,15 +85,15 @@ def from_hugging_face(hf_config: Any, hf_state: Mapping[str, Tensor]) -> tuple[M
 
     Args:
         hf_config: a `BertConfig` or `MegatronBertConfig`.
-        hf_state: state dict of its `…ForPreTraining`, or `…ForMaskedLM` (then the model has no NSP head), with or
-            without the tied decoder.
+        hf_state: state dict of its `…ForPreTraining` class, or of its `…ForMaskedLM` class (then our model has no NSP
+            head), with or without the tied decoder.
 
     Returns:
         The configuration and the state dict of `bert_pld.model.BertForPreTraining`.
 
     Raises:
-        ValueError: another model type, an option that our model does not have, an untied decoder, or a state dict that
-            does not fit.
+        ValueError: another model type, an option that our model does not support, an untied decoder, or a parameter
+            that is missing, unknown or of the wrong shape.
     """
     model_type = getattr(hf_config, "model_type", None)
     if model_type not in _NORMALIZATIONS:
@@ -133,7 +133,7 @@ def from_hugging_face(hf_config: Any, hf_state: Mapping[str, Tensor]) -> tuple[M
 
 
 def _names(config: ModelConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each of our names with its Hugging Face name, or three where they split what we keep packed."""
+    """Yield each of our names with its Hugging Face name, or with three names for a packed q, k, v parameter."""
     pre = config.normalization == "pre"
     for ours, theirs in (("word", "word"), ("position", "position"), ("token_type", "token_type")):
         yield f"encoder.embeddings.{ours}.weight", (f"bert.embeddings.{theirs}_embeddings.weight",)
@@ -164,7 +164,7 @@ def _names(config: ModelConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter, by our names."""
+    """Return the shape of each parameter, by our names."""
     from bert_pld.model.bert import BertForPreTraining
 
     with torch.device("meta"):
@@ -172,10 +172,10 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _check(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Refuse a state dict that is not exactly these tensors."""
+    """Raise a ValueError unless the state dict has exactly these names and shapes."""
     for name, shape in shapes.items():
         if name not in state:
-            raise ValueError(f"{where}: lacks {name} {list(shape)}")
+            raise ValueError(f"{where}: {name} {list(shape)} is missing")
         if tuple(state[name].shape) != shape:
             raise ValueError(f"{where}, {name}: shape {list(state[name].shape)}; must be {list(shape)}")
     for name in state:

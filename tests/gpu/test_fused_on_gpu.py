@@ -1,4 +1,4 @@
-"""The whole model through compiled Triton kernels on a GPU, against eager torch there."""
+"""The whole model with compiled Triton kernels on a GPU, against eager torch on the GPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def step(model, gates, batch, dtype=torch.float32):
 
 
 def relative_error(actual, expected):
-    """Of all gradients together, and the worst single one's."""
+    """Return the relative error of all gradients together."""
     assert actual.keys() == expected.keys()
     total = sum((actual[n] - expected[n]).square().sum() for n in expected).sqrt()
     return (total / sum(g.square().sum() for g in expected.values()).sqrt()).item()
@@ -43,7 +43,7 @@ def relative_error(actual, expected):
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
 @pytest.mark.parametrize("granularity", ["none", "batch", "sample"])
 @pytest.mark.parametrize("normalization", ["pre", "post"])
-def test_small_model_in_fp32_has_the_eager_loss_and_gradients(normalization, granularity, padded):
+def test_small_model_in_fp32_has_the_loss_and_gradients_of_eager(normalization, granularity, padded):
     results = []
     for backend in ("reference", "triton"):
         model = make_model(normalization=normalization)
@@ -82,7 +82,7 @@ def base_model(backend, **options):
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
-def test_base_width_in_16_bits_is_no_further_from_fp32_than_eager_is(granularity, dtype, padded):
+def test_errors_at_base_width_in_16_bits_are_no_larger_than_eager_s(granularity, dtype, padded):
     schedule = Schedule(4, 0.5, temporal="constant")
     gates = draw_gates(schedule, granularity=granularity, seed=3, step=1, rows=16, device="cuda")
     loss, exact = step(base_model("reference"), gates, base_batch(padded=padded))
@@ -100,7 +100,7 @@ def test_recomputed_blocks_give_the_same_bits_under_dropout():
         results.append(step(model, None, base_batch(), torch.bfloat16))
     (loss, plain), (loss_again, recomputed) = results
     assert loss == pytest.approx(loss_again, rel=1e-6)
-    # FlashAttention's backward adds in an order of its own: equal up to that.
+    # FlashAttention's backward adds in a varying order, so the gradients are equal up to rounding.
     assert relative_error(recomputed, plain) < 1e-2
 
 

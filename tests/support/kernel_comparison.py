@@ -1,4 +1,4 @@
-"""Kernel, eager operation in the same precision, and the same in fp64: how their errors are compared."""
+"""Comparison of a kernel's errors with those of the eager operation, both against fp64."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 FLOOR = {torch.float32: 1e-6, torch.bfloat16: 2**-10, torch.float16: 2**-13}
-"""What an error may be, relative to the largest value, where eager has next to none: a fraction of a rounding step."""
+"""Allowed error relative to the largest value if eager has almost none: a fraction of a rounding step."""
 
 
 def random_tensor(*shape: int, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
-    """Normal values, rounded to the dtype."""
+    """Return normal values, rounded to the dtype."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(device)
 
 
 def outputs_and_gradients(
     operation: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], upstream: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    """Outputs, then the gradient of every input under random upstream gradients (None: that output is not used)."""
+    """Return the outputs, then the gradient of every input; an output with the upstream gradient None is not used."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     outputs = operation(*leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -36,7 +36,7 @@ def assert_close_as_eager(
     upstream: Sequence[Tensor | None],
     names: Sequence[str],
 ) -> None:
-    """Each of the kernel's outputs and gradients is at most twice as far from fp64 as eager's, in the largest error."""
+    """Assert that the largest error of each output and gradient is at most twice that of eager, both against fp64."""
     dtype = inputs[0].dtype
     exact = outputs_and_gradients(
         eager, [t.double() for t in inputs], [None if t is None else t.double() for t in upstream]

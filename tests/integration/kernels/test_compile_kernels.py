@@ -1,4 +1,4 @@
-"""Kernels compiled without a GPU: the report counts what spills, and fails for it."""
+"""Kernels compiled without a GPU: the command reports register spills and fails if there are any."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from repository import REPOSITORY
 
 
 def compile_ahead(*arguments, code="", **environment):
-    """The command in a process that does not interpret kernels, after `code`."""
+    """Run the command, after `code`, in a process that does not interpret kernels."""
     script = f"import sys; sys.argv[1:] = {list(arguments)!r}\n{code}\n" + (
         "from bert_pld.cli import run\nfrom bert_pld import compile_kernels\n"
         "run(compile_kernels.main, compile_kernels.build_parser())\n"
@@ -37,7 +37,7 @@ def test_every_kernel_compiles_and_none_spills(tmp_path):
         assert one["instructions"] > 100
 
 
-def test_a_kernel_that_spills_is_reported_and_fails():
+def test_spilling_kernel_is_reported_and_the_command_fails():
     tall = (
         "import dataclasses\nfrom bert_pld.kernels import tiles\nplain = tiles.reducing_row_tile\n"
         "tiles.reducing_row_tile = lambda width: dataclasses.replace(plain(width), rows=16)"
@@ -48,7 +48,7 @@ def test_a_kernel_that_spills_is_reported_and_fails():
     assert ", 0 spill" not in done.stdout
 
 
-def test_mistakes_end_in_one_line():
+def test_invalid_option_is_reported_in_one_line():
     for arguments, environment, expected in (
         (["--dtypes", "int8"], {}, "--dtypes int8: must be of bf16, fp16, fp32"),
         (["--hidden_sizes", "x"], {}, "must be integers joined by commas"),

@@ -1,4 +1,4 @@
-"""Where kernels run in a test: interpreted on the CPU, or on a GPU where there is one."""
+"""Fixtures of the kernel tests: interpreted kernels on the CPU, compiled kernels on a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bert_pld.kernels import tiles
 
 @pytest.fixture(autouse=True)
 def interpreter_rounds_bf16_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device rounds to the nearest, ties to even; Triton's interpreter cuts off, which is twice the error."""
+    """Make Triton's interpreter round to nearest even like a GPU; it truncates, which doubles the error."""
     convert = interpreter._convert_float
 
     def rounding(values, from_dtype, to_dtype, mode):
@@ -27,7 +27,7 @@ def interpreter_rounds_bf16_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
-    """A device on which this process can launch Triton kernels."""
+    """Return a device on which this process can launch Triton kernels."""
     if request.param == "cpu" and not triton.knobs.runtime.interpret:
         pytest.skip("kernels are interpreted only where TRITON_INTERPRET=1 (set where there is no GPU)")
     return request.param
@@ -35,14 +35,14 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreted kernels with a GPU's tiles, so that a program of a reducing kernel walks over several."""
+    """Interpret kernels with the tiles of a GPU, so that a program of a reducing kernel loops over several."""
     monkeypatch.setattr(tiles, "INTERPRETED_TILES", 1000)
     monkeypatch.setattr(tiles, "INTERPRETED_PROGRAMS", 1)
 
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that nothing has written yet is NaN, so that an output left out shows."""
+    """Fill new memory with NaN, so that an output that a kernel does not write is detected."""
     empty, empty_like = torch.empty, torch.empty_like
 
     def poison(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""LayerNorm with a gather, and the residual sum before it with gate scale, dropout and scatter: kernel and formula."""
+"""The add_norm kernel against its formula: LayerNorm with gather; residual sum with scale, dropout and scatter."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def row_map(kept: list[int], rows: int, device: str) -> RowMap:
 
 
 def some_rows(rows: int, seed: int) -> list[int]:
-    """About two thirds of them."""
+    """Return about two thirds of the rows."""
     chosen = torch.rand(rows, generator=torch.Generator().manual_seed(seed)) < 0.66
     return chosen.nonzero().squeeze(1).tolist()
 
@@ -88,24 +88,24 @@ def test_layer_norm_equals_its_formula(rows, width, dtype, device):
 
 
 @pytest.mark.parametrize("kept", [[], [0], [12], list(range(13)), some_rows(13, 0)], ids=str)
-def test_layer_norm_gathers_its_rows(kept, device):
+def test_layer_norm_gathers_the_given_rows(kept, device):
     check_layer_norm(13, 96, torch.float32, device, row_map(kept, 13, device))
 
 
-def test_layer_norm_whose_stream_goes_nowhere_else(device):
+def test_layer_norm_without_a_gradient_of_the_stream(device):
     check_layer_norm(5, 96, torch.float32, device, stream_used=False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("rows", [1, 13])
-def test_scaled_branch_joins_the_stream(rows, width, dtype, device):
+def test_scaled_branch_is_added_to_the_stream(rows, width, dtype, device):
     check_add_norm(rows, width, dtype, device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_branch_with_dropout_joins_under_the_counters_mask(width, dtype, device):
+def test_branch_is_dropped_out_by_the_counter_s_mask(width, dtype, device):
     dropout = CounterDropout(0.1, seed=(3 << 31) + 5, site=9)
     check_add_norm(13, width, dtype, device, Join(scale=1.25, dropout=dropout))
 
@@ -126,14 +126,14 @@ def test_gather_and_scatter_in_low_precision(dtype, device):
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_programs_that_walk_over_several_tiles_sum_them_all(device):
-    """23 rows are six tiles of at most four, for two programs where kernels are interpreted."""
+def test_program_that_loops_over_several_tiles_sums_all_of_them(device):
+    """23 rows make six tiles of at most four rows, more than there are programs on the interpreter."""
     join = Join(1.5, CounterDropout(0.1, seed=1, site=2), row_map(some_rows(23, 3), 23, device))
     check_add_norm(23, 1024, torch.float32, device, join, row_map(some_rows(23, 4), 23, device))
 
 
 @pytest.mark.parametrize("used", [(True, False), (False, True)])
-def test_outputs_that_nothing_uses_give_no_gradient(used, device):
+def test_unused_output_contributes_no_gradient(used, device):
     check_add_norm(5, 96, torch.float32, device, used=used)
 
 
@@ -152,13 +152,13 @@ def test_repeated_calls_give_the_same_bits(device):
     assert all(torch.equal(first, again) for run in runs[1:] for first, again in zip(runs[0], run, strict=True))
 
 
-def test_no_rows_at_all(device):
+def test_empty_input(device):
     check_add_norm(0, 96, torch.float32, device)
     check_layer_norm(0, 96, torch.float32, device)
 
 
 def kernel_mask(dropout: CounterDropout, rows: int, width: int, device: str) -> torch.Tensor:
-    """What the kernel keeps: a branch of ones on a stream of zeros."""
+    """Return the elements that the kernel keeps of a branch of ones on a stream of zeros."""
     zeros, ones = torch.zeros(rows, width, device=device), torch.ones(width, device=device)
     _, stream = fused.add_norm(zeros, ones, ones, EPS, zeros + 1, 0 * ones, Join(1.0, dropout))
     kept = stream[stream != 0]
@@ -172,6 +172,6 @@ def test_kernel_draws_the_specified_mask(width, device):
         assert torch.equal(kernel_mask(dropout, 13, width, device), counter_keep_mask(dropout, 13, width))
 
 
-def test_a_stream_wider_than_a_row_program_holds_is_refused(device):
+def test_stream_wider_than_the_maximum_is_rejected(device):
     with pytest.raises(AssertionError):
         check_layer_norm(1, 8200, torch.float32, device)

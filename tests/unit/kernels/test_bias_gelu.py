@@ -1,4 +1,4 @@
-"""Bias and GELU: kernel against formula."""
+"""The bias_gelu kernel against its formula."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_bias_gelu_and_its_gradients_equal_their_formula(rows, width, dtype, act
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_programs_that_walk_over_several_tiles_sum_them_all(device):
+def test_program_that_loops_over_several_tiles_sums_all_of_them(device):
     inputs = [random_tensor(23, 1100, seed=1, device=device), random_tensor(1100, seed=2, device=device)]
     assert_close_as_eager(
         lambda values, bias: fused.bias_gelu(values, bias, "gelu"),
@@ -42,7 +42,7 @@ def test_programs_that_walk_over_several_tiles_sum_them_all(device):
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
-def test_far_from_zero_it_is_the_identity_or_zero(activation, device):
+def test_gelu_far_from_zero_is_the_identity_or_zero(activation, device):
     values = torch.tensor([[-60.0, -12.0, 12.0, 60.0]], device=device, requires_grad=True)
     out = fused.bias_gelu(values, torch.zeros(4, device=device), activation)
     out.backward(torch.ones_like(out))
@@ -50,7 +50,7 @@ def test_far_from_zero_it_is_the_identity_or_zero(activation, device):
     assert torch.allclose(values.grad.cpu(), torch.tensor([[0.0, 0.0, 1.0, 1.0]]), atol=1e-12)
 
 
-def test_no_rows_at_all(device):
+def test_empty_input(device):
     bias = torch.randn(96, device=device, requires_grad=True)
     fused.bias_gelu(torch.empty(0, 96, device=device), bias, "gelu").backward(torch.empty(0, 96, device=device))
     assert torch.equal(bias.grad, torch.zeros_like(bias))

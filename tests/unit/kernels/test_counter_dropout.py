@@ -1,4 +1,4 @@
-"""The mask that fused kernels draw from a counter: its rate, and that its decisions know nothing of each other."""
+"""The dropout mask that fused kernels draw from a counter: its rate, and the independence of its decisions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bert_pld.kernels.dropout import CounterDropout, counter_keep_mask, dropped_
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.5, 0.9])
-def test_keeps_its_share_and_scales_to_expectation(probability):
+def test_keep_rate_and_scale_match_the_probability(probability):
     keep = counter_keep_mask(CounterDropout(probability, seed=11, site=3), 1000, 1000).double()
     sigma = (probability * (1 - probability) / keep.numel()) ** 0.5
     assert keep.mean().item() == pytest.approx(1 - probability, abs=5 * sigma)
@@ -44,7 +44,7 @@ def test_rows_columns_sites_and_seeds_are_independent():
         assert abs(correlation) < 5 / one.numel() ** 0.5, (a, b)
 
 
-def test_a_row_s_mask_does_not_depend_on_how_many_rows_there_are():
+def test_mask_of_a_row_does_not_depend_on_the_number_of_rows():
     dropout = CounterDropout(0.2, seed=9, site=1)
     assert torch.equal(counter_keep_mask(dropout, 5, 40), counter_keep_mask(dropout, 9, 48)[:5, :40])
 

@@ -1,6 +1,8 @@
-"""Tokens without padding: where they lie, and attention within each sequence."""
+"""Layout of tokens without padding, and attention within each sequence."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ def test_packing_and_padding_are_inverse():
     assert (layout.total, layout.longest) == (17, 8)
 
 
-def test_rows_of_tokens_and_of_first_tokens():
+def test_rows_of_positions_and_of_first_tokens():
     layout = packed_layout(MASK, LENGTHS)
     ids = torch.arange(32).view(4, 8)
     assert layout.pack(ids)[layout.first_rows].tolist() == [0, 8, 16, 24]
@@ -43,7 +45,7 @@ def test_lengths_may_come_from_the_mask_even_with_holes():
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_kept_sequences_have_their_rows_and_edges(packed):
+def test_kept_sequences_have_correct_rows_and_cumulative_lengths(packed):
     layout = packed_layout(MASK, LENGTHS) if packed else padded_layout(MASK)
     kept = [None, np.array([0, 2]), np.array([3]), np.array([], dtype=np.int64), np.arange(4)]
     layouts = kept_layouts(layout, kept)
@@ -60,12 +62,12 @@ def test_kept_sequences_have_their_rows_and_edges(packed):
             assert own.cumulative_lengths.tolist() == [0, *np.cumsum(LENGTHS[rows])]
 
 
-def test_nothing_kept_anywhere_needs_no_upload():
+def test_layouts_without_dropped_sequences_are_not_copied():
     layout = padded_layout(MASK)
     assert kept_layouts(layout, [None, None]) == [(layout, None)] * 2
 
 
-def test_packed_sequences_attend_to_themselves():
+def test_packed_sequences_attend_only_to_themselves():
     qkv = torch.randn(4, 8, 24, generator=torch.Generator().manual_seed(0))
     expected = reference.self_attention(qkv, 2, MASK, 0.0)[MASK]
     layout = packed_layout(MASK, LENGTHS)
@@ -75,23 +77,17 @@ def test_packed_sequences_attend_to_themselves():
     assert torch.allclose(dense, reference.self_attention(qkv, 2, None, 0.0).flatten(0, 1), atol=1e-6)
 
 
-def test_variable_length_kernel_takes_what_it_is_given_and_differentiates():
-    """On meta tensors, which have shapes and gradients but no values: the operator's arguments are the right ones."""
+def test_variable_length_kernel_accepts_its_arguments_and_is_differentiable():
+    """Meta tensors have shapes and gradients but no values: this checks the operator's arguments without a GPU."""
     layout = packed_layout(MASK, LENGTHS)
     qkv = torch.randn(17, 3 * 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
     assert attention.runs_packed(torch.device("cuda"), qkv.dtype, 16)
     assert not attention.runs_packed(torch.device("cpu"), qkv.dtype, 16)
     edges = layout.cumulative_lengths.to("meta")
-    out = attention.packed_attention(qkv, 4, _with_edges(layout, edges), 0.1)
+    out = attention.packed_attention(qkv, 4, dataclasses.replace(layout, cumulative_lengths=edges), 0.1)
     assert out.shape == (17, 64)
     out.backward(torch.empty_like(out))
     assert qkv.grad.shape == qkv.shape
-
-
-def _with_edges(layout, edges):
-    import dataclasses
-
-    return dataclasses.replace(layout, cumulative_lengths=edges)
 
 
 @pytest.mark.gpu

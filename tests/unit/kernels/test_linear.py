@@ -1,4 +1,4 @@
-"""Products in fp32 where the processor cannot multiply bf16, rounded once."""
+"""bf16 products in fp32, rounded once, on processors without bf16 instructions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bert_pld.kernels import linear as module
 
 
 @pytest.mark.parametrize("has_units", [True, False])
-def test_bf16_product_and_gradients_are_those_of_fp32_within_rounding(has_units, monkeypatch):
+def test_bf16_product_and_gradients_equal_fp32_within_rounding(has_units, monkeypatch):
     monkeypatch.setattr(module, "cpu_multiplies_bf16", lambda: has_units)
     torch.manual_seed(0)
     operands = [torch.randn(6, 33), torch.randn(17, 33), torch.randn(17)]
@@ -35,7 +35,7 @@ def test_widening_rounds_once(monkeypatch):
     assert (module.linear(inputs, weight, None) == exact).float().mean() > 0.95
 
 
-def test_fp32_is_left_alone():
+def test_fp32_is_unchanged():
     assert not module.needs_widening(torch.zeros(1))
     layer = module.Linear(3, 2)
     values = torch.randn(4, 3)

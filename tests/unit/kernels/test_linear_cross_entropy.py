@@ -1,4 +1,4 @@
-"""Decoder and cross-entropy in chunks: kernel against formula, and what it never holds."""
+"""Decoder and cross-entropy in chunks: kernel against formula, and its memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_loss_and_gradients_equal_their_formula(count, hidden, vocabulary, dtype
     inputs, labels = make_inputs(count, hidden, vocabulary, dtype, device)
 
     def eager(values, weight, bias):
-        # In the same pieces, since a matrix product's error depends on its shape.
+        # Split into the same chunks, because the error of a matrix product depends on its shape.
         pieces = [
             reference.linear_cross_entropy_sum(piece, weight, bias, some)
             for piece, some in zip(values.split(chunk), labels.split(chunk), strict=True)
@@ -52,17 +52,17 @@ def test_counts_the_labels_with_the_highest_logit(device):
     weight = torch.tensor([[5.0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 5, 0], [0, 0, 0, 0]], device=device)
     labels = torch.tensor([0, 2, 2, 3], device=device)
     _, correct = fused.linear_cross_entropy_sum(hidden, weight, torch.zeros(4, device=device), labels)
-    assert correct.item() == 2  # row 3's logits are all equal: the first counts as highest
+    assert correct.item() == 2  # the logits of row 3 are all equal, so the first one counts as highest
 
 
-def test_of_equal_logits_the_first_counts_whichever_piece_it_is_read_with(device):
+def test_first_of_equal_logits_counts_as_highest_across_pieces(device):
     hidden, weight = torch.zeros(2, 3, device=device), torch.zeros(9000, 3, device=device)
     labels = torch.tensor([0, 5000], device=device)
     _, correct = fused.linear_cross_entropy_sum(hidden, weight, torch.zeros(9000, device=device), labels)
     assert correct.item() == 1
 
 
-def test_no_positions_give_zero_and_zero_gradients(device):
+def test_no_positions_give_zero_loss_and_zero_gradients(device):
     inputs, labels = make_inputs(0, 8, 20, torch.float32, device)
     leaves = [tensor.requires_grad_() for tensor in inputs]
     loss, correct = fused.linear_cross_entropy_sum(*leaves, labels)
@@ -72,7 +72,7 @@ def test_no_positions_give_zero_and_zero_gradients(device):
     assert all(torch.equal(leaf.grad, torch.zeros_like(leaf)) for leaf in leaves)
 
 
-def test_without_gradients_none_are_formed(device):
+def test_no_gradients_are_computed_unless_required(device):
     inputs, labels = make_inputs(5, 8, 20, torch.float32, device)
     expected = reference.linear_cross_entropy_sum(*inputs, labels)
     actual = fused.linear_cross_entropy_sum(*inputs, labels)
@@ -81,8 +81,8 @@ def test_without_gradients_none_are_formed(device):
     assert gradients is None
 
 
-def test_no_tensor_of_positions_by_vocabulary_in_fp32_is_ever_made(device):
-    """Of 16-bit logits no wider copy is made, and with small chunks not even they are there at once."""
+def test_no_fp32_tensor_of_positions_by_vocabulary_is_allocated(device):
+    """16-bit logits are never copied to fp32."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     made = []

@@ -1,4 +1,4 @@
-"""The reference operations against formulas, and dropout's statistics."""
+"""The reference operations against formulas, dropout's statistics, and the choice of the backend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bert_pld.kernels.dropout import dropout
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
-def test_dropout_keeps_its_share_scales_to_expectation_and_repeats_with_the_seed(probability):
+def test_dropout_has_the_keep_rate_and_scale_and_repeats_with_the_seed(probability):
     torch.manual_seed(0)
     out = dropout(torch.ones(1001, 999), probability)
     kept = out != 0
@@ -31,7 +31,7 @@ def test_dropout_decisions_that_share_an_integer_are_independent():
     assert off_diagonal.abs().max() < 5 / 250_000**0.5
 
 
-def test_dropout_s_gradient_goes_where_its_output_came_from():
+def test_dropout_s_gradient_has_the_mask_of_its_output():
     torch.manual_seed(2)
     values = torch.randn(33, 7, requires_grad=True)
     out = dropout(values, 0.4)
@@ -41,12 +41,12 @@ def test_dropout_s_gradient_goes_where_its_output_came_from():
     assert torch.allclose(values.grad, upstream * factor, atol=1e-6)
 
 
-def test_no_dropout_is_no_operation():
+def test_dropout_of_zero_returns_its_input():
     values = torch.randn(3)
     assert dropout(values, 0.0) is values
 
 
-def test_scaled_residual_is_the_formula():
+def test_scaled_residual_equals_its_formula():
     torch.manual_seed(3)
     inner, weight, bias, residual = torch.randn(5, 6), torch.randn(4, 6), torch.randn(4), torch.randn(5, 4)
     expected = residual + 1.7 * (inner @ weight.T + bias)
@@ -68,7 +68,7 @@ def test_attention_with_dropout_is_attention_on_average():
     assert torch.allclose(exact, (weights @ heads[2]).transpose(1, 2).reshape(2, 6, 8), atol=1e-5)
 
 
-def test_bf16_attention_on_a_cpu_is_that_of_fp32_rounded_once():
+def test_bf16_attention_on_a_cpu_is_fp32_attention_rounded_once():
     torch.manual_seed(5)
     wide = torch.randn(3, 16, 96).bfloat16().float().requires_grad_()
     narrow = wide.detach().bfloat16().requires_grad_()
@@ -92,13 +92,13 @@ def test_gelu_variants_and_summed_loss():
     assert reference.masked_lm_loss_sum(logits[:0], labels[:0]).item() == 0.0
 
 
-def test_backend_choice_says_why_it_cannot(monkeypatch):
+def test_unavailable_backend_is_rejected_with_the_reason(monkeypatch):
     assert select_backend("auto", "cpu", 768) == "reference"
     assert select_backend("reference", "cuda", 768) == "reference"
     with pytest.raises(ValueError, match="'tritn'; must be one of reference, compiled, triton, auto"):
         select_backend("tritn", "cpu", 768)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(ValueError, match="'triton' needs an NVIDIA GPU, and this run is on cpu; use 'auto' or"):
+    with pytest.raises(ValueError, match="'triton' requires an NVIDIA GPU, and the device is cpu; use 'auto' or"):
         select_backend("triton", "cpu", 768)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert select_backend("triton", "cpu", 768) == "triton"
@@ -110,7 +110,7 @@ def test_backend_choice_says_why_it_cannot(monkeypatch):
     ("capability", "installed", "expected"),
     [((9, 0), True, "triton"), ((7, 0), True, "compiled"), ((9, 0), False, "reference")],
 )
-def test_auto_on_a_gpu_picks_by_capability(capability, installed, expected, monkeypatch):
+def test_auto_on_a_gpu_chooses_by_compute_capability(capability, installed, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object() if installed else None)
     assert select_backend("auto", "cuda", 768) == expected

@@ -1,4 +1,4 @@
-"""The encoder under gates: what a dropped block costs, what checkpointing recomputes, what evaluation runs."""
+"""The encoder under gates: cost of dropped blocks, recomputation by activation checkpointing, evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bert_pld.pld import BlockGate, Schedule, draw_gates
 
 
 class CountOperators(TorchDispatchMode):
-    """Counts every operator that is dispatched, forward and backward."""
+    """Count every dispatched operator, forward and backward."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ def test_activation_checkpointing_recomputes_under_the_same_gates_and_masks(gran
 
 
 @pytest.mark.parametrize("normalization", ["pre", "post"])
-def test_kept_block_with_scale_one_is_the_ungated_network(normalization):
+def test_kept_blocks_with_scale_one_equal_the_ungated_network(normalization):
     model = make_model(normalization=normalization)
     loss, plain = gradients(model, None)
     gated_loss, gated = gradients(model, fixed_gates([1, 1, 1, 1]))
@@ -70,7 +70,7 @@ def test_kept_block_with_scale_one_is_the_ungated_network(normalization):
     assert all(torch.equal(plain[name], gated[name]) for name in plain)
 
 
-def test_rows_that_a_block_does_not_keep_see_the_shallower_network():
+def test_rows_that_a_block_drops_skip_the_block():
     model = make_model(num_layers=1).eval()
     batch = make_batch()
     inputs = (batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
@@ -84,7 +84,7 @@ def test_rows_that_a_block_does_not_keep_see_the_shallower_network():
 
 
 def test_scale_multiplies_both_sub_layers():
-    """x' = x + s·A(LN x), x'' = x' + s·F(LN x'): with the projections doubled and s halved nothing changes."""
+    """x' = x + s·A(LN x), x'' = x' + s·F(LN x'): doubled projections at half the scale give the same result."""
     model = make_model(num_layers=1).eval()
     batch = make_batch()
     inputs = (batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
@@ -101,7 +101,7 @@ def test_scale_multiplies_both_sub_layers():
         assert torch.allclose(model.encoder(*inputs, None), expected, atol=1e-5)
 
 
-def test_padding_changes_nothing():
+def test_padding_does_not_change_the_loss():
     model = make_model().eval()
     batch = make_batch()
     garbage = torch.where(batch["attention_mask"], batch["input_ids"], torch.tensor(63))
@@ -137,8 +137,8 @@ def test_compiled_backend_equals_the_reference():
 
 
 @pytest.mark.slow
-def test_compiled_block_is_one_graph_whatever_the_scale():
-    """θ moves at every step: a graph a scale would soon end in silent eager execution."""
+def test_compiled_block_is_one_graph_for_all_scales():
+    """The scale changes at every step: one graph per scale would soon exceed the limit and run eagerly."""
     from torch._dynamo.testing import CompileCounter
 
     torch._dynamo.reset()
@@ -151,8 +151,8 @@ def test_compiled_block_is_one_graph_whatever_the_scale():
     assert counter.frame_count <= 2
 
 
-def test_flops_of_bert_base_are_the_known_ones():
-    """85 M block parameters: 6 FLOPs each a token, forward and backward, and attention's share."""
+def test_flops_of_bert_base_equal_the_known_figures():
+    """6 FLOPs per token for each of 85 M block parameters, forward and backward, plus attention."""
     config = load_config({"model": {"vocab_size": 30528, "next_sentence_prediction": True}}).model
     flops = ModelFlops(config, seq_length=128)
     assert 12 * flops.block_per_sequence / 128 == pytest.approx(6 * 12 * 12 * 768**2 + 12 * 6 * 2 * 128 * 768)

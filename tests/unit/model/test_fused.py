@@ -1,4 +1,4 @@
-"""The encoder through fused kernels against the eager one: both granularities, with and without padding."""
+"""The fused encoder against the eager one: both granularities, with and without padding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bert_pld.kernels import reference
 from bert_pld.model import fused, use_backend
 from bert_pld.pld import BlockGate, Schedule, draw_gates
 
-# Where there is a GPU kernels are not interpreted; tests/gpu runs whole models there.
+# On a machine with a GPU kernels are not interpreted; tests/gpu runs whole models there.
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted kernels only")
 
 SOME = [
@@ -48,7 +48,7 @@ def assert_equal_gradients(actual, expected, rtol=2e-4):
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
 @pytest.mark.parametrize("gates", GATES.values(), ids=GATES)
 @pytest.mark.parametrize("normalization", ["pre", "post"])
-def test_loss_and_every_gradient_equal_the_eager_model_s(normalization, gates, padded):
+def test_loss_and_every_gradient_equal_those_of_the_eager_model(normalization, gates, padded):
     batch = make_batch(padded=padded)
     loss, expected = gradients(make_model(normalization=normalization), gates, **batch)
     fused_loss, actual = gradients(fused_model(normalization=normalization), gates, **batch)
@@ -69,8 +69,8 @@ def test_one_block_and_four_under_drawn_gates(granularity, num_layers):
 
 
 @pytest.mark.parametrize("normalization", ["pre", "post"])
-def test_with_dropout_kernels_compute_what_their_formulas_do(normalization, monkeypatch):
-    """Each kernel replaced by its specification, which draws the same masks from the counter."""
+def test_kernels_with_dropout_equal_their_formulas(normalization, monkeypatch):
+    """The specification, which replaces each kernel, draws the same masks from the counter."""
     results = []
     for formulas in (False, True):
         if formulas:
@@ -96,7 +96,7 @@ def test_recomputed_blocks_give_the_same_bits_under_dropout(granularity):
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
 
 
-def test_every_sub_layer_has_a_dropout_site_of_its_own_and_every_forward_a_seed(monkeypatch):
+def test_every_sub_layer_has_its_own_dropout_site_and_every_forward_its_own_seed(monkeypatch):
     seen, real = [], fused.add_norm
 
     def spy(*inputs):
@@ -127,7 +127,7 @@ def test_dropped_blocks_with_zero_gradients_change_nothing_else(pattern, normali
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
 @pytest.mark.parametrize("normalization", ["pre", "post"])
 def test_every_module_with_parameters_is_entered_by_a_module_call(normalization, padded):
-    """ZeRO-3 gathers a module's parameters in a hook of its call: a parameter used without one would be empty."""
+    """ZeRO-3 gathers a module's parameters in hooks of its call; without the call they would be empty."""
     model = fused_model(normalization=normalization)
     owners = {name for name, module in model.named_modules() if list(module.parameters(recurse=False))}
     calls = collections.Counter()
@@ -140,7 +140,7 @@ def test_every_module_with_parameters_is_entered_by_a_module_call(normalization,
 
 
 class Products(TorchDispatchMode):
-    """Rows of every matrix product with a weight."""
+    """Record the number of rows of every matrix product."""
 
     def __init__(self):
         super().__init__()
@@ -158,10 +158,10 @@ def forward_rows(gates, **batch):
     batch = {**make_batch(), **batch, "next_sentence_labels": None, "gates": gates}
     with torch.no_grad(), Products() as products:
         model(**batch)
-    return products.rows[: -2 if len(batch["masked_positions"]) else None]  # less the head's two
+    return products.rows[: -2 if len(batch["masked_positions"]) else None]  # without the head's two products
 
 
-def test_padding_and_dropped_sequences_cost_no_product():
+def test_padding_and_dropped_sequences_run_no_matrix_product():
     tokens, lengths = 16 + 12 + 9 + 16, [16, 12, 9, 16]
     assert forward_rows(None) == [tokens] * 16
     assert forward_rows(None, attention_mask=None) == [ROWS * SEQ] * 16
@@ -170,7 +170,7 @@ def test_padding_and_dropped_sequences_cost_no_product():
     assert forward_rows(SOME) == [sum(lengths[i] for i in rows) for rows in kept for _ in range(4)]
 
 
-def test_lengths_from_the_host_or_from_the_mask_are_the_same():
+def test_lengths_from_the_host_and_from_the_mask_give_the_same_loss():
     import numpy as np
 
     model = fused_model().eval()
@@ -178,7 +178,7 @@ def test_lengths_from_the_host_or_from_the_mask_are_the_same():
     assert model(**make_batch(), sequence_lengths=np.array([16, 12, 9, 16]))["loss"].item() == expected
 
 
-def test_hidden_states_come_back_padded_with_zeros():
+def test_encoder_returns_hidden_states_padded_with_zeros():
     batch, model = make_batch(), fused_model().eval()
     with torch.no_grad():
         padded = model.encoder(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
@@ -188,7 +188,7 @@ def test_hidden_states_come_back_padded_with_zeros():
     assert torch.allclose(padded[batch["attention_mask"]], eager[batch["attention_mask"]], atol=1e-5)
 
 
-def test_bf16_model_follows_its_fp32_self():
+def test_bf16_loss_is_close_to_fp32():
     loss, _ = gradients(make_model(), SOME)
     model = fused_model().bfloat16()
     assert gradients(model, SOME)[0] == pytest.approx(loss, rel=0.03)

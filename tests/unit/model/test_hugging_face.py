@@ -1,4 +1,4 @@
-"""Our model and Hugging Face's classes are one function: logits, losses and gradients, both ways."""
+"""Our model and Hugging Face's classes give the same logits, losses and gradients, converted in either direction."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def make_config(normalization, nsp=True, **changes):
 
 
 def make_model(config):
-    """Every parameter random: LayerNorm weights and biases too, so that none can be left out or mixed up."""
+    """All parameters are random, LayerNorm weights and biases too, so that a swapped or missing one is detected."""
     torch.manual_seed(3)
     model = BertForPreTraining(config)
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_logits_equal_hugging_face(normalization, nsp, activation):
 
 
 @pytest.mark.parametrize(("normalization", "nsp"), CLASSES)
-def test_hugging_face_model_becomes_ours(normalization, nsp):
+def test_hugging_face_model_converts_to_ours(normalization, nsp):
     torch.manual_seed(5)
     source = make_config(normalization, nsp, hidden_act="gelu_tanh", hidden_dropout=0.3, layer_norm_eps=1e-6)
     theirs = load_theirs(make_model(source))
@@ -136,14 +136,14 @@ def test_training_gradients_equal_hugging_face(normalization):
     )
     assert our_gradients.keys() == expected.keys()
     for name, gradient in our_gradients.items():
-        # softmax does not see a bias on the keys, so that part is noise around 0
+        # Softmax cancels a bias on the keys, so its gradient is rounding noise around 0.
         assert name.endswith("qkv_bias") or gradient.abs().max() > 1e-4, name
         torch.testing.assert_close(
             gradient, expected[name], atol=1e-5, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
         )
 
 
-def test_round_trip_is_exact():
+def test_conversion_there_and_back_is_exact():
     ours = make_model(make_config("pre"))
     hf_config, hf_state = to_hugging_face(ours.state_dict(), ours.config, pad_token_id=4)
     assert hf_config.pad_token_id == 4
@@ -153,10 +153,10 @@ def test_round_trip_is_exact():
     assert all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())
 
 
-def test_what_does_not_fit_is_refused():
+def test_unsupported_model_or_state_dict_is_rejected():
     ours = make_model(make_config("post"))
     hf_config, hf_state = to_hugging_face(ours.state_dict(), ours.config)
-    with pytest.raises(ValueError, match="lacks encoder.blocks.2.ffn_down_bias"):
+    with pytest.raises(ValueError, match="encoder.blocks.2.ffn_down_bias .* is missing"):
         to_hugging_face({k: v for k, v in ours.state_dict().items() if "2.ffn_down_bias" not in k}, ours.config)
     with pytest.raises(ValueError, match=r"cls.predictions.bias: shape \[47\]; must be \[48\]"):
         from_hugging_face(hf_config, {**hf_state, "cls.predictions.bias": torch.zeros(47)})

@@ -29,7 +29,7 @@ def gate_factors(gates, rows):
 
 
 def test_batch_gates_over_p_have_mean_one_in_every_block():
-    """The published code sampled with p_l and scaled with the next block's p: a bias of up to 4 %, ten times our bound."""
+    """The published code sampled with p_l and scaled with the next block's: a bias up to 4 %, ten times our bound."""
     kept = np.array([[gate.keep for gate in draw("batch", step)] for step in range(DRAWS)])
     p = np.array(LIMIT.keep_probabilities(0))
     mean = (kept / p).mean(0)

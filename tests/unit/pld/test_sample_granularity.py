@@ -1,4 +1,4 @@
-"""Sample granularity: unbiased through any number of blocks, the same work every step, and a quieter gradient."""
+"""Sample granularity: unbiased over any number of blocks, constant work per step, and a lower gradient variance."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def draw(granularity, step, rows, schedule=TOY):
 
 
 class LinearToy:
-    """x_l = x_{l−1} + s · x_{l−1} W_l: the output is a sum of products of scaled gates over every set of blocks.
+    """x_l = x_{l−1} + s · x_{l−1} W_l: the output sums the products of the scaled gates over all sets of blocks.
 
-    Positive inputs and weights, so that a bias of the products adds up instead of cancelling.
+    Inputs and weights are positive, so that a bias of the products adds up instead of cancelling out.
     """
 
     def __init__(self, rows, width=3):
@@ -36,8 +36,7 @@ class LinearToy:
         self.upstream = torch.rand(rows, width, generator=generator, dtype=torch.float64)
 
     def output_and_gradients(self, gates):
-        """Flat [2 · rows · H + L · H · H]: the output, and the gradients of the inputs and of every weight, under a
-        fixed upstream gradient."""
+        """Return the output and, for a fixed upstream gradient, the gradients of inputs and weights, in one vector."""
         hidden = self.inputs
         for index in range(TOY.num_blocks):
             weight = self.weights[index]
@@ -52,21 +51,21 @@ class LinearToy:
         return torch.cat([tensor.detach().flatten() for tensor in (hidden, *gradients)]).numpy()
 
     def sigmas_from_the_ungated_network(self, all_gates):
-        """Of each number's mean over the draws: how many of its standard errors it is off."""
+        """Return each number's deviation of the mean over the draws, in standard errors."""
         drawn = np.array([self.output_and_gradients(gates) for gates in all_gates])
         standard_error = drawn.std(0, ddof=1) / np.sqrt(len(drawn))
         return (drawn.mean(0) - self.output_and_gradients(None)) / standard_error
 
 
 @pytest.mark.parametrize(("granularity", "rows"), [("batch", 3), ("sample", 3), ("sample", 2), ("sample", 1)])
-def test_mean_output_and_gradients_over_gate_draws_are_those_of_the_ungated_network(granularity, rows):
+def test_mean_output_and_gradients_over_gate_draws_equal_the_ungated_network_s(granularity, rows):
     sigmas = LinearToy(rows).sigmas_from_the_ungated_network([draw(granularity, step, rows) for step in range(3_000)])
     assert np.isfinite(sigmas).all()
     assert np.abs(sigmas).max() < 5, sigmas
 
 
-def test_the_linear_toy_would_see_the_coupling_of_the_counts():
-    """Two rows scaled with 1 / p_l: each block's gate has mean 1, the product of all four 0.914."""
+def test_linear_toy_detects_the_bias_of_unscaled_coupled_counts():
+    """Two rows scaled with 1 / p_l: the gate of each block has mean 1, but the product of all four has mean 0.914."""
     all_gates = [
         [dataclasses.replace(gate, scale=1 / gate.keep_probability) for gate in draw("sample", step, 2)]
         for step in range(3_000)
@@ -75,8 +74,8 @@ def test_the_linear_toy_would_see_the_coupling_of_the_counts():
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 16])
-def test_product_of_a_rows_scaled_gates_over_blocks_has_mean_one(rows):
-    """Over each pair of blocks, and over all of them."""
+def test_product_of_scaled_gates_over_blocks_has_mean_one(rows):
+    """Checked for each pair of blocks and for all blocks together."""
     schedule = Schedule(num_blocks=8, theta_limit=0.5, temporal="constant")
     draws = 3_000
     factors = np.zeros((draws, 8, rows))
@@ -91,7 +90,7 @@ def test_product_of_a_rows_scaled_gates_over_blocks_has_mean_one(rows):
 
 @pytest.mark.parametrize("rows", [2, 3, 5, 16, 33])
 @pytest.mark.parametrize("theta", [0.5, 0.83])
-def test_every_micro_batch_runs_the_same_number_of_rows_up_to_one(rows, theta):
+def test_total_rows_of_a_micro_batch_vary_by_at_most_one(rows, theta):
     schedule = Schedule(num_blocks=12, theta_limit=theta, temporal="constant")
     totals = []
     for step in range(1_000):
@@ -105,7 +104,7 @@ def test_every_micro_batch_runs_the_same_number_of_rows_up_to_one(rows, theta):
     assert np.mean(totals) == pytest.approx(expected, abs=5 * 0.5 / np.sqrt(len(totals)))
 
 
-def test_blocks_expected_on_less_than_a_row_leave_the_others_sum_constant():
+def test_blocks_with_less_than_one_expected_row_leave_the_sum_of_the_others_constant():
     schedule = Schedule(num_blocks=10, theta_limit=0.1, temporal="constant")
     p = np.array(schedule.keep_probabilities(0))
     draws, rows = 2_000, 4
@@ -119,8 +118,8 @@ def test_blocks_expected_on_less_than_a_row_leave_the_others_sum_constant():
     assert counts[:, ~rare].min() == 1
 
 
-def test_gradient_varies_less_than_at_batch_granularity_with_the_same_expected_compute():
-    """Where the rows' gradients have a common part, here few labels; rows of pure noise would give no difference."""
+def test_gradient_variance_is_lower_than_at_batch_granularity_with_equal_expected_compute():
+    """Few labels give the rows' gradients a common part; with purely random rows there would be no difference."""
     rows, seq, draws = 8, 16, 150
     model_config = load_config(
         {
