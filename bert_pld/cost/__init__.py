@@ -1,1 +1,1 @@
-"""What a configuration costs, predicted: FLOPs, memory, bytes between ranks, step times on many GPUs."""
+"""Predicted cost of a configuration: FLOPs, memory, communication, and step times on many GPUs."""

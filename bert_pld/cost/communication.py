@@ -1,19 +1,19 @@
-"""What data-parallel ranks exchange in a training step: collectives and bytes, by ZeRO stage, precision and gates.
+"""Communication of data-parallel ranks in a training step: collectives and bytes by ZeRO stage, precision and gates.
 
-The rules are DeepSpeed's, read in its source (0.19.8) and counted in `python -m benchmarks communication`; with
-DeepSpeed's defaults bytes are exact, for what a step exchanges apart from a few scalars:
+The rules are those of DeepSpeed's source (0.19.8); `python -m benchmarks communication` counts the actual collectives.
+With DeepSpeed's defaults the bytes are exact, apart from a few scalars per step:
 
-- **Stage 0** all-reduces every gradient once a step; for a parameter without one it sends zeros.
-- **Stages 1 and 2** all-reduce the gradients too (`use_multi_rank_bucket_allreduce`; each rank keeps its part; off,
-  they are reduced to their owners one owner after the other), stage 1 once a step, stage 2 after every micro-batch, and
-  only those of parameters that have one: a block dropped by every micro-batch of a step (stage 2: by this micro-batch)
-  sends nothing (but zeros at stage 1 with `overlap_comm` and accumulation, see `bert_pld.pld.engine`). Then each of the
-  optimizer's two groups of parameters is all-gathered, padded to a multiple of 2 · ranks.
-- **Stage 3** all-gathers the parameters in each micro-batch and reduce-scatters all gradients after it, each tensor
-  padded to a multiple of the ranks. A dropped block takes part in both (see `bert_pld.pld.gates.run_gated`). Parameters
-  of up to `stage3_param_persistence_threshold` elements stay whole and are all-gathered one by one after the step.
-  Those that are gathered stay until backward while forward and backward together touch fewer than
-  `stage3_max_reuse_distance` elements (10⁹, so for every BERT); beyond it they are gathered twice.
+- **Stage 0** all-reduces every gradient once per step, and sends zeros for parameters without a gradient.
+- **Stages 1 and 2** all-reduce gradients too, stage 1 once per step and stage 2 after every micro-batch. Each rank
+  keeps its partition. (Without `use_multi_rank_bucket_allreduce` gradients are reduced to one owner after the other.)
+  Parameters without a gradient send nothing: blocks that all micro-batches of the step drop (stage 2: that this
+  micro-batch drops). Exception: stage 1 with `overlap_comm` and accumulation sends zeros (`bert_pld.pld.engine`). Then
+  the optimizer's two parameter groups are all-gathered, each padded to a multiple of 2 · ranks.
+- **Stage 3** all-gathers parameters in each micro-batch and reduce-scatters all gradients after it, each tensor padded
+  to a multiple of the ranks. Dropped blocks take part in both (`bert_pld.pld.gates.run_gated`). Parameters of up to
+  `stage3_param_persistence_threshold` elements stay whole and are all-gathered one by one after the step. A gathered
+  parameter is kept from forward to backward if both together use fewer than `stage3_max_reuse_distance` elements (10⁹,
+  true for every BERT); otherwise it is gathered twice.
 
 Not modelled: ZeRO++ and MiCS, offloading, gradient accumulation in another dtype, expert parallelism.
 """
@@ -43,25 +43,28 @@ class ParameterTensor:
 
     elements: int
     is_matrix: bool
-    """Two dimensions: in the optimizer's group with weight decay."""
+    """Whether it has two dimensions and so is in the optimizer's group with weight decay."""
     block: int | None
-    """Index of the switchable block it is of."""
+    """Index of its switchable block; None outside the blocks."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """The calls of one kind and content in a step."""
+    """All calls of one kind and content in a step."""
 
     kind: Kind
     content: Content
     payload_bytes: float
-    """Of all calls of a step: the whole tensor, before (all-reduce, reduce-scatter) or after (all-gather)."""
+    """Size of the whole tensors over all calls, before (all-reduce, reduce-scatter) or after (all-gather) the call."""
     calls: int
-    """In a step; buckets and prefetches as DeepSpeed's defaults make them, approximate beyond one bucket."""
+    """Number of calls, with DeepSpeed's default bucket and prefetch sizes; approximate beyond one bucket."""
 
 
 def parameter_tensors(config: ModelConfig) -> list[ParameterTensor]:
-    """The tensors of `BertForPreTraining`, tied ones once. `vocab_size` and `next_sentence_prediction` are resolved."""
+    """Return the tensors of `BertForPreTraining`, tied ones once.
+
+    The configuration's `vocab_size` and `next_sentence_prediction` must be resolved.
+    """
     hidden, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size or 0
     embeddings = [vocabulary * hidden, config.max_position_embeddings * hidden, config.type_vocab_size * hidden]
     matrices, vectors = [*embeddings, hidden * hidden], [hidden, hidden, hidden, hidden, hidden, vocabulary]
@@ -79,14 +82,14 @@ def parameter_tensors(config: ModelConfig) -> list[ParameterTensor]:
 def step_collectives(
     run: RunConfig, world_size: int, kept: Sequence[Sequence[float]] | None = None, micro_steps: int = 1
 ) -> list[Collective]:
-    """What one optimizer step exchanges, the handful of scalars (loss counts, norms, overflow flags) apart.
+    """Return the collectives of one optimizer step, without a few scalars (loss counts, norms, overflow flags).
 
     Args:
-        run: with the model's `vocab_size` and `next_sentence_prediction` resolved.
-        world_size: data-parallel ranks.
-        kept: for each micro-batch and block whether it has a gradient, 1 or 0; or the probability of it, for an
-            expectation. Blocks of different micro-batches are independent. None: every block, in `micro_steps`.
-        micro_steps: micro-batches a step where `kept` is None.
+        run: configuration with the model's `vocab_size` and `next_sentence_prediction` resolved.
+        world_size: number of data-parallel ranks.
+        kept: for each micro-batch and block 1 if the block has a gradient, otherwise 0; or its probability, for the
+            expected bytes. Micro-batches are independent. None: every block in each of `micro_steps` micro-batches.
+        micro_steps: micro-batches per step if `kept` is None.
     """
     if world_size == 1:
         return []
@@ -103,7 +106,7 @@ def step_collectives(
         return [Collective("all_reduce", "gradients", count * gradient_element, math.ceil(count / _BUCKET_ELEMENTS))]
     if stage == 3:
         return _partitioned(tensors, zero, world_size, len(kept), element, gradient_element, bucket)
-    if stage == 1 and len(kept) > 1 and zero.get("overlap_comm"):  # dropped blocks are touched: `LayerDropper`
+    if stage == 1 and len(kept) > 1 and zero.get("overlap_comm"):  # dropped blocks get zero gradients
         in_step = [1.0] * run.model.num_layers
     sent = [_elements_with_gradient(tensors, probabilities) for probabilities in ([in_step] if stage == 1 else kept)]
     together = zero.get("use_multi_rank_bucket_allreduce", True)
@@ -126,7 +129,7 @@ def _partitioned(
     gradient_element: int,
     bucket: int,
 ) -> list[Collective]:
-    """Stage 3."""
+    """Return the collectives of ZeRO stage 3."""
     threshold = int(zero.get("stage3_param_persistence_threshold", _PERSISTENT_ELEMENTS))
     prefetch = max(int(zero.get("stage3_prefetch_bucket_size", _PREFETCH_ELEMENTS)), 1)
     padded = [_padded(tensor.elements, world_size) for tensor in tensors]
@@ -144,23 +147,23 @@ def _partitioned(
 
 
 def bytes_sent(collectives: Iterable[Collective], world_size: int, reduce_scatter_as_all_reduce: bool = False) -> float:
-    """Bytes each rank sends in a step if every collective is a ring, which is bandwidth-optimal.
+    """Return the bytes that each rank sends in a step with ring collectives, which are bandwidth-optimal.
 
-    A ring reduce-scatter or all-gather of B bytes passes N − 1 chunks of B/N on from each rank; an all-reduce is one
-    followed by the other, 2·(N − 1)/N·B (Patarasuk and Yuan, J. Parallel Distrib. Comput. 69(2), 2009). A reduction to
-    one rank is counted as a reduce-scatter: every rank but the last of its chain passes B on, and the owners alternate.
+    In a ring reduce-scatter or all-gather of B bytes each rank sends N − 1 chunks of B/N. An all-reduce is one followed
+    by the other: 2·(N − 1)/N·B (Patarasuk and Yuan, J. Parallel Distrib. Comput. 69(2), 2009). A reduction to one rank
+    counts as a reduce-scatter: every rank except the last of the chain sends B, and the owners alternate.
 
     Args:
-        collectives: of a step.
+        collectives: the collectives of a step.
         world_size: N.
-        reduce_scatter_as_all_reduce: as torch's gloo backend does it.
+        reduce_scatter_as_all_reduce: whether a reduce-scatter runs as an all-reduce, as in torch's gloo backend.
     """
     share = (world_size - 1) / world_size
     return sum(c.payload_bytes * share * _ring_passes(c.kind, reduce_scatter_as_all_reduce) for c in collectives)
 
 
 def payload_bytes(collectives: Iterable[Collective], kind: Kind | None = None, content: Content | None = None) -> float:
-    """The payload of the collectives of a kind and content (None: of any)."""
+    """Return the total payload of the collectives of a kind and content; None: of any."""
     chosen = (c for c in collectives if kind in (None, c.kind) and content in (None, c.content))
     return sum(c.payload_bytes for c in chosen)
 

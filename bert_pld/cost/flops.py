@@ -1,4 +1,4 @@
-"""Parameters and floating-point operations of the model: what `plan` predicts from and `tflops` counts with."""
+"""Number of parameters and floating-point operations of the model, for `plan` and for the metric `tflops`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from bert_pld.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class ModelFlops:
-    """Matrix-product FLOPs of a training step, forward and backward (three times the forward), a multiply-add as two.
+    """Matrix-product FLOPs of forward and backward, together three times the forward; a multiply-add counts as two.
 
-    Element-wise work is not counted, nor is recomputation under activation checkpointing.
+    Element-wise operations and the recomputation of activation checkpointing are not counted.
     """
 
     config: ModelConfig
@@ -23,34 +23,37 @@ class ModelFlops:
 
     @property
     def block_per_sequence(self) -> float:
-        """One block on one sequence of S tokens."""
+        """FLOPs of one block on one sequence of S tokens."""
         return self.block(np.array([self.seq_length]))
 
     def block(self, lengths: NDArray[np.int64]) -> float:
-        """One block on sequences of these lengths: projections 4H² + 2HI a token, attention 2·length·H a token."""
+        """Return the FLOPs of one block on sequences of these lengths.
+
+        Multiply-adds per token: 4H² + 2HI in the projections, 2·length·H in attention.
+        """
         hidden, inner, tokens = self.config.hidden_size, self.config.intermediate_size, lengths.astype(np.float64)
         return float((6.0 * tokens * (4 * hidden * hidden + 2 * hidden * inner + 2 * tokens * hidden)).sum())
 
     @property
     def heads_per_sequence(self) -> float:
-        """The MLM head on the masked positions of one sequence, and the pooler."""
+        """FLOPs of the MLM head on the masked positions of one sequence, and of the pooler."""
         hidden, vocabulary = self.config.hidden_size, self.config.vocab_size or 0
         masked = self.mask_probability * self.seq_length
         pooler = hidden * hidden if self.config.next_sentence_prediction else 0
         return 6.0 * (masked * (hidden * hidden + hidden * vocabulary) + pooler)
 
     def per_sequence(self, depth: float | None = None) -> float:
-        """One sequence through `depth` blocks (all by default) and the heads."""
+        """Return the FLOPs of one sequence through `depth` blocks (by default all) and the heads."""
         blocks = self.config.num_layers if depth is None else depth
         return blocks * self.block_per_sequence + self.heads_per_sequence
 
     def ratio(self, depth: float) -> float:
-        """Compute a sequence at `depth` blocks over compute at full depth."""
+        """Return the FLOPs of a sequence at `depth` blocks divided by those at full depth."""
         return self.per_sequence(depth) / self.per_sequence()
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Trainable parameters, tied ones once."""
+    """Return the number of trainable parameters, tied ones counted once."""
     hidden, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size or 0
     block = 4 * hidden * hidden + 2 * hidden * inner + 9 * hidden + inner
     embeddings = (vocabulary + config.max_position_embeddings + config.type_vocab_size) * hidden

@@ -1,8 +1,8 @@
-"""Bytes of device memory that a training step needs on one rank, estimated from the configuration.
+"""Estimate of the device memory that a training step needs on one rank.
 
-Weights and their states are exact up to DeepSpeed's buffers. Activations are the tensors that the eager operations of
-`bert_pld.kernels.reference` keep for backward, with an attention kernel that does not store its probabilities; where
-the configuration names the fused kernels, they keep no dropout masks and no logits in fp32.
+Parameters, gradients and optimizer states are exact up to DeepSpeed's buffers. Activations are the tensors that the
+operations of `bert_pld.kernels.reference` keep for backward, with an attention kernel that does not store its weights.
+With `kernels: "triton"` dropout masks and fp32 logits are left out.
 """
 
 from __future__ import annotations
@@ -15,51 +15,51 @@ from bert_pld.config import RunConfig
 from bert_pld.cost.flops import parameter_count
 
 _MASTER_BYTES = 4
-# fp32 moments a parameter, by the optimizer's JSON name in lower case; what is not named here keeps two, as Adam does.
+# fp32 moments per parameter, by the optimizer's JSON name in lower case; all other optimizers keep two, as Adam does.
 _MOMENTS = {"sgd": 0, "adagrad": 1, "lion": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one rank."""
+    """Memory of one rank, in bytes."""
 
     parameters_bytes: float
     gradients_bytes: float
     optimizer_bytes: float
-    """Moments, and the fp32 master copy where there is one; 0 where ZeRO-Offload keeps them on the host."""
+    """Moments and, if there is one, the fp32 master copy; 0 if ZeRO-Offload keeps them on the host."""
     optimizer_offloaded: bool
     block_activation_bytes: float
-    """What one block keeps for backward."""
+    """Activations that one block keeps for backward."""
     block_input_bytes: float
-    """One block's input: all that a checkpointed block keeps."""
+    """Input of one block, which is all that a checkpointed block keeps."""
     head_activation_bytes: float
-    """Embeddings and the MLM head."""
+    """Activations of the embeddings and the MLM head."""
     num_layers: int
     activation_checkpointing: bool
-    """Which of the two ways `total` counts."""
+    """Whether `total_bytes` counts checkpointed activations."""
 
     def activation_bytes_at_depth(self, depth: float) -> float:
-        """Activations of a forward that executes `depth` blocks."""
+        """Return the activations of a forward that executes `depth` blocks."""
         return depth * self.block_activation_bytes + self.head_activation_bytes
 
     @property
     def activation_bytes(self) -> float:
-        """With all blocks executed."""
+        """Activations of a forward that executes all blocks."""
         return self.activation_bytes_at_depth(self.num_layers)
 
     @property
     def activation_bytes_checkpointed(self) -> float:
-        """With all blocks executed and recomputed one by one in backward."""
+        """Activations of a forward with all blocks, each recomputed in backward."""
         return self.num_layers * self.block_input_bytes + self.block_activation_bytes + self.head_activation_bytes
 
     @property
     def total_bytes(self) -> float:
-        """Everything, at full depth."""
+        """Total memory at full depth."""
         activations = self.activation_bytes_checkpointed if self.activation_checkpointing else self.activation_bytes
         return self.parameters_bytes + self.gradients_bytes + self.optimizer_bytes + activations
 
     def as_json(self) -> dict[str, Any]:
-        """In JSON's types, the sums included."""
+        """Return all fields and sums, in JSON's types."""
         sums = ("activation_bytes", "activation_bytes_checkpointed", "total_bytes")
         return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in sums}}
 
@@ -67,19 +67,19 @@ class MemoryEstimate:
 def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> MemoryEstimate:
     """Estimate a training step's memory on one rank.
 
-    ZeRO-1 divides the optimizer's states over the ranks, ZeRO-2 the gradients too, ZeRO-3 the parameters too
+    ZeRO-1 partitions the optimizer's states over the ranks, ZeRO-2 also the gradients, ZeRO-3 also the parameters
     (Rajbhandari et al., arXiv:1910.02054).
 
     Args:
-        run: with the model's `vocab_size` and `next_sentence_prediction` resolved.
-        micro_batch_size: sequences a rank and forward.
-        world_size: data-parallel ranks.
+        run: configuration with the model's `vocab_size` and `next_sentence_prediction` resolved.
+        micro_batch_size: sequences per rank and forward.
+        world_size: number of data-parallel ranks.
     """
     model, stage = run.model, run.zero_stage
     count = parameter_count(model)
     element = 4 if run.precision == "fp32" else 2
     share = [1.0 / world_size if stage >= needed else 1.0 for needed in (1, 2, 3)]
-    # ZeRO keeps its partition in fp32 apart from the parameters, in fp32 runs as well.
+    # In fp32 runs ZeRO keeps a separate fp32 copy of its partition too.
     master = _MASTER_BYTES if element == 2 or stage >= 1 else 0
     optimizer = run.deepspeed.get("optimizer", {})
     moments = _MOMENTS.get(str(optimizer.get("type", "")).lower(), 2)
@@ -97,7 +97,7 @@ def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> M
         optimizer_offloaded=offload in ("cpu", "nvme"),
         block_activation_bytes=float(tokens * _block_bytes_per_token(run, element)),
         block_input_bytes=float(tokens * hidden * element),
-        # Logits in the model's precision, in fp32, and their gradient; the head's transform, GELU and LayerNorm.
+        # Logits in the model's precision, logits in fp32 and their gradient; transform, GELU and LayerNorm of the head.
         head_activation_bytes=masked
         * ((model.vocab_size or 0) * (element + (0 if model.kernels == "triton" else 8)) + 5 * hidden * element)
         + tokens * hidden * (element + math.ceil(model.hidden_dropout)),
@@ -107,7 +107,10 @@ def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> M
 
 
 def _block_bytes_per_token(run: RunConfig, element: int) -> float:
-    """H-wide: two LayerNorms' inputs and outputs, q, k, v, attention's output; I-wide: GELU's input and output."""
+    """Return the bytes that a block keeps per token.
+
+    H wide: inputs and outputs of two LayerNorms, q, k, v, and attention's output. I wide: input and output of GELU.
+    """
     model = run.model
     wide = 8 * model.hidden_size + 2 * model.intermediate_size
     stores_masks = model.hidden_dropout and model.kernels != "triton"

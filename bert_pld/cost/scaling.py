@@ -1,12 +1,12 @@
-"""How long a training step takes on many ranks: compute, exposed communication, update. A model, not a measurement.
+"""Predicted time of a training step on many ranks: compute, exposed communication, update. Not a measurement.
 
     step = max(FLOPs / achieved FLOP/s, launches) · micro-batches + exposed communication + copies + update + fixed
 
-Communication is `bert_pld.cost.communication`'s over two levels of links, nodes and the network between them. Without
-`overlap_comm` DeepSpeed's stages 0 to 2 communicate when backward is over, so all of it is exposed; with it, all but
-the last bucket may hide behind the backward that fills the buckets. Stage 3 may hide its gathers, but for the first,
-behind forward, and its reductions as the others do. `bench communication` compares the model with two measured ranks;
-docs/scaling.md has the ratios and the predictions.
+Communication is that of `bert_pld.cost.communication`, over two levels of links: within nodes and between nodes.
+Without `overlap_comm` DeepSpeed's stages 0 to 2 communicate after backward, so all communication is exposed. With it,
+all buckets except the last one can overlap with the backward that fills them. Stage 3 can overlap its gathers, except
+the first one, with forward, and its reductions with backward. `python -m benchmarks communication` compares this model
+with measurements on two ranks; docs/scaling.md has the ratios and the predictions.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from bert_pld.cost.communication import Collective, payload_bytes, step_collecti
 from bert_pld.cost.flops import ModelFlops, parameter_count
 from bert_pld.cost.memory import MemoryEstimate
 
-# Bytes that the update reads and writes for each parameter a rank owns: AdamW's weight, two moments and gradient in
-# fp32, three of them written, a cast either way, and a pass each for norm and clipping.
+# Bytes that the update reads and writes for each parameter of a rank's partition: AdamW reads weight, two moments and
+# gradient in fp32 and writes three of them; then a cast in each direction, and one pass each for norm and clipping.
 UPDATE_BYTES = 44.0
-# Times DeepSpeed reads or writes the gradients around a reduction, counted in its source (0.19.8): into the bucket or
-# flat tensor, scaling it, and out of it; at stage 3 putting the gathered parameters together too.
+# Number of times DeepSpeed (0.19.8) reads or writes the gradients around a reduction: into the bucket or flat tensor,
+# scaling, and out of it; at stage 3 also the assembly of the gathered parameters.
 _COPY_PASSES = {0: 6, 1: 6, 2: 6, 3: 8}
 _BUCKET_ELEMENTS = 500_000_000
 _BACKWARD_SHARE = 2.0 / 3.0
@@ -33,84 +33,85 @@ _BACKWARD_SHARE = 2.0 / 3.0
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The machine. The defaults are assumptions for H100-class nodes, not measurements."""
+    """Speeds of the cluster. The defaults are assumptions for H100-class nodes, not measurements."""
 
     flops_per_s: float = 0.55 * 990e12
-    """Achieved on the model's matrix products: 55 % of the bf16 peak of NVIDIA's data sheet."""
+    """Achieved speed of the model's matrix products: 55 % of the bf16 peak in NVIDIA's data sheet."""
     activation_bytes_per_s: float = math.inf
-    """Of element-wise work, per byte that forward keeps for backward; infinite where `flops_per_s` has it in it."""
+    """Speed of element-wise work, per byte that forward keeps for backward; infinite if `flops_per_s` includes it."""
     ranks_per_node: int = 8
     intra_bytes_per_s: float = 450e9
-    """Each way and rank: NVLink 4."""
+    """Bandwidth within a node per rank and direction: NVLink 4."""
     inter_bytes_per_s: float = 0.8 * 50e9
-    """Each way and rank: one 400 Gbit/s adapter a GPU at 80 %."""
+    """Bandwidth between nodes per rank and direction: 80 % of one 400 Gbit/s adapter per GPU."""
     intra_latency_s: float = 2e-6
-    """A hop within a node."""
+    """Latency of one hop within a node."""
     inter_latency_s: float = 15e-6
-    """A hop between nodes."""
+    """Latency of one hop between nodes."""
     update_bytes_per_s: float = 0.8 * 3.35e12
-    """Memory bandwidth of the optimizer's passes: 80 % of HBM3's."""
+    """Memory bandwidth of the optimizer's update: 80 % of HBM3."""
     copy_bytes_per_s: float = 0.8 * 3.35e12
-    """Memory bandwidth of copies into new tensors."""
+    """Memory bandwidth of copies to new tensors."""
     all_gather_slowness: float = 1.0
-    """Time of an all-gather over that of an all-reduce which sends as many bytes."""
+    """Time of an all-gather relative to an all-reduce that sends the same number of bytes."""
     reduce_scatter_slowness: float = 1.0
+    """The same for a reduce-scatter."""
     launch_s_per_block: float = 150e-6
-    """Least time of a block, forward and backward, however few tokens: about 30 launches of 5 µs."""
+    """Minimum time of a block, forward and backward: about 30 kernel launches of 5 µs."""
     fixed_step_s: float = 1e-3
-    """Of a step beside everything else: the loop, DeepSpeed's bookkeeping, waits for norms and flags."""
+    """Fixed time of a step: the training loop, DeepSpeed's bookkeeping, waiting for norms and flags."""
     checkpoint_bytes_per_s: float = 1e9
-    """At which a checkpoint is written, hashed by one rank and flushed."""
+    """Speed at which a checkpoint is written, hashed by one rank and flushed."""
     overlap: float = 0.8
-    """Share of a backward (stage 3: forward) behind which communication can hide where DeepSpeed lets it."""
+    """Share of backward (stage 3's gathers: of forward) that communication can overlap where DeepSpeed allows it."""
     reduce_scatter_as_all_reduce: bool = False
-    """As torch's gloo backend does it."""
+    """Whether a reduce-scatter runs as an all-reduce, as in torch's gloo backend."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step, and what becomes of it."""
+    """Times of one optimizer step, in seconds, and the resulting speed."""
 
     compute: float
     """Forward and backward of all micro-batches."""
     ideal: float
-    """`compute` as the FLOPs alone would have it."""
+    """The part of `compute` that the FLOPs alone would need."""
     communication: float
-    """All collectives, end to end."""
+    """Sum of the times of all collectives."""
     exposed: float
-    """What of `communication` no compute hides."""
+    """The part of `communication` that does not overlap with compute."""
     copies: float
-    """Gradients into and out of what is reduced."""
+    """Copies of gradients to and from the reduced buffers."""
     update: float
     fixed: float
     checkpoint: float
-    """A checkpoint's seconds over the steps from one to the next; not in `total`, as not in a run's `seconds`."""
+    """Time of a checkpoint divided by the steps between two; not in `total`, as it is not in a run's `seconds`."""
     tokens: float
-    """All ranks', padding included."""
+    """Tokens of all ranks, padding included."""
 
     @property
     def total(self) -> float:
-        """The step."""
+        """Time of the step."""
         return self.compute + self.exposed + self.copies + self.update + self.fixed
 
     @property
     def efficiency(self) -> float:
-        """Share of the step in which the GPU does matrix products at its achieved rate: 1 is perfect scaling."""
+        """`ideal` divided by `total`; 1 is perfect scaling."""
         return self.ideal / self.total
 
     @property
     def tokens_per_s(self) -> float:
-        """Over all ranks."""
+        """Tokens per second over all ranks."""
         return self.tokens / self.total
 
     def as_json(self) -> dict[str, float]:
-        """In JSON's types, what follows included."""
+        """Return all fields and derived values, in JSON's types."""
         derived = ("total", "efficiency", "tokens_per_s")
         return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
 def with_assumptions(cluster: Cluster, assumptions: Mapping[str, Any]) -> Cluster:
-    """A cluster with some fields replaced.
+    """Return a cluster with some fields replaced.
 
     Raises:
         ValueError: an unknown field, or a value that is not a number above 0 (`overlap`: in [0, 1]).
@@ -129,14 +130,15 @@ def with_assumptions(cluster: Cluster, assumptions: Mapping[str, Any]) -> Cluste
 
 
 def collective_seconds(cluster: Cluster, collective: Collective, world_size: int) -> float:
-    """Time of the collectives of one kind in a step, hierarchical over nodes of g ranks.
+    """Return the time of the collectives of one kind in a step, hierarchical over nodes of g ranks.
 
-    Bandwidth: reduce-scatter within the node (each rank sends (g − 1)/g of the payload B), the same between nodes on
-    each rank's 1/g of it, and the way back for an all-reduce (twice that); the phases are added although NCCL pipelines
-    them, which is at most a factor 2. Latency a call: g − 1 hops within the node; between M nodes M − 1 hops of a ring
-    for reduce-scatter and all-gather, for which NCCL has no tree between multi-GPU nodes, and for an all-reduce twice
-    the lesser of M − 1 and log2 M, its double binary trees (NVIDIA, "Massively scale deep learning training with NCCL
-    2.4"). A `reduce` to one rank after the other is timed as reduce-scatters.
+    Bandwidth: within a node each rank sends (g − 1)/g of the payload B; between nodes the same with each rank's 1/g of
+    it. An all-reduce doubles both. The two phases are added, although NCCL pipelines them; this is at most a factor 2.
+
+    Latency per call: g − 1 hops within a node. Between M nodes reduce-scatter and all-gather use a ring of M − 1 hops,
+    because NCCL has no tree for them between multi-GPU nodes. An all-reduce takes twice min(M − 1, log2 M) hops, with
+    double binary trees (NVIDIA, "Massively scale deep learning training with NCCL 2.4"). A `reduce` to one owner after
+    the other counts as reduce-scatters.
     """
     ranks = min(cluster.ranks_per_node, world_size)
     nodes = math.ceil(world_size / ranks)
@@ -164,13 +166,13 @@ def predict_step(
     """Predict one optimizer step.
 
     Args:
-        run: with the model's `vocab_size` and `next_sentence_prediction` resolved.
-        cluster: the machine.
-        world_size: data-parallel ranks.
-        micro_batch_size: sequences a rank and forward.
-        kept: for each micro-batch the share of each block that runs: 1 or 0 for gates that were drawn, keep
-            probabilities for an expectation; at sample granularity the share of the rows.
-        memory: of the run at this micro-batch size, where the cluster has `activation_bytes_per_s`.
+        run: configuration with the model's `vocab_size` and `next_sentence_prediction` resolved.
+        cluster: speeds of the cluster.
+        world_size: number of data-parallel ranks.
+        micro_batch_size: sequences per rank and forward.
+        kept: for each micro-batch and block the share that runs: 1 or 0 for drawn gates, the keep probability for an
+            expectation; at sample granularity the share of the rows.
+        memory: the run's memory at this micro-batch size, used with a finite `activation_bytes_per_s`.
     """
     sample = run.progressive_layer_drop.enabled and run.progressive_layer_drop.granularity == "sample"
     has_gradient = [[float(share > 0.0) if sample else share for share in one] for one in kept]
@@ -204,8 +206,10 @@ def predict_step(
 
 
 def checkpoint_seconds(run: RunConfig, cluster: Cluster) -> float:
-    """All ranks wait for one: fp32 weights, DeepSpeed's module in the run's precision, fp32 master and two moments, all
-    of it read again for its SHA-256 by the first rank (`bert_pld.checkpoint.writer`).
+    """Return the time of a checkpoint, during which all ranks wait.
+
+    It contains fp32 weights, DeepSpeed's module in the run's precision, the fp32 master copy and two moments. The first
+    rank reads all of it again for the SHA-256 (`bert_pld.checkpoint.writer`).
     """
     return (
         parameter_count(run.model) * (4 + (4 if run.precision == "fp32" else 2) + 12) / cluster.checkpoint_bytes_per_s
@@ -235,16 +239,16 @@ def _exposed(
 
 
 def _largest_gather(times: Sequence[tuple[Collective, float]]) -> float:
-    """Payload of the gathers within forward, beside which those of whole parameters after the step are small."""
+    """Return the payload of the gathers in forward; those of whole parameters after the step are smaller."""
     return max(collective.payload_bytes for collective, _ in times if collective.content == "parameters")
 
 
 def slowest_of_independent(probabilities: Sequence[float], micro_steps: int, ranks: int) -> float:
-    """Mean over steps of the largest number of blocks that any rank runs in a step, if each rank drew its own gates.
+    """Return the expected maximum over ranks of the blocks run in a step, if each rank drew its own gates.
 
-    The blocks a rank runs in a step are a sum of independent Bernoulli variables with distribution function F (exact,
-    by convolution); the largest of N independent ones has the mean Σ_k (1 − F(k)^N) over k ≥ 0. Ours do not draw their
-    own: for comparison.
+    The number of blocks of one rank is a sum of independent Bernoulli variables with the distribution function F,
+    computed exactly by convolution. The maximum of N independent ones has the mean Σ_k (1 − F(k)^N) over k ≥ 0. This is
+    for comparison only: here all ranks draw the same gates.
     """
     distribution = [1.0]
     for keep in list(probabilities) * micro_steps:

@@ -1,4 +1,4 @@
-"""Predicted steps of one configuration on growing numbers of ranks, at its batch size; as rows and as lines of text."""
+"""Predicted steps of a configuration on several numbers of ranks at a fixed batch size, as rows and as text."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _MICRO_BATCH = 64
 
 @dataclasses.dataclass(frozen=True)
 class ScalingRow:
-    """One number of ranks; gates at the schedule's limit."""
+    """Prediction for one number of ranks, with gates at the schedule's limit."""
 
     world_size: int
     micro_batch_size: int
     accumulation_steps: int
     collectives: list[Collective]
-    """Of a step."""
+    """The collectives of a step."""
     sent_bytes: float
-    """A step and rank, if every collective is a ring."""
+    """Bytes that a rank sends in a step with ring collectives."""
     step: StepTime
     without_dropping: StepTime
-    """The same with every block."""
+    """The step without layer dropping."""
 
     def as_json(self) -> dict[str, Any]:
-        """In JSON's types."""
+        """Return the row in JSON's types."""
         values = dataclasses.asdict(self)
         return {**values, "step": self.step.as_json(), "without_dropping": self.without_dropping.as_json()}
 
@@ -43,18 +43,18 @@ def scaling_rows(
     micro_batch_size: int,
     keep_probabilities: Sequence[float],
 ) -> list[ScalingRow]:
-    """Predict the step at `world_size` ranks, and at a quarter, a sixteenth, … of them, down to a node; none for one.
+    """Predict the step at `world_size` ranks and at 1/4, 1/16, … of them, down to one node; no rows for one rank.
 
-    The batch stays. Fewer ranks take larger micro-batches: the largest part of a rank's share that is not above 64
-    sequences, or not above `micro_batch_size` where that is more.
+    The batch size is the same in all rows. With fewer ranks the micro-batch is larger: the largest divisor of a rank's
+    share that is at most 64 sequences, or at most `micro_batch_size` if that is larger.
 
     Args:
-        run: with the model's `vocab_size` and `next_sentence_prediction` resolved.
-        cluster: the machine.
-        world_size: data-parallel ranks.
-        train_batch_size: sequences a step.
-        micro_batch_size: sequences a rank and forward at `world_size`.
-        keep_probabilities: of each block.
+        run: configuration with the model's `vocab_size` and `next_sentence_prediction` resolved.
+        cluster: speeds of the cluster.
+        world_size: number of data-parallel ranks.
+        train_batch_size: sequences per step.
+        micro_batch_size: sequences per rank and forward at `world_size`.
+        keep_probabilities: keep probability of each block.
     """
     sizes = [world_size]
     while len(sizes) < _ROWS and sizes[-1] % 4 == 0 and sizes[-1] // 4 >= cluster.ranks_per_node:
@@ -83,7 +83,7 @@ def scaling_rows(
 
 
 def scaling_lines(run: RunConfig, rows: Sequence[ScalingRow]) -> list[str]:
-    """The rows for a person; nothing where there are none."""
+    """Return the rows as lines of text; no lines if there are no rows."""
     if not rows:
         return []
     last = rows[-1]
