@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from bert_pld.cluster.process_group import join_process_group
 from bert_pld.training.optimizer import build_optimizer, parameter_groups
-from bert_pld.training.run import join_process_group
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Of the whole model, as DeepSpeed casts it."""

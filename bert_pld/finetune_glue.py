@@ -108,12 +108,12 @@ def finetune_all(
     """Fine-tune on all tasks and write the summary; return the tasks of which no rate has a score with every seed."""
     import torch.distributed as dist
 
+    from bert_pld.cluster.process_group import join_process_group
     from bert_pld.glue.encoder import load_encoder
     from bert_pld.glue.finetune import Settings, SharedSignal
     from bert_pld.glue.results import scored_rates
     from bert_pld.glue.summary import write_summary
     from bert_pld.glue.sweep import Sweep
-    from bert_pld.training.run import join_process_group
 
     device = join_process_group()
     try:

@@ -21,8 +21,8 @@ from benchmarks.communication.links import Links, report_links
 from benchmarks.communication.measured_bytes import count_bytes, report_bytes, settings_to_count
 from benchmarks.communication.steps import predict_and_measure, report_steps
 from benchmarks.options import chosen, positive_integers
+from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cost.flops import parameter_count
-from bert_pld.training.run import join_process_group
 
 EXAMPLE = "deepspeed --no_local_rank --num_gpus 2 --module benchmarks communication --parts bytes --json bytes.json"
 _PARTS = ("bytes", "links", "steps")

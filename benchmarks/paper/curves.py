@@ -7,9 +7,9 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from benchmarks.loss_curve import loss_after, time_to
 from bert_pld.files import DIVERGED
 from bert_pld.plot import read_run
-from bert_pld.training.loss_curve import loss_after, time_to
 
 _ROUNDED = ("loss", "accuracy", "theta", "depth")
 CLOCKS = {"cpu": "processor_seconds", "gpu": "seconds"}

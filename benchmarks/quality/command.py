@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.deepspeed_engine import conditions, single_rank
 from benchmarks.host_memory import in_own_process
+from benchmarks.loss_curve import time_to
 from benchmarks.options import chosen
 from benchmarks.processor import processor_name
 from benchmarks.quality.contenders import CONTENDERS, Contender, make_contender
@@ -24,8 +25,7 @@ from benchmarks.quality.training import Training, host_memory_of, open_data
 from benchmarks.timing import take_workspaces
 from benchmarks.train.contenders import recompiling
 from bert_pld.config import RunConfig, load_config
-from bert_pld.training.loss_curve import time_to
-from bert_pld.training.run import resolve_for_data
+from bert_pld.training.resolve import resolve_config
 
 EXAMPLE = "python -m benchmarks quality --deepspeed_config ds.json --data_dir shards/ --json quality.json"
 _DEFAULT = "hf_bert,hf_megatron,post,pre,pld_batch,pld_sample"
@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rows, held_out = (open_data(config, options.data_dir, split) for split in ("train", "validation"))
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     with single_rank(device_type) as device, recompiling():
-        config = resolve_for_data(config, rows, 1, device)
+        config = resolve_config(config, rows, 1, device)
         memory = {}
         if options.host_memory and device_type == "cpu":
             steps = options.steps_per_turn

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of a run: what our blocks ask for is built here, the rest of the JSON goes to DeepSpeed."""
+"""Making a run's DeepSpeed engine: with our optimizers, schedulers and layer dropping, and DeepSpeed's JSON keys."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from torch import nn
 
 from bert_pld.config import MONITOR_BLOCKS, RunConfig
 from bert_pld.pld import initialize
-from bert_pld.training.optimizer import OUR_OPTIMIZERS, build_optimizer, parameter_groups
-from bert_pld.training.schedulers import OUR_SCHEDULERS, build_scheduler
+from bert_pld.training.optimizer import (
+    OUR_OPTIMIZERS,
+    OUR_SCHEDULERS,
+    build_optimizer,
+    build_scheduler,
+    parameter_groups,
+)
 
 
 def make_engine(config: RunConfig, model: nn.Module) -> Any:
-    """The engine of a resolved configuration: optimizer, scheduler, precision, ZeRO, layer dropping."""
+    """Return the engine of a resolved configuration."""
     for_deepspeed = {k: v for k, v in config.deepspeed.items() if k not in MONITOR_BLOCKS}
-    # DeepSpeed's throughput timer waits for the device at every step.
+    # By default, DeepSpeed's throughput timer waits for the device at every step.
     for_deepspeed.setdefault("timers", {"throughput": {"enabled": False}})
     optimizer_block = for_deepspeed.get("optimizer") or {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.01}}
     groups = parameter_groups(model, optimizer_block.get("params", {}).get("weight_decay", 0.0))

@@ -1,4 +1,4 @@
-"""Held-out figures: all blocks run, unscaled, with the same masks every time."""
+"""Evaluation on held-out rows: all blocks run, unscaled, with the same masks every time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bert_pld.data.batches import MicroBatch
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[MicroBatch], device: torch.device) -> dict[str, float]:
-    """Evaluate a model (or a DeepSpeed engine) on this rank's share of the held-out rows; all ranks call it together.
+    """Evaluate a model or a DeepSpeed engine on this rank's share of the held-out rows; all ranks call it together.
 
     Returns:
         `eval_mlm_loss` in nats a masked token, `eval_mlm_accuracy`, and `eval_nsp_accuracy` (NaN without pairs).
@@ -26,22 +26,22 @@ def evaluate(model: nn.Module, batches: Iterable[MicroBatch], device: torch.devi
         mark(f"evaluation, batch {number}")
         batch = host_batch.to(device)
         outputs = model(**batch.model_inputs(), mlm_denominator=1.0)
-        pairs = batch.next_sentence_labels
+        labels = batch.next_sentence_labels
         totals += torch.stack(
             [
                 outputs["mlm_loss"].double(),
                 outputs["mlm_correct"].double(),
                 torch.full((), batch.masked_tokens, dtype=torch.float64, device=device),
                 outputs["nsp_correct"].double(),
-                torch.zeros((), device=device).double() if pairs is None else (pairs >= 0).sum().double(),
+                torch.zeros((), device=device).double() if labels is None else (labels >= 0).sum().double(),
             ]
         )
     model.train(was_training)
     if dist.is_initialized():
         dist.all_reduce(totals)
-    loss, correct, masked, nsp_correct, pairs_seen = totals.tolist()
+    loss, correct, masked_tokens, nsp_correct, pairs = totals.tolist()
     return {
-        "eval_mlm_loss": loss / max(masked, 1.0),
-        "eval_mlm_accuracy": correct / max(masked, 1.0),
-        "eval_nsp_accuracy": nsp_correct / pairs_seen if pairs_seen else float("nan"),
+        "eval_mlm_loss": loss / max(masked_tokens, 1.0),
+        "eval_mlm_accuracy": correct / max(masked_tokens, 1.0),
+        "eval_nsp_accuracy": nsp_correct / pairs if pairs else float("nan"),
     }

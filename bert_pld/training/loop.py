@@ -1,4 +1,4 @@
-"""The training loop: fetch, gate, step, log, evaluate, save. Gates reach the model through the engine's forward."""
+"""The training loop: read, step, log, evaluate, save."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch.distributed as dist
 from bert_pld.cluster.watchdog import mark
 from bert_pld.data.batches import MicroBatch
 from bert_pld.rng import Stream, random_words
+from bert_pld.training.divergence import stop_if_not_finite
 from bert_pld.training.evaluation import evaluate
 from bert_pld.training.run import Run
 
@@ -21,24 +22,24 @@ def train(run: Run) -> bool:
     for micro_batches in run.training_batches():
         step, lr = engine.global_steps + 1, engine.get_lr()[0]
         last = step == settings.max_steps
-        preempted = run.told_to_stop() and not last
-        logging = last or preempted or step % settings.log_interval == 0
-        grad_norm = training_step(run, micro_batches, want_grad_norm=logging)
+        preempted = run.stop_requested() and not last
+        logging = last or preempted or _is_due(step, settings.log_interval)
+        evaluating = run.validation_rows is not None and (last or _is_due(step, settings.eval_interval))
+        saving = last or preempted or _is_due(step, settings.checkpoint_interval)
 
+        grad_norm = training_step(run, micro_batches, want_grad_norm=logging)
         mark(f"step {step}, after its last micro-batch")
-        evaluating = run.has_validation and (last or _due(step, settings.eval_interval))
-        saving = last or preempted or _due(step, settings.checkpoint_interval)
         if logging:
             metrics.log(step, lr, grad_norm)
         if logging or saving:
-            run.stop_if_not_finite(step)
+            stop_if_not_finite(run, step)
         if evaluating or saving:
             metrics.stop_clock()
             if evaluating:
                 metrics.log_evaluation(step, evaluate(engine, run.evaluation_batches(), run.device))
             if saving:
                 mark(f"step {step}, gathering its checkpoint")
-                run.save(step)
+                run.begin_checkpoint(step)
             metrics.start_clock()
         if preempted:
             break
@@ -49,19 +50,20 @@ def train(run: Run) -> bool:
 
 
 def training_step(run: Run, micro_batches: list[MicroBatch], want_grad_norm: bool = False) -> float | None:
-    """One optimizer step over this rank's micro-batches; return the global gradient norm before clipping, if wanted."""
+    """Do one optimizer step on this rank's micro-batches; return the global gradient norm before clipping if wanted."""
     engine, step, norm = run.engine, run.engine.global_steps, None
     denominator = masked_tokens_per_micro_batch(micro_batches, run.device)
     for micro_step, batch in enumerate(micro_batches):
         mark(f"step {step + 1}, micro-batch {micro_step}")
         seed_dropout(run.config.training.seed, step, micro_step, dist.get_rank())
+        # The engine draws the gates of this micro-batch itself and passes them to the model (pld/engine.py).
         outputs = engine(**batch.to(run.device).model_inputs(), mlm_denominator=denominator)
+        gates = engine.layer_dropper.last_gates if engine.layer_dropper is not None else None
         engine.backward(outputs["loss"])
         if want_grad_norm and run.config.zero_stage == 0 and run.config.precision == "fp32":
-            # The one case in which the engine does not tell.
+            # In this case alone, DeepSpeed computes no norm.
             norm = torch.nn.utils.get_total_norm(p.grad for p in engine.module.parameters() if p.grad is not None)
         engine.step()
-        gates = engine.layer_dropper.last_gates if engine.layer_dropper is not None else None
         run.metrics.add_micro_batch(batch, outputs, gates, step + 1)
     if not want_grad_norm:
         return None
@@ -71,10 +73,10 @@ def training_step(run: Run, micro_batches: list[MicroBatch], want_grad_norm: boo
 
 
 def masked_tokens_per_micro_batch(micro_batches: list[MicroBatch], device: torch.device) -> torch.Tensor:
-    """Masked tokens of the step over its micro-batches on all ranks.
+    """Return the step's masked tokens over all ranks, divided by its micro-batches over all ranks.
 
-    Dividing every micro-batch's summed loss by this one number makes the step's gradient that of the mean over all
-    its masked tokens, however they are spread over ranks and accumulation.
+    Every micro-batch's summed loss is divided by this one number. The step's gradient is then that of the mean over all
+    its masked tokens, however they are distributed over ranks and micro-batches.
     """
     count = torch.full((), float(sum(batch.masked_tokens for batch in micro_batches)), device=device)
     if dist.get_world_size() > 1:
@@ -88,5 +90,5 @@ def seed_dropout(seed: int, step: int, micro_step: int, rank: int) -> None:
     torch.manual_seed((int(high) << 32 | int(low)) >> 1)
 
 
-def _due(step: int, interval: int) -> bool:
+def _is_due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0

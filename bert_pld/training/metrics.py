@@ -1,6 +1,6 @@
-"""What a run says of itself: metrics.jsonl, DeepSpeed's monitors, and the line on the terminal.
+"""Training metrics: sums between logging steps, `metrics.jsonl`, DeepSpeed's monitors, and the terminal.
 
-Losses stay on the device between logging steps; only a logging step waits for it.
+Losses stay on the device between logging steps: only a logging step waits for the device.
 """
 
 from __future__ import annotations
@@ -24,69 +24,74 @@ from bert_pld.pld import Gates
 from bert_pld.training.metrics_file import append_record, drop_records_after
 from bert_pld.training.monitors import Monitors
 
-# Dense bf16/fp16 tensor-core peaks, TFLOP/s, from NVIDIA's data sheets; matched as substrings of the device's name.
+# Peak TFLOP/s of tensor cores in bf16 and fp16 without sparsity, from NVIDIA's data sheets. The keys are searched in
+# the device's name in this order.
 _PEAK_TFLOPS = {"GB200": 2500, "B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40": 181, "V100": 125}
 
 
 @dataclasses.dataclass
 class Counters:
-    """Running totals that a checkpoint carries on."""
+    """Running totals, which checkpoints save and resumed runs continue."""
 
     tokens: int = 0
-    """Tokens trained on over all ranks, padding not counted."""
+    """Tokens trained on over all ranks, without padding."""
     seconds: float = 0.0
-    """Wall-clock time of training, evaluations and checkpoints not counted."""
+    """Wall-clock time of training, without evaluations and checkpoints."""
     processor_seconds: float = 0.0
-    """The same on this process's processors, all its threads together: hardly changed by what else a machine does."""
+    """Processor time of this process for the same work, summed over its threads. Other programs on the machine hardly
+    change it."""
 
 
 class Metrics:
-    """Collects a run's figures and writes them at logging steps."""
+    """Sums a run's metrics and writes them at logging steps.
+
+    Args:
+        run_dir: the run's folder.
+        config: the resolved configuration.
+        device: the device that losses are on.
+        leaves_padding_out: whether the blocks compute only the tokens that are not padding; `tflops` and `mfu` then
+            count only these.
+    """
 
     def __init__(
-        self,
-        run_dir: Path,
-        config: RunConfig,
-        train_batch_size: int,
-        device: torch.device,
-        leaves_padding_out: bool = False,
+        self, run_dir: Path, config: RunConfig, device: torch.device, leaves_padding_out: bool = False
     ) -> None:
-        self.config, self.train_batch_size, self.device = config, train_batch_size, device
-        self.leaves_padding_out = leaves_padding_out
-        """Whether blocks run on tokens only: what is counted as executed."""
+        self.config, self.device, self.leaves_padding_out = config, device, leaves_padding_out
+        self.train_batch_size: int = config.deepspeed["train_batch_size"]
         self.flops = ModelFlops(config.model, config.data.seq_length, config.data.mask_probability)
         self.path = run_dir / METRICS
         self.counters = Counters()
         self.is_writer = dist.get_rank() == 0
         self.monitors = Monitors(run_dir, config) if self.is_writer else None
-        self.bar: tqdm[Any] | None = None
-        self.non_finite_step = torch.full((), -1, dtype=torch.int64, device=device)
-        """The first step whose loss was not finite, on the device; -1 for none."""
+        self.progress_bar: tqdm[Any] | None = None
+        self._non_finite_step = torch.full((), -1, dtype=torch.int64, device=device)
+        """The first step on this rank whose loss was not finite, on the device; -1 for none."""
         self._started, self._processor_started = time.perf_counter(), time.process_time()
         self._reset()
 
     def _reset(self) -> None:
+        """Begin new sums after a logging step."""
         self._losses = torch.zeros(3, device=self.device)
-        self._steps = self._micro_steps = self._tokens = 0
-        self._kept = self._theta = self._flops = 0.0
+        self._micro_steps = self._tokens = 0
+        self._kept_blocks = self._theta = self._flops = 0.0
         self._seconds_before = self.counters.seconds
 
     def resume(self, step: int, counters: dict[str, Any]) -> None:
-        """Go on after step `step` with what a checkpoint says; forget lines of steps that will be trained again."""
+        """Continue after step `step` with a checkpoint's counters; delete the records of steps to be trained again."""
         names = (field.name for field in dataclasses.fields(Counters))
         self.counters = Counters(**{name: counters[name] for name in names if name in counters})
         self._reset()
         if self.is_writer:
             drop_records_after(self.path, step)
         if self.monitors is not None:
-            self.monitors.go_on_after(step * self.train_batch_size)
+            self.monitors.drop_after(step * self.train_batch_size)
 
     def start_clock(self) -> None:
-        """Training begins, or goes on after an evaluation or a checkpoint."""
+        """Count time as training from now on."""
         self._started, self._processor_started = time.perf_counter(), time.process_time()
 
     def stop_clock(self) -> None:
-        """Training pauses. Waits for the device, so that its work is counted where it belongs."""
+        """Pause counting. Waits for the device, so that its queued work counts as training."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         now, processor_now = time.perf_counter(), time.process_time()
@@ -97,33 +102,40 @@ class Metrics:
     def add_micro_batch(
         self, batch: MicroBatch, outputs: dict[str, torch.Tensor], gates: Gates | None, step: int
     ) -> None:
-        """Take in one micro-batch's outputs, without waiting for the device."""
+        """Add one micro-batch to the sums, without waiting for the device."""
         losses = torch.stack([outputs["loss"].detach(), outputs["mlm_loss"], outputs["nsp_loss"]]).float()
         self._losses += losses
-        is_first = ~torch.isfinite(losses[0]) & (self.non_finite_step < 0)
-        self.non_finite_step = torch.where(is_first, step, self.non_finite_step)
+        is_first_non_finite = ~torch.isfinite(losses[0]) & (self._non_finite_step < 0)
+        self._non_finite_step = torch.where(is_first_non_finite, step, self._non_finite_step)
         self._micro_steps += 1
         self._tokens += batch.tokens
         kept_blocks = gates.kept_blocks if gates is not None else self.config.model.num_layers
-        self._kept += kept_blocks
+        self._kept_blocks += kept_blocks
         rows = len(batch.lengths)
         per_block = self.flops.block(batch.lengths) if self.leaves_padding_out else rows * self.flops.block_per_sequence
         self._flops += kept_blocks * per_block + rows * self.flops.heads_per_sequence
         self._theta = gates.theta if gates is not None else 1.0
 
+    def first_non_finite_loss(self) -> tuple[int, int] | None:
+        """Return the first step whose loss was not finite and its rank, or None; all ranks call it together."""
+        steps = self._non_finite_step.new_full((dist.get_world_size(),), -1)
+        steps[dist.get_rank()] = self._non_finite_step
+        dist.all_reduce(steps, op=dist.ReduceOp.MAX)
+        return min(((step, rank) for rank, step in enumerate(steps.tolist()) if step >= 0), default=None)
+
     def log(self, step: int, lr: float, grad_norm: float | None) -> None:
-        """Write the line of a logging step: means over the steps since the last one. All ranks call it."""
+        """Write the record of a logging step: means since the last one. All ranks call it together."""
         self.stop_clock()
         counted = torch.tensor([self._tokens, self._flops], dtype=torch.float64, device=self.device)
         totals = torch.cat([self._losses.double(), counted])
         dist.all_reduce(totals)
-        world = dist.get_world_size()
-        loss, mlm_loss, nsp_loss = (totals[:3] / (self._micro_steps * world)).tolist()
+        ranks = dist.get_world_size()
+        loss, mlm_loss, nsp_loss = (totals[:3] / (self._micro_steps * ranks)).tolist()
         tokens = round(totals[3].item())
         self.counters.tokens += tokens
         seconds = max(self.counters.seconds - self._seconds_before, 1e-9)
-        kept_blocks = self._kept / self._micro_steps
-        tflops = totals[4].item() / world / seconds / 1e12
+        kept_blocks = self._kept_blocks / self._micro_steps
+        tflops = totals[4].item() / ranks / seconds / 1e12
         peak = self.config.training.peak_tflops or _known_peak(self.device)
         record = {
             "step": step,
@@ -144,7 +156,7 @@ class Metrics:
         }
         self._reset()
         self._write(record, "train")
-        self.say(
+        self.print_line(
             f"step {step}/{self.config.training.max_steps}  loss {loss:.4f} (mlm {mlm_loss:.4f}, nsp {nsp_loss:.4f})"
             f"  lr {lr:.2e}  θ {record['theta']:.3f}  kept {kept_blocks:.2f}/{self.config.model.num_layers}"
             f"  {tokens / seconds:,.0f} tokens/s",
@@ -152,15 +164,9 @@ class Metrics:
         )
 
     def log_evaluation(self, step: int, figures: dict[str, float]) -> None:
-        """Write the line of an evaluation."""
-        record = {
-            "step": step,
-            "samples": step * self.train_batch_size,
-            **self._clocks(),
-            **figures,
-        }
-        self._write(record, "eval")
-        self.say(
+        """Write the record of an evaluation."""
+        self._write({"step": step, "samples": step * self.train_batch_size, **self._clocks(), **figures}, "eval")
+        self.print_line(
             f"step {step}  held-out mlm {figures['eval_mlm_loss']:.4f}, accuracy {figures['eval_mlm_accuracy']:.4f}"
             f", nsp accuracy {figures['eval_nsp_accuracy']:.4f}",
             step,
@@ -171,36 +177,38 @@ class Metrics:
         return {"seconds": round(seconds, 4), "processor_seconds": round(processor_seconds, 4)}
 
     def _write(self, record: dict[str, Any], group: str) -> None:
+        """Append a record to metrics.jsonl and send its values to the monitors as `<group>/<name>`."""
         if not self.is_writer:
             return
         append_record(self.path, record)
         if self.monitors is not None:
-            skipped = ("step", "samples")
             self.monitors.write(
                 [
-                    (f"{group}/{k.removeprefix('eval_')}", v, record["samples"])
-                    for k, v in record.items()
-                    if k not in skipped and v is not None
+                    (f"{group}/{key.removeprefix('eval_')}", value, record["samples"])
+                    for key, value in record.items()
+                    if key not in ("step", "samples") and value is not None
                 ]
             )
 
-    def say(self, text: str, step: int | None = None) -> None:
-        """A line for whoever watches, and on a terminal how far training is."""
+    def print_line(self, text: str, step: int | None = None) -> None:
+        """Print a line on rank 0; on a terminal, also show a progress bar from the first `step` on."""
         if not self.is_writer:
             return
-        if self.bar is None and step is not None and sys.stderr.isatty():
-            self.bar = tqdm(total=self.config.training.max_steps, initial=step, unit="step", dynamic_ncols=True)
-        if self.bar is None:
+        if self.progress_bar is None and step is not None and sys.stderr.isatty():
+            self.progress_bar = tqdm(
+                total=self.config.training.max_steps, initial=step, unit="step", dynamic_ncols=True
+            )
+        if self.progress_bar is None:
             print(text, flush=True)
         else:
-            self.bar.n = self.bar.n if step is None else step
-            self.bar.write(text)
-            self.bar.refresh()
+            self.progress_bar.n = self.progress_bar.n if step is None else step
+            self.progress_bar.write(text)
+            self.progress_bar.refresh()
 
     def close(self) -> None:
         """End the progress bar."""
-        if self.bar is not None:
-            self.bar.close()
+        if self.progress_bar is not None:
+            self.progress_bar.close()
 
 
 def _known_peak(device: torch.device) -> float | None:
@@ -211,7 +219,7 @@ def _known_peak(device: torch.device) -> float | None:
 
 
 def _peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory so far: allocated on the GPU, or resident in this process."""
+    """Return the peak memory so far: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,7 +1,7 @@
-"""DeepSpeed's TensorBoard, W&B, CSV and Comet writers, fed at logging steps, and what a resumed run makes of them.
+"""DeepSpeed's TensorBoard, W&B, CSV and Comet monitors, written at logging steps and continued by a resumed run.
 
-DeepSpeed appends to what it finds. A run that goes on from an earlier step would have the steps since twice, and a CSV
-file its header again: so those are taken back first, and W&B is told that it is the same run.
+DeepSpeed only appends. A run that resumes from an earlier step would record the later steps twice, and write a second
+header into each CSV file. So the later steps are removed first, and W&B is told that it is the same run.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Monitors:
     """The monitors that a configuration enables; on rank 0 only.
 
     Args:
-        run_dir: the run's folder; `output_path` of the tensorboard and csv_monitor blocks is a folder in it by default.
-        config: the run's, with DeepSpeed's monitor blocks.
+        run_dir: the run's folder; by default the `output_path` of the tensorboard and csv_monitor blocks is in it.
+        config: the run's configuration, with DeepSpeed's monitor blocks.
     """
 
     def __init__(self, run_dir: Path, config: RunConfig) -> None:
@@ -42,12 +42,12 @@ class Monitors:
         self._master = MonitorMaster(get_monitor_config(blocks))
 
     def write(self, events: list[tuple[str, float, int]]) -> None:
-        """Hand on (name, value, samples so far) triples."""
+        """Write (name, value, samples so far) triples to all monitors."""
         if self._master is not None:
             self._master.write_events(events)
 
-    def go_on_after(self, samples: int) -> None:
-        """Take back what was written of later samples: they are about to be trained on again."""
+    def drop_after(self, samples: int) -> None:
+        """Remove the events after this number of samples, which are about to be trained on again."""
         if self._master is None:
             return
         if self._master.csv_monitor is not None:
@@ -61,11 +61,11 @@ def _cut_csv_files(monitor: Any, samples: int) -> None:
         header, *rows = path.read_text().splitlines() or [""]
         kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= samples]
         write_atomically(path, "".join(f"{line}\n" for line in (header, *kept)))
-        monitor.filenames.append(path.stem)  # its header is there
+        monitor.filenames.append(path.stem)  # DeepSpeed writes a header into files that are not in this list
 
 
 def _hide_in_tensorboard(writer: Any, first_hidden: int) -> None:
-    """What `SummaryWriter(purge_step=…)` writes, of which DeepSpeed has no setting."""
+    """Write the events of `SummaryWriter(purge_step=…)`, for which DeepSpeed has no setting."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
     writer.file_writer.add_event(Event(step=first_hidden, file_version="brain.Event:2"))
@@ -74,7 +74,7 @@ def _hide_in_tensorboard(writer: Any, first_hidden: int) -> None:
 
 
 def _keep_wandb_run(run_dir: Path) -> None:
-    """One W&B run for the folder, however often it is resumed, unless the environment names one."""
+    """Use one W&B run for this folder, however often it is resumed, unless the environment names another."""
     path = run_dir / WANDB_RUN_ID
     if not path.exists():
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -1,25 +1,31 @@
-"""The optimizer a JSON names: torch's fused AdamW, NVIDIA Apex's where installed, or DeepSpeed's own."""
+"""Optimizers and learning-rate schedules that we build ourselves: torch's fused Adam, NVIDIA Apex, WarmupExpDecayLR.
+
+DeepSpeed builds all others from the JSON.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from bert_pld.config import ConfigError
 
 OUR_OPTIMIZERS = ("Adam", "AdamW", "ApexFusedAdam", "ApexFusedLAMB")
+OUR_SCHEDULERS = ("WarmupExpDecayLR",)
 _ADAM_KEYS = ("lr", "betas", "eps", "weight_decay", "bias_correction", "adam_w_mode", "torch_adam", "amsgrad")
 
-# Adam divides its moments by 1 − β^t. From this step on both divisors are 1 in fp32, so counting from here is Adam
-# without bias correction, exactly; fp32 step counters stay integers for 16 M steps more.
+# Adam divides its moments by 1 − β^t. From this step on both divisors are exactly 1 in fp32, so an Adam that starts to
+# count here has no bias correction. The fp32 step counter stays exact for 15 million steps more.
 _STEP_PAST_BIAS_CORRECTION = 1_000_000.0
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices with weight decay; biases and LayerNorm, which are the vectors, without."""
+    """Return two groups: matrices with weight decay, and vectors (biases and LayerNorm) without."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
@@ -28,13 +34,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def build_optimizer(block: Mapping[str, Any], groups: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Make the optimizer that an `optimizer` block of ours describes.
+    """Build the optimizer of an `optimizer` block whose type is in `OUR_OPTIMIZERS`.
 
-    `Adam` and `AdamW` are both decoupled Adam (as DeepSpeed's `Adam` is by default), from torch's fused kernels;
-    `bias_correction: false` is honoured. `ApexFusedAdam` and `ApexFusedLAMB` need NVIDIA Apex.
+    `Adam` and `AdamW` are both Adam with decoupled weight decay (the default of DeepSpeed's `Adam` too), from torch's
+    fused kernels. `bias_correction: false` is supported. `ApexFusedAdam` and `ApexFusedLAMB` require NVIDIA Apex.
 
     Raises:
-        ConfigError: an unknown parameter, or Apex is asked for and not installed.
+        ConfigError: an unknown parameter, or an Apex optimizer without NVIDIA Apex.
     """
     name, params = block["type"], dict(block.get("params", {}))
     if name.startswith("ApexFused"):
@@ -55,7 +61,7 @@ def build_optimizer(block: Mapping[str, Any], groups: Iterable[dict[str, Any]]) 
 
 
 def _skip_bias_correction(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Give parameters without state the state of an Adam whose bias correction has worn off."""
+    """Give parameters without state the state of an Adam past the steps where bias correction matters."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None and not optimizer.state[parameter]:
@@ -80,4 +86,50 @@ def _build_apex(name: str, params: dict[str, Any], groups: Iterable[dict[str, An
     try:
         return cls(groups, **params)
     except TypeError as error:
-        raise ConfigError(f"optimizer.params: {name} does not take these: {error}") from error
+        raise ConfigError(f"optimizer.params: {name} does not accept these: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupExpDecay:
+    """lr(t) as a share of its peak: t / warmup, then decay_rate ** ((t − warmup) / decay_step).
+
+    The paper's run: warm-up over 2 % of the steps, then × 0.99 every 1,000 steps.
+    """
+
+    warmup_num_steps: int
+    decay_rate: float = 0.99
+    decay_step: int = 1000
+
+    def share(self, step: int) -> float:
+        """Return the learning rate of optimizer step `step` (from 0) as a share of the peak."""
+        if step < self.warmup_num_steps:
+            return (step + 1) / self.warmup_num_steps
+        return self.decay_rate ** ((step - self.warmup_num_steps) / self.decay_step)
+
+
+def build_scheduler(block: Mapping[str, Any], max_steps: int, optimizer: torch.optim.Optimizer) -> LambdaLR:
+    """Build the scheduler of a `scheduler` block whose type is in `OUR_SCHEDULERS`.
+
+    `params`: `warmup_max_lr` (default: the optimizer's lr), `warmup_num_steps` (default: 2 % of max_steps),
+    `decay_rate` (0.99), `decay_step` (1000).
+
+    Raises:
+        ConfigError: an unknown parameter, or one out of range.
+    """
+    params = dict(block.get("params", {}))
+    peak = params.pop("warmup_max_lr", None)
+    params.setdefault("warmup_num_steps", max(1, round(0.02 * max_steps)))
+    fields = [field.name for field in dataclasses.fields(WarmupExpDecay)]
+    unknown = sorted(set(params) - set(fields))
+    if unknown:
+        raise ConfigError(f"scheduler.params.{unknown[0]}: unknown key; valid: warmup_max_lr, {', '.join(fields)}")
+    schedule = WarmupExpDecay(**params)
+    if schedule.warmup_num_steps < 1 or schedule.decay_step < 1 or not 0 < schedule.decay_rate <= 1:
+        raise ConfigError(
+            "scheduler.params: warmup_num_steps and decay_step must be >= 1, decay_rate in (0, 1];"
+            f" given {dataclasses.asdict(schedule)}"
+        )
+    if peak is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = float(peak)
+    return LambdaLR(optimizer, schedule.share)

@@ -154,7 +154,7 @@ def test_job_on_two_nodes_preempted_twice_and_killed_once_goes_on_by_itself_and_
     assert f"job {job}: lost a rank (exit 137), fault 1 of at most 3; queued again" in said
     assert said.count("; queued again") == 2
     for step in stopped:
-        assert f"going on after step {step} from checkpoint" in said
+        assert f"resuming after step {step} from checkpoint" in said
     assert said.rstrip().endswith(f"job {job}: done")
     assert [path.name for path in tmp_path.iterdir() if path.name == "folder"] == []
 

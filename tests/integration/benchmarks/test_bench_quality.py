@@ -7,6 +7,7 @@ import torch
 from runs import small_config, write_corpus
 
 from benchmarks import __main__ as bench
+from benchmarks.loss_curve import loss_after, time_to
 from benchmarks.quality.command import against_target
 from benchmarks.quality.contenders import Contender, HuggingFaceModel
 from benchmarks.train.contenders import as_hugging_face
@@ -14,7 +15,6 @@ from bert_pld import cli
 from bert_pld.config import ModelConfig
 from bert_pld.cost.flops import ModelFlops, parameter_count
 from bert_pld.model.bert import BertForPreTraining
-from bert_pld.training.loss_curve import loss_after, time_to
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed runs on the GPU here")
 

@@ -76,7 +76,7 @@ def test_killed_at_any_instant_a_run_resumes_from_a_whole_checkpoint_and_repeats
 
         assert newest_step(checkpoints) >= before
         assert all(fault(checkpoint) is None for checkpoint in list_checkpoints(checkpoints))
-        said = re.search(r"going on after step (\d+)", log.read_text())
+        said = re.search(r"resuming after step (\d+)", log.read_text())
         assert said is None or int(said[1]) == before
     print(f"{KILLS} kills, {while_writing} of them while a checkpoint was being written")
     assert while_writing >= 0.4 * KILLS

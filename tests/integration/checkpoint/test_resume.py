@@ -86,7 +86,7 @@ def test_number_of_ranks_and_zero_stage_change_twice_in_mid_run(corpus, tmp_path
         changed = {**off, "zero_optimization": {"stage": stage}, "train_micro_batch_size_per_gpu": 4 // ranks}
         steps = f"training.max_steps={last}"
         done = run_pretrain(changed, corpus, tmp_path / "run", "--set", steps, ranks=ranks)
-        assert last == 4 or f"going on after step {last - 4} from checkpoint" in done.stdout
+        assert last == 4 or f"resuming after step {last - 4} from checkpoint" in done.stdout
     whole, changed = (series(tmp_path / name) for name in ("whole", "run"))
     assert [changed[key] for key in ("tokens", "theta", "kept_blocks")] == [
         whole[key] for key in ("tokens", "theta", "kept_blocks")
@@ -161,7 +161,7 @@ def test_run_goes_on_from_the_checkpoint_before_a_broken_one_and_says_so(corpus,
     os.utime(second, (0, 0))  # as if clocks had been set: only the steps' numbers count
     done = run_pretrain(config(), corpus, run_dir)
     assert "is broken and skipped: optimizer_exp_avg.safetensors is not what was written" in done.stderr
-    assert f"going on after step 9 from checkpoint {second}" in done.stdout
+    assert f"resuming after step 9 from checkpoint {second}" in done.stdout
     assert series(run_dir) == uninterrupted
     assert (run_dir / "checkpoints" / "latest").read_text() == "step_00000012\n"
 

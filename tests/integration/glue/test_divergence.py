@@ -22,7 +22,7 @@ from bert_pld.glue.data import read_task
 from bert_pld.glue.encoder import load_encoder
 from bert_pld.glue.finetune import Settings, finetune
 from bert_pld.glue.tasks import TASKS
-from bert_pld.training.run import join_process_group
+from bert_pld.cluster.process_group import join_process_group
 
 device, task = join_process_group(), TASKS["SST-2"]
 settings = Settings(epochs=1, batch_size=8, max_seq_length=32, precision="fp16")

@@ -147,7 +147,7 @@ def test_shard_cut_short_while_two_ranks_read_it_ends_both_and_the_run_goes_on_w
     last = len(read_metrics(run.run_dir))
     config = {**json.loads(run.path.read_text()), "train_micro_batch_size_per_gpu": 256}
     done = run_pretrain(config, corpus, run.run_dir, "--set", f"training.max_steps={last + 3}")
-    assert "going on after step" in done.stdout
+    assert "resuming after step" in done.stdout
     assert len(read_metrics(run.run_dir)) == last + 3
 
 

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from bert_pld.checkpoint.gather import StateGatherer
 from bert_pld.checkpoint.tensor_file import FileSum, NotFiniteError, write_tensors
 from bert_pld.checkpoint.zero_state import restore_scalars, scalars_of
+from bert_pld.cluster.process_group import join_process_group
 from bert_pld.config import DataConfig, load_config
 from bert_pld.data.loader import training_batches
 from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.order import BatchShare
 from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.training.engine import make_engine
-from bert_pld.training.run import join_process_group
 
 SETTINGS = {
     "fp32": {"zero_optimization": {"stage": 0}},

@@ -11,8 +11,13 @@ from bert_pld.cost.flops import parameter_count
 from bert_pld.model import BertForPreTraining
 from bert_pld.pld import draw_gates
 from bert_pld.pld.engine import make_schedule
-from bert_pld.training.optimizer import OUR_OPTIMIZERS, build_optimizer, parameter_groups
-from bert_pld.training.schedulers import OUR_SCHEDULERS, build_scheduler
+from bert_pld.training.optimizer import (
+    OUR_OPTIMIZERS,
+    OUR_SCHEDULERS,
+    build_optimizer,
+    build_scheduler,
+    parameter_groups,
+)
 
 FOLDER = REPOSITORY / "configs"
 CONFIGS = sorted(path for path in FOLDER.rglob("*.json") if path.parent.name != "scales")

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import bert_pld
+from bert_pld.cluster.process_group import join_process_group
 from bert_pld.config import ConfigError
-from bert_pld.training.run import join_process_group
 
 CONFIG = {
     "train_batch_size": 8,

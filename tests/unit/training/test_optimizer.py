@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from bert_pld.config import ConfigError
-from bert_pld.training.optimizer import build_optimizer, parameter_groups
-from bert_pld.training.schedulers import WarmupExpDecay, build_scheduler
+from bert_pld.training.optimizer import WarmupExpDecay, build_optimizer, build_scheduler, parameter_groups
 
 
 def test_vectors_have_no_weight_decay():
