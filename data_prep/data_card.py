@@ -25,6 +25,13 @@ DATA_CARD_NAME, DATA_CARD_PAGE_NAME = "data_card.json", "data_card.html"
 
 Counts = list[dict[str, Any]]
 """Counts of the tasks of a stage, in the order of the tasks."""
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; color: #1d2733; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+table { border-collapse: collapse; } td, th { padding: .25rem 1rem .25rem 0; text-align: left; vertical-align: top; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; } tr + tr { border-top: 1px solid #dfe5ec; }
+figure { margin: 0; } svg { max-width: 100%; height: auto; } .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
+"""
 
 
 def make_card(
@@ -125,15 +132,6 @@ def _sum(histograms: Any) -> list[int]:
         for place, count in enumerate(histogram):
             total[place] += count
     return total
-
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; color: #1d2733; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; } td, th { padding: .25rem 1rem .25rem 0; text-align: left; vertical-align: top; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; } tr + tr { border-top: 1px solid #dfe5ec; }
-figure { margin: 0; } svg { max-width: 100%; height: auto; } .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
-"""
 
 
 def page(card: dict[str, Any]) -> str:

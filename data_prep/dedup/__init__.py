@@ -1,1 +1,1 @@
-"""Exact and near duplicates among all documents of a build."""
+"""Detection of exact and near duplicates among all documents of a build."""

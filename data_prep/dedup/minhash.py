@@ -1,12 +1,12 @@
-"""MinHash signatures: how much two documents have in common, from 256 bytes each.
+"""MinHash signatures: 256 bytes per document, from which the similarity of two documents can be estimated.
 
-A document is taken as the set of its shingles, runs of `SHINGLE_WORDS` consecutive words without regard to case and
-punctuation. Under a random order of all shingles, two documents have the same first one with a probability equal to
-the Jaccard similarity |A ∩ B| / |A ∪ B| of their sets (Broder, "On the resemblance and containment of documents",
-1997); a signature keeps the first one under each of `HASHES` orders, 16 bits of it (Li and König, "b-bit minwise
-hashing", WWW 2010). The share of equal entries estimates the similarity with a standard error of at most 0.044.
+A document is the set of its shingles: runs of `SHINGLE_WORDS` consecutive words, ignoring case and punctuation. Under a
+random order of all shingles, the first shingles of two documents are equal with a probability equal to the Jaccard
+similarity |A ∩ B| / |A ∪ B| of their sets (Broder, "On the resemblance and containment of documents", 1997). A
+signature holds 16 bits of the first shingle under each of `HASHES` orders (Li and König, "b-bit minwise hashing", WWW
+2010). The share of equal entries estimates the similarity with a standard error of at most 0.044.
 
-Everything is array arithmetic over the bytes of many documents at once; nothing loops over words.
+All work is array arithmetic over the bytes of many documents at once; no Python loop runs over words.
 """
 
 from __future__ import annotations
@@ -23,36 +23,37 @@ SHINGLE_WORDS = 5
 HASHES = 128
 BAND_ROWS = 4
 BANDS = HASHES // BAND_ROWS
-"""Documents that agree in all rows of a band are compared: at similarity s a pair is met with 1 - (1 - s⁴)³²."""
+"""Documents that agree in all rows of a band are compared: with probability 1 - (1 - s⁴)³² at similarity s."""
 FEWEST_WORDS = 150
-"""A shorter document is like another only if its subject, the first names or numbers in it, is the same too: short
-articles made from one template, with a name exchanged, have more in common than an edited copy and its original."""
+"""Two shorter documents are similar only if their subjects, the first names or numbers in them, are equal too. Short
+articles made from one template, with the name exchanged, would otherwise be more similar than an edited copy is to its
+original."""
 SUBJECT_NAMES = 4
 
 WINDOW_BYTES = 1 << 20
-"""Words are hashed in windows of this size, which bounds memory; a shingle across two windows is left out."""
+"""Words are hashed in windows of this size to limit memory; a shingle across two windows is left out."""
 _BASE = 0x9E3779B97F4A7C15
 _BASE_INVERSE = pow(_BASE, -1, 2**64)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
-_NOTHING = np.uint32(0xFFFFFFFF)
+_NO_SHINGLE = np.uint32(0xFFFFFFFF)
 _NAME_BYTES = np.array([chr(byte).isupper() or chr(byte).isdigit() or byte >= 0x80 for byte in range(256)])
-"""What a name or number begins with; a letter beyond ASCII may be a capital."""
+"""First bytes of names and numbers; a letter outside ASCII may be a capital."""
 _WORD_BYTES = np.array([chr(byte).isalnum() or byte >= 0x80 for byte in range(256)])
 
 UInt64Array = NDArray[np.uint64]
 
 
 def signatures(texts: Sequence[str]) -> NDArray[np.uint16]:
-    """The signatures of documents.
+    """Return the signatures of documents.
 
     Args:
         texts: D documents.
 
     Returns:
-        uint16 `[D, BANDS, BAND_ROWS]`. That of a document of fewer than `FEWEST_WORDS` words is encrypted with a digest
-        of its subject; that of one of fewer than `SHINGLE_WORDS` words is 0.
+        uint16 `[D, BANDS, BAND_ROWS]`. The signature of a document with fewer than `FEWEST_WORDS` words is combined by
+        XOR with a digest of its subject. A document with fewer than `SHINGLE_WORDS` words has the signature 0.
     """
-    lowest = np.full((len(texts), HASHES), _NOTHING, np.uint32)
+    lowest = np.full((len(texts), HASHES), _NO_SHINGLE, np.uint32)
     words = np.zeros(len(texts), np.int64)
     subjects = np.zeros(len(texts), np.uint64)
     window: list[bytes] = []
@@ -60,26 +61,28 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint16]:
     for number, text in enumerate(texts):
         data = text.encode("utf-8")
         if window and size + len(data) > WINDOW_BYTES:
-            _take(window, lowest[first:number], words[first:number], subjects[first:number])
+            _add_window(window, lowest[first:number], words[first:number], subjects[first:number])
             window, first, size = [], number, 0
         window.append(data)
         size += len(data) + 1
-        while len(window[-1]) > WINDOW_BYTES:  # alone in its window
+        while len(window[-1]) > WINDOW_BYTES:  # a long document is alone in its windows
             cut = window[-1].rfind(b" ", 0, WINDOW_BYTES) + 1 or WINDOW_BYTES
             here = slice(number, number + 1)
-            _take([window[-1][:cut]], lowest[here], words[here], subjects[here])
+            _add_window([window[-1][:cut]], lowest[here], words[here], subjects[here])
             window[-1] = window[-1][cut:]
     if window:
-        _take(window, lowest[first:], words[first:], subjects[first:])
+        _add_window(window, lowest[first:], words[first:], subjects[first:])
     signed = (lowest & np.uint32(0xFFFF)).astype(np.uint16)
     subjects[words >= FEWEST_WORDS] = 0
     signed = signed.reshape(len(texts), BANDS, BAND_ROWS) ^ subjects.view(np.uint16).reshape(-1, 1, BAND_ROWS)
-    signed[lowest[:, 0] == _NOTHING] = 0
+    signed[lowest[:, 0] == _NO_SHINGLE] = 0
     return signed
 
 
-def _take(documents: list[bytes], lowest: NDArray[np.uint32], words: NDArray[np.int64], subjects: UInt64Array) -> None:
-    """Lower the minima of D documents, `[D, HASHES]`, to those of their shingles; count words, digest subjects."""
+def _add_window(
+    documents: list[bytes], lowest: NDArray[np.uint32], words: NDArray[np.int64], subjects: UInt64Array
+) -> None:
+    """Update the minima of D documents, `[D, HASHES]`, with their shingles; count words, set digests of subjects."""
     joined = b" ".join(documents) + b" "
     data = np.frombuffer(joined, np.uint8)
     starts, ends = _words(data)
@@ -103,7 +106,7 @@ def _take(documents: list[bytes], lowest: NDArray[np.uint32], words: NDArray[np.
 
 
 def _words(data: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First byte of each word, and the byte after its last; `data` ends in a space."""
+    """Return the first byte of each word and the byte after its last; `data` must end in a space."""
     in_word = _WORD_BYTES[data]
     edges = np.flatnonzero(in_word[1:] != in_word[:-1]) + 1
     if in_word[0]:
@@ -114,7 +117,7 @@ def _words(data: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64
 def _subjects(
     words: UInt64Array, names: NDArray[np.int64], words_from: NDArray[np.int64], words_until: NDArray[np.int64]
 ) -> UInt64Array:
-    """A digest of each document's first `SUBJECT_NAMES` words among `names`; of fewer where it has fewer."""
+    """Return a digest of the first `SUBJECT_NAMES` words among `names` of each document."""
     digests = np.zeros(len(words_from), np.uint64)
     first = np.searchsorted(names, words_from)
     for place in range(SUBJECT_NAMES):
@@ -127,13 +130,15 @@ def _subjects(
 def _shingles(
     words: UInt64Array, words_from: NDArray[np.int64], words_until: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64]]:
-    """The hash of every shingle, where those of a document begin, and which documents have any."""
+    """Return the hash of every shingle, where the shingles of a document begin, and which documents have any."""
     counts = np.maximum(words_until - words_from - SHINGLE_WORDS + 1, 0)
     present = np.flatnonzero(counts)
     starts_of = np.cumsum(counts[present]) - counts[present]
     if not len(present):
         return np.empty(0, np.uint32), starts_of, present
-    is_first = np.zeros(len(words) - SHINGLE_WORDS + 2, np.int8)  # +1 where a document's shingles begin, -1 after them
+    is_first = np.zeros(
+        len(words) - SHINGLE_WORDS + 2, np.int8
+    )  # +1 at the first shingle of a document, -1 after its last
     np.add.at(is_first, words_from[present], 1)
     np.add.at(is_first, words_from[present] + counts[present], -1)
     within = np.cumsum(is_first[:-1]).astype(bool)
@@ -145,7 +150,7 @@ def _shingles(
 
 
 def _span_hashes(values: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> UInt64Array:
-    """The polynomial Σ v·Bⁱ (mod 2⁶⁴) of each span of bytes, i counted from its start, by one running sum over all."""
+    """Return Σ v·Bⁱ (mod 2⁶⁴) of each span of bytes, i counted from its start, with one cumulative sum over all."""
     powers, inverses = base_powers()
     sums = np.zeros(len(values) + 1, np.uint64)
     np.cumsum(powers[: len(values)] * values, out=sums[1:])
@@ -154,7 +159,7 @@ def _span_hashes(values: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDA
 
 
 def _mixed(values: UInt64Array) -> UInt64Array:
-    """Every bit of the result depends on every bit of the value."""
+    """Mix the bits of values, so that every bit of a result depends on every bit of its value."""
     mixed = values ^ (values >> np.uint64(32))
     mixed *= _MIX
     mixed ^= mixed >> np.uint64(32)
@@ -165,7 +170,7 @@ def _mixed(values: UInt64Array) -> UInt64Array:
 
 @functools.lru_cache(maxsize=1)
 def base_powers() -> tuple[UInt64Array, UInt64Array]:
-    """The powers of the base and of its inverse modulo 2⁶⁴, as many as a window has bytes."""
+    """Return the powers of the base and of its inverse modulo 2⁶⁴, one for each byte of a window."""
 
     def table(base: int) -> UInt64Array:
         factors = np.full(WINDOW_BYTES + 2, base, np.uint64)
@@ -177,6 +182,6 @@ def base_powers() -> tuple[UInt64Array, UInt64Array]:
 
 @functools.lru_cache(maxsize=1)
 def _orders() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Factor (odd, so that h ↦ a·h + b is a permutation of 32 bits) and offset of each order."""
+    """Return factor and offset of each order; odd factors make h ↦ a·h + b a permutation of 32-bit numbers."""
     factors, offsets, _, _ = random_words(0, Stream.MINHASH, np.arange(HASHES))
     return factors | np.uint32(1), offsets

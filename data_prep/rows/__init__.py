@@ -1,1 +1,1 @@
-"""From documents to shards: splits, vocabulary, token ids, training rows, files."""
+"""From documents to shards: splits, vocabulary, token ids, training rows, shard files."""

@@ -1,8 +1,9 @@
-"""Training rows from tokenized documents: pairs of segments for next sentence prediction, or packed sequences.
+"""Training rows from tokenized documents: sentence pairs for next sentence prediction, or packed sequences.
 
-Pairs follow Devlin et al., "BERT", NAACL 2019, appendix A.2, with one difference. There, a chunk of one sentence always
-gets a random continuation, so that more than half of all pairs are random, and the form of A betrays the label. Here
-such a chunk takes a neighbour, and half of the pairs are random in expectation, whatever the lengths.
+Pairs follow Devlin et al., "BERT", NAACL 2019, appendix A.2, with one difference. In the paper's code, a chunk of one
+sentence always gets a random continuation; more than half of all pairs are then random, and the form of A reveals the
+label. Here such a chunk is joined with its neighbour, so that half of the pairs are random in expectation for sentences
+of any length.
 """
 
 from __future__ import annotations
@@ -35,17 +36,18 @@ def pair_rows(
 ) -> Rows:
     """Rows `[CLS] A [SEP] B [SEP]` of at most `seq_length` tokens.
 
-    A chunk of consecutive segments of a document is filled to the target length (one in ten to a shorter one, drawn
-    from 2 to the full), and cut between two segments into A and B. In half of the pairs B comes from another document
-    of the same group instead, and what it displaced begins the next chunk. What is too long loses tokens at both ends
-    of the longer of A and B. A group of a single document draws from elsewhere in that document.
+    Consecutive segments of a document form a chunk of the target length: the full length, or for one chunk in ten a
+    shorter one, drawn uniformly from 2 to the full length. The chunk is cut between two segments into A and B. In half
+    of the pairs, B is instead taken from another document of the same group, and the displaced segments begin the next
+    chunk. A pair that is too long is trimmed at both ends of the longer of A and B. In a group of a single document,
+    the random B is taken from elsewhere in that document.
 
     Args:
-        documents: D documents, tokenized.
+        documents: D tokenized documents.
         seq_length: S, at least 8.
         special_ids: ids of pad, unk, cls, sep and mask.
-        is_continuation: [vocabulary size] whether an entry goes on in a word.
-        seed, split, group: name the draws; another group draws independently.
+        is_continuation: bool [vocabulary size]; true for entries that continue a word.
+        seed, split, group: key of the random numbers; each group has its own.
 
     Returns:
         The columns of a shard, N rows.
@@ -77,7 +79,7 @@ def pair_rows(
 
 
 def packed_rows(documents: TokenizedDocuments, seq_length: int, special_ids: dict[str, int]) -> Rows:
-    """Rows `[CLS] … [SEP]` filled to `seq_length`: the documents one after another with a [SEP] between them.
+    """Rows `[CLS] … [SEP]` filled to `seq_length`: the documents in order, with a [SEP] between them.
 
     Every token is in exactly one row; only the last row is padded.
     """
@@ -102,7 +104,7 @@ def packed_rows(documents: TokenizedDocuments, seq_length: int, special_ids: dic
 
 
 def _draws(seed: int, split: str, group: int) -> Iterator[list[float]]:
-    """Eight numbers in [0, 1) for each pair in turn, a function of (seed, split, group, pair)."""
+    """Yield eight numbers in [0, 1) for each pair in turn, a function of (seed, split, group, pair)."""
     first = 0
     while True:
         pairs = np.arange(first, first + _BLOCK)
@@ -118,7 +120,7 @@ def _draws(seed: int, split: str, group: int) -> Iterator[list[float]]:
 def _pairs(
     documents: TokenizedDocuments, room: int, draws: Iterator[list[float]]
 ) -> Iterator[tuple[int, int, int, int, int]]:
-    """A and B of each pair as spans of the token array, and the label."""
+    """Yield A and B of each pair as spans of the token array, and the label."""
     starts: list[int] = documents.segment_starts.tolist()
     bounds: list[int] = documents.document_starts.tolist()
     for document, (first, last) in enumerate(itertools.pairwise(bounds)):
@@ -130,7 +132,7 @@ def _pairs(
             end = bisect_left(starts, starts[here] + target, here + 1, last)
             end = min(max(end, here + 2), last)
             if end - here == 1:
-                # The document's last segment: it follows its neighbour, or goes before a random one.
+                # The document's last segment alone: it becomes B after its neighbour, or A before a random segment.
                 begin, middle, following = (here, last, last) if is_random or here == first else (here - 1, here, last)
             else:
                 begin, middle = here, here + 1 + int(cut * (end - here - 1))
@@ -139,7 +141,7 @@ def _pairs(
             if is_random or middle == end:
                 chosen = _random_segment(bounds, document, begin, middle, other, other_start)
             if chosen is None and middle == end:
-                return  # one token is all there is: no pair can be made of it
+                return  # the only document has a single token, which cannot form a pair
             if chosen is None:
                 b_first, b_last, following, value = middle, end, end, IS_NEXT
             else:
@@ -157,7 +159,7 @@ def _pairs(
 def _random_segment(
     bounds: list[int], document: int, begin: int, middle: int, other: float, other_start: float
 ) -> int | None:
-    """A segment of another document; of the same one, neither in A nor next to it, where there is no other."""
+    """Return a random segment of another document; of a single document, one neither in A nor right after A."""
     count = len(bounds) - 1
     if count > 1:
         chosen = int(other * (count - 1))
@@ -173,7 +175,7 @@ def _random_segment(
 def _trim(
     a_start: int, a_end: int, b_start: int, b_end: int, room: int, trim_a: float, trim_b: float
 ) -> tuple[int, int, int, int]:
-    """Cut the longer of A and B until both fit; what goes is taken from front and back in a drawn proportion."""
+    """Trim the longer of A and B until both fit; the share that is removed at the front is random."""
     a, b = a_end - a_start, b_end - b_start
     if a + b > room:
         half_a, half_b = room - room // 2, room // 2

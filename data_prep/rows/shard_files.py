@@ -1,10 +1,9 @@
-"""Rows to shard files, native or in NVIDIA's format, and the shards to their final names.
+"""Shard files, in the native format and in NVIDIA's format with static masks.
 
-In NVIDIA's format every row with several sets of masks, in files of their own.
-
-Duplicate k of a row has the masks that dynamic masking draws for it in epoch k under the build's seed. These depend on
-the row's running index in its split, which is known only once all groups are written: so masking is a stage of its own,
-one task a native shard. The rows of duplicate 0 come first, in native order, then those of duplicate 1, and so on.
+A native shard holds the rows of one group. In NVIDIA's format every row is written several times with different masks:
+duplicate k has the masks that dynamic masking draws in epoch k with the build's seed. The masks depend on the row's
+index in its split, which is known only after all groups are written. Masking is therefore a stage of its own, with one
+task for each native shard. The rows of duplicate 0 come first, in native order, then those of duplicate 1, and so on.
 """
 
 from __future__ import annotations
@@ -24,11 +23,15 @@ from bert_pld.data.shards import shard_name as native_shard_name
 from bert_pld.files import write_atomically
 from data_prep.rows.splitting import Group
 
+DEFAULT_DUPE_FACTOR = 5
+_PARTS_NAME = "masking.json"
+_BLOCK_ROWS = 1 << 12
+
 
 def write_group(
     folder: Path, group: Group, rows: Rows, attributes: ShardAttributes, shard_rows: int
 ) -> list[dict[str, Any]]:
-    """Write a group's rows as shards of at most `shard_rows` rows.
+    """Write the rows of a group as native shards of at most `shard_rows` rows.
 
     Returns:
         The records of the shards, in order, as dictionaries.
@@ -48,7 +51,7 @@ def write_group(
 def place_shards(
     folder: Path, output_dir: Path, records_of_groups: list[tuple[Group, list[dict[str, Any]]]]
 ) -> dict[str, list[ShardRecord]]:
-    """Move all shards from the build folder to their final names; those moved before an interruption stay.
+    """Move all native shards to their final names; shards that were moved before an interruption are skipped.
 
     Returns:
         The records of each split, with the final names.
@@ -65,14 +68,9 @@ def place_shards(
     return splits
 
 
-DEFAULT_DUPE_FACTOR = 5
-_PARTS_NAME = "masking.json"
-_BLOCK_ROWS = 1 << 12
-
-
 @dataclasses.dataclass(frozen=True)
 class MaskingPart:
-    """The work of one masking task: a native shard and its place in its split."""
+    """The work of one masking task: a native shard, and the index of its first row in its split."""
 
     seq_length: int
     split: str
@@ -80,13 +78,13 @@ class MaskingPart:
     first_row: int
     rows: int
 
-    def dupe_factor(self, asked: int) -> int:
-        """How many sets of masks its rows get: as many as asked in training, one in validation."""
-        return asked if self.split == "train" else 1
+    def dupe_factor(self, requested: int) -> int:
+        """Return the number of sets of masks: the requested number in training, one in validation."""
+        return requested if self.split == "train" else 1
 
 
 def masking_parts(seq_length: int, records_of_groups: list[tuple[Group, list[dict[str, Any]]]]) -> list[MaskingPart]:
-    """The tasks for the native shards of a sequence length, from the groups and their records in order."""
+    """Return the tasks for the native shards of a sequence length, given the groups and the records of their shards."""
     parts, rows_before = [], {"train": 0, "validation": 0}
     for group, records in records_of_groups:
         for record in records:
@@ -97,12 +95,12 @@ def masking_parts(seq_length: int, records_of_groups: list[tuple[Group, list[dic
 
 
 def write_parts(build_dir: Path, parts: list[MaskingPart]) -> None:
-    """Keep the list of tasks for the processes that run them."""
+    """Write the list of masking tasks for the processes that run them."""
     write_atomically(build_dir / _PARTS_NAME, json.dumps([dataclasses.asdict(part) for part in parts]) + "\n")
 
 
 def read_parts(build_dir: Path) -> list[MaskingPart]:
-    """The list of tasks of a build folder."""
+    """Read the list of masking tasks of a build folder."""
     content = json.loads((build_dir / _PARTS_NAME).read_text(encoding="utf-8"))
     return [MaskingPart(**part) for part in content]
 
@@ -110,20 +108,20 @@ def read_parts(build_dir: Path) -> list[MaskingPart]:
 def write_nvidia_shards(
     folder: Path, part: MaskingPart, dupe_factor: int, vocabulary: MaskingVocabulary, seed: int
 ) -> list[dict[str, Any]]:
-    """Mask a native shard and write one shard of NVIDIA's format for each duplicate beside it.
+    """Mask a native shard, and write one shard in NVIDIA's format beside it for each duplicate.
 
     Args:
-        folder: where the native shard is.
-        part: which shard, and where it stands in its split.
+        folder: the folder of the native shard.
+        part: the shard and its place in its split.
         dupe_factor: sets of masks for each training row.
-        vocabulary: of the build.
-        seed: of the masks, in [0, 2^32).
+        vocabulary: the vocabulary of the build.
+        seed: seed of the masks, in [0, 2^32).
 
     Returns:
         The records of the shards, in the order of the duplicates, as dictionaries.
 
     Raises:
-        ValueError: a row has more masks than the format has room for.
+        ValueError: a row has more masks than the format can store.
         OSError: the disk is full or the folder cannot be written.
     """
     shard = Shard(folder / part.file)
@@ -153,7 +151,7 @@ def write_nvidia_shards(
 def place_nvidia_shards(
     folder: Path, output_dir: Path, records_of_parts: list[tuple[MaskingPart, list[dict[str, Any]]]]
 ) -> dict[str, list[ShardRecord]]:
-    """Move all shards from the build folder to their final names; those moved before an interruption stay.
+    """Move all shards in NVIDIA's format to their final names; shards that were moved before are skipped.
 
     Returns:
         The records of each split, with the final names, duplicate by duplicate.

@@ -1,4 +1,4 @@
-"""Which documents are for validation, and which of a split's documents make up one writing task."""
+"""Splits the documents into training and validation, and packs each split into the groups of the writing tasks."""
 
 from __future__ import annotations
 
@@ -16,53 +16,54 @@ from data_prep.spool import Spool
 
 GROUP_BYTES = 8 << 20
 FEWEST_GROUP_DOCUMENTS = 16
-"""A group draws its random continuations from its own documents."""
+"""A group needs several documents, because the random B of a pair comes from the same group."""
 
 
 @dataclasses.dataclass
 class Group:
-    """The documents of one writing task: those of `split` in each of these spools, or a run of them."""
+    """The documents of one writing task: ranges of the documents of one split in some spools."""
 
     split: str
     number: int
-    """Counts the groups of the split."""
+    """Index among the groups of the split."""
     members: list[tuple[int, int, int]]
-    """(spool, first, last + 1), counted among the spool's documents of this split."""
+    """(spool, first, last + 1), where documents are counted among the spool's documents of this split."""
     documents: int
     bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """All writing tasks, and the draw up to which a document is for validation."""
+    """All writing tasks, and the highest draw of a validation document."""
 
     highest_validation_draw: int
     tasks: list[Group]
 
     def write(self, build_dir: Path) -> None:
-        """Keep them for the tasks."""
+        """Write the groups for the tasks."""
         write_atomically(build_dir / "groups.json", json.dumps(dataclasses.asdict(self)) + "\n")
 
     @classmethod
     def read(cls, build_dir: Path) -> Groups:
-        """The groups of a build folder."""
+        """Read the groups of a build folder."""
         content = json.loads((build_dir / "groups.json").read_text(encoding="utf-8"))
         return cls(content["highest_validation_draw"], [Group(**group) for group in content["tasks"]])
 
     def chosen(self, spool: Spool, duplicates: Duplicates, seed: int, split: str) -> NDArray[np.intp]:
-        """Indices of a spool's documents that belong to a split, duplicates left out."""
+        """Return the indices of a spool's documents in a split, without duplicates."""
         kept = duplicates.kept(spool.task, len(spool))
         return np.flatnonzero(kept & _is_in(split, spool.draws(seed), self.highest_validation_draw))
 
 
 def make_groups(build_dir: Path, tasks: int, seed: int, validation_fraction: float) -> Groups:
-    """Assign documents to splits by their draw, and pack each split's, in order, into groups of about 8 MiB.
+    """Assign documents to splits by their draw, and pack each split, in order, into groups of about 8 MiB.
 
-    The document with the lowest draw is always for validation and the one with the highest for training. Equal texts
-    have equal draws: even where duplicates stay, a copy of a training document is never in the validation split.
+    The document with the lowest draw is always a validation document, and the one with the highest a training document.
+    Equal texts have equal draws, so the validation split never contains a copy of a training document, even where
+    duplicates are kept.
 
     Raises:
-        ValueError: fewer than two different documents.
+        ValueError: the spools hold fewer than two different documents.
     """
     duplicates = Duplicates(build_dir)
     lowest, highest = 2**64 - 1, 0
@@ -73,8 +74,8 @@ def make_groups(build_dir: Path, tasks: int, seed: int, validation_fraction: flo
             lowest, highest = min(lowest, int(draws.min())), max(highest, int(draws.max()))
     if lowest >= highest:
         raise ValueError(
-            "the sources hold a single document, but training and validation need one each;"
-            " give more text, or part it into documents"
+            "the sources hold a single document, but training and validation need at least one each;"
+            " add more text, or split it into documents"
         )
     bound = min(max(int(validation_fraction * 2**64), lowest), highest - 1)
     groups: list[Group] = []
@@ -98,13 +99,13 @@ def _is_in(split: str, draws: NDArray[np.uint64], bound: int) -> NDArray[np.bool
     return draws <= np.uint64(bound) if split == "validation" else draws > np.uint64(bound)
 
 
-def _pack(made: list[Group], split: str, task: int, sizes: NDArray[np.int64]) -> None:
-    """Add one spool's documents of a split to the last group, opening another where it is full."""
+def _pack(groups: list[Group], split: str, task: int, sizes: NDArray[np.int64]) -> None:
+    """Add one spool's documents of a split to the last group, and start another group when it is full."""
     first = 0
     while first < len(sizes):
-        if not made or (made[-1].bytes >= GROUP_BYTES and made[-1].documents >= FEWEST_GROUP_DOCUMENTS):
-            made.append(Group(split, len(made), [], 0, 0))
-        group = made[-1]
+        if not groups or (groups[-1].bytes >= GROUP_BYTES and groups[-1].documents >= FEWEST_GROUP_DOCUMENTS):
+            groups.append(Group(split, len(groups), [], 0, 0))
+        group = groups[-1]
         sums = np.cumsum(sizes[first:])
         count = int(np.searchsorted(sums, max(GROUP_BYTES - group.bytes, 1))) + 1
         count = min(max(count, FEWEST_GROUP_DOCUMENTS - group.documents), len(sizes) - first)

@@ -1,4 +1,4 @@
-"""Documents as token ids: one flat array, with the starts of segments and documents in it."""
+"""Documents as token ids: one flat array, and the positions where segments and documents start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BATCH_SENTENCES = 4096
 
 @dataclasses.dataclass
 class TokenizedDocuments:
-    """T tokens in S segments (sentences, or parts of long ones) in D documents; none of them is empty."""
+    """T tokens in S segments (sentences, or parts of long ones) in D documents; no segment or document is empty."""
 
     tokens: NDArray[np.uint32]
     """[T]"""
@@ -26,7 +26,7 @@ class TokenizedDocuments:
 
 
 def encode_documents(tokenizer: Tokenizer, documents: Iterable[list[str]]) -> TokenizedDocuments:
-    """Tokenize sentence by sentence, without special tokens; what gives no token is left out."""
+    """Tokenize sentence by sentence, without special tokens; sentences and documents without a token are left out."""
     pieces: list[NDArray[np.uint32]] = []
     lengths: list[int] = []
     sentences_per_document: list[int] = []
@@ -57,19 +57,19 @@ def split_long_segments(
 ) -> TokenizedDocuments:
     """Cut segments of more than `longest` tokens into equal parts, and the only segment of a document into two.
 
-    Afterwards every document of two tokens or more has two segments, so that each can give a pair. Cuts fall between
-    words where the middle third of the part has such a place.
+    Afterwards every document of at least two tokens has two segments or more, as a sentence pair needs. A cut is placed
+    at the nearest word start where the parts stay short enough.
 
     Args:
-        documents: as tokenized.
-        longest: most tokens a segment may have, at least 1.
-        is_continuation: [vocabulary size] whether an entry goes on in a word (`##…`).
+        documents: output of `encode_documents`.
+        longest: largest number of tokens in a segment, at least 1.
+        is_continuation: bool [vocabulary size]; true for entries that continue a word (`##…`).
     """
     starts = documents.segment_starts
     lengths = np.diff(starts)
-    alone = np.zeros(len(lengths), bool)
-    alone[documents.document_starts[:-1][np.diff(documents.document_starts) == 1]] = True
-    parts = np.maximum(-(-lengths // longest), np.where(alone & (lengths > 1), 2, 1))
+    is_only_segment = np.zeros(len(lengths), bool)
+    is_only_segment[documents.document_starts[:-1][np.diff(documents.document_starts) == 1]] = True
+    parts = np.maximum(-(-lengths // longest), np.where(is_only_segment & (lengths > 1), 2, 1))
     to_cut = np.flatnonzero(parts > 1)
     cuts: list[int] = []
     added = np.zeros(len(lengths), np.int64)

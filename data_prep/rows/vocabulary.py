@@ -1,4 +1,4 @@
-"""The WordPiece vocabulary: trained on the spooled text, or a given `vocab.txt`; and the tokenizer around it."""
+"""The WordPiece vocabulary, trained on the spooled text or read from a given `vocab.txt`, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _CAPITALS_OF_A_CASED_VOCABULARY = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """Entries in id order and the casing they are for."""
+    """The entries in id order, and the casing."""
 
     entries: tuple[str, ...]
     cased: bool
 
     @property
     def hash(self) -> str:
-        """SHA-256 as shards carry it."""
+        """SHA-256 of the entries, as stored in shards."""
         return vocabulary_hash(list(self.entries))
 
     @property
@@ -39,11 +39,11 @@ class Vocabulary:
         return "cased" if self.cased else "uncased"
 
     def special_ids(self) -> dict[str, int]:
-        """Ids of pad, unk, cls, sep and mask."""
+        """Return the ids of pad, unk, cls, sep and mask."""
         return {name: self.entries.index(token) for name, token in SPECIAL_TOKENS.items()}
 
     def tokenizer(self) -> Tokenizer:
-        """BERT's tokenizer over these entries: clean text, lower case and accents stripped unless cased, WordPiece."""
+        """Return BERT's tokenizer: text cleaned, lower-cased and stripped of accents unless cased, then WordPiece."""
         return bert_tokenizer(self.entries, self.cased)
 
     def save(self, directory: Path) -> None:
@@ -53,13 +53,14 @@ class Vocabulary:
 
 
 def read_vocabulary(path: Path, cased: bool) -> Vocabulary:
-    """Take a given `vocab.txt`, one entry a line in id order.
+    """Read a `vocab.txt`, one entry per line in id order.
 
     Raises:
-        ValueError: no such file, not UTF-8, an entry twice or empty, a special token missing, or the wrong casing.
+        ValueError: the file is missing or not UTF-8, an entry is repeated or empty, a special token is missing, or the
+            casing does not match.
     """
     if not path.is_file():
-        raise ValueError(f"--vocab {path}: no such file; give a vocab.txt, one entry a line")
+        raise ValueError(f"--vocab {path}: no such file; required is a vocab.txt with one entry per line")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -67,12 +68,16 @@ def read_vocabulary(path: Path, cased: bool) -> Vocabulary:
     entries = text.removesuffix("\n").split("\n")
     for line, count in Counter(entries).items():
         if count > 1 or not line:
-            what = f"entry {line!r} stands there {count} times" if line else "an empty line"
-            raise ValueError(f"--vocab {path}: {what}, line {entries.index(line) + 1}; every entry needs one id")
+            what = f"entry {line!r} occurs {count} times" if line else "an empty line"
+            raise ValueError(
+                f"--vocab {path}: {what}, line {entries.index(line) + 1}; every entry must have exactly one id"
+            )
     missing = [token for token in SPECIAL_TOKENS.values() if token not in entries]
     if missing:
         wanted = " ".join(SPECIAL_TOKENS.values())
-        raise ValueError(f"--vocab {path}: {', '.join(missing)} missing among {len(entries)} entries (needs {wanted})")
+        raise ValueError(
+            f"--vocab {path}: {', '.join(missing)} missing among {len(entries)} entries (required: {wanted})"
+        )
     capitals = count_capitals(entries)
     if not cased and capitals > _CAPITALS_OF_A_CASED_VOCABULARY * len(entries):
         raise ValueError(f"--vocab {path}: {capitals} entries have capital letters, so it is cased; add --cased")
@@ -84,15 +89,16 @@ def read_vocabulary(path: Path, cased: bool) -> Vocabulary:
 def train_vocabulary(texts: Callable[[], Iterable[list[str]]], size: int, cased: bool) -> Vocabulary:
     """Train a WordPiece vocabulary; the same texts give the same entries in the same order.
 
-    The trainer numbers characters in the order of a hash table, and breaks ties between merges by those numbers. Both
-    are pinned here by giving it the alphabet, sorted, as tokens that it must put first.
+    The trainer numbers characters in the order of a hash table, and breaks ties between merges by these numbers. Both
+    become deterministic because it gets the sorted alphabet as special tokens, which it numbers first.
 
     Args:
-        texts: called twice; gives batches of sentences.
-        size: entries wanted, special tokens (ids 0 to 4) included.
+        texts: returns batches of sentences; called twice.
+        size: number of entries, including the special tokens (ids 0 to 4).
+        cased: whether to keep capitals and accents.
 
     Raises:
-        ValueError: the text is too small for so many entries.
+        ValueError: the text does not give enough entries.
     """
     tokenizer = Tokenizer(WordPiece({}, unk_token=SPECIAL_TOKENS["unk"]))
     tokenizer.normalizer = bert_normalizer(cased)
@@ -110,13 +116,13 @@ def train_vocabulary(texts: Callable[[], Iterable[list[str]]], size: int, cased:
     entries = [entry for entry, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
     if len(entries) != size:
         raise ValueError(
-            f"--vocab_size {size}: the text gives only {len(entries)} entries; ask for at most that, or give more text"
+            f"--vocab_size {size}: the text gives only {len(entries)} entries; use a smaller size or add more text"
         )
     return Vocabulary(tuple(entries), cased)
 
 
 def _alphabet(texts: Iterable[list[str]], tokenizer: Tokenizer, limit: int) -> list[str]:
-    """The most frequent characters, sorted; first those that begin words, then those that go on in them, with `##`."""
+    """Return the most frequent characters, sorted: those that begin words, then, with `##`, those inside words."""
     words: Counter[str] = Counter()
     for batch in texts:
         words.update(tokenizer.normalizer.normalize_str("\n".join(batch)).split())

@@ -12,6 +12,26 @@ from data_prep.sources.kind import Piece
 PIECE_BYTES = 8 << 20
 """Files larger than this are cut; a piece is read into memory whole."""
 LONGEST_DOCUMENT_BYTES = 64 << 20
+_BEGINNINGS = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"%PDF-": "a PDF",
+    b"PK\x03\x04": "a zip archive (or EPUB, DOCX, ODT)",
+    b"\x1f\x8b": "compressed with gzip",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"{\\rtf": "an RTF document",
+    b"\xd0\xcf\x11\xe0": "an old Word document",
+    b"PAR1": "a Parquet file",
+    b"\x7fELF": "a program",
+}
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1a\x1b"))
+MOST_CONTROLS = 0.01
 
 
 def find_files(where: str, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
@@ -133,28 +153,6 @@ def line_of(path: str, offset: int) -> int:
             lines += block.count(b"\n")
             offset -= len(block)
     return lines
-
-
-_BEGINNINGS = {
-    b"\x89PNG": "a PNG image",
-    b"\xff\xd8\xff": "a JPEG image",
-    b"GIF8": "a GIF image",
-    b"%PDF-": "a PDF",
-    b"PK\x03\x04": "a zip archive (or EPUB, DOCX, ODT)",
-    b"\x1f\x8b": "compressed with gzip",
-    b"BZh": "compressed with bzip2",
-    b"\xfd7zXZ": "compressed with xz",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
-    b"Rar!": "a RAR archive",
-    b"{\\rtf": "an RTF document",
-    b"\xd0\xcf\x11\xe0": "an old Word document",
-    b"PAR1": "a Parquet file",
-    b"\x7fELF": "a program",
-}
-_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-_CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1a\x1b"))
-MOST_CONTROLS = 0.01
 
 
 def what_it_is(data: bytes) -> str | None:

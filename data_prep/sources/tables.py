@@ -10,6 +10,10 @@ from typing import Any
 from data_prep.sources.kind import Document
 
 _OPTION = re.compile(r"^(.*),([A-Za-z_]+)=([^,]*)$", re.DOTALL)
+NO_TEXT = "no text"
+OPTIONS = ("column", "id", "title", "join_rows")
+BATCH_BYTES = 1 << 20
+MOST_BATCH_ROWS = 1024
 
 
 def split_options(where: str, allowed: tuple[str, ...]) -> tuple[str, dict[str, str]]:
@@ -45,12 +49,6 @@ def whole_number(where: str, name: str, value: str, lowest: int) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) < lowest:
         raise ValueError(f"{where}: {name}={value}: expected a whole number from {lowest}")
     return int(value)
-
-
-NO_TEXT = "no text"
-OPTIONS = ("column", "id", "title", "join_rows")
-BATCH_BYTES = 1 << 20
-MOST_BATCH_ROWS = 1024
 
 
 @dataclasses.dataclass(frozen=True)

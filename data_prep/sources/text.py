@@ -9,6 +9,10 @@ from data_prep.sources.kind import Document, Piece, SourceKind
 from data_prep.sources.local_files import cut_file, find_files, read_utf8
 
 DOCUMENT_BOUNDARY = re.compile(rb"\n[ \t\f\r]*\n")
+WIDEST_WRAPPED_LINE = 100
+_BLANK_LINES = re.compile(r"\n(?:[ \t\f]*\n)+")
+_AFTER_HYPHEN = re.compile(r"(?<=\w-)\s*\n\s*(?=[a-z])")
+_LINE_END = re.compile(r"\s*\n\s*")
 
 
 def list_pieces(where: str) -> list[Piece]:
@@ -24,12 +28,6 @@ def read_piece(piece: Piece) -> Iterator[Document]:
 
 
 KIND = SourceKind("text", "documents separated by blank lines, UTF-8", "'text=corpus/*.txt'", list_pieces, read_piece)
-
-
-WIDEST_WRAPPED_LINE = 100
-_BLANK_LINES = re.compile(r"\n(?:[ \t\f]*\n)+")
-_AFTER_HYPHEN = re.compile(r"(?<=\w-)\s*\n\s*(?=[a-z])")
-_LINE_END = re.compile(r"\s*\n\s*")
 
 
 def is_hard_wrapped(text: str) -> bool:

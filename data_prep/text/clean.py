@@ -1,4 +1,4 @@
-"""Cleaning: one form for each character, one kind of space, and documents that are not prose dropped with a reason."""
+"""Cleaning: Unicode normalization, white space, and the reasons to drop a document that is not prose."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOO_SHORT = f"shorter than {FEWEST_CHARACTERS} characters"
 NOT_PROSE = f"not prose (under {SMALLEST_PROSE_FRACTION:.0%} letters and spaces)"
 
 # Controls, format characters (zero-width spaces, soft hyphens, byte order marks, direction marks), surrogates,
-# private use, and the replacement character. The joiners U+200C and U+200D stay: some scripts spell with them.
+# private use, and the replacement character. The joiners U+200C and U+200D are kept: some scripts need them in words.
 _UNWANTED = re.compile(
     "[\u0000-\u0008\u000e-\u001b\u001f\u007f-\u0084\u0086-\u009f\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\uffff\ud800-\udfff\ue000-\uf8ff]"
@@ -21,7 +21,7 @@ _NOT_LETTER_OR_SPACE = bytes(set(range(128)) - set(b"abcdefghijklmnopqrstuvwxyzA
 
 
 def clean_text(text: str) -> str:
-    """Normal form C, unwanted characters removed, white space collapsed; paragraphs stay on their own lines."""
+    """Return text in normal form C, without unwanted characters, white space collapsed; each paragraph stays a line."""
     if not text.isascii() or not text.replace("\n", " ").isprintable():
         text = _UNWANTED.sub("", text)
     lines = (" ".join(line.split()) for line in unicodedata.normalize("NFC", text).splitlines())
@@ -29,9 +29,9 @@ def clean_text(text: str) -> str:
 
 
 def drop_reason(text: str) -> str | None:
-    """Why a cleaned text is not worth training on, None where it is.
+    """Return why a cleaned text is dropped, or None to keep it.
 
-    Letters of any script count; everything beyond ASCII is taken for a letter.
+    Letters of any script count as letters, and so does every other character outside ASCII.
     """
     if len(text) < FEWEST_CHARACTERS:
         return TOO_SHORT

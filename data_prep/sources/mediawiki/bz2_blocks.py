@@ -27,6 +27,7 @@ WINDOW_BYTES = 1 << 20
 _TAIL_BYTES = 14
 """An end mark: magic, checksum and padding are 80 to 87 bits; an empty stream is 14 bytes."""
 _EMPTY_STREAM = END_MAGIC.to_bytes(6, "big") + bytes(4)
+_INNER_BYTES = [((BLOCK_MAGIC << (8 - shift)) >> 8 & (1 << 40) - 1).to_bytes(5, "big") for shift in range(8)]
 
 
 class Block(NamedTuple):
@@ -177,9 +178,6 @@ class _Magics:
     def bytes_at(self, offset: int, count: int) -> bytes:
         """Bytes of the file; fewer at its end."""
         return os.pread(self._file, count, offset) if offset >= 0 else b""
-
-
-_INNER_BYTES = [((BLOCK_MAGIC << (8 - shift)) >> 8 & (1 << 40) - 1).to_bytes(5, "big") for shift in range(8)]
 
 
 def find_magics(data: bytes, limit: int) -> Iterator[int]:

@@ -18,6 +18,28 @@ _LANGUAGE_PREFIX = re.compile(
     r"(?:[a-z]{2,3}|simple|be-x-old|be-tarask|zh-[a-z]{3,9}(?:-[a-z]{3})?|roa-[a-z]{3,4}|cbk-zam|fiu-vro|bat-smg|map-bms|nds-nl):\S"
 )
 _OTHER_PROJECTS = {"mw", "voy", "doi", "oeis", "rfc", "hdl", "arxiv"}
+LONGEST_FORMULA_CHARACTERS = 200
+"""A longer formula is left out."""
+_WORDS = {
+    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "varepsilon": "ε", "zeta": "ζ", "eta": "η",
+    "theta": "θ", "vartheta": "θ", "iota": "ι", "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ", "pi": "π",
+    "rho": "ρ", "sigma": "σ", "tau": "τ", "phi": "φ", "varphi": "φ", "chi": "χ", "psi": "ψ", "omega": "ω",
+    "Gamma": "Γ", "Delta": "Δ", "Theta": "Θ", "Lambda": "Λ", "Xi": "Ξ", "Pi": "Π", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ",
+    "Omega": "Ω", "infty": "∞", "times": "×", "cdot": "·", "pm": "±", "mp": "∓", "le": "≤", "leq": "≤", "ge": "≥",
+    "geq": "≥", "ne": "≠", "neq": "≠", "approx": "≈", "equiv": "≡", "sim": "~", "propto": "∝", "in": "∈", "notin": "∉",
+    "subset": "⊂", "subseteq": "⊆", "cup": "∪", "cap": "∩", "emptyset": "∅", "to": "→", "rightarrow": "→",
+    "mapsto": "↦",
+    "leftarrow": "←", "Rightarrow": "⇒", "leftrightarrow": "↔", "forall": "∀", "exists": "∃", "neg": "¬", "land": "∧",
+    "wedge": "∧", "lor": "∨", "vee": "∨", "partial": "∂", "nabla": "∇", "sum": "∑", "prod": "∏", "int": "∫",
+    "ldots": "…",
+    "dots": "…", "cdots": "⋯", "hbar": "ħ", "ell": "ℓ", "circ": "∘", "degree": "°", "prime": "′", "langle": "⟨",
+    "rangle": "⟩", "otimes": "⊗", "oplus": "⊕", "sin": "sin", "cos": "cos", "tan": "tan", "log": "log", "ln": "ln",
+    "exp": "exp", "lim": "lim", "max": "max", "min": "min", "mod": "mod", "quad": " ", "qquad": " ", "sqrt": "√",
+}  # fmt: skip
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]{0,60})\}\s*\{([^{}]{0,60})\}")
+_RAISED_NUMBER = re.compile(r"\^\s*\{?\s*(-?\d{1,3})\s*\}?")
+_COMMAND = re.compile(r"\\([A-Za-z]+)\s*")
+_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def without_links(text: str, site: SiteInfo) -> str:
@@ -87,31 +109,6 @@ def _after_address(match: re.Match[str]) -> str:
     """The punctuation of the sentence that ends an address."""
     marks = ".,;:!?'" if "(" in match[0] else ".,;:!?)'"
     return match[0][len(match[0].rstrip(marks)) :]
-
-
-LONGEST_FORMULA_CHARACTERS = 200
-"""A longer formula is left out."""
-
-_WORDS = {
-    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "varepsilon": "ε", "zeta": "ζ", "eta": "η",
-    "theta": "θ", "vartheta": "θ", "iota": "ι", "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ", "pi": "π",
-    "rho": "ρ", "sigma": "σ", "tau": "τ", "phi": "φ", "varphi": "φ", "chi": "χ", "psi": "ψ", "omega": "ω",
-    "Gamma": "Γ", "Delta": "Δ", "Theta": "Θ", "Lambda": "Λ", "Xi": "Ξ", "Pi": "Π", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ",
-    "Omega": "Ω", "infty": "∞", "times": "×", "cdot": "·", "pm": "±", "mp": "∓", "le": "≤", "leq": "≤", "ge": "≥",
-    "geq": "≥", "ne": "≠", "neq": "≠", "approx": "≈", "equiv": "≡", "sim": "~", "propto": "∝", "in": "∈", "notin": "∉",
-    "subset": "⊂", "subseteq": "⊆", "cup": "∪", "cap": "∩", "emptyset": "∅", "to": "→", "rightarrow": "→",
-    "mapsto": "↦",
-    "leftarrow": "←", "Rightarrow": "⇒", "leftrightarrow": "↔", "forall": "∀", "exists": "∃", "neg": "¬", "land": "∧",
-    "wedge": "∧", "lor": "∨", "vee": "∨", "partial": "∂", "nabla": "∇", "sum": "∑", "prod": "∏", "int": "∫",
-    "ldots": "…",
-    "dots": "…", "cdots": "⋯", "hbar": "ħ", "ell": "ℓ", "circ": "∘", "degree": "°", "prime": "′", "langle": "⟨",
-    "rangle": "⟩", "otimes": "⊗", "oplus": "⊕", "sin": "sin", "cos": "cos", "tan": "tan", "log": "log", "ln": "ln",
-    "exp": "exp", "lim": "lim", "max": "max", "min": "min", "mod": "mod", "quad": " ", "qquad": " ", "sqrt": "√",
-}  # fmt: skip
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]{0,60})\}\s*\{([^{}]{0,60})\}")
-_RAISED_NUMBER = re.compile(r"\^\s*\{?\s*(-?\d{1,3})\s*\}?")
-_COMMAND = re.compile(r"\\([A-Za-z]+)\s*")
-_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def text_of_latex(formula: str) -> str:

@@ -79,7 +79,7 @@ def test_a_wrong_language_list_is_refused_in_one_line():
     assert parse_languages("en") == ("en",)
     assert parse_languages(" de, en,de") == ("de", "en")
     with pytest.raises(
-        ValueError, match="--keep_language en,english: english cannot be recognized; allowed, .*: af, als, "
+        ValueError, match="--keep_language en,english: unknown language english; allowed, .*: af, als, "
     ):
         parse_languages("en,english")
     with pytest.raises(ValueError, match="--keep_language ,: no language given; allowed"):

@@ -22,4 +22,4 @@ def test_documents_in_other_languages_are_dropped_and_counted(tmp_path):
 
 def test_unknown_language_is_one_line(tmp_path, corpus, capsys):
     assert build(corpus, tmp_path / "out", "--keep_language", "en,xx") == 1
-    assert "--keep_language en,xx: xx cannot be recognized; allowed" in capsys.readouterr().err
+    assert "--keep_language en,xx: unknown language xx; allowed" in capsys.readouterr().err

@@ -174,7 +174,7 @@ def test_nothing_but_white_space_and_wordless_pieces_is_lost():
 def test_an_unknown_language_is_named_with_those_that_are_known():
     for language in ("ltg", "EN", ""):
         with pytest.raises(
-            ValueError, match=f"--language {language}: no sentence rules for it; allowed: am, ar, .*, zh"
+            ValueError, match=f"--language {language}: no sentence rules for this language; allowed: am, ar, .*, zh"
         ):
             check_language(language)
         with pytest.raises(ValueError, match="no sentence rules"):

@@ -63,7 +63,7 @@ def test_too_large_a_vocabulary_for_the_text_says_what_it_gives():
     ("content", "cased", "message"),
     [
         ("[PAD]\n[UNK]\na\n", False, r"\[CLS\], \[SEP\], \[MASK\] missing among 3 entries"),
-        (f"{HEAD}\na\nb\na\n", False, "entry 'a' stands there 2 times, line 6"),
+        (f"{HEAD}\na\nb\na\n", False, "entry 'a' occurs 2 times, line 6"),
         (f"{HEAD}\na\n\nb\n", False, "an empty line, line 7"),
         (f"{HEAD}\nThe\nriver\n", False, "add --cased"),
         (f"{HEAD}\nthe\nriver\n", True, "leave out --cased"),
