@@ -1,7 +1,7 @@
-"""A file mapped into memory without an open descriptor, and asking the system to read parts of one ahead.
+"""Files mapped into memory without an open descriptor, and read-ahead of parts of a file.
 
-Python's `mmap` keeps a descriptor for as long as the map lives (until 3.13), and a corpus of thousands of shards would
-use up what a process may have. The system call needs none once the map exists, so it is made directly.
+Before version 3.13, Python's `mmap` keeps a descriptor open for each map, so a corpus of thousands of shards would
+exceed the limit on open files. The system call itself needs no descriptor once the map exists, so we call it directly.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _READ_AHEAD_BYTES = 128 << 10
-"""No more than Linux's usual limit for one request; of a longer one the rest may be dropped."""
+"""Linux's usual limit for one request; it may ignore the rest of a longer one."""
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:
-    """All bytes of a file as a read-only array `[size]`; unmapped when the last view of it is gone.
+    """Return all bytes of a file as a read-only array `[size]`; it is unmapped when its last view is deleted.
 
     Raises:
         OSError: the file cannot be opened or mapped.
@@ -41,7 +41,7 @@ def map_file(path: Path) -> NDArray[np.uint8]:
     finally:
         os.close(descriptor)
     buffer = (ctypes.c_uint8 * size).from_address(address)
-    # At exit the system unmaps; sooner could be too soon for what still reads.
+    # Not at interpreter exit, when other threads may still read the map; the system unmaps it anyway.
     weakref.finalize(buffer, _libc().munmap, address, size).atexit = False
     array = np.ctypeslib.as_array(buffer)
     array.flags.writeable = False
@@ -49,11 +49,11 @@ def map_file(path: Path) -> NDArray[np.uint8]:
 
 
 def read_ahead(path: Path, ranges: Iterable[tuple[int, int]]) -> None:
-    """Ask the system to have these bytes of a file in its cache soon; it may decline, and nothing is waited for.
+    """Ask the system to load these bytes of a file into its cache, without waiting; it may ignore the request.
 
     Args:
         path: the file.
-        ranges: (first byte, number of bytes).
+        ranges: pairs of first byte and number of bytes.
 
     Raises:
         OSError: the file cannot be opened.

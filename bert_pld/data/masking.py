@@ -1,9 +1,9 @@
-"""Masks for masked language modelling, drawn from (seed, epoch, row) and from nothing else.
+"""Masks for masked language modelling, a function of (seed, epoch, row) alone.
 
 The rule is BERT's: of a row's tokens that are neither special nor padding, 15 % are chosen; of the chosen, 80 % become
-[MASK], 10 % a random entry of the vocabulary, 10 % stay. The target is always the original token. Every random word is
-counter-based, so a row's masks depend neither on its neighbours in the micro-batch nor on the worker or rank that
-draws them. Source: Devlin et al., "BERT", NAACL 2019, section 3.1 and appendix C.2.
+[MASK], 10 % a random entry of the vocabulary, and 10 % stay. The target is always the original token. All random
+numbers are counter-based, so a row's masks depend neither on the other rows of the micro-batch nor on the worker or
+rank that draws them. Source: Devlin et al., "BERT", NAACL 2019, section 3.1 and appendix C.2.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bert_pld.rng import Stream, UInt32Array, random_words, to_unit_interval
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-# Thresholds of a uint32: below the first [MASK], below the second a random entry, else unchanged.
+# Thresholds for a uint32: below the first, [MASK]; else below the second, a random entry; else unchanged.
 _MASK_BELOW = round(0.8 * 2**32)
 _RANDOM_BELOW = round(0.9 * 2**32)
 
@@ -34,7 +34,7 @@ _POSITION_MASK = np.uint64(2**16 - 1)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaskingVocabulary:
-    """What masking must know of a WordPiece vocabulary."""
+    """The properties of a WordPiece vocabulary that masking uses."""
 
     size: int
     pad_id: int
@@ -43,12 +43,12 @@ class MaskingVocabulary:
     sep_id: int
     mask_id: int
     is_continuation: BoolArray
-    """`[size]`: the entry continues the word before it (`##…`)."""
+    """`[size]`: whether the entry continues a word (`##…`)."""
 
     is_ordinary: BoolArray = dataclasses.field(init=False, repr=False)
-    """`[size]`: neither special nor padding, so that it may be masked, and drawn as a replacement."""
+    """`[size]`: whether the entry is not special, so that it may be masked or drawn as a replacement."""
     replacement_ids: Int64Array = dataclasses.field(init=False, repr=False)
-    """All ordinary entries, ascending."""
+    """Ids of all ordinary entries, ascending."""
 
     def __post_init__(self) -> None:
         outside = [i for i in self.special_ids if not 0 <= i < self.size]
@@ -62,13 +62,13 @@ class MaskingVocabulary:
         is_ordinary = np.ones(self.size, np.bool_)
         is_ordinary[list(self.special_ids)] = False
         if not is_ordinary.any():
-            raise ValueError("vocabulary: holds nothing but special tokens")
+            raise ValueError("vocabulary: has only special tokens")
         object.__setattr__(self, "is_ordinary", is_ordinary)
         object.__setattr__(self, "replacement_ids", np.flatnonzero(is_ordinary).astype(np.int64))
 
     @property
     def special_ids(self) -> tuple[int, int, int, int, int]:
-        """The ids of pad, unk, cls, sep and mask."""
+        """Ids of pad, unk, cls, sep and mask."""
         return (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
 
     @classmethod
@@ -76,20 +76,20 @@ class MaskingVocabulary:
         """Read a data directory's vocabulary, `vocab.txt` or the file at `path`, and check it against the manifest.
 
         Raises:
-            ValueError: the file is missing, is not the vocabulary that made the shards, or a special token is unnamed.
+            ValueError: the file is missing or is not the shards' vocabulary, or the manifest lacks a special token.
         """
         path = path or Path(data_dir) / VOCABULARY
         entries = read_entries(path)
         expected = manifest.attributes
         if len(entries) != expected.vocabulary_size or vocabulary_hash(entries) != expected.vocabulary_hash:
             raise ValueError(
-                f"{path}: {len(entries)} entries are not the vocabulary that made the shards"
-                f" ({expected.vocabulary_size} entries, SHA-256 {expected.vocabulary_hash[:12]}…)"
+                f"{path}: not the vocabulary of the shards: {len(entries)} entries, expected"
+                f" {expected.vocabulary_size} with SHA-256 {expected.vocabulary_hash[:12]}…"
             )
         names = ("pad", "unk", "cls", "sep", "mask")
         missing = [name for name in names if name not in manifest.special_tokens]
         if missing:
-            raise ValueError(f"{data_dir}: the manifest's special_tokens lack {', '.join(missing)}")
+            raise ValueError(f"{data_dir}: manifest without special_tokens {', '.join(missing)}")
         return cls(
             size=len(entries),
             is_continuation=np.array([entry.startswith(CONTINUATION) for entry in entries], np.bool_),
@@ -122,17 +122,17 @@ def mask_tokens(
 ) -> MaskedTokens:
     """Mask B rows.
 
-    A row with c candidates has a budget of p·c tokens, rounded up with the probability of its fraction (so that no
-    rounding bias remains) and at least 1. Single tokens meet it exactly. Whole words are taken in random order; the
-    word that would overrun the budget is taken with the probability of the share of it that fits, so that the
-    expected number of masked tokens is still the budget, and the first word always.
+    A row with c candidates has a budget of p·c tokens, at least 1; a fraction is rounded up with a probability equal to
+    it, so that rounding has no bias. Without `whole_word`, exactly this many tokens are masked. With it, words are
+    chosen in random order, the first one always. The word that would exceed the budget is chosen with a probability
+    equal to the share of it that fits, so that the expected number of masked tokens is still the budget.
 
     Args:
         input_ids: `[B, S]` unmasked tokens, S at most 65,536.
         lengths: `[B]` tokens that are not padding.
         row_indices: `[B]` the rows' running indices in their split.
         epochs: `[B]` each row's epoch, in [0, 2^32); all 0 for static masks.
-        vocabulary: of the shards.
+        vocabulary: the shards' vocabulary.
         seed: in [0, 2^32).
         mask_probability: p in (0, 1).
         whole_word: mask a token together with the `##` pieces that follow it.
@@ -157,9 +157,9 @@ def mask_tokens(
 def _random_words(
     seed: int, seq_length: int, row_indices: Int64Array, epochs: Int64Array
 ) -> tuple[UInt32Array, UInt32Array, UInt32Array]:
-    """Two words a position, `[B, S]` each, and two words a row, `[B, 2]`.
+    """Return random words: two per position, `[B, S]` each, and two per row, `[B, 2]`.
 
-    A counter's block of four serves two positions; the row's own block follows the positions'.
+    Each counter gives four words, for two positions; the last counter of a row gives the row's own words.
     """
     blocks = (seq_length + 1) // 2
     rows = row_indices[:, None]
@@ -171,7 +171,7 @@ def _random_words(
 
 
 def _keys(words: UInt32Array) -> NDArray[np.uint64]:
-    """A position's key: its random word, then the position, so that keys differ and their order is random."""
+    """Return a sort key per position: its random word, then the position, so that all keys differ."""
     keys = words.astype(np.uint64)
     keys <<= _POSITION_BITS
     keys |= np.arange(words.shape[1], dtype=np.uint64)
@@ -179,13 +179,13 @@ def _keys(words: UInt32Array) -> NDArray[np.uint64]:
 
 
 def _choose_tokens(candidates: BoolArray, selection: UInt32Array, counts: Int64Array) -> Int64Array:
-    """In each row b the `counts[b]` candidates of the smallest keys: flat indices, ascending."""
+    """Return, for each row b, the `counts[b]` candidates with the smallest keys: flat indices, ascending."""
     words = np.where(candidates, selection, _NO_WORD)
     last = np.maximum(counts, 1)[:, None] - 1
     chosen = words <= np.take_along_axis(np.sort(words, axis=1), last, axis=1)
     chosen &= candidates
     flat = np.flatnonzero(chosen)
-    if len(flat) != counts.sum():  # two equal words stand where a row's choice ends: their positions decide
+    if len(flat) != counts.sum():  # a tie of random words at the end of a row's choice: positions break it
         keys = np.where(candidates, _keys(selection), _NO_KEY)
         flat = np.flatnonzero(candidates & (keys <= np.take_along_axis(np.sort(keys, axis=1), last, axis=1)))
     return flat
@@ -199,16 +199,16 @@ def _choose_words(
     row_words: UInt32Array,
     vocabulary: MaskingVocabulary,
 ) -> Int64Array:
-    """Whole words of each row until its budget is met: their tokens' flat indices, ascending."""
+    """Return the tokens of the whole words chosen in each row: flat indices, ascending."""
     batch, seq_length = input_ids.shape
     starts = candidates.copy()
     starts[:, 1:] &= ~(vocabulary.is_continuation.take(input_ids[:, 1:]) & candidates[:, :-1])
     tokens = np.flatnonzero(candidates)
-    word_of = np.cumsum(starts.reshape(-1), dtype=np.int32) - 1  # `[B · S]`: the number of the word that a token is of
+    word_of = np.cumsum(starts.reshape(-1), dtype=np.int32) - 1  # `[B · S]`: number of the token's word
     word_of_token = word_of[tokens]
     word_lengths = np.bincount(word_of_token, minlength=1)
 
-    # A word has a token at least, so that no row takes more words than its budget.
+    # A word has at least one token, so no row needs more words than its budget.
     most = int(budgets.max())
     ascending = np.partition(np.where(starts, _keys(selection), _NO_KEY), most - 1, axis=1)[:, :most]
     ascending = np.sort(ascending, axis=1)
@@ -218,20 +218,20 @@ def _choose_words(
     words = np.maximum(word_of[start_of], 0)
     lengths = word_lengths[words] * exists
     before = np.cumsum(lengths, axis=1) - lengths
-    # Fits whole (share >= 1), or crosses the budget and fits by share > u.
-    share_left = budgets[:, None] - before
-    taken = exists & (share_left > to_unit_interval(row_words)[:, None] * lengths)
-    taken[:, 0] = exists[:, 0]
-    is_taken = np.zeros(len(word_lengths), np.bool_)
-    is_taken[words[taken]] = True
-    return tokens[is_taken[word_of_token]]
+    # Chosen: words that fit, and the word that crosses the budget if the share of it that fits exceeds u.
+    budget_left = budgets[:, None] - before
+    chosen = exists & (budget_left > to_unit_interval(row_words)[:, None] * lengths)
+    chosen[:, 0] = exists[:, 0]
+    is_chosen = np.zeros(len(word_lengths), np.bool_)
+    is_chosen[words[chosen]] = True
+    return tokens[is_chosen[word_of_token]]
 
 
 def _replace(labels: Int64Array, words: UInt32Array, vocabulary: MaskingVocabulary) -> Int64Array:
-    """What stands in the place of each chosen token: [MASK], a random entry or itself."""
+    """Return what replaces each chosen token: [MASK], a random entry, or the token itself."""
     replaced = np.where(words < _MASK_BELOW, vocabulary.mask_id, labels)
     random = np.flatnonzero((words >= _MASK_BELOW) & (words < _RANDOM_BELOW))
-    # Given that it fell into the interval, the word is uniform over it, and serves as the draw of the entry.
+    # The word is uniform over the interval that it fell into, so it also selects the random entry.
     draws = (words[random].astype(np.int64) - _MASK_BELOW) * len(vocabulary.replacement_ids)
     replaced[random] = vocabulary.replacement_ids[draws // (_RANDOM_BELOW - _MASK_BELOW)]
     return replaced

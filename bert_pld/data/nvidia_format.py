@@ -1,18 +1,18 @@
 """NVIDIA's static shard format (DeepLearningExamples BERT, academic-budget-BERT): its only definition here.
 
-A data directory holds HDF5 files, one a shard, usually without a manifest. Every dataset is compressed with gzip, and
+A data directory holds HDF5 files, one per shard, usually without a manifest. All datasets are compressed with gzip, and
 there are no attributes:
 
-    input_ids             int32 [N, S]   [CLS] A [SEP] (B [SEP]), then 0; masks already applied
+    input_ids             int32 [N, S]   [CLS] A [SEP] (B [SEP]), then 0; already masked
     input_mask            int8 [N, S]    1 where there is a token
     segment_ids           int8 [N, S]    1 in segment B
     masked_lm_positions   int32 [N, P]   ascending, then 0
     masked_lm_ids         int32 [N, P]   the original tokens at these positions, then 0
-    next_sentence_labels  int8 [N]       0 B follows A, 1 B is random; academic-budget-BERT leaves it out
+    next_sentence_labels  int8 [N]       0 B follows A, 1 B is random; absent in academic-budget-BERT
 
-A list of masks ends at the first 0 among its positions; a first entry 0 counts only with an id other than 0. Scattering
-`masked_lm_ids` back gives the original sequence. Split and order of the files are in their names alone:
-`<name>_{training,test}_<i>.hdf5` or `{train,test}_shard_<i>.hdf5`, of which `test` is our validation split.
+A list of masks ends at the first position 0; a first position 0 counts as a mask only if its id is not 0. Scattering
+`masked_lm_ids` back gives the original sequence. Only the names of the files tell their split and order:
+`<name>_{training,test}_<i>.hdf5` or `{train,test}_shard_<i>.hdf5`; `test` is the validation split.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.data.masking import MaskedTokens
-from bert_pld.data.safety import own_dataset, refuse_links_out
+from bert_pld.data.safety import contained_dataset, reject_links_outside
 from bert_pld.data.shards import FORMAT_NAME, IS_NEXT, NO_PAIR, RANDOM_NEXT, Rows, ShardRecord
 from bert_pld.files import written_aside
 
@@ -49,32 +49,34 @@ SUFFIXES = (".hdf5", ".h5")
 _SPLIT_WORDS = {"train": "train", "test": "validation"}
 _WRITTEN_NAMES = {"train": "bert_training", "validation": "bert_test"}
 _USUAL_PREDICTIONS = {128: 20, 512: 80}
-_LONGEST = 2**16 - 1
+_LONGEST_SEQUENCE = 2**16 - 1
 _LAST = np.iinfo(np.int64).max
 _BLOCK_ROWS = 1 << 12
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 
 def predictions_per_row(seq_length: int) -> int:
-    """P for rows of S tokens: 20 at 128 and 80 at 512, as these shards have always had, else ceil(0.15 · S) + 1."""
+    """Return P for rows of S tokens: 20 for 128 and 80 for 512, as in NVIDIA's shards, else ceil(0.15 · S) + 1."""
     return _USUAL_PREDICTIONS.get(seq_length, math.ceil(0.15 * seq_length) + 1)
 
 
 def shard_name(split: str, index: int) -> str:
-    """The file name that a split's n-th shard is written under; readers of both projects select it rightly."""
+    """Return the file name of a split's n-th shard; both projects' readers recognize its split."""
     return f"{_WRITTEN_NAMES[split]}_{index}.hdf5"
 
 
 def find_shards(data_dir: Path) -> dict[str, list[Path]]:
-    """The shard files of a directory without a manifest by split, in the order of the numbers in their names.
+    """Return the shard files of a directory without a manifest, by split, in the order of the numbers in their names.
 
-    The split is the last of `train` and `test` in the name (`pretraining_test_0.hdf5` is of the test split).
+    The last `train` or `test` in a name gives the split: `pretraining_test_0.hdf5` belongs to the test split.
 
     Raises:
-        ValueError: the name of an HDF5 file says neither, or it is no shard of this format; a link leads out.
+        ValueError: an HDF5 file is not a shard of this format, its name has no split, or it is a symlink to outside.
     """
     names = [path.name for path in data_dir.iterdir()]
-    refuse_links_out(data_dir, [name for name in names if name.endswith((*SUFFIXES, "vocab.txt", "tokenizer.json"))])
+    reject_links_outside(
+        data_dir, [name for name in names if name.endswith((*SUFFIXES, "vocab.txt", "tokenizer.json"))]
+    )
     found: dict[str, list[Path]] = {}
     for path in sorted(data_dir.iterdir(), key=_natural_order):
         if path.suffix not in SUFFIXES or path.name.startswith(".") or not path.is_file():
@@ -82,7 +84,7 @@ def find_shards(data_dir: Path) -> dict[str, list[Path]]:
         words = re.findall("train|test", path.stem)
         if not words:
             read_header(path)
-            raise ValueError(f"{path}: belongs to no split; the name of a shard must hold 'train' or 'test'")
+            raise ValueError(f"{path}: belongs to no split; a shard's name must contain 'train' or 'test'")
         found.setdefault(_SPLIT_WORDS[words[-1]], []).append(path)
     return found
 
@@ -93,26 +95,26 @@ def _natural_order(path: Path) -> list[tuple[str, int, str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a shard's datasets say before any row of them is read."""
+    """The shape of a shard, known from its datasets before any row is read."""
 
     rows: int
     seq_length: int
     predictions: int
-    """P, the most masks a row can have."""
+    """P, the maximum number of masks in a row."""
     has_pairs: bool
-    """Whether there are next sentence labels."""
+    """Whether the shard has next sentence labels."""
 
     @property
     def shape(self) -> tuple[int, int, bool]:
-        """What all shards of a directory must share."""
+        """The part that must be the same in all shards of a directory."""
         return self.seq_length, self.predictions, self.has_pairs
 
 
 def read_header(path: Path) -> Header:
-    """Look at a shard's datasets.
+    """Return a shard's header.
 
     Raises:
-        ValueError: the file is missing, cut, no HDF5 file, or holds other datasets.
+        ValueError: the file is missing, cut short, not HDF5, or has other datasets.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -123,11 +125,12 @@ def read_header(path: Path) -> Header:
 
 def _header(path: Path, file: h5py.File) -> Header:
     if file.attrs.get("format") == FORMAT_NAME:
-        raise ValueError(f"{path}: a native shard in a directory without manifest.json (a build that did not finish)")
-    missing = [name for name in DTYPES if name != LABELS and name not in file.keys()]  # noqa: SIM118, follows no link
+        raise ValueError(f"{path}: a native shard in a directory without manifest.json (an unfinished build)")
+    names = set(file.keys())  # `name in file` would follow a link
+    missing = [name for name in DTYPES if name != LABELS and name not in names]
     if missing:
-        raise ValueError(f"{path}: not a shard of NVIDIA's format (no dataset {', '.join(missing)})")
-    shapes = {name: own_dataset(path, file, name).shape for name in DTYPES if name != LABELS or LABELS in file.keys()}  # noqa: SIM118
+        raise ValueError(f"{path}: not a shard in NVIDIA's format (no dataset {', '.join(missing)})")
+    shapes = {name: contained_dataset(path, file, name).shape for name in DTYPES if name in names}
     two_dimensions = len(shapes["input_ids"]) == len(shapes["masked_lm_ids"]) == 2
     rows, seq_length = shapes["input_ids"] if two_dimensions else (0, 0)
     predictions = shapes["masked_lm_ids"][1] if two_dimensions else 0
@@ -139,10 +142,10 @@ def _header(path: Path, file: h5py.File) -> Header:
                 f" {list(expected) if two_dimensions else 'in two dimensions'}"
             )
     if not predictions:
-        raise ValueError(f"{path}: masked_lm_ids has no room for a mask (shape {list(shapes['masked_lm_ids'])})")
-    if not 1 <= seq_length <= _LONGEST:
-        raise ValueError(f"{path}: sequences of {seq_length} tokens; allowed are 1 to {_LONGEST}")
-    return Header(rows, seq_length, predictions, LABELS in file)
+        raise ValueError(f"{path}: masked_lm_ids has no column for a mask (shape {list(shapes['masked_lm_ids'])})")
+    if not 1 <= seq_length <= _LONGEST_SEQUENCE:
+        raise ValueError(f"{path}: sequences of {seq_length} tokens; must be 1 to {_LONGEST_SEQUENCE}")
+    return Header(rows, seq_length, predictions, LABELS in names)
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
@@ -150,37 +153,37 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
 
 
 def read_blocks(path: Path) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
-    """A shard's rows from first to last, a block at a time, each with the index of its first row.
+    """Yield a shard's rows in blocks, from first to last, each with the index of its first row.
 
-    A block has the four native columns (`bert_pld.data.shards`), with the original tokens, and beside them `mask_count`
-    `[n]`, `mask_positions` `[n, P]` (ascending, then 0) and `mask_inputs` `[n, P]`, the ids that the file has at these
-    positions; all int64.
+    A block has the four native columns (`bert_pld.data.shards`) with the original tokens. It also has `mask_count`
+    `[n]`, `mask_positions` `[n, P]` (ascending, then 0) and `mask_inputs` `[n, P]`, the ids in the file at these
+    positions. All are int64.
 
     Raises:
-        ValueError: the file is cut or damaged, or a row contradicts itself (file and row named).
+        ValueError: the file is cut short or damaged, or a row is invalid; names the file and the row.
     """
     try:
         with h5py.File(path, "r") as file:
             header = _header(path, file)
             chunk_rows = (file["input_ids"].chunks or (1,))[0]
-            block_rows = max(_BLOCK_ROWS // chunk_rows, 1) * chunk_rows  # so that no chunk is inflated twice
+            block_rows = max(_BLOCK_ROWS // chunk_rows, 1) * chunk_rows  # whole chunks: none is decompressed twice
             for first in range(0, header.rows, block_rows):
                 stored = {
                     name: file[name][first : first + block_rows].astype(np.int64) for name in DTYPES if name in file
                 }
-                yield first, _decoded(path, first, stored)
+                yield first, _decode(path, first, stored)
     except (OSError, RuntimeError, KeyError) as error:
         raise _unreadable(path, error) from error
 
 
-def _decoded(path: Path, first: int, stored: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+def _decode(path: Path, first: int, stored: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
     ids, positions, targets = stored["input_ids"], stored["masked_lm_positions"], stored["masked_lm_ids"]
     seq_length, predictions = ids.shape[1], positions.shape[1]
-    place = np.arange(seq_length)
+    token_positions = np.arange(seq_length)
     length = stored["input_mask"].sum(axis=1)
     segment_b = stored["segment_ids"] == 1
     start = np.where(segment_b.any(axis=1), segment_b.argmax(axis=1), length)
-    is_token = place < length[:, None]
+    is_token = token_positions < length[:, None]
 
     ends = positions == 0
     ends[:, :1] &= targets[:, :1] == 0
@@ -192,29 +195,29 @@ def _decoded(path: Path, first: int, stored: dict[str, NDArray[np.int64]]) -> di
     repeated = listed[:, 1:] & (positions[:, 1:] == positions[:, :-1])
     labels = stored.get(LABELS, np.full(len(ids), NO_PAIR, np.int64))
 
-    def require(bad: NDArray[np.bool_], what: str) -> None:
-        if bad.any():
-            raise ValueError(f"{path}: row {first + int(bad.argmax())}: {what}")
+    def refuse(invalid: NDArray[np.bool_], fault: str) -> None:
+        if invalid.any():
+            raise ValueError(f"{path}: row {first + int(invalid.argmax())}: {fault}")
 
-    require(length < 1, "is empty")
-    require((stored["input_mask"] != is_token).any(axis=1), "input_mask is not ones and then zeros")
-    require(
-        (stored["segment_ids"] != (is_token & (place >= start[:, None]))).any(axis=1),
+    refuse(length < 1, "is empty")
+    refuse((stored["input_mask"] != is_token).any(axis=1), "input_mask is not ones and then zeros")
+    refuse(
+        (stored["segment_ids"] != (is_token & (token_positions >= start[:, None]))).any(axis=1),
         "segment_ids are not zeros, ones for segment B, and zeros for padding",
     )
-    require(outside.any(axis=1), "masked_lm_positions lie outside the tokens")
-    require(repeated.any(axis=1), "masked_lm_positions name a position twice")
-    require((ids < 0).any(axis=1) | (listed & (targets < 0)).any(axis=1), "a token id is negative")
-    require((~is_token & (ids != 0)).any(axis=1), "has other ids than 0 after its last token")
+    refuse(outside.any(axis=1), "masked_lm_positions lie outside the tokens")
+    refuse(repeated.any(axis=1), "masked_lm_positions has a position twice")
+    refuse((ids < 0).any(axis=1) | (listed & (targets < 0)).any(axis=1), "a token id is negative")
+    refuse((~is_token & (ids != 0)).any(axis=1), "has ids other than 0 after its last token")
     if LABELS in stored:
-        require((labels != IS_NEXT) & (labels != RANDOM_NEXT), f"{LABELS} is neither 0 nor 1")
+        refuse((labels != IS_NEXT) & (labels != RANDOM_NEXT), f"{LABELS} is neither 0 nor 1")
 
     masked_rows, column = np.nonzero(listed)
-    at = positions[masked_rows, column]
+    masked_positions = positions[masked_rows, column]
     inputs = np.zeros_like(positions)
-    inputs[masked_rows, column] = ids[masked_rows, at]
+    inputs[masked_rows, column] = ids[masked_rows, masked_positions]
     originals = ids.copy()
-    originals[masked_rows, at] = targets[masked_rows, column]
+    originals[masked_rows, masked_positions] = targets[masked_rows, column]
     return {
         "input_ids": originals,
         "length": length,
@@ -227,7 +230,7 @@ def _decoded(path: Path, first: int, stored: dict[str, NDArray[np.int64]]) -> di
 
 
 def encode(rows: Rows, masked: MaskedTokens, has_pairs: bool) -> dict[str, NDArray[Any]]:
-    """Native rows and their masks as the datasets of this format.
+    """Return native rows and their masks as datasets of this format.
 
     Args:
         rows: the four native columns, n rows of S tokens.
@@ -235,7 +238,7 @@ def encode(rows: Rows, masked: MaskedTokens, has_pairs: bool) -> dict[str, NDArr
         has_pairs: whether to write next sentence labels.
 
     Raises:
-        ValueError: a row has more masks than P, the format's limit; or one on its first token, which ends a list.
+        ValueError: a row has more than P masks, or a mask on its first token: position 0 ends the list of masks.
     """
     count, seq_length = masked.input_ids.shape
     predictions = predictions_per_row(seq_length)
@@ -243,23 +246,23 @@ def encode(rows: Rows, masked: MaskedTokens, has_pairs: bool) -> dict[str, NDArr
     masks = np.bincount(row, minlength=count)
     if count and masks.max() > predictions:
         raise ValueError(
-            f"row {int(masks.argmax())} has {int(masks.max())} masks; rows of {seq_length} tokens have room for"
-            f" {predictions} in NVIDIA's format"
+            f"row {int(masks.argmax())} has {int(masks.max())} masks; NVIDIA's format allows {predictions}"
+            f" in rows of {seq_length} tokens"
         )
     if (position == 0).any():
         raise ValueError(
-            f"row {int(row[position == 0][0])} is masked at its first token; NVIDIA's format cannot say so"
+            f"row {int(row[position == 0][0])} is masked at its first token; NVIDIA's format cannot store that"
         )
-    place_in_list = np.arange(len(row)) - (np.cumsum(masks) - masks)[row]
+    index_in_list = np.arange(len(row)) - (np.cumsum(masks) - masks)[row]
     positions, targets = np.zeros((2, count, predictions), np.int32)
-    positions[row, place_in_list] = position
-    targets[row, place_in_list] = masked.labels
+    positions[row, index_in_list] = position
+    targets[row, index_in_list] = masked.labels
     is_token = np.arange(seq_length) < np.asarray(rows["length"])[:, None]
-    in_b = is_token & (np.arange(seq_length) >= np.asarray(rows["segment_b_start"])[:, None])
+    is_segment_b = is_token & (np.arange(seq_length) >= np.asarray(rows["segment_b_start"])[:, None])
     columns = {
         "input_ids": masked.input_ids,
         "input_mask": is_token,
-        "segment_ids": in_b,
+        "segment_ids": is_segment_b,
         "masked_lm_positions": positions,
         "masked_lm_ids": targets,
     }
@@ -269,16 +272,16 @@ def encode(rows: Rows, masked: MaskedTokens, has_pairs: bool) -> dict[str, NDArr
 
 
 def write_nvidia_shard(path: Path, columns: dict[str, NDArray[Any]]) -> ShardRecord:
-    """Write one shard atomically and say what was written; the same columns give the same bytes.
+    """Write one shard atomically and return its entry for the manifest; the same columns give the same bytes.
 
     Args:
-        path: the shard's final path; it appears only complete.
-        columns: what `encode` gives, for all rows of the shard.
+        path: the shard's final path.
+        columns: the result of `encode` for all rows of the shard.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
-    memory = io.BytesIO()  # HDF5 itself answers a full disk with a page of tracebacks
+    memory = io.BytesIO()  # on a full disk, HDF5 itself prints a page of its own tracebacks
     with h5py.File(memory, "w") as file:
         for name, column in columns.items():
             gzip = {"compression": "gzip", "compression_opts": 4} if column.size else {}
@@ -295,7 +298,7 @@ def write_nvidia_shard(path: Path, columns: dict[str, NDArray[Any]]) -> ShardRec
 
 
 def sampled_digest(path: Path) -> str:
-    """A digest of a file's size and of 16 pieces of 64 KiB spread over it: what tells shards apart at once."""
+    """Return a digest of a file's size and 16 samples of 64 KiB, which identifies a shard without reading all of it."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""The rows of a directory of NVIDIA's shards, read like native ones, and with the masks that they bring along."""
+"""The rows of a directory of NVIDIA's shards, read like native ones, and their static masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bert_pld.data.shards import (
     vocabulary_hash,
 )
 from bert_pld.data.tokenizer import SPECIAL_TOKENS, bert_tokenizer, count_capitals, read_entries
-from bert_pld.data.unpacked_shards import PackedShard, UnpackedShard, unpack_all, unpacked
+from bert_pld.data.unpacked_shards import PackedShard, UnpackedShard, open_unpacked, unpack_all
 from bert_pld.files import TOKENIZER, VOCABULARY, write_atomically
 
 _LARGEST_SHARE_OF_CAPITALS = 0.01
@@ -30,10 +30,10 @@ _CHECKED_ROWS = 64
 
 
 class NvidiaRows(ShardedRows):
-    """All rows of one split: original tokens by `read`, and the files' own masks by `read_masked`.
+    """All rows of one split: `read` returns the original tokens, `read_masked` also the files' own masks.
 
-    Opening unpacks every shard of the split that is not unpacked yet (`bert_pld.data.unpacked_shards`). Without a
-    manifest the directory is described from its files: their names, the shapes in them, and the vocabulary.
+    Opening unpacks every shard of the split that is not unpacked yet (`bert_pld.data.unpacked_shards`). If the
+    directory has no manifest, one is derived from the names and shapes of its files and from the vocabulary.
 
     Args:
         data_dir: the directory.
@@ -41,8 +41,8 @@ class NvidiaRows(ShardedRows):
         vocab_file: the vocabulary, for a directory without `vocab.txt`.
 
     Raises:
-        ValueError: no such split, no vocabulary, a vocabulary that cannot be that of the shards, shards that differ in
-            shape, a damaged or foreign file, or no room to unpack (file named).
+        ValueError: the split or the vocabulary is missing, the vocabulary does not fit the shards, the shards differ in
+            shape, a file is damaged or of another format, or the disk is full; names the file.
     """
 
     format = NVIDIA_FORMAT_NAME
@@ -52,7 +52,7 @@ class NvidiaRows(ShardedRows):
         directory = Path(data_dir)
         vocabulary_path = find_vocabulary(directory, vocab_file)
         has_manifest = (directory / MANIFEST_NAME).is_file()
-        manifest = None if has_manifest else describe(directory, vocabulary_path)
+        manifest = None if has_manifest else derive_manifest(directory, vocabulary_path)
         super().__init__(directory, split, manifest)
         self.vocabulary_path = vocabulary_path
         if not has_manifest:
@@ -60,15 +60,15 @@ class NvidiaRows(ShardedRows):
         headers = [read_header(self.data_dir / record.file) for record in self.records]
         self._predictions = headers[0].predictions
         dtype = self.attributes.token_dtype
-        self._sources = []
+        self._packed = []
         for record, header in zip(self.records, headers, strict=True):
             path = self.data_dir / record.file
             expected = Header(record.rows, self.attributes.seq_length, self._predictions, self._has_pairs)
             if header != expected:
                 raise ValueError(f"{path}: has {header}, expected {expected}")
-            self._sources.append(PackedShard.of(path, header, dtype))
-        unpack_all(self._sources)
-        for index in range(len(self._sources)):  # not kept: a fault is to be known now, not when its turn comes
+            self._packed.append(PackedShard.inspect(path, header, dtype))
+        unpack_all(self._packed)
+        for index in range(len(self._packed)):  # check them now, not in the middle of a run; not kept open here
             self._open_shard(index)
 
     @property
@@ -76,28 +76,28 @@ class NvidiaRows(ShardedRows):
         return self.attributes.objective != "mlm"
 
     def _open_shard(self, index: int) -> UnpackedShard:
-        source = self._sources[index]
-        shard = unpacked(source)
+        packed = self._packed[index]
+        shard = open_unpacked(packed)
         vocabulary_size, cls_id = self.attributes.vocabulary_size, self.manifest.special_tokens["cls"]
         if shard.largest_id >= vocabulary_size:
             raise ValueError(
-                f"{source.path}: holds token id {shard.largest_id}; the vocabulary {self.vocabulary_path} has"
-                f" {vocabulary_size} entries, so it is another one's"
+                f"{packed.path}: has token id {shard.largest_id}; the vocabulary {self.vocabulary_path} has"
+                f" {vocabulary_size} entries, so the shard was made with another vocabulary"
             )
         first = shard.columns["input_ids"][:_CHECKED_ROWS, 0]
         if (first != cls_id).any():
             row = int((first != cls_id).argmax())
             raise ValueError(
-                f"{source.path}: row {row} begins with id {int(first[row])}, not with [CLS], which is {cls_id} in"
+                f"{packed.path}: row {row} begins with id {int(first[row])}, not with [CLS], which is {cls_id} in"
                 f" {self.vocabulary_path}"
             )
         return shard
 
     def read_masked(self, indices: NDArray[np.integer[Any]]) -> tuple[dict[str, NDArray[Any]], MaskedTokens]:
-        """The rows at `indices` as `read` gives them, and the same rows as they are masked in the files.
+        """Return the rows at `indices` as `read` does, and the same rows as the files mask them.
 
         Raises:
-            ValueError: an index outside [0, rows), or a damaged shard.
+            ValueError: an index is outside [0, rows), or a shard is damaged.
         """
         seq_length, predictions = self.attributes.seq_length, self._predictions
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys((*COLUMNS, "mask_count"), ())
@@ -112,7 +112,7 @@ class NvidiaRows(ShardedRows):
         return columns, MaskedTokens(masked.reshape(-1, seq_length), flat, labels)
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Put `vocab.txt` and `tokenizer.json` of these rows into a folder; the latter is made where there is none."""
+        """Write `vocab.txt` and `tokenizer.json` into a folder; without a `tokenizer.json`, build one."""
         if (self.data_dir / TOKENIZER).is_file() and (self.data_dir / VOCABULARY).is_file():
             super().save_tokenizer(folder)
             return
@@ -123,39 +123,39 @@ class NvidiaRows(ShardedRows):
 
 
 def find_vocabulary(data_dir: Path, vocab_file: Path | None) -> Path:
-    """The vocabulary of a directory: its `vocab.txt`, or else the file given.
+    """Return the path of a directory's vocabulary: its `vocab.txt`, or else `vocab_file`.
 
     Raises:
-        ValueError: there is neither, or both and they differ.
+        ValueError: both are missing, or they differ.
     """
     own = data_dir / VOCABULARY
     if vocab_file is None:
         if not own.is_file():
             raise ValueError(
-                f"data directory {data_dir}: holds shards of NVIDIA's format but no {VOCABULARY};"
-                f" put it there, or give data.vocab_file"
+                f"data directory {data_dir}: has shards in NVIDIA's format but no {VOCABULARY};"
+                f" add it, or set data.vocab_file"
             )
         return own
     if own.is_file() and read_entries(own) != read_entries(vocab_file):
-        raise ValueError(f"data.vocab_file: {vocab_file}; differs from {own}, which the shards were made with")
+        raise ValueError(f"data.vocab_file: {vocab_file} differs from {own}, the vocabulary of the shards")
     return own if own.is_file() else vocab_file
 
 
-def describe(data_dir: Path, vocabulary_path: Path) -> Manifest:
-    """What a manifest would say of a directory without one. Its tokens are not counted (0), its digests are of samples.
+def derive_manifest(data_dir: Path, vocabulary_path: Path) -> Manifest:
+    """Return a manifest for a directory without one. Tokens are not counted (0); the digests are of samples.
 
-    The vocabulary is taken for cased where more than 1 % of its entries have capital letters.
+    A vocabulary with capital letters in more than 1 % of its entries is considered cased.
 
     Raises:
-        ValueError: no shard, or shards of different shapes, or a vocabulary that lacks a special token.
+        ValueError: the directory has no shard, the shards differ in shape, or the vocabulary lacks a special token.
     """
     entries = read_entries(vocabulary_path)
     missing = [token for token in SPECIAL_TOKENS.values() if token not in entries]
     if missing:
-        raise ValueError(f"{vocabulary_path}: {', '.join(missing)} missing among {len(entries)} entries")
+        raise ValueError(f"{vocabulary_path}: no entry {', '.join(missing)} among {len(entries)}")
     special = {name: entries.index(token) for name, token in SPECIAL_TOKENS.items()}
     if special["pad"] != 0:
-        raise ValueError(f"{vocabulary_path}: [PAD] is {special['pad']}; it is 0 in NVIDIA's format")
+        raise ValueError(f"{vocabulary_path}: [PAD] has id {special['pad']}; must be 0 in NVIDIA's format")
     shapes: dict[Path, tuple[int, int, bool]] = {}
     splits: dict[str, list[ShardRecord]] = {}
     for split, paths in find_shards(data_dir).items():
@@ -167,7 +167,7 @@ def describe(data_dir: Path, vocabulary_path: Path) -> Manifest:
     first, common = next(iter(shapes.items()))
     for path, shape in shapes.items():
         if shape != common:
-            raise ValueError(f"{path}: {_in_words(*shape)}, but {first.name} beside it has {_in_words(*common)}")
+            raise ValueError(f"{path}: {_describe_shape(*shape)}, but {first.name} has {_describe_shape(*common)}")
     seq_length, _, has_pairs = common
     attributes = ShardAttributes(
         vocabulary_hash=vocabulary_hash(entries),
@@ -181,21 +181,21 @@ def describe(data_dir: Path, vocabulary_path: Path) -> Manifest:
     return Manifest(attributes, splits, {}, special, NVIDIA_FORMAT_NAME)
 
 
-def _in_words(seq_length: int, predictions: int, has_pairs: bool) -> str:
+def _describe_shape(seq_length: int, predictions: int, has_pairs: bool) -> str:
     pairs = "" if has_pairs else "no "
     return f"rows of {seq_length} tokens, at most {predictions} masks, {pairs}next sentence labels"
 
 
 def open_rows(data_dir: str | Path, split: str, vocab_file: Path | None = None) -> ShardedRows:
-    """Open a split of a data directory of either format: as its manifest says, or by its files where it has none.
+    """Open a split of a data directory in either format, as told by its manifest or, without one, by its files.
 
     Args:
         data_dir: the directory.
         split: `train` or `validation`.
-        vocab_file: `data.vocab_file`, for NVIDIA's shards without a `vocab.txt` beside them.
+        vocab_file: `data.vocab_file`, for NVIDIA's shards without a `vocab.txt`.
 
     Raises:
-        ValueError: what `ShardedRows` or `NvidiaRows` raise; a directory with neither manifest nor shards.
+        ValueError: the directory has neither a manifest nor shards; or as `ShardedRows` and `NvidiaRows`.
     """
     directory = Path(data_dir)
     if (directory / MANIFEST_NAME).is_file():

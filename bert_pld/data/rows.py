@@ -1,4 +1,4 @@
-"""The rows of a split of a data directory, over all its shards, for random reads."""
+"""Random reads of the rows of a split, over all its shards; and the data directory of a sequence length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.data.mapped_file import read_ahead
-from bert_pld.data.safety import refuse_links_out
+from bert_pld.data.safety import reject_links_outside
 from bert_pld.data.shards import COLUMNS, FORMAT_NAME, MANIFEST_NAME, NO_PAIR, Manifest, Shard, ShardAttributes
 from bert_pld.files import TOKENIZER, VOCABULARY
 
@@ -49,7 +49,7 @@ def resolve_data_dir(data_dir: str | Path, seq_length: int) -> Path:
             f"data directory {directory}: no seq_{seq_length} for data.seq_length {seq_length}; found"
             f" {', '.join(names.values())}"
         )
-    refuse_links_out(directory, [names[seq_length]])
+    reject_links_outside(directory, [names[seq_length]])
     return directory / names[seq_length]
 
 
@@ -57,30 +57,30 @@ class MappedShard(Protocol):
     """An opened shard of either format."""
 
     path: Path
-    """The file that is mapped."""
+    """The mapped file."""
     rows: int
     columns: dict[str, NDArray[Any]]
     offsets: dict[str, int]
-    """First byte of each column in the file."""
+    """Column → its first byte in the file."""
 
 
 class ShardedRows:
     """All rows of one split, addressed by one running index over its shards.
 
-    A subclass for another format says how one of its shards is opened.
+    A subclass for another format overrides how a shard is opened.
 
-    Opening reads the manifest and compares the shards' sizes with it, so that a missing or cut shard is known at once
-    and not when its turn comes. A shard is opened at its first use and stays mapped. Safe to hand to forked or spawned
-    workers: maps are not pickled.
+    Opening reads the manifest and compares the shards' sizes with it, so that a missing or truncated shard is found at
+    once and not in the middle of a run. A shard is opened when it is first used and stays mapped. Forked and spawned
+    workers can use the object: maps are not pickled.
 
     Raises:
-        ValueError: no such split, an empty split, or a shard that contradicts the manifest (file named).
+        ValueError: the split is missing or empty, or a shard contradicts the manifest; names the file.
     """
 
     format: ClassVar[str] = FORMAT_NAME
-    """What the manifest must say."""
+    """The format that the manifest must have."""
     has_masks: ClassVar[bool] = False
-    """Whether the rows bring masks of their own (`read_masked`)."""
+    """Whether the shards have masks of their own, read by `read_masked`."""
 
     def __init__(self, data_dir: str | Path, split: str, manifest: Manifest | None = None) -> None:
         self.data_dir = Path(data_dir)
@@ -109,7 +109,7 @@ class ShardedRows:
         """Compare the shards' sizes with the manifest.
 
         Raises:
-            ValueError: a shard is missing or has another size (file named).
+            ValueError: a shard is missing or has another size; names the file.
         """
         for record in self.records:
             path = self.data_dir / record.file
@@ -120,11 +120,11 @@ class ShardedRows:
 
     @property
     def attributes(self) -> ShardAttributes:
-        """The attributes every shard shares."""
+        """The attributes that all shards share."""
         return self.manifest.attributes
 
     def shard(self, index: int) -> MappedShard:
-        """The n-th shard, opened if need be and checked against the manifest."""
+        """Return the n-th shard; open it and check it against the manifest when it is first used."""
         if index not in self._open:
             self._open[index] = self._open_shard(index)
         return self._open[index]
@@ -134,23 +134,23 @@ class ShardedRows:
         path = self.data_dir / record.file
         shard = Shard(path)
         if shard.attributes != self.attributes or shard.rows != record.rows:
-            raise ValueError(f"{path}: does not belong to this directory's {MANIFEST_NAME}")
+            raise ValueError(f"{path}: does not belong to this directory's {MANIFEST_NAME} (other attributes or rows)")
         return shard
 
     def read(self, indices: NDArray[np.integer[Any]]) -> dict[str, NDArray[Any]]:
-        """The rows at `indices` (any order, repeats allowed), one array a column, int64 `[len(indices), …]`.
+        """Return the rows at `indices`, in any order, also repeated: one array per column, int64 `[len(indices), …]`.
 
         Raises:
-            ValueError: an index outside [0, rows), or a shard that contradicts the manifest.
+            ValueError: an index is outside [0, rows), or a shard contradicts the manifest.
         """
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(COLUMNS, ())
         return self._gather(indices, {**shapes, "input_ids": (self.attributes.seq_length,)})
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Put `tokenizer.json` and `vocab.txt` of these rows into a folder.
+        """Copy `tokenizer.json` and `vocab.txt` into a folder.
 
         Raises:
-            OSError: one of them is missing, or cannot be written.
+            OSError: one of them is missing or cannot be written.
         """
         for name in (TOKENIZER, VOCABULARY):
             shutil.copyfile(self.data_dir / name, folder / name)
@@ -158,12 +158,12 @@ class ShardedRows:
     def _gather(
         self, indices: NDArray[np.integer[Any]], row_shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, NDArray[Any]]:
-        """These columns, given with the shape of one row, of the rows at `indices`."""
+        """Return some columns of the rows at `indices`; `row_shapes` gives the columns with the shape of one row."""
         order = np.argsort(indices, kind="stable")
         ascending = np.asarray(indices)[order]
         if len(order) and not 0 <= ascending[0] <= ascending[-1] < len(self):
             raise ValueError(
-                f"data directory {self.data_dir}: rows {ascending[0]} to {ascending[-1]} asked for, split"
+                f"data directory {self.data_dir}: rows {ascending[0]} to {ascending[-1]} requested, split"
                 f" '{self.split}' has [0, {len(self)})"
             )
         starts = self._starts_array
@@ -174,11 +174,12 @@ class ShardedRows:
             name: column.dtype for name, column in self.shard(int(owners[0]) if len(order) else 0).columns.items()
         }
         gathered = {name: np.empty((len(order), *shape), dtypes[name]) for name, shape in row_shapes.items()}
-        # A micro-batch may meet as many shards as it has rows: one call a shard and column, the rest for all at once.
+        # A micro-batch may use as many shards as it has rows, so only `take` runs per shard and column; checks,
+        # conversion and reordering run once for all rows.
         for begin, end in itertools.pairwise(bounds):
-            columns, of_shard = self.shard(int(owners[begin])).columns, local[begin:end]
+            columns, shard_rows = self.shard(int(owners[begin])).columns, local[begin:end]
             for name, target in gathered.items():
-                columns[name].take(of_shard, axis=0, out=target[begin:end], mode="clip")
+                columns[name].take(shard_rows, axis=0, out=target[begin:end], mode="clip")
         self._check_values(gathered, ascending)
         out = {name: np.empty(column.shape, np.int64) for name, column in gathered.items()}
         for name, column in gathered.items():
@@ -186,7 +187,7 @@ class ShardedRows:
         return out
 
     def _check_values(self, gathered: dict[str, NDArray[Any]], ascending: NDArray[np.integer[Any]]) -> None:
-        """Refuse rows that no shard can hold: files are checked once, and may be overwritten while training runs."""
+        """Raise for impossible values: a file is checked when opened but may be overwritten while training runs."""
         seq_length = self.attributes.seq_length
         limits = {
             "input_ids": (0, self.attributes.vocabulary_size - 1),
@@ -196,23 +197,23 @@ class ShardedRows:
         }
         for name, (lowest, highest) in limits.items():
             column = gathered[name]
-            sound_below = (not lowest and column.dtype.kind == "u") or column.min(initial=lowest) >= lowest
-            if sound_below and column.max(initial=lowest) <= highest:
+            is_valid_below = (not lowest and column.dtype.kind == "u") or column.min(initial=lowest) >= lowest
+            if is_valid_below and column.max(initial=lowest) <= highest:
                 continue
-            wrong = (column < lowest) | (column > highest)
-            row = int(wrong.reshape(len(column), -1).any(axis=1).argmax())
+            invalid = (column < lowest) | (column > highest)
+            row = int(invalid.reshape(len(column), -1).any(axis=1).argmax())
             owner = bisect.bisect_right(self._starts, int(ascending[row])) - 1
             raise ValueError(
                 f"{self.data_dir / self.records[owner].file}: damaged, row {int(ascending[row]) - self._starts[owner]}"
-                f" has {name} {int(column[wrong][0])}, which must be in [{lowest}, {highest}];"
+                f" has {name} {int(column[invalid][0])}, which must be in [{lowest}, {highest}];"
                 f" `python -m data_prep verify {self.data_dir}` checks all shards"
             )
 
     def read_ahead(self, first: int, count: int) -> None:
-        """Ask the system to have rows `first` to `first + count - 1` in its cache soon.
+        """Ask the system to load rows `first` to `first + count - 1` into its cache, without waiting.
 
         Raises:
-            ValueError: a shard that contradicts the manifest.
+            ValueError: a shard contradicts the manifest.
         """
         last = min(first + count, len(self))
         while first < last:

@@ -1,8 +1,8 @@
-"""What files from others may not do: lead out of their directory, or out of their HDF5 file.
+"""Reject symlinks and HDF5 links that leave the data directory.
 
-A data directory may come from anybody. Its manifest names files, its entries may be links, and an HDF5 file can hand a
-reader another file's bytes (external links, external storage, virtual datasets) or have it load a compiled plugin for
-a filter. None of these is needed for shards, so each is refused before anything is read through it.
+A data directory may come from anybody. Its manifest names files, its entries may be symlinks, and an HDF5 file can
+make a reader return the bytes of another file (external links, external storage, virtual datasets) or load a compiled
+plugin for a filter. Shards need none of these, so each is rejected before anything is read through it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import h5py
 
-# Filters that are part of HDF5 and h5py; for another number HDF5 would load a shared library.
+# The filters built into HDF5 and h5py; for any other number HDF5 would load a shared library.
 _BUILT_IN_FILTERS = {
     h5py.h5z.FILTER_DEFLATE,
     h5py.h5z.FILTER_SHUFFLE,
@@ -26,43 +26,41 @@ _BUILT_IN_FILTERS = {
 
 
 def require_plain_name(name: object, where: Path) -> None:
-    """A file that a list names lies beside the list.
+    """Check that a file name in a list has no directory, so that the file lies beside the list.
 
     Raises:
-        ValueError: the name is no string, is empty, or has a directory in it.
+        ValueError: the name is not a string, is empty, or has a directory in it.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or any(letter in name for letter in "/\\\0"):
-        raise ValueError(f"{where}: names the file {name!r}; must be a name without a directory")
+        raise ValueError(f"{where}: file name {name!r} not allowed; must be a name without a directory")
 
 
-def refuse_links_out(directory: Path, names: Iterable[str] | None = None) -> None:
-    """Links among a directory's entries lead to places in it. The directory itself may be reached by any link.
+def reject_links_outside(directory: Path, names: Iterable[str] | None = None) -> None:
+    """Check that symlinks among a directory's entries stay inside it. The directory itself may be a symlink.
 
     Args:
-        directory: read once; only its links are looked at closer.
-        names: the entries that count; by default all.
+        directory: the directory.
+        names: the entries to check; None: all.
 
     Raises:
-        ValueError: an entry is a link that leads out (entry named).
+        ValueError: an entry is a symlink that leaves the directory; names it.
     """
     with os.scandir(directory) as entries:
         links = [entry.name for entry in entries if entry.is_symlink()]
-    counted = set(links if names is None else names)
+    checked = set(links if names is None else names)
     root = directory.resolve()
-    for name in sorted(counted.intersection(links)):
+    for name in sorted(checked.intersection(links)):
         target = (directory / name).resolve()
         if not target.is_relative_to(root):
-            raise ValueError(
-                f"{directory / name}: a link that leads out of its directory, to {target}; put a copy there"
-            )
+            raise ValueError(f"{directory / name}: symlink to {target}, outside its directory; replace it with a copy")
 
 
-def own_dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset whose bytes lie in this very file.
+def contained_dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
+    """Return a dataset whose values are stored in this file.
 
     Raises:
-        KeyError: there is none of this name.
-        ValueError: it is a link, lies in another file, or needs a filter that HDF5 would have to load.
+        KeyError: there is no dataset of this name.
+        ValueError: it is a link, its values are in another file, or it needs a filter that HDF5 would have to load.
     """
     link = file.get(name, getlink=True)
     if link is None:
@@ -74,10 +72,11 @@ def own_dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
         raise ValueError(f"{path}: {name} is not a dataset")
     properties = dataset.id.get_create_plist()
     if properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count():
-        raise ValueError(f"{path}: dataset {name} has its values in another file; they must be in this one")
+        raise ValueError(f"{path}: dataset {name} has its values in another file; must be in this file")
     filters = {properties.get_filter(index)[0] for index in range(properties.get_nfilters())}
     if filters - _BUILT_IN_FILTERS:
         raise ValueError(
-            f"{path}: dataset {name} needs the HDF5 filter {min(filters - _BUILT_IN_FILTERS)}, which is no part of HDF5"
+            f"{path}: dataset {name} needs the HDF5 filter {min(filters - _BUILT_IN_FILTERS)}, a plugin; only HDF5's"
+            " built-in filters are allowed"
         )
     return dataset

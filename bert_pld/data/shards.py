@@ -1,17 +1,17 @@
-"""The native shard format: its only definition, for those who write it and those who read it.
+"""The native shard format: its only definition, for writers and readers.
 
 A data directory holds::
 
     manifest.json              splits, shards, rows, tokens, checksums (Manifest below)
     tokenizer.json, vocab.txt  the tokenizer that made the ids
-    train_00000.hdf5 …         one file a shard
+    train_00000.hdf5 …         one file per shard
     validation_00000.hdf5 …
 
-A shard is an HDF5 file of unmasked sequences, contiguous and uncompressed so that a row is one read:
+A shard is an HDF5 file of unmasked sequences. It is contiguous and uncompressed, so that a row is one read:
 
     input_ids            uint16 or uint32 [N, S]   [CLS] A [SEP] (B [SEP]) [PAD] …
     length               uint16 [N]                tokens that are not padding
-    segment_b_start      uint16 [N]                first position of segment B; equal to `length` where there is none
+    segment_b_start      uint16 [N]                first position of segment B; equal to `length` without a segment B
     next_sentence_label  int8 [N]                  0 B follows A, 1 B is random, -1 no pair
 
 with the attributes of `ShardAttributes`. Rows are addressed across all shards of a split by one running index.
@@ -32,30 +32,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.data.mapped_file import map_file
-from bert_pld.data.safety import own_dataset, refuse_links_out, require_plain_name
+from bert_pld.data.safety import contained_dataset, reject_links_outside, require_plain_name
 from bert_pld.files import TOKENIZER, VOCABULARY, write_atomically, written_aside
 
 FORMAT_NAME = "bert_pld"
 FORMAT_VERSION = 1
 NVIDIA_FORMAT_NAME = "nvidia"
-"""In the manifest of a directory whose shards `bert_pld.data.nvidia_format` defines."""
+"""Name in the manifest for shards in the format of `bert_pld.data.nvidia_format`."""
 MANIFEST_NAME = "manifest.json"
 FORMATS = (FORMAT_NAME, NVIDIA_FORMAT_NAME)
 OBJECTIVES = ("mlm+nsp", "mlm")
 SPLITS = ("train", "validation")
 COLUMNS = {"input_ids": None, "length": np.uint16, "segment_b_start": np.uint16, "next_sentence_label": np.int8}
+"""Name → type of a shard's columns; None: `ShardAttributes.token_dtype`."""
 
 IS_NEXT, RANDOM_NEXT, NO_PAIR = 0, 1, -1
 
 Rows = Mapping[str, NDArray[Any]]
+"""Column → values of N rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardAttributes:
-    """What a shard says of itself; every shard of a directory says the same."""
+    """The attributes of a shard, the same in all shards of a directory."""
 
     vocabulary_hash: str
-    """SHA-256 of the vocabulary: entries in id order, each followed by a line feed, UTF-8."""
+    """SHA-256 of the vocabulary: entries in id order, UTF-8, each followed by a line feed."""
     vocabulary_size: int
     casing: str
     """`cased` or `uncased`."""
@@ -63,23 +65,23 @@ class ShardAttributes:
     objective: str
     """`mlm+nsp` or `mlm`."""
     source: str
-    """The sources that were read, as given to the build, joined by ', '."""
+    """The sources as given to the build, joined by ', '."""
     seed: int
 
     @property
     def token_dtype(self) -> type[np.unsignedinteger]:
-        """The smallest unsigned type that holds every id: uint16 up to 65,536 entries, else uint32."""
+        """The smallest unsigned type for the token ids: uint16 up to 65,536 entries, else uint32."""
         return np.uint16 if self.vocabulary_size <= 2**16 else np.uint32
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardRecord:
-    """One line of the manifest: a shard and how to tell that it is whole."""
+    """An entry of the manifest: a shard, and how to check that it is complete."""
 
     file: str
     rows: int
     tokens: int
-    """That are not padding."""
+    """Number of tokens without padding."""
     bytes: int
     sha256: str
 
@@ -91,22 +93,22 @@ class Manifest:
     attributes: ShardAttributes
     splits: dict[str, list[ShardRecord]]
     documents: dict[str, int]
-    """Documents a split."""
+    """Split → number of documents."""
     special_tokens: dict[str, int]
     """Ids of pad, unk, cls, sep and mask."""
     format: str = FORMAT_NAME
-    """`bert_pld`, or `nvidia` where the shards are NVIDIA's."""
+    """`bert_pld`, or `nvidia` for shards in NVIDIA's format."""
 
     def rows(self, split: str) -> int:
-        """Rows of a split over all its shards."""
+        """Return the number of rows of a split."""
         return sum(record.rows for record in self.splits.get(split, []))
 
     def tokens(self, split: str) -> int:
-        """Tokens of a split that are not padding."""
+        """Return the number of tokens of a split, without padding."""
         return sum(record.tokens for record in self.splits.get(split, []))
 
     def fingerprint(self) -> str:
-        """A digest that changes with any shard's content: what a checkpoint remembers of its data."""
+        """Return a digest of all shards' contents; a checkpoint stores it to identify its data."""
         digest = hashlib.sha256()
         for split in sorted(self.splits):
             for record in self.splits[split]:
@@ -114,7 +116,7 @@ class Manifest:
         return digest.hexdigest()
 
     def write(self, data_dir: Path) -> None:
-        """Write `manifest.json` atomically: a reader sees the old one or the whole new one."""
+        """Write `manifest.json` atomically."""
         payload = {"version": FORMAT_VERSION, **dataclasses.asdict(self)}
         write_atomically(data_dir / MANIFEST_NAME, json.dumps(payload, indent=2, sort_keys=True) + "\n")
 
@@ -124,16 +126,16 @@ class Manifest:
 
         Raises:
             ValueError: the directory is missing or empty; the manifest is missing, damaged or of another version, or
-                names a file elsewhere; a file of the directory is a link that leads out of it.
+                names a file elsewhere; a file of the directory is a symlink to outside.
         """
         directory = Path(data_dir)
         if not directory.is_dir():
-            raise ValueError(f"data directory {directory}: does not exist; make one with `python -m data_prep build`")
+            raise ValueError(f"data directory {directory}: does not exist; create it with `python -m data_prep build`")
         path = directory / MANIFEST_NAME
         if not path.is_file():
             raise ValueError(
-                f"data directory {directory}: holds no {MANIFEST_NAME} (empty, or a build that did not finish);"
-                " make it with `python -m data_prep build`"
+                f"data directory {directory}: holds no {MANIFEST_NAME} (empty, or an unfinished build);"
+                " create it with `python -m data_prep build`"
             )
         try:
             payload = json.loads(path.read_text(encoding="utf-8"))
@@ -151,32 +153,32 @@ class Manifest:
             raise ValueError(f"{path}: damaged manifest ({error!r})") from error
         for name in names:
             require_plain_name(name, path)
-        refuse_links_out(directory, [*names, MANIFEST_NAME, TOKENIZER, VOCABULARY])
+        reject_links_outside(directory, [*names, MANIFEST_NAME, TOKENIZER, VOCABULARY])
         return manifest
 
 
 def vocabulary_hash(entries: list[str]) -> str:
-    """SHA-256 of a vocabulary given in id order."""
+    """Return the SHA-256 of a vocabulary, whose entries are in id order."""
     return hashlib.sha256("".join(entry + "\n" for entry in entries).encode()).hexdigest()
 
 
 def shard_name(split: str, index: int) -> str:
-    """The file name of a split's n-th shard."""
+    """Return the file name of a split's n-th shard."""
     return f"{split}_{index:05d}.hdf5"
 
 
 def write_shard(path: Path, rows: Rows, attributes: ShardAttributes) -> ShardRecord:
-    """Write one shard atomically and say what was written.
+    """Write one shard atomically and return its entry for the manifest.
 
-    The same rows and attributes give the same bytes (no timestamps are stored).
+    The same rows and attributes give the same bytes: no timestamps are stored.
 
     Args:
-        path: the shard's final path; it appears only complete.
+        path: the shard's final path.
         rows: the four columns named above, N rows each.
         attributes: stored with the shard.
 
     Raises:
-        ValueError: a column of another shape, or a token id outside the vocabulary (which would wrap around).
+        ValueError: a column has another shape, or a token id is outside the vocabulary (it would overflow).
     """
     count = len(rows["length"])
     for name in COLUMNS:
@@ -188,7 +190,7 @@ def write_shard(path: Path, rows: Rows, attributes: ShardAttributes) -> ShardRec
             f"{path}: token ids {np.min(rows['input_ids'])} to {np.max(rows['input_ids'])} are not all in"
             f" [0, {attributes.vocabulary_size}), the vocabulary"
         )
-    # Made in memory and then written: HDF5 itself answers a full disk with a page of tracebacks.
+    # Built in memory, then written: on a full disk, HDF5 itself prints a page of its own tracebacks.
     with h5py.File(path.name, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
         file.attrs["format"] = FORMAT_NAME
         file.attrs["version"] = FORMAT_VERSION
@@ -211,11 +213,11 @@ def write_shard(path: Path, rows: Rows, attributes: ShardAttributes) -> ShardRec
 
 
 class Shard:
-    """One shard opened for random reads: its columns as views of one memory map, so that nothing but the rows asked for
-    is read. No descriptor stays open: a process may map tens of thousands of shards.
+    """One shard opened for random reads. Its columns are views of one memory map, so that only the requested rows are
+    read, and no descriptor stays open, so that a process can open tens of thousands of shards.
 
     Raises:
-        ValueError: the file is missing, cut, or not a shard of this format.
+        ValueError: the file is missing, cut short, or not a shard of this format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -229,7 +231,7 @@ class Shard:
                 self.attributes = ShardAttributes(
                     **{k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
                 )
-                datasets = {name: own_dataset(path, file, name) for name in COLUMNS}
+                datasets = {name: contained_dataset(path, file, name) for name in COLUMNS}
                 self.offsets = {name: _offset(path, dataset) for name, dataset in datasets.items()}
                 layout = {name: (dataset.dtype, dataset.shape) for name, dataset in datasets.items()}
             mapped = map_file(path)
@@ -250,7 +252,7 @@ class Shard:
 
 
 def _offset(path: Path, dataset: h5py.Dataset) -> int:
-    """Where in the file a contiguous HDF5 dataset begins."""
+    """Return the first byte of a contiguous HDF5 dataset in the file."""
     offset = dataset.id.get_offset()
     if offset is None and dataset.size:
         raise ValueError(f"{path}: dataset {dataset.name} is not contiguous")
@@ -260,8 +262,8 @@ def _offset(path: Path, dataset: h5py.Dataset) -> int:
 def _column(
     path: Path, mapped: NDArray[np.uint8], offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> NDArray[Any]:
-    """A dataset as a view of the mapped file."""
+    """Return a dataset as a view of the mapped file."""
     end = offset + math.prod(shape) * dtype.itemsize
     if end > len(mapped):
-        raise ValueError(f"{path}: cut short (has {len(mapped)} bytes, {end} needed)")
+        raise ValueError(f"{path}: cut short (has {len(mapped)} bytes, needs {end})")
     return mapped[offset:end].view(dtype).reshape(shape)

@@ -175,7 +175,7 @@ def test_vocabulary_is_read_and_checked(make_data_dir):
     assert len(vocabulary.replacement_ids) == 995
     path = directory / "vocab.txt"
     path.write_text(path.read_text().replace("w200\n", "w201x\n"))
-    with pytest.raises(ValueError, match=r"vocab\.txt: 1000 entries are not the vocabulary that made the shards"):
+    with pytest.raises(ValueError, match=r"vocab\.txt: not the vocabulary of the shards: 1000 entries, expected"):
         MaskingVocabulary.read(directory, manifest)
     path.unlink()
     with pytest.raises(ValueError, match=r"vocab\.txt: not a readable vocabulary"):

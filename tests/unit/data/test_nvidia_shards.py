@@ -130,7 +130,7 @@ def test_split_and_order_are_read_from_the_names(tmp_path):
     assert found["train"] == ["a_training_9", "a_training_10", "latest_train_1", "train_shard_3"]
     assert found["validation"] == ["pretraining_test_0"]
     write_static_shard(tmp_path / "books_0.hdf5", make_static_rows(np.random.default_rng(1), 2)[0])
-    with pytest.raises(ValueError, match=r"books_0.hdf5: belongs to no split; .* must hold 'train' or 'test'"):
+    with pytest.raises(ValueError, match=r"books_0.hdf5: belongs to no split; .* must contain 'train' or 'test'"):
         find_shards(tmp_path)
 
 
@@ -167,7 +167,7 @@ def test_room_for_masks_is_theirs_and_more_is_refused():
     assert [predictions_per_row(s) for s in (128, 512, 32, 256)] == [20, 80, 6, 40]
     _, native = make_static_rows(np.random.default_rng(1), 3)
     too_many = MaskedTokens(native["input_ids"], np.arange(33, 40), native["input_ids"].reshape(-1)[33:40])
-    with pytest.raises(ValueError, match="row 1 has 7 masks; rows of 32 tokens have room for 6"):
+    with pytest.raises(ValueError, match="row 1 has 7 masks; NVIDIA's format allows 6 in rows of 32 tokens"):
         encode(native, too_many, has_pairs=True)
     with pytest.raises(ValueError, match="row 2 is masked at its first token"):
         encode(native, MaskedTokens(native["input_ids"], np.array([64]), np.array([2])), has_pairs=True)
@@ -263,9 +263,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path, cache):
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, cache, monkeypatch):
     write_static_corpus(tmp_path / "d")
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    with pytest.raises(
-        ValueError, match=r"cache: no room to unpack shards \(0.00 GB are needed, .* set BERT_PLD_CACHE"
-    ):
+    with pytest.raises(ValueError, match=r"cache: no space to unpack shards \(0.00 GB needed, .* set BERT_PLD_CACHE"):
         open_rows(tmp_path / "d", "train")
     monkeypatch.undo()
     monkeypatch.setenv("BERT_PLD_CACHE", str(cache))
@@ -274,7 +272,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, cache, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(ValueError, match=r"no room to unpack shards \(No space left on device\)"):
+    with pytest.raises(ValueError, match=r"no space to unpack shards \(No space left on device\)"):
         open_rows(tmp_path / "d", "train")
     assert not list(cache.glob("*.rows")) + list(cache.glob(".*.partial"))
 
@@ -329,12 +327,12 @@ def set_at(*place, value):
         (cut, "not a readable HDF5 file .*it may be cut short or damaged"),
         (damage, "not a readable HDF5 file .*filter"),
         (lambda path: path.write_text("no HDF5"), "not a readable HDF5 file"),
-        (edit("masked_lm_ids", lambda _: None), r"not a shard of NVIDIA's format \(no dataset masked_lm_ids\)"),
+        (edit("masked_lm_ids", lambda _: None), r"not a shard in NVIDIA's format \(no dataset masked_lm_ids\)"),
         (
             edit("segment_ids", lambda v: v[:, :-1]),
             r"dataset segment_ids is int8 \[7, 31\], expected integers \[7, 32\]",
         ),
-        (edit("next_sentence_labels", lambda _: None), "no next sentence labels, but books_test_0.hdf5 beside it"),
+        (edit("next_sentence_labels", lambda _: None), "no next sentence labels, but books_test_0.hdf5 has"),
         (edit("next_sentence_labels", set_at(3, value=4)), "row 3: next_sentence_labels is neither 0 nor 1"),
         (edit("input_mask", set_at(2, 4, value=0)), "row 2: input_mask is not ones and then zeros"),
         (edit("input_mask", lambda v: v * 0), "row 0: is empty"),
@@ -342,11 +340,11 @@ def set_at(*place, value):
         (edit("masked_lm_positions", set_at(1, 1, value=99)), "row 1: masked_lm_positions lie outside the tokens"),
         (
             edit("masked_lm_positions", lambda v: np.where(v > 0, 4, 0)),
-            "row 0: masked_lm_positions name a position twice",
+            "row 0: masked_lm_positions has a position twice",
         ),
         (edit("input_ids", set_at(5, 5, value=-1)), "row 5: a token id is negative"),
-        (edit("input_ids", set_at(5, 5, value=70000)), "holds token id 70000, beyond the vocabulary"),
-        (edit("input_ids", set_at(5, 5, value=64)), "holds token id 64; the vocabulary .* has 64 entries"),
+        (edit("input_ids", set_at(5, 5, value=70000)), "has token id 70000, outside the vocabulary"),
+        (edit("input_ids", set_at(5, 5, value=64)), "has token id 64; the vocabulary .* has 64 entries"),
         (edit("input_ids", set_at(4, 0, value=9)), "row 4 begins with id 9, not with .CLS., which is 2"),
     ],
 )
@@ -362,21 +360,21 @@ def test_vocabulary_is_the_directory_s_or_the_one_given(tmp_path):
     given = tmp_path / "vocab_given.txt"
     given.write_text("".join(f"{entry}\n" for entry in VOCABULARY))
     write_static_corpus(tmp_path / "d", vocabulary=False)
-    with pytest.raises(ValueError, match="but no vocab.txt; put it there, or give data.vocab_file"):
+    with pytest.raises(ValueError, match="but no vocab.txt; add it, or set data.vocab_file"):
         open_rows(tmp_path / "d", "train")
     rows = open_rows(tmp_path / "d", "train", given)
     assert (rows.attributes.vocabulary_size, rows.attributes.casing) == (64, "uncased")
     rows.save_tokenizer(tmp_path)
     assert (tmp_path / "vocab.txt").read_bytes() == given.read_bytes()
     (tmp_path / "d" / "vocab.txt").write_text("".join(f"{entry}\n" for entry in [*VOCABULARY, "more"]))
-    with pytest.raises(ValueError, match=r"data.vocab_file: .*vocab_given.txt; differs from .*d/vocab.txt"):
+    with pytest.raises(ValueError, match=r"data.vocab_file: .*vocab_given.txt differs from .*d/vocab.txt"):
         open_rows(tmp_path / "d", "train", given)
     given.write_text("[UNK]\n[PAD]\n[CLS]\n[SEP]\n[MASK]\nword\n")
     (tmp_path / "d" / "vocab.txt").unlink()
-    with pytest.raises(ValueError, match=r"\[PAD\] is 1; it is 0 in NVIDIA's format"):
+    with pytest.raises(ValueError, match=r"\[PAD\] has id 1; must be 0 in NVIDIA's format"):
         open_rows(tmp_path / "d", "train", given)
     given.write_text("[PAD]\n[UNK]\nword\n")
-    with pytest.raises(ValueError, match=r"vocab_given.txt: \[CLS\], \[SEP\], \[MASK\] missing among 3 entries"):
+    with pytest.raises(ValueError, match=r"vocab_given.txt: no entry \[CLS\], \[SEP\], \[MASK\] among 3"):
         open_rows(tmp_path / "d", "train", given)
 
 
@@ -388,7 +386,7 @@ def test_a_directory_with_a_manifest_is_what_the_manifest_says(make_data_dir):
     assert type(rows) is ShardedRows
     assert len(rows) == 37
     (directory / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"a native shard in a directory without manifest.json \(a build that did not"):
+    with pytest.raises(ValueError, match=r"a native shard in a directory without manifest.json \(an unfinished"):
         open_rows(directory, "train")
 
 

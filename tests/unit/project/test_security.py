@@ -43,7 +43,7 @@ def test_a_manifest_names_no_file_elsewhere(data_dir, name):
 def test_a_link_that_leads_out_of_the_data_directory_is_refused(data_dir, tmp_path, name):
     (data_dir / name).rename(tmp_path / name)
     (data_dir / name).symlink_to(tmp_path / name)
-    with pytest.raises(ValueError, match=f"{name}: a link that leads out"):
+    with pytest.raises(ValueError, match=f"{name}: symlink to .*, outside its directory"):
         ShardedRows(data_dir, "train")
 
 
@@ -58,10 +58,10 @@ def test_links_of_static_shards_and_of_lengths_that_lead_out_are_refused(data_di
     lengths = tmp_path / "lengths"
     lengths.mkdir()
     (lengths / "seq_32").symlink_to(data_dir)
-    with pytest.raises(ValueError, match="seq_32: a link that leads out"):
+    with pytest.raises(ValueError, match="seq_32: symlink to .*, outside its directory"):
         resolve_data_dir(lengths, 32)
     (lengths / "bert_training_0.hdf5").symlink_to(data_dir / SHARD)
-    with pytest.raises(ValueError, match="a link that leads out"):
+    with pytest.raises(ValueError, match="hdf5: symlink to .*, outside its directory"):
         find_shards(lengths)
 
 
