@@ -1,4 +1,4 @@
-"""Micro-batches: random tokens in the forms that our model and Hugging Face's take, and a learnable pattern."""
+"""Synthetic micro-batches: random tokens, as our model and Hugging Face's take them, and a learnable pattern."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ _TOPICS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """B rows of S random tokens, right-padded."""
+    """B rows of up to S random tokens, padded on the right."""
 
     input_ids: Tensor
     """int64 [B, S], 0 at padding."""
     token_type_ids: Tensor
     """int64 [B, S]."""
     attention_mask: Tensor | None
-    """bool [B, S], True where there is a token; None where no row has padding."""
+    """bool [B, S], True for tokens; None without padding."""
     sequence_lengths: NDArray[np.int64]
-    """[B] tokens of each row, on the host."""
+    """Tokens in each row, [B], on the host."""
     masked_positions: Tensor
-    """int64 [M] indices into the flattened [B · S], ascending."""
+    """int64 [M], ascending indices into the flattened [B · S]."""
     masked_labels: Tensor
-    """int64 [M]."""
+    """int64 [M], the tokens at these positions."""
     labels: Tensor
-    """int64 [B, S], -100 where nothing is masked."""
+    """int64 [B, S], the same labels for Hugging Face; -100 elsewhere."""
     next_sentence_labels: Tensor
     """int64 [B]."""
 
     @property
     def tokens(self) -> int:
-        """Tokens that are not padding."""
+        """Number of tokens, without padding."""
         return int(self.sequence_lengths.sum())
 
 
 def targets_of(length: int) -> int:
-    """Masked positions of a row of `length` tokens."""
+    """Number of masked positions in a row of `length` tokens."""
     return max(round(MASK_PROBABILITY * length), 1)
 
 
 def random_lengths(rows: int, seq: int, padding: float, generator: torch.Generator) -> NDArray[np.int64]:
-    """[B] lengths, uniform on [S·(1 − 2·padding), S] so that on average a share `padding` of the tokens is padding.
+    """Draw [B] lengths, uniform on [S·(1 − 2·padding), S]; their expected share of padding is `padding`.
 
-    One length is drawn from each of `rows` equal strata, so that each batch comes close to that share.
+    One length is drawn from each of `rows` equal strata, so that every batch is close to that share.
     """
     shortest = max(seq - round(2 * padding * seq), 1)
     strata = (torch.randperm(rows, generator=generator) + torch.rand(rows, generator=generator)) / rows
@@ -63,7 +63,7 @@ def random_lengths(rows: int, seq: int, padding: float, generator: torch.Generat
 def random_batch(
     config: ModelConfig, rows: int, seq: int, device: torch.device, seed: int, padding: float = 0.0
 ) -> Batch:
-    """B = `rows` sequences of at most S = `seq` random tokens, `MASK_PROBABILITY` of them masked in each row."""
+    """B = `rows` sequences of at most S = `seq` random tokens; a share `MASK_PROBABILITY` of each row is masked."""
     generator = torch.Generator().manual_seed(seed)
     assert config.vocab_size is not None
     input_ids = torch.randint(1, config.vocab_size, (rows, seq), generator=generator)
@@ -74,7 +74,7 @@ def random_batch(
     columns = torch.arange(seq)
     real = columns < torch.from_numpy(lengths)[:, None]
     input_ids = input_ids.where(real, 0)
-    # The tokens of each row that come first in a random order.
+    # Mask the first tokens of each row in a random order; padding comes last in it.
     rank = order.where(real, 2.0).argsort(dim=1).argsort(dim=1)
     masked = rank < torch.tensor([targets_of(int(length)) for length in lengths])[:, None]
     positions = masked.flatten().nonzero().squeeze(1)
@@ -93,7 +93,7 @@ def random_batch(
 
 
 def pattern_batch(config: ModelConfig, rows: int, seq: int, seed: int) -> dict[str, Any]:
-    """The model's arguments for B = `rows` learnable sequences of S = `seq` tokens, the same number masked in each.
+    """The model's arguments for B = `rows` learnable sequences of S = `seq` tokens, with equally many masked in each.
 
     Each sequence has one of 16 topics; a topic is a sixteenth of the vocabulary under a Zipf distribution.
     """

@@ -1,4 +1,8 @@
-"""Memory of a piece of work as the operating system counts it: in a process of its own, over what was there before."""
+"""Host memory as Linux counts it: of a process now and at its peak, and of work in a process of its own.
+
+psutil reports the present size only. The peak (VmHWM) also has what is allocated and freed between two samples, and
+can be reset, so that it covers one piece of work.
+"""
 
 from __future__ import annotations
 
@@ -11,48 +15,52 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-_PROC = Path("/proc/self")
+PROC = Path("/proc")
 _RESET_PEAK = "5"
-"""What, written to `clear_refs`, makes Linux count the highest resident size anew."""
+"""Written to `clear_refs`, this resets VmHWM to the present size."""
+
+
+def resident_bytes(process: int | str = "self") -> tuple[int, int]:
+    """Resident memory of a process: (now, at its peak).
+
+    Raises:
+        OSError: the process has ended.
+    """
+    lines = (PROC / str(process) / "status").read_text().splitlines()
+    fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    now, peak = (int(fields[name][0]) * 1024 if name in fields else 0 for name in ("VmRSS", "VmHWM"))
+    return now, peak
 
 
 class HostMemory:
-    """How far this process grows from now on."""
+    """Growth of this process since the object was made."""
 
     def __init__(self) -> None:
         gc.collect()
-        (_PROC / "clear_refs").write_text(_RESET_PEAK)
-        self._before, _ = _resident()
+        (PROC / "self" / "clear_refs").write_text(_RESET_PEAK)
+        self._before, _ = resident_bytes()
 
     def figures(self) -> dict[str, int]:
-        """Bytes: `resident`, grown by until now, and `rise`, how far above that it has been in between."""
+        """Bytes: `resident`, by which the process has grown, and `rise`, by which its peak was above that."""
         gc.collect()
-        now, highest = _resident()
-        return {"resident": now - self._before, "rise": highest - now}
+        now, peak = resident_bytes()
+        return {"resident": now - self._before, "rise": peak - now}
 
 
 def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
-    """`work(*arguments)` in a new process; what it returns or raises comes back.
-
-    An options namespace among the arguments goes without what no process can be handed.
+    """Run `work(*arguments)` in a new process, and return or raise what it returns or raises.
 
     Raises:
         RuntimeError: the process was killed.
     """
-    handed = [_without_module(one) if isinstance(one, argparse.Namespace) else one for one in arguments]
+    sent = [_without_module(one) if isinstance(one, argparse.Namespace) else one for one in arguments]
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(work, *handed).result()
+            return pool.submit(work, *sent).result()
         except BrokenProcessPool as error:
-            raise RuntimeError(f"{work.__name__}{tuple(handed)}: its process was killed; out of memory?") from error
+            raise RuntimeError(f"{work.__name__}{tuple(sent)}: its process was killed; out of memory?") from error
 
 
 def _without_module(options: argparse.Namespace) -> argparse.Namespace:
+    """Options without the subject's module, which cannot be pickled."""
     return argparse.Namespace(**{key: value for key, value in vars(options).items() if key != "module"})
-
-
-def _resident() -> tuple[int, int]:
-    """Bytes resident now, and at the highest."""
-    lines = (_PROC / "status").read_text().splitlines()
-    fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
-    return int(fields["VmRSS"][0]) * 1024, int(fields["VmHWM"][0]) * 1024

@@ -1,15 +1,17 @@
-"""Command-line lists that subjects share: names or sizes joined by commas."""
+"""Command-line options that are lists joined by commas."""
 
 from __future__ import annotations
 
+import argparse
+import math
 from collections.abc import Sequence
 
 
 def chosen(option: str, text: str, allowed: Sequence[str]) -> list[str]:
-    """The names in a list joined by commas, each once.
+    """Parse a list of names; a repeated one counts once.
 
     Raises:
-        ValueError: none, or one that is not allowed.
+        ValueError: the list is empty, or a name is not allowed.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in allowed]
@@ -19,12 +21,38 @@ def chosen(option: str, text: str, allowed: Sequence[str]) -> list[str]:
 
 
 def positive_integers(option: str, text: str) -> list[int]:
-    """The sizes in a list joined by commas, each once.
+    """Parse a list of positive integers; a repeated one counts once.
 
     Raises:
-        ValueError: none, or something that is not a positive integer.
+        ValueError: an entry is not a positive integer.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(f"{option} {text}: must be positive integers joined by commas")
     return list(dict.fromkeys(map(int, parts)))
+
+
+def fractions(option: str, text: str) -> list[float]:
+    """Parse a list of numbers above 0 and at most 1.
+
+    Raises:
+        ValueError: an entry is not such a number.
+    """
+    try:
+        values = [float(value) for value in text.split(",")]
+    except ValueError:
+        values = [math.nan]
+    if not all(0.0 < value <= 1.0 for value in values):
+        raise ValueError(f"{option} {text}: must be numbers in (0, 1], joined by commas")
+    return values
+
+
+def require_positive(options: argparse.Namespace, *names: str) -> None:
+    """Check integer options.
+
+    Raises:
+        ValueError: one of them is below 1.
+    """
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} {getattr(options, name)}: must be at least 1")

@@ -1,4 +1,4 @@
-"""Clocks, memory and the matrix-product ceiling of `bench train` and `bench quality`."""
+"""Clocks, GPU memory and the rate of a matrix product, for measurements of training steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PRODUCTS = {"cuda": 20, "cpu": 5}
 
 
 class StepClock:
-    """The time of each of several steps, without waiting for the device between them."""
+    """Times of consecutive steps; the host does not wait for the device between them."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -22,7 +22,7 @@ class StepClock:
         self.mark()
 
     def mark(self) -> None:
-        """A step ends here, and the next begins."""
+        """End a step and begin the next."""
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -31,7 +31,7 @@ class StepClock:
             self._marks.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
-        """Seconds of each step, once the device has done its work."""
+        """Wait for the device and return the seconds of each step."""
         synchronize(self.device)
         pairs = zip(self._marks, self._marks[1:], strict=False)
         if self.device.type == "cuda":
@@ -40,13 +40,13 @@ class StepClock:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device's work."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def matmul_gflops(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of a square matrix product of random data, warmed up, the median of several."""
+    """GFLOP/s of a square matrix product of random values: the median of several, after a warm-up."""
     size = _MATRIX_SIZE.get(device.type, 512)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     products = _PRODUCTS.get(device.type, 5)
@@ -59,20 +59,23 @@ def matmul_gflops(dtype: torch.dtype, device: torch.device) -> float:
     return 2.0 * size**3 / statistics.median(clock.seconds()) / 1e9
 
 
-def take_workspaces(device: torch.device) -> None:
-    """Have the matrix library take its workspaces, for the backward's thread too, so that they are on nobody's bill."""
+def allocate_workspaces(device: torch.device) -> None:
+    """Make the matrix library allocate its workspaces, so that they count for no contender.
+
+    Autograd's backward runs on a thread of its own, which has its own workspace.
+    """
     left = torch.randn(64, 64, device=device, requires_grad=True)
     torch.mm(left, left).sum().backward()
     synchronize(device)
 
 
 def ceiling_gflops(dtype: torch.dtype, device: torch.device) -> float:
-    """What MFU is measured against: fp32's product where this dtype's is slower, since ours widens it then."""
+    """The rate that MFU refers to: fp32's where this dtype is slower, because our model then computes in fp32."""
     return max(matmul_gflops(one, device) for one in {dtype, torch.float32})
 
 
 def allocated_bytes(device: torch.device) -> int | None:
-    """Bytes of GPU memory that tensors hold now; None on a CPU, where nobody counts them."""
+    """GPU memory that tensors hold now; None on a CPU, where torch does not count it."""
     if device.type != "cuda":
         return None
     gc.collect()
@@ -81,7 +84,7 @@ def allocated_bytes(device: torch.device) -> int | None:
 
 
 class PeakMemory:
-    """How far allocated memory rises over what it was when this was made."""
+    """Rise of allocated GPU memory since the object was made."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -90,7 +93,7 @@ class PeakMemory:
             self._before = torch.cuda.memory_allocated(device)
 
     def rise_bytes(self) -> int | None:
-        """Bytes at the highest point since; None on a CPU."""
+        """Bytes by which the peak exceeds the starting value; None on a CPU."""
         if self.device.type != "cuda":
             return None
         return torch.cuda.max_memory_allocated(self.device) - self._before

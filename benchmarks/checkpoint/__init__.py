@@ -1,1 +1,1 @@
-"""What a checkpoint costs."""
+"""Cost of a checkpoint."""

@@ -1,8 +1,8 @@
-"""What a checkpoint costs: seconds that training stops, seconds until it is whole, share of the time at an interval.
+"""Cost of a checkpoint: seconds that training stops, seconds until it is complete, share of time at an interval.
 
-Blocks of training steps, in turns: without a checkpoint, with one that is written beside training (as runs do), with
-one that training waits for, and with DeepSpeed's own `save_checkpoint`, which neither hashes nor flushes. What a block
-takes longer than those without is the cost, slower steps beside the writing thread included.
+Blocks of training steps in turns: without a checkpoint, with one that is written beside training (as runs do), with
+one that training waits for, and with DeepSpeed's own `save_checkpoint`, which neither hashes nor flushes. The cost is
+the block's extra time over a block without a checkpoint; it includes slower steps beside the writing thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Any
 import torch
 
 from benchmarks.batches import pattern_batch
-from benchmarks.deepspeed_engine import single_rank
+from benchmarks.engines import single_rank
+from benchmarks.machine import describe_device
+from benchmarks.options import require_positive
 from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.writer import CheckpointWriter
 from bert_pld.config import load_config
@@ -32,17 +34,21 @@ KINDS = ("none", "beside", "waiting", "deepspeed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The subject's own options."""
+    """Add the subject's own options."""
     parser.add_argument("--model_preset", default="base", help="tiny, mini, small, medium, base, large (default base)")
     parser.add_argument("--vocab_size", type=int, default=30528)
     parser.add_argument("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
     parser.add_argument("--micro_batch_size", type=int, default=8, help="sequences a step (default 8)")
     parser.add_argument("--zero_stage", type=int, default=1, choices=range(4), help="(default 1)")
-    parser.add_argument("--steps_per_block", type=int, default=4, help="a block, one checkpoint in it (default 4)")
+    parser.add_argument(
+        "--steps_per_block", type=int, default=4, help="steps a block, which has one checkpoint (default 4)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="blocks of each kind (default 5)")
     parser.add_argument("--interval", type=int, default=1000, help="steps a checkpoint, for the share (default 1000)")
     parser.add_argument(
-        "--idle_step_s", type=float, help="steps that leave the processor idle for so long, as beside a GPU"
+        "--idle_step_s",
+        type=float,
+        help="replace each step by a pause of so many seconds: an idle processor, as beside a GPU",
     )
     parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: a temporary folder)")
 
@@ -51,9 +57,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure every kind of block in turns.
 
     Returns:
-        JSON-ready: the set-up, `step_s`, and `kinds`: for each kind of checkpoint `cost_s` (median, least and most of
-        a block over the median without), `stopped_s`, `whole_s`, `share` of training time at the interval.
+        The set-up, `step_s`, and for each of `kinds` the `cost_s` (median, least and most of a block, over the median
+        without a checkpoint), `stopped_s`, `whole_s` and `share` of training time at the interval.
+
+    Raises:
+        ValueError: no rounds or no steps.
     """
+    require_positive(options, "rounds", "steps_per_block", "interval")
     with single_rank("cuda" if torch.cuda.is_available() else "cpu") as device:
         folder = Path(tempfile.mkdtemp(prefix="bench_checkpoint_", dir=options.folder))
         try:
@@ -98,7 +108,7 @@ def _measure(options: argparse.Namespace, device: torch.device, folder: Path) ->
     whole: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(2):
         step()
-    for round_ in range(options.rounds + 1):  # the first of each kind makes buffers and is not counted
+    for round_ in range(options.rounds + 1):  # the first of each kind allocates buffers and does not count
         for kind in KINDS:
             seconds, waited, ready = _block(kind, step, options.steps_per_block, engine, writer, folder)
             if round_ > 0:
@@ -121,9 +131,7 @@ def _measure(options: argparse.Namespace, device: torch.device, folder: Path) ->
         }
     newest = checkpoint_format.list_checkpoints(folder / CHECKPOINTS)[0]
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **describe_device(device),
         "model_preset": options.model_preset,
         "parameters": sum(p.numel() for p in model.parameters()),
         "zero_stage": options.zero_stage,
@@ -143,7 +151,7 @@ def _measure(options: argparse.Namespace, device: torch.device, folder: Path) ->
 def _block(
     kind: str, step: Callable[[], None], steps: int, engine: Any, writer: CheckpointWriter, folder: Path
 ) -> tuple[float, float, float]:
-    """(seconds of the block, seconds training stopped, seconds until the checkpoint was whole)."""
+    """Run a block; return its seconds, seconds that training stopped, and seconds until the checkpoint was complete."""
     started = time.perf_counter()
     ready = waited = 0.0
     if kind == "deepspeed":
@@ -171,7 +179,7 @@ def _block(
 
 
 def report(result: dict[str, Any]) -> str:
-    """A table for people."""
+    """Format the figures as a table."""
     lines = [
         f"{result['model_preset']}: {result['parameters'] / 1e6:.1f} M parameters, checkpoint of"
         f" {result['checkpoint_bytes'] / 1e6:,.0f} MB, step {result['step_s']:.3f} s on {result['device']}",

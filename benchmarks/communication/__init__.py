@@ -1,1 +1,1 @@
-"""Bytes and times of what ranks exchange, against the cost model."""
+"""Bytes and times of communication between ranks, against the cost model."""

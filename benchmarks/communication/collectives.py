@@ -1,4 +1,4 @@
-"""Counting what ranks exchange: every call of a process group, with its bytes, and what the network device says."""
+"""Counters of communication: every call of a process group, with its bytes, and the network device's counter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.distributed import ProcessGroup
 
-# Methods of torch's process groups, under the names that releases from 2.11 on have for them.
+# Methods of torch's process groups (the names differ between releases from 2.11 on), and their kind.
 _KINDS = {
     "allreduce": "all_reduce",
     "allreduce_coalesced": "all_reduce",
@@ -36,37 +36,37 @@ _KINDS = {
     "send": "send",
     "recv": "recv",
 }
-_FIRST_ARGUMENT_COUNTS = {"all_reduce", "reduce", "broadcast", "all_gather", "send"}
+_PAYLOAD_IS_FIRST_ARGUMENT = {"all_reduce", "reduce", "broadcast", "all_gather", "send"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One collective as it was called."""
+    """One call of a collective."""
 
     kind: str
     payload_bytes: int
-    """Of the whole tensor: an all-gather's output, a reduce-scatter's input."""
+    """Bytes of the whole tensor: the output of an all-gather, the input of a reduce-scatter."""
     elements: int
     zero_bytes: int
-    """Of the payload, what was zero when the call began; -1 for an all-gather, whose output is not there yet."""
+    """Bytes of the payload that were zero when the call began; -1 for an all-gather, which writes its output later."""
 
 
 @contextlib.contextmanager
 def counted_calls() -> Iterator[list[Call]]:
-    """Collect the calls of every process group of this process while in the context; on all threads.
+    """Record the calls of every process group of this process, on all threads, while in the context.
 
-    Groups are watched rather than `torch.distributed`'s functions, of which DeepSpeed keeps references.
+    The groups' methods are replaced, not `torch.distributed`'s functions: DeepSpeed keeps references to those.
     """
     calls: list[Call] = []
-    # As the class holds them: pybind11's methods, once fetched as attributes, no longer bind.
+    # From `vars`: pybind11's methods no longer bind once they were read as attributes.
     originals = {name: vars(ProcessGroup)[name] for name in _KINDS if name in vars(ProcessGroup)}
 
-    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def counting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         kind = _KINDS[name]
 
         def call(group: ProcessGroup, *arguments: Any, **keywords: Any) -> Any:
             given = [*arguments, *keywords.values()]
-            tensors = list(_tensors(given[0] if kind in _FIRST_ARGUMENT_COUNTS else given[1]))
+            tensors = list(_tensors(given[0] if kind in _PAYLOAD_IS_FIRST_ARGUMENT else given[1]))
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             zeros = sum(int((tensor == 0).sum()) * tensor.element_size() for tensor in tensors)
             elements = sum(tensor.numel() for tensor in tensors)
@@ -76,7 +76,7 @@ def counted_calls() -> Iterator[list[Call]]:
         return call
 
     for name in originals:
-        setattr(ProcessGroup, name, watched(name, getattr(ProcessGroup, name)))
+        setattr(ProcessGroup, name, counting(name, getattr(ProcessGroup, name)))
     try:
         yield calls
     finally:
@@ -85,10 +85,10 @@ def counted_calls() -> Iterator[list[Call]]:
 
 
 def transmitted_bytes(interface: str) -> int | None:
-    """Bytes that a network device of this machine has sent so far, all processes'; None where Linux does not say.
+    """Bytes that a network device of this machine has sent so far, for all processes; None without Linux's counters.
 
     Raises:
-        ValueError: there is no such device.
+        ValueError: no such device.
     """
     devices = Path("/proc/net/dev")
     if not devices.is_file():

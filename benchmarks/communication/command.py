@@ -1,10 +1,10 @@
 """Ranks' communication: bytes a step by ZeRO stage and gates, the links' speed, step times against the cost model.
 
-Every rank runs it, started by the `deepspeed` launcher. `bytes` counts the collectives of training steps, with what
-they carry for dropped blocks, beside `bert_pld.cost.communication`'s figures and the network device's counter. `links`
-times collectives alone and fits latency and bandwidth. `steps` does that, measures compute, copies, update and
-DeepSpeed's own time apart, predicts the step times of other settings with `bert_pld.cost.scaling`, and measures those,
-all in turns.
+Start it on every rank with the `deepspeed` launcher. `bytes` counts the collectives of training steps and the bytes for
+dropped blocks, beside `bert_pld.cost.communication`'s figures and the network device's counter. `links` times single
+collectives and fits latency and bandwidth. `steps` does the same, measures compute, copies, update and DeepSpeed's own
+time separately, predicts the step times of other settings with `bert_pld.cost.scaling`, and measures those, all in
+turns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from benchmarks.communication.engine import GATES
 from benchmarks.communication.links import Links, report_links
 from benchmarks.communication.measured_bytes import count_bytes, report_bytes, settings_to_count
 from benchmarks.communication.steps import predict_and_measure, report_steps
-from benchmarks.options import chosen, positive_integers
+from benchmarks.machine import describe_device
+from benchmarks.options import chosen, fractions, positive_integers
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cost.flops import parameter_count
 
@@ -30,33 +31,33 @@ _PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The subject's own options."""
+    """Add the subject's own options."""
     parser.add_argument(
-        "--parts", default="bytes", help=f"of {', '.join(_PARTS)} (default bytes); steps has links in it"
+        "--parts", default="bytes", help=f"of {', '.join(_PARTS)} (default bytes); steps includes links"
     )
     parser.add_argument("--stages", default="0,1,2,3", help="ZeRO stages, joined by commas (default 0,1,2,3)")
     parser.add_argument("--precisions", default="fp32", help=f"of {', '.join(_PRECISIONS)} (default fp32)")
     parser.add_argument(
-        "--thetas", default="0.5,0.1", help="constant θ; sample granularity: the first (default 0.5,0.1)"
+        "--thetas", default="0.5,0.1", help="constant θ; sample granularity uses the first (default 0.5,0.1)"
     )
     parser.add_argument("--accumulations", default="1,2", help="micro-batches a step (default 1,2)")
     parser.add_argument("--gates", default="none,batch,sample", help=f"of {', '.join(GATES)} (default all)")
     parser.add_argument("--overlap_comm", default="default", help="default, on, or both (default default)")
-    parser.add_argument("--num_layers", type=int, default=4, help="blocks, of bytes (default 4)")
-    parser.add_argument("--hidden_size", type=int, default=256, help="width, of bytes (default 256)")
+    parser.add_argument("--num_layers", type=int, default=4, help="blocks, for bytes (default 4)")
+    parser.add_argument("--hidden_size", type=int, default=256, help="width, for bytes (default 256)")
     parser.add_argument("--vocab_size", type=int, default=2048)
-    parser.add_argument("--micro_batch_size", type=int, default=4, help="sequences, of bytes (default 4)")
+    parser.add_argument("--micro_batch_size", type=int, default=4, help="sequences, for bytes (default 4)")
     parser.add_argument("--seq_length", type=int, default=64, help="tokens a sequence (default 64)")
-    parser.add_argument("--counted_steps", type=int, default=4, help="steps a setting, of bytes (default 4)")
-    parser.add_argument("--rounds", type=int, default=7, help="turns, of links and steps (default 7)")
-    parser.add_argument("--interface", default="lo", help="network device whose counter is read (default lo)")
+    parser.add_argument("--counted_steps", type=int, default=4, help="steps a setting, for bytes (default 4)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns, for links and steps (default 7)")
+    parser.add_argument("--interface", default="lo", help="network device whose counter to read (default lo)")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the chosen parts; every rank calls it together and gets the same result.
+    """Measure the chosen parts; all ranks must call it together and get the same result.
 
     Raises:
-        ValueError: options that do not fit, or a single rank.
+        ValueError: invalid options, or a single rank.
     """
     parts = chosen("--parts", options.parts, _PARTS)
     stages = [int(stage) for stage in chosen("--stages", options.stages, ("0", "1", "2", "3"))]
@@ -64,9 +65,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     options.gates = chosen("--gates", options.gates, GATES)
     options.overlap_comm = chosen("--overlap_comm", options.overlap_comm, ("default", "on"))
     options.accumulations = positive_integers("--accumulations", options.accumulations)
-    options.thetas = _thetas(options.thetas)
+    options.thetas = fractions("--thetas", options.thetas)
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        raise ValueError("one rank has nobody to talk to: start it with deepspeed --no_local_rank --num_gpus 2")
+        raise ValueError("communication needs at least two ranks: start it with deepspeed --no_local_rank --num_gpus 2")
     device = join_process_group()
     try:
         return _measure(options, parts, stages, precisions, device)
@@ -84,9 +85,7 @@ def _measure(
         "ranks": dist.get_world_size(),
         "backend": dist.get_backend(),
         "deepspeed": deepspeed.__version__,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        **describe_device(device),
     }
     if "bytes" in parts:
         settings = settings_to_count(options, stages, precisions)
@@ -111,22 +110,12 @@ def _measure(
 
 
 def report(result: dict[str, Any]) -> str:
-    """The parts as Markdown tables."""
+    """Format the parts as Markdown tables."""
     lines = [
         f"{result['ranks']} ranks over {result['backend']}, {result['device']}, torch {result['torch']}, DeepSpeed"
+        f" {result['deepspeed']}, {result['threads']} thread(s) a rank"
     ]
-    lines[0] += f" {result['deepspeed']}, {result['threads']} thread(s) a rank"
-    for part, described in (("settings", report_bytes), ("links", report_links), ("steps", report_steps)):
+    for part, report_part in (("settings", report_bytes), ("links", report_links), ("steps", report_steps)):
         if part in result:
-            lines += ["", *described(result)]
+            lines += ["", *report_part(result)]
     return "\n".join(lines)
-
-
-def _thetas(text: str) -> list[float]:
-    try:
-        values = [float(value) for value in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or not all(0.0 < value <= 1.0 for value in values):
-        raise ValueError(f"--thetas {text}: must be numbers in (0, 1], joined by commas")
-    return values

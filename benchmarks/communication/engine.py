@@ -1,4 +1,4 @@
-"""The engines of `bench communication`: one setting of ZeRO, precision, gates and batch, and single training steps."""
+"""An engine for one setting of ZeRO stage, precision, gates and batch, and its training steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.batches import random_batch
-from benchmarks.deepspeed_engine import deepspeed_json
+from benchmarks.engines import deepspeed_json, without_optimizer
 from bert_pld.config import RunConfig, load_config
 from bert_pld.model.bert import BertForPreTraining
 from bert_pld.pld.engine import initialize
@@ -23,14 +23,14 @@ GATES = ("none", "batch", "sample")
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What one engine is made of."""
+    """The sizes and options of one engine."""
 
     stage: int = 0
     precision: str = "fp32"
     gates: str = "none"
     """`none`, or the granularity."""
     theta: float = 1.0
-    """Constant from the first step on."""
+    """θ, constant from the first step on."""
     accumulation: int = 1
     micro_batch_size: int = 4
     num_layers: int = 4
@@ -42,7 +42,7 @@ class Setting:
 
     @property
     def run(self) -> RunConfig:
-        """The configuration of a run like this."""
+        """The configuration of a run with this setting."""
         config = deepspeed_json(self.precision, self.stage, self.micro_batch_size)
         config["gradient_accumulation_steps"] = self.accumulation
         if self.overlap_comm is not None:
@@ -69,17 +69,22 @@ class Setting:
 
 
 class Trainer:
-    """An engine under a setting, on random tokens that differ from rank to rank."""
+    """An engine that trains on random tokens, different on every rank."""
 
     def __init__(self, setting: Setting, device: torch.device, same_gates: bool = False) -> None:
-        """`same_gates`: every step runs under the first draw that keeps about as many blocks as are expected."""
+        """Make the engine.
+
+        Args:
+            setting: sizes and options.
+            device: where it trains.
+            same_gates: use in every step the first gates that keep about the expected number of blocks.
+        """
         self.setting, self.device, self.run = setting, device, setting.run
         torch.manual_seed(0)
         model = BertForPreTraining(self.run.model)
         block = self.run.deepspeed["optimizer"]
         optimizer = build_optimizer(block, parameter_groups(model, block["params"]["weight_decay"]))
-        without = {key: value for key, value in self.run.deepspeed.items() if key != "optimizer"}
-        for_engine = dataclasses.replace(self.run, deepspeed={**without, "zero_allow_untested_optimizer": True})
+        for_engine = dataclasses.replace(self.run, deepspeed=without_optimizer(self.run.deepspeed))
         self.engine, *_ = initialize(model=model, optimizer=optimizer, config=for_engine)
         self.engine.train()
         rows, seq = setting.micro_batch_size, setting.seq_length
@@ -90,8 +95,8 @@ class Trainer:
         self.gates = self._average_gates() if same_gates and self.engine.layer_dropper is not None else None
 
     def step(self) -> list[list[float]]:
-        """One optimizer step; return for each micro-batch the share of the rows that each block ran on."""
-        counts: Any = [_Masked(batch.masked_labels.numel()) for batch in self.batches]
+        """Run one optimizer step; return for each micro-batch the share of rows that each block ran on."""
+        counts: Any = [_MaskedCount(batch.masked_labels.numel()) for batch in self.batches]
         denominator = masked_tokens_per_micro_batch(counts, self.device)
         kept = []
         for batch in self.batches:
@@ -133,13 +138,13 @@ class Trainer:
         return next(gates for gates in drawn if abs(gates.kept_blocks - schedule.expected_depth(0)) <= 0.5)
 
     def close(self) -> None:
-        """Let go of the engine's hooks and buffers."""
+        """Release the engine's hooks and buffers."""
         self.engine.destroy()
 
 
 @dataclasses.dataclass(frozen=True)
-class _Masked:
-    """As much of a micro-batch as the step's count of masked tokens asks for."""
+class _MaskedCount:
+    """The part of a micro-batch that `masked_tokens_per_micro_batch` reads."""
 
     masked_tokens: int
 

@@ -1,4 +1,4 @@
-"""`bench communication`, links: collectives alone, by size, and the latency and bandwidth that fit them."""
+"""Links: times of single collectives by size, and the latency and bandwidth that fit them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ class Links:
         self._times: dict[str, dict[int, list[float]]] = {}
 
     def turn(self) -> None:
-        """Time every kind at every size once; all ranks together."""
+        """Time every kind at every size once; every rank must call it."""
         for size in _SIZES_BYTES:
             for kind, call in _calls(size // 4, dist.get_world_size(), self.device).items():
                 call()
-                seconds = _seconds(call, self.device, 1 if size > 1 << 22 else 8)
+                seconds = slowest_rank_seconds(call, self.device, 1 if size > 1 << 22 else 8)
                 self._times.setdefault(kind, {}).setdefault(size, []).append(seconds)
 
     def result(self) -> dict[str, Any]:
-        """For each kind the lower quartiles over turns, of the slowest rank each time, and the fit `latency_s` + bytes
-        sent / `bytes_per_s`, by least squares of the relative error.
+        """For each kind, the lower quartile over turns of the slowest rank's time, and the fit.
+
+        The fit is `latency_s` + bytes sent / `bytes_per_s`, by least squares of the relative error.
         """
         ranks, links = dist.get_world_size(), {}
         doubled = {"all_reduce", "reduce_scatter"} if dist.get_backend() == "gloo" else {"all_reduce"}
@@ -51,12 +52,12 @@ class Links:
 
 
 def lower_quartile(values: Sequence[float]) -> float:
-    """What stands for measured times on a machine that others use as well: noise only ever adds."""
+    """A typical time on a shared machine: other work only ever adds to times, so low values are the truer ones."""
     return statistics.quantiles(values, n=4, method="inclusive")[0] if len(values) > 1 else values[0]
 
 
 def report_links(result: dict[str, Any]) -> list[str]:
-    """One line a kind."""
+    """Format a Markdown table, a row for each kind."""
     lines = ["| collective | latency, µs | GB/s sent a rank | fit over measured, 1 KiB … 64 MiB |", "|---|---|---|---|"]
     for kind, one in result["links"].items():
         fits = " ".join(f"{ratio:.2f}" for ratio in one["fitted_over_measured"].values())
@@ -74,8 +75,8 @@ def _calls(elements: int, ranks: int, device: torch.device) -> dict[str, Callabl
     }
 
 
-def _seconds(call: Callable[[], Any], device: torch.device, calls: int) -> float:
-    """Of one call, on the slowest rank."""
+def slowest_rank_seconds(call: Callable[[], Any], device: torch.device, calls: int = 1) -> float:
+    """Seconds of a call that all ranks make at once, on the slowest rank; the mean of several calls."""
     dist.barrier()
     synchronize(device)
     started = time.perf_counter()
@@ -88,7 +89,7 @@ def _seconds(call: Callable[[], Any], device: torch.device, calls: int) -> float
 
 
 def _fit(sizes: list[float], seconds: list[float]) -> tuple[float, float]:
-    """(latency, seconds a byte) of the least squared relative error, neither below 0."""
+    """Fit (latency, seconds a byte) with the least squared relative error; neither is below 0."""
     weights = 1.0 / torch.tensor(seconds, dtype=torch.float64)
     columns = torch.stack([torch.ones(len(sizes), dtype=torch.float64), torch.tensor(sizes, dtype=torch.float64)], 1)
     latency, per_byte = torch.linalg.lstsq(

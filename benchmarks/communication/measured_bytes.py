@@ -1,4 +1,4 @@
-"""`bench communication`, bytes: what a step's collectives carry, against the model and the network device."""
+"""Bytes: payload of a step's collectives, against the cost model and the network device's counter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter")
 
 
 def settings_to_count(options: argparse.Namespace, stages: list[int], precisions: list[str]) -> list[Setting]:
-    """Every combination of the options' lists; sample granularity at the first θ only."""
+    """All combinations of the options' lists; sample granularity with the first θ only."""
     by_gates = {
         "none": [("none", 1.0)],
         "batch": [("batch", theta) for theta in options.thetas],
@@ -46,10 +46,10 @@ def settings_to_count(options: argparse.Namespace, stages: list[int], precisions
 
 
 def count_bytes(setting: Setting, device: torch.device, interface: str, steps: int, gloo: bool) -> list[dict[str, Any]]:
-    """Count `steps` optimizer steps of one engine, after two that are not counted; an entry a step, JSON-ready.
+    """Count the collectives of `steps` optimizer steps after two that are not counted; return an entry for each step.
 
-    Network bytes are those of all ranks on this machine, averaged over the steps, of a separate run of steps in which
-    nothing is counted; whatever else uses the device is in them.
+    Network bytes are the mean of a second series of steps, in which no call is counted: those of all ranks on this
+    machine, and of anything else that uses the device.
     """
     trainer, ranks = Trainer(setting, device), dist.get_world_size()
     for _ in range(2):
@@ -80,7 +80,7 @@ def count_bytes(setting: Setting, device: torch.device, interface: str, steps: i
 
 
 def _counted(calls: list[Call]) -> dict[str, Any]:
-    """Sums by content; what has one element is a scalar: a count, a norm, a flag."""
+    """Sums by content; a tensor of one element is a scalar: a count, a norm, a flag."""
     large = [call for call in calls if call.elements > 1]
     reduced = [call for call in large if call.kind in _REDUCTIONS]
     gathered = [call for call in large if call.kind == "all_gather"]
@@ -110,14 +110,14 @@ def _modelled(model: list[Any], ranks: int, gloo: bool) -> dict[str, Any]:
 
 
 def _dropped_bytes(setting: Setting, has_gradient: list[list[float]]) -> int:
-    """Bytes of the gradients of blocks that no micro-batch of the step kept, in fp32's or the half precision's size."""
+    """Bytes of the gradients of blocks that every micro-batch of the step dropped, in the precision's element size."""
     element = 4 if setting.precision == "fp32" else 2
     dropped = {block for block in range(setting.num_layers) if not any(one[block] for one in has_gradient)}
     return element * sum(tensor.elements for tensor in parameter_tensors(setting.run.model) if tensor.block in dropped)
 
 
 def report_bytes(result: dict[str, Any]) -> list[str]:
-    """One line a setting: means over the steps, in bytes a step and rank."""
+    """Format a Markdown table, a row for each setting: mean bytes a step and rank."""
     lines = [
         f"bytes a step, payload of the collectives ({result['ranks']} ranks, {result['parameters']:,} parameters;"
         " counted | modelled):",

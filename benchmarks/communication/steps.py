@@ -1,16 +1,15 @@
-"""`bench communication`, steps: step times predicted from separate measurements, and measured.
+"""Steps: step times, predicted from separate measurements, and measured.
 
-Compute is fitted to forward and backward of other models than those predicted, all ranks at it at once as in training;
-copies and the update to a concatenation and AdamW's step; the links to collectives alone. DeepSpeed's own time a tensor
-is what is left of the steps of a network so narrow that the rest is little. All of it takes turns with the steps that
-are predicted, so that whatever else the machine does falls on both; lower quartiles stand for all times.
+The rate of compute is fitted to forward and backward of other models than the predicted ones, on all ranks at once as
+in training; that of copies and of the update to a concatenation and to AdamW's step; the links to single collectives.
+DeepSpeed's own time a tensor is what remains of the steps of a network so narrow that the rest is small. All of these
+take turns with the predicted steps, so that other work on the machine affects both. All times are lower quartiles.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +18,7 @@ import torch.distributed as dist
 
 from benchmarks.batches import random_batch
 from benchmarks.communication.engine import Setting, Trainer
-from benchmarks.communication.links import Links, lower_quartile
-from benchmarks.timing import synchronize
+from benchmarks.communication.links import Links, lower_quartile, slowest_rank_seconds
 from bert_pld.config import RunConfig
 from bert_pld.cost.communication import parameter_tensors
 from bert_pld.cost.flops import ModelFlops
@@ -46,7 +44,7 @@ _GATED = (("batch", 0.5), ("sample", 0.5))
 
 
 def settings_to_predict(stages: list[int]) -> list[Setting]:
-    """Every size at every stage without PLD; the first one also under gates and with accumulation."""
+    """All sizes at all stages without PLD; the first size also with gates and with accumulation."""
     settings = [dataclasses.replace(size, stage=stage) for size in _SIZES for stage in stages]
     for stage in stages:
         base = dataclasses.replace(_SIZES[0], stage=stage)
@@ -58,7 +56,7 @@ def settings_to_predict(stages: list[int]) -> list[Setting]:
 def predict_and_measure(
     rounds: int, stages: list[int], device: torch.device, gloo: bool
 ) -> tuple[Links, dict[str, Any]]:
-    """Measure parts and steps in turns, predict the steps from the parts; JSON-ready, with the links' times."""
+    """Measure parts and steps in turns, and predict the steps from the parts; also return the links' times."""
     machine = _Machine(stages, device)
     trainers = [Trainer(setting, device, same_gates=True) for setting in settings_to_predict(stages)]
     for trainer in trainers:
@@ -92,7 +90,7 @@ def predict_and_measure(
 
 
 def predicted_step(run: RunConfig, setting: Setting, cluster: Cluster, kept: list[list[float]]) -> StepTime:
-    """The model's step of a setting under the gates that were drawn."""
+    """The cost model's step of a setting, for the blocks that its gates kept."""
     ranks = dist.get_world_size()
     memory = estimate_memory(run, setting.micro_batch_size, ranks)
     return predict_step(
@@ -101,7 +99,7 @@ def predicted_step(run: RunConfig, setting: Setting, cluster: Cluster, kept: lis
 
 
 def report_steps(result: dict[str, Any]) -> list[str]:
-    """One line a setting."""
+    """Format a Markdown table, a row for each setting."""
     steps = result["steps"]
     cluster = steps["cluster"]
     lines = [
@@ -124,7 +122,7 @@ def report_steps(result: dict[str, Any]) -> list[str]:
 
 
 class _Machine:
-    """What the predictions are made from, measured apart from the steps that they predict."""
+    """The parts that predictions are made from, measured apart from the predicted steps."""
 
     def __init__(self, stages: list[int], device: torch.device) -> None:
         self.device, self.links = device, Links(device)
@@ -137,17 +135,17 @@ class _Machine:
         self._seconds: dict[Any, list[float]] = {}
 
     def turn(self) -> None:
-        """Measure everything once."""
+        """Measure every part once."""
         self.links.turn()
         parts: dict[Any, Callable[[], Any]] = dict(enumerate(self._passes))
         parts |= {"update": self._update, "copy": self._copy}
         for name, call in parts.items():
-            self._seconds.setdefault(name, []).append(_slowest(call, self.device))
+            self._seconds.setdefault(name, []).append(slowest_rank_seconds(call, self.device))
         for stage, trainer in self._narrow.items():
             self._seconds.setdefault(("narrow", stage), []).append(_timed_step(trainer)[1])
 
     def cluster(self, gloo: bool) -> Cluster:
-        """One node of these ranks."""
+        """These ranks as one node of the cost model."""
         rows, seconds, ranks = [], [], dist.get_world_size()
         for index, setting in enumerate(_CALIBRATION):
             run = setting.run
@@ -175,7 +173,7 @@ class _Machine:
         )
 
     def fixed_seconds(self, setting: Setting, cluster: Cluster) -> float:
-        """DeepSpeed's own time in a step, proportional to tensors and micro-batches."""
+        """DeepSpeed's own time in a step, taken as proportional to tensors and micro-batches."""
         narrow = self._narrow[setting.stage]
         kept = [[1.0] * _NARROW.num_layers]
         rest = (
@@ -189,7 +187,7 @@ class _Machine:
 
 
 def _fit_two(rows: list[list[float]], seconds: list[float]) -> tuple[float, float]:
-    """Seconds a FLOP and a byte of least squared relative error; all to FLOPs where either would get less than 0."""
+    """Fit seconds a FLOP and a byte with the least squared relative error; FLOPs alone where one would be negative."""
     matrix = torch.tensor(rows, dtype=torch.float64) / torch.tensor(seconds, dtype=torch.float64)[:, None]
     scale = matrix.mean(0)
     target = torch.ones(len(rows), 1, dtype=torch.float64)
@@ -201,7 +199,7 @@ def _fit_two(rows: list[list[float]], seconds: list[float]) -> tuple[float, floa
 
 
 def _forward_backward(setting: Setting, device: torch.device) -> Callable[[], None]:
-    """A whole network's forward and backward, gradients zeroed; no engine, no communication."""
+    """A call of a whole network's forward and backward, without engine and communication."""
     config = setting.run.model
     model = BertForPreTraining(config).to(device)
     batch = random_batch(config, setting.micro_batch_size, setting.seq_length, device, seed=0)
@@ -222,7 +220,7 @@ def _forward_backward(setting: Setting, device: torch.device) -> Callable[[], No
 
 
 def _update(device: torch.device) -> Callable[[], Any]:
-    """AdamW's step, torch's fused one, with the pass for a norm and the one for clipping."""
+    """A call of torch's fused AdamW, with the passes for the gradient norm and clipping."""
     flat = torch.randn(_FLAT_ELEMENTS, device=device, requires_grad=True)
     flat.grad = torch.randn_like(flat)
     optimizer = torch.optim.AdamW([flat], lr=1e-5, fused=True)
@@ -236,25 +234,13 @@ def _update(device: torch.device) -> Callable[[], Any]:
 
 
 def _copy(device: torch.device) -> Callable[[], Any]:
-    """A concatenation into a new tensor, as gradients are put together for a reduction."""
+    """A call of a concatenation into a new tensor, as gradients are flattened for a reduction."""
     parts = list(torch.randn(_FLAT_ELEMENTS, device=device).split(_FLAT_ELEMENTS // 16))
     return lambda: torch.cat(parts)
 
 
 def _timed_step(trainer: Trainer) -> tuple[list[list[float]], float]:
-    """A step's gates and seconds."""
+    """Run a step; return the shares of rows that blocks ran on, and the seconds."""
     kept: list[list[float]] = []
-    seconds = _slowest(lambda: kept.extend(trainer.step()), trainer.device)
+    seconds = slowest_rank_seconds(lambda: kept.extend(trainer.step()), trainer.device)
     return kept, seconds
-
-
-def _slowest(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of a call that all ranks make at once, on the slowest of them."""
-    dist.barrier()
-    synchronize(device)
-    started = time.perf_counter()
-    call()
-    synchronize(device)
-    elapsed = torch.tensor(time.perf_counter() - started, dtype=torch.float64, device=device)
-    dist.all_reduce(elapsed, op=dist.ReduceOp.MAX)
-    return float(elapsed)

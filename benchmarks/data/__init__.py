@@ -1,1 +1,1 @@
-"""Data preparation against bare tokenization and the peers' way."""
+"""Data preparation beside bare tokenization and the approach of other projects."""

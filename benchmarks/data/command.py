@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data.contenders import BARE, BARE_FAST, EXTRACT, PURE_PYTHON, PYTHON_STATIC
+from benchmarks.data.measured_process import run_measured
 from benchmarks.data.python_static import DUPE_FACTOR
-from benchmarks.data.watched_process import run_watched
 from benchmarks.options import positive_integers
 
 EXAMPLE = "python -m benchmarks data --source wikiextractor=extracted/ --vocab vocab.txt --json data.json"
@@ -78,10 +78,10 @@ def _measure(
     # The first build warms the file cache and gives the vocabulary that all of them use.
     given = ["--vocab", str(options.vocab)] if options.vocab else ["--vocab_size", str(options.vocab_size)]
     first = folder / "first"
-    run_watched([*base, *given, "--workers", str(max(workers)), "--output_dir", str(first)])
+    run_measured([*base, *given, "--workers", str(max(workers)), "--output_dir", str(first)])
     card = json.loads((first / "data_card.json").read_text(encoding="utf-8"))
     sentences = folder / "sentences.txt"
-    run_watched([sys.executable, "-c", EXTRACT, str(sentences), *sources])
+    run_measured([sys.executable, "-c", EXTRACT, str(sentences), *sources])
 
     contenders: dict[str, dict[str, Any]] = {}
     for turn in range(options.rounds):
@@ -91,8 +91,8 @@ def _measure(
                 _add(contenders, f"{name} {count}", count, figures, figures)
             output = folder / f"build_{turn}_{count}"
             vocabulary = ["--vocab", str(first / "vocab.txt")]
-            built = run_watched([*base, *vocabulary, "--workers", str(count), "--output_dir", str(output)])
-            checked = run_watched([*_DATA_PREP, "verify", str(output)])
+            built = run_measured([*base, *vocabulary, "--workers", str(count), "--output_dir", str(output)])
+            checked = run_measured([*_DATA_PREP, "verify", str(output)])
             size = {"tokens": card["tokens"], "text_bytes": card["text_bytes"]}
             both = [dataclasses.asdict(run) for run in (built, checked)]
             _add(contenders, f"build {count}", count, both[0], size)
@@ -127,7 +127,7 @@ def _measure(
 def _build_static(base: list[str], vocabulary: Path, output: Path) -> dict[str, Any]:
     """A build with static masks, as often as the peers'."""
     options = ["--format", "nvidia", "--dupe_factor", str(DUPE_FACTOR), "--workers", "1", "--output_dir", str(output)]
-    built = run_watched([*base, "--vocab", str(vocabulary / "vocab.txt"), *options])
+    built = run_measured([*base, "--vocab", str(vocabulary / "vocab.txt"), *options])
     _remove(output)
     return dataclasses.asdict(built)
 
@@ -138,7 +138,7 @@ def _run_contender(
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(threads)}
     module = [sys.executable, "-m", "benchmarks.data.contenders"]
     arguments = map(str, (sentences, tokenizer_folder, most_bytes, seq_length))
-    run = run_watched([*module, name, *arguments], environment)
+    run = run_measured([*module, name, *arguments], environment)
     return dict(json.loads(run.output.splitlines()[-1]))
 
 

@@ -1,11 +1,11 @@
 """Variance of the gradient under gate draws: batch against sample granularity at the same expected compute.
 
-One fixed batch, θ constant, dropout 0: nothing but the gates differs from draw to draw. Gradients are clipped as in
-training, where a few draws would otherwise outweigh all others. Tokens are random and learnable: each sequence has one
-of 16 topics, a topic is a sixteenth of the vocabulary under a Zipf distribution; 15 % of the tokens are masked.
-Gradients are taken at the initial weights and after some AdamW steps under layer dropping, of either granularity in
-turn; the embeddings' gradient includes that of the tied output matrix. For scale, the variance from batch to batch
-without gates.
+The batch is fixed, θ is constant and dropout is 0, so only the gates differ between draws. Gradients are clipped as in
+training, because a few draws would otherwise dominate. Tokens are random and learnable: each sequence has one of 16
+topics; a topic is a sixteenth of the vocabulary under a Zipf distribution; 15 % of the tokens are masked. Gradients are
+taken at the initial weights and after some AdamW steps under layer dropping, with both granularities in turn; the
+embeddings' gradient includes that of the tied output matrix. The variance between batches without gates is given for
+scale.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.batches import pattern_batch
+from benchmarks.machine import describe_device
+from benchmarks.options import fractions, positive_integers
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.model.bert import BertForPreTraining
 from bert_pld.pld.gates import Gates, draw_gates
@@ -27,14 +29,14 @@ from bert_pld.pld.schedule import Schedule
 
 EXAMPLE = "python -m benchmarks gradient_variance --json gradient_variance.json"
 PARTS = ("first third", "middle third", "last third", "embeddings", "head")
-"""Of the blocks in depth order, and what is around them; the head includes the last LayerNorm."""
+"""Thirds of the blocks in depth order, and the rest of the model; the head includes the last LayerNorm."""
 GRANULARITIES: tuple[Literal["batch", "sample"], ...] = ("batch", "sample")
 _CHUNKS = 8
 _TRAINING_ROWS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The subject's own options."""
+    """Add the subject's own options."""
     parser.add_argument("--num_layers", type=int, default=8, help="blocks (default 8)")
     parser.add_argument("--hidden_size", type=int, default=128, help="width (default 128)")
     parser.add_argument("--num_attention_heads", type=int, help="heads (default: width / 64)")
@@ -42,11 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seq_length", type=int, default=64, help="tokens a sequence (default 64)")
     parser.add_argument("--micro_batch_sizes", default="4,16,64", help="sequences, joined by commas (default 4,16,64)")
     parser.add_argument("--thetas", default="0.5", help="θ, joined by commas (default 0.5)")
-    parser.add_argument("--draws", type=int, default=64, help=f"a figure, a multiple of {_CHUNKS} (default 64)")
-    parser.add_argument("--trained_steps", type=int, default=300, help="of AdamW, 16 sequences each (default 300)")
+    parser.add_argument(
+        "--draws", type=int, default=64, help=f"gate draws a figure, a multiple of {_CHUNKS} (default 64)"
+    )
+    parser.add_argument("--trained_steps", type=int, default=300, help="AdamW steps of 16 sequences (default 300)")
     parser.add_argument("--trained_theta", type=float, default=0.5, help="θ of those steps (default 0.5)")
     parser.add_argument(
-        "--clip", type=float, default=1.0, help="norm that gradients are clipped to; 0: none (default 1)"
+        "--clip", type=float, default=1.0, help="norm that gradients are clipped to; 0: no clipping (default 1)"
     )
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="of those steps (default 1e-3)")
     parser.add_argument(
@@ -56,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class StreamingMoments:
-    """Mean and total variance of a stream of vectors; holds one vector (Welford, Technometrics 4(3), 1962)."""
+    """Mean and total variance of a stream of vectors; stores one vector (Welford, Technometrics 4(3), 1962)."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -64,7 +68,7 @@ class StreamingMoments:
         self._squared_deviations = 0.0
 
     def add(self, vector: Tensor) -> None:
-        """Count in one more [N] vector."""
+        """Add one [N] vector."""
         self.count += 1
         before = vector - self.mean
         self.mean = self.mean + before / self.count
@@ -72,7 +76,7 @@ class StreamingMoments:
 
     @property
     def variance(self) -> float:
-        """E‖g − E g‖², unbiased; needs two vectors."""
+        """E‖g − E g‖², unbiased; requires two vectors."""
         return self._squared_deviations / (self.count - 1)
 
 
@@ -80,14 +84,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure at the initial and at the trained weights, for every θ and micro-batch size.
 
     Returns:
-        JSON-ready: the set-up, `losses` (nats, of the fixed batch of 16 before and after training), `between_batches`
-        and `figures`, one entry for each weights × micro-batch size × θ.
+        The set-up, `losses` (nats, of the fixed batch of 16 before and after training), `between_batches` and
+        `figures`, one entry for each combination of weights, micro-batch size and θ.
 
     Raises:
-        ValueError: options that do not fit.
+        ValueError: invalid options.
     """
-    sizes = [int(size) for size in _positive("--micro_batch_sizes", options.micro_batch_sizes, float("inf"))]
-    thetas = _positive("--thetas", options.thetas, 1.0)
+    sizes = positive_integers("--micro_batch_sizes", options.micro_batch_sizes)
+    thetas = fractions("--thetas", options.thetas)
     if options.draws < 2 * _CHUNKS or options.draws % _CHUNKS:
         raise ValueError(f"--draws {options.draws}: must be a multiple of {_CHUNKS}, at least {2 * _CHUNKS}")
     device = torch.device(options.device)
@@ -106,9 +110,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             between.append({**key, **_between_batches(model, rows, options)})
             figures += [{**key, "theta": theta, **_under_gates(model, rows, theta, options)} for theta in thetas]
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **describe_device(device),
         "model": dataclasses.asdict(model.config),
         "seq_length": options.seq_length,
         "draws": options.draws,
@@ -138,7 +140,7 @@ def _train(model: BertForPreTraining, options: argparse.Namespace) -> None:
         keep_first_block=options.keep_first_block,
     )
     for step in range(options.trained_steps):
-        # Other gates than those that are measured under.
+        # Seed 1: training must not use the gates that are measured.
         gates = draw_gates(
             schedule,
             granularity=GRANULARITIES[step % len(GRANULARITIES)],
@@ -154,7 +156,7 @@ def _train(model: BertForPreTraining, options: argparse.Namespace) -> None:
 
 
 def _gradient(model: BertForPreTraining, batch: dict[str, Any], gates: Gates | None, clip: float) -> dict[str, Tensor]:
-    """[N] for each part, clipped as a training step clips; a dropped block's is zero."""
+    """The gradient of each part, [N], clipped as in training; that of a dropped block is zero."""
     model.zero_grad(set_to_none=True)
     _loss(model, batch, gates).backward()
     gathered: dict[str, list[Tensor]] = {part: [] for part in PARTS}
@@ -168,14 +170,14 @@ def _gradient(model: BertForPreTraining, batch: dict[str, Any], gates: Gates | N
 
 
 def _part_of(name: str, blocks: int) -> str:
-    """The part a parameter belongs to, by its name."""
+    """The part that a parameter belongs to, by its name."""
     if name.startswith("encoder.blocks."):
         return PARTS[int(name.split(".")[2]) * 3 // blocks]
     return "embeddings" if name.startswith("encoder.embeddings.") else "head"
 
 
-def _moments(gradients: Iterable[dict[str, Tensor]], draws: int) -> dict[str, Any]:
-    """Variance and squared mean norm of a stream of `draws` gradients, of all parameters and of each part."""
+def moments_of(gradients: Iterable[dict[str, Tensor]], draws: int) -> dict[str, Any]:
+    """Variance and squared norm of the mean of a stream of `draws` gradients, for all parameters and for each part."""
     variances: dict[str, list[float]] = {}
     means: dict[str, Tensor] = {}
     chunk: dict[str, StreamingMoments] = {}
@@ -203,10 +205,10 @@ def _moments(gradients: Iterable[dict[str, Tensor]], draws: int) -> dict[str, An
 
 
 def _between_batches(model: BertForPreTraining, rows: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The variance from batch to batch without gates, over the mean squared norm of one batch's gradient."""
+    """The variance between batches without gates, over the mean squared norm of one batch's gradient."""
     seeds = range(10_000, 10_000 + options.draws)
     batches = (pattern_batch(model.config, rows, options.seq_length, seed) for seed in seeds)
-    moments = _moments((_gradient(model, batch, None, options.clip) for batch in batches), options.draws)
+    moments = moments_of((_gradient(model, batch, None, options.clip) for batch in batches), options.draws)
     return {"relative_variance": moments["variance"] / (moments["variance"] + moments["mean_squared"])}
 
 
@@ -223,28 +225,20 @@ def _under_gates(model: BertForPreTraining, rows: int, theta: float, options: ar
             for step in range(options.draws)
         ]
         figures[granularity] = {
-            **_moments((_gradient(model, batch, gates, options.clip) for gates in drawn), options.draws),
+            **moments_of((_gradient(model, batch, gates, options.clip) for gates in drawn), options.draws),
             "blocks_mean": statistics.fmean(gates.kept_blocks for gates in drawn),
             "blocks_standard_deviation": statistics.stdev(gates.kept_blocks for gates in drawn),
         }
-    ours, theirs = figures["sample"], figures["batch"]
-    error = (ours["relative_standard_error"] ** 2 + theirs["relative_standard_error"] ** 2) ** 0.5
+    by_sample, by_batch = figures["sample"], figures["batch"]
+    error = (by_sample["relative_standard_error"] ** 2 + by_batch["relative_standard_error"] ** 2) ** 0.5
     return {
         **figures,
-        "ratio": theirs["relative_variance"] / ours["relative_variance"],
+        "ratio": by_batch["relative_variance"] / by_sample["relative_variance"],
         "ratio_relative_standard_error": error,
-        "ratio_by_part": {part: theirs["by_part"][part] / ours["by_part"][part] for part in ours["by_part"]},
+        "ratio_by_part": {
+            part: by_batch["by_part"][part] / by_sample["by_part"][part] for part in by_sample["by_part"]
+        },
     }
-
-
-def _positive(option: str, text: str, highest: float) -> list[float]:
-    try:
-        values = [float(value) for value in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or not all(0.0 < value <= highest for value in values):
-        raise ValueError(f"{option} {text}: must be numbers in (0, {highest:g}], joined by commas")
-    return values
 
 
 def _model_config(options: argparse.Namespace) -> ModelConfig:
@@ -264,7 +258,7 @@ def _model_config(options: argparse.Namespace) -> ModelConfig:
 
 
 def report(result: dict[str, Any]) -> str:
-    """The figures as two Markdown tables: all parameters, then by part."""
+    """Format the figures as two Markdown tables: all parameters, then by part."""
     model = result["model"]
     between = {(one["weights"], one["micro_batch_size"]): one["relative_variance"] for one in result["between_batches"]}
     lines = [

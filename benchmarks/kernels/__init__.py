@@ -1,1 +1,1 @@
-"""Fused kernels against copy bandwidth and peers."""
+"""Fused kernels beside copy bandwidth and peers."""

@@ -1,4 +1,4 @@
-"""The fused operations that `bench kernels` measures.
+"""The fused operations that `benchmarks kernels` measures.
 
 Shapes: T tokens, H hidden, K rows of the branch, N rows that are normalised, I = 4·H, M masked positions, V vocabulary.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.kernels.operation import Draw, Formula, Operation, Size
+from benchmarks.kernels.operation import Formula, InputSet, Operation, Size
 from bert_pld.kernels import reference
 from bert_pld.kernels.dropout import CounterDropout
 from bert_pld.kernels.layout import TokenLayout, kept_layouts
@@ -33,9 +33,9 @@ _INT64 = 8
 
 
 class AddNorm(Operation):
-    """LayerNorm, with or without a branch that joins the stream first, of all rows or between subsets of sequences.
+    """LayerNorm of all rows or of a subset of sequences, with or without a branch that is added first.
 
-    Without a branch only the normalised rows have an upstream gradient: a plain LayerNorm, as peers have it.
+    Without a branch only the normalised rows have an upstream gradient: a plain LayerNorm, as peers implement it.
     """
 
     def __init__(self, name: str, size: Size, device: torch.device, branch: bool, subsets: bool) -> None:
@@ -51,7 +51,7 @@ class AddNorm(Operation):
         self._joined_rows, self._normed_rows = (_stream_rows(rows) for rows in (joined, self.rows))
 
     def moved_bytes(self, direction: str) -> int:
-        """Without a branch only the normalised rows must be read."""
+        """The fewest bytes; without a branch only the normalised rows must be read."""
         rows, width, item = self.size.tokens, self.size.hidden, self.size.item_bytes
         branch = self.join is not None
         maps = _INT32 * rows * ((self.rows is not None) + (branch and self._joined_rows is not None))
@@ -64,18 +64,18 @@ class AddNorm(Operation):
         written = rows + self.in_branch
         return (read + written) * width * item + (3 if branch else 2) * width * _FP32 + maps + statistics
 
-    def draw(self, seed: int) -> Draw:
-        """stream [T, H], weight [H], norm_bias [H] and, with a branch, values [K, H], bias [H]."""
+    def random_inputs(self, seed: int) -> InputSet:
+        """Draw stream [T, H], weight [H], norm_bias [H] and, with a branch, values [K, H], bias [H]."""
         generator, width = self.generator(seed), self.size.hidden
-        inputs = [self.normal(generator, *shape) for shape in ((self.size.tokens, width), (width,), (width,))]
+        arguments = [self.normal(generator, *shape) for shape in ((self.size.tokens, width), (width,), (width,))]
         upstream = [self.normal(generator, self.in_norm, width).detach()]
         if self.join is not None:
-            inputs += [self.normal(generator, self.in_branch, width), self.normal(generator, width)]
+            arguments += [self.normal(generator, self.in_branch, width), self.normal(generator, width)]
             upstream.append(self.normal(generator, self.size.tokens, width).detach())
-        return Draw(tuple(inputs), tuple(upstream))
+        return InputSet(tuple(arguments), tuple(upstream))
 
     def formula(self) -> Formula:
-        """normed [N, H] and, with a branch, the new stream [T, H]."""
+        """Returns normed [N, H] and, with a branch, the new stream [T, H]."""
         joined, chosen, width = self._joined_rows, self._normed_rows, self.size.hidden
 
         def norm(stream: Tensor, weight: Tensor, norm_bias: Tensor) -> tuple[Tensor, ...]:
@@ -95,7 +95,7 @@ class AddNorm(Operation):
         return norm if self.join is None else add_norm
 
     def specification(self) -> Formula:
-        """The same under the counter's mask."""
+        """The same with the counter's dropout mask."""
         outputs = 1 if self.join is None else 2
 
         def specified(stream: Tensor, weight: Tensor, norm_bias: Tensor, *branch: Tensor) -> tuple[Tensor, ...]:
@@ -104,88 +104,88 @@ class AddNorm(Operation):
 
         return specified
 
-    def forward(self, draw: Draw, tile: Tile | None = None) -> tuple[Tensor, ...]:
+    def forward(self, inputs: InputSet, tile: Tile | None = None) -> tuple[Tensor, ...]:
         """`add_norm_forward`."""
         from bert_pld.kernels.add_norm import add_norm_forward
 
-        stream, weight, norm_bias, *branch = draw.inputs
+        stream, weight, norm_bias, *branch = inputs.arguments
         values, bias = branch or (None, None)
         return add_norm_forward(stream, weight, norm_bias, EPS, values, bias, self.join, self.rows, tile)
 
-    def backward(self, draw: Draw, saved: tuple[Tensor, ...], tile: Tile | None = None) -> tuple[Tensor, ...]:
+    def backward(self, inputs: InputSet, saved: tuple[Tensor, ...], tile: Tile | None = None) -> tuple[Tensor, ...]:
         """`add_norm_backward`."""
         from bert_pld.kernels.add_norm import add_norm_backward
 
         _, new_stream, mean, rstd = saved
-        grad_normed, grad_new_stream = (*draw.upstream, None)[:2]
+        grad_normed, grad_new_stream = (*inputs.upstream, None)[:2]
         grad_stream, grad_values, sums = add_norm_backward(
-            grad_normed, grad_new_stream, new_stream, draw.inputs[1], mean, rstd, self.join, self.rows, tile
+            grad_normed, grad_new_stream, new_stream, inputs.arguments[1], mean, rstd, self.join, self.rows, tile
         )
         if grad_values is None:
             return grad_stream, sums[0], sums[1]
         return grad_stream, sums[0], sums[1], grad_values, sums[2]
 
     def default_tile(self, direction: str) -> Tile:
-        """Of rows, reducing in backward."""
+        """A tile of rows; backward reduces over them."""
         from bert_pld.kernels.tiles import reducing_row_tile, row_tile
 
         return row_tile(self.size.hidden) if direction == "forward" else reducing_row_tile(self.size.hidden)
 
 
 class BiasGelu(Operation):
-    """GELU of values and their bias, [T, I]."""
+    """GELU of values plus bias, [T, I]."""
 
     def __init__(self, size: Size, device: torch.device, activation: Literal["gelu", "gelu_tanh"]) -> None:
         super().__init__(size, device)
         self.name, self.activation, self.width = f"bias_{activation}", activation, 4 * size.hidden
 
     def moved_bytes(self, direction: str) -> int:
-        """Backward reads values and the upstream gradient and writes one."""
+        """The fewest bytes; backward reads values and upstream gradient and writes one gradient."""
         rows, item = self.size.tokens, self.size.item_bytes
         if direction == "forward":
             return (2 * rows + 1) * self.width * item
         return (3 * rows + 1) * self.width * item + self.width * _FP32
 
-    def draw(self, seed: int) -> Draw:
-        """values [T, I] and bias [I]."""
+    def random_inputs(self, seed: int) -> InputSet:
+        """Draw values [T, I] and bias [I]."""
         generator, shape = self.generator(seed), (self.size.tokens, self.width)
-        inputs = (self.normal(generator, *shape), self.normal(generator, self.width))
-        return Draw(inputs, (self.normal(generator, *shape).detach(),))
+        arguments = (self.normal(generator, *shape), self.normal(generator, self.width))
+        return InputSet(arguments, (self.normal(generator, *shape).detach(),))
 
     def formula(self) -> Formula:
-        """[T, I]."""
+        """Returns the activations [T, I]."""
         approximate = "tanh" if self.activation == "gelu_tanh" else "none"
         return lambda values, bias: (F.gelu(values + bias, approximate=approximate),)
 
     def specification(self) -> Formula:
-        """The reference's."""
+        """The reference backend's function."""
         return lambda values, bias: (reference.bias_gelu(values, bias, self.activation),)
 
-    def forward(self, draw: Draw, tile: Tile | None = None) -> tuple[Tensor, ...]:
+    def forward(self, inputs: InputSet, tile: Tile | None = None) -> tuple[Tensor, ...]:
         """`bias_gelu_forward`."""
         from bert_pld.kernels.bias_gelu import bias_gelu_forward
 
-        values, bias = draw.inputs
+        values, bias = inputs.arguments
         return (bias_gelu_forward(values, bias, self.activation, tile),)
 
-    def backward(self, draw: Draw, saved: tuple[Tensor, ...], tile: Tile | None = None) -> tuple[Tensor, ...]:
+    def backward(self, inputs: InputSet, saved: tuple[Tensor, ...], tile: Tile | None = None) -> tuple[Tensor, ...]:
         """`bias_gelu_backward`."""
         from bert_pld.kernels.bias_gelu import bias_gelu_backward
 
-        values, bias = draw.inputs
-        (grad_out,) = draw.upstream
+        values, bias = inputs.arguments
+        (grad_out,) = inputs.upstream
         assert grad_out is not None
         return bias_gelu_backward(grad_out, values, bias, self.activation, tile)
 
     def default_tile(self, direction: str) -> Tile:
-        """Of elements."""
+        """A tile of elements."""
         from bert_pld.kernels.tiles import element_tile
 
         return element_tile(self.width)
 
 
 class CrossEntropy(Operation):
-    """Loss of [M, V] logits, whether the label is the highest, and the gradient written over the logits."""
+    """Loss of [M, V] logits and whether the prediction is correct; the gradient is written over the logits."""
 
     name = "cross_entropy"
     directions = ("both",)
@@ -196,37 +196,37 @@ class CrossEntropy(Operation):
         self.rows = max(round(MASK_PROBABILITY * size.tokens), 1)
 
     def moved_bytes(self, direction: str) -> int:
-        """Logits read once, their gradient written once."""
+        """The fewest bytes: logits are read once, their gradient is written once."""
         return 2 * self.rows * self.size.vocabulary * self.size.item_bytes + self.rows * (_INT64 + _FP32 + _INT32)
 
-    def draw(self, seed: int) -> Draw:
-        """logits [M, V] and labels [M]."""
+    def random_inputs(self, seed: int) -> InputSet:
+        """Draw logits [M, V] and labels [M]."""
         generator = self.generator(seed)
         logits = self.normal(generator, self.rows, self.size.vocabulary)
         labels = torch.randint(0, self.size.vocabulary, (self.rows,), generator=generator, device=self.device)
-        return Draw((logits, labels), (torch.ones(self.rows, device=self.device), None))
+        return InputSet((logits, labels), (torch.ones(self.rows, device=self.device), None))
 
     def formula(self) -> Formula:
-        """Losses [M] and whether the label is the highest, [M]."""
+        """Returns losses [M] and whether each prediction is correct, [M]."""
         return _cross_entropy
 
     def specification(self) -> Formula:
-        """Losses [M] in the logits' precision."""
+        """Returns losses [M] in the logits' precision."""
         return lambda logits, labels: (F.cross_entropy(logits, labels, reduction="none"),)
 
-    def forward(self, draw: Draw, tile: Tile | None = None) -> tuple[Tensor, ...]:
-        """`cross_entropy`: losses, correct ones, and the logits, now their gradient."""
+    def forward(self, inputs: InputSet, tile: Tile | None = None) -> tuple[Tensor, ...]:
+        """`cross_entropy`: losses, correct predictions, and the logits' gradient."""
         from bert_pld.kernels.linear_cross_entropy import cross_entropy
 
-        logits, labels = draw.inputs
+        logits, labels = inputs.arguments
         return *cross_entropy(logits, labels, True, tile), logits
 
-    def backward(self, draw: Draw, saved: tuple[Tensor, ...], tile: Tile | None = None) -> tuple[Tensor, ...]:
-        """What forward wrote over the logits."""
+    def backward(self, inputs: InputSet, saved: tuple[Tensor, ...], tile: Tile | None = None) -> tuple[Tensor, ...]:
+        """The gradient that forward wrote over the logits."""
         return (saved[2],)
 
     def default_tile(self, direction: str) -> Tile:
-        """A row a program, `width` logits at a time."""
+        """One row a program, `width` logits at a time."""
         from bert_pld.kernels.linear_cross_entropy import block_and_warps
         from bert_pld.kernels.tiles import Tile
 
@@ -253,7 +253,7 @@ OPERATIONS: dict[str, Callable[[Size, torch.device], Operation]] = {
 
 
 def _two_subsets(size: Size, device: torch.device) -> tuple[RowMap, RowMap]:
-    """Row maps of two random subsets of the sequences: that one block kept, and that the next keeps."""
+    """Row maps of two random subsets of the sequences: those that a block kept, and those that the next one keeps."""
     sequences = size.tokens // size.seq_length
     count = max(round(KEPT_SHARE * sequences), 1)
     random = np.random.default_rng(0)
@@ -266,5 +266,5 @@ def _two_subsets(size: Size, device: torch.device) -> tuple[RowMap, RowMap]:
 
 
 def _stream_rows(rows: RowMap | None) -> Tensor | None:
-    """int64 [K]: the stream's row of each compact one, ascending as the compact ones are."""
+    """int64 [K], ascending: the stream's row of each compact row."""
     return None if rows is None else (rows.compact_row >= 0).nonzero().squeeze(1)

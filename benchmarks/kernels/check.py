@@ -1,4 +1,4 @@
-"""Before a kernel is timed: its outputs and gradients beside the specification's in fp64, on one set of inputs."""
+"""Correctness before timing: a kernel's outputs and gradients against the specification in fp64, on one input set."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.contenders import overwritable
-from benchmarks.kernels.operation import Draw, Operation
+from benchmarks.kernels.implementations import overwritable
+from benchmarks.kernels.operation import InputSet, Operation
 
 LARGEST_ERROR = 2e-2
-"""‖out − ref‖ / ‖ref‖: bf16 operands give 1e-3 to 1e-2."""
+"""Largest accepted ‖out − ref‖ / ‖ref‖; bf16 operands give 1e-3 to 1e-2."""
 
 
-def kernel_errors(operation: Operation, draw: Draw) -> dict[str, float]:
-    """For each direction, the largest relative error of its outputs; NaN where one is."""
-    outputs, gradients = _exact(operation, draw)
+def kernel_errors(operation: Operation, inputs: InputSet) -> dict[str, float]:
+    """The largest relative error of the outputs for each direction; NaN where an output is NaN."""
+    outputs, gradients = exact_results(operation, inputs)
     if operation.overwrites:
-        draw = overwritable(draw)
+        inputs = overwritable(inputs)
     with _poisoned_memory():
-        saved = operation.forward(draw)
-        ours = operation.backward(draw, saved)
+        saved = operation.forward(inputs)
+        ours = operation.backward(inputs, saved)
     errors = {
         "forward": [relative_error(mine, exact) for mine, exact in zip(saved, outputs, strict=False)],
         "backward": [relative_error(mine, exact) for mine, exact in zip(ours, gradients, strict=True)],
     }
     errors["both"] = errors["forward"] + errors["backward"]
-    return {direction: largest(errors[direction]) for direction in operation.directions}
+    return {direction: largest_error(errors[direction]) for direction in operation.directions}
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
@@ -41,29 +41,29 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return (found - exact).norm().item() / (norm if norm > 0 else 1.0)
 
 
-def largest(errors: Sequence[float]) -> float:
-    """The maximum, NaN where any is."""
+def largest_error(errors: Sequence[float]) -> float:
+    """The maximum; NaN where any value is NaN."""
     return math.nan if any(math.isnan(error) for error in errors) else max(errors)
 
 
 def passes(error: float) -> bool:
-    """Whether an error is small; NaN is not."""
+    """Whether an error is acceptable; NaN is not."""
     return error <= LARGEST_ERROR
 
 
-def _exact(operation: Operation, draw: Draw) -> tuple[list[Tensor], list[Tensor]]:
-    """The specification's outputs and gradients."""
-    inputs = [t.detach().double().requires_grad_() if t.is_floating_point() else t for t in draw.inputs]
-    outputs = operation.specification()(*inputs)
-    used = [(out, g.double()) for out, g in zip(outputs, draw.upstream, strict=False) if g is not None]
+def exact_results(operation: Operation, inputs: InputSet) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and gradients of the specification in fp64."""
+    exact = [t.detach().double().requires_grad_() if t.is_floating_point() else t for t in inputs.arguments]
+    outputs = operation.specification()(*exact)
+    used = [(out, g.double()) for out, g in zip(outputs, inputs.upstream, strict=False) if g is not None]
     results, upstream = zip(*used, strict=True)
-    gradients = torch.autograd.grad(results, [t for t in inputs if t.is_floating_point()], upstream)
+    gradients = torch.autograd.grad(results, [t for t in exact if t.is_floating_point()], upstream)
     return [out.detach() for out in outputs], list(gradients)
 
 
 @contextlib.contextmanager
 def _poisoned_memory() -> Iterator[None]:
-    """Memory that nothing has written is NaN, so that an output left out shows."""
+    """Fill newly allocated memory with NaN, so that an output that is never written is noticed."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,7 +1,7 @@
-"""What `bench kernels` asks of a fused operation: inputs, bytes, formula, specification and launchers.
+"""The interface of a fused operation under measurement: inputs, bytes, formula, specification and launchers.
 
-Bytes are the fewest that the operation must move: what it needs of each input read once, each output written once,
-with mean and rstd and the row maps; partial sums that a kernel leaves for a second pass are not counted.
+Bytes are the fewest that the operation must move: the needed part of each input is read once, each output is written
+once, with mean, rstd and the row maps. Partial sums that a kernel leaves for a second pass are not counted.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Formula = Callable[..., tuple[Tensor, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Of one measurement."""
+    """The sizes of one measurement."""
 
     tokens: int
-    """T, in whole sequences."""
+    """T, a multiple of `seq_length`."""
     hidden: int
     """H."""
     dtype: str
@@ -37,23 +37,23 @@ class Size:
 
     @property
     def item_bytes(self) -> int:
-        """Of one element."""
+        """Bytes of one element."""
         return DTYPES[self.dtype].itemsize
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
+class InputSet:
     """One set of random inputs."""
 
-    inputs: tuple[Tensor, ...]
-    """The formula's arguments; floating ones are differentiated."""
+    arguments: tuple[Tensor, ...]
+    """Arguments of the formula; those of floating type are differentiated."""
     upstream: tuple[Tensor | None, ...]
-    """The gradient of each of the formula's outputs; None: not used."""
+    """Gradient of each of the formula's outputs; None where the output is not differentiated."""
 
     @property
     def leaves(self) -> list[Tensor]:
-        """Inputs that get a gradient."""
-        return [tensor for tensor in self.inputs if tensor.is_floating_point()]
+        """Arguments that get a gradient."""
+        return [tensor for tensor in self.arguments if tensor.is_floating_point()]
 
 
 class Operation(abc.ABC):
@@ -62,44 +62,58 @@ class Operation(abc.ABC):
     name: str
     directions: tuple[str, ...] = ("forward", "backward")
     overwrites: bool = False
-    """The launcher writes its result over the first input."""
+    """Whether the launcher writes its result over the first argument."""
 
     def __init__(self, size: Size, device: torch.device) -> None:
         self.size, self.device = size, device
 
     @abc.abstractmethod
     def moved_bytes(self, direction: str) -> int:
-        """The fewest bytes of one call."""
+        """The fewest bytes that one call must move."""
 
     @abc.abstractmethod
-    def draw(self, seed: int) -> Draw:
-        """Random inputs and upstream gradients."""
+    def random_inputs(self, seed: int) -> InputSet:
+        """Draw arguments and upstream gradients."""
 
     @abc.abstractmethod
     def formula(self) -> Formula:
-        """In eager torch with torch's own dropout, as a peer would write it, for timing."""
+        """The operation in eager torch with torch's own dropout, as a peer would write it; for timing."""
 
     @abc.abstractmethod
     def specification(self) -> Formula:
-        """With the mask that the kernel draws, for checking."""
+        """The operation in eager torch with the dropout mask that the kernel draws; for checking."""
 
     @abc.abstractmethod
-    def forward(self, draw: Draw, tile: Tile | None = None) -> tuple[Tensor, ...]:
-        """Launch the kernel: the formula's outputs, then what backward needs."""
+    def forward(self, inputs: InputSet, tile: Tile | None = None) -> tuple[Tensor, ...]:
+        """Launch the kernel; return the formula's outputs, then what backward needs."""
 
     @abc.abstractmethod
-    def backward(self, draw: Draw, saved: tuple[Tensor, ...], tile: Tile | None = None) -> tuple[Tensor, ...]:
-        """Launch the kernel: the gradients of `draw.leaves`."""
+    def backward(self, inputs: InputSet, saved: tuple[Tensor, ...], tile: Tile | None = None) -> tuple[Tensor, ...]:
+        """Launch the kernel; return the gradients of `inputs.leaves`."""
 
     @abc.abstractmethod
     def default_tile(self, direction: str) -> Tile:
-        """What the launcher chooses."""
+        """The tile that the launcher chooses."""
 
     def normal(self, generator: torch.Generator, *shape: int) -> Tensor:
-        """A leaf of the size's dtype."""
+        """Normally distributed values of the operation's dtype, as a leaf of autograd."""
         values = torch.randn(*shape, generator=generator, device=self.device, dtype=DTYPES[self.size.dtype])
         return values.requires_grad_()
 
     def generator(self, seed: int) -> torch.Generator:
-        """On the operation's device."""
+        """A generator on the operation's device."""
         return torch.Generator(self.device).manual_seed(seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An operation, one of its directions, and the input sets that it is timed on."""
+
+    operation: Operation
+    direction: str
+    input_sets: list[InputSet]
+
+    @property
+    def device(self) -> torch.device:
+        """The operation's device."""
+        return self.operation.device

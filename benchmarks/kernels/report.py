@@ -1,4 +1,4 @@
-"""The table that `bench kernels` prints."""
+"""The table that `benchmarks kernels` prints."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 _DASH = "–"
 
 
-def table(result: dict[str, Any]) -> str:
-    """A line a row, then what each column means where that is not plain, what is absent, swept and failed."""
+def report(result: dict[str, Any]) -> str:
+    """A line for each row, then the columns' meaning, absent implementations, sweeps and failures."""
     target = f"{result['target_share']:.0%}"
     lines = [
         f"{result['device']}, torch {result['torch']}, triton {result['triton'] or 'not installed'},"
@@ -28,9 +28,9 @@ def table(result: dict[str, Any]) -> str:
         " kernel's launcher without a graph; error: ‖out − ref‖ / ‖ref‖ against fp64",
     ]
     below = sum(bool(row["below_target"]) for row in result["rows"])
-    judged = sum(row["below_target"] is not None for row in result["rows"])
-    if judged:
-        lines.append(f"{below} of {judged} rows below {target}")
+    compared = sum(row["below_target"] is not None for row in result["rows"])
+    if compared:
+        lines.append(f"{below} of {compared} rows below {target}")
     lines += _absences(result["rows"])
     lines += [line for row in result["rows"] for line in _swept(row)]
     lines += [f"FAILED {text}" for text in result["failed"]]
@@ -64,7 +64,7 @@ def _peer(times: dict[str, Any] | None, ours: dict[str, Any] | None) -> str:
 
 
 def _absences(rows: list[dict[str, Any]]) -> list[str]:
-    """Who was not timed and why, and who was timed without a graph."""
+    """Implementations that were not timed, and those without a CUDA graph, with the reasons."""
     absent: dict[str, int] = {}
     for row in rows:
         for name, reason in row["absent"].items():

@@ -1,4 +1,4 @@
-"""One operation at one size: checked, then timed beside its peers, a row a direction."""
+"""One operation at one size: checked, then timed beside its peers; a row for each direction."""
 
 from __future__ import annotations
 
@@ -8,60 +8,54 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.kernels.check import kernel_errors, passes
-from benchmarks.kernels.contenders import (
-    peer_formula,
-    repeatable_compiled_backward,
-    torch_contender,
-    triton_contender,
-    triton_obstacle,
-)
 from benchmarks.kernels.device_timing import (
-    Contender,
-    copy_contender,
+    TimingOptions,
+    copy_implementation,
     host_seconds,
-    input_sets,
-    one_line,
+    number_of_sets,
     prepare,
     take_turns,
 )
-from benchmarks.kernels.operation import Draw, Formula, Operation
+from benchmarks.kernels.implementations import (
+    peer_formula,
+    repeatable_compiled_backward,
+    torch_implementation,
+    triton_implementation,
+    triton_obstacle,
+)
+from benchmarks.kernels.operation import Case, Formula, Operation, Size
 from benchmarks.kernels.sweep import sweep
+from benchmarks.results import one_line
 
 
-@dataclasses.dataclass(frozen=True)
-class Conditions:
-    """How rows are measured."""
-
-    peers: Sequence[str]
-    rounds: int
-    graphs: bool
-    sweep: bool
-
-
-def measure_rows(operation: Operation, conditions: Conditions) -> list[dict[str, Any]]:
+def measure_rows(
+    operation: Operation, peers: Sequence[str], timing: TimingOptions, with_sweep: bool
+) -> list[dict[str, Any]]:
     """Check and time one operation.
 
     Returns:
-        JSON-ready, for each direction: the size, `bytes`, `sets`, `times` by contender, `absent` with the reason, the
-        kernel's `error`, `failed` (why, or None) and `sweep`.
+        For each direction, JSON-ready: the size, `bytes`, `sets`, `times` by implementation, `absent` ones with the
+        reason, the kernel's `error`, `failed` (the reason, or None) and `sweep`.
     """
-    sets = input_sets(operation.moved_bytes("forward"), operation.device)
-    draws = [operation.draw(seed) for seed in range(sets)]
+    sets = number_of_sets(operation.moved_bytes("forward"), operation.device)
+    input_sets = [operation.random_inputs(seed) for seed in range(sets)]
     obstacle = triton_obstacle(operation.device)
     errors: dict[str, float] = {}
     failed = None
     if obstacle is None:
         try:
-            errors = kernel_errors(operation, draws[0])
+            errors = kernel_errors(operation, input_sets[0])
         except Exception as error:  # The table is printed with this row failed, and the command exits with 1.
             obstacle = failed = one_line(error)
-    formulas, absent = _formulas(operation, conditions.peers)
+    formulas, absent = _formulas(operation, peers)
     if obstacle is not None:
         absent["triton"] = obstacle
     rows = []
     with repeatable_compiled_backward() if "compiled" in formulas else contextlib.nullcontext():
         for direction in operation.directions:
-            row = _row(operation, direction, draws, formulas, dict(absent), conditions)
+            case = Case(operation, direction, input_sets)
+            row = _row(case, formulas, dict(absent), timing)
+            row["sweep"] = sweep(case, timing) if with_sweep and "triton" in row["times"] else None
             row["error"] = errors.get(direction)
             row["failed"] = failed
             if direction in errors and not passes(errors[direction]):
@@ -71,7 +65,7 @@ def measure_rows(operation: Operation, conditions: Conditions) -> list[dict[str,
 
 
 def _formulas(operation: Operation, peers: Sequence[str]) -> tuple[dict[str, Formula], dict[str, str]]:
-    """What each peer runs, and why some don't."""
+    """What each peer runs, and the reasons of those that cannot run."""
     formulas: dict[str, Formula] = {}
     absent: dict[str, str] = {}
     for peer in peers:
@@ -83,50 +77,36 @@ def _formulas(operation: Operation, peers: Sequence[str]) -> tuple[dict[str, For
     return formulas, absent
 
 
-def _row(
-    operation: Operation,
-    direction: str,
-    draws: list[Draw],
-    formulas: dict[str, Formula],
-    absent: dict[str, str],
-    conditions: Conditions,
-) -> dict[str, Any]:
-    """One direction."""
-    device, sets, moved = operation.device, len(draws), operation.moved_bytes(direction)
-    contenders: list[Contender] = []
+def _row(case: Case, formulas: dict[str, Formula], absent: dict[str, str], timing: TimingOptions) -> dict[str, Any]:
+    """Time one direction."""
+    device, sets, moved = case.device, len(case.input_sets), case.operation.moved_bytes(case.direction)
+    timed = []
     if "triton" not in absent:
-        contenders.append(triton_contender(operation, direction, draws))
-    prepared = [prepare(one, sets, device, conditions.graphs) for one in contenders]
+        timed.append(prepare(triton_implementation(case), sets, device, timing.graphs))
     for peer, formula in formulas.items():
         try:
-            prepared.append(prepare(torch_contender(peer, formula, direction, draws), sets, device, conditions.graphs))
+            timed.append(prepare(torch_implementation(peer, formula, case), sets, device, timing.graphs))
         except Exception as error:  # A peer that cannot run here is left out with its reason.
             absent[peer] = one_line(error)
-    prepared.append(prepare(copy_contender(moved, sets, device), sets, device, conditions.graphs))
-    take_turns(prepared, sets, conditions.rounds, device)
-    times = {one.contender.name: one.figures(moved) for one in prepared}
+    timed.append(prepare(copy_implementation(moved, sets, device), sets, device, timing.graphs))
+    take_turns(timed, sets, timing.rounds, device)
+    times = {one.implementation.name: one.figures(moved) for one in timed}
     if device.type == "cuda":
-        for one in prepared:
-            times[one.contender.name]["host_us"] = host_seconds(one.contender, sets, device) * 1e6
-    swept = None
-    if conditions.sweep and "triton" in times:
-        prepared.clear()
-        swept = sweep(operation, direction, draws, conditions.rounds, conditions.graphs)
-    size = dataclasses.asdict(operation.size)
+        for one in timed:
+            times[one.implementation.name]["host_us"] = host_seconds(one.implementation, sets, device) * 1e6
     return {
-        "operation": operation.name,
-        "direction": direction,
-        **size,
+        "operation": case.operation.name,
+        "direction": case.direction,
+        **dataclasses.asdict(case.operation.size),
         "bytes": moved,
         "sets": sets,
         "times": times,
         "absent": absent,
-        "sweep": swept,
     }
 
 
-def failed_row(name: str, size: Any, error: BaseException) -> dict[str, Any]:
-    """Of an operation that could not be measured at all."""
+def failed_row(name: str, size: Size, error: BaseException) -> dict[str, Any]:
+    """The row of an operation that could not be measured at all."""
     return {
         "operation": name,
         "direction": "–",

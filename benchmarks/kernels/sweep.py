@@ -1,4 +1,4 @@
-"""Other tiles for a kernel, each timed, and the best beside the default."""
+"""Other tile sizes for a kernel: each is timed, and the best is compared with the default."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.kernels.check import largest, passes, relative_error
-from benchmarks.kernels.contenders import overwritable, triton_contender
-from benchmarks.kernels.device_timing import one_line, prepare, take_turns
-from benchmarks.kernels.operation import Draw, Operation
+from benchmarks.kernels.check import largest_error, passes, relative_error
+from benchmarks.kernels.device_timing import TimingOptions, prepare, take_turns
+from benchmarks.kernels.implementations import overwritable, triton_implementation
+from benchmarks.kernels.operation import Case
+from benchmarks.results import one_line
 
 if TYPE_CHECKING:
     from bert_pld.kernels.tiles import Tile
 
 _ELEMENTS_A_THREAD = (4, 64)
-"""Fewer leave loads short, more spill."""
+"""Fewer make loads short, more spill registers."""
 _MOST_WARPS = 16
 _WARPS_A_MULTIPROCESSOR = 64
 _TRIAL_ROUNDS = 5
 
 
 def candidate_tiles(default: Tile, direction: str) -> list[Tile]:
-    """The default and its neighbours that fit, all powers of two but `programs_per_multiprocessor`.
+    """The default and its neighbours that fit; all sizes but `programs_per_multiprocessor` are powers of two.
 
     Args:
-        default: the launcher's own.
-        direction: `backward` reduces over rows, so the programs that share them vary; `both` takes one row a program,
-            so the piece of it (`width`) varies instead of the rows.
+        default: the launcher's own tile.
+        direction: `backward` reduces over rows, so the number of programs varies too; in `both` a program has one row,
+            so its piece of it (`width`) varies instead of the rows.
     """
     shapes = (
         [(1, default.width * factor // 2) for factor in (1, 2, 4)]
@@ -43,14 +44,15 @@ def candidate_tiles(default: Tile, direction: str) -> list[Tile]:
         for warps in _powers(default.num_warps)
         for programs in (dict.fromkeys(sharing) if direction == "backward" else [default.programs_per_multiprocessor])
     ]
-    return [default, *(tile for tile in candidates if tile != default and _fits(tile))]
+    return [default, *(tile for tile in candidates if tile != default and fits(tile))]
 
 
 def _powers(default: int) -> list[int]:
     return [default * factor // 2 for factor in (1, 2, 4, 8) if default * factor >= 2]
 
 
-def _fits(tile: Tile) -> bool:
+def fits(tile: Tile) -> bool:
+    """Whether a tile's size per thread and warps per multiprocessor are within the limits."""
     least, most = _ELEMENTS_A_THREAD
     a_thread = tile.rows * tile.width / (32 * tile.num_warps)
     return (
@@ -60,53 +62,49 @@ def _fits(tile: Tile) -> bool:
     )
 
 
-def sweep(operation: Operation, direction: str, draws: list[Draw], rounds: int, graphs: bool) -> dict[str, Any]:
+def sweep(case: Case, timing: TimingOptions) -> dict[str, Any]:
     """Time every candidate, then the best and the default again, in turns.
 
     Returns:
-        JSON-ready: `default` and `best`, each with its tile and µs, and `tried`: all, with the error of those that
-        did not compile or gave other results.
+        `default` and `best`, each with its tile and µs, and `tried`: all candidates, with the error of those that did
+        not compile or gave other results.
     """
     tried: list[dict[str, Any]] = []
-    tiles = candidate_tiles(operation.default_tile(direction), direction)
+    tiles = candidate_tiles(case.operation.default_tile(case.direction), case.direction)
+    trial = dataclasses.replace(timing, rounds=min(timing.rounds, _TRIAL_ROUNDS))
     for tile in tiles:
         try:
-            error = _difference(operation, direction, draws[0], tile)
-            if not passes(error):
+            error = _difference(case, tile)
+            if passes(error):
+                tried.append({"tile": dataclasses.asdict(tile), "us": _time([tile], case, trial)[0] * 1e6})
+            else:
                 tried.append({"tile": dataclasses.asdict(tile), "error": f"differs from the default by {error:.1e}"})
-                continue
-            seconds = _time([tile], operation, direction, draws, min(rounds, _TRIAL_ROUNDS), graphs)
-            tried.append({"tile": dataclasses.asdict(tile), "us": seconds[0] * 1e6})
-        except Exception as error:  # A tile that needs more than the device has is an answer too.
+        except Exception as error:  # A tile that needs more than the device has is a result too.
             tried.append({"tile": dataclasses.asdict(tile), "error": one_line(error)})
     trial_us: list[float] = [one.get("us", float("inf")) for one in tried]
-    best = trial_us.index(min(trial_us))
-    finalists = [tiles[0], tiles[best]]
-    seconds = _time(finalists, operation, direction, draws, rounds, graphs)
+    finalists = [tiles[0], tiles[trial_us.index(min(trial_us))]]
+    seconds = _time(finalists, case, timing)
     found = [{"tile": dataclasses.asdict(t), "us": s * 1e6} for t, s in zip(finalists, seconds, strict=True)]
     return {"default": found[0], "best": found[seconds.index(min(seconds))], "tried": tried}
 
 
-def _time(
-    tiles: list[Tile], operation: Operation, direction: str, draws: list[Draw], rounds: int, graphs: bool
-) -> list[float]:
+def _time(tiles: list[Tile], case: Case, timing: TimingOptions) -> list[float]:
     """Median seconds of a call with each tile."""
-    prepared = [
-        prepare(triton_contender(operation, direction, draws, tile), len(draws), operation.device, graphs)
-        for tile in tiles
-    ]
-    take_turns(prepared, len(draws), rounds, operation.device)
-    return [statistics.median(one.seconds) for one in prepared]
+    sets = len(case.input_sets)
+    timed = [prepare(triton_implementation(case, tile), sets, case.device, timing.graphs) for tile in tiles]
+    take_turns(timed, sets, timing.rounds, case.device)
+    return [statistics.median(one.seconds) for one in timed]
 
 
-def _difference(operation: Operation, direction: str, draw: Draw, tile: Tile) -> float:
-    """How far a tile's results are from the default's."""
+def _difference(case: Case, tile: Tile) -> float:
+    """The largest relative difference between a tile's results and the default's."""
+    operation, inputs = case.operation, case.input_sets[0]
 
     def results(tile: Tile | None) -> tuple[torch.Tensor, ...]:
-        own = overwritable(draw) if operation.overwrites else draw
-        if direction != "backward":
+        own = overwritable(inputs) if operation.overwrites else inputs
+        if case.direction != "backward":
             return operation.forward(own, tile)
         return operation.backward(own, operation.forward(own), tile)
 
     pairs = zip(results(tile), results(None), strict=True)
-    return largest([relative_error(mine, other) for mine, other in pairs])
+    return largest_error([relative_error(mine, other) for mine, other in pairs])

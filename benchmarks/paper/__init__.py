@@ -1,1 +1,1 @@
-"""The paper's comparison: ways to train the same model on the same samples, run, tabulated and drawn."""
+"""The paper's comparison: variants of training on the same samples, run, tabulated and drawn."""

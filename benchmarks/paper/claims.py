@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.intervals import mean_interval
 from benchmarks.paper.curves import (
     Curve,
     loss_difference,
@@ -83,7 +83,7 @@ def check_claims(curves: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, An
         if not pairs:
             continue
         values = [value for value in pairs if value is not None]
-        low, high = interval(values) if len(values) == len(pairs) else (None, None)
+        low, high = (mean_interval(values) if len(values) == len(pairs) else None) or (None, None)
         if len(values) < len(pairs):
             verdict = f"reached by {len(values)} of {len(pairs)}"
         else:
@@ -100,17 +100,6 @@ def check_claims(curves: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, An
             }
         )
     return found
-
-
-def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """Student's 95 % interval of the mean; None, None for one value."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return None, None
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    mean = statistics.fmean(values)
-    return mean - half, mean + half
 
 
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import processor_name
 from benchmarks.paper.variants import BASELINE, CHOICES, CONFIGS, VARIANTS, load_scale
-from benchmarks.processor import processor_name
 
 CONDITIONS = "conditions.json"
 

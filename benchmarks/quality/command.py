@@ -1,8 +1,8 @@
 """Time to a held-out loss: Hugging Face's classes and ours, with and without layer dropping, trained on the same rows.
 
-All contenders train under one JSON, on the same micro-batches with the same masks; those of one normalization start
-from the same weights. They take turns of a few steps, A B C A B C …, so that whatever else the machine does falls on
-all of them; each one's time is that of its own steps. Reading and masking are not in it, nor are evaluations.
+All contenders train with one JSON, on the same micro-batches with the same masks; those of one normalization start
+from the same weights. They take turns of a few steps, A B C A B C …, so that other work on the machine affects all of
+them. Each contender's time is that of its own steps, without reading, masking and evaluations.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.deepspeed_engine import conditions, single_rank
+from benchmarks.engines import recompiling, single_rank
 from benchmarks.host_memory import in_own_process
 from benchmarks.loss_curve import time_to
+from benchmarks.machine import describe_libraries, processor_name
 from benchmarks.options import chosen
-from benchmarks.processor import processor_name
-from benchmarks.quality.contenders import CONTENDERS, Contender, make_contender
-from benchmarks.quality.training import Training, host_memory_of, open_data
-from benchmarks.timing import take_workspaces
-from benchmarks.train.contenders import recompiling
+from benchmarks.quality.contenders import CONTENDERS, QualityContender, make_contender
+from benchmarks.quality.training import JointTraining, host_memory_of, open_data
+from benchmarks.timing import allocate_workspaces
 from bert_pld.config import RunConfig, load_config
 from bert_pld.training.resolve import resolve_config
 
@@ -32,21 +31,25 @@ _DEFAULT = "hf_bert,hf_megatron,post,pre,pld_batch,pld_sample"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The subject's own options."""
-    parser.add_argument("--deepspeed_config", required=True, type=Path, help="as for bert_pld.pretrain; for all alike")
+    """Add the subject's own options."""
+    parser.add_argument(
+        "--deepspeed_config", required=True, type=Path, help="as for bert_pld.pretrain; the same for all"
+    )
     parser.add_argument("--data_dir", required=True, type=Path, help="shards with held-out rows")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
     parser.add_argument(
-        "--contenders", default=_DEFAULT, help=f"of {', '.join(CONTENDERS)} (default {_DEFAULT}); the first is the peer"
+        "--contenders",
+        default=_DEFAULT,
+        help=f"of {', '.join(CONTENDERS)} (default {_DEFAULT}); the others are compared with the first",
     )
     parser.add_argument(
-        "--host_memory", action="store_true", help="on a CPU: memory too, of each contender in a process of its own"
+        "--host_memory", action="store_true", help="on a CPU: also measure memory, each contender in its own process"
     )
     parser.add_argument("--steps_per_turn", type=int, default=25, help="(default 25)")
     parser.add_argument(
         "--target_loss",
         type=float,
-        help="nats a masked token (default: what the first contender ends with, and a thousandth)",
+        help="nats a masked token (default: the first contender's last loss and about a thousandth)",
     )
 
 
@@ -54,12 +57,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train all contenders for `training.max_steps`.
 
     Returns:
-        JSON-ready: the set-up, the matrix product's GFLOP/s, the target, and of each contender its curve, tokens/s,
-        MFU, bytes of memory (None where nobody counted them), time and samples to the target, and `speedup`, the first
-        one's time to the target over its own; None where it never got there. `failed` has those that broke off.
+        The set-up, the matrix product's GFLOP/s, the target, and for each contender its curve, tokens/s, MFU, memory
+        (None where not measured), time and samples to the target, and `speedup`: the first contender's time to the
+        target over its own, None where it did not reach the target. `failed` names those that failed.
 
     Raises:
-        ValueError: options or data that do not fit.
+        ValueError: invalid options or data.
     """
     names = chosen("--contenders", options.contenders, CONTENDERS)
     config = load_config(options.deepspeed_config, options.set)
@@ -81,8 +84,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if options.host_memory and device_type == "cpu":
             steps = options.steps_per_turn
             memory = {name: in_own_process(host_memory_of, name, config, options.data_dir, steps) for name in names}
-        take_workspaces(device)
-        training = Training([make_contender(name, config, device) for name in names], config, rows, held_out)
+        allocate_workspaces(device)
+        training = JointTraining([make_contender(name, config, device) for name in names], config, rows, held_out)
         gflops = training.run(options.steps_per_turn)
         figures = [_figures(one, gflops, memory.get(one.name, one.peak_bytes)) for one in training.contenders]
         return {
@@ -94,7 +97,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         }
 
 
-def _figures(one: Contender, gflops: float, peak_bytes: int | None) -> dict[str, Any]:
+def _figures(one: QualityContender, gflops: float, peak_bytes: int | None) -> dict[str, Any]:
     batch_size, seconds = one.config.deepspeed["train_batch_size"], one.seconds()
     return {
         "name": one.name,
@@ -115,7 +118,7 @@ def _figures(one: Contender, gflops: float, peak_bytes: int | None) -> dict[str,
 
 
 def _finite(value: float) -> float | None:
-    """To five digits; None, which JSON has, where it is no number."""
+    """Round to five digits; None, which JSON can hold, for NaN and infinity."""
     return round(value, 5) if math.isfinite(value) else None
 
 
@@ -124,9 +127,9 @@ def against_target(figures: list[dict[str, Any]], target: float | None = None) -
 
     Args:
         figures: with `samples`, `seconds` and `loss` at the evaluations.
-        target: nats; by default what the first one ends with and half to one and a half thousandths more: two
-            implementations of one model differ by less, and that must not decide who gets there. None if that is no
-            number; nobody gets there.
+        target: nats; by default the first contender's last loss and half to one and a half thousandths more, because
+            two implementations of one model differ by less, which must not decide whether they reach it. None if that
+            loss is not finite; then no contender reaches the target.
     """
     last = figures[0]["loss"][-1]
     if target is None and last is not None:
@@ -151,7 +154,7 @@ def against_target(figures: list[dict[str, Any]], target: float | None = None) -
 
 def _setup(config: RunConfig, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     return {
-        **conditions(device),
+        **describe_libraries(device),
         "processor": processor_name(),
         "model": dataclasses.asdict(config.model),
         "deepspeed": config.deepspeed,
@@ -163,7 +166,7 @@ def _setup(config: RunConfig, options: argparse.Namespace, device: torch.device)
 
 
 def report(result: dict[str, Any]) -> str:
-    """The figures as a table."""
+    """Format the figures as a table."""
     model, settings = result["model"], result["training"]
     lines = [
         f"{model['num_layers']} blocks × {model['hidden_size']}, vocabulary {model['vocab_size']:,},"
@@ -172,7 +175,7 @@ def report(result: dict[str, Any]) -> str:
         f"{result['device']}, {result['threads']} threads, torch {result['torch']}, DeepSpeed"
         f" {result['deepspeed_version']}, transformers {result['transformers']}; turns of"
         f" {result['steps_per_turn']} steps; matrix products: {result['matmul_gflops']:,.0f} GFLOP/s",
-        "target: none, the first one's loss is no number"
+        "target: none, the first contender's loss is not finite"
         if result["target_loss"] is None
         else f"target: held-out MLM loss {result['target_loss']:.3f}",
         f"{'contender':22}{'tokens/s':>10}{'MFU':>8}{'GiB':>7}{'final loss':>12}{'s to target':>13}"

@@ -1,4 +1,4 @@
-"""Who takes part in `bench quality`: Hugging Face's classes behind our model's arguments, and ours, trained alike."""
+"""Contenders of `benchmarks quality`: Hugging Face's classes behind our model's arguments, and our own models."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.hugging_face import HUGGING_FACE, HUGGING_FACE_CONTENDERS, as_hugging_face
 from benchmarks.timing import PeakMemory, StepClock, allocated_bytes
-from benchmarks.train.contenders import HUGGING_FACE, as_hugging_face
 from bert_pld.config import RunConfig
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.data.batches import IGNORED_LABEL, MicroBatch
@@ -31,16 +31,22 @@ OURS: dict[str, tuple[Literal["pre", "post"], Literal["batch", "sample"] | None]
     "pld_sample": ("pre", "sample"),
 }
 """Normalization and granularity of our contenders."""
-CONTENDERS = (*(f"{name}{suffix}" for name in HUGGING_FACE for suffix in ("", "_compiled")), *OURS)
+CONTENDERS = (*HUGGING_FACE_CONTENDERS, *OURS)
 
 
 class HuggingFaceModel(nn.Module):
-    """Their class under our model's arguments. In training it does what users run: the MLM head on all positions."""
+    """A Hugging Face class with our model's arguments. It trains as its users run it: MLM head on all positions."""
 
-    def __init__(self, theirs: nn.Module, always_masked: bool = False) -> None:
+    def __init__(self, wrapped: nn.Module, always_masked: bool = False) -> None:
+        """Wrap a model.
+
+        Args:
+            wrapped: Hugging Face's model.
+            always_masked: pass an attention mask even without padding; else a compiled model would be compiled again
+                for the first batch without padding.
+        """
         super().__init__()
-        self.theirs, self.always_masked = theirs, always_masked
-        """Whether it gets a mask without padding too: a compiled class would be compiled again for the first such."""
+        self.wrapped, self.always_masked = wrapped, always_masked
 
     def forward(
         self,
@@ -53,7 +59,7 @@ class HuggingFaceModel(nn.Module):
         mlm_denominator: float | None = None,
         **_: Any,
     ) -> dict[str, Tensor]:
-        """As `BertForPreTraining.forward`; in training `loss` alone."""
+        """Like `BertForPreTraining.forward`; in training mode only `loss`."""
         if attention_mask is None and self.always_masked:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
         mask = None if attention_mask is None else attention_mask.long()
@@ -63,8 +69,8 @@ class HuggingFaceModel(nn.Module):
             labels[masked_positions] = masked_labels
             if next_sentence_labels is not None:
                 given["next_sentence_label"] = next_sentence_labels
-            return {"loss": self.theirs(**given, labels=labels.view_as(input_ids)).loss}
-        outputs = self.theirs(**given)
+            return {"loss": self.wrapped(**given, labels=labels.view_as(input_ids)).loss}
+        outputs = self.wrapped(**given)
         logits = outputs.logits if next_sentence_labels is None else outputs.prediction_logits
         masked = logits.flatten(0, 1)[masked_positions].float()
         loss = functional.cross_entropy(masked, masked_labels, reduction="sum")
@@ -80,7 +86,7 @@ class HuggingFaceModel(nn.Module):
 
 
 @dataclasses.dataclass
-class Contender:
+class QualityContender:
     """One model in training, the time and memory of its own steps, and its held-out losses."""
 
     name: str
@@ -88,20 +94,20 @@ class Contender:
     engine: Any
     config: RunConfig
     resident_bytes: int | None
-    """GPU memory that stays between steps: parameters, and from the first turn on gradients and optimizer states."""
+    """GPU memory that stays between steps: parameters, and from the first turn on optimizer states and buffers."""
     turns: list[list[float]] = dataclasses.field(default_factory=list)
     """Seconds of each step, by turn."""
     processor_seconds: float = 0.0
-    """Of this process in its turns, all threads."""
+    """Processor time of this process, all threads, in the contender's turns."""
     steps: int = 0
     tokens: int = 0
     flops: float = 0.0
-    """Of matrix products that ran, by `ModelFlops`: tokens, not padding, and the MLM head on masked positions, whoever
-    computes more than that."""
+    """Executed matrix-product FLOPs of the useful function, by `ModelFlops`: tokens, not padding, and the MLM head on
+    masked positions only, also where a class computes more."""
     rise_bytes: int | None = None
-    """How far GPU memory rose over that within a turn, at most."""
+    """Largest rise of GPU memory above `resident_bytes` within a turn."""
     evaluated_at: list[int] = dataclasses.field(default_factory=list)
-    """Steps."""
+    """Step of each evaluation."""
     loss: list[float] = dataclasses.field(default_factory=list)
     accuracy: list[float] = dataclasses.field(default_factory=list)
 
@@ -127,7 +133,7 @@ class Contender:
 
     @property
     def peak_bytes(self) -> int | None:
-        """GPU memory at its highest in training, as if no other contender were there; None on a CPU."""
+        """Peak GPU memory in training, without that of other contenders; None on a CPU."""
         return None if self.resident_bytes is None else self.resident_bytes + (self.rise_bytes or 0)
 
     def _count(self, batch: MicroBatch) -> None:
@@ -139,10 +145,10 @@ class Contender:
         self.tokens += batch.tokens
 
     def seconds(self) -> list[float]:
-        """Of training until each evaluation.
+        """Seconds of training until each evaluation.
 
-        The first turn's steps count as their median: some of them compile kernels and fill caches, which a run of
-        useful length would not notice. (Later turns' would be too little for layer dropping, which begins gently.)
+        Each step of the first turn counts as their median: some of them compile kernels and fill caches, which does not
+        matter in a run of useful length. (The median of later turns would be too low: layer dropping starts slowly.)
         """
         first, *later = self.turns
         typical = statistics.median(first)
@@ -150,26 +156,26 @@ class Contender:
         return [passed[step - 1] for step in self.evaluated_at]
 
     def evaluate(self, batches: Iterator[MicroBatch]) -> None:
-        """Add a held-out loss; its time does not count."""
+        """Add a held-out loss; the time of evaluations does not count."""
         figures = evaluate(self.engine, batches, self.engine.device)
         self.evaluated_at.append(self.steps)
         self.loss.append(figures["eval_mlm_loss"])
         self.accuracy.append(figures["eval_mlm_accuracy"])
 
 
-def make_contender(name: str, config: RunConfig, device: torch.device) -> Contender:
-    """A contender by its name in `CONTENDERS`; all of one normalization start from the same weights.
+def make_contender(name: str, config: RunConfig, device: torch.device) -> QualityContender:
+    """Make a contender; those of one normalization start from the same weights.
 
     Args:
-        name: who.
+        name: one of `CONTENDERS`.
         config: resolved for the data; normalization and dropping are replaced by the contender's own.
         device: where it trains.
 
     Raises:
-        ValueError: it cannot run here, and why.
+        ValueError: it cannot run here; the message says why.
     """
-    theirs = name.removesuffix("_compiled")
-    normalization, granularity = (HUGGING_FACE[theirs], None) if theirs in HUGGING_FACE else OURS[name]
+    eager = name.removesuffix("_compiled")
+    normalization, granularity = (HUGGING_FACE[eager], None) if eager in HUGGING_FACE else OURS[name]
     dropping = dataclasses.replace(
         config.progressive_layer_drop,
         enabled=granularity is not None,
@@ -181,15 +187,15 @@ def make_contender(name: str, config: RunConfig, device: torch.device) -> Conten
     torch.manual_seed(config.training.seed)
     model: nn.Module = BertForPreTraining(model_config)
     attention = "sdpa"
-    if theirs in HUGGING_FACE:
-        compiled = name != theirs
+    if eager in HUGGING_FACE:
+        compiled = name != eager
         if compiled:
             select_backend("compiled", device.type, model_config.hidden_size)
         assert isinstance(model, BertForPreTraining)
         model = HuggingFaceModel(as_hugging_face(model), always_masked=compiled)
-        attention = model.theirs.config._attn_implementation
+        attention = model.wrapped.config._attn_implementation
         if compiled:
-            model.theirs.compile()
+            model.wrapped.compile()
     else:
         assert isinstance(model, BertForPreTraining)
         use_backend(model, model_config.kernels, device.type)
@@ -197,4 +203,4 @@ def make_contender(name: str, config: RunConfig, device: torch.device) -> Conten
     engine.train()
     after = allocated_bytes(device)
     resident = None if before is None or after is None else after - before
-    return Contender(name, attention, engine, config, resident)
+    return QualityContender(name, attention, engine, config, resident)

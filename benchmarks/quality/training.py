@@ -1,4 +1,4 @@
-"""How `bench quality` trains: all contenders on the same micro-batches in turns, evaluated on the same rows."""
+"""Training of all contenders in turns on the same micro-batches, with evaluations on the same rows."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.deepspeed_engine import DTYPES, single_rank
+from benchmarks.engines import DTYPES, recompiling, single_rank
 from benchmarks.host_memory import HostMemory
-from benchmarks.quality.contenders import Contender, make_contender
+from benchmarks.hugging_face import import_hugging_face
+from benchmarks.quality.contenders import QualityContender, make_contender
+from benchmarks.results import one_line
 from benchmarks.timing import ceiling_gflops
-from benchmarks.train.contenders import import_hugging_face, one_line, recompiling
 from bert_pld.config import RunConfig
 from bert_pld.data.batches import MicroBatch
 from bert_pld.data.loader import evaluation_batches, training_batches
@@ -27,27 +28,27 @@ from bert_pld.data.rows import ShardedRows, resolve_data_dir
 
 
 def open_data(config: RunConfig, data_dir: Path, split: str) -> ShardedRows:
-    """The split's rows, as training opens them."""
+    """Open a split's rows as training does."""
     vocab_file = Path(config.data.vocab_file) if config.data.vocab_file else None
     return open_rows(resolve_data_dir(data_dir, config.data.seq_length), split, vocab_file)
 
 
-class Training:
-    """Contenders in training, and those that failed on the way."""
+class JointTraining:
+    """Contenders that train in turns, and those that failed."""
 
     def __init__(
-        self, contenders: list[Contender], config: RunConfig, training: ShardedRows, held_out: ShardedRows
+        self, contenders: list[QualityContender], config: RunConfig, training: ShardedRows, held_out: ShardedRows
     ) -> None:
         self.contenders, self.config, self.training, self.held_out = contenders, config, training, held_out
         self.device = contenders[0].engine.device
         self.failed: list[str] = []
-        """`NAME: why`, in a line each; they are no longer among the contenders."""
+        """`NAME: reason` of each contender that failed and was removed."""
 
     def run(self, steps_per_turn: int) -> float:
-        """Turns of `steps_per_turn` steps, each on batches that were made before it.
+        """Train in turns of `steps_per_turn` steps; batches are made before each turn.
 
         Returns:
-            GFLOP/s of a matrix product in the run's precision: the median of what it was at the evaluations.
+            GFLOP/s of a matrix product in the run's precision: the median of measurements at the evaluations.
 
         Raises:
             ValueError: all contenders failed.
@@ -56,7 +57,7 @@ class Training:
         batches = training_turns(self.config, self.training, settings.max_steps)
         while turn := list(itertools.islice(batches, steps_per_turn)):
             step += len(turn)
-            self._with_each(functools.partial(Contender.train_turn, batches=turn))
+            self._with_each(functools.partial(QualityContender.train_turn, batches=turn))
             if step % settings.eval_interval == 0 or step == settings.max_steps:
                 rates.append(ceiling_gflops(DTYPES[self.config.precision], self.device))
                 self._with_each(lambda one: one.evaluate(self._evaluation_batches()))
@@ -64,8 +65,8 @@ class Training:
                 print(f"step {step} of {settings.max_steps}: {losses}", file=sys.stderr, flush=True)
         return statistics.median(rates)
 
-    def _with_each(self, work: Callable[[Contender], None]) -> None:
-        """Do it with all; one that fails is out, as hours of the others' work must not be lost with it."""
+    def _with_each(self, work: Callable[[QualityContender], None]) -> None:
+        """Call `work` for each contender; remove one that fails, so that the others' hours of work are not lost."""
         for one in list(self.contenders):
             try:
                 work(one)
@@ -94,7 +95,7 @@ def batch_share(config: RunConfig) -> BatchShare:
 
 
 def training_turns(config: RunConfig, training: ShardedRows, steps: int) -> Iterator[list[MicroBatch]]:
-    """The micro-batches of each step, as a run reads them, but in this process: nothing is read beside a turn."""
+    """The micro-batches of each step, as a run reads them, but without workers beside a turn."""
     return training_batches(
         training,
         dataclasses.replace(config.data, workers=0),
@@ -106,7 +107,7 @@ def training_turns(config: RunConfig, training: ShardedRows, steps: int) -> Iter
 
 
 def host_memory_of(name: str, config: RunConfig, data_dir: Path, steps: int) -> int:
-    """Bytes at the highest point of a contender's first steps, when no layer is dropped yet; in a fresh process."""
+    """Peak memory of a contender's first steps, before layers are dropped; to be called in a fresh process."""
     with single_rank("cpu") as device, recompiling():
         turn = list(training_turns(config, open_data(config, data_dir, "train"), steps))
         import_hugging_face()

@@ -1,7 +1,7 @@
-"""DeepSpeed's `DeepSpeedTransformerLayer` (CUDA kernels, fp32 and fp16) in the place of our model's blocks.
+"""DeepSpeed's `DeepSpeedTransformerLayer` (CUDA kernels, fp32 and fp16) in place of our model's blocks.
 
-`python -m benchmarks.train.deepspeed_layer JSON` builds one and runs it once. The benchmark does that in a process of
-its own first: where the kernels cannot be built, or fault, only that process is lost, not the measurement.
+`python -m benchmarks.train.deepspeed_layer JSON` builds one layer and runs it once. The benchmark first does this in a
+separate process: if the kernels cannot be built or crash, only that process is lost, not the measurement.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import cpp_extension
 
-from benchmarks.deepspeed_engine import DTYPES
+from benchmarks.engines import DTYPES
 from bert_pld.config import ModelConfig
 from bert_pld.model.block import SwitchableBlock
 
@@ -39,14 +39,14 @@ _PARAMETERS = {
 
 
 class DeepSpeedBlock(nn.Module):
-    """One of their layers with one of our blocks' weights, called as our encoder calls a block. It takes no gate."""
+    """A DeepSpeed layer with the weights of one of our blocks and the call of our encoder; it takes no gate."""
 
     def __init__(self, block: SwitchableBlock, rows: int, dtype: str) -> None:
         super().__init__()
         from deepspeed.ops.transformer import DeepSpeedTransformerConfig, DeepSpeedTransformerLayer
 
         config = block.config
-        with contextlib.redirect_stdout(sys.stderr):  # it prints its configuration
+        with contextlib.redirect_stdout(sys.stderr):  # the layer prints its configuration
             self.layer = DeepSpeedTransformerLayer(
                 DeepSpeedTransformerConfig(
                     batch_size=rows,
@@ -64,18 +64,18 @@ class DeepSpeedBlock(nn.Module):
                     adjust_init_range=False,
                 )
             )
-        # Their `norm` comes first in pre-norm and last in post-norm, their `attn_n` the other way round.
+        # DeepSpeed's `norm` comes first in pre-norm and last in post-norm, its `attn_n` the other way round.
         norms = ("norm_{}", "attn_n{}") if config.normalization == "pre" else ("attn_n{}", "norm_{}")
         names = dict(_PARAMETERS)
-        for theirs, ours in zip(norms, ("attention_norm", "ffn_norm"), strict=True):
-            names |= {theirs.format("w"): f"{ours}_weight", theirs.format("b"): f"{ours}_bias"}
+        for deepspeed_norm, our_norm in zip(norms, ("attention_norm", "ffn_norm"), strict=True):
+            names |= {deepspeed_norm.format("w"): f"{our_norm}_weight", deepspeed_norm.format("b"): f"{our_norm}_bias"}
         with torch.no_grad():
-            for their_name, our_name in names.items():
-                getattr(self.layer, their_name).copy_(getattr(block, our_name))
+            for deepspeed_name, our_name in names.items():
+                getattr(self.layer, deepspeed_name).copy_(getattr(block, our_name))
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, scale: float) -> Tensor:
         """[B, S, H] hidden states and bool [B, S] mask (or None) → [B, S, H]."""
-        assert scale == 1.0, "their kernels take no gate"
+        assert scale == 1.0, "DeepSpeed's kernels take no gate"
         scores = hidden_states.new_zeros(hidden_states.shape[0], 1, 1, hidden_states.shape[1])
         if attention_mask is not None:
             scores = scores.masked_fill(~attention_mask[:, None, None, :], _MASKED_SCORE)
@@ -83,10 +83,10 @@ class DeepSpeedBlock(nn.Module):
 
 
 def use_deepspeed_blocks(model: nn.Module, rows: int, seq: int, dtype: str, device: torch.device) -> None:
-    """Put their layers into `model`'s encoder, once a trial in another process went well.
+    """Replace the blocks of `model`'s encoder by DeepSpeed's layers, after a trial in another process.
 
     Raises:
-        ValueError: why they cannot run here, in one line.
+        ValueError: the layers cannot run here; the message says why.
     """
     check_can_run(model.config, rows, seq, dtype, device)
     blocks = [DeepSpeedBlock(block, rows, dtype) for block in model.encoder.blocks]
@@ -94,17 +94,17 @@ def use_deepspeed_blocks(model: nn.Module, rows: int, seq: int, dtype: str, devi
 
 
 def check_can_run(config: ModelConfig, rows: int, seq: int, dtype: str, device: torch.device) -> None:
-    """Refuse in one line what their kernels cannot do here; a failed trial's output goes to stderr.
+    """Try one layer in another process; the end of a failed trial's output goes to stderr.
 
     Raises:
-        ValueError: no GPU, no CUDA compiler, a dtype they lack, or a trial that failed.
+        ValueError: no GPU, no CUDA compiler, an unsupported dtype, or a trial that failed.
     """
     if device.type != "cuda":
         raise ValueError(f"needs an NVIDIA GPU, and this run is on {device.type}")
     if dtype not in _KERNEL_DTYPES:
-        raise ValueError(f"its kernels take {' and '.join(_KERNEL_DTYPES)} only, not {dtype}")
+        raise ValueError(f"its kernels support {' and '.join(_KERNEL_DTYPES)} only, not {dtype}")
     if cpp_extension.CUDA_HOME is None:
-        raise ValueError("must be built with nvcc, and there is no CUDA toolkit on PATH or in CUDA_HOME")
+        raise ValueError("must be built with nvcc, but no CUDA toolkit was found on PATH or in CUDA_HOME")
     trial = json.dumps({"model": dataclasses.asdict(config), "rows": rows, "seq": seq, "dtype": dtype})
     command = [sys.executable, "-m", __name__, trial]
     try:
@@ -118,7 +118,7 @@ def check_can_run(config: ModelConfig, rows: int, seq: int, dtype: str, device: 
 
 
 def reason_in(lines: list[str], code: int) -> str:
-    """The line of a failed process's output that says most: a compiler's error, or else the last exception."""
+    """The most telling line of a failed process's output: the compiler's first error, or else the last exception."""
     compiler = [line for line in lines if re.search(r"\berror: ", line)]
     raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     chosen = (compiler[:1] or raised[-1:] or [line for line in lines if line.strip()][-1:] or ["no output"])[0]
@@ -126,7 +126,7 @@ def reason_in(lines: list[str], code: int) -> str:
 
 
 def _run_once(trial: dict[str, Any]) -> None:
-    """Forward and backward of one layer on random data; its values must be finite."""
+    """Run forward and backward of one layer on random data; its values must be finite."""
     config, dtype = ModelConfig(**trial["model"]), trial["dtype"]
     device = torch.device("cuda")
     torch.manual_seed(0)

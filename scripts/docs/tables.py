@@ -23,7 +23,7 @@ from benchmarks.data import command as data
 from benchmarks.gradient_variance import command as gradient_variance
 from benchmarks.paper import claims, tables
 from benchmarks.quality import command as quality
-from benchmarks.train import figures
+from benchmarks.train import report as train
 from bert_pld.cli import make_parser, run
 from bert_pld.glue import summary
 
@@ -84,7 +84,7 @@ SHOWN = (
     Shown("glue_few_cpu", "docs/results/glue_cpu.md", "glue_few_cpu.json", summary.table),
     Shown("trainer_cpu", "docs/results/glue_cpu.md", "trainer_cpu.json", result_tables.trainer),
     Shown("quality_cpu", "docs/results/peers_cpu.md", "quality_cpu.json", _as_printed(quality.report)),
-    Shown("train_cpu", "docs/results/peers_cpu.md", "bench_train_peers_cpu.json", _as_printed(figures.report)),
+    Shown("train_cpu", "docs/results/peers_cpu.md", "bench_train_peers_cpu.json", _as_printed(train.report)),
     Shown("data_cpu", "docs/results/peers_cpu.md", "bench_data_peers_cpu.json", _as_printed(data.report)),
     Shown("full_run_work", "docs/reproducing.md", None, full_run_tables.work),
     Shown("published", "docs/reproducing.md", "published_throughput.json", full_run_tables.published),

@@ -67,7 +67,7 @@ def test_dropped_blocks_send_zeros_or_nothing(counted):
         (["--parts", "all"], "--parts all: must be a list of bytes, links, steps"),
         (["--stages", "4"], "--stages 4: must be a list of 0, 1, 2, 3"),
         (["--thetas", "2"], r"--thetas 2: must be numbers in \(0, 1\]"),
-        ([], "one rank has nobody to talk to"),
+        ([], "communication needs at least two ranks"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(arguments, message, monkeypatch):

@@ -9,8 +9,8 @@ import pytest
 from benchmarks import __main__ as bench
 from benchmarks.data import command as data
 from benchmarks.data.contenders import read_documents
+from benchmarks.data.measured_process import run_measured
 from benchmarks.data.python_static import write_static_shard
-from benchmarks.data.watched_process import run_watched
 from bert_pld import cli
 from bert_pld.data.nvidia_format import read_blocks, read_header
 
@@ -88,14 +88,14 @@ def test_mistakes_end_in_one_line(options, message, capsys):
 def test_memory_of_a_child_counts():
     child = "import time; block = bytearray(b'x') * 150_000_000; time.sleep(0.5)"
     parent = f"import subprocess, sys; print('done'); subprocess.run([sys.executable, '-c', {child!r}])"
-    seen = run_watched([sys.executable, "-c", parent])
+    seen = run_measured([sys.executable, "-c", parent])
     assert 150e6 < seen.peak_process_bytes < 250e6
     assert seen.peak_process_bytes < seen.peak_total_bytes < 350e6
     assert seen.output == "done\n"
     assert seen.seconds > 0.5
     assert 0 < seen.processor_seconds < seen.seconds + 5
     with pytest.raises(ValueError, match="too bad"):
-        run_watched([sys.executable, "-c", "raise SystemExit('error: too bad')"])
+        run_measured([sys.executable, "-c", "raise SystemExit('error: too bad')"])
 
 
 def test_documents_are_read_up_to_a_size(tmp_path):

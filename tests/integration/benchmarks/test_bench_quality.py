@@ -7,10 +7,10 @@ import torch
 from runs import small_config, write_corpus
 
 from benchmarks import __main__ as bench
+from benchmarks.hugging_face import as_hugging_face
 from benchmarks.loss_curve import loss_after, time_to
 from benchmarks.quality.command import against_target
-from benchmarks.quality.contenders import Contender, HuggingFaceModel
-from benchmarks.train.contenders import as_hugging_face
+from benchmarks.quality.contenders import HuggingFaceModel, QualityContender
 from bert_pld import cli
 from bert_pld.config import ModelConfig
 from bert_pld.cost.flops import ModelFlops, parameter_count
@@ -63,8 +63,8 @@ def test_their_class_behind_our_arguments_gives_our_losses():
     assert mine["loss"].item() == pytest.approx(other["loss"].item(), rel=1e-5)
     # A compiled class is always handed a mask; of ones it changes nothing.
     batch["attention_mask"], seen = None, []
-    masked = HuggingFaceModel(theirs.theirs, always_masked=True).train()
-    masked.theirs.register_forward_pre_hook(
+    masked = HuggingFaceModel(theirs.wrapped, always_masked=True).train()
+    masked.wrapped.register_forward_pre_hook(
         lambda _, args, given: seen.append(given["attention_mask"]), with_kwargs=True
     )
     assert masked(**batch)["loss"].item() == pytest.approx(ours(**batch)["loss"].item(), rel=1e-5)
@@ -117,14 +117,14 @@ def test_memory_is_that_of_a_process_of_its_own(inputs, tmp_path):
 
 @on_cpu
 def test_one_that_breaks_off_is_said_and_the_others_go_on(inputs, tmp_path, monkeypatch, capsys):
-    train_turn = Contender.train_turn
+    train_turn = QualityContender.train_turn
 
     def break_off(contender, batches):
         if contender.name == "post" and contender.steps:
             raise RuntimeError("out of\nmemory")
         train_turn(contender, batches)
 
-    monkeypatch.setattr(Contender, "train_turn", break_off)
+    monkeypatch.setattr(QualityContender, "train_turn", break_off)
     path = tmp_path / "quality.json"
     assert run("quality", *inputs, "--steps_per_turn=4", "--contenders=post,pre", f"--json={path}") == 1
     result = json.loads(path.read_text())
@@ -184,7 +184,7 @@ def test_mistakes_are_one_line(inputs, option, said, capsys):
 
 
 def test_the_first_turn_counts_at_the_typical_step():
-    one = Contender("x", "sdpa", None, None, None)
+    one = QualityContender("x", "sdpa", None, None, None)
     one.turns, one.evaluated_at = [[9.0, 2.0, 2.0], [1.0, 2.0, 1.0], [3.0, 2.0, 1.0]], [3, 6, 9]
     assert one.seconds() == [6.0, 10.0, 16.0]
 

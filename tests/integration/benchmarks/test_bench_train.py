@@ -13,6 +13,7 @@ from torch import nn
 from benchmarks import __main__ as bench
 from benchmarks import batches
 from benchmarks.host_memory import in_own_process
+from benchmarks.hugging_face import HUGGING_FACE
 from benchmarks.train import command as train
 from benchmarks.train import contenders, deepspeed_layer, figures
 from bert_pld import cli
@@ -47,7 +48,7 @@ def run(*arguments):
 
 
 def config_of(*arguments):
-    return train._model_config(bench.build_parser("train").parse_args([*TINY, *arguments]))
+    return train.model_config(bench.build_parser("train").parse_args([*TINY, *arguments]))
 
 
 @on_cpu
@@ -132,14 +133,14 @@ def test_peer_that_crawls_in_a_dtype_is_left_out_and_one_that_fails_is_said(tmp_
 
 @on_cpu
 def test_one_that_breaks_off_in_its_turn_does_not_take_the_others_figures_with_it(tmp_path, monkeypatch):
-    measure = contenders.Contender.measure_round
+    measure = contenders.ThroughputContender.measure_round
 
     def break_off(contender, *arguments):
         if contender.name == "reference" and contender.step_seconds:
             raise RuntimeError("out of memory")
         measure(contender, *arguments)
 
-    monkeypatch.setattr(contenders.Contender, "measure_round", break_off)
+    monkeypatch.setattr(contenders.ThroughputContender, "measure_round", break_off)
     arguments = ("--dtypes=fp32", "--contenders=hugging_face,reference,pld_batch")
     assert run("train", *TINY, *arguments, "--json", str(tmp_path / "train.json")) == 1
     result = json.loads((tmp_path / "train.json").read_text())
@@ -147,9 +148,27 @@ def test_one_that_breaks_off_in_its_turn_does_not_take_the_others_figures_with_i
     assert result["failed"] == ["reference in fp32: RuntimeError: out of memory"]
 
 
+@on_cpu
+def test_killed_run_keeps_the_figures_of_its_finished_rounds(tmp_path, monkeypatch):
+    measure = contenders.ThroughputContender.measure_round
+
+    def interrupt(contender, *arguments):
+        if contender.name == "reference" and len(contender.step_seconds) == 1:
+            raise KeyboardInterrupt
+        measure(contender, *arguments)
+
+    monkeypatch.setattr(contenders.ThroughputContender, "measure_round", interrupt)
+    arguments = ("--dtypes=fp32", "--contenders=hugging_face,reference", "--rounds=3")
+    assert run("train", *TINY, *arguments, "--json", str(tmp_path / "train.json")) == 130
+    result = json.loads((tmp_path / "train.json").read_text())
+    assert result["rounds"] == 1
+    assert [one["name"] for one in result["contenders"]] == ["hf_megatron", "reference"]
+    check_figures(result)
+
+
 def test_results_without_a_place_are_refused_before_anything_is_measured(tmp_path, capsys):
     assert run("train", *TINY, f"--json={tmp_path / 'missing' / 'train.json'}") == 1
-    assert "its folder is not there; nothing was measured" in capsys.readouterr().err
+    assert "its folder does not exist; nothing was measured" in capsys.readouterr().err
 
 
 def _killed(_):
@@ -179,8 +198,8 @@ def test_train_measures_memory_and_kernels_on_a_gpu(tmp_path):
 @pytest.mark.parametrize("normalization", ["pre", "post"])
 def test_both_hugging_face_classes_have_our_sizes(normalization):
     config = config_of(f"--normalization={normalization}")
-    setup = contenders.Setup(config, 4, 16, CPU, {}, {}, "auto")
-    for name, theirs in contenders.HUGGING_FACE.items():
+    setup = contenders.Setup(config, 4, 16, CPU, [], {}, {}, "auto", 0)
+    for name, theirs in HUGGING_FACE.items():
         model, backend, attention = contenders._make_hugging_face(name, setup)
         assert model.config.model_type == {"post": "bert", "pre": "megatron-bert"}[theirs]
         assert (model.config.hidden_size, model.config.num_hidden_layers, backend) == (32, 4, "eager")
@@ -219,17 +238,17 @@ def test_executed_flops_follow_gates_and_lengths():
     config = config_of()
     whole = batches.random_batch(config, 4, 16, CPU, seed=0)
     model = ModelFlops(config, 16, 2 / 16)
-    flops = figures.RoundFlops(config, [whole, whole])
-    assert flops.at_depth(4) == pytest.approx(2 * 4 * model.per_sequence())
+    flops = figures.Round(config, [whole, whole], {}, 0.5)
+    assert flops.flops_at_depth(4) == pytest.approx(2 * 4 * model.per_sequence())
     schedule = Schedule(4, theta_limit=0.5, temporal="constant")
     for granularity in ("batch", "sample"):
         gates = [draw_gates(schedule, granularity=granularity, seed=0, step=step, rows=4) for step in (3, 4)]
         expected = sum(4 * model.per_sequence(drawn.kept_blocks) for drawn in gates)
-        assert flops.under(gates) == pytest.approx(expected)
-        assert flops.under(gates) < flops.at_depth(4)
+        assert flops.flops_under(gates) == pytest.approx(expected)
+        assert flops.flops_under(gates) < flops.flops_at_depth(4)
     padded = batches.random_batch(config, 4, 16, CPU, seed=0, padding=0.3)
     expected = sum(ModelFlops(config, n, batches.targets_of(n) / n).per_sequence() for n in padded.sequence_lengths)
-    assert figures.RoundFlops(config, [padded]).at_depth(4) == pytest.approx(expected)
+    assert figures.Round(config, [padded], {}, 0.5).flops_at_depth(4) == pytest.approx(expected)
 
 
 class LayerOfTheirs(nn.Module):
@@ -304,7 +323,7 @@ def test_reason_of_a_failed_build_is_the_compiler_s_first_error():
 
 def test_preset_gives_its_sizes():
     options = bench.build_parser("train").parse_args(["--model_preset=small", "--num_layers=2"])
-    config = train._model_config(options)
+    config = train.model_config(options)
     assert (config.hidden_size, config.num_layers, config.num_attention_heads, config.vocab_size) == (512, 2, 8, 8192)
 
 

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from benchmarks.paper.claims import CLAIMS, check_claims, claims_table, interval
+from benchmarks.intervals import mean_interval
+from benchmarks.paper.claims import CLAIMS, check_claims, claims_table
 from benchmarks.paper.curves import Curve
 from benchmarks.paper.variants import KNOWN, VARIANTS
 
@@ -27,9 +28,10 @@ def test_every_claim_is_about_variants_that_exist():
 
 def test_interval_is_students():
     # The mean 2, the deviation 1, t(2 degrees of freedom) 4.302653: 2 ± 4.302653 / √3.
-    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
-    assert interval([1.0, 2.0])[1] == pytest.approx(1.5 + 12.706205 * 0.5**0.5 / 2**0.5)
-    assert interval([1.0]) == (None, None)
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    assert mean_interval([1.0, 2.0])[1] == pytest.approx(1.5 + 12.706205 * 0.5**0.5 / 2**0.5)
+    assert mean_interval([1.0]) is None
+    assert mean_interval([2.0, 2.0]) == (2.0, 2.0)
 
 
 def test_values_are_of_pairs_of_one_seed():

@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration and engines of `bench train`'s contenders, and what it shares with `bench quality`."""
+"""DeepSpeed configuration and engine, process group and compilation limits that contenders share."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from bert_pld.cluster.process_group import join_process_group
 from bert_pld.training.optimizer import build_optimizer, parameter_groups
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Of the whole model, as DeepSpeed casts it."""
+"""Precision of the whole model, as DeepSpeed casts it."""
 _NEVER = 1 << 30
+_MOST_RECOMPILATIONS = 64
+"""Compiled versions of one function, over all contenders."""
 
 
 def deepspeed_json(dtype: str, zero_stage: int, micro_batch_size: int) -> dict[str, Any]:
-    """The configuration: ZeRO, precision, fused AdamW, gradient clipping.
+    """The DeepSpeed configuration: ZeRO, precision, fused AdamW, gradient clipping.
 
-    The learning rate is small: on random tokens nothing is to be learnt, and nothing may overflow.
+    The learning rate is small because random tokens teach nothing and the loss must not overflow.
     """
     precision: dict[str, Any] = {}
     if dtype == "bf16":
@@ -40,57 +42,55 @@ def deepspeed_json(dtype: str, zero_stage: int, micro_batch_size: int) -> dict[s
             "params": {"lr": 1e-5, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.01},
         },
         "steps_per_print": _NEVER,
-        # DeepSpeed's throughput timer waits for the device at every step.
+        # DeepSpeed's throughput timer synchronizes with the device at every step.
         "timers": {"throughput": {"enabled": False}},
     }
 
 
-def make_engine(model: nn.Module, config: Mapping[str, Any]) -> Any:
-    """`deepspeed.initialize` with the AdamW that training makes: torch's fused one, biases and norms without decay."""
+def wrap_in_engine(model: nn.Module, config: Mapping[str, Any]) -> Any:
+    """`deepspeed.initialize` for any module, with the optimizer of our training: no decay of biases and norms."""
     import deepspeed
 
-    for_deepspeed = {key: value for key, value in config.items() if key != "optimizer"}
     block = config["optimizer"]
     optimizer = build_optimizer(block, parameter_groups(model, block["params"]["weight_decay"]))
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config={**for_deepspeed, "zero_allow_untested_optimizer": True}
-    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=without_optimizer(config))
     return engine
+
+
+def without_optimizer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A DeepSpeed configuration for an engine that is given its optimizer as an object."""
+    return {
+        **{key: value for key, value in config.items() if key != "optimizer"},
+        "zero_allow_untested_optimizer": True,
+    }
 
 
 @contextlib.contextmanager
 def single_rank(device_type: str) -> Iterator[torch.device]:
-    """A process group of this process alone, gone at the end.
+    """A process group of this process alone, destroyed at the end; yields the device.
 
     Raises:
-        ValueError: several ranks were started, or DeepSpeed runs on another kind of device here.
+        ValueError: several ranks were started, or DeepSpeed uses another type of device.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("this benchmark measures one rank: start it with python, without a launcher")
     if device_type == "cpu" and "deepspeed" not in sys.modules:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    was_there = torch.distributed.is_initialized()
+    was_initialized = torch.distributed.is_initialized()
     device = join_process_group()
     try:
         if device.type != device_type:
-            raise ValueError(f"DeepSpeed runs on {device.type} here, not on {device_type}: see DS_ACCELERATOR")
+            raise ValueError(f"DeepSpeed uses {device.type}, not {device_type}: see DS_ACCELERATOR")
         yield device
     finally:
-        if not was_there:
+        if not was_initialized:
             import deepspeed
 
             deepspeed.comm.destroy_process_group()
 
 
-def conditions(device: torch.device) -> dict[str, Any]:
-    """Where and with which releases something is measured."""
-    import deepspeed
-    import transformers
+def recompiling() -> contextlib.AbstractContextManager[None]:
+    """Let torch.compile make a version for each contender and shape, and fail where it would silently run eagerly."""
+    import torch._dynamo
 
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "deepspeed_version": deepspeed.__version__,
-        "transformers": transformers.__version__,
-    }
+    return torch._dynamo.config.patch(recompile_limit=_MOST_RECOMPILATIONS, fail_on_recompile_limit_hit=True)

@@ -1,4 +1,4 @@
-"""A command run as a process of its own, with the time it took and the memory that it and its children held."""
+"""Run a command and measure its time, and the memory of it and its descendants."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-_SECONDS_BETWEEN_LOOKS = 0.02
-_PROC = Path("/proc")
+from benchmarks.host_memory import PROC, resident_bytes
+
+_SAMPLING_INTERVAL_S = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
-class Watched:
-    """What was seen of a finished command."""
+class FinishedCommand:
+    """Measurements of a finished command."""
 
     seconds: float
     processor_seconds: float
-    """Of the command and its children, in all threads; what else the machine does hardly changes it."""
+    """Processor time of the command and its descendants, all threads; other work on the machine hardly changes it."""
     peak_process_bytes: int
-    """Resident memory of its largest process at its highest."""
+    """Peak resident memory of its largest process."""
     peak_total_bytes: int
-    """Resident memory of all its processes at the look that saw most; memory they share counts for each."""
+    """Largest sample of the resident memory of all its processes; shared memory counts for each of them."""
     output: str
 
 
-def run_watched(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Watched:
+def run_measured(command: Sequence[str], environment: Mapping[str, str] | None = None) -> FinishedCommand:
     """Run a command to its end.
 
     Raises:
-        ValueError: it failed; with the last line of what it printed to stderr.
+        ValueError: the command failed; the message has the last line of its stderr.
     """
     start, used = time.perf_counter(), _processor_seconds_of_children()
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
     )
-    memory = _Memory(process.pid)
+    memory = _MemorySampler(process.pid)
     watcher = threading.Thread(target=memory.watch, daemon=True)
     watcher.start()
     output, errors = process.communicate()
@@ -49,7 +49,7 @@ def run_watched(command: Sequence[str], environment: Mapping[str, str] | None = 
         last = errors.strip().splitlines()[-1] if errors.strip() else f"exit status {process.returncode}"
         raise ValueError(f"{' '.join(command[:6])} …: {last.removeprefix('error: ')}")
     used = _processor_seconds_of_children() - used
-    return Watched(seconds, used, memory.of_one, memory.of_all, output)
+    return FinishedCommand(seconds, used, memory.of_one, memory.of_all, output)
 
 
 def _processor_seconds_of_children() -> float:
@@ -57,8 +57,11 @@ def _processor_seconds_of_children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-class _Memory:
-    """Highest resident memory of a process and its descendants; reads Linux's /proc."""
+class _MemorySampler:
+    """Peak resident memory of a process and its descendants, sampled from Linux's /proc.
+
+    psutil would read every process of the machine to find the descendants, fifty times a second beside a measurement.
+    """
 
     def __init__(self, root: int) -> None:
         self.root = root
@@ -66,7 +69,7 @@ class _Memory:
         self.finished = threading.Event()
 
     def watch(self) -> None:
-        while not self.finished.wait(_SECONDS_BETWEEN_LOOKS):
+        while not self.finished.wait(_SAMPLING_INTERVAL_S):
             sizes = [_memory_bytes(pid) for pid in _descendants(self.root)]
             self.of_one = max([self.of_one, *(highest for _, highest in sizes)])
             self.of_all = max(self.of_all, sum(now for now, _ in sizes))
@@ -78,18 +81,16 @@ def _descendants(root: int) -> list[int]:
         pid = waiting.pop()
         found.append(pid)
         try:
-            for thread in (_PROC / str(pid) / "task").iterdir():
+            for thread in (PROC / str(pid) / "task").iterdir():
                 waiting += map(int, (thread / "children").read_text().split())
         except OSError:
-            continue  # it has just ended
+            continue  # the process has just ended
     return found
 
 
 def _memory_bytes(pid: int) -> tuple[int, int]:
-    """Resident now, and at the highest so far."""
+    """Resident memory: (now, at its peak); zeros for a process that has ended."""
     try:
-        lines = (_PROC / str(pid) / "status").read_text().splitlines()
+        return resident_bytes(pid)
     except OSError:
         return 0, 0
-    fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
-    return tuple(int(fields[name][0]) * 1024 if name in fields else 0 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]

@@ -1,0 +1,32 @@
+"""Hugging Face's BERT classes with the weights of our model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from bert_pld.model.bert import BertForPreTraining
+from bert_pld.model.hugging_face import to_hugging_face
+
+HUGGING_FACE: dict[str, Literal["pre", "post"]] = {"hf_bert": "post", "hf_megatron": "pre"}
+"""Name of each eager contender → the normalization of its class."""
+HUGGING_FACE_CONTENDERS = tuple(f"{name}{suffix}" for name in HUGGING_FACE for suffix in ("", "_compiled"))
+
+
+def import_hugging_face() -> None:
+    """Load the classes now: transformers imports lazily, and that memory belongs to no contender."""
+    import transformers
+
+    assert transformers.BertForPreTraining, transformers.MegatronBertForPreTraining
+
+
+def as_hugging_face(model: BertForPreTraining) -> nn.Module:
+    """The stock class with the model's weights; with SDPA attention where the class supports it."""
+    import transformers
+
+    hf_config, state = to_hugging_face(model.state_dict(), model.config)
+    cls = getattr(transformers, hf_config.architectures[0])
+    converted = cls._from_config(hf_config, attn_implementation="sdpa" if cls._supports_sdpa else "eager")
+    converted.load_state_dict(state, strict=False)
+    return converted

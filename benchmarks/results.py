@@ -1,0 +1,43 @@
+"""The JSON file of a measurement, and errors as one line of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bert_pld.files import write_atomically
+
+_MOST_CHARACTERS = 300
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--json`."""
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+
+
+def check_json_option(path: Path | None) -> None:
+    """Fail before hours of measurement rather than after them.
+
+    Raises:
+        ValueError: the file's folder does not exist.
+    """
+    if path is not None and not path.resolve().parent.is_dir():
+        raise ValueError(f"--json {path}: its folder does not exist; nothing was measured")
+
+
+def save(result: dict[str, Any], path: Path | None) -> None:
+    """Write a result on rank 0, replacing an earlier one atomically; do nothing without a path.
+
+    Long measurements call this after each round, so that a run that is killed keeps its figures.
+    """
+    if path is not None and os.environ.get("RANK", "0") == "0":
+        write_atomically(path, json.dumps(result, indent=2) + "\n")
+
+
+def one_line(error: BaseException) -> str:
+    """An error's type and text in one line; a ValueError is written for users, so its type is left out."""
+    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:_MOST_CHARACTERS]
