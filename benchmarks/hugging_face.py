@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from bert_pld.model.bert import BertForPreTraining
+from bert_pld.model import BertForPreTraining
 from bert_pld.model.hugging_face import to_hugging_face
 
 HUGGING_FACE: dict[str, Literal["pre", "post"]] = {"hf_bert": "post", "hf_megatron": "pre"}

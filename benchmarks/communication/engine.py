@@ -12,7 +12,7 @@ import torch.distributed as dist
 from benchmarks.batches import random_batch
 from benchmarks.engines import deepspeed_json, without_optimizer
 from bert_pld.config import RunConfig, load_config
-from bert_pld.model.bert import BertForPreTraining
+from bert_pld.model import BertForPreTraining
 from bert_pld.pld.engine import initialize
 from bert_pld.pld.gates import Gates, draw_gates
 from bert_pld.training.loop import masked_tokens_per_micro_batch

@@ -24,7 +24,7 @@ from bert_pld.cost.communication import parameter_tensors
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.cost.memory import estimate_memory
 from bert_pld.cost.scaling import UPDATE_BYTES, Cluster, StepTime, predict_step
-from bert_pld.model.bert import BertForPreTraining
+from bert_pld.model import BertForPreTraining
 
 _CALIBRATION = (
     Setting(num_layers=2, hidden_size=192, micro_batch_size=6),

@@ -23,7 +23,7 @@ from benchmarks.batches import pattern_batch
 from benchmarks.machine import describe_device
 from benchmarks.options import fractions, positive_integers
 from bert_pld.config import ModelConfig, load_config
-from bert_pld.model.bert import BertForPreTraining
+from bert_pld.model import BertForPreTraining
 from bert_pld.pld.gates import Gates, draw_gates
 from bert_pld.pld.schedule import Schedule
 

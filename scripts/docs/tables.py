@@ -6,14 +6,19 @@
 A table stands between two marks, `<!-- table of NAME: begin -->` and `end`.
 """
 
+# ruff: noqa: E402 – imports follow the change of sys.path
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))  # benchmarks are no part of the installed package
 
 import full_run_tables
 import result_tables
@@ -26,8 +31,6 @@ from benchmarks.quality import command as quality
 from benchmarks.train import report as train
 from bert_pld.cli import make_parser, run
 from bert_pld.glue import summary
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @dataclasses.dataclass(frozen=True)

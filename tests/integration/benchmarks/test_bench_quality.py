@@ -14,7 +14,7 @@ from benchmarks.quality.contenders import HuggingFaceModel, QualityContender
 from bert_pld import cli
 from bert_pld.config import ModelConfig
 from bert_pld.cost.flops import ModelFlops, parameter_count
-from bert_pld.model.bert import BertForPreTraining
+from bert_pld.model import BertForPreTraining
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed runs on the GPU here")
 

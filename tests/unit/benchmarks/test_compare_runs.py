@@ -67,7 +67,10 @@ def test_runs_that_cannot_be_compared_are_one_line(make_run, run, tmp_path):
         ((baseline, pld), "baseline: drops no layers; the first run must have progressive_layer_drop.enabled"),
         ((pld, make_run("early", evaluated=(5,))), "last evaluated after 48 and 40 samples; must be after as many"),
         ((short, short), "short: 1 logging step(s) from step 3 on"),
-        ((make_run("endless", gamma=0), baseline), "endless/config.json: progressive_layer_drop: gamma is 0"),
+        (
+            (make_run("endless", gamma=0), baseline),
+            "endless/config.json: progressive_layer_drop: gamma: 0; must be > 0",
+        ),
         ((pld, make_run("stopped_clock", seconds=0)), "stopped_clock: 4 logging step(s) from step 3 on"),
         ((pld, make_run("diverged", loss=None)), "diverged/metrics.jsonl, step 6: eval_mlm_loss must be a finite"),
         ((lost, baseline), "lost/metrics.jsonl, step 1: seconds must be a finite number"),
