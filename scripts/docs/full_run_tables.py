@@ -1,4 +1,4 @@
-"""What the paper's run takes on eight GPUs: its FLOPs over the utilization that others' published throughput means."""
+"""Tables of docs/reproducing.md: FLOPs and hours of the paper's run on eight GPUs, from published utilizations."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _RUNS = {
 }
 _GPUS = 8
 _PEAK_TFLOPS = 989
-"""bf16, dense, of an H100 SXM."""
+"""Dense bf16 peak of an H100 SXM."""
 _ASSUMED = (0.3, 0.4)
 
 
 def published(result: dict[str, Any]) -> str:
-    """Others' measured throughput, and the utilization that it means."""
+    """Return the table of published throughput and the utilization that follows from it."""
     rows = [
         [
             f"{one['what']}, {one['precision']}",
@@ -39,7 +39,7 @@ def published(result: dict[str, Any]) -> str:
 
 
 def work() -> str:
-    """Matrix products of the paper's run, forward and backward."""
+    """Return the table of FLOPs of the paper's run: matrix products, forward and backward."""
     plans = _plans()
     return markdown(
         ["", *_RUNS],
@@ -51,7 +51,7 @@ def work() -> str:
 
 
 def hours(result: dict[str, Any]) -> str:
-    """Hours and GPU-hours of the paper's run, at the published utilizations and at two assumed."""
+    """Return the table of hours and GPU-hours, at the published utilizations and at two assumed ones."""
     origin = {_utilization(one, result): f"as {one['what']} on {result['gpu']}" for one in result["runs"]}
     plans = _plans()
     rows = []
@@ -67,7 +67,7 @@ def _plans() -> list[Plan]:
 
 
 def _utilization(run: dict[str, Any], result: dict[str, Any]) -> float:
-    """Counted as everywhere here: matrix products, every row as full."""
+    """Return the utilization: only matrix products count, and every row counts as full."""
     achieved = _sequences_per_s(run) * _flops_per_sequence(run, result) / result["gpus"]
     return achieved / (result["peak_tflops"] * 1e12)
 

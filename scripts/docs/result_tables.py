@@ -1,4 +1,4 @@
-"""Markdown of the results whose own report is not the table of a page; docs_tables.py puts it there."""
+"""Tables in Markdown for results whose own report is not the table of a page; tables.py writes them into the pages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _PHENOMENA = ("quotation", "ellipsis", "abbreviation", "number", "other")
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table, a line a row."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def segmenters(result: dict[str, Any]) -> str:
-    """Sentence segmenters on the held-out paragraphs, from `compare_segmenters.py`."""
+    """Return the table of sentence segmenters on the held-out paragraphs, from `compare_segmenters.py`."""
     held_out, development = (result["gold"][name]["segmenters"] for name in ("held_out", "development"))
     rows = []
     for name, of in held_out.items():
@@ -36,7 +36,7 @@ def segmenters(result: dict[str, Any]) -> str:
 
 
 def deduplication(result: dict[str, Any]) -> str:
-    """Planted near duplicates that were found, from `measure_deduplication.py`."""
+    """Return the table of planted near duplicates that were found, from `measure_deduplication.py`."""
     found = {(one["words_changed"], one["fewest_words"]): one for one in result["planted"]}
     changed = sorted({words for words, _ in found})
     shortest, longer = sorted({words for _, words in found})
@@ -55,7 +55,7 @@ def deduplication(result: dict[str, Any]) -> str:
 
 
 def step_times(result: dict[str, Any]) -> str:
-    """Predicted over measured step times, a column a ZeRO stage, from `bench communication --parts steps`."""
+    """Return predicted over measured step times by ZeRO stage, from `benchmarks communication --parts steps`."""
     rows: dict[str, dict[int, dict[str, Any]]] = {}
     for one in result["steps"]["settings"]:
         size, _, precision, *rest = one["name"].split(", ")
@@ -71,7 +71,7 @@ def _predicted(one: dict[str, Any]) -> str:
 
 
 def bytes_sent(result: dict[str, Any]) -> str:
-    """Payload a step with and without layer dropping, from `bench communication --parts bytes`."""
+    """Return bytes a step with and without layer dropping, from `benchmarks communication --parts bytes`."""
     settings = {one["name"]: one for one in result["settings"] if one["overlap_comm"] is None}
     rows = []
     for stage in range(4):
@@ -86,7 +86,7 @@ def _mean_step(setting: dict[str, Any]) -> list[float]:
 
 
 def quickstart(runs: dict[str, list[dict[str, Any]]]) -> str:
-    """Both runs of `quickstart.sh`: name → the lines of its `metrics.jsonl`, PLD's first."""
+    """Compare both runs of `quickstart.sh`, given as name → lines of `metrics.jsonl`, PLD first."""
     ends = [[line for line in run if "eval_mlm_loss" in line][-1] for run in runs.values()]
     trained = [[line for line in run if "theta" in line] for run in runs.values()]
     first = next(i for i, line in enumerate(trained[0]) if line["theta"] <= 1.01 * trained[0][-1]["theta"])
@@ -107,7 +107,7 @@ def _ratio(name: str, values: list[float], digits: int) -> list[str]:
 
 
 def trainer(result: dict[str, Any]) -> str:
-    """Fine-tuning here beside transformers' `Trainer`, from `compare_with_trainer.py`."""
+    """Return the table of `finetune_glue` beside transformers' `Trainer`, from `compare_with_trainer.py`."""
     seeds = result["seeds"]
     rows = []
     for name, label in (("bert_pld", "`bert_pld.finetune_glue`"), ("trainer", "transformers' `Trainer`")):
@@ -120,7 +120,7 @@ def trainer(result: dict[str, Any]) -> str:
 
 
 def theta(num_blocks: int = 12) -> str:
-    """Executed blocks at the limit and the share saved, counted from the schedule."""
+    """Return executed blocks and the saved share at the limit, for several θ, computed from the schedule."""
     rows = []
     for value in (0.9, 0.8, 0.7, 0.6, 0.5, 0.3):
         depths = [
@@ -133,7 +133,7 @@ def theta(num_blocks: int = 12) -> str:
 
 
 def training_steps(result: dict[str, Any]) -> str:
-    """Steps of a plain optimizer, from files of `bench train` before it ran through DeepSpeed."""
+    """Return the table of training steps with a plain optimizer, from files of an older `benchmarks train`."""
     rows = []
     for one in result["contenders"]:
         over = [one["speed_over_hugging_face_same_dtype"], one.get("time_over_reference")]
@@ -146,7 +146,7 @@ def training_steps(result: dict[str, Any]) -> str:
 
 
 def scale_search(result: dict[str, Any]) -> str:
-    """Short runs among which the scale of a CPU was chosen: settings, loss by two million tokens and at the end."""
+    """Return the table of the runs that decided the CPU scale: settings, loss at two million tokens and at the end."""
     rows = []
     for one in result["runs"]:
         by_two_million = [e for e in one["evaluations"] if e["tokens"] <= 2.05e6][-1]

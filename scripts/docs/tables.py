@@ -1,9 +1,9 @@
-"""The tables in docs/ and README.md that come from a file of docs/results/: are they what the file gives?
+"""Compare the tables in docs/ with the result files in docs/results/ that they come from.
 
-    python scripts/docs/tables.py            # checks; exit code 1 and a line for each that differs
-    python scripts/docs/tables.py --write    # puts them into the pages
+    python scripts/docs/tables.py            # check; exit code 1 and a line for each difference
+    python scripts/docs/tables.py --write    # write the tables into the pages
 
-A table stands between two marks, `<!-- table of NAME: begin -->` and `end`.
+A table is between two marks, `<!-- table of NAME: begin -->` and `end`.
 """
 
 # ruff: noqa: E402 – imports follow the change of sys.path
@@ -40,11 +40,11 @@ class Shown:
     name: str
     page: str
     source: str | None
-    """In docs/results/; None for what is counted from formulas."""
+    """File in docs/results/; None for a table that is computed from formulas."""
     text: Callable[..., str]
 
     def render(self) -> str:
-        """The table, as it should stand in the page."""
+        """Return the table as Markdown."""
         if self.source is None:
             return self.text()
         return self.text(json.loads((ROOT / "docs" / "results" / self.source).read_text(encoding="utf-8")))
@@ -114,23 +114,26 @@ SHOWN = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """One option."""
+    """Return the parser."""
     parser = make_parser(
-        "scripts.docs.tables", "Check the tables in the docs against their JSON.", "python scripts/docs/tables.py"
+        "scripts.docs.tables",
+        "Compare the tables in the docs with their result files.",
+        "python scripts/docs/tables.py",
     )
-    parser.add_argument("--write", action="store_true", help="put the tables into the pages")
+    parser.add_argument("--write", action="store_true", help="write the tables into the pages")
     return parser
 
 
 def main(options: argparse.Namespace) -> int:
-    """Check or write; 1 where a table is not what its file gives."""
+    """Check or write; return 1 if a table differs from its result file."""
     differing = 0
     for shown in SHOWN:
         page, text = ROOT / shown.page, shown.render()
         if options.write:
             tables.put_into(page, shown.name, text)
         elif tables.found_in(page, shown.name) != text:
-            print(f"{shown.page}: the table of {shown.name} is not what docs/results/{shown.source} gives")
+            source = f"docs/results/{shown.source}" if shown.source else "its formulas"
+            print(f"{shown.page}: the table of {shown.name} differs from {source}; run with --write")
             differing += 1
     return 1 if differing else 0
 

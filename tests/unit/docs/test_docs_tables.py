@@ -1,4 +1,4 @@
-"""Tables in the docs equal the committed JSON: scripts/docs/tables.py on the checkout and on a changed page."""
+"""Tables in the docs equal the committed result files, as scripts/docs/tables.py checks them."""
 
 import importlib
 import shutil
@@ -17,11 +17,11 @@ def run(script, *arguments):
     return script.main(script.build_parser().parse_args(arguments))
 
 
-def test_every_table_of_the_docs_is_what_its_json_gives(script, capsys):
+def test_tables_of_the_docs_equal_their_result_files(script, capsys):
     assert run(script) == 0, capsys.readouterr().out
 
 
-def test_every_marked_table_has_its_json(script):
+def test_every_marked_table_has_a_result_file(script):
     pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
     marked = {
         (str(page.relative_to(REPOSITORY)), line.split()[3].rstrip(":"))
@@ -32,7 +32,7 @@ def test_every_marked_table_has_its_json(script):
     assert marked == {(shown.page, shown.name) for shown in script.SHOWN}
 
 
-def test_a_changed_figure_is_noticed_and_written_back(script, tmp_path, monkeypatch, capsys):
+def test_changed_figure_is_reported_and_restored(script, tmp_path, monkeypatch, capsys):
     shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")
     shutil.copy(REPOSITORY / "README.md", tmp_path)
     monkeypatch.setattr(script, "ROOT", tmp_path)
@@ -43,7 +43,7 @@ def test_a_changed_figure_is_noticed_and_written_back(script, tmp_path, monkeypa
     script.tables.put_into(page, shown.name, table.replace(digit, str((int(digit) + 1) % 10)))
     assert run(script) == 1
     assert (
-        f"{shown.page}: the table of {shown.name} is not what docs/results/{shown.source} gives"
+        f"{shown.page}: the table of {shown.name} differs from docs/results/{shown.source}; run with --write"
         in capsys.readouterr().out
     )
     assert run(script, "--write") == 0
