@@ -147,7 +147,7 @@ def mask_tokens(
     if whole_word:
         flat = _choose_words(input_ids, candidates, selection, budgets, row_words[:, 1], vocabulary)
     else:
-        flat = _choose_tokens(candidates, selection, np.minimum(budgets, counts))
+        flat = choose_tokens(candidates, selection, np.minimum(budgets, counts))
     labels = input_ids.reshape(-1)[flat]
     masked = input_ids.copy()
     masked.reshape(-1)[flat] = _replace(labels, action.reshape(-1)[flat], vocabulary)
@@ -178,7 +178,7 @@ def _keys(words: UInt32Array) -> NDArray[np.uint64]:
     return keys
 
 
-def _choose_tokens(candidates: BoolArray, selection: UInt32Array, counts: Int64Array) -> Int64Array:
+def choose_tokens(candidates: BoolArray, selection: UInt32Array, counts: Int64Array) -> Int64Array:
     """Return, for each row b, the `counts[b]` candidates with the smallest keys: flat indices, ascending."""
     words = np.where(candidates, selection, _NO_WORD)
     last = np.maximum(counts, 1)[:, None] - 1

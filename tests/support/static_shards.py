@@ -1,4 +1,4 @@
-"""Shards as NVIDIA's DeepLearningExamples and academic-budget-BERT write them, made with h5py and plain loops."""
+"""Synthetic shards as NVIDIA's DeepLearningExamples and academic-budget-BERT write them, built with plain loops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIRST_WORD = 5
 def make_static_rows(
     generator: np.random.Generator, count: int, seq_length: int = 32, predictions: int = 6, pairs: bool = True
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """`count` learnable rows, each token its predecessor plus two: their datasets and their native columns."""
+    """Return learnable rows, in which each token is its predecessor plus two: as datasets and as native columns."""
     words = len(VOCABULARY) - FIRST_WORD
     stored: dict[str, Any] = {
         name: np.zeros((count, width), np.int64)
@@ -44,9 +44,9 @@ def make_static_rows(
         native["next_sentence_label"][row] = generator.integers(2) if pairs else -1
         candidates = [i for i in range(length) if ids[i] >= FIRST_WORD]
         masked = sorted(generator.choice(candidates, predictions if row % 5 == 0 else 3, replace=False).tolist())
-        for place, position in enumerate(masked):
-            stored["masked_lm_positions"][row, place] = position
-            stored["masked_lm_ids"][row, place] = ids[position]
+        for column, position in enumerate(masked):
+            stored["masked_lm_positions"][row, column] = position
+            stored["masked_lm_ids"][row, column] = ids[position]
             action = generator.random()
             if action < 0.8:
                 ids[position] = MASK
@@ -61,7 +61,7 @@ def make_static_rows(
 
 
 def write_static_shard(path: Path, stored: dict[str, np.ndarray]) -> None:
-    """int32 and int8 datasets, gzip, no attributes."""
+    """Write int32 and int8 datasets with gzip and without attributes."""
     with h5py.File(path, "w") as file:
         for name, values in stored.items():
             small = name in ("input_mask", "segment_ids", "next_sentence_labels")
@@ -77,7 +77,7 @@ def write_static_corpus(
     vocabulary: bool = True,
     **shape: Any,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """A directory of uneven shards; returns each split's native columns, with the masked rows under `masked`."""
+    """Write a directory of uneven shards; return each split's native columns, and its datasets as `stored_…`."""
     directory.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(3)
     written: dict[str, dict[str, np.ndarray]] = {}

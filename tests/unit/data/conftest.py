@@ -15,7 +15,7 @@ from bert_pld.data.shards import Manifest, ShardAttributes, shard_name, vocabula
 
 @pytest.fixture
 def make_data_dir(tmp_path):
-    """A function that writes a data directory and returns it with the rows written, split by split."""
+    """Return a function that writes a data directory and returns it with the written rows of each split."""
 
     def make(
         *, counts=(23, 0, 14), validation=10, seq_length=32, vocabulary_size=1000, objective="mlm+nsp", full=False

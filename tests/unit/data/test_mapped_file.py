@@ -1,4 +1,4 @@
-"""Maps hold what the file holds, keep no descriptor, and go away; thousands of shards fit into one process."""
+"""Mapped files: their bytes, descriptors and lifetime; a process can open thousands of shards."""
 
 import dataclasses
 import gc
@@ -25,7 +25,7 @@ def descriptors():
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_map_holds_the_file_s_bytes_read_only_and_keeps_no_descriptor(tmp_path):
+def test_map_is_read_only_and_keeps_no_descriptor(tmp_path):
     path = tmp_path / "file"
     content = bytes(range(256)) * 33
     path.write_bytes(content)
@@ -45,25 +45,25 @@ def test_map_holds_the_file_s_bytes_read_only_and_keeps_no_descriptor(tmp_path):
     assert maps_of(path) == 0
 
 
-def test_empty_and_missing_files(tmp_path):
+def test_empty_file_maps_to_an_empty_array_and_missing_file_is_an_error(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     assert mapped_file.map_file(tmp_path / "empty").shape == (0,)
     with pytest.raises(FileNotFoundError):
         mapped_file.map_file(tmp_path / "missing")
 
 
-def test_reading_ahead_covers_the_rows_of_every_shard_in_pieces_that_linux_honours(make_data_dir, monkeypatch):
+def test_read_ahead_covers_the_rows_of_every_shard_in_requests_within_linuxs_limit(make_data_dir, monkeypatch):
     directory, _ = make_data_dir(counts=(4000, 0, 1000), seq_length=64)
-    rows, asked = ShardedRows(directory, "train"), {}
+    rows, requested = ShardedRows(directory, "train"), {}
 
     def record(descriptor, offset, length, advice):
         assert advice == os.POSIX_FADV_WILLNEED
         assert 0 < length <= 128 << 10
-        asked.setdefault(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, []).append((offset, length))
+        requested.setdefault(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, []).append((offset, length))
 
     monkeypatch.setattr(os, "posix_fadvise", record)
     rows.read_ahead(1000, 10_000)  # to the end of the split
-    assert sorted(asked) == ["train_00000.hdf5", "train_00002.hdf5"]
+    assert sorted(requested) == ["train_00000.hdf5", "train_00002.hdf5"]
     for name, first, count, shard in (("train_00000.hdf5", 1000, 3000, 0), ("train_00002.hdf5", 0, 1000, 2)):
         expected = set()
         for column, row_bytes in (
@@ -74,10 +74,10 @@ def test_reading_ahead_covers_the_rows_of_every_shard_in_pieces_that_linux_honou
         ):
             offset = rows.shard(shard).offsets[column]
             expected |= set(range(offset + first * row_bytes, offset + (first + count) * row_bytes))
-        assert set().union(*(range(offset, offset + length) for offset, length in asked[name])) == expected
+        assert set().union(*(range(offset, offset + length) for offset, length in requested[name])) == expected
 
 
-def test_two_thousand_shards_open_quickly_with_few_descriptors_and_one_map_each(tmp_path):
+def test_two_thousand_shards_open_quickly_within_32_descriptors(tmp_path):
     attributes = ShardAttributes("h", 1000, "uncased", 16, "mlm+nsp", "s", 0)
     rows = make_rows(np.random.Generator(np.random.PCG64(0)), 3, 16, 1000)
     record = write_shard(tmp_path / "train_00000.hdf5", rows, attributes)
@@ -99,5 +99,5 @@ def test_two_thousand_shards_open_quickly_with_few_descriptors_and_one_map_each(
     assert (found["input_ids"] == rows["input_ids"][0]).all()
     assert maps_of(tmp_path) <= 2000
     assert opening < 2
-    assert reading < 60  # about 4 on a machine that does nothing else
+    assert reading < 60  # about 4 on an idle machine
     assert len(pickle.dumps(split)) < 500_000

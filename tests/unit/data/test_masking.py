@@ -1,4 +1,4 @@
-"""BERT's masking rule in numbers, and its independence of everything but (seed, epoch, row)."""
+"""Masking follows BERT's rule in numbers, and depends on (seed, epoch, row) alone."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic_rows import SPECIAL_TOKENS, make_rows
 
-from bert_pld.data.masking import MaskingVocabulary, _choose_tokens, mask_tokens
+from bert_pld.data.masking import MaskingVocabulary, choose_tokens, mask_tokens
 from bert_pld.data.shards import Manifest
 
 SPECIAL_IDS = list(SPECIAL_TOKENS.values())
@@ -41,13 +41,13 @@ def test_fifteen_percent_of_the_candidates_are_masked(corpus, vocabulary, whole_
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.4])
-def test_other_probabilities_are_met(corpus, vocabulary, probability):
+def test_other_mask_probabilities_are_met(corpus, vocabulary, probability):
     masked = mask(corpus, vocabulary, mask_probability=probability)
     assert abs(len(masked.positions) / candidates_of(corpus).sum() - probability) < 0.001
 
 
 @pytest.mark.parametrize("whole_word", [False, True])
-def test_labels_are_the_originals_and_nothing_else_changes(corpus, vocabulary, whole_word):
+def test_labels_are_the_originals_and_other_tokens_stay(corpus, vocabulary, whole_word):
     before = corpus["input_ids"].copy()
     masked = mask(corpus, vocabulary, whole_word=whole_word)
     assert (corpus["input_ids"] == before).all()
@@ -59,18 +59,18 @@ def test_labels_are_the_originals_and_nothing_else_changes(corpus, vocabulary, w
     assert candidates_of(corpus).reshape(-1)[masked.positions].all()
 
 
-def test_padding_is_never_masked_even_where_it_holds_ordinary_tokens(corpus, vocabulary):
+def test_padding_is_never_masked_even_if_it_has_ordinary_ids(corpus, vocabulary):
     ids = np.where(corpus["input_ids"] == 0, 500, corpus["input_ids"])
     masked = mask({**corpus, "input_ids": ids}, vocabulary)
     assert (masked.positions % 128 < corpus["length"][masked.positions // 128]).all()
 
 
-def test_eighty_ten_ten(corpus, vocabulary):
+def test_masked_tokens_are_80_percent_mask_10_percent_random_10_percent_unchanged(corpus, vocabulary):
     masked = mask(corpus, vocabulary)
     now, count = masked.input_ids.reshape(-1)[masked.positions], len(masked.positions)
     is_mask, same = now == vocabulary.mask_id, now == masked.labels
     sigma = np.sqrt(np.array([0.8 * 0.2, 0.1 * 0.9, 0.1 * 0.9]) / count)
-    # A random draw hits the original once in as many as there are ordinary entries.
+    # A random replacement is sometimes the original token itself.
     chance = 0.1 / len(vocabulary.replacement_ids)
     shares = np.array([is_mask.mean(), same.mean() - chance, (~is_mask & ~same).mean() + chance])
     assert (np.abs(shares - [0.8, 0.1, 0.1]) < 4 * sigma).all()
@@ -106,11 +106,11 @@ def test_every_position_is_masked_equally_often(vocabulary, whole_word):
     )
     rates = np.bincount(masked.positions % 64, minlength=64)[candidates_of(row)[0]] / epochs
     assert abs(rates.mean() - 0.15) < 0.001
-    # Words of several pieces cross the budget a little oftener than short ones: within 2 % either way.
+    # Long words cross the budget slightly more often than short ones, so rates differ a little.
     assert np.abs(rates - 0.15).max() < (0.04 if whole_word else 5 * np.sqrt(0.15 * 0.85 / epochs))
 
 
-def test_whole_words_are_masked_whole(corpus, vocabulary):
+def test_all_pieces_of_a_word_are_masked_together(corpus, vocabulary):
     masked = mask(corpus, vocabulary, whole_word=True)
     chosen = np.zeros(corpus["input_ids"].size, bool)
     chosen[masked.positions] = True
@@ -120,10 +120,10 @@ def test_whole_words_are_masked_whole(corpus, vocabulary):
     assert continues.sum() > 50_000
     assert (chosen[:, 1:][continues] == chosen[:, :-1][continues]).all()
     counts = chosen.sum(axis=1)
-    assert np.abs(counts - 0.15 * candidates.sum(axis=1)).max() < 12  # no more than a word away
+    assert np.abs(counts - 0.15 * candidates.sum(axis=1)).max() < 12  # within one word of the budget
 
 
-def test_whole_word_equals_single_tokens_where_every_word_is_one_token(corpus):
+def test_whole_word_masking_equals_token_masking_if_every_word_is_one_token(corpus):
     vocabulary = MaskingVocabulary(
         1000, **{f"{k}_id": v for k, v in SPECIAL_TOKENS.items()}, is_continuation=np.zeros(1000, bool)
     )
@@ -141,13 +141,13 @@ def test_masks_depend_on_seed_epoch_and_row_alone(corpus, vocabulary, whole_word
     for place, row in enumerate(some):
         mine = apart.positions[apart.positions // 128 == place] % 128
         assert mine.tolist() == (together.positions[together.positions // 128 == row] % 128).tolist()
-    long = corpus["length"] == 128  # short ones have few masks, which may coincide
+    long = corpus["length"] == 128  # short rows have few masks, which may coincide
     for change in ({"epoch": 4}, {"epoch": 3, "seed": 6}):
         other = mask(corpus, vocabulary, **change, whole_word=whole_word)
         assert (other.input_ids != together.input_ids).any(axis=1)[long].all()
 
 
-def test_row_indices_beyond_32_bits_have_masks_of_their_own(vocabulary):
+def test_row_indices_beyond_32_bits_give_different_masks(vocabulary):
     row = make_rows(np.random.Generator(np.random.PCG64(3)), 1, 128, 1000, full=True)
     ids, lengths = np.repeat(row["input_ids"], 2, axis=0), np.repeat(row["length"], 2)
     masked = mask_tokens(ids, lengths, np.array([1, 2**32 + 1]), np.zeros(2, int), vocabulary=vocabulary, seed=0)
@@ -155,8 +155,8 @@ def test_row_indices_beyond_32_bits_have_masks_of_their_own(vocabulary):
 
 
 @pytest.mark.parametrize("whole_word", [False, True])
-def test_tiny_rows(vocabulary, whole_word):
-    """One candidate is masked, none is not; odd lengths work."""
+def test_rows_with_one_candidate_or_none(vocabulary, whole_word):
+    """A single candidate is always masked; a row without one has no mask. The sequence length is odd."""
     ids = np.array([[101, 555, 102, 0, 0], [101, 102, 0, 0, 0], [101, 100, 102, 0, 0]])
     lengths = np.array([3, 2, 3])
     masked = mask_tokens(
@@ -182,7 +182,7 @@ def test_vocabulary_is_read_and_checked(make_data_dir):
         MaskingVocabulary.read(directory, manifest)
 
 
-def test_impossible_special_tokens_are_refused():
+def test_invalid_special_token_ids_are_refused():
     with pytest.raises(ValueError, match=r"five different ids in \[0, 10\)"):
         MaskingVocabulary(10, 0, 1, 2, 3, 10, np.zeros(10, bool))
     with pytest.raises(ValueError, match="five different ids"):
@@ -200,7 +200,7 @@ def test_impossible_special_tokens_are_refused():
         (37, True, 0.4, "d9f0a497a661361c"),
     ],
 )
-def test_masks_are_the_ones_that_checkpoints_resume(vocabulary, seq_length, whole_word, probability, digest):
+def test_masks_equal_those_of_earlier_versions_bitwise(vocabulary, seq_length, whole_word, probability, digest):
     corpus = make_rows(np.random.Generator(np.random.PCG64(1)), 300, seq_length, 1000)
     each = np.arange(300)
     masked = mask_tokens(
@@ -217,8 +217,8 @@ def test_masks_are_the_ones_that_checkpoints_resume(vocabulary, seq_length, whol
     assert hashlib.sha256(content).hexdigest()[:16] == digest
 
 
-def test_equal_words_are_told_apart_by_position():
-    """Random words of 32 bits meet once in some hundred thousand rows: the earlier position goes first."""
+def test_ties_of_random_words_are_broken_by_position():
+    """Two 32-bit words are equal in about one of a hundred thousand rows; the earlier position is chosen first."""
     candidates = np.array([[True, True, False, True, True], [True] * 5, [False] * 5, [False, True, True, False, True]])
     selection = np.array(
         [[7, 3, 0, 7, 7], [9, 9, 9, 9, 9], [1, 2, 3, 4, 5], [0, 2**32 - 1, 2**32 - 1, 5, 2**32 - 1]], np.uint32
@@ -229,12 +229,12 @@ def test_equal_words_are_told_apart_by_position():
         ([4, 5, 0, 3], [0, 1, 3, 4, 5, 6, 7, 8, 9, 16, 17, 19]),
         ([1, 5, 0, 3], [1, 5, 6, 7, 8, 9, 16, 17, 19]),
     ):
-        assert _choose_tokens(candidates, selection, np.array(counts)).tolist() == expected
+        assert choose_tokens(candidates, selection, np.array(counts)).tolist() == expected
 
 
 @pytest.mark.parametrize("whole_word", [False, True])
-def test_shares_over_two_million_tokens(vocabulary, whole_word):
-    """15 % of the candidates within 0.1 points, 80/10/10 within 0.2; specials untouched and never drawn."""
+def test_shares_are_exact_over_two_million_tokens(vocabulary, whole_word):
+    """15 % of the candidates within 0.1 points, 80/10/10 within 0.2; special tokens neither masked nor drawn."""
     corpus = make_rows(np.random.Generator(np.random.PCG64(4)), 20_000, 128, 1000)
     assert corpus["length"].sum() > 2_000_000
     masked = mask(corpus, vocabulary, whole_word=whole_word)
@@ -244,7 +244,7 @@ def test_shares_over_two_million_tokens(vocabulary, whole_word):
     assert not np.isin(masked.labels, SPECIAL_IDS).any()
     is_mask = now == vocabulary.mask_id
     assert not np.isin(now[~is_mask], SPECIAL_IDS).any()
-    # Of the random draws one in 995 is the original itself.
+    # One in 995 random replacements is the original token itself.
     same = (now == masked.labels).mean() - 0.1 / len(vocabulary.replacement_ids)
     for share, expected in ((is_mask.mean(), 0.8), (same, 0.1), (1 - is_mask.mean() - same, 0.1)):
         assert abs(share - expected) < 0.002

@@ -1,4 +1,4 @@
-"""NVIDIA's shards, written as others write them: originals restored, masks kept, mistakes named."""
+"""Shards in NVIDIA's format: originals restored, masks kept, unpacking, errors that name the file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def contents(steps):
 
 
 @SHAPES
-def test_originals_are_restored_and_masks_are_those_of_the_file(tmp_path, pairs):
+def test_original_tokens_and_the_files_masks_are_read(tmp_path, pairs):
     written = write_static_corpus(tmp_path / "d", pairs=pairs, names="nvidia" if pairs else "academic")
     for split, columns in written.items():
         rows = open_rows(tmp_path / "d", split)
@@ -59,16 +59,16 @@ def test_originals_are_restored_and_masks_are_those_of_the_file(tmp_path, pairs)
             assert (read[name] == columns[name][indices]).all(), name
         assert (masked.input_ids == columns["stored_input_ids"][indices]).all()
         positions = columns["stored_masked_lm_positions"][indices]
-        row, place = np.nonzero(positions)
-        assert masked.positions.tolist() == (row * 32 + positions[row, place]).tolist()
-        assert masked.labels.tolist() == columns["stored_masked_lm_ids"][indices][row, place].tolist()
+        row, column = np.nonzero(positions)
+        assert masked.positions.tolist() == (row * 32 + positions[row, column]).tolist()
+        assert masked.labels.tolist() == columns["stored_masked_lm_ids"][indices][row, column].tolist()
     assert open_rows(tmp_path / "d", "train").attributes.objective == ("mlm+nsp" if pairs else "mlm")
 
 
-def test_static_micro_batches_hold_the_files_own_masks_in_every_epoch(tmp_path):
+def test_static_masking_uses_the_files_masks_in_every_epoch(tmp_path):
     columns = write_static_corpus(tmp_path / "d")["train"]
     seen = 0
-    for step in batches(open_rows(tmp_path / "d", "train"), steps=13):  # 208 rows: two epochs of 96 and more
+    for step in batches(open_rows(tmp_path / "d", "train"), steps=13):  # 208 rows: more than two epochs of 96
         for batch in step:
             assert (batch.input_ids.numpy() == columns["stored_input_ids"][batch.row_indices]).all()
             assert batch.masked_tokens == (columns["stored_masked_lm_positions"][batch.row_indices] > 0).sum()
@@ -79,7 +79,7 @@ def test_static_micro_batches_hold_the_files_own_masks_in_every_epoch(tmp_path):
     assert seen == 208
 
 
-def test_dynamic_masks_are_those_that_native_rows_would_get(tmp_path):
+def test_dynamic_masking_gives_the_masks_of_native_rows(tmp_path):
     columns = write_static_corpus(tmp_path / "d")["train"]
     rows = open_rows(tmp_path / "d", "train")
     vocabulary = MaskingVocabulary.read(rows.data_dir, rows.manifest)
@@ -98,18 +98,18 @@ def test_dynamic_masks_are_those_that_native_rows_would_get(tmp_path):
 
 
 @pytest.mark.parametrize("masking", ["static", "dynamic"])
-def test_workers_and_resuming_and_ranks_change_nothing(tmp_path, masking):
+def test_batches_do_not_depend_on_workers_resuming_or_ranks(tmp_path, masking):
     write_static_corpus(tmp_path / "d")
     rows = open_rows(tmp_path / "d", "train")
-    alone = contents(batches(rows, masking))
-    assert contents(batches(rows, masking, workers=2)) == alone
-    assert contents(batches(rows, masking, first=4, steps=2)) == alone[8:]
-    sides = [list(batches(rows, masking, rank=rank, world=2, steps=3)) for rank in (0, 1)]
-    of_two = sorted(row for side in sides for step in side for b in step for row in b.input_ids.tolist())
-    assert of_two == sorted(row for _, ids, *_ in alone for row in ids)
+    expected = contents(batches(rows, masking))
+    assert contents(batches(rows, masking, workers=2)) == expected
+    assert contents(batches(rows, masking, first=4, steps=2)) == expected[8:]
+    of_ranks = [list(batches(rows, masking, rank=rank, world=2, steps=3)) for rank in (0, 1)]
+    rows_of_two = sorted(row for steps in of_ranks for step in steps for b in step for row in b.input_ids.tolist())
+    assert rows_of_two == sorted(row for _, ids, *_ in expected for row in ids)
 
 
-def test_evaluation_takes_the_files_masks_when_static_and_ours_when_dynamic(tmp_path):
+def test_evaluation_uses_the_files_masks_if_static_and_drawn_masks_if_dynamic(tmp_path):
     columns = write_static_corpus(tmp_path / "d")["validation"]
     rows = open_rows(tmp_path / "d", "validation")
     static, dynamic = (
@@ -122,7 +122,7 @@ def test_evaluation_takes_the_files_masks_when_static_and_ours_when_dynamic(tmp_
     assert not (torch.cat([b.input_ids[: b.rows] for b in dynamic]).numpy() == ids).all()
 
 
-def test_split_and_order_are_read_from_the_names(tmp_path):
+def test_split_and_order_come_from_file_names(tmp_path):
     for name in ("pretraining_test_0", "a_training_10", "a_training_9", "latest_train_1", "train_shard_3"):
         (tmp_path / f"{name}.hdf5").touch()
     (tmp_path / "vocab.txt").touch()
@@ -134,7 +134,7 @@ def test_split_and_order_are_read_from_the_names(tmp_path):
         find_shards(tmp_path)
 
 
-def test_what_is_encoded_is_decoded_again_and_gives_the_same_bytes(tmp_path):
+def test_encoded_rows_round_trip_and_files_are_reproducible(tmp_path):
     _, native = make_static_rows(np.random.default_rng(1), 50)
     special = dict(zip(("pad_id", "unk_id", "cls_id", "sep_id", "mask_id"), range(5), strict=True))
     continues = np.array([entry.startswith("##") for entry in VOCABULARY])
@@ -163,7 +163,7 @@ def test_what_is_encoded_is_decoded_again_and_gives_the_same_bytes(tmp_path):
     assert block["mask_count"].sum() == len(masked.labels)
 
 
-def test_room_for_masks_is_theirs_and_more_is_refused():
+def test_more_masks_than_the_format_allows_and_masked_first_tokens_are_refused():
     assert [predictions_per_row(s) for s in (128, 512, 32, 256)] == [20, 80, 6, 40]
     _, native = make_static_rows(np.random.default_rng(1), 3)
     too_many = MaskedTokens(native["input_ids"], np.arange(33, 40), native["input_ids"].reshape(-1)[33:40])
@@ -173,9 +173,9 @@ def test_room_for_masks_is_theirs_and_more_is_refused():
         encode(native, MaskedTokens(native["input_ids"], np.array([64]), np.array([2])), has_pairs=True)
 
 
-def test_a_list_of_masks_ends_at_its_first_zero_after_the_first_entry(tmp_path):
+def test_list_of_masks_ends_at_position_zero_except_in_the_first_entry(tmp_path):
     stored, native = make_static_rows(np.random.default_rng(1), 4)
-    stored["masked_lm_positions"][0] = [5, 3, 0, 9, 0, 0]  # not ascending; what follows the 0 does not count
+    stored["masked_lm_positions"][0] = [5, 3, 0, 9, 0, 0]  # not ascending; entries after the 0 are ignored
     stored["masked_lm_ids"][0] = [55, 33, 0, 44, 0, 0]
     stored["masked_lm_positions"][1], stored["masked_lm_ids"][1] = 0, 0  # no mask at all
     stored["masked_lm_positions"][2] = [0, 7, 0, 0, 0, 0]
@@ -190,7 +190,7 @@ def test_a_list_of_masks_ends_at_its_first_zero_after_the_first_entry(tmp_path):
     assert (block["input_ids"][3] == native["input_ids"][3]).all()
 
 
-def test_each_shard_is_unpacked_once_and_again_when_it_changes(tmp_path, cache):
+def test_shard_is_unpacked_once_and_again_after_a_change(tmp_path, cache):
     write_static_corpus(tmp_path / "d")
     rows = open_rows(tmp_path / "d", "train")
     made = {path: path.stat().st_mtime_ns for path in cache.glob("*.rows")}
@@ -208,7 +208,7 @@ def test_each_shard_is_unpacked_once_and_again_when_it_changes(tmp_path, cache):
     assert changed.manifest.fingerprint() != before
 
 
-def test_a_copied_directory_has_the_same_fingerprint_and_another_order_of_shards_another(tmp_path):
+def test_fingerprint_is_the_same_for_a_copy_and_differs_for_another_order_of_shards(tmp_path):
     write_static_corpus(tmp_path / "d")
     shutil.copytree(tmp_path / "d", tmp_path / "copy")
     first, copied = (open_rows(tmp_path / name, "train").manifest.fingerprint() for name in ("d", "copy"))
@@ -217,7 +217,7 @@ def test_a_copied_directory_has_the_same_fingerprint_and_another_order_of_shards
     assert open_rows(tmp_path / "copy", "train").manifest.fingerprint() != first
 
 
-def test_another_sequence_length_than_configured_is_refused_with_the_file(tmp_path):
+def test_sequence_length_other_than_configured_is_refused(tmp_path):
     write_static_corpus(tmp_path / "d")
     rows = open_rows(tmp_path / "d", "train")
     message = r"d \(books_training_0.hdf5\): sequences of 32 tokens; the run is configured for 16 \(data.seq_length\)"
@@ -225,7 +225,7 @@ def test_another_sequence_length_than_configured_is_refused_with_the_file(tmp_pa
         check_matches_model(rows, ModelConfig(vocab_size=64, max_position_embeddings=64), seq_length=16)
 
 
-def test_a_cache_that_was_emptied_is_filled_again(tmp_path, cache):
+def test_emptied_cache_is_filled_again(tmp_path, cache):
     columns = write_static_corpus(tmp_path / "d")["train"]
     rows = open_rows(tmp_path / "d", "train")
     for path in cache.glob("*.rows"):
@@ -242,7 +242,7 @@ print(int(rows.read(np.arange(len(rows)))["input_ids"].sum()))
 """
 
 
-def test_processes_that_open_at_once_share_the_work(tmp_path, cache):
+def test_concurrent_processes_share_the_unpacking(tmp_path, cache):
     columns = write_static_corpus(tmp_path / "d", train=(30, 20, 25, 40, 5, 60))["train"]
     command = [sys.executable, "-c", _OPENING, str(tmp_path / "d")]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -251,7 +251,7 @@ def test_processes_that_open_at_once_share_the_work(tmp_path, cache):
     assert not list(cache.glob("*.partial"))
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path, cache):
+def test_partial_files_of_a_killed_process_are_removed(tmp_path, cache):
     write_static_corpus(tmp_path / "d", train=(9,))
     open_rows(tmp_path / "d", "train")
     (whole,) = cache.glob("*.rows")
@@ -260,7 +260,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path, cache):
     assert [path.suffix for path in sorted(cache.iterdir()) if path.suffix != ".lock"] == [".rows"]
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, cache, monkeypatch):
+def test_full_disk_is_reported_in_one_line_and_leaves_no_files(tmp_path, cache, monkeypatch):
     write_static_corpus(tmp_path / "d")
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(ValueError, match=r"cache: no space to unpack shards \(0.00 GB needed, .* set BERT_PLD_CACHE"):
@@ -287,11 +287,11 @@ def test_cache_directory_follows_the_environment(tmp_path, monkeypatch):
     assert cache_directory() == tmp_path / ".cache" / "bert_pld"
 
 
-def cut(path):
+def truncate(path):
     path.write_bytes(path.read_bytes()[:-300])
 
 
-def damage(path):
+def zero_a_chunk(path):
     content = bytearray(path.read_bytes())
     with h5py.File(path) as file:
         chunk = file["input_ids"].id.get_chunk_info(0)
@@ -322,10 +322,10 @@ def set_at(*place, value):
 
 
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    ("damage", "message"),
     [
-        (cut, "not a readable HDF5 file .*it may be cut short or damaged"),
-        (damage, "not a readable HDF5 file .*filter"),
+        (truncate, "not a readable HDF5 file .*it may be cut short or damaged"),
+        (zero_a_chunk, "not a readable HDF5 file .*filter"),
         (lambda path: path.write_text("no HDF5"), "not a readable HDF5 file"),
         (edit("masked_lm_ids", lambda _: None), r"not a shard in NVIDIA's format \(no dataset masked_lm_ids\)"),
         (
@@ -348,15 +348,15 @@ def set_at(*place, value):
         (edit("input_ids", set_at(4, 0, value=9)), "row 4 begins with id 9, not with .CLS., which is 2"),
     ],
 )
-def test_a_faulty_shard_is_named_with_the_reason(tmp_path, harm, message):
+def test_faulty_shard_is_reported_with_file_and_reason(tmp_path, damage, message):
     write_static_corpus(tmp_path / "d")
-    harm(tmp_path / "d" / "books_training_1.hdf5")
+    damage(tmp_path / "d" / "books_training_1.hdf5")
     with pytest.raises(ValueError, match=f"^[^ ]*books_training_1.hdf5: .*{message}") as caught:
         open_rows(tmp_path / "d", "train")
     assert "\n" not in str(caught.value)
 
 
-def test_vocabulary_is_the_directory_s_or_the_one_given(tmp_path):
+def test_vocabulary_is_the_directorys_or_the_given_file(tmp_path):
     given = tmp_path / "vocab_given.txt"
     given.write_text("".join(f"{entry}\n" for entry in VOCABULARY))
     write_static_corpus(tmp_path / "d", vocabulary=False)
@@ -378,7 +378,7 @@ def test_vocabulary_is_the_directory_s_or_the_one_given(tmp_path):
         open_rows(tmp_path / "d", "train", given)
 
 
-def test_a_directory_with_a_manifest_is_what_the_manifest_says(make_data_dir):
+def test_manifest_decides_the_format_of_a_directory(make_data_dir):
     directory, _ = make_data_dir()
     stored, _ = make_static_rows(np.random.default_rng(1), 5)
     write_static_shard(directory / "books_training_0.hdf5", stored)
@@ -390,7 +390,7 @@ def test_a_directory_with_a_manifest_is_what_the_manifest_says(make_data_dir):
         open_rows(directory, "train")
 
 
-def test_a_split_without_files_is_an_error(tmp_path):
+def test_split_without_files_is_an_error(tmp_path):
     write_static_corpus(tmp_path / "d", test=())
     assert open_rows(tmp_path / "d", "train").manifest.rows("validation") == 0
     with pytest.raises(ValueError, match="split 'validation' has no rows"):

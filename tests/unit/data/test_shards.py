@@ -1,4 +1,4 @@
-"""Shards come back as they were written, byte for byte the same each time, and damage is named."""
+"""Native shards: rows round-trip, files are reproducible byte for byte, damage is reported with the file."""
 
 import dataclasses
 import pickle
@@ -15,7 +15,7 @@ from bert_pld.files import file_sha256
 
 
 @pytest.mark.parametrize(("vocabulary_size", "dtype"), [(1000, np.uint16), (65_536, np.uint16), (65_537, np.uint32)])
-def test_rows_come_back_as_written(make_data_dir, vocabulary_size, dtype):
+def test_rows_are_read_as_written(make_data_dir, vocabulary_size, dtype):
     directory, written = make_data_dir(vocabulary_size=vocabulary_size)
     rows = ShardedRows(directory, "train")
     assert len(rows) == 37
@@ -28,7 +28,7 @@ def test_rows_come_back_as_written(make_data_dir, vocabulary_size, dtype):
     assert rows.manifest.tokens("train") == written["train"]["length"].sum()
 
 
-def test_ids_beyond_uint16_survive(tmp_path):
+def test_ids_beyond_uint16_are_stored_as_uint32(tmp_path):
     rows = make_rows(np.random.Generator(np.random.PCG64(0)), 3, 16, 100_000)
     rows["input_ids"][1, 1] = 99_999
     write_shard(tmp_path / "x.hdf5", rows, ShardAttributes("h", 100_000, "cased", 16, "mlm+nsp", "s", 0))
@@ -48,7 +48,7 @@ def test_same_rows_give_the_same_bytes(tmp_path):
     rows = make_rows(np.random.Generator(np.random.PCG64(0)), 50, 16, 1000)
     attributes = ShardAttributes("h" * 64, 1000, "cased", 16, "mlm+nsp", "wikipedia-dump=a, books=b", 0)
     first = write_shard(tmp_path / "a.hdf5", rows, attributes)
-    time.sleep(1.1)  # HDF5 counts time in seconds
+    time.sleep(1.1)  # HDF5's timestamps have seconds
     second = write_shard(tmp_path / "a.hdf5", rows, attributes)
     assert first == second
     assert first.sha256 == file_sha256(tmp_path / "a.hdf5")
@@ -78,7 +78,7 @@ def test_rows_out_of_range_are_refused(train_rows, outside):
         train_rows.read(np.array([3, outside]))
 
 
-def test_cut_and_missing_shards_are_named_at_opening(make_data_dir):
+def test_truncated_and_missing_shards_are_reported_when_opened(make_data_dir):
     directory, _ = make_data_dir()
     path = directory / "train_00002.hdf5"
     whole = path.read_bytes()
@@ -95,11 +95,11 @@ def test_cut_and_missing_shards_are_named_at_opening(make_data_dir):
         ShardedRows(directory, "train").read(np.array([30]))
 
 
-def test_foreign_shards_are_refused(make_data_dir, tmp_path_factory):
+def test_shards_of_another_directory_or_format_are_refused(make_data_dir, tmp_path_factory):
     directory, _ = make_data_dir()
     rows = make_rows(np.random.Generator(np.random.PCG64(9)), 14, 32, 1000)
-    theirs = dataclasses.replace(Manifest.read(directory).attributes, vocabulary_hash="f" * 64)
-    write_shard(directory / "train_00002.hdf5", rows, theirs)
+    others = dataclasses.replace(Manifest.read(directory).attributes, vocabulary_hash="f" * 64)
+    write_shard(directory / "train_00002.hdf5", rows, others)
     with pytest.raises(ValueError, match=r"train_00002\.hdf5: does not belong to this directory's manifest"):
         ShardedRows(directory, "train").read(np.array([30]))
     other = tmp_path_factory.mktemp("other") / "other.hdf5"
@@ -109,7 +109,7 @@ def test_foreign_shards_are_refused(make_data_dir, tmp_path_factory):
         Shard(other)
 
 
-def test_chunked_or_misshapen_columns_are_refused(make_data_dir):
+def test_columns_with_chunks_or_wrong_type_are_refused(make_data_dir):
     directory, _ = make_data_dir()
     path = directory / "train_00000.hdf5"
     with h5py.File(path, "r+") as file:
@@ -124,9 +124,9 @@ def test_chunked_or_misshapen_columns_are_refused(make_data_dir):
         Shard(path)
 
 
-def test_directories_that_hold_no_data_are_named(tmp_path, make_data_dir):
-    with pytest.raises(ValueError, match="nowhere: does not exist"):
-        ShardedRows(tmp_path / "nowhere", "train")
+def test_directories_without_data_and_damaged_manifests_are_reported(tmp_path, make_data_dir):
+    with pytest.raises(ValueError, match="missing: does not exist"):
+        ShardedRows(tmp_path / "missing", "train")
     with pytest.raises(ValueError, match=r"holds no manifest\.json"):
         ShardedRows(tmp_path, "train")
     directory, _ = make_data_dir()

@@ -1,4 +1,4 @@
-"""Files from others lead nowhere, nothing read is run, no shell reads what a user gave, secrets are not written."""
+"""Security: no links out of a data directory, no code from data, no user input in a shell, no secrets on disk."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.data.shards import Manifest, Shard
 
 SHARD = "train_00000.hdf5"
-RUNS_CODE = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "dill.load", "dill.loads"}
-RUNS_CODE |= {"marshal.loads", "shelve.open", "joblib.load", "yaml.load", "yaml.unsafe_load", "pandas.read_pickle"}
+EXECUTES_CODE = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "dill.load", "dill.loads"}
+EXECUTES_CODE |= {"marshal.loads", "shelve.open", "joblib.load", "yaml.load", "yaml.unsafe_load", "pandas.read_pickle"}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def data_dir(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../train_00000.hdf5", "sub/train.hdf5", "..", "", "a\\b", 7])
-def test_a_manifest_names_no_file_elsewhere(data_dir, name):
+def test_manifest_with_a_file_in_another_directory_is_refused(data_dir, name):
     payload = json.loads((data_dir / "manifest.json").read_text())
     payload["splits"]["train"][0]["file"] = name
     (data_dir / "manifest.json").write_text(json.dumps(payload))
@@ -40,21 +40,21 @@ def test_a_manifest_names_no_file_elsewhere(data_dir, name):
 
 
 @pytest.mark.parametrize("name", [SHARD, "tokenizer.json", "vocab.txt", "manifest.json"])
-def test_a_link_that_leads_out_of_the_data_directory_is_refused(data_dir, tmp_path, name):
+def test_symlink_to_outside_the_data_directory_is_refused(data_dir, tmp_path, name):
     (data_dir / name).rename(tmp_path / name)
     (data_dir / name).symlink_to(tmp_path / name)
     with pytest.raises(ValueError, match=f"{name}: symlink to .*, outside its directory"):
         ShardedRows(data_dir, "train")
 
 
-def test_links_within_the_data_directory_and_to_it_are_followed(data_dir, tmp_path):
+def test_symlinks_within_the_data_directory_and_to_it_are_followed(data_dir, tmp_path):
     (data_dir / SHARD).rename(data_dir / "blob")
     (data_dir / SHARD).symlink_to("blob")
     (tmp_path / "elsewhere").symlink_to(data_dir)
     assert len(ShardedRows(tmp_path / "elsewhere", "train").read(np.arange(8))["length"]) == 8
 
 
-def test_links_of_static_shards_and_of_lengths_that_lead_out_are_refused(data_dir, tmp_path):
+def test_symlinks_to_outside_are_refused_for_static_shards_and_seq_directories(data_dir, tmp_path):
     lengths = tmp_path / "lengths"
     lengths.mkdir()
     (lengths / "seq_32").symlink_to(data_dir)
@@ -66,7 +66,7 @@ def test_links_of_static_shards_and_of_lengths_that_lead_out_are_refused(data_di
 
 
 def _replace(path: Path, name: str, how: str) -> None:
-    """Let dataset `name` come from elsewhere."""
+    """Replace dataset `name` by one that refers to another file or needs a plugin."""
     other = path.with_name("other.h5")
     with h5py.File(path, "r+") as file:
         column = file[name][:]
@@ -95,7 +95,7 @@ def _replace(path: Path, name: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["external link", "soft link", "external storage", "virtual dataset", "filter plugin"])
-def test_a_dataset_that_lies_elsewhere_or_needs_a_plugin_is_refused(data_dir, tmp_path, how):
+def test_dataset_in_another_file_or_with_a_plugin_filter_is_refused(data_dir, tmp_path, how):
     expected = "needs the HDF5 filter 32015" if how == "filter plugin" else "must be (a dataset of|in) this"
     static = tmp_path / "bert_training_0.hdf5"
     write_static_shard(static, make_static_rows(np.random.default_rng(0), 4)[0])
@@ -107,27 +107,28 @@ def test_a_dataset_that_lies_elsewhere_or_needs_a_plugin_is_refused(data_dir, tm
 
 
 def calls_of(path: Path) -> list[tuple[str, ast.Call]]:
-    """Every call in a file with the dotted name that is called."""
+    """Return all calls in a file, each with the dotted name of its function."""
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     return [(ast.unparse(node.func), node) for node in nodes]
 
 
 def faults_of(path: Path) -> list[str]:
+    """Return the forbidden calls and arguments in a file."""
     found = []
     for name, call in calls_of(path):
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        if name in RUNS_CODE or (name == "torch.load" and given.get("weights_only") != "True"):
+        if name in EXECUTES_CODE or (name == "torch.load" and given.get("weights_only") != "True"):
             found.append(name)
         found += [f"{k}=…" for k in ("shell", "allow_pickle", "trust_remote_code") if given.get(k, "False") != "False"]
     return found
 
 
-def test_nothing_that_is_read_is_run_and_no_shell_is_started():
-    for path in tracked("bert_pld/*.py", "data_prep/*.py", "scripts/*.py"):
+def test_no_code_is_loaded_from_data_and_no_shell_is_started():
+    for path in tracked("bert_pld/*.py", "data_prep/*.py", "benchmarks/*.py", "scripts/*.py"):
         assert not faults_of(path), path
 
 
-def test_the_scan_sees_what_it_looks_for(tmp_path):
+def test_scan_finds_every_forbidden_call(tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text("torch.load(p)\nnp.load(p, allow_pickle=True)\nrun(c, shell=True)\npickle.loads(b)\neval(s)\n")
     assert sorted(faults_of(bad)) == ["allow_pickle=…", "eval", "pickle.loads", "shell=…", "torch.load"]
@@ -140,7 +141,7 @@ def test_shell_scripts_quote_arguments_and_evaluate_none():
         assert not re.findall(r'(?<!")\$@|(?<!")\$\{(?:OUTPUT_DIR|DATA_DIR|CONFIG|MODEL)\}', code), f"{path}: unquoted"
 
 
-def test_secrets_are_left_out_of_what_is_written_and_nothing_else_is():
+def test_secrets_and_nothing_else_are_left_out_of_saved_configurations():
     config = small_config(
         comet={"enabled": False, "api_key": "S3CRET", "workspace": "w"},
         wandb={"enabled": False, "project": "https://user:S3CRET@host/p", "apiKey": "S3CRET"},
