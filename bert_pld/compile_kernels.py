@@ -1,9 +1,9 @@
-"""Compile every kernel for GPUs that are not here, and read from the machine code what it needs.
+"""Compile every Triton kernel without a GPU, and report the resources that its machine code needs.
 
     python -m bert_pld.compile_kernels --hidden_sizes 768,1024 --capabilities 80,90,100
 
-prints registers a thread, bytes spilled to local memory, shared memory and machine instructions of each kernel in the
-variants that training runs. Needs no GPU: Triton brings NVIDIA's assembler. Exit 1 if anything spills.
+prints registers per thread, bytes spilled to local memory, shared memory and machine instructions of each kernel, in
+the variants that training launches. Triton contains NVIDIA's assembler. The exit code is 1 if any kernel spills.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ARGUMENT_TYPES = {
     "scale": "fp32",
     "eps": "fp32",
 }
-"""Of arguments that are neither pointers to the model's dtype nor 32-bit integers."""
+"""Types of the arguments that are neither pointers to the model's dtype nor 32-bit integers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What the assembler says of one variant."""
+    """Resources of one compiled variant, as the assembler reports them."""
 
     kernel: str
     hidden_size: int
@@ -73,16 +73,16 @@ class Resources:
     shared_bytes: int
     num_warps: int
     instructions: int
-    """Machine instructions of the whole kernel, once each."""
+    """Number of machine instructions in the kernel's code."""
 
     @property
     def spills(self) -> bool:
-        """Whether registers went to memory."""
+        """Whether registers are spilled to memory."""
         return bool(self.spill_store_bytes or self.spill_load_bytes)
 
 
 def variants(hidden_size: int, vocabulary: int = 30528) -> Iterator[Variant]:
-    """Every kernel in the forms that training at this hidden size launches."""
+    """Yield every kernel in the variants that training at this hidden size launches."""
     plain = {"HAS_BRANCH": False, "HAS_BRANCH_ROWS": False, "HAS_NORM_ROWS": False, "HAS_DROPOUT": False}
     branch = {**plain, "HAS_BRANCH": True, "HAS_DROPOUT": True}
     scattered = {**branch, "HAS_BRANCH_ROWS": True, "HAS_NORM_ROWS": True}
@@ -117,10 +117,10 @@ def _blocks(tile: Tile, width: int) -> dict[str, int]:
 
 
 def compile_variant(variant: Variant, hidden_size: int, dtype: str, capability: int) -> Resources:
-    """Compile for sm_`capability` and ask the assembler.
+    """Compile a variant for sm_`capability` and read its resources from the assembler's output.
 
     Raises:
-        RuntimeError: the kernel does not compile, with the compiler's words.
+        RuntimeError: the kernel does not compile; the message contains the compiler's.
     """
     signature, attributes = {}, {}
     for index, parameter in enumerate(variant.kernel.params):
@@ -138,15 +138,15 @@ def compile_variant(variant: Variant, hidden_size: int, dtype: str, capability: 
         )
     except Exception as error:
         raise RuntimeError(f"{variant.name}, H = {hidden_size}, {dtype}, sm_{capability}: {error}") from error
-    said = _assemble(compiled.asm["ptx"], capability)
+    output = _assemble(compiled.asm["ptx"], capability)
     return Resources(
         kernel=variant.name,
         hidden_size=hidden_size,
         dtype=dtype,
         capability=capability,
-        registers=_number(r"Used (\d+) registers", said),
-        spill_store_bytes=_number(r"(\d+) bytes spill stores", said),
-        spill_load_bytes=_number(r"(\d+) bytes spill loads", said),
+        registers=_number(r"Used (\d+) registers", output),
+        spill_store_bytes=_number(r"(\d+) bytes spill stores", output),
+        spill_load_bytes=_number(r"(\d+) bytes spill loads", output),
         shared_bytes=compiled.metadata.shared,
         num_warps=variant.num_warps,
         instructions=_count_instructions(compiled.asm["cubin"]),
@@ -154,7 +154,7 @@ def compile_variant(variant: Variant, hidden_size: int, dtype: str, capability: 
 
 
 def _assemble(ptx: str, capability: int) -> str:
-    """What `ptxas -v` reports."""
+    """Return the output of `ptxas -v`."""
     newer = _NVIDIA_TOOLS / "ptxas-blackwell"
     assembler = newer if capability >= 100 and newer.exists() else _NVIDIA_TOOLS / "ptxas"
     architecture = re.search(r"\.target (sm_\w+)", ptx)
@@ -182,7 +182,7 @@ def _number(pattern: str, text: str) -> int:
 
 
 def compile_all(hidden_sizes: list[int], dtypes: list[str], capabilities: list[int]) -> list[Resources]:
-    """Every variant for every size, dtype and GPU, on all cores."""
+    """Compile every variant for every size, dtype and GPU, on all cores."""
     jobs = [
         (variant, hidden, dtype, capability)
         for capability in capabilities
@@ -194,8 +194,8 @@ def compile_all(hidden_sizes: list[int], dtypes: list[str], capabilities: list[i
         return list(pool.map(lambda job: compile_variant(*job), jobs))
 
 
-def report(found: list[Resources]) -> str:
-    """A table, a line a variant."""
+def format_table(found: list[Resources]) -> str:
+    """Return a table with one line per variant."""
     names = ("sm", 4), ("registers", 10), ("spills", 8), ("shared", 8), ("instr.", 8), ("warps", 6)
     lines = [f"{'kernel':30}{'H':>6} {'dtype':6}" + "".join(f"{name:>{width}}" for name, width in names)]
     lines += [
@@ -208,36 +208,40 @@ def report(found: list[Resources]) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Make the argument parser of `python -m bert_pld.compile_kernels`."""
     parser = make_parser(
         "bert_pld.compile_kernels",
         "Compile every Triton kernel without a GPU and report registers and spills.",
         "python -m bert_pld.compile_kernels --hidden_sizes 768,1024 --capabilities 90 --dtypes bf16",
     )
-    parser.add_argument("--hidden_sizes", default="768,1024", help="widths, joined by commas (default 768,1024)")
-    parser.add_argument("--dtypes", default="bf16", help=f"of {', '.join(DTYPES)} (default bf16)")
+    parser.add_argument(
+        "--hidden_sizes", default="768,1024", help="hidden sizes, separated by commas (default 768,1024)"
+    )
+    parser.add_argument(
+        "--dtypes", default="bf16", help=f"any of {', '.join(DTYPES)}, separated by commas (default bf16)"
+    )
     parser.add_argument(
         "--capabilities", default=",".join(map(str, CAPABILITIES)), help="compute capabilities × 10 (default 80,90,100)"
     )
-    parser.add_argument("--json", type=Path, help="write every figure to this file too")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
     return parser
 
 
 def main(options: argparse.Namespace) -> None:
-    """Compile, print, and fail if anything spills."""
+    """Compile and print; exit with 1 if any kernel spills."""
     if triton.knobs.runtime.interpret:
         raise ValueError("TRITON_INTERPRET is set: interpreted kernels cannot be compiled; unset it")
     dtypes = options.dtypes.split(",")
     if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
-        raise ValueError(f"--dtypes {','.join(unknown)}: must be of {', '.join(DTYPES)}")
+        raise ValueError(f"--dtypes {','.join(unknown)}: must be any of {', '.join(DTYPES)}")
     try:
         hidden_sizes, capabilities = (
             [int(part) for part in text.split(",")] for text in (options.hidden_sizes, options.capabilities)
         )
     except ValueError as error:
-        raise ValueError(f"--hidden_sizes, --capabilities: must be integers joined by commas: {error}") from error
+        raise ValueError(f"--hidden_sizes, --capabilities: must be integers separated by commas ({error})") from error
     found = compile_all(hidden_sizes, dtypes, capabilities)
-    print(report(found))
+    print(format_table(found))
     if options.json is not None:
         options.json.write_text(json.dumps([dataclasses.asdict(r) for r in found], indent=2) + "\n", encoding="utf-8")
     if any(r.spills for r in found):

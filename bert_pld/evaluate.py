@@ -1,4 +1,4 @@
-"""Evaluate: held-out MLM loss and accuracy and NSP accuracy of a checkpoint, all blocks on."""
+"""Evaluate a checkpoint on held-out data: MLM loss and accuracy, and NSP accuracy, with all blocks."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ from bert_pld.cli import make_parser, run
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Make the argument parser of `python -m bert_pld.evaluate`."""
     parser = make_parser(
         "bert_pld.evaluate",
-        "Held-out MLM loss (nats a masked token) and accuracy, and NSP accuracy, of a checkpoint.",
+        "Evaluate a checkpoint: MLM loss (nats per masked token), MLM accuracy and NSP accuracy on held-out data.",
         "python -m bert_pld.evaluate --checkpoint runs/base --data_dir shards/",
     )
-    parser.add_argument("--checkpoint", required=True, type=Path, help="a run's folder, or one step_N folder")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="run folder, or one step_N folder")
     parser.add_argument(
-        "--data_dir", required=True, type=Path, help="shards, ours or NVIDIA's, or a directory of seq_<S>"
+        "--data_dir",
+        required=True,
+        type=Path,
+        help="directory of native or NVIDIA shards, or one that contains seq_<S>",
     )
-    parser.add_argument("--split", default="validation", choices=["validation", "train"])
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--max_rows", type=int, help="evaluate no more rows than this")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument(
+        "--split", default="validation", choices=["validation", "train"], help="which rows (default validation)"
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="sequences per forward (default 64)")
+    parser.add_argument("--max_rows", type=int, help="largest number of rows to evaluate (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     return parser
 
 
 def main(options: argparse.Namespace) -> None:
-    """Print the figures, one a line."""
+    """Print one figure per line."""
     import torch
 
     from bert_pld.checkpoint.format import check_same_vocabulary, load_model, resolve_checkpoint

@@ -1,8 +1,8 @@
-"""Turn a checkpoint into a stock Hugging Face model: config, safetensors, tokenizer and model card.
+"""Export a checkpoint as a stock Hugging Face model: config, safetensors, tokenizer and model card.
 
     python -m bert_pld.export --checkpoint runs/base/checkpoints --output_dir exported
 
-What it writes loads with `AutoTokenizer` and `AutoModelForPreTraining` (or `AutoModelForMaskedLM`) where there is no
+The exported model loads with `AutoTokenizer` and `AutoModelForPreTraining` (or `AutoModelForMaskedLM`), without
 bert_pld.
 """
 
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bert_pld.cli import make_parser
 from bert_pld.cli import run as run_command
 from bert_pld.data.tokenizer import SPECIAL_TOKENS, bert_template
+from bert_pld.files import TOKENIZER, VOCABULARY
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,25 +31,25 @@ EXPORTED_FILES = (
     "config.json",
     "model.safetensors",
     "special_tokens_map.json",
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
-    "vocab.txt",
+    VOCABULARY,
 )
 _TOKEN_SETTINGS = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items()}
-"""The special tokens by the names of transformers' settings."""
+"""The special tokens, by their names in transformers' settings."""
 
 
 def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = False) -> None:
-    """Write a checkpoint's model, all blocks on, as a stock Hugging Face model.
+    """Write a checkpoint's model, with all blocks, as a stock Hugging Face model.
 
     Args:
-        checkpoint: a run's folder, its `checkpoints`, or one `step_N`.
-        output_dir: made if need be. Its files appear only when all of them are complete.
-        overwrite: write even where there are files that no export made; they stay.
+        checkpoint: a run's folder, its `checkpoints` folder, or one `step_N` folder.
+        output_dir: created if missing. Its files are replaced only after all of them have been written completely.
+        overwrite: write even if the folder contains other files; those are kept.
 
     Raises:
-        ValueError: no checkpoint there, a damaged one, a tokenizer that does not fit, or a non-empty `output_dir` that
-            holds something else than an export.
+        ValueError: the checkpoint is missing or damaged, its tokenizer does not match the model, or `output_dir`
+            contains files that no export wrote.
     """
     from safetensors.torch import save_file
 
@@ -58,7 +59,7 @@ def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = F
     _check_output_dir(output_dir, overwrite)
     checkpoint = resolve_checkpoint(checkpoint)
     model, run = load_model(checkpoint)
-    tokenizer = _load_tokenizer(checkpoint / "tokenizer.json", model.config)
+    tokenizer = _load_tokenizer(checkpoint / TOKENIZER, model.config)
     pad_id = tokenizer.token_to_id(SPECIAL_TOKENS["pad"])
     hf_config, hf_state = to_hugging_face(model.state_dict(), model.config, pad_token_id=pad_id)
     hf_config.dtype = "float32"
@@ -77,32 +78,34 @@ def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = F
 
 def _check_output_dir(output_dir: Path, overwrite: bool) -> None:
     if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"--output_dir {output_dir}: is a file; must be a folder")
-    strangers = (
+        raise ValueError(f"--output_dir {output_dir}: is a file; must be a directory")
+    other_files = (
         sorted(p.name for p in output_dir.iterdir() if p.name not in EXPORTED_FILES) if output_dir.is_dir() else []
     )
-    if strangers and not overwrite:
+    if other_files and not overwrite:
         raise ValueError(
-            f"--output_dir {output_dir}: holds {strangers[0]}, which no export wrote; give an empty or new folder, or"
-            " --overwrite to write beside it"
+            f"--output_dir {output_dir}: contains {other_files[0]}, which no export wrote; give an empty or new"
+            " directory, or --overwrite to keep it and write the export"
         )
 
 
 def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
-    """The checkpoint's tokenizer, completed to BERT's [CLS] A [SEP] B [SEP] where it lacks that."""
+    """Load the checkpoint's tokenizer; add a decoder and BERT's template [CLS] A [SEP] B [SEP] if it has none."""
     from tokenizers import Tokenizer, decoders
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # the library raises Exception itself
         raise ValueError(f"{path}: not a readable tokenizer ({error})") from error
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS.values()}
     missing = [token for token, index in ids.items() if index is None]
     if missing:
-        raise ValueError(f"{path}: lacks {', '.join(missing)}; must have {', '.join(ids)}")
+        raise ValueError(f"{path}: special tokens {', '.join(missing)} are missing; must contain {', '.join(ids)}")
     assert config.vocab_size is not None
     if tokenizer.get_vocab_size() > config.vocab_size:
-        raise ValueError(f"{path}: {tokenizer.get_vocab_size()} entries; the model has {config.vocab_size}")
+        raise ValueError(
+            f"{path}: {tokenizer.get_vocab_size()} entries; must be at most the model's {config.vocab_size}"
+        )
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if tokenizer.decoder is None:
@@ -113,11 +116,11 @@ def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
 
 
 def _write_tokenizer(folder: Path, checkpoint: Path, tokenizer: Tokenizer, max_length_tokens: int) -> None:
-    tokenizer.save(str(folder / "tokenizer.json"))
-    if (checkpoint / "vocab.txt").is_file():
-        shutil.copyfile(checkpoint / "vocab.txt", folder / "vocab.txt")
+    tokenizer.save(str(folder / TOKENIZER))
+    if (checkpoint / VOCABULARY).is_file():
+        shutil.copyfile(checkpoint / VOCABULARY, folder / VOCABULARY)
     settings = {
-        # The class that takes tokenizer.json as it is, whatever the model type.
+        # This class uses tokenizer.json unchanged for every model type.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length_tokens,
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
@@ -128,14 +131,14 @@ def _write_tokenizer(folder: Path, checkpoint: Path, tokenizer: Tokenizer, max_l
     (folder / "special_tokens_map.json").write_text(json.dumps(_TOKEN_SETTINGS, indent=2) + "\n", encoding="utf-8")
 
 
-def model_card(run: RunConfig, model: ModelConfig, architecture: str, facts: dict[str, Any]) -> str:
-    """The README.md of an exported model.
+def model_card(run: RunConfig, model: ModelConfig, architecture: str, state: dict[str, Any]) -> str:
+    """Return the README.md of an exported model.
 
     Args:
         run: the run's configuration.
-        model: the model's, resolved.
-        architecture: the Hugging Face class.
-        facts: the checkpoint's `state.json`; `step`, `tokens` and `data_source` are used, where they are there.
+        model: the model's resolved configuration.
+        architecture: name of the Hugging Face class.
+        state: the checkpoint's `state.json`; `step`, `tokens` and `data_source` are used if they exist.
     """
     from bert_pld.cost.flops import parameter_count
 
@@ -158,8 +161,8 @@ def model_card(run: RunConfig, model: ModelConfig, architecture: str, facts: dic
             f" {parameter_count(model) / 1e6:.1f} M parameters, vocabulary {model.vocab_size:,}",
         ),
         ("Objective", objective),
-        ("Training data", facts.get("data_source") or "not recorded"),
-        ("Training", _training_row(run, facts)),
+        ("Training data", state.get("data_source") or "not recorded"),
+        ("Training", _training_row(run, state)),
         ("Sequence length", f"{run.data.seq_length} tokens (positions up to {model.max_position_embeddings})"),
         ("Layer dropping", dropping),
     ]
@@ -171,8 +174,8 @@ pipeline_tag: fill-mask
 
 # BERT, pretrained with bert_pld
 
-An encoder pretrained as a {objective} model. Layer dropping was at work in training only: the exported model runs all
-its blocks, unscaled, and is a stock class of transformers.
+An encoder pretrained as a {objective} model. Layers were dropped in training only: the exported model runs all its
+blocks, unscaled, and is a stock class of transformers.
 
 | | |
 |---|---|
@@ -190,37 +193,41 @@ model = {auto_class}.from_pretrained(folder)
 print(pipeline("fill-mask", folder)("The answer is [MASK]."))
 ```
 
-It repeats what its training data says, mistakes and prejudices included; it was not checked for either.
+The model reproduces the errors and biases of its training data. It was not tested for either.
 """
 
 
-def _training_row(run: RunConfig, facts: dict[str, Any]) -> str:
-    if "step" not in facts:
+def _training_row(run: RunConfig, state: dict[str, Any]) -> str:
+    if "step" not in state:
         return "length not recorded"
-    parts = [f"{facts['step']:,} of {run.training.max_steps:,} optimizer steps"]
+    parts = [f"{state['step']:,} of {run.training.max_steps:,} optimizer steps"]
     if isinstance(run.deepspeed.get("train_batch_size"), int):
-        parts.append(f"{facts['step'] * run.deepspeed['train_batch_size']:,} samples")
-    if "tokens" in facts:
-        parts.append(f"{facts['tokens']:,} tokens")
+        parts.append(f"{state['step'] * run.deepspeed['train_batch_size']:,} samples")
+    if "tokens" in state:
+        parts.append(f"{state['tokens']:,} tokens")
     return ", ".join(parts)
 
 
 def main(options: argparse.Namespace) -> None:
-    """Export and say where to."""
+    """Export a checkpoint and print the output directory."""
     export_checkpoint(options.checkpoint, options.output_dir, overwrite=options.overwrite)
     print(f"exported {options.checkpoint} to {options.output_dir}")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line of `python -m bert_pld.export`."""
+    """Make the argument parser of `python -m bert_pld.export`."""
     parser = make_parser(
         "bert_pld.export",
-        "Write a checkpoint as a stock Hugging Face model: config, safetensors, tokenizer, model card.",
+        "Export a checkpoint as a stock Hugging Face model: config, safetensors, tokenizer, model card.",
         "python -m bert_pld.export --checkpoint runs/base --output_dir exported",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a run's folder, its checkpoints, or one step_N")
-    parser.add_argument("--output_dir", type=Path, required=True, help="empty, new, or a former export")
-    parser.add_argument("--overwrite", action="store_true", help="write even beside files that no export wrote")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="run folder, its checkpoints folder, or one step_N folder"
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="new or empty directory, or an earlier export")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="allow other files in the output directory; they are kept"
+    )
     return parser
 
 

@@ -1,10 +1,10 @@
-"""What a run will cost, before it runs: batch arithmetic, the PLD schedule, FLOPs, predicted saving, memory, scaling.
+"""The cost of a run, predicted before it starts: batch sizes, PLD schedule, FLOPs, saving, memory, scaling.
 
     python -m bert_pld.plan --deepspeed_config configs/base.json --world_size 64
 
-Needs no data and no GPU. FLOPs are those of matrix products (`bert_pld.cost.flops`); the predicted time ratio is the
-FLOP ratio, so it holds as far as time follows FLOPs. Step times on several ranks are those of `bert_pld.cost.scaling`
-under assumptions about the cluster, which `--assume` changes.
+Requires no data and no GPU. FLOPs are those of matrix products (`bert_pld.cost.flops`). The predicted time ratio is
+the FLOP ratio, so it is valid where time is proportional to FLOPs. Step times on several ranks are those of
+`bert_pld.cost.scaling`, with assumptions about the cluster that `--assume` changes.
 """
 
 from __future__ import annotations
@@ -32,45 +32,48 @@ DEFAULT_VOCABULARY = 30_522
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What `make_plan` works out. A ratio is compute with PLD over compute with all blocks; FLOPs are per forward and
-    backward.
+    """The result of `make_plan`.
+
+    FLOPs are those of forward and backward. A ratio is compute with PLD divided by compute with all blocks.
     """
 
     run: RunConfig
-    """With `vocab_size` and `next_sentence_prediction` resolved."""
+    """The configuration with `vocab_size` and `next_sentence_prediction` resolved."""
     world_size: int
     train_batch_size: int
     micro_batch_size: int
     accumulation_steps: int
     parameters: int
     theta_by_step: list[tuple[int, float, float]]
-    """(step, θ, expected depth)."""
+    """Tuples (step, θ, expected depth)."""
     steps_until_limit: int | None
-    """First step from which θ is within 1 % of its limit; None: never."""
+    """First step from which θ is within 1 % of its limit; None if there is no such step."""
     keep_probabilities_at_limit: tuple[float, ...]
     depth_at_limit: float
     mean_depth: float
     flops_full: float
-    """Of a sequence through all blocks."""
+    """FLOPs of one sequence through all blocks."""
     flops_at_limit: float
+    """FLOPs of one sequence at the expected depth of θ's limit."""
     flops_mean: float
-    """Of a sequence, over the run."""
+    """FLOPs of one sequence, mean over the run."""
     ratio_at_limit: float
-    """Predicted time ratio over the constant part of the run."""
+    """Predicted time ratio over the constant part of the run, where θ is at its limit."""
     ratio_over_run: float
+    """Predicted time ratio over the whole run."""
     total_flops: float
     block_saving_at_limit: float
-    """Share of the blocks' compute that is saved at the limit: 1 − depth / L."""
+    """Share of the blocks' compute that PLD saves at the limit: 1 − depth / L."""
     block_saving_over_run: float
     memory: MemoryEstimate
-    """Bytes a rank, at full depth."""
+    """Memory of one rank at full depth."""
     cluster: Cluster
-    """What `scaling` assumes."""
+    """The assumptions of `scaling`."""
     scaling: list[ScalingRow]
-    """Predicted steps at this batch size, of some numbers of ranks up to `world_size`; none for a single one."""
+    """Predicted steps at this batch size for several numbers of ranks up to `world_size`; empty for one rank."""
 
     def as_json(self) -> dict[str, Any]:
-        """The plan in JSON's types, without the configuration's DeepSpeed keys."""
+        """Return the plan in JSON's types, without the configuration's DeepSpeed keys."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "run"}
         values["theta_by_step"] = [
             {"step": step, "theta": theta, "expected_depth": depth} for step, theta, depth in self.theta_by_step
@@ -91,16 +94,16 @@ def make_plan(
     vocabulary_size: int = DEFAULT_VOCABULARY,
     cluster: Cluster | None = None,
 ) -> Plan:
-    """Work out a run's plan.
+    """Compute a run's plan.
 
     Args:
-        run: its configuration.
-        world_size: data-parallel ranks.
-        vocabulary_size: entries of the data's vocabulary, used where `model.vocab_size` is not given.
-        cluster: what step times are predicted for; None: `Cluster`'s assumptions.
+        run: the run's configuration.
+        world_size: number of data-parallel ranks.
+        vocabulary_size: entries of the data's vocabulary, used if `model.vocab_size` is not given.
+        cluster: the cluster of the predicted step times; None: the default assumptions of `Cluster`.
 
     Raises:
-        ValueError: batch sizes that do not fit together (or not with `world_size`), or an argument below 1.
+        ValueError: inconsistent batch sizes, or an argument that is too small.
     """
     if world_size < 1:
         raise ValueError(f"--world_size {world_size}: must be at least 1")
@@ -151,14 +154,16 @@ def _resolve_model(run: RunConfig, vocabulary_size: int) -> RunConfig:
 
 
 def _schedule(run: RunConfig) -> Schedule:
-    """The run's schedule; without PLD one that keeps every block."""
+    """Return the run's schedule; without PLD a schedule that keeps every block."""
     if run.progressive_layer_drop.enabled:
         return make_schedule(run.progressive_layer_drop, run.model.num_layers)
     return Schedule(run.model.num_layers, theta_limit=1.0, temporal="constant")
 
 
 def _theta_by_step(schedule: Schedule, num_steps: int) -> list[tuple[int, float, float]]:
-    """(step, θ, expected depth) at 0, 1/4, 1/2, 3/4, 9/10 and 99/100 of the way to the limit, halfway, at the end."""
+    """Return (step, θ, expected depth) at the start, the middle and the end of the run, and where θ has covered 1/4,
+    1/2, 3/4, 9/10 and 99/100 of the distance to its limit.
+    """
     steps = {0, num_steps // 2, num_steps - 1}
     if schedule.temporal == "exponential" and schedule.gamma > 0.0:
         steps |= {math.ceil(-math.log(share) / schedule.gamma) for share in (0.75, 0.5, 0.25, 0.1, 0.01)}
@@ -171,14 +176,14 @@ def _steps_until_limit(schedule: Schedule) -> int | None:
     return schedule.steps_until_theta_within(0.01)
 
 
-def report(plan: Plan) -> str:
-    """The plan as a page for a person."""
+def format_plan(plan: Plan) -> str:
+    """Return the plan as text."""
     run, model, pld = plan.run, plan.run.model, plan.run.progressive_layer_drop
     head = "pooler and NSP head" if model.next_sentence_prediction else "no NSP head"
     lines = [
         "batch",
         f"  {plan.train_batch_size:,} sequences = {plan.micro_batch_size} micro-batch × {plan.accumulation_steps}"
-        f" accumulation × {plan.world_size} rank(s); {plan.train_batch_size * run.data.seq_length:,} tokens a step",
+        f" accumulation × {plan.world_size} rank(s); {plan.train_batch_size * run.data.seq_length:,} tokens per step",
         f"  {run.training.max_steps:,} steps = {plan.train_batch_size * run.training.max_steps:,} sequences of"
         f" {run.data.seq_length} tokens",
         "model",
@@ -186,14 +191,14 @@ def report(plan: Plan) -> str:
         f" {model.intermediate_size}, {model.normalization}-normalization, vocabulary {model.vocab_size:,}, {head}",
         f"  {plan.parameters / 1e6:.2f} M parameters",
         "progressive layer dropping",
-        *(_dropping_lines(plan) if pld.enabled else ["  off: every block runs"]),
+        *(_dropping_lines(plan) if pld.enabled else ["  disabled: every block runs"]),
         "compute (matrix products, forward and backward)",
-        f"  a sequence, all blocks    {_flops(plan.flops_full)}",
-        f"  a sequence, at the limit  {_flops(plan.flops_at_limit)}   predicted time ratio"
+        f"  per sequence, all blocks    {_flops(plan.flops_full)}",
+        f"  per sequence, at the limit  {_flops(plan.flops_at_limit)}   predicted time ratio"
         f" {plan.ratio_at_limit:.3f} over the constant part",
-        f"  a sequence, mean of run   {_flops(plan.flops_mean)}   predicted time ratio"
+        f"  per sequence, mean of run   {_flops(plan.flops_mean)}   predicted time ratio"
         f" {plan.ratio_over_run:.3f} over the whole run",
-        f"  the run                   {_flops(plan.total_flops)}",
+        f"  whole run                   {_flops(plan.total_flops)}",
         *_memory_lines(plan),
         *scaling_lines(plan.run, plan.scaling),
     ]
@@ -207,7 +212,7 @@ def _dropping_lines(plan: Plan) -> list[str]:
     keeps = [" ".join(f"{p:.3f}" for p in kept[start : start + 12]) for start in range(0, blocks, 12)]
     return [
         f"  θ → {pld.theta:g}, γ = {float(pld.gamma):g}, {pld.temporal} over steps, {pld.depth} over depth,"
-        f" a gate for each {pld.granularity}; within 1 % of the limit: {within}",
+        f" granularity {pld.granularity}; within 1 % of the limit: {within}",
         f"  {'step':>9}   {'θ':>6}   expected depth of {blocks}",
         *(f"  {step:>9,}   {theta:6.4f}   {depth:6.2f}" for step, theta, depth in plan.theta_by_step),
         "  keep probabilities at the limit, block 1 first:",
@@ -224,15 +229,17 @@ def _memory_lines(plan: Plan) -> list[str]:
     depth, shallow = plan.depth_at_limit, []
     if depth < run.model.num_layers:
         at_limit = _gib(memory.activation_bytes_at_depth(depth))
-        shallow = [f"  activations at the limit, {depth:.2f} blocks executed: {at_limit}; early steps execute them all"]
+        shallow = [
+            f"  activations at the limit, {depth:.2f} blocks executed: {at_limit}; early steps execute all blocks"
+        ]
     return [
-        f"memory a rank, estimated: ZeRO-{run.zero_stage}, {run.precision}, {plan.world_size} rank(s)",
+        f"memory per rank, estimated: ZeRO-{run.zero_stage}, {run.precision}, {plan.world_size} rank(s)",
         f"  parameters {_gib(memory.parameters_bytes)}, gradients {_gib(memory.gradients_bytes)},"
         f" optimizer {_gib(memory.optimizer_bytes)}" + (" (off the device)" if memory.optimizer_offloaded else ""),
         f"  activations of all {run.model.num_layers} blocks {_gib(memory.activation_bytes)}{plain};"
         f" with activation checkpointing {_gib(memory.activation_bytes_checkpointed)}{recomputed}",
         *shallow,
-        f"  in all {_gib(memory.total_bytes)}, without the allocator's and communication buffers",
+        f"  total {_gib(memory.total_bytes)}, without the allocator's reserve and communication buffers",
     ]
 
 
@@ -246,28 +253,30 @@ def _gib(size_bytes: float) -> str:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Print the plan, and write it where asked."""
+    """Print the plan, and write it to `--json`."""
     run = load_config(options.deepspeed_config, options.set)
     assumptions: dict[str, Any] = {}
     for assumption in options.assume:
         apply_override(assumptions, assumption, "--assume")
     cluster = with_assumptions(Cluster(), assumptions)
     plan = make_plan(run, world_size=options.world_size, vocabulary_size=options.vocab_size, cluster=cluster)
-    print(report(plan))
+    print(format_plan(plan))
     if options.json is not None:
         options.json.write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line of `python -m bert_pld.plan`."""
+    """Make the argument parser of `python -m bert_pld.plan`."""
     parser = make_parser(
         "bert_pld.plan",
-        "Batch arithmetic, θ and depth over the run, FLOPs, predicted saving, memory, scaling. No data or GPU needed.",
+        "Predict a run's batch sizes, θ and depth, FLOPs, saving, memory and scaling. Requires no data and no GPU.",
         "python -m bert_pld.plan --deepspeed_config configs/base.json --world_size 64 --set model.preset=large",
     )
     parser.add_argument("--deepspeed_config", type=Path, required=True, help="the run's JSON")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a value")
-    parser.add_argument("--world_size", type=int, default=1, help="data-parallel ranks (default 1)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value of the JSON"
+    )
+    parser.add_argument("--world_size", type=int, default=1, help="number of data-parallel ranks (default 1)")
     parser.add_argument(
         "--vocab_size",
         type=int,
@@ -279,9 +288,9 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="an assumption about the cluster, such as ranks_per_node=4 (docs/scaling.md)",
+        help="change an assumption about the cluster, such as ranks_per_node=4 (see docs/scaling.md)",
     )
-    parser.add_argument("--json", type=Path, help="write the plan to this file too")
+    parser.add_argument("--json", type=Path, help="also write the plan to this file")
     return parser
 
 

@@ -88,13 +88,14 @@ def scaling_lines(run: RunConfig, rows: Sequence[ScalingRow]) -> list[str]:
         return []
     last = rows[-1]
     traffic = ", ".join(
-        f"{one.kind} {one.payload_bytes / 1e6:,.0f} MB of {one.content} in {one.calls:,}" for one in last.collectives
+        f"{one.kind} {one.payload_bytes / 1e6:,.0f} MB of {one.content} in {one.calls:,} call(s)"
+        for one in last.collectives
     )
     lines = [
-        f"communication a step and rank, at the limit: ZeRO-{run.zero_stage}, {run.precision},"
+        f"communication per step and rank, at the limit: ZeRO-{run.zero_stage}, {run.precision},"
         f" {last.world_size:,} ranks",
         f"  {traffic}; {last.sent_bytes / 1e6:,.0f} MB sent",
-        "a step at this batch size, at the limit: predicted, not measured; assumptions: docs/scaling.md and --assume",
+        "step time at this batch size, at the limit; predicted, not measured (assumptions: docs/scaling.md, --assume)",
         "  ranks  micro-batch   step, ms: compute + communication + rest       tokens/s  efficiency  PLD / without",
     ]
     for row in rows:
@@ -107,5 +108,5 @@ def scaling_lines(run: RunConfig, rows: Sequence[ScalingRow]) -> list[str]:
         )
     if last.step.checkpoint:
         interval, added = run.training.checkpoint_interval, last.step.checkpoint * 1e3
-        lines.append(f"  a checkpoint each {interval:,} steps adds {added:.2f} ms a step")
+        lines.append(f"  a checkpoint every {interval:,} steps adds {added:.2f} ms per step")
     return lines

@@ -50,8 +50,8 @@ def test_spilling_kernel_is_reported_and_the_command_fails():
 
 def test_invalid_option_is_reported_in_one_line():
     for arguments, environment, expected in (
-        (["--dtypes", "int8"], {}, "--dtypes int8: must be of bf16, fp16, fp32"),
-        (["--hidden_sizes", "x"], {}, "must be integers joined by commas"),
+        (["--dtypes", "int8"], {}, "--dtypes int8: must be any of bf16, fp16, fp32"),
+        (["--hidden_sizes", "x"], {}, "must be integers separated by commas"),
         ([], {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET is set"),
     ):
         done = compile_ahead(*arguments, **environment)

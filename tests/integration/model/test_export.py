@@ -1,4 +1,4 @@
-"""An exported checkpoint is a stock Hugging Face model where there is no bert_pld."""
+"""An exported checkpoint is a stock Hugging Face model that loads without bert_pld."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from bert_pld.model.bert import BertForPreTraining
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat", "a", "dog", "##s", ".", "ran"]
 
-# Runs where bert_pld cannot be imported, with nothing but transformers and torch.
+# Runs in a process that cannot import bert_pld or DeepSpeed.
 READER = """
 import sys
 
-sys.modules.update(bert_pld=None, deepspeed=None)  # as if not installed, also for who asks before importing
+sys.modules.update(bert_pld=None, deepspeed=None)  # as if they were not installed
 import torch, transformers
 from safetensors.torch import save_file
 
@@ -102,7 +102,7 @@ def run_main(*arguments):
     export.main(export.build_parser().parse_args([str(a) for a in arguments]))
 
 
-def test_export_loads_and_agrees_without_bert_pld(make_checkpoint, tmp_path):
+def test_export_loads_without_bert_pld_and_gives_the_same_logits(make_checkpoint, tmp_path):
     kinds = {("pre", True): "MegatronBert", ("post", True): "Bert", ("pre", False): "MegatronBert"}
     models, arguments, printed = {}, [], []
     for (normalization, nsp), name in kinds.items():
@@ -141,7 +141,7 @@ def assert_agrees(model, theirs):
             torch.testing.assert_close(theirs["nsp"], model.nsp_head(hidden_states[:, 0]), atol=1e-5, rtol=0)
 
 
-def test_model_card_tells_how_the_model_was_made(make_checkpoint, tmp_path):
+def test_model_card_describes_the_training_run(make_checkpoint, tmp_path):
     checkpoint, _ = make_checkpoint(facts={"data_source": "text=corpus/*.txt"})
     run_main("--checkpoint", checkpoint, "--output_dir", tmp_path / "exported")
     card = (tmp_path / "exported" / "README.md").read_text()
@@ -157,7 +157,7 @@ def test_model_card_tells_how_the_model_was_made(make_checkpoint, tmp_path):
     assert sorted(p.name for p in (tmp_path / "exported").iterdir()) == sorted(export.EXPORTED_FILES)
 
 
-def test_the_script_that_fills_masks_takes_an_export_and_refuses_what_it_cannot_fill(make_checkpoint, tmp_path):
+def test_fill_mask_script_fills_an_export_s_masks_and_rejects_other_input(make_checkpoint, tmp_path):
     checkpoint, _ = make_checkpoint()
     run_main("--checkpoint", checkpoint, "--output_dir", tmp_path / "model")
 
@@ -178,7 +178,7 @@ def test_the_script_that_fills_masks_takes_an_export_and_refuses_what_it_cannot_
         assert message in done.stderr
 
 
-def test_output_dir_with_other_files_is_refused_and_a_former_export_is_not(make_checkpoint, tmp_path):
+def test_output_dir_with_other_files_is_rejected_and_an_earlier_export_is_replaced(make_checkpoint, tmp_path):
     checkpoint, _ = make_checkpoint()
     target = tmp_path / "exported"
     run_main("--checkpoint", checkpoint, "--output_dir", target)
@@ -186,22 +186,22 @@ def test_output_dir_with_other_files_is_refused_and_a_former_export_is_not(make_
     run_main("--checkpoint", checkpoint, "--output_dir", target)
     assert (target / "README.md").read_text() != "old"
     (target / "thesis.txt").write_text("precious")
-    with pytest.raises(ValueError, match=r"holds thesis.txt, which no export wrote"):
+    with pytest.raises(ValueError, match=r"contains thesis.txt, which no export wrote"):
         run_main("--checkpoint", checkpoint, "--output_dir", target)
     run_main("--checkpoint", checkpoint, "--output_dir", target, "--overwrite")
     assert (target / "thesis.txt").read_text() == "precious"
 
 
-def test_tokenizer_that_does_not_fit_is_refused(make_checkpoint, tmp_path):
+def test_tokenizer_with_more_entries_than_the_model_is_rejected(make_checkpoint, tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.add_tokens([f"word{i}" for i in range(10)])
     checkpoint, _ = make_checkpoint(tokenizer=tokenizer)
-    with pytest.raises(ValueError, match=r"tokenizer.json: 25 entries; the model has 16"):
+    with pytest.raises(ValueError, match=r"tokenizer.json: 25 entries; must be at most the model's 16"):
         run_main("--checkpoint", checkpoint, "--output_dir", tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
 
 
-def test_mistake_is_one_line_and_exit_code_1(tmp_path, capsys):
+def test_user_error_is_one_line_and_exit_code_1(tmp_path, capsys):
     arguments = ["--checkpoint", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as stopped:
         cli.run(export.main, export.build_parser(), arguments)

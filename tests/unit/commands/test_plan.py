@@ -1,4 +1,4 @@
-"""What `plan` predicts, against the paper's figures and against what a block really keeps in memory."""
+"""The predictions of `plan` against the paper's figures and against the memory that a block uses."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import torch
 
 from bert_pld.config import load_config
 from bert_pld.model.bert import BertForPreTraining
-from bert_pld.plan import make_plan, report
+from bert_pld.plan import format_plan, make_plan
 
 CLIENT = """{
 "train_batch_size":4096,"train_micro_batch_size_per_gpu":16,"steps_per_print":1000,"prescale_gradients":true,
@@ -22,7 +22,7 @@ def plan_of(changes=None, **arguments):
     return make_plan(load_config({**json.loads(CLIENT), **(changes or {})}), **arguments)
 
 
-def test_published_configuration_gives_the_papers_figures():
+def test_published_configuration_gives_the_paper_s_figures():
     plan = plan_of(world_size=64)
     assert (plan.train_batch_size, plan.micro_batch_size, plan.accumulation_steps) == (4096, 16, 4)
     assert plan.depth_at_limit == pytest.approx(8.75)
@@ -30,7 +30,7 @@ def test_published_configuration_gives_the_papers_figures():
     assert plan.keep_probabilities_at_limit == pytest.approx([1 - i / 24 for i in range(1, 13)])
     assert plan.run.model.vocab_size == 30_528
     assert plan.run.model.next_sentence_prediction is True
-    # 6·128·(12·768² + 2·128·768) a block; the head on 15 % of 128 positions, and the pooler
+    # 6·128·(12·768² + 2·128·768) per block; the head on 15 % of 128 positions; the pooler
     block = 6 * 128 * (12 * 768**2 + 2 * 128 * 768)
     heads = 6 * (0.15 * 128 * (768**2 + 768 * 30_528) + 768**2)
     assert plan.flops_full == pytest.approx(12 * block + heads)
@@ -46,7 +46,7 @@ def test_depth_at_limit_is_three_quarters(layers):
     assert plan.depth_at_limit == pytest.approx((3 * layers - 1) / 4)
 
 
-def test_mean_over_the_run_is_the_mean_over_its_steps():
+def test_mean_depth_of_the_run_is_the_mean_over_its_steps():
     plan = plan_of({"training": {"max_steps": 500}, "progressive_layer_drop": {"theta": 0.3, "gamma": 0.01}})
     thetas = [0.7 * 2.718281828459045 ** (-0.01 * step) + 0.3 for step in range(600)]
     depths = [sum(1 - block / 12 * (1 - theta) for block in range(1, 13)) for theta in thetas]
@@ -65,10 +65,10 @@ def test_without_dropping_nothing_is_saved():
         assert (plan.mean_depth, plan.ratio_over_run, plan.ratio_at_limit, plan.steps_until_limit) == (12, 1, 1, 0)
     plan = plan_of({"progressive_layer_drop": {"theta": 0.5, "gamma": 0}})
     assert (plan.mean_depth, plan.steps_until_limit) == (12, None)
-    assert "within 1 % of the limit: never" in report(plan)
+    assert "within 1 % of the limit: never" in format_plan(plan)
 
 
-def test_memory_is_divided_by_zero_stage():
+def test_zero_stages_partition_memory_over_ranks():
     count = plan_of().parameters
     bf16 = {"bf16": {"enabled": True}, "fp16": {"enabled": False}}
     expected = {0: (2, 2, 12), 1: (2, 2, 12 / 8), 2: (2, 2 / 8, 12 / 8), 3: (2 / 8, 2 / 8, 12 / 8)}
@@ -83,7 +83,7 @@ def test_memory_is_divided_by_zero_stage():
 
 
 @pytest.mark.parametrize("normalization", ["pre", "post"])
-def test_predicted_activations_are_what_a_block_keeps(normalization):
+def test_predicted_activations_equal_the_tensors_that_a_block_saves(normalization):
     model = {"preset": "mini", "hidden_dropout": 0.0, "attention_dropout": 0.0, "normalization": normalization}
     run = load_config({"train_micro_batch_size_per_gpu": 4, "model": model})
     plan = make_plan(run, vocabulary_size=100)
@@ -110,14 +110,14 @@ def test_scaling_is_predicted_at_this_batch_size():
     sizes = [(row.world_size, row.accumulation_steps, row.micro_batch_size) for row in plan.scaling]
     assert sizes == [(16, 4, 64), (64, 1, 64), (256, 1, 16), (1024, 1, 4)]
     times = [row.step.total for row in plan.scaling]
-    assert times[0] > times[1] > times[2] < times[3]  # with 4 sequences a rank, more ranks cost time
+    assert times[0] > times[1] > times[2] < times[3]  # with 4 sequences per rank, more ranks make the step slower
     for row in plan.scaling:
         assert plan.ratio_at_limit < row.step.total / row.without_dropping.total < 1.0
     assert plan.as_json()["scaling"][-1]["step"]["efficiency"] == pytest.approx(plan.scaling[-1].step.efficiency)
-    assert "1,024    1 × 4 " in report(plan)
+    assert "1,024    1 × 4 " in format_plan(plan)
 
 
-def test_parameters_are_the_models():
+def test_number_of_parameters_equals_the_model_s():
     plan = plan_of({"model": {"preset": "tiny"}}, vocabulary_size=1001)
     assert plan.run.model.vocab_size == 1008
     assert plan.parameters == sum(parameter.numel() for parameter in BertForPreTraining(plan.run.model).parameters())

@@ -1,5 +1,4 @@
-"""What ranks exchange, against the model's own tensors and sums by hand; a launched run's counts:
-test_bench_communication."""
+"""Predicted communication against the model's tensors and sums by hand; test_bench_communication counts a real run."""
 
 import pytest
 
@@ -9,7 +8,7 @@ from bert_pld.cost.flops import parameter_count
 from bert_pld.model.bert import BertForPreTraining
 
 MODEL = {"preset": "mini", "vocab_size": 1008, "next_sentence_prediction": True}
-BLOCK = 12 * 256 * 256 + 13 * 256  # three quarters of a mini block's tensors are matrices of 256 × 256, four times wide
+BLOCK = 12 * 256 * 256 + 13 * 256  # parameters of one block of the preset mini
 MICRO_BATCHES = [[1, 1, 0, 0], [1, 0, 0, 1]]
 
 
@@ -24,7 +23,7 @@ def gradients(collectives):
 
 @pytest.mark.parametrize("pairs", [True, False])
 @pytest.mark.parametrize("normalization", ["pre", "post"])
-def test_tensors_are_the_models(normalization, pairs):
+def test_parameter_tensors_equal_the_model_s(normalization, pairs):
     run = run_of(0, {**MODEL, "normalization": normalization, "next_sentence_prediction": pairs})
     parameters = BertForPreTraining(run.model).named_parameters()
     expected = sorted(
@@ -44,13 +43,13 @@ def test_dropped_blocks_are_sent_at_stages_0_and_3_only():
     assert sent[3] == 4 * 2 * count  # every tensor's size is even
 
 
-def test_stage_1_sends_everything_where_its_hooks_overlap_with_accumulation():
+def test_stage_1_with_overlap_and_accumulation_sends_all_gradients():
     run = run_of(1, overlap_comm=True)
     assert gradients(step_collectives(run, 2, MICRO_BATCHES)) == 4 * parameter_count(run.model)
     assert gradients(step_collectives(run, 2, MICRO_BATCHES[:1])) == 4 * (parameter_count(run.model) - 2 * BLOCK)
 
 
-def test_probabilities_give_the_expectation():
+def test_probabilities_give_the_expected_bytes():
     run = run_of(1)
     halves = step_collectives(run, 2, [[0.5] * 4, [0.5] * 4])
     assert gradients(halves) == pytest.approx(4 * (parameter_count(run.model) - BLOCK))  # 4 blocks · 1/4 dropped twice
@@ -70,7 +69,7 @@ def test_parameters_are_gathered_after_the_step_or_in_every_micro_batch():
     assert payload_bytes(step_collectives(twice, 2, MICRO_BATCHES), "all_gather") == 2 * (4 * large + small)
 
 
-def test_a_ring_sends_each_chunk_on():
+def test_bytes_sent_are_those_of_ring_collectives():
     run = run_of(1)
     reduce_and_gather = step_collectives(run, 8)
     assert bytes_sent(reduce_and_gather, 8) == pytest.approx(7 / 8 * 12 * parameter_count(run.model), rel=1e-5)

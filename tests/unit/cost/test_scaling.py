@@ -1,4 +1,4 @@
-"""Predicted step times: sums by hand, limits, and the slowest of ranks that draw for themselves by enumeration."""
+"""Predicted step times against sums by hand, limits, and an enumeration of independently drawn gates."""
 
 import dataclasses
 import itertools
@@ -33,13 +33,13 @@ def step_of(world_size, run=None, cluster=None, micro=64, kept=FULL):
     return predict_step(run or run_of(), cluster or Cluster(), world_size=world_size, micro_batch_size=micro, kept=kept)
 
 
-def test_collectives_pay_both_levels_of_links():
+def test_collective_time_includes_both_levels_of_links():
     gather = Collective("all_gather", "parameters", 1000.0, 2)
-    # (4 − 1)/4 of 1000 bytes at 100 a second, 3 hops of 2 s a call
+    # (4 − 1)/4 of 1000 bytes at 100 a second, 3 hops of 2 s per call
     assert collective_seconds(PLAIN, gather, 4) == pytest.approx(7.5 + 2 * 6.0)
-    # 8 nodes: 7/8 of a rank's quarter at 10 a second, 7 hops of 30 s a call
+    # 8 nodes: 7/8 of a rank's quarter at 10 a second, 7 hops of 30 s per call
     assert collective_seconds(PLAIN, gather, 32) == pytest.approx(7.5 + 21.875 + 2 * (6.0 + 210.0))
-    # there and back, over a tree of 3 levels
+    # reduce and broadcast, over a tree of 3 levels
     reduce = dataclasses.replace(gather, kind="all_reduce")
     assert collective_seconds(PLAIN, reduce, 32) == pytest.approx(2 * (7.5 + 21.875 + 2 * (6.0 + 90.0)))
     scatter = dataclasses.replace(gather, kind="reduce_scatter")
@@ -47,7 +47,7 @@ def test_collectives_pay_both_levels_of_links():
     assert collective_seconds(as_all_reduce, scatter, 32) == pytest.approx(collective_seconds(PLAIN, reduce, 32))
 
 
-def test_a_step_is_the_sum_of_its_parts():
+def test_step_time_is_the_sum_of_its_parts():
     step = step_of(64)
     flops = ModelFlops(run_of().model, 128).per_sequence()
     assert step.ideal == pytest.approx(64 * flops / Cluster().flops_per_s)
@@ -59,7 +59,7 @@ def test_a_step_is_the_sum_of_its_parts():
     assert tiny.compute == pytest.approx(12 * Cluster().launch_s_per_block)
 
 
-def test_a_checkpoint_is_spread_over_its_interval():
+def test_checkpoint_time_is_divided_by_its_interval():
     run = run_of()
     assert checkpoint_seconds(run, Cluster()) == pytest.approx(18 * parameter_count(run.model) / 1e9)
     assert step_of(64, run).checkpoint == pytest.approx(checkpoint_seconds(run, Cluster()) / 1000)
@@ -67,7 +67,7 @@ def test_a_checkpoint_is_spread_over_its_interval():
     assert step_of(64, never).checkpoint == 0.0
 
 
-def test_buckets_hide_behind_backward_but_for_the_last():
+def test_all_buckets_but_the_last_overlap_with_backward():
     whole = step_of(64, run_of(overlap_comm=True))
     assert whole.exposed == whole.communication  # one bucket of 500 M elements holds every gradient
     bucketed = step_of(64, run_of(overlap_comm=True, reduce_bucket_size=10_000_000))
@@ -79,7 +79,7 @@ def test_buckets_hide_behind_backward_but_for_the_last():
     assert accumulated.communication - accumulated.exposed == pytest.approx(window)
 
 
-def test_dropping_saves_less_of_a_step_than_of_its_compute():
+def test_dropping_saves_a_smaller_share_of_the_step_than_of_its_compute():
     kept = [[1 - l / 24 for l in range(1, 13)]]
     for stage in range(4):
         full, dropped = step_of(64, run_of(stage)), step_of(64, run_of(stage), kept=kept)
@@ -94,10 +94,10 @@ def test_efficiency_falls_with_ranks_and_rises_with_accumulation():
     assert by_ranks == sorted(by_ranks, reverse=True)
     assert step_of(64, kept=FULL * 8).efficiency > step_of(64).efficiency
     stage_2 = step_of(64, run_of(2), kept=FULL * 8)
-    assert stage_2.efficiency < step_of(64, kept=FULL * 8).efficiency  # reduces in every micro-batch
+    assert stage_2.efficiency < step_of(64, kept=FULL * 8).efficiency  # stage 2 reduces in every micro-batch
 
 
-def test_slowest_of_independent_ranks_by_enumeration():
+def test_slowest_of_independent_ranks_equals_the_enumeration():
     keep = [0.9, 0.3]
     outcomes = [
         (sum(drawn), (0.9 if drawn[0] else 0.1) * (0.3 if drawn[1] else 0.7))
@@ -109,7 +109,7 @@ def test_slowest_of_independent_ranks_by_enumeration():
     assert slowest_of_independent([1 - l / 24 for l in range(1, 13)], 1, 1024) == pytest.approx(11.9, abs=0.15)
 
 
-def test_assumptions_are_checked():
+def test_invalid_assumption_is_rejected():
     assert with_assumptions(Cluster(), {"ranks_per_node": 4, "overlap": 0}).ranks_per_node == 4
     for bad in (
         {"nvlink": 1},
