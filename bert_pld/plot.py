@@ -1,4 +1,4 @@
-"""Compare runs in one figure: held-out loss against samples and time, θ and depth, learning rate.
+"""Plot runs in one figure: losses against samples and against time, θ and depth, learning rate.
 
 python -m bert_pld.plot runs/baseline runs/pld --output comparison.png
 """
@@ -18,37 +18,35 @@ from bert_pld.cli import run as run_command
 from bert_pld.files import CONFIG, METRICS
 from bert_pld.training.metrics_file import read_metrics
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow.
+# Okabe and Ito's palette, which colour-blind readers can distinguish, without its yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _LINE_STYLES = ("-", "--", ":", "-.")
 _SMOOTHING_SHARE = 0.02
-"""Of a run's logging steps, the time constant of the training loss's running mean."""
+"""Time constant of the running means, as a share of a run's logging steps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunCurves:
-    """One run's figures, in the order of its steps."""
+    """One run's metrics, in the order of its steps."""
 
     label: str
     training: list[dict[str, Any]]
-    """Lines of logging steps."""
+    """Records of logging steps."""
     evaluations: list[dict[str, Any]]
     num_layers: int | None
-    """From the run's config.json, where there is one."""
+    """Number of blocks from the run's config.json; None without one."""
 
     def column(self, key: str, *, of: str = "training") -> list[float]:
-        """A key's values over the lines of `training` or `evaluations`; NaN where a line lacks it."""
-        values = [line.get(key) for line in getattr(self, of)]
+        """Return a key's values over the records of `training` or `evaluations`; NaN where it is missing or null."""
+        values = [record.get(key) for record in getattr(self, of)]
         return [math.nan if value is None else float(value) for value in values]
 
 
 def read_run(run_dir: Path, label: str | None = None) -> RunCurves:
     """Read a run's `metrics.jsonl` and `config.json`.
 
-    Where a step was trained twice (a resumed run), its newest line counts; a torn last line is left out.
-
     Raises:
-        ValueError: no such folder, no metrics in it, or a damaged line.
+        ValueError: no such folder, no metrics in it, or a damaged line or configuration.
     """
     path = run_dir / METRICS
     try:
@@ -75,11 +73,11 @@ def _num_layers(path: Path) -> int | None:
 
 
 def smooth(values: Sequence[float], time_constant: float) -> list[float]:
-    """Exponential running mean, unbiased at the start; values that are not finite are passed over.
+    """Return the exponential running mean, unbiased at the start; values that are not finite are skipped.
 
     Args:
-        values: in the order of steps.
-        time_constant: in values; 1 or less changes nothing.
+        values: values in the order of steps.
+        time_constant: number of values after which the weight falls to 1/e; 1 or less changes nothing.
     """
     decay = math.exp(-1.0 / time_constant) if time_constant > 1.0 else 0.0
     total = weight = 0.0
@@ -96,12 +94,12 @@ def plot_runs(runs: Sequence[RunCurves], output: Path, title: str | None = None)
     """Draw the figure and save it.
 
     Args:
-        runs: each gets a colour and a line of the legend.
-        output: the format follows the suffix: .png, .svg or .pdf.
-        title: above the figure.
+        runs: each run has a colour and a line in the legend.
+        output: a file whose suffix gives the format: .png, .svg or .pdf.
+        title: title above the figure.
 
     Raises:
-        ValueError: a suffix that is not drawn here.
+        ValueError: another suffix.
     """
     if output.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--output {output}: must end in .png, .svg or .pdf")
@@ -151,13 +149,13 @@ def plot_runs(runs: Sequence[RunCurves], output: Path, title: str | None = None)
 
 
 def _draw_loss(axes: Any, run: RunCurves, key: str, divisor: float, colour: str, style: str) -> None:
-    """Held-out loss as marked points, the smoothed training loss as a pale line."""
+    """Draw the held-out loss as points, and the smoothed training loss as a pale line."""
     training = smooth(run.column("mlm_loss"), _SMOOTHING_SHARE * len(run.training))
     axes.plot([x / divisor for x in run.column(key)], training, color=colour, alpha=0.35, linewidth=1.0, zorder=2)
-    where = [x / divisor for x in run.column(key, of="evaluations")]
+    positions = [x / divisor for x in run.column(key, of="evaluations")]
     held_out = run.column("eval_mlm_loss", of="evaluations")
-    size = 4.0 if len(where) <= 40 else 0.0
-    axes.plot(where, held_out, color=colour, linestyle=style, linewidth=1.8, marker="o", markersize=size, zorder=3)
+    size = 4.0 if len(positions) <= 40 else 0.0
+    axes.plot(positions, held_out, color=colour, linestyle=style, linewidth=1.8, marker="o", markersize=size, zorder=3)
 
 
 def _label_loss_axes(by_samples: Any, by_time: Any, runs: Sequence[RunCurves], unit: str) -> None:
@@ -172,9 +170,9 @@ def _label_loss_axes(by_samples: Any, by_time: Any, runs: Sequence[RunCurves], u
         for run in runs
     ]
     if any(value is not None for value in best):
-        # The first steps' losses would squeeze what matters into the lower edge.
-        everything = [v for run in runs for v in smooth(run.column("mlm_loss"), _SMOOTHING_SHARE * len(run.training))]
-        finite = sorted(v for v in everything if math.isfinite(v))
+        # The axis ends below the losses of the first steps, which would compress the rest into the lower edge.
+        losses = [v for run in runs for v in smooth(run.column("mlm_loss"), _SMOOTHING_SHARE * len(run.training))]
+        finite = sorted(v for v in losses if math.isfinite(v))
         if finite:
             low, high = finite[0], finite[min(len(finite) - 1, int(0.985 * len(finite)))]
             low = min([low, *(value for value in best if value is not None)])
@@ -183,7 +181,7 @@ def _label_loss_axes(by_samples: Any, by_time: Any, runs: Sequence[RunCurves], u
 
 
 def _add_theta(depth: Any, runs: Sequence[RunCurves]) -> None:
-    """θ on an axis of its own, dotted, where any run drops layers."""
+    """Draw θ as dotted lines on a second axis if any run drops layers."""
     layers = [run.num_layers for run in runs if run.num_layers is not None]
     depth.set(
         title="executed blocks", xlabel="samples", ylabel="blocks", ylim=(0, max(layers) * 1.05 if layers else None)
@@ -215,7 +213,7 @@ def _time_unit(runs: Sequence[RunCurves]) -> tuple[str, float]:
 
 
 def _legend_line(run: RunCurves) -> str:
-    """The run's label, its last held-out loss, and the training time it took."""
+    """Return the run's label, its last held-out loss and its training time."""
     parts = []
     if run.evaluations:
         last = run.evaluations[-1]
@@ -232,7 +230,7 @@ def _legend_line(run: RunCurves) -> str:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Read the runs, draw, say where to."""
+    """Read the runs, draw the figure, and print its path and the legend."""
     labels = options.label or [None] * len(options.runs)
     if len(labels) != len(options.runs):
         raise ValueError(
@@ -246,17 +244,19 @@ def main(options: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line of `python -m bert_pld.plot`."""
+    """Return the command's parser."""
     parser = make_parser(
         "bert_pld.plot",
-        "Compare runs in one figure: loss against samples and against time, θ and depth, learning rate.",
+        "Plot runs in one figure: losses against samples and against time, θ and depth, learning rate.",
         "python -m bert_pld.plot runs/baseline runs/pld --output comparison.png --title 'PLD on the books'",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="a run's folder, with metrics.jsonl")
-    parser.add_argument("--output", type=Path, required=True, help="a .png, .svg or .pdf file")
-    parser.add_argument("--title", help="above the figure")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run, with metrics.jsonl")
+    parser.add_argument("--output", type=Path, required=True, help=".png, .svg or .pdf file to write")
+    parser.add_argument("--title", help="title above the figure")
     parser.add_argument(
-        "--label", action="append", help="a run's name in the legend, in the runs' order (default: folder)"
+        "--label",
+        action="append",
+        help="name of a run in the legend; repeat for each run, in order (default: its folder's name)",
     )
     return parser
 

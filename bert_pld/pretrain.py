@@ -11,24 +11,34 @@ from bert_pld.config import load_config
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments; `--deepspeed` and `--local_rank` are what launchers add."""
+    """Return the command's parser; launchers add `--deepspeed` and `--local_rank`."""
     parser = make_parser(
         "bert_pld.pretrain",
-        "Pretrain a BERT with Progressive Layer Dropping. Resumes by itself: run the same command again.",
+        "Pretrain a BERT with Progressive Layer Dropping. The same command resumes an interrupted run.",
         "deepspeed --num_gpus 8 --module bert_pld.pretrain --deepspeed_config configs/bert_base_pld_128.json"
         " --data_dir shards/ --output_dir runs/base --set training.max_steps=100000",
     )
-    parser.add_argument("--deepspeed_config", required=True, type=Path, help="a DeepSpeed JSON with our blocks")
+    parser.add_argument("--deepspeed_config", required=True, type=Path, help="DeepSpeed JSON with our blocks")
     parser.add_argument(
         "--data_dir",
         required=True,
         type=Path,
-        help="what `data_prep build` made: shards or seq_<S>; or NVIDIA's shards",
+        help="output of `data_prep build` (shards, or seq_<S> directories of them), or NVIDIA's shards",
     )
     parser.add_argument("--output_dir", required=True, type=Path, help="the run's folder")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
-    parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="what to go on from (auto)")
-    parser.add_argument("--initialize_from", type=Path, metavar="PATH", help="start a new run from these weights")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="checkpoint to resume from: the newest of --output_dir, none, or PATH (default auto)",
+    )
+    parser.add_argument(
+        "--initialize_from",
+        type=Path,
+        metavar="PATH",
+        help="start a new run from the weights of this run or checkpoint",
+    )
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
     parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -38,26 +48,27 @@ def main(options: argparse.Namespace) -> int:
     """Train; exit 0 at the last step, EXIT_PREEMPTED after a signal and its checkpoint.
 
     Raises:
-        SystemExit: EXIT_LOST_RANK where another rank died or hangs, 1 where it failed; that has been said.
+        SystemExit: EXIT_LOST_RANK if another rank died or hangs, 1 if it failed; the cause has been printed.
     """
     preemption = Preemption()
     config = load_config(options.deepspeed_config, options.set)
+    # These import torch and DeepSpeed, which takes seconds: signals are caught before, and mistakes in the JSON shown.
     from bert_pld.cluster.watchdog import end_with, finish, reporting
     from bert_pld.data.read_failures import naming_damaged_shards
     from bert_pld.training.loop import train
     from bert_pld.training.run import prepare_run
 
-    training = None
+    run = None
     try:
         with reporting():
-            training = prepare_run(
+            run = prepare_run(
                 config, options.data_dir, options.output_dir, options.resume, options.initialize_from, preemption
             )
-            with naming_damaged_shards((training.training_rows, training.validation_rows), end_with):
-                finished = train(training)
+            with naming_damaged_shards((run.training_rows, run.validation_rows), end_with):
+                finished = train(run)
     finally:
-        if training is not None:
-            training.close()
+        if run is not None:
+            run.close()
     finish()
     return 0 if finished else EXIT_PREEMPTED
 

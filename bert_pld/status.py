@@ -1,4 +1,4 @@
-"""How runs get on: one line a run, from their folders.
+"""Print the progress of runs, read from their folders: one line for each run.
 
 python -m bert_pld.status runs/*
 """
@@ -16,19 +16,19 @@ from bert_pld.training.progress import Progress, read_progress
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Return the command's parser."""
     parser = make_parser(
         "bert_pld.status",
-        "One line a run: step, losses, speed, time left, last checkpoint, and whether it is at work.",
+        "Print one line a run: its state, step, losses, speed, time left and last checkpoint.",
         "python -m bert_pld.status runs/base runs/baseline",
     )
-    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="a run's --output_dir")
-    parser.add_argument("--json", action="store_true", help="print a JSON list, one object a run, instead")
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run (its --output_dir)")
+    parser.add_argument("--json", action="store_true", help="print a JSON list with one object a run")
     return parser
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print a line a run; a folder that cannot be read gets its line on stderr, and the exit code is 1."""
+    """Print one line a run; a folder that cannot be read gives a line on stderr and exit code 1."""
     runs, code = [], 0
     for run_dir in options.run_dirs:
         try:
@@ -40,13 +40,13 @@ def main(options: argparse.Namespace) -> int:
         print(json.dumps([dataclasses.asdict(progress) for progress in runs], indent=2))
     else:
         for progress in runs:
-            print(describe(progress))
+            print(progress_line(progress))
     return code
 
 
-def describe(progress: Progress) -> str:
-    """A run in one line."""
-    parts = [f"{progress.run_dir}: {_state(progress)}", f"step {progress.step:,}"]
+def progress_line(progress: Progress) -> str:
+    """Return a run's progress as one line."""
+    parts = [f"{progress.run_dir}: {_state_text(progress)}", f"step {progress.step:,}"]
     if progress.max_steps is not None:
         parts[-1] += f"/{progress.max_steps:,}"
     if progress.theta is None:
@@ -58,13 +58,13 @@ def describe(progress: Progress) -> str:
     if progress.theta is not None:
         parts.append(f"θ {progress.theta:.3f}")
     if progress.kept_blocks is not None:
-        of = "" if progress.num_layers is None else f"/{progress.num_layers}"
-        parts.append(f"kept {progress.kept_blocks:.2f}{of}")
+        of_all = "" if progress.num_layers is None else f"/{progress.num_layers}"
+        parts.append(f"kept {progress.kept_blocks:.2f}{of_all}")
     if progress.tokens_per_s is not None:
         parts.append(f"{progress.tokens_per_s:,.0f} tokens/s")
     if progress.seconds_left and progress.state != "finished":
-        without = "" if progress.seconds_per_step_includes_pauses else " without pauses"
-        parts.append(f"{duration(progress.seconds_left)} left{without}")
+        without_pauses = "" if progress.seconds_per_step_includes_pauses else " without pauses"
+        parts.append(f"{duration(progress.seconds_left)} left{without_pauses}")
     if progress.checkpoint_step is None:
         parts.append("no checkpoint")
     else:
@@ -73,16 +73,16 @@ def describe(progress: Progress) -> str:
     return "  ".join(parts)
 
 
-def _state(progress: Progress) -> str:
+def _state_text(progress: Progress) -> str:
     since = "" if progress.since_s is None else f" {duration(progress.since_s)} ago"
     host = f" on {progress.host}" if progress.host else ""
     if progress.state == "running":
-        return f"running{host}" + (f", last sign{since}" if since else "")
+        return f"running{host}" + (f", last write{since}" if since else "")
     return progress.state + (host if progress.state == "killed" else "") + since
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: `42 s`, `7 min`, `3 h 05 min`, `2 d 4 h`."""
+    """Return a duration as text: `42 s`, `7 min`, `3 h 05 min`, `2 d 4 h`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,7 +1,8 @@
-"""How far a run is, read from its folder alone, by a process that has no part in it and needs no torch.
+"""A run's progress, read from its folder by another process, without torch.
 
-Nothing is written and no lock is taken: the kernel is asked who holds `run.lock`. Times are the files' own, so that
-runs on any machine that shares the folder can be watched; only "how long ago" compares them with this machine's clock.
+Reading disturbs no run: nothing is written, and the kernel is asked for the holder of `run.lock`, which is not locked.
+Times are the modification times of files, so a run on any machine that shares the folder can be watched. Only ages
+compare them with this machine's clock.
 """
 
 from __future__ import annotations
@@ -20,25 +21,26 @@ from typing import Any
 from bert_pld.files import CHECKPOINTS, CONFIG, METRICS, RUN_LOCK, STATE, boot_id
 from bert_pld.training.metrics_file import Record, read_metrics
 
-_NAME = re.compile(r"step_(\d+)")
+_CHECKPOINT_NAME = re.compile(r"step_(\d+)")
 _RECENT_RECORDS = 20
-_SILENT_S = 90.0
-"""Another machine's holder writes a beat every 5 s; a network file system may show an older one for a minute."""
+"""Logging steps that the speed is measured over."""
+_LOCK_TIMEOUT_S = 90.0
+"""The holder of `run.lock` writes to it every 5 s, but a network file system may show the content of a minute ago."""
 _FLOCK = "hhqqi0q"
 """`struct flock` of 64-bit Linux: type, whence, start, length, process."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """A run as its folder shows it; None where the folder does not tell."""
+    """A run's progress; None for what its folder does not show."""
 
     run_dir: str
     state: str
-    """`running`, `finished`, `stopped` (it signed off, or never had a lock), or `killed` (it ended without a word)."""
+    """`running`, `finished`, `stopped` (the lock was released, or never taken), or `killed` (it was not released)."""
     since_s: float | None
-    """Seconds since the last line of metrics or checkpoint was written."""
+    """Seconds since metrics or a checkpoint were last written."""
     host: str | None
-    """Of a running or killed one."""
+    """Host of a run that is running or was killed."""
     step: int
     max_steps: int | None
     loss: float | None
@@ -50,22 +52,22 @@ class Progress:
     tokens_per_s: float | None
     seconds_per_step: float | None
     seconds_per_step_includes_pauses: bool
-    """Whether evaluations and checkpoints are in it: measured between checkpoints' times, else from metrics alone."""
+    """Whether evaluations and checkpoints count: they do once a checkpoint's time is known, not from metrics alone."""
     seconds_left: float | None
-    """At that speed; of a run that is not running, what it would still need."""
+    """Remaining steps at that speed, also for a run that is not running."""
     checkpoint_step: int | None
     checkpoint_age_s: float | None
 
 
 def read_progress(run_dir: Path, now: float | None = None) -> Progress:
-    """Read a run's folder.
+    """Read a run's progress from its folder.
 
     Args:
         run_dir: a run's `--output_dir`.
         now: seconds since the epoch; by default this machine's clock.
 
     Raises:
-        ValueError: no such folder, nothing of a run in it, or a damaged line or file.
+        ValueError: no such folder, not a run's folder, or a damaged line or file.
     """
     now = time.time() if now is None else now
     if not run_dir.is_dir():
@@ -81,13 +83,13 @@ def read_progress(run_dir: Path, now: float | None = None) -> Progress:
     state, host = _state(run_dir / RUN_LOCK, now)
     if state != "running" and max_steps is not None and step >= max_steps:
         state = "finished"
-    signs = [moment for moment in (written, *checkpoints.values()) if moment is not None]
+    last_writes = [moment for moment in (written, *checkpoints.values()) if moment is not None]
     per_step, with_pauses = _seconds_per_step(training, written, checkpoints, started)
     newest = max(checkpoints, default=None)
     return Progress(
         run_dir=str(run_dir),
         state=state,
-        since_s=max(0.0, now - max(signs)) if signs else None,
+        since_s=max(0.0, now - max(last_writes)) if last_writes else None,
         host=host,
         step=step,
         max_steps=max_steps,
@@ -107,7 +109,7 @@ def read_progress(run_dir: Path, now: float | None = None) -> Progress:
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], float | None]:
-    """The run's configuration, and when it was written, which each start of the run does anew."""
+    """Return the run's configuration and the time of the run's last start, which writes the file anew."""
     try:
         config, started = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
     except FileNotFoundError:
@@ -139,14 +141,14 @@ def _read_recent_metrics(path: Path) -> tuple[list[Record], Record, float | None
 
 
 def _read_checkpoints(directory: Path) -> dict[int, float]:
-    """Complete checkpoints: step to the time it was gathered."""
+    """Return the step of each complete checkpoint with the time at which it was gathered."""
     found = {}
     for path in directory.iterdir() if directory.is_dir() else ():
-        match = _NAME.fullmatch(path.name)
+        match = _CHECKPOINT_NAME.fullmatch(path.name)
         try:
             if match:
                 found[int(match[1])] = (path / STATE).stat().st_mtime
-        except OSError:  # pruned meanwhile, or broken: the run itself judges that
+        except OSError:  # pruned meanwhile, or damaged, which the run itself reports
             continue
     return found
 
@@ -154,13 +156,14 @@ def _read_checkpoints(directory: Path) -> dict[int, float]:
 def _seconds_per_step(
     training: list[Record], written: float | None, checkpoints: dict[int, float], started: float | None
 ) -> tuple[float | None, bool]:
-    """Recent wall-clock seconds a step, and whether evaluations and checkpoints are counted in."""
-    own = sorted(step for step, moment in checkpoints.items() if started is None or moment > started)
-    if len(own) > 1:
-        return (checkpoints[own[-1]] - checkpoints[own[0]]) / (own[-1] - own[0]), True
-    if own and training and written is not None and training[-1]["step"] > own[0]:
-        return (written - checkpoints[own[0]]) / (training[-1]["step"] - own[0]), True
-    # A run that was resumed counts its seconds on: the lines do not show the time between.
+    """Return recent wall-clock seconds a step, and whether evaluations and checkpoints count."""
+    # Checkpoints from before the last start do not count: the time between includes the run's absence.
+    recent = sorted(step for step, moment in checkpoints.items() if started is None or moment > started)
+    if len(recent) > 1:
+        return (checkpoints[recent[-1]] - checkpoints[recent[0]]) / (recent[-1] - recent[0]), True
+    if recent and training and written is not None and training[-1]["step"] > recent[0]:
+        return (written - checkpoints[recent[0]]) / (training[-1]["step"] - recent[0]), True
+    # The `seconds` of metrics are seconds of training alone, and a resumed run continues their sum.
     if not training:
         return None, False
     first, last = (training[0], training[-1]) if len(training) > 1 else ({"step": 0, "seconds": 0.0}, training[0])
@@ -169,7 +172,7 @@ def _seconds_per_step(
 
 
 def _state(lock: Path, now: float) -> tuple[str, str | None]:
-    """`running`, `killed` or `stopped`, and the host of the first two."""
+    """Return `running`, `killed` or `stopped`, and the host of the first two."""
     try:
         with open(lock, "rb") as file:
             content, written = file.read(4096), os.fstat(file.fileno()).st_mtime
@@ -188,14 +191,14 @@ def _state(lock: Path, now: float) -> tuple[str, str | None]:
         return "stopped", None
     if holder.get("machine") == (boot_id() or socket.gethostname()):
         return "killed", host
-    return ("running" if now - written < _SILENT_S else "killed"), host
+    return ("running" if now - written < _LOCK_TIMEOUT_S else "killed"), host
 
 
 def _is_locked(file: int) -> bool:
-    """Whether a process holds the kernel's lock; it is asked for, not tried, so that no run is disturbed."""
+    """Return whether a process on this machine holds the kernel's lock; asks for it without trying to lock."""
     question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
         answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
-    except OSError:  # a file system without locks: the beat tells
+    except OSError:  # a file system without locks: the age of the file's content decides
         return False
     return struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK

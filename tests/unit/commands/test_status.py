@@ -54,7 +54,7 @@ def test_line_of_a_stopped_run_has_every_figure(tmp_path):
     assert (progress.state, progress.since_s, progress.step, progress.max_steps) == ("stopped", 940.0, 30, 100)
     assert (progress.loss, progress.eval_mlm_loss, progress.eval_step) == (5.7, 5.5, 20)
     assert (progress.checkpoint_step, progress.checkpoint_age_s) == (20, 960.0)
-    assert status.describe(progress) == (
+    assert status.progress_line(progress) == (
         f"{run_dir}: stopped 16 min ago  step 30/100  loss 5.7000  held-out 5.5000 (step 20)  θ 0.750  kept 2.50/3"
         "  1,234 tokens/s  2 min left  checkpoint 20 (16 min old)"
     )
