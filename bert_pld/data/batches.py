@@ -1,4 +1,4 @@
-"""Micro-batches, and how rows become some: reading, masking, the way out of a worker, segments, labels."""
+"""Micro-batches, and making them from rows: reading, masking, sending from a worker process, unpacking."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Int64Array = NDArray[np.int64]
 IntegerArray = NDArray[np.integer[Any]]
 
 IGNORED_LABEL = -100
-"""The next-sentence label that a loss ignores (`ignore_index` of torch's cross entropy)."""
+"""Next-sentence label that the loss ignores (`ignore_index` of torch's cross entropy)."""
 
 _TENSORS = (
     "input_ids",
@@ -34,10 +34,10 @@ _TENSORS = (
 
 @dataclasses.dataclass(eq=False)
 class MicroBatch:
-    """B rows of S tokens, masked. What the host must know of it is kept on the host: asking never waits for a GPU."""
+    """B rows of S tokens, masked. Sizes and lengths stay on the host, so reading them never waits for a GPU."""
 
     input_ids: torch.Tensor
-    """int64 `[B, S]`, masks applied."""
+    """int64 `[B, S]` tokens with the masks applied."""
     token_type_ids: torch.Tensor
     """int64 `[B, S]`: 1 in segment B, else 0."""
     attention_mask: torch.Tensor | None
@@ -47,19 +47,19 @@ class MicroBatch:
     masked_labels: torch.Tensor
     """int64 `[M]` original tokens at `masked_positions`."""
     next_sentence_labels: torch.Tensor | None
-    """int64 `[B]`: 0 B follows A, 1 B is random, -100 no label; None for objective `mlm`."""
+    """int64 `[B]`: 0 if segment B follows A, 1 if it is random, -100 for no label; None for objective `mlm`."""
     tokens: int
-    """Tokens of the real rows that are not padding."""
+    """Number of tokens of the real rows without padding."""
     rows: int
-    """Real rows; the others (evaluation only) repeat a row to fill up and have no targets."""
+    """Number of real rows; the others (in evaluation only) repeat a row to fill up the batch and have no targets."""
     row_indices: Int64Array
-    """`[B]` running indices in the split: which samples these are."""
+    """`[B]` indices of the rows in the split."""
     lengths: Int64Array
-    """`[B]` tokens of each row, on the host."""
+    """`[B]` number of tokens of each row without padding, on the host."""
 
     @property
     def masked_tokens(self) -> int:
-        """M, the number of targets."""
+        """The number of targets, M."""
         return self.masked_positions.shape[0]
 
     def model_inputs(self) -> dict[str, Any]:
@@ -67,11 +67,11 @@ class MicroBatch:
         return {**{name: getattr(self, name) for name in _TENSORS}, "sequence_lengths": self.lengths}
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        """A copy on the device; from pinned memory the transfer runs alongside the host."""
+        """Return a copy on the device; from pinned memory, the host does not wait for the transfer."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> MicroBatch:
-        """A copy in page-locked memory."""
+        """Return a copy in page-locked memory."""
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
     def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> MicroBatch:
@@ -84,31 +84,31 @@ class MicroBatch:
 
 @dataclasses.dataclass(eq=False)
 class PackedMicroBatches:
-    """Several micro-batches, masked, on their way from a worker: read, masked and sent as one array each.
+    """K masked micro-batches in one set of arrays, the form in which a worker makes and sends them.
 
-    What can be told from the lengths is left out, and ids are narrowed, so that a worker's pipe carries a sixth of what
-    the tensors hold. As NumPy arrays they travel through the pipe itself: torch would put each tensor into a shared
-    memory file of its own, which is slower at this size and fails where /dev/shm is small, as in containers.
+    The pipe carries a sixth of the tensors' bytes: everything that follows from the lengths is left out, and ids have
+    fewer bytes. NumPy arrays are sent through the pipe itself. Torch would put each tensor into a shared memory file of
+    its own, which is slower at this size and fails where /dev/shm is small, as in containers.
     """
 
     micro_batch_size: int
-    """B, rows of each of the K micro-batches."""
+    """Rows of each of the K micro-batches, B."""
     input_ids: IntegerArray
-    """`[K · B, S]`, masks applied."""
+    """`[K · B, S]` tokens with the masks applied."""
     masked_positions: IntegerArray
     """`[M]` flat indices into K · B · S, ascending."""
     masked_labels: IntegerArray
     """`[M]` original tokens."""
     lengths: Int64Array
-    """`[K · B]` tokens that are not padding."""
+    """`[K · B]` number of tokens of each row without padding."""
     segment_b_starts: Int64Array
     """`[K · B]` first position of segment B."""
     next_sentence_labels: Int64Array | None
     """`[K · B]`, or None for objective `mlm`."""
     row_indices: Int64Array
-    """`[K · B]`."""
+    """`[K · B]` indices of the rows in the split."""
     real_rows: list[int]
-    """`[K]` rows of each micro-batch that are no fillers."""
+    """`[K]` number of real rows of each micro-batch; the rest fills it up."""
 
     def __getstate__(self) -> dict[str, Any]:
         narrowed = {"input_ids": _narrowed(self.input_ids), "masked_labels": _narrowed(self.masked_labels)}
@@ -116,11 +116,11 @@ class PackedMicroBatches:
         return {**self.__dict__, **narrowed, "masked_positions": positions}
 
     def pin_memory(self) -> list[MicroBatch]:
-        """The micro-batches in page-locked memory: the DataLoader calls this where `pin_memory` is asked for."""
+        """Return the micro-batches in page-locked memory; the DataLoader calls this if its `pin_memory` is set."""
         return [micro_batch.pin_memory() for micro_batch in self.unpack()]
 
     def unpack(self) -> list[MicroBatch]:
-        """The K micro-batches."""
+        """Return the K micro-batches."""
         seq_length, size = self.input_ids.shape[1], self.micro_batch_size
         places = np.arange(seq_length, dtype=np.int32)
         is_token = places < self.lengths.astype(np.int32)[:, None]
@@ -133,9 +133,8 @@ class PackedMicroBatches:
         labels = torch.from_numpy(self.masked_labels.astype(np.int64, copy=False))
         pairs = None if self.next_sentence_labels is None else torch.from_numpy(self.next_sentence_labels)
         firsts = np.arange(len(self.real_rows)) * size
-        ends = [
-            (first + real) * seq_length for first, real in zip(firsts.tolist(), self.real_rows, strict=True)
-        ]  # fillers, which come last, have no targets
+        # The rows that fill up a micro-batch come last and have no targets.
+        ends = [(first + real) * seq_length for first, real in zip(firsts.tolist(), self.real_rows, strict=True)]
         from_target = np.searchsorted(self.masked_positions, firsts * seq_length).tolist()
         to_target = np.searchsorted(self.masked_positions, ends).tolist()
         unpacked = []
@@ -160,13 +159,13 @@ class PackedMicroBatches:
 
 
 def _narrowed(ids: IntegerArray) -> IntegerArray:
-    """Token ids, which are never negative, in the fewest bytes that hold them."""
+    """Return token ids, which are never negative, with the fewest bytes that hold them."""
     return ids.astype(np.uint16 if not ids.size or ids.max() < 2**16 else np.uint32)
 
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatchMaker:
-    """Turns row indices into micro-batches; holds what stays the same through a run."""
+    """Makes micro-batches from row indices, with the settings that stay the same through a run."""
 
     rows: ShardedRows
     vocabulary: MaskingVocabulary
@@ -175,14 +174,14 @@ class MicroBatchMaker:
     """Seed of the masks."""
 
     def make(self, row_indices: Int64Array, epochs: Int64Array, real_rows: list[int]) -> PackedMicroBatches:
-        """The micro-batches of these rows, in equal parts; `real_rows` of each, the others being fillers."""
+        """Return these rows in equal micro-batches; `real_rows` of each are real, and the rest has no targets."""
         columns, masked = self._masked(row_indices, epochs)
         size = len(row_indices) // len(real_rows)
         labels = None
         if self.rows.attributes.objective != "mlm":
             labels = columns["next_sentence_label"]
-            is_filler = np.tile(np.arange(size), len(real_rows)) >= np.repeat(real_rows, size)
-            labels[(labels == NO_PAIR) | is_filler] = IGNORED_LABEL
+            is_extra = np.tile(np.arange(size), len(real_rows)) >= np.repeat(real_rows, size)
+            labels[(labels == NO_PAIR) | is_extra] = IGNORED_LABEL
         return PackedMicroBatches(
             micro_batch_size=size,
             input_ids=masked.input_ids,
@@ -196,7 +195,7 @@ class MicroBatchMaker:
         )
 
     def _masked(self, row_indices: Int64Array, epochs: Int64Array) -> tuple[dict[str, NDArray[Any]], MaskedTokens]:
-        """The columns of these rows, and the rows masked."""
+        """Return the columns of these rows, and the masked rows."""
         if self.data.masking == "static" and self.rows.has_masks:
             assert isinstance(self.rows, NvidiaRows)
             return self.rows.read_masked(row_indices)

@@ -1,11 +1,11 @@
-"""The order of training samples: a function of (seed, epoch) alone, computed wherever it is asked for.
+"""The order of training samples, a function of (seed, epoch) alone, and how ranks share it.
 
-Training consumes one endless stream of positions 0, 1, 2, …; position p belongs to epoch p // N and is that epoch's
-(p % N)-th row. Each epoch has its own permutation of the N rows, given by a keyed bijection on [0, N), so nothing is
-stored or shuffled, and resuming at any position costs nothing.
+Training reads one endless stream of positions 0, 1, 2, …; position p is the (p % N)-th sample of epoch p // N. Each
+epoch has its own permutation of the N rows, computed by a keyed bijection on [0, N). So no permutation is stored, and
+resuming at any position costs nothing.
 
-The bijection is a generalised Feistel network on Z_a × Z_a with a = ⌈√N⌉; a value that lands outside [0, N) is
-encrypted again until it lands inside ("cycle walking"), which about two in √N need at most.
+The bijection is a generalised Feistel network on Z_a × Z_a with a = ⌈√N⌉. A value outside [0, N) is encrypted again
+until it is inside ("cycle walking"); at most about two values in √N need that.
 Source: Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.
 """
 
@@ -25,21 +25,22 @@ UInt64Array = NDArray[np.uint64]
 
 _ROUNDS = 6
 MAX_ROWS = 2**48
-"""The halves of a Feistel network of this size stay far below the 32 bits that a round draws."""
+"""For so many rows, the halves of the Feistel network have 24 bits, far fewer than the 32 that a round draws."""
 
-# Arrays without axes: on a few elements NumPy combines them twice as fast as its scalars.
-_MULTIPLIER_0 = np.array(0xBF58476D1CE4E5B9, np.uint64)  # of SplitMix64's finaliser (Steele et al., OOPSLA 2014)
+# Multipliers of SplitMix64's finaliser (Steele et al., OOPSLA 2014). They are arrays without axes because NumPy
+# combines these with small arrays twice as fast as its scalars.
+_MULTIPLIER_0 = np.array(0xBF58476D1CE4E5B9, np.uint64)
 _MULTIPLIER_1 = np.array(0x94D049BB133111EB, np.uint64)
 _SHIFT_32 = np.array(32, np.uint64)
 
 
 def rows_at(positions: Int64Array, num_rows: int, seed: int) -> tuple[Int64Array, Int64Array]:
-    """The rows that stand at these positions of the training stream.
+    """Return the rows at these positions of the training stream.
 
     Args:
         positions: int64 `[P]`, each at least 0; they may lie in different epochs.
-        num_rows: N, rows of the split, in [1, 2^48].
-        seed: in [0, 2^32).
+        num_rows: N, the number of rows of the split, in [1, 2^48].
+        seed: seed of the order, in [0, 2^32).
 
     Returns:
         `rows` int64 `[P]` in [0, N) and `epochs` int64 `[P]`.
@@ -63,7 +64,7 @@ def rows_at(positions: Int64Array, num_rows: int, seed: int) -> tuple[Int64Array
 
 @dataclasses.dataclass(frozen=True)
 class BatchShare:
-    """One rank's share of every global batch: of the samples of an optimizer step over all ranks.
+    """One rank's share of every global batch, the samples of an optimizer step over all ranks.
 
     Raises:
         ValueError: a value is out of range.
@@ -92,10 +93,10 @@ class BatchShare:
         return self.micro_batch_size * self.accumulation_steps * self.world_size
 
     def positions(self, step: int, micro_step: int) -> Int64Array:
-        """The stream positions of this rank's micro-batch: int64 `[micro_batch_size]`.
+        """Return the stream positions of this rank's micro-batch, int64 `[micro_batch_size]`.
 
-        A step uses the next `global_batch_size` positions, so its samples are the same set however that number is
-        divided. Global batches run across the ends of epochs: none is partial.
+        A step uses the next `global_batch_size` positions. So its samples are the same set however that number is
+        divided into ranks and micro-batches. Global batches cross the ends of epochs; none is smaller.
         """
         first = step * self.global_batch_size + micro_step * self.world_size * self.micro_batch_size
         first += self.rank * self.micro_batch_size
@@ -104,18 +105,18 @@ class BatchShare:
 
 @dataclasses.dataclass(frozen=True)
 class GlobalOrder:
-    """Any row may stand anywhere in its epoch: `rows_at` of one split and seed."""
+    """The order in which any row may be anywhere in its epoch: `rows_at` for one split and seed."""
 
     num_rows: int
     seed: int
 
     def rows_at(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """The rows that stand at these positions of the training stream, and their epochs."""
+        """Return the rows at these positions of the training stream, and their epochs."""
         return rows_at(positions, self.num_rows, self.seed)
 
 
 def check_positions(positions: Int64Array, num_rows: int) -> None:
-    """Refuse impossible splits and positions.
+    """Check the number of rows and the positions.
 
     Raises:
         ValueError: `num_rows` or a position is out of range.
@@ -128,20 +129,27 @@ def check_positions(positions: Int64Array, num_rows: int) -> None:
 
 @functools.lru_cache(maxsize=32)
 def round_keys(seed: int, epoch: int, purpose: int = 0, window: int = 0) -> UInt64Array:
-    """Keys `[rounds]` of one permutation: of an epoch's rows by default, of others by `purpose` and `window`."""
+    """Return the keys `[rounds]` of one permutation.
+
+    Args:
+        seed: seed of the order.
+        epoch: epoch of the permutation.
+        purpose: 0 for all rows of an epoch; block_order.py has others.
+        window: number of the window whose rows are permuted, if any.
+    """
     return _round_keys_of(seed, np.array([epoch], np.int64), purpose, window)[:, 0]
 
 
 def _round_keys_of(seed: int, epochs: Int64Array, purpose: int = 0, window: int = 0) -> UInt64Array:
-    """The Feistel keys of several epochs, 64 random bits a round: `[rounds, len(epochs)]`."""
+    """Return the Feistel keys of several epochs, `[rounds, len(epochs)]` with 64 random bits each."""
     rounds = np.arange(_ROUNDS)[:, None] + 16 * purpose
     high, low, _, _ = random_words(seed, Stream.ORDER, rounds, epochs & 0xFFFFFFFF, epochs >> 32, window)
     return (high.astype(np.uint64) << _SHIFT_32) | low
 
 
 def permute(values: UInt64Array, keys: UInt64Array, num_rows: int) -> UInt64Array:
-    """Encrypt `[P]` values of [0, N) into [0, N) under keys `[rounds]`, or `[rounds, P]` of their own."""
-    width = math.isqrt(num_rows - 1) + 1  # the least a with a² >= N
+    """Permute [0, N): return the images of `[P]` values under keys `[rounds]`, or `[rounds, P]` for each its own."""
+    width = math.isqrt(num_rows - 1) + 1  # the smallest a with a² >= N
     result = _feistel(values, keys, width)
     outside = np.flatnonzero(result >= num_rows)
     while len(outside):
