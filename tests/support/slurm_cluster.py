@@ -3,15 +3,14 @@
     with SlurmCluster() as cluster:
         subprocess.run(["sbatch", …], env=cluster.environment)
 
-Each cluster has a folder, a `munged` and ports of its own, and its clients find it by `SLURM_CONF` alone: clusters of
-other test processes, or a real one of this machine, neither disturb it nor are disturbed. It has no accounting, no
-cgroups and no memory limits; the nodes share the machine. What is missing is installed from Debian (`slurm-wlm`,
-`munge`), one process at a time.
+Each cluster has its own folder, `munged` and ports, and its clients find it through `SLURM_CONF` alone. So it does not
+interfere with the clusters of other test processes or with a real one on this machine. It has no accounting, no cgroups
+and no memory limits; the nodes share the machine. It needs root and Debian's packages `slurm-wlm` and `munge`, which
+scripts/test.sh installs if BERT_PLD_REQUIRE_SLURM=1.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -32,39 +31,17 @@ _LOG_LINES = 15
 
 
 def require_slurm() -> None:
-    """See that Slurm is installed; skip the tests where it cannot be.
-
-    With `BERT_PLD_REQUIRE_SLURM=1` (as scripts/test.sh sets in continuous integration) they fail instead.
-    """
-    if why := _why_not_installed():
-        if os.environ.get("BERT_PLD_REQUIRE_SLURM") == "1":
-            pytest.fail(f"BERT_PLD_REQUIRE_SLURM is set, but {why}", pytrace=False)
-        pytest.skip(why)
-
-
-def _why_not_installed() -> str:
-    if os.geteuid() != 0:
-        return "a Slurm cluster of virtual nodes needs root"
-    missing = _missing()
-    if not missing:
-        return ""
-    if not shutil.which("apt-get"):
-        return f"{missing[0]} is missing, and no apt-get is here to install it"
-    with open(Path(tempfile.gettempdir()) / "bert_pld_install_slurm.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if _missing():
-            install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "slurm-wlm", "munge"]
-            for command in (["apt-get", "update", "-qq"], install):
-                done = subprocess.run(
-                    command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, text=True
-                )
-                if done.returncode:
-                    return f"{' '.join(command)} failed: {' '.join(done.stderr.split())[-300:]}"
-    return f"{_missing()[0]} is missing after installing slurm-wlm" if _missing() else ""
-
-
-def _missing() -> list[str]:
-    return [name for name in PROGRAMS if not shutil.which(name, path=_path())]
+    """Skip the tests where Slurm or root is missing; fail them if BERT_PLD_REQUIRE_SLURM=1, as in CI."""
+    missing = [name for name in PROGRAMS if not shutil.which(name, path=_path())]
+    if missing:
+        reason = f"{missing[0]} is missing; install Debian's packages slurm-wlm and munge"
+    elif os.geteuid() != 0:
+        reason = "a Slurm cluster of virtual nodes needs root"
+    else:
+        return
+    if os.environ.get("BERT_PLD_REQUIRE_SLURM") == "1":
+        pytest.fail(f"BERT_PLD_REQUIRE_SLURM=1, but {reason}", pytrace=False)
+    pytest.skip(reason)
 
 
 def _path() -> str:
@@ -72,13 +49,13 @@ def _path() -> str:
 
 
 class SlurmCluster:
-    """A context manager: `nodes` virtual nodes of `cpus` CPUs each in one partition, `main`, idle when it is entered.
+    """A context manager: virtual nodes in one partition, `main`; all are idle when it is entered.
 
     Args:
-        nodes: their names are node1, node2 …
-        cpus: what Slurm believes a node to have.
-        settings: further lines of slurm.conf.
-        kill_wait_s: between SIGTERM and SIGKILL, seconds.
+        nodes: number of nodes; their names are node1, node2, …
+        cpus: CPUs of each node, as Slurm sees it.
+        settings: additional lines of slurm.conf.
+        kill_wait_s: seconds between SIGTERM and SIGKILL.
     """
 
     def __init__(self, nodes: int = 2, cpus: int = 1, settings: str = "", kill_wait_s: int = 2) -> None:
@@ -88,7 +65,7 @@ class SlurmCluster:
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> SlurmCluster:
-        # Not a test's own folder: the path of a socket has at most 107 bytes.
+        # Not in a test's own folder, whose path is long: the path of a socket has at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm_"))
         self.environment = {
             name: value
@@ -111,10 +88,10 @@ class SlurmCluster:
             self._stop()
 
     def output(self, *command: str) -> str:
-        """Standard output of a client command.
+        """Return the standard output of a client command.
 
         Raises:
-            subprocess.CalledProcessError: it failed.
+            subprocess.CalledProcessError: the command failed.
         """
         return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
 
@@ -193,20 +170,20 @@ class SlurmCluster:
     def _ping(self) -> str:
         return self.output("scontrol", "ping")
 
-    def _wait(self, what: str, is_so: Callable[[], bool]) -> None:
+    def _wait(self, condition: str, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + ANSWER_S
         while True:
             try:
-                if is_so():
+                if holds():
                     return
             except subprocess.CalledProcessError:
                 pass
             if time.monotonic() > deadline:
-                raise TimeoutError(f"Slurm: not within {ANSWER_S:.0f} s: {what}\n{self._logs()}")
+                raise TimeoutError(f"Slurm: not within {ANSWER_S:.0f} s: {condition}\n{self._logs()}")
             time.sleep(0.1)
 
     def _logs(self) -> str:
-        """The ends of the daemons' logs."""
+        """The last lines of each daemon's log."""
         logs = {path.name: path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log"))}
         return "\n".join(f"== {name}\n" + "\n".join(log.splitlines()[-_LOG_LINES:]) for name, log in logs.items())
 

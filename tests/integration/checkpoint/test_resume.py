@@ -55,7 +55,6 @@ def uninterrupted(corpus, tmp_path_factory):
     return series(run_dir)
 
 
-@pytest.mark.slow
 def test_killed_run_resumes_bitwise(corpus, uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
     path = tmp_path / "c.json"

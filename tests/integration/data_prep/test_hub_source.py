@@ -159,7 +159,6 @@ def test_folder_in_the_layout_of_the_hub_is_read_as_the_hub_would(repositories, 
     assert [d.text for d in read_source(f"hub={repositories}/org/lines")] == texts
 
 
-@pytest.mark.slow
 def test_folder_stream_and_cache_build_the_same_shards_with_any_number_of_workers(
     server, repositories, caches, tmp_path
 ):

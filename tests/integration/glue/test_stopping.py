@@ -75,7 +75,6 @@ def test_what_is_finished_is_kept_and_the_same_command_goes_on_with_the_next(glu
     assert len(result_of(tmp_path / "out", seed=2)["epochs"]) == 8
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "arguments", "line", "seconds"),
     [

@@ -1,25 +1,18 @@
 """The predictions of `plan` against the paper's figures and against the memory that a block uses."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from published_config import PUBLISHED_CONFIG
 
 from bert_pld.config import load_config
 from bert_pld.model.bert import BertForPreTraining
 from bert_pld.plan import format_plan, make_plan
 
-CLIENT = """{
-"train_batch_size":4096,"train_micro_batch_size_per_gpu":16,"steps_per_print":1000,"prescale_gradients":true,
-"optimizer":{"type":"Adam","params":{"lr":1e-3,"weight_decay":0.01,"bias_correction":false}},"gradient_clipping":1.0,
-"wall_clock_breakdown":false,"fp16":{"enabled":true,"loss_scale":0},
-"progressive_layer_drop":{"enabled":true,"theta":0.5,"gamma":0.001}}"""
-
 
 def plan_of(changes=None, **arguments):
-    return make_plan(load_config({**json.loads(CLIENT), **(changes or {})}), **arguments)
+    return make_plan(load_config({**json.loads(PUBLISHED_CONFIG), **(changes or {})}), **arguments)
 
 
 def test_published_configuration_gives_the_paper_s_figures():
@@ -121,28 +114,3 @@ def test_number_of_parameters_equals_the_model_s():
     plan = plan_of({"model": {"preset": "tiny"}}, vocabulary_size=1001)
     assert plan.run.model.vocab_size == 1008
     assert plan.parameters == sum(parameter.numel() for parameter in BertForPreTraining(plan.run.model).parameters())
-
-
-def test_command_prints_and_writes_the_plan(tmp_path):
-    config, out = tmp_path / "client.json", tmp_path / "plan.json"
-    config.write_text(CLIENT)
-    command = [sys.executable, "-m", "bert_pld.plan", "--deepspeed_config", config, "--world_size"]
-    result = subprocess.run([*command, "64", "--json", out], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "4,096 sequences = 16 micro-batch × 4 accumulation × 64 rank(s)" in result.stdout
-    assert "expected depth 8.75 at the limit (27.1% of the blocks' compute saved)" in result.stdout
-    assert "within 1 % of the limit: from step 4,606" in result.stdout
-    plan = json.loads(out.read_text())
-    assert plan["depth_at_limit"] == 8.75
-    assert plan["model"]["vocab_size"] == 30_528
-    assert plan["memory"]["total_bytes"] > 12 * plan["parameters"]
-
-    slower = ["64", "--assume", "inter_bytes_per_s=1e9", "--json", out]
-    result = subprocess.run([*command, *slower], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(out.read_text())["scaling"][-1]["step"]["exposed"] > 5 * plan["scaling"][-1]["step"]["exposed"]
-
-    result = subprocess.run([*command, "60"], capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("error: train_batch_size: 4096; must be")
-    assert result.stderr.count("\n") == 1

@@ -1,0 +1,34 @@
+"""Blocks compiled by torch.compile: the same numbers as the reference, and one graph for all gates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_model import fixed_gates, gradients, make_model
+
+from bert_pld.model import use_backend
+
+
+def test_compiled_backend_equals_the_reference():
+    reference, compiled = make_model(), make_model()
+    use_backend(compiled, "compiled", "cpu")
+    for pattern, scale in (([1, 1, 1, 1], 1.0), ([1, 0, 1, 1], 1.3), ([0, 1, 1, 0], 1.9)):
+        loss, expected = gradients(reference, fixed_gates(pattern, scale))
+        loss_compiled, actual = gradients(compiled, fixed_gates(pattern, scale))
+        assert loss_compiled == pytest.approx(loss, rel=1e-5)
+        for name in expected:
+            assert torch.allclose(actual[name], expected[name], atol=1e-5, rtol=1e-4), name
+
+
+def test_compiled_block_is_one_graph_for_all_scales():
+    """The scale changes at every step: one graph per scale would soon exceed the limit and run eagerly."""
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    model = make_model(hidden_dropout=0.1, attention_dropout=0.1)
+    for block in model.encoder.blocks:
+        block.compile(dynamic=True, backend=counter, fullgraph=True)
+    for step in range(12):
+        gradients(model, fixed_gates([1, 1, 0, 1], scale=1.0 + 0.1 * step))
+    assert counter.frame_count <= 2
