@@ -1,4 +1,4 @@
-"""`bert_pld.finetune_glue` in processes of its own, and the tokenizer of the words that its task is made of."""
+"""`bert_pld.finetune_glue` in subprocesses, and a tokenizer for the synthetic task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SETTINGS = ["--epochs", "3", "--batch_size", "16", "--max_seq_length", "32", "--
 
 
 def finetune_command(glue_dir, model, output_dir, *arguments, ranks=1):
-    """One rank: a plain process. Several: the real `deepspeed` launcher."""
+    """Return the command: a plain process for one rank, the `deepspeed` launcher for several."""
     launcher = [sys.executable, "-m"]
     if ranks > 1:
         deepspeed = Path(sys.executable).parent / "deepspeed"
@@ -31,12 +31,12 @@ def finetune(glue_dir, model, output_dir, *arguments, ranks=1, expect=0):
 
 
 def result_of(output_dir, seed=1, rate="0.003"):
-    """What a fine-tuning has written."""
+    """Return the result of a fine-tuning."""
     return json.loads((output_dir / "SST-2" / f"lr_{rate}_seed_{seed}" / "result.json").read_text())
 
 
 def write_tokenizer(folder):
-    """The corpus's words as transformers' tokenizer."""
+    """Save a transformers tokenizer for the words of the synthetic corpus."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordPiece
     from tokenizers.pre_tokenizers import Whitespace

@@ -1,4 +1,4 @@
-"""A task of GLUE made up here that a tiny encoder can learn, and encoders for it."""
+"""A synthetic GLUE task that a tiny encoder can learn, and encoders for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runs import VOCABULARY, run_pretrain, small_config, write_corpus
 
 @pytest.fixture(scope="session")
 def glue_dir(tmp_path_factory):
-    """SST-2's layout: a sentence is positive if it holds the word w7."""
+    """A task in SST-2's layout: a sentence is positive if it has the word w7."""
     folder, rng = tmp_path_factory.mktemp("glue") / "SST-2", np.random.default_rng(0)
     folder.mkdir()
     words = np.array([f"w{i}" for i in range(51) if i != 7])
@@ -32,7 +32,7 @@ def glue_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    """A run of ours of a few steps, without dropout, so that ranks can be compared."""
+    """A pretraining run of a few steps, without dropout, so that ranks can be compared."""
     folder = tmp_path_factory.mktemp("pretrained")
     config = small_config(model={"hidden_dropout": 0.0, "attention_dropout": 0.0}, training={"max_steps": 4})
     run_pretrain(config, write_corpus(folder / "corpus"), folder / "run")
@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def exported(tmp_path):
-    """A folder of transformers', with its tokenizer, and the model in it."""
+    """A folder with a transformers model and its tokenizer, and the model."""
     from transformers import BertConfig, BertForPreTraining
 
     config = BertConfig(vocab_size=len(VOCABULARY), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)

@@ -1,4 +1,4 @@
-"""A fine-tuning that diverges is a result without a score: the sweep goes on, and a rerun leaves it alone."""
+"""A fine-tuning that diverges is a result without a score; the sweep continues, and a rerun skips it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ print(f"diverged at step {outcome.diverged_at_step} of {outcome.steps}")
 
 @pytest.fixture
 def unnormalized(tmp_path):
-    """An encoder without normalisation, MobileBERT's, which high rates blow up within a few steps."""
+    """An encoder without layer normalization (MobileBERT), which diverges within a few steps at high rates."""
     from transformers import MobileBertConfig, MobileBertModel
 
     torch.manual_seed(0)
@@ -62,20 +62,20 @@ def lines(text, beginning):
     return [line for line in text.splitlines() if line.startswith(beginning)]
 
 
-def test_a_rate_that_diverges_neither_ends_the_sweep_nor_wins_nor_is_trained_again(glue_dir, unnormalized, tmp_path):
+def test_diverged_rate_does_not_stop_the_sweep_or_win_and_is_not_repeated(glue_dir, unnormalized, tmp_path):
     output_dir = tmp_path / "out"
     done = finetune(glue_dir, unnormalized, output_dir, *RATES, "--seeds", "1", "2")
-    lost, kept = ([result_of(output_dir, seed, rate) for seed in (1, 2)] for rate in ("0.9", "0.001"))
-    for seed, result in zip((1, 2), lost, strict=True):
+    diverged, finite = ([result_of(output_dir, seed, rate) for seed in (1, 2)] for rate in ("0.9", "0.001"))
+    for seed, result in zip((1, 2), diverged, strict=True):
         assert result["dev"] == {}
         assert (result["best_epoch"], result["epochs"], result["steps"]) == (None, [], 25)
         assert 3 < result["diverged_at_step"] < 25
-        said = f"seed {seed}: diverged; loss or weights are not finite at step {result['diverged_at_step']} of 25"
-        assert f"warning: SST-2, lr 0.9, {said}, so it has no score" in done.stderr.splitlines()
+        warning = f"seed {seed}: diverged; loss or weights are not finite at step {result['diverged_at_step']} of 25"
+        assert f"warning: SST-2, lr 0.9, {warning}, so it has no score" in done.stderr.splitlines()
     assert len(lines(done.stderr, "warning: ")) == 2
     assert "Traceback" not in done.stderr
-    assert all(result["dev"]["dev"]["accuracy"] >= 40 for result in kept)
-    assert {result["diverged_at_step"] for result in kept} == {None}
+    assert all(result["dev"]["dev"]["accuracy"] >= 40 for result in finite)
+    assert {result["diverged_at_step"] for result in finite} == {None}
     summary = json.loads((output_dir / "summary.json").read_text())["tasks"]["SST-2"]
     assert (summary["learning_rate"], summary["seeds"]) == (0.001, [1, 2])
     assert (summary["diverged"], summary["fine_tunings"]) == ({"0.9": [1, 2]}, 4)
@@ -87,15 +87,15 @@ def test_a_rate_that_diverges_neither_ends_the_sweep_nor_wins_nor_is_trained_aga
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert lines(again.stderr, "warning: ") == lines(done.stderr, "warning: ")
 
-    without = finetune(glue_dir, unnormalized, output_dir, *RATES[:4], "--seeds", "1", expect=1)
-    [error] = lines(without.stderr, "error: ")
+    failed = finetune(glue_dir, unnormalized, output_dir, *RATES[:4], "--seeds", "1", expect=1)
+    [error] = lines(failed.stderr, "error: ")
     assert error.startswith("error: SST-2: a fine-tuning diverged at every learning rate")
     assert error.endswith("give lower --learning_rates")
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
-def test_weights_that_are_not_finite_are_a_divergence_though_no_loss_shows_it(glue_dir, exported, tmp_path):
-    """As after the last step, which no loss follows; here in the row of a word that does not occur."""
+def test_non_finite_weights_are_a_divergence_even_if_all_losses_are_finite(glue_dir, exported, tmp_path):
+    """No loss follows the last step. Here the non-finite weights are the embedding of a word that does not occur."""
     folder, model = exported
     model.bert.embeddings.word_embeddings.weight.data[VOCABULARY.index("##p7")] = torch.inf
     model.save_pretrained(folder)
@@ -106,8 +106,8 @@ def test_weights_that_are_not_finite_are_a_divergence_though_no_loss_shows_it(gl
 
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_fp16_supported(), reason="this CPU cannot compute in fp16")
-def test_in_fp16_the_loss_scaler_that_gives_up_is_a_divergence(glue_dir, unnormalized):
-    """The command leaves fp16 to GPUs; what DeepSpeed's scaler does is the same here."""
+def test_fp16_overflow_at_the_lowest_loss_scale_is_a_divergence(glue_dir, unnormalized):
+    """The command allows fp16 on GPUs only, but DeepSpeed's loss scaler is the same on a CPU."""
     command = [sys.executable, "-c", IN_FP16, str(unnormalized), str(glue_dir)]
     done = subprocess.run(command, env={**clean_environment(), "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -116,8 +116,8 @@ def test_in_fp16_the_loss_scaler_that_gives_up_is_a_divergence(glue_dir, unnorma
 
 
 @pytest.mark.launcher
-def test_two_ranks_agree_where_the_loss_of_one_of_them_is_not_finite(glue_dir, exported, tmp_path):
-    """The unknown word's embedding is infinite; the one row that has it is the second rank's in the tenth batch."""
+def test_two_ranks_agree_if_the_loss_of_one_is_not_finite(glue_dir, exported, tmp_path):
+    """The embedding of [UNK] is infinite; it occurs in one row only, which the second rank has in the tenth batch."""
     folder, model = exported
     model.bert.embeddings.word_embeddings.weight.data[VOCABULARY.index("[UNK]")] = torch.inf
     model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Fine-tuning through the command, on a task made up here that a tiny encoder can learn."""
+"""Fine-tuning through the command, on a synthetic task that a tiny encoder can learn."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from finetune_runs import finetune, result_of
 from repository import REPOSITORY
 from runs import SEQ_LENGTH, clean_environment
 
-from bert_pld.glue.batches import collate, evaluation_rows, training_order
-from bert_pld.glue.data import Encoded, identify_data
+from bert_pld.glue.data import identify_data
 from bert_pld.glue.encoder import identify_weights, load_encoder
-from bert_pld.glue.finetune import linear_schedule
 from bert_pld.glue.summary import table
 from bert_pld.glue.tasks import TASKS
 
@@ -34,18 +32,18 @@ def finished(glue_dir, checkpoint, tmp_path_factory):
     return output_dir, done.stdout
 
 
-def test_task_is_learnt_and_answered(finished):
-    output_dir, said = finished
+def test_task_is_learnt_and_predictions_are_written(finished):
+    output_dir, printed = finished
     result = result_of(output_dir)
     assert result["dev"]["dev"]["accuracy"] > 90
     losses = [epoch["loss"] for epoch in result["epochs"]]
     assert losses[-1] < 0.5 * losses[0]
     best = max(result["epochs"], key=lambda epoch: epoch["dev"]["dev"]["accuracy"])
     assert result["best_epoch"] == best["epoch"]
-    answers = (output_dir / "SST-2" / "lr_0.003_seed_1" / "SST-2.tsv").read_text().splitlines()
-    assert answers[0] == "index\tprediction"
-    assert [line.split("\t")[0] for line in answers[1:]] == [str(i) for i in range(7)]
-    assert {line.split("\t")[1] for line in answers[1:]} <= {"0", "1"}
+    predictions = (output_dir / "SST-2" / "lr_0.003_seed_1" / "SST-2.tsv").read_text().splitlines()
+    assert predictions[0] == "index\tprediction"
+    assert [line.split("\t")[0] for line in predictions[1:]] == [str(i) for i in range(7)]
+    assert {line.split("\t")[1] for line in predictions[1:]} <= {"0", "1"}
     summary = json.loads((output_dir / "summary.json").read_text())
     scores = [result_of(output_dir, seed)["dev"]["dev"]["accuracy"] for seed in (1, 2)]
     assert summary["tasks"]["SST-2"]["score"] == {
@@ -57,10 +55,10 @@ def test_task_is_learnt_and_answered(finished):
     assert (task["conditions"]["epochs"], task["conditions"]["max_seq_length"]) == (3, 32)
     assert not {"model", "seed"} & set(task["conditions"])
     assert task["versions"]["torch"] == torch.__version__
-    assert (output_dir / "summary.md").read_text() in said
+    assert (output_dir / "summary.md").read_text() in printed
 
 
-def test_models_side_by_side(finished, tmp_path):
+def test_summarize_prints_writes_and_plots_the_figures(finished, tmp_path):
     output_dir, _ = finished
     options = ["--summarize", str(output_dir), "--json", str(tmp_path / "glue.json"), "--plot", str(tmp_path / "g.png")]
     command = [sys.executable, "-m", "bert_pld.finetune_glue", *options]
@@ -71,7 +69,7 @@ def test_models_side_by_side(finished, tmp_path):
     assert (tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finished, glue_dir, checkpoint, tmp_path):
+def test_finished_fine_tunings_are_skipped_and_other_settings_are_refused(finished, glue_dir, checkpoint, tmp_path):
     output_dir, _ = finished
     before = (output_dir / "SST-2" / "lr_0.003_seed_1" / "result.json").stat().st_mtime_ns
     again = finetune(glue_dir, checkpoint, output_dir, "--seeds", "1", "2")
@@ -81,13 +79,13 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(finished,
     [error] = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
     assert "holds a result with epochs = 3, not 2; give another --output_dir" in error
     assert "Traceback" not in refused.stderr
-    moved = shutil.copytree(checkpoint, tmp_path / "moved")  # the same weights from elsewhere are the same model
+    moved = shutil.copytree(checkpoint, tmp_path / "moved")  # a copy of the weights is the same model
     finetune(glue_dir, moved, output_dir, "--seeds", "1", "2")
     fresh = finetune(glue_dir, checkpoint, output_dir, "--seeds", "1", "--from_scratch", expect=1)
     assert "holds a result with from_scratch = False, not True" in fresh.stderr
 
 
-def test_other_weights_are_another_model(tmp_path):
+def test_identity_of_weights_depends_on_their_bytes(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"1")
     first = identify_weights(str(tmp_path))
     (tmp_path / "a.safetensors").write_bytes(b"2")
@@ -95,7 +93,7 @@ def test_other_weights_are_another_model(tmp_path):
     assert identify_weights("bert-base-uncased") == "bert-base-uncased"
 
 
-def test_other_data_are_another_task(glue_dir, tmp_path):
+def test_identity_of_data_depends_on_train_and_dev_files(glue_dir, tmp_path):
     before = identify_data(TASKS["SST-2"], str(glue_dir))
     moved = shutil.copytree(glue_dir, tmp_path / "moved")
     assert identify_data(TASKS["SST-2"], str(moved)) == before
@@ -112,7 +110,7 @@ def test_other_data_are_another_task(glue_dir, tmp_path):
     assert identify_data(TASKS["SST-2"], "hub=some/copy") == "some/copy"
 
 
-def test_patience_ends_a_fine_tuning_without_progress(glue_dir, checkpoint, tmp_path):
+def test_patience_stops_training_without_progress(glue_dir, checkpoint, tmp_path):
     finetune(glue_dir, checkpoint, tmp_path / "out", "--seeds", "1", "--epochs", "12", "--patience", "2")
     result = result_of(tmp_path / "out")
     assert result["conditions"]["data"] == identify_data(TASKS["SST-2"], str(glue_dir))
@@ -122,14 +120,14 @@ def test_patience_ends_a_fine_tuning_without_progress(glue_dir, checkpoint, tmp_
     assert result["dev"]["dev"]["accuracy"] == max(scores)
 
 
-def test_dropout_reaches_the_training(finished, glue_dir, checkpoint, tmp_path):
+def test_dropout_option_changes_training(finished, glue_dir, checkpoint, tmp_path):
     finetune(glue_dir, checkpoint, tmp_path / "out", "--seeds", "1", "--dropout", "0.5")
-    without, with_dropout = result_of(finished[0]), result_of(tmp_path / "out")  # the checkpoint has none of its own
+    without, with_dropout = result_of(finished[0]), result_of(tmp_path / "out")  # the checkpoint has no dropout
     assert (without["conditions"]["dropout"], with_dropout["conditions"]["dropout"]) == (None, 0.5)
     assert with_dropout["epochs"][-1]["loss"] > 1.5 * without["epochs"][-1]["loss"]
 
 
-def test_bf16_learns_as_fp32_does(finished, glue_dir, checkpoint, tmp_path):
+def test_bf16_learns_like_fp32(finished, glue_dir, checkpoint, tmp_path):
     finetune(glue_dir, checkpoint, tmp_path / "out", "--seeds", "1", "--precision", "bf16")
     fp32, bf16 = result_of(finished[0]), result_of(tmp_path / "out")
     assert bf16["conditions"]["precision"] == "bf16"
@@ -139,7 +137,7 @@ def test_bf16_learns_as_fp32_does(finished, glue_dir, checkpoint, tmp_path):
     assert second[0] == pytest.approx(first[0], rel=0.05)
 
 
-def test_transformers_trainer_scores_alike(glue_dir, checkpoint, tmp_path):
+def test_transformers_trainer_reaches_similar_scores(glue_dir, checkpoint, tmp_path):
     command = [sys.executable, str(COMPARISON), "--model", str(checkpoint), "--task", "SST-2", "--glue_dir"]
     settings = ["--learning_rate", "3e-3", "--batch_size", "16", "--max_seq_length", "32", "--seeds", "1", "2"]
     options = [str(glue_dir), *settings, "--json", str(tmp_path / "both.json")]
@@ -149,8 +147,8 @@ def test_transformers_trainer_scores_alike(glue_dir, checkpoint, tmp_path):
     assert abs(result["difference"]) < 5
 
 
-def test_comparison_with_trainer_wants_one_gpu_at_most(monkeypatch):
-    """Counts stand in for GPUs that are not here; beyond them nothing is looked at."""
+def test_comparison_with_trainer_refuses_several_gpus(monkeypatch):
+    """The number of GPUs is replaced; the script checks it before anything else."""
     monkeypatch.syspath_prepend(COMPARISON.parent)
     script = importlib.import_module("compare_with_trainer")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -158,12 +156,12 @@ def test_comparison_with_trainer_wants_one_gpu_at_most(monkeypatch):
         ValueError, match=r"^CUDA_VISIBLE_DEVICES: 4 GPUs are visible, and .* 4 times ours; must be one"
     ):
         script.main(argparse.Namespace())
-    for fine in (0, 1):
-        script.refuse_several_gpus(fine)
+    for allowed in (0, 1):
+        script.refuse_several_gpus(allowed)
 
 
 @pytest.mark.launcher
-def test_two_ranks_have_the_losses_and_scores_of_one(finished, glue_dir, checkpoint, tmp_path):
+def test_two_ranks_have_the_losses_and_scores_of_one_rank(finished, glue_dir, checkpoint, tmp_path):
     finetune(glue_dir, checkpoint, tmp_path / "out", "--seeds", "1", ranks=2)
     one, two = result_of(finished[0]), result_of(tmp_path / "out")
     losses = [[epoch["loss"] for epoch in result["epochs"]] for result in (one, two)]
@@ -182,7 +180,7 @@ def test_two_ranks_have_the_losses_and_scores_of_one(finished, glue_dir, checkpo
         (["--batch_size", "0"], "--batch_size 0: must be a positive multiple of 1 rank"),
     ],
 )
-def test_mistakes_are_one_line(glue_dir, checkpoint, tmp_path, arguments, message):
+def test_invalid_options_are_reported_in_one_line(glue_dir, checkpoint, tmp_path, arguments, message):
     if torch.cuda.is_available() and "fp16" in arguments:
         pytest.skip("has a GPU")
     done = finetune(glue_dir, checkpoint, tmp_path / "out", *arguments, expect=1)
@@ -191,49 +189,7 @@ def test_mistakes_are_one_line(glue_dir, checkpoint, tmp_path, arguments, messag
     assert "Traceback" not in done.stderr
 
 
-def test_learning_rate_goes_up_and_down_linearly():
-    shares = [linear_schedule(step, 100, 0.1) for step in range(101)]
-    assert shares[0] == pytest.approx(0.1)
-    assert shares[9] == 1.0
-    assert shares[55] == pytest.approx(0.5)
-    assert shares[100] == 0.0
-
-
-def test_every_row_is_trained_on_once_an_epoch_and_the_last_batch_is_filled():
-    lengths = np.random.default_rng(0).integers(5, 60, 1003)
-    first = training_order(lengths, 16, seed=1, epoch=0)
-    assert {len(batch) for batch in first} == {16}
-    assert len(first) == 63
-    rows, counts = np.unique(np.concatenate(first), return_counts=True)
-    assert len(rows) == 1003
-    assert counts.sum() == 63 * 16
-    assert counts.max() == 2
-    for other in (training_order(lengths, 16, seed=1, epoch=1), training_order(lengths, 16, seed=2, epoch=0)):
-        assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
-    again = training_order(lengths, 16, seed=1, epoch=0)
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    spread = np.mean([np.ptp(lengths[batch]) for batch in first])
-    assert spread < 0.2 * np.ptp(lengths)
-
-
-def test_rows_of_an_evaluation_belong_to_one_rank_each():
-    encoded = Encoded([[1] * n for n in (3, 9, 4, 7, 5)], [[0] * n for n in (3, 9, 4, 7, 5)], None, 0)
-    batches = [list(evaluation_rows(encoded, 2, rank, 2)) for rank in range(2)]
-    assert sorted(np.concatenate([*batches[0], *batches[1]])) == [0, 1, 2, 3, 4]
-    assert [len(rows) for rows in batches[0]] == [2, 1]
-    assert [len(rows) for rows in batches[1]] == [2, 0]  # as many, for ranks keep in step
-
-
-def test_padding_is_masked():
-    encoded = Encoded([[2, 5, 3], [2, 3]], [[0, 0, 1], [0, 0]], np.array([1.0, 0.0]), 0)
-    inputs, labels = collate(encoded, np.array([1, 0]), 9, torch.device("cpu"), classes=True)
-    assert inputs["input_ids"].tolist() == [[2, 3, 9], [2, 5, 3]]
-    assert inputs["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
-    assert inputs["token_type_ids"].tolist() == [[0, 0, 0], [0, 0, 1]]
-    assert labels.tolist() == [0, 1]
-
-
-def test_dropout_is_the_models_own_unless_given(exported):
+def test_dropout_is_the_configurations_unless_given(exported):
     from transformers import DistilBertConfig
 
     folder, model = exported
@@ -256,7 +212,7 @@ def test_dropout_is_the_models_own_unless_given(exported):
         load_encoder(str(folder), SEQ_LENGTH, dropout=0.1)
 
 
-def test_from_scratch_has_the_shape_and_none_of_the_weights(exported):
+def test_from_scratch_has_the_same_shape_and_other_weights(exported):
     tmp_path, model = exported
     pretrained = load_encoder(str(tmp_path), SEQ_LENGTH).classifier(TASKS["MNLI"], seed=3)
     fresh = load_encoder(str(tmp_path), SEQ_LENGTH, from_scratch=True).classifier(TASKS["MNLI"], seed=3)

@@ -1,4 +1,4 @@
-"""A real signal to a real process: it leaves as pretraining does, keeps what is finished, and goes on from there."""
+"""Stop signals to real processes: the exit code, the finished results, and how a rerun continues."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from runs import clean_environment
 from bert_pld.cluster.signals import EXIT_PREEMPTED
 
 LONG = ["--epochs", "2000", "--seeds", "1"]
-"""Minutes, of which a test waits for seconds."""
-SAID = "stopped by a signal; finished fine-tunings are kept, run the same command again to continue"
+"""A fine-tuning of many minutes, which the test interrupts after seconds."""
+MESSAGE = "stopped by a signal; finished fine-tunings are kept, run the same command again to continue"
 
 
 @pytest.fixture
 def start():
-    """Start a fine-tuning; nothing of it outlives the test."""
+    """Return a function that starts a fine-tuning; its processes are killed after the test."""
     started = []
 
     def start(*arguments, **options):
@@ -43,11 +43,11 @@ def wait_for(process, beginning):
     for line in process.stdout:
         if line.startswith(beginning):
             return
-    raise AssertionError(f"ended without a line {beginning}…")
+    raise AssertionError(f"exited without a line that begins with {beginning!r}")
 
 
 def rank_of(output_dir, local_rank):
-    """The process of one rank of the launcher's."""
+    """Return the process id of a rank started by the launcher."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().decode().split("\0")
@@ -58,14 +58,14 @@ def rank_of(output_dir, local_rank):
     raise AssertionError(f"no rank {local_rank}")
 
 
-def test_what_is_finished_is_kept_and_the_same_command_goes_on_with_the_next(glue_dir, checkpoint, start, tmp_path):
+def test_finished_results_are_kept_and_the_same_command_continues(glue_dir, checkpoint, start, tmp_path):
     arguments = [glue_dir, checkpoint, tmp_path / "out", "--epochs", "8", "--seeds", "1", "2"]
     process = start(*arguments)
     wait_for(process, "SST-2, lr 0.003, seed 1: ")
     process.send_signal(signal.SIGUSR1)
-    said, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=120)
     assert process.returncode == EXIT_PREEMPTED == 75
-    assert said.splitlines()[-1] == SAID
+    assert printed.splitlines()[-1] == MESSAGE
     first = tmp_path / "out" / "SST-2" / "lr_0.003_seed_1" / "result.json"
     assert list(tmp_path.glob("out/SST-2/*/result.json")) == [first]
     written = first.stat().st_mtime_ns
@@ -78,13 +78,13 @@ def test_what_is_finished_is_kept_and_the_same_command_goes_on_with_the_next(glu
 @pytest.mark.parametrize(
     ("file", "arguments", "line", "seconds"),
     [
-        pytest.param("train", [], "SST-2: 1 fine-tunings", 0, id="while files are read"),
+        pytest.param("train", [], "SST-2: 1 fine-tunings", 0, id="while reading files"),
         pytest.param("train", [], "SST-2: train 120,000", 3, id="within an epoch"),
-        pytest.param("test", ["--max_train_rows", "1"], "SST-2: train 1", 3, id="among answers"),
+        pytest.param("test", ["--max_train_rows", "1"], "SST-2: train 1", 3, id="during predictions"),
     ],
 )
-def test_a_signal_is_heeded_soon(file, arguments, line, seconds, glue_dir, checkpoint, start, tmp_path):
-    """An epoch, and a test file's answers, take minutes here."""
+def test_signal_stops_within_seconds(file, arguments, line, seconds, glue_dir, checkpoint, start, tmp_path):
+    """Here an epoch takes minutes, and so do the predictions for the test file."""
     shutil.copytree(glue_dir, tmp_path / "glue")
     path = tmp_path / "glue" / "SST-2" / f"{file}.tsv"
     header, *rows = path.read_text().splitlines(keepends=True)
@@ -93,18 +93,18 @@ def test_a_signal_is_heeded_soon(file, arguments, line, seconds, glue_dir, check
     wait_for(process, line)
     time.sleep(seconds)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=20)
+    printed, _ = process.communicate(timeout=20)
     assert process.returncode == EXIT_PREEMPTED
-    assert said.splitlines()[-1] == SAID
+    assert printed.splitlines()[-1] == MESSAGE
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.launcher
-def test_ranks_leave_together_when_one_of_them_gets_the_signal(glue_dir, checkpoint, start, tmp_path):
+def test_all_ranks_stop_when_one_gets_a_signal(glue_dir, checkpoint, start, tmp_path):
     process = start(glue_dir, checkpoint, tmp_path / "out", *LONG, ranks=2)
     wait_for(process, "SST-2: train 400")
     time.sleep(3)
     os.kill(rank_of(tmp_path / "out", 1), signal.SIGUSR1)
-    said, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_PREEMPTED
-    assert SAID in said.splitlines()  # by rank 0
+    assert MESSAGE in printed.splitlines()  # by rank 0

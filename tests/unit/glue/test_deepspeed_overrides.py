@@ -15,9 +15,9 @@ from bert_pld.glue.deepspeed_overrides import read_deepspeed_overrides
 def error_of(capsys, path, precision="fp32"):
     """Return the error line of the command for a file, which it reads before it loads the task and the model."""
     given = ["--task", "CoLA", "--glue_dir", "nowhere", "--model", "nothing", "--output_dir", str(path.parent / "out")]
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exited:
         run(main, build_parser(), [*given, "--deepspeed_config", str(path), "--precision", precision])
-    assert left.value.code == 1
+    assert exited.value.code == 1
     [line] = capsys.readouterr().err.splitlines()
     return line
 

@@ -1,4 +1,4 @@
-"""From results of fine-tunings to the table: which learning rate counts, and what is averaged."""
+"""The summary of results: choice of the learning rate, means, score differences, tables."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def results(tmp_path):
     return folder
 
 
-def test_the_best_learning_rate_counts_and_wnli_is_not_averaged(results):
+def test_best_learning_rate_is_chosen_and_wnli_is_not_averaged(results):
     summary = summarize(results)
     assert summary["tasks"]["SST-2"]["learning_rate"] == 3e-4
     assert summary["tasks"]["SST-2"]["score"] == {"mean": 72.0, "deviation": pytest.approx(8**0.5), "n": 2}
     assert summary["mean"] == (72 + 10) / 2
 
 
-def test_a_rate_tried_with_fewer_seeds_does_not_win(results):
+def test_rate_with_fewer_seeds_is_not_chosen(results):
     write_result(results, "SST-2", 5e-4, 1, accuracy=99.0)
     assert summarize(results)["tasks"]["SST-2"]["learning_rate"] == 3e-4
 
 
-def test_a_rate_that_diverged_with_a_seed_does_not_win_though_it_was_tried_with_more(results):
+def test_rate_that_diverged_with_one_seed_is_not_chosen(results):
     for seed, accuracy in ((1, 99.0), (2, 99.0)):
         write_result(results, "SST-2", 5e-4, seed, accuracy=accuracy)
     write_result(results, "SST-2", 5e-4, 3, diverged_at=40)
@@ -60,7 +60,7 @@ def test_a_rate_that_diverged_with_a_seed_does_not_win_though_it_was_tried_with_
     assert "| 72.0 ± 2.8 (1 of 7 diverged) | 56.0 | 41.0 |" in table({"small": summary})
 
 
-def test_a_task_that_diverged_at_each_rate_has_no_score_and_takes_the_mean_along(results, tmp_path):
+def test_task_that_diverged_at_every_rate_has_no_score_and_leaves_no_mean(results, tmp_path):
     write_result(tmp_path / "bad", "SST-2", 1e-4, 1, accuracy=60.0)
     write_result(tmp_path / "bad", "SST-2", 1e-4, 2, diverged_at=7)
     write_result(tmp_path / "bad", "CoLA", 1e-4, 1, matthews=10.0)
@@ -77,20 +77,20 @@ def test_a_task_that_diverged_at_each_rate_has_no_score_and_takes_the_mean_along
 @pytest.mark.parametrize(
     "content", ['{"conditions": {"learning_', "[1, 2]", '{"conditions": {"seed": 1}, "dev": {}}', "\xff"]
 )
-def test_a_damaged_result_is_named_with_what_to_do(results, content, capsys):
+def test_damaged_result_is_reported_in_one_line(results, content, capsys):
     path = results / "SST-2" / "lr_0.0001_seed_2" / "result.json"
     path.write_text(content, encoding="latin-1")
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exited:
         run(main, build_parser(), ["--summarize", str(results)])
-    assert left.value.code == 1
+    assert exited.value.code == 1
     assert capsys.readouterr().err == (
         f"error: {path}: not a complete fine-tuning result; run the same command again, or remove the file\n"
     )
-    assert ResultFolder(path.parent, "model", {"seed": 2}).read() is None  # and the same command does it again
+    assert ResultFolder(path.parent, "model", {"seed": 2}).read() is None  # the same command runs it again
 
 
-def test_a_summary_that_is_read_while_jobs_write_it_is_always_a_whole_one(results):
-    """Jobs of an array share the folder."""
+def test_summary_is_replaced_atomically(results):
+    """The jobs of an array share the folder, and may read the summary while another job writes it."""
     write_summary(results)
     watched = [results / "summary.json", results / "summary.md"]
     inodes = {path: path.stat().st_ino for path in watched}
@@ -98,14 +98,14 @@ def test_a_summary_that_is_read_while_jobs_write_it_is_always_a_whole_one(result
     write_result(results, "RTE", 1e-4, 1, accuracy=60.0)
     write_summary(results)
     for path, old in zip(watched, opened, strict=True):
-        assert path.stat().st_ino != inodes[path]  # another file took its name
+        assert path.stat().st_ino != inodes[path]  # a new file has this name
         with old:
-            assert "RTE" not in old.read()  # who had begun to read reads on in the former, all of it
+            assert "RTE" not in old.read()  # an open file still has the complete former content
         assert "RTE" in path.read_text()
     assert not list(results.glob(".summary*"))
 
 
-def test_models_with_other_tasks_have_no_mean(results, tmp_path):
+def test_models_with_different_tasks_have_no_mean(results, tmp_path):
     write_result(tmp_path / "other", "SST-2", 1e-4, 1, accuracy=80.0)
     summaries = {"small": summarize(results), "other": summarize(tmp_path / "other")}
     assert [line.rsplit(" | ", 1)[1] for line in table(summaries).splitlines()[2:]] == ["– |", "– |"]
@@ -116,7 +116,7 @@ def of_seeds(*scores):
     return {"mean": np.mean(scores), "deviation": np.std(scores, ddof=1) if len(scores) > 1 else 0.0, "n": len(scores)}
 
 
-def test_difference_has_welchs_interval():
+def test_difference_has_the_interval_of_scipys_welch_test():
     first, second = np.random.default_rng(0).normal([[74.0], [71.0]], [[0.5], [2.0]], (2, 6))
     expected = ttest_ind(first, second, equal_var=False).confidence_interval()
     assert difference(of_seeds(*first), of_seeds(*second)) == pytest.approx(
@@ -126,7 +126,7 @@ def test_difference_has_welchs_interval():
     assert difference(of_seeds(70.0, 70.0), of_seeds(60.0, 60.0)) == (10.0, 10.0, 10.0)
 
 
-def test_differences_are_bold_where_the_interval_leaves_zero_out():
+def test_differences_are_bold_if_the_interval_excludes_zero():
     summaries = {
         name: {"tasks": {"SST-2": {"score": of_seeds(*scores)}}}
         for name, scores in (("a", (74, 74.2, 73.8)), ("b", (71, 71.2, 70.8)), ("c", (74, 75.5, 71.5)))
@@ -139,7 +139,7 @@ def test_differences_are_bold_where_the_interval_leaves_zero_out():
     assert differences_table({"a": summaries["a"]}) == ""
 
 
-def test_several_folders_are_compared(results, tmp_path, capsys):
+def test_several_folders_are_compared_in_a_second_table(results, tmp_path, capsys):
     for seed, accuracy in ((1, 60.0), (2, 61.0)):
         write_result(tmp_path / "fresh", "SST-2", 1e-4, seed, accuracy=accuracy)
     assert main(build_parser().parse_args(["--summarize", str(results), str(tmp_path / "fresh")])) == 0
@@ -148,7 +148,7 @@ def test_several_folders_are_compared(results, tmp_path, capsys):
     assert "−" not in capsys.readouterr().out
 
 
-def test_two_folders_of_one_name_and_figures_of_a_fine_tuning_are_refused(results, tmp_path):
+def test_folders_with_the_same_name_and_json_without_summarize_are_refused(results, tmp_path):
     def call(*arguments):
         return main(build_parser().parse_args(list(map(str, arguments))))
 

@@ -91,15 +91,15 @@ def test_missing_test_file_is_none_and_missing_train_file_an_error(tmp_path):
         (b"", "no column"),
     ],
 )
-def test_file_that_is_not_a_table_of_the_task_is_named(tmp_path, content, message):
+def test_file_that_is_not_a_table_of_the_task_is_reported(tmp_path, content, message):
     (tmp_path / "RTE").mkdir()
     (tmp_path / "RTE" / "train.tsv").write_bytes(content)
     with pytest.raises(ValueError, match=f"RTE/train.tsv: {message}"):
         read(tmp_path, "RTE", "train")
 
 
-def test_hub_layout_through_datasets(tmp_path):
-    """A folder in the Hub dataset's form: a configuration a task, its own column names."""
+def test_hub_dataset_is_read_with_its_own_columns(tmp_path):
+    """A folder laid out like the Hub's dataset: one configuration per task, other column names."""
     rows = [
         {"question": "q", "sentence": "s", "label": 1, "idx": 0},
         {"question": "r", "sentence": "t", "label": 0, "idx": 1},
@@ -116,7 +116,7 @@ def test_hub_layout_through_datasets(tmp_path):
         read_split(TASKS["RTE"], TASKS["RTE"].train, f"hub={tmp_path}")
 
 
-def test_metrics_by_hand():
+def test_metrics_equal_values_computed_by_hand():
     # 3 true positives, 1 false positive, 1 false negative, 1 true negative.
     predicted, labels = [1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 0]
     found = score(("accuracy", "f1", "matthews"), predicted, labels)
