@@ -1,6 +1,6 @@
-"""bert_pld: pretraining BERT-family encoders with Progressive Layer Dropping inside the blocks' kernels.
+"""bert_pld: pretraining of BERT-family encoders with Progressive Layer Dropping inside fused kernels.
 
-`bert_pld.initialize` is the way in for a model of your own; `python -m bert_pld.pretrain` trains ours.
+`bert_pld.initialize` adds Progressive Layer Dropping to your own model; `python -m bert_pld.pretrain` trains ours.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["BlockGate", "Gates", "Schedule", "__version__", "draw_gates", "initi
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded at first use: data preparation and `--help` need no torch.
+    # Imported at first use, because data preparation and `--help` need no torch.
     if name in __all__:
         import bert_pld.pld as pld
 

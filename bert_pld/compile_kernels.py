@@ -155,6 +155,7 @@ def compile_variant(variant: Variant, hidden_size: int, dtype: str, capability: 
 
 def _assemble(ptx: str, capability: int) -> str:
     """Return the output of `ptxas -v`."""
+    # Triton ships a second assembler for Blackwell, which its own driver uses from sm_100.
     newer = _NVIDIA_TOOLS / "ptxas-blackwell"
     assembler = newer if capability >= 100 and newer.exists() else _NVIDIA_TOOLS / "ptxas"
     architecture = re.search(r"\.target (sm_\w+)", ptx)

@@ -219,6 +219,7 @@ def checkpoint_seconds(run: RunConfig, cluster: Cluster) -> float:
 def _exposed(
     run: RunConfig, cluster: Cluster, times: Sequence[tuple[Collective, float]], compute: float, micro_steps: int
 ) -> float:
+    """Return the communication time that does not overlap with compute."""
     zero = run.deepspeed.get("zero_optimization", {})
     stage = run.zero_stage
     overlaps = stage >= 1 and zero.get("overlap_comm", stage == 3)
@@ -227,12 +228,15 @@ def _exposed(
         return everything
     bucket = int(zero.get("reduce_bucket_size", _BUCKET_ELEMENTS))
     hidden = 0.0
+    # Stage 1 reduces once per step, in the backward of the last micro-batch.
     backward = compute * _BACKWARD_SHARE * (1.0 / micro_steps if stage == 1 else 1.0)
     for collective, seconds in times:
         if collective.content == "gradients":
+            # The last bucket is full only after backward.
             last = min(1.0, bucket / parameter_count(run.model))
             hidden += min(seconds * (1.0 - last), backward * cluster.overlap)
         elif stage == 3 and collective.calls > micro_steps and collective.payload_bytes == _largest_gather(times):
+            # The first gather of each micro-batch has nothing to overlap with.
             first = micro_steps / collective.calls
             hidden += min(seconds * (1.0 - first), compute * (1.0 - _BACKWARD_SHARE) * cluster.overlap)
     return everything - hidden

@@ -28,9 +28,9 @@ from bert_pld.kernels.reference import Join, RowMap
 from bert_pld.kernels.tiles import Tile, ceil_div, keep_tile, reducing_row_tile, row_tile
 
 VARYING = ["num_rows", "scale", "seed", "seed_high", "site", "dropped_levels"]
-"""Arguments that change from call to call: no special value may trigger another compilation."""
+"""Arguments that change from call to call: special values (1, multiples of 16) must not trigger a compilation."""
 ROW_MAPS = ["branch_rows_ptr", "norm_rows_ptr"]
-"""These are rows of one matrix, whose alignment depends on the number of tokens; it must not trigger one either."""
+"""Pointers to rows of one matrix: their alignment depends on the number of tokens and must not trigger one either."""
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=ROW_MAPS)
@@ -128,7 +128,7 @@ def add_norm_backward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
-    """Each program loops over tiles of rows and stores its partial sum of the parameters' gradients."""
+    """Each program loops over tiles of rows and stores its partial sums of the parameters' gradients."""
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK_WIDTH)
     in_width = columns < WIDTH
@@ -159,6 +159,7 @@ def add_norm_backward_kernel(
             x_hat = (x - mean[:, None]) * rstd[:, None]
             grad_weight += tl.sum(grad_normed * x_hat, axis=0)
             grad_norm_bias += tl.sum(grad_normed, axis=0)
+            # LayerNorm's backward removes the gradient's components along 1 and along x_hat.
             weighted = grad_normed * weight[None, :]
             along_x_hat = tl.sum(weighted * x_hat, axis=1) / WIDTH
             along_ones = tl.sum(weighted, axis=1) / WIDTH

@@ -117,6 +117,7 @@ def linear_cross_entropy_forward(
             grad_hidden.append(linear(logits, weight.t(), None))
             piece_weight, piece_bias = linear(logits.t(), piece.t(), None), logits.sum(0, dtype=torch.float32)
             if count > chunk:
+                # Sums over several chunks are accumulated in fp32.
                 piece_weight = piece_weight.float()
             grad_weight = piece_weight if grad_weight is None else grad_weight.add_(piece_weight)
             grad_bias = piece_bias if grad_bias is None else grad_bias.add_(piece_bias)

@@ -219,6 +219,7 @@ def _run_post_norm_blocks(
         elif call.rows is None:
             hidden_states = encoder.recomputed(block)(hidden_states, call=call)
         else:
+            # The number of rows is known on the host: torch.nonzero would wait for the device.
             rows = torch.nonzero_static(call.rows.compact_row >= 0, size=call.rows.count).squeeze(1)
             updated = encoder.recomputed(block)(hidden_states.index_select(0, rows), call=call)
             hidden_states = hidden_states.index_copy(0, rows, updated)
