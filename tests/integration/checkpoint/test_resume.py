@@ -1,4 +1,4 @@
-"""Killed anywhere and started again, a run repeats the uninterrupted one bit for bit."""
+"""A run that is interrupted anywhere and resumed repeats the uninterrupted run bitwise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bert_pld.files import RUN_LOCK
 
 KEYS = ("step", "samples", "tokens", "loss", "mlm_loss", "nsp_loss", "lr", "theta", "kept_blocks", "eval_mlm_loss")
 
-ALWAYS = ("checksums.json", "config.json", "model.safetensors", "state.json", "tokenizer.json", "vocab.txt")
+ALWAYS_PRESENT = ("checksums.json", "config.json", "model.safetensors", "state.json", "tokenizer.json", "vocab.txt")
 
 
 def config(**changes):
@@ -33,7 +33,7 @@ def series(run_dir):
 
 
 def kill_when(run_dir, command, ready, number=signal.SIGKILL):
-    """Start a run, signal its process once `ready(run_dir)` holds, return its exit code."""
+    """Start a run, signal its process once `ready(run_dir)` is true, and return its exit code."""
     process = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not ready(run_dir) and process.poll() is None:
@@ -77,7 +77,7 @@ def test_two_ranks_resume_bitwise_from_an_earlier_checkpoint(corpus, tmp_path):
 
 
 @pytest.mark.launcher
-def test_number_of_ranks_and_zero_stage_change_twice_in_mid_run(corpus, tmp_path):
+def test_number_of_ranks_and_zero_stage_can_change_when_a_run_is_resumed(corpus, tmp_path):
     """2 ranks at ZeRO 1, then 1 at ZeRO 3, then 2 at ZeRO 2, against one rank at stage 0 throughout."""
     off = config(model={"hidden_dropout": 0.0, "attention_dropout": 0.0})
     run_pretrain(off, corpus, tmp_path / "whole")
@@ -95,7 +95,7 @@ def test_number_of_ranks_and_zero_stage_change_twice_in_mid_run(corpus, tmp_path
     print(f"largest relative difference of the loss: {worst:.1e}")
 
 
-def test_sigterm_finishes_the_step_checkpoints_and_asks_for_a_requeue(corpus, uninterrupted, tmp_path):
+def test_sigterm_ends_the_run_after_the_step_and_a_checkpoint_with_exit_code_75(corpus, uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
     path = tmp_path / "c.json"
     path.write_text(json.dumps(config()))
@@ -107,7 +107,7 @@ def test_sigterm_finishes_the_step_checkpoints_and_asks_for_a_requeue(corpus, un
     assert read_metrics(run_dir) == uninterrupted["loss"]
 
 
-def test_signal_during_start_up_is_heeded_after_the_first_step(corpus, tmp_path):
+def test_signal_during_start_up_ends_the_run_after_the_first_step(corpus, tmp_path):
     run_dir = tmp_path / "run"
     path = tmp_path / "c.json"
     path.write_text(json.dumps(config()))
@@ -125,11 +125,11 @@ def finished(corpus, tmp_path_factory):
     return run_dir
 
 
-def test_a_flipped_byte_in_any_file_is_noticed_and_the_checkpoint_before_taken(finished, tmp_path):
+def test_flipped_bit_in_any_file_is_detected_and_the_previous_checkpoint_is_used(finished, tmp_path):
     shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     newest, second, *_ = list_checkpoints(tmp_path / "checkpoints")
     names = sorted(path.name for path in newest.iterdir())
-    assert names == sorted([*ALWAYS, "optimizer_exp_avg.safetensors", "optimizer_exp_avg_sq.safetensors"])
+    assert names == sorted([*ALWAYS_PRESENT, "optimizer_exp_avg.safetensors", "optimizer_exp_avg_sq.safetensors"])
     rng = np.random.default_rng(0)
     for name in names:
         path = newest / name
@@ -148,7 +148,7 @@ def test_a_flipped_byte_in_any_file_is_noticed_and_the_checkpoint_before_taken(f
     assert fault(newest) is None
 
 
-def test_run_goes_on_from_the_checkpoint_before_a_broken_one_and_says_so(corpus, finished, uninterrupted, tmp_path):
+def test_run_resumes_from_the_checkpoint_before_a_broken_one_with_a_warning(corpus, finished, uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(finished, run_dir)
     newest, second, *_ = list_checkpoints(run_dir / "checkpoints")
@@ -156,8 +156,8 @@ def test_run_goes_on_from_the_checkpoint_before_a_broken_one_and_says_so(corpus,
     damaged = bytearray(moments.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     moments.write_bytes(damaged)
-    (run_dir / "checkpoints" / "latest").write_text("step_99999999\n")  # points to nothing: it is for people
-    os.utime(second, (0, 0))  # as if clocks had been set: only the steps' numbers count
+    (run_dir / "checkpoints" / "latest").write_text("step_99999999\n")  # a wrong name: the run does not read this file
+    os.utime(second, (0, 0))  # modification times do not count, only step numbers
     done = run_pretrain(config(), corpus, run_dir)
     assert "is broken and skipped: optimizer_exp_avg.safetensors is not what was written" in done.stderr
     assert f"resuming after step 9 from checkpoint {second}" in done.stdout
@@ -165,7 +165,7 @@ def test_run_goes_on_from_the_checkpoint_before_a_broken_one_and_says_so(corpus,
     assert (run_dir / "checkpoints" / "latest").read_text() == "step_00000012\n"
 
 
-def test_checkpoint_s_files_cannot_lead_outside_its_folder(finished, tmp_path):
+def test_links_and_names_that_leave_the_checkpoint_are_refused(finished, tmp_path):
     newest = list_checkpoints(finished / "checkpoints")[0]
     copied = tmp_path / newest.name
     shutil.copytree(newest, copied)
@@ -179,7 +179,7 @@ def test_checkpoint_s_files_cannot_lead_outside_its_folder(finished, tmp_path):
     assert "is missing" in fault(copied)
 
 
-def test_checkpoints_are_pruned_and_leave_nothing_half_written(corpus, tmp_path):
+def test_old_checkpoints_are_pruned_and_no_partial_files_remain(corpus, tmp_path):
     changed = config()
     changed["training"]["keep_checkpoints"] = 2
     run_pretrain(changed, corpus, tmp_path / "run")

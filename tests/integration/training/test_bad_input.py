@@ -1,4 +1,4 @@
-"""Mistakes and mishaps: one clear line, exit code 1, nothing lost."""
+"""A user's mistake or a failing disk gives one error line and exit code 1, and no checkpoint is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bert_pld.checkpoint.format import fault, list_checkpoints
 
 
 def error_of(done):
-    """The one line a failed command prints; anything else on stderr is a log line."""
+    """Return the only error line of a failed command; other lines on stderr are log lines."""
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr[-3000:]
@@ -57,9 +57,9 @@ def finished_run(corpus, tmp_path_factory):
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_mistake_is_one_line(arguments, message, corpus, tmp_path):
+def test_mistake_gives_one_error_line(arguments, message, corpus, tmp_path):
     if "fp16" in arguments[-1] and torch.cuda.is_available():
-        pytest.skip("fp16 runs here")
+        pytest.skip("this machine can train in fp16")
     done = run_pretrain(small_config(), corpus, tmp_path / "run", *arguments, expect=1)
     assert message in error_of(done)
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -76,7 +76,7 @@ def test_mistake_is_one_line(arguments, message, corpus, tmp_path):
     ],
     ids=["resume_never", "another_model", "another_schedule", "another_batch", "another_order"],
 )
-def test_another_run_s_checkpoints_are_neither_used_nor_touched(changes, arguments, message, corpus, finished_run):
+def test_checkpoints_of_another_run_are_neither_used_nor_changed(changes, arguments, message, corpus, finished_run):
     before = (finished_run / "metrics.jsonl").read_bytes(), (finished_run / "config.json").read_bytes()
     changes = {**changes, "training": {"max_steps": 4}}
     done = run_pretrain(small_config(**changes), corpus, finished_run, *arguments, expect=1)
@@ -85,17 +85,17 @@ def test_another_run_s_checkpoints_are_neither_used_nor_touched(changes, argumen
     assert [fault(checkpoint) for checkpoint in list_checkpoints(finished_run / "checkpoints")] == [None]
 
 
-def test_weights_of_another_model_cannot_start_a_run(corpus, finished_run, tmp_path):
+def test_weights_of_a_model_of_another_shape_are_refused(corpus, finished_run, tmp_path):
     changed = small_config(model={"num_layers": 4})
     done = run_pretrain(changed, corpus, tmp_path / "run", "--initialize_from", str(finished_run), expect=1)
     assert "is of another model: encoder.blocks.3" in error_of(done)
 
 
-def test_second_phase_starts_from_the_first_one_s_weights(corpus, finished_run, tmp_path):
+def test_second_phase_starts_from_the_weights_of_the_first(corpus, finished_run, tmp_path):
     first = read_metrics(finished_run, "eval_mlm_loss")[-1]
     config = small_config(training={"max_steps": 1}, optimizer={"params": {"lr": 0.0}})
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "diverged.json").write_text("{}")  # of an earlier attempt
+    (tmp_path / "run" / "diverged.json").write_text("{}")  # from an earlier attempt
     run_pretrain(config, corpus, tmp_path / "run", "--initialize_from", str(finished_run))
     assert not (tmp_path / "run" / "diverged.json").exists()
     assert read_metrics(tmp_path / "run", "eval_mlm_loss")[-1] == pytest.approx(first, rel=1e-6)
@@ -121,8 +121,8 @@ def start_limited(command, limit_bytes):
     )
 
 
-def test_checkpoint_that_cannot_be_written_leaves_the_previous_one(corpus, finished_run, tmp_path):
-    """A file-size limit under the optimizer's: the write itself fails half-way."""
+def test_previous_checkpoint_is_kept_if_a_write_fails(corpus, finished_run, tmp_path):
+    """The file-size limit is below the size of the optimizer's files, so a write fails in the middle."""
     config = small_config(training={"max_steps": 8}, progressive_layer_drop={"gamma": 25.0})
     path = tmp_path / "c.json"
     path.write_text(json.dumps(config))
@@ -140,20 +140,20 @@ def test_checkpoint_that_cannot_be_written_leaves_the_previous_one(corpus, finis
 
 @pytest.fixture
 def small_file_system(tmp_path, request):
-    """A real file system of its own of a few megabytes."""
+    """A separate file system of a few megabytes."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     mount = tmp_path / "full"
     mount.mkdir()
     size = f"size={request.param}m"
     if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(mount)], capture_output=True).returncode:
-        pytest.skip("this machine does not let us mount")
+        pytest.skip("mounting is not permitted here")
     yield mount
     subprocess.run(["umount", str(mount)], check=True)
 
 
 @pytest.mark.parametrize("small_file_system", [3], indirect=True)
-def test_full_file_system_is_noticed_before_anything_is_written(corpus, small_file_system):
+def test_full_file_system_is_reported_before_anything_is_written(corpus, small_file_system):
     run_dir = small_file_system / "run"
     config = small_config()
     config["training"].update(checkpoint_interval=1, keep_checkpoints=12)
@@ -166,30 +166,30 @@ def test_full_file_system_is_noticed_before_anything_is_written(corpus, small_fi
 
 
 @pytest.mark.parametrize("small_file_system", [160], indirect=True)
-def test_file_system_that_fills_up_while_a_checkpoint_is_written(corpus, small_file_system, tmp_path):
-    """Somebody else takes all the room between the check for it and the write: a few megabytes are left, not 36."""
+def test_previous_checkpoint_is_kept_if_the_file_system_fills_up_during_a_write(corpus, small_file_system, tmp_path):
+    """Other files fill the file system after the check for free space: 4 MB are left, and a checkpoint needs 36."""
     config = small_config(model={"hidden_size": 256, "intermediate_size": 1024, "num_layers": 4})
     config["training"].update(checkpoint_interval=2, eval_interval=0, max_steps=6)
-    run_dir, others = small_file_system / "run", small_file_system / "somebody_else_s"
-    for attempt in range(10):  # on a busy machine the write may have ended before it is seen
+    run_dir, other_file = small_file_system / "run", small_file_system / "other_file"
+    for attempt in range(10):  # on a busy machine, the write may end before it is noticed
         log = tmp_path / f"{attempt}.log"
-        if code := _fill_while_writing(config, corpus, run_dir, others, log):
+        if code := _fill_while_writing(config, corpus, run_dir, other_file, log):
             break
-        others.unlink()
+        other_file.unlink()
         shutil.rmtree(run_dir)
     assert code == 1
     error = log.read_text().strip().splitlines()[-1]
     assert "step_00000004 could not be written (rank 0: [Errno 28] No space left on device" in error
     assert error.endswith("; the previous checkpoint step_00000002 stays")
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["latest", "step_00000002"]
-    others.unlink()
+    other_file.unlink()
     run_pretrain(config, corpus, run_dir)
     assert read_metrics(run_dir, "step")[:6] == [1, 2, 3, 4, 5, 6]
     assert fault(run_dir / "checkpoints" / "step_00000006") is None
 
 
-def _fill_while_writing(config, corpus, run_dir, others, log):
-    """A run's exit code, all but 4 MB of its file system taken once it has begun to write its second checkpoint."""
+def _fill_while_writing(config, corpus, run_dir, other_file, log):
+    """Fill all but 4 MB of the file system once a run begins its second checkpoint; return the run's exit code."""
     path, runs = log.with_suffix(".json"), forked_runs()
     path.write_text(json.dumps(config))
     partial, whole = (run_dir / "checkpoints" / name for name in (".step_00000004.partial", "step_00000004"))
@@ -198,8 +198,8 @@ def _fill_while_writing(config, corpus, run_dir, others, log):
     while not partial.exists() and not whole.exists() and time.monotonic() < deadline:
         pass
     os.kill(pid, signal.SIGSTOP)
-    with open(others, "wb") as file, contextlib.suppress(OSError):
-        while (free := shutil.disk_usage(others.parent).free) > 4 << 20:
+    with open(other_file, "wb") as file, contextlib.suppress(OSError):
+        while (free := shutil.disk_usage(other_file.parent).free) > 4 << 20:
             os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, free - (2 << 20))
     os.kill(pid, signal.SIGCONT)
     return runs.wait(pid)

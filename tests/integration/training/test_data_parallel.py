@@ -1,4 +1,4 @@
-"""Two ranks through the deepspeed launcher: the same training at every ZeRO stage, and as on one rank."""
+"""Two ranks under the deepspeed launcher train as one rank does, at every ZeRO stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def config(**changes):
 
 @pytest.fixture(scope="module")
 def one_rank(corpus, tmp_path_factory):
-    """The loss series of one rank with the global batch in one micro-batch."""
+    """Losses of one rank whose global batch is one micro-batch."""
     run_dir = tmp_path_factory.mktemp("one") / "run"
     run_pretrain(config(train_micro_batch_size_per_gpu=8), corpus, run_dir)
     return np.array(read_metrics(run_dir))
@@ -35,18 +35,18 @@ def test_two_ranks_train_as_one_at_every_zero_stage(stage, corpus, one_rank, tmp
     assert len(losses) == STEPS
     assert losses == pytest.approx(one_rank, rel=1e-5)
     kept = read_metrics(tmp_path / "run", "kept_blocks")
-    assert min(kept) < 3, "no block was dropped: the test shows nothing"
+    assert min(kept) < 3, "no block was dropped, so the test proves nothing"
 
 
 @pytest.mark.launcher
-def test_accumulation_weighs_tokens_as_one_batch(corpus, one_rank, tmp_path):
-    """Without gates (which differ by micro-step), accumulating equals one large micro-batch."""
+def test_accumulated_micro_batches_weigh_tokens_as_one_batch(corpus, one_rank, tmp_path):
+    """Without gates, which differ between micro-steps, accumulation equals one large micro-batch."""
     off = {"progressive_layer_drop": {"enabled": False}}
     run_pretrain(config(train_micro_batch_size_per_gpu=8, **off), corpus, tmp_path / "whole")
     run_pretrain(config(train_micro_batch_size_per_gpu=2, **off), corpus, tmp_path / "parts")
     whole, parts = (np.array(read_metrics(tmp_path / name)) for name in ("whole", "parts"))
     assert parts == pytest.approx(whole, rel=1e-5)
-    assert np.abs(whole - one_rank).max() > 1e-3, "dropping made no difference"
+    assert np.abs(whole - one_rank).max() > 1e-3, "layer dropping had no effect"
 
 
 @pytest.mark.launcher
@@ -56,4 +56,4 @@ def test_sample_granularity_trains_on_two_ranks(stage, corpus, tmp_path):
     run_pretrain(config(**changes), corpus, tmp_path / "run", ranks=2)
     assert np.isfinite(read_metrics(tmp_path / "run")).all()
     kept = np.array(read_metrics(tmp_path / "run", "kept_blocks"))
-    assert kept == pytest.approx(np.full(STEPS, 2.0), abs=1e-9)  # (3·3 − 1)/4 of 4 rows: 8 block-rows each time
+    assert kept == pytest.approx(np.full(STEPS, 2.0), abs=1e-9)  # 3 blocks × 4 rows, of which 8 are kept each time

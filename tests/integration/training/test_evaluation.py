@@ -1,4 +1,4 @@
-"""Held-out figures are those of the whole network: all blocks, no scale, no dropout, the same masks each time."""
+"""Evaluation uses the whole network: all blocks, no scale, no dropout, the same masks each time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def held_out(corpus, batch_size):
     return evaluation_batches(ShardedRows(corpus, "validation"), DataConfig(), BatchShare(batch_size), seed=1)
 
 
-def test_evaluation_command_repeats_the_figures_of_training(corpus, run_dir, tmp_path):
+def test_evaluation_command_repeats_the_metrics_of_training(corpus, run_dir, tmp_path):
     figures = tmp_path / "figures.json"
     command = [sys.executable, "-m", "bert_pld.evaluate", "--checkpoint", str(run_dir), "--data_dir", str(corpus)]
     subprocess.run([*command, "--json", str(figures)], check=True, env=clean_environment(), capture_output=True)
@@ -44,7 +44,7 @@ def test_evaluation_command_repeats_the_figures_of_training(corpus, run_dir, tmp
         assert figures[key] == pytest.approx(read_metrics(run_dir, key)[-1], rel=1e-5)
 
 
-def test_data_of_another_vocabulary_is_refused(corpus, run_dir, tmp_path):
+def test_data_with_another_vocabulary_is_refused(corpus, run_dir, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(corpus, other)
     manifest = json.loads((other / "manifest.json").read_text())
@@ -90,12 +90,12 @@ def test_accuracy_counts_the_masked_tokens_that_are_right(corpus, run_dir):
     assert figures["eval_nsp_accuracy"] == pytest.approx(pairs / 12)
 
 
-def test_every_logging_step_has_the_promised_keys_and_feeds_the_monitors(run_dir):
+def test_logging_steps_have_the_documented_keys_and_are_written_to_the_monitors(run_dir):
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    promised = (
+    documented = (
         "step samples tokens loss mlm_loss nsp_loss lr theta kept_blocks grad_norm tokens_per_s tflops mfu memory_bytes"
     )
-    assert set(promised.split()) <= set(records[0])
+    assert set(documented.split()) <= set(records[0])
     assert records[0]["grad_norm"] > 0
     assert records[0]["loss"] == pytest.approx(records[0]["mlm_loss"] + records[0]["nsp_loss"], rel=1e-5)
     written = {path.name for path in (run_dir / "csv_monitor" / "x").iterdir()}

@@ -1,4 +1,4 @@
-"""A rank that is killed, stopped or fails ends the run on all ranks, with one line that names it."""
+"""If a rank is killed, stopped or fails, all ranks end with one error line that names it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from bert_pld.data.rows import ShardedRows
 
 HEARTBEAT_S = 8
 
-# The launcher exits with what it meets first: a survivor's code, or the killed rank's -9 as an exit status.
+# The launcher exits with the code of the rank whose end it notices first: the survivor's, or the killed one's -9 as an
+# exit status.
 AFTER_SIGKILL = (EXIT_LOST_RANK, 256 - signal.SIGKILL)
 
 
 class RunningRanks:
-    """Two ranks under the real launcher, on a run that would last for hours."""
+    """Two ranks under the real launcher, in a run that would take hours."""
 
     def __init__(self, corpus, folder, *arguments, **blocks):
         self.run_dir, self.path = folder / "run", folder / "c.json"
@@ -50,7 +51,7 @@ class RunningRanks:
             time.sleep(0.05)
 
     def processes(self):
-        """Process id → its rank (None: a launcher), of all that belong to this run and are no zombies."""
+        """Return the rank of each process of this run by its id (None for launchers), without zombies."""
         found = {}
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError, ProcessLookupError):
@@ -60,11 +61,11 @@ class RunningRanks:
         return found
 
     def pid(self, rank):
-        """Of the rank's process itself: its loader's workers come later and have higher numbers."""
-        return min(pid for pid, of in self.processes().items() if of == rank)
+        """Return the id of the rank's own process; its loader's workers start later and have higher ids."""
+        return min(pid for pid, owner in self.processes().items() if owner == rank)
 
     def end(self):
-        """Wait for the end; exit code and seconds."""
+        """Wait for the end; return exit code and seconds."""
         began = time.monotonic()
         code = self.launcher.wait(timeout=90)
         return code, time.monotonic() - began
@@ -73,7 +74,7 @@ class RunningRanks:
         return self.error_file.read_text()
 
     def errors(self):
-        """The one-line errors, and no traceback beside them."""
+        """Return the error lines; there must be no traceback."""
         assert "Traceback" not in self.stderr(), self.stderr()[-3000:]
         return [line for line in self.stderr().splitlines() if line.startswith("error: ")]
 
@@ -108,7 +109,7 @@ def named(rank, pid):
     [(1, signal.SIGKILL), pytest.param(1, signal.SIGSTOP, marks=pytest.mark.thorough), (0, signal.SIGSTOP)],
     ids=["killed_1", "stopped_1", "stopped_0"],
 )
-def test_lost_rank_is_named_once_and_ends_all(rank, number, running):
+def test_lost_rank_is_named_once_and_all_ranks_end(rank, number, running):
     run = running()
     pid = run.pid(rank)
     os.kill(pid, number)
@@ -119,19 +120,19 @@ def test_lost_rank_is_named_once_and_ends_all(rank, number, running):
     assert error.startswith(f"error: {named(rank, pid)}{how}")
     assert re.search(r" (it was last heard|rank 1 was) at .+; all ranks end; the same command goes on", error)
     assert code in (AFTER_SIGKILL if killed else (EXIT_LOST_RANK,))
-    # A bound that a hang would miss, not a measurement: gloo would wait for half an hour, the launcher for 30 seconds.
+    # If ranks hung, gloo would wait for half an hour and the launcher for 30 seconds.
     assert seconds < (15 if killed else HEARTBEAT_S + 15)
     assert run.processes() == {}
     print(f"{seconds:.1f} s")
 
 
 @pytest.mark.launcher
-def test_shard_cut_short_while_two_ranks_read_it_ends_both_and_the_run_goes_on_with_it_restored(tmp_path):
-    """Its rows lie in mapped memory: reading what is gone is a bus error, not an exception."""
+def test_truncated_shard_is_named_and_the_run_resumes_once_it_is_restored(tmp_path):
+    """The shard is mapped, so reading beyond its new end is a bus error, not an exception."""
     corpus = write_corpus(tmp_path / "corpus")
     shard = corpus / "train_00000.hdf5"
     content = shard.read_bytes()
-    sizes = {"train_batch_size": 256, "train_micro_batch_size_per_gpu": 128}  # read eight steps ahead
+    sizes = {"train_batch_size": 256, "train_micro_batch_size_per_gpu": 128}  # the loader prepares eight steps ahead
     every = {"checkpoint_interval": 1}
     run = RunningRanks(corpus, tmp_path, training=every, progressive_layer_drop={"gamma": 0.1}, **sizes)
     try:
@@ -154,8 +155,8 @@ def test_shard_cut_short_while_two_ranks_read_it_ends_both_and_the_run_goes_on_w
 @pytest.mark.parametrize(
     ("column", "value"), [("input_ids", 64), ("length", 33), ("segment_b_start", 60000), ("next_sentence_label", 2)]
 )
-def test_row_that_no_shard_can_hold_is_named_with_its_file(column, value, tmp_path):
-    """Written over while the shard is mapped, as training would meet it."""
+def test_row_with_an_invalid_value_is_named_with_its_file(column, value, tmp_path):
+    """The shard is overwritten while it is mapped, as could happen during training."""
     corpus = write_corpus(tmp_path / "corpus")
     rows = ShardedRows(corpus, "train")
     rows.read(np.arange(96))

@@ -1,4 +1,4 @@
-"""Training through the fused kernels (interpreted): the same losses as the eager operations, at every ZeRO stage."""
+"""Training with the fused kernels (interpreted) has the losses of the eager operations, at every ZeRO stage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from runs import read_metrics, run_pretrain, small_config
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted kernels only")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests interpreted kernels")
 
 NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
 
@@ -26,7 +26,7 @@ def losses(corpus, run_dir, kernels, *, steps, stage=0, ranks=1, granularity="ba
 
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
-def test_thirty_steps_have_the_eager_run_s_losses(granularity, corpus, tmp_path):
+def test_fused_run_of_thirty_steps_has_the_losses_of_the_eager_run(granularity, corpus, tmp_path):
     expected = losses(corpus, tmp_path / "reference", "reference", steps=30, granularity=granularity)
     actual = losses(corpus, tmp_path / "triton", "triton", steps=30, granularity=granularity)
     assert expected[:5].mean() > expected[-5:].mean()  # it learns
@@ -34,14 +34,14 @@ def test_thirty_steps_have_the_eager_run_s_losses(granularity, corpus, tmp_path)
 
 
 @pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.thorough), 3])
-def test_two_ranks_at_every_stage_have_the_losses_of_one(stage, corpus, tmp_path):
+def test_two_fused_ranks_have_the_losses_of_one_eager_rank_at_every_zero_stage(stage, corpus, tmp_path):
     expected = losses(corpus, tmp_path / "one", "reference", steps=6)
     actual = losses(corpus, tmp_path / "two", "triton", steps=6, stage=stage, ranks=2)
     assert actual == pytest.approx(expected, rel=1e-4)
 
 
-def test_zero_3_trains_where_one_rank_has_padding_and_the_other_has_none(corpus, tmp_path):
-    """Ranks that enter different modules wait for each other for ever; the stall timeout would end the run."""
+def test_zero_3_trains_if_only_one_rank_has_padding(corpus, tmp_path):
+    """Ranks that call different modules would wait for each other until the stall timeout ends the run."""
     config = small_config(
         train_batch_size=2,
         train_micro_batch_size_per_gpu=1,
@@ -53,7 +53,7 @@ def test_zero_3_trains_where_one_rank_has_padding_and_the_other_has_none(corpus,
     assert len(read_metrics(tmp_path / "run")) == 20
 
 
-def test_recomputed_post_norm_blocks_under_accumulation(corpus, tmp_path):
+def test_fused_post_norm_blocks_with_activation_checkpointing_have_the_eager_losses(corpus, tmp_path):
     options = {"normalization": "post", "activation_checkpointing": True}
     expected = losses(corpus, tmp_path / "one", "reference", steps=4, granularity="sample", **options)
     actual = losses(corpus, tmp_path / "two", "triton", steps=4, granularity="sample", **options)

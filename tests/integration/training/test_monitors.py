@@ -1,4 +1,4 @@
-"""TensorBoard, CSV and W&B of a run that was resumed: one series each, nothing twice."""
+"""TensorBoard, CSV and W&B show each step of a resumed run once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bert_pld.checkpoint.format import list_checkpoints
 
 @pytest.fixture(scope="module")
 def resumed(corpus, tmp_path_factory):
-    """A run of 6 steps that has trained steps 5 and 6 twice."""
+    """A run of 6 steps that was resumed after step 4 and trained steps 5 and 6 twice."""
     run_dir = tmp_path_factory.mktemp("monitors") / "run"
     config = small_config(tensorboard={"enabled": True}, csv_monitor={"enabled": True}, training={"max_steps": 6})
     run_pretrain(config, corpus, run_dir)
@@ -41,8 +41,7 @@ def test_tensorboard_shows_each_step_once(resumed):
     assert {"eval/mlm_loss", "train/theta", "train/kept_blocks", "train/tokens_per_s"} <= set(events.Tags()["scalars"])
 
 
-def test_wandb_offline_goes_on_with_the_same_run(corpus, tmp_path):
-    """Skipped where W&B is not installed."""
+def test_resumed_run_stays_the_same_run_in_wandb(corpus, tmp_path):
     if subprocess.run([sys.executable, "-c", "import wandb"], capture_output=True).returncode:
         pytest.skip("wandb is not installed")
     config = small_config(wandb={"enabled": True, "project": "test"}, training={"max_steps": 6})

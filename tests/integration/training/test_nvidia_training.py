@@ -1,4 +1,4 @@
-"""Directories of NVIDIA's shards train as they are: both kinds of masks, resumed bit for bit, evaluated."""
+"""Training on NVIDIA's shards without conversion: both kinds of masks, bitwise resuming, evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEYS = ("step", "samples", "tokens", "loss", "mlm_loss", "eval_mlm_loss")
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """One cache for the module's runs, so that the user's own stays untouched."""
+    """A cache for the runs of this module, separate from the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BERT_PLD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -26,7 +26,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def nvidia(cache, tmp_path_factory):
-    """Pairs, a vocabulary beside them."""
+    """Shards with sentence pairs and a vocabulary."""
     directory = tmp_path_factory.mktemp("nvidia")
     write_static_corpus(directory)
     return directory
@@ -34,7 +34,7 @@ def nvidia(cache, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def academic(cache, tmp_path_factory):
-    """No pairs, no vocabulary, no test files."""
+    """Shards without pairs, vocabulary or test files."""
     directory = tmp_path_factory.mktemp("academic")
     write_static_corpus(directory, names="academic", pairs=False, vocabulary=False, test=())
     return directory
@@ -52,7 +52,7 @@ def series(run_dir):
 
 @pytest.fixture(scope="module")
 def whole(nvidia, tmp_path_factory):
-    """Finished runs, one a kind of masks."""
+    """A finished run for each kind of masks."""
     folders = {masking: tmp_path_factory.mktemp(masking) / "run" for masking in ("static", "dynamic")}
     for masking, folder in folders.items():
         run_pretrain(config(masking), nvidia, folder)
@@ -60,7 +60,7 @@ def whole(nvidia, tmp_path_factory):
 
 
 @pytest.mark.parametrize("masking", ["static", "dynamic"])
-def test_interrupted_run_repeats_the_whole_one_with_two_workers(nvidia, whole, tmp_path, masking):
+def test_run_resumed_with_two_workers_repeats_losses_bitwise(nvidia, whole, tmp_path, masking):
     expected = series(whole[masking])
     assert expected["loss"][-1] < expected["loss"][0]
     assert len(expected["eval_mlm_loss"]) == 2
@@ -71,19 +71,19 @@ def test_interrupted_run_repeats_the_whole_one_with_two_workers(nvidia, whole, t
     assert series(tmp_path / "run") == expected
 
 
-def test_kinds_of_masks_train_on_the_same_rows_with_other_losses(whole):
+def test_static_and_dynamic_masks_train_on_the_same_rows_with_different_losses(whole):
     static, dynamic = (series(whole[masking]) for masking in ("static", "dynamic"))
     assert (static["samples"], static["tokens"]) == (dynamic["samples"], dynamic["tokens"])
     assert static["loss"] != dynamic["loss"]
 
 
 @pytest.mark.launcher
-def test_two_ranks_with_uneven_shards_run_into_the_second_epoch(nvidia, tmp_path):
+def test_two_ranks_with_uneven_shards_train_into_the_second_epoch(nvidia, tmp_path):
     run_pretrain(config("static", max_steps=14, eval_interval=0), nvidia, tmp_path / "run", ranks=2)
     assert read_metrics(tmp_path / "run", "samples")[-1] == 112 > 96
 
 
-def test_evaluation_repeats_the_figures_of_training_and_the_run_keeps_the_tokenizer(nvidia, whole, tmp_path):
+def test_evaluation_repeats_the_metrics_of_training_and_checkpoints_have_the_tokenizer(nvidia, whole, tmp_path):
     run_dir, figures = whole["static"], tmp_path / "figures.json"
     command = [sys.executable, "-m", "bert_pld.evaluate", "--checkpoint", str(run_dir), "--json", str(figures)]
     subprocess.run([*command, "--data_dir", str(nvidia)], check=True, env=clean_environment(), capture_output=True)
@@ -96,7 +96,7 @@ def test_evaluation_repeats_the_figures_of_training_and_the_run_keeps_the_tokeni
         assert tokenizer["normalizer"]["lowercase"] is True
 
 
-def test_without_labels_the_objective_is_mlm_and_without_test_files_evaluation_is_off(academic, tmp_path):
+def test_shards_without_labels_train_mlm_and_without_test_files_are_not_evaluated(academic, tmp_path):
     vocabulary = tmp_path / "given.txt"
     vocabulary.write_text("".join(f"{entry}\n" for entry in VOCABULARY))
     arguments = ["--set", f"data.vocab_file={vocabulary}"]
@@ -104,7 +104,7 @@ def test_without_labels_the_objective_is_mlm_and_without_test_files_evaluation_i
     assert len(read_metrics(tmp_path / "run")) == 4
     assert not read_metrics(tmp_path / "run", "eval_mlm_loss")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["next_sentence_prediction"] is False
-    vocabulary.unlink()  # the checkpoint has a copy
+    vocabulary.unlink()  # the checkpoint contains a copy
     command = [sys.executable, "-m", "bert_pld.evaluate", "--checkpoint", str(tmp_path / "run"), "--split", "train"]
     done = subprocess.run(
         [*command, "--data_dir", str(academic)], env=clean_environment(), capture_output=True, text=True

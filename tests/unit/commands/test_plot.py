@@ -1,4 +1,4 @@
-"""The figure that compares runs, and what it refuses."""
+"""The figure of runs, and errors in its arguments and files."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def run(*arguments):
     return stopped.value.code
 
 
-def test_two_runs_make_a_figure_and_a_legend(make_run, tmp_path, capsys):
+def test_figure_and_legend_of_two_runs(make_run, tmp_path, capsys):
     output = tmp_path / "figure.png"
     assert run(make_run("baseline", theta=1.0), make_run("pld"), "--output", output, "--title", "both") == 0
     data = output.read_bytes()
@@ -49,7 +49,7 @@ def test_two_runs_make_a_figure_and_a_legend(make_run, tmp_path, capsys):
     ]
 
 
-def test_run_without_evaluation_or_config_is_drawn(make_run, tmp_path, capsys):
+def test_run_without_evaluation_or_config_is_plotted(make_run, tmp_path, capsys):
     output = tmp_path / "figure.svg"
     folder = make_run("short", evaluations=False, config=False)
     assert run(folder, "--output", output, "--label", "mine") == 0
@@ -57,7 +57,7 @@ def test_run_without_evaluation_or_config_is_drawn(make_run, tmp_path, capsys):
     assert "  mine: 50 s of training" in capsys.readouterr().out
 
 
-def test_newest_line_of_a_step_counts_and_a_torn_last_line_is_left_out(make_run):
+def test_newest_record_of_a_step_counts_and_an_incomplete_last_line_is_ignored(make_run):
     folder = make_run("resumed")
     with open(folder / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": 200, "samples": 6400, "mlm_loss": 2.5, "seconds": 60}) + "\n")
@@ -76,7 +76,7 @@ def test_smoothing_is_an_unbiased_running_mean():
     assert plot.smooth([1.0, math.nan, 2.0], 4)[2] == pytest.approx((decay * 1 + 2) / (decay + 1))
 
 
-def test_mistakes_are_one_line(make_run, tmp_path, capsys):
+def test_each_mistake_gives_one_error_line(make_run, tmp_path, capsys):
     good, output = make_run("good"), tmp_path / "figure.png"
     empty = make_run("empty", steps=0)
     damaged = make_run("damaged")

@@ -1,4 +1,4 @@
-"""The status command: what a run's folder says of it, without torch, whatever state it was left in."""
+"""The status command reads a run's progress from its folder, without torch, in whatever state the folder is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bert_pld.training.progress import read_progress
 NOW = 1_700_000_000.0
 
 
-def line(step, **changed):
+def record(step, **changed):
     return {
         "step": step,
         "seconds": 0.5 * step,
@@ -31,14 +31,16 @@ def line(step, **changed):
     }
 
 
-def write_run(run_dir, steps=(10, 20, 30), max_steps=100, checkpoints=(), evaluations=(), torn=""):
-    """A run of 0.5 s a step that started 1,000 s before NOW; with pauses a step takes 2 s."""
+def write_run(run_dir, steps=(10, 20, 30), max_steps=100, checkpoints=(), evaluations=(), incomplete=""):
+    """Write the folder of a run that started 1,000 s before NOW: a step takes 0.5 s, or 2 s with pauses."""
     run_dir.mkdir()
     (run_dir / "config.json").write_text(json.dumps({"training": {"max_steps": max_steps}, "model": {"num_layers": 3}}))
     os.utime(run_dir / "config.json", (NOW - 1000, NOW - 1000))
-    lines = [line(step) for step in steps] + [{"step": s, "seconds": 1.0, "eval_mlm_loss": 5.5} for s in evaluations]
-    text = "".join(json.dumps(record) + "\n" for record in sorted(lines, key=lambda record: record["step"]))
-    (run_dir / "metrics.jsonl").write_text(text + torn)
+    records = [record(step) for step in steps] + [
+        {"step": s, "seconds": 1.0, "eval_mlm_loss": 5.5} for s in evaluations
+    ]
+    text = "".join(json.dumps(one) + "\n" for one in sorted(records, key=lambda one: one["step"]))
+    (run_dir / "metrics.jsonl").write_text(text + incomplete)
     os.utime(run_dir / "metrics.jsonl", (NOW - 1000 + 2 * max(steps, default=0),) * 2)
     for step in checkpoints:
         folder = run_dir / "checkpoints" / f"step_{step:08d}"
@@ -48,7 +50,7 @@ def write_run(run_dir, steps=(10, 20, 30), max_steps=100, checkpoints=(), evalua
     return run_dir
 
 
-def test_line_of_a_stopped_run_has_every_figure(tmp_path):
+def test_line_of_a_stopped_run(tmp_path):
     run_dir = write_run(tmp_path / "a", checkpoints=(10, 20), evaluations=(20,))
     progress = read_progress(run_dir, NOW)
     assert (progress.state, progress.since_s, progress.step, progress.max_steps) == ("stopped", 940.0, 30, 100)
@@ -63,23 +65,23 @@ def test_line_of_a_stopped_run_has_every_figure(tmp_path):
 @pytest.mark.parametrize(
     ("checkpoints", "seconds_left", "with_pauses"), [((), 35.0, False), ((10,), 140.0, True), ((10, 20), 140.0, True)]
 )
-def test_time_left_counts_pauses_as_soon_as_a_checkpoint_dates_them(tmp_path, checkpoints, seconds_left, with_pauses):
+def test_time_left_includes_pauses_once_a_checkpoint_exists(tmp_path, checkpoints, seconds_left, with_pauses):
     progress = read_progress(write_run(tmp_path / "a", checkpoints=checkpoints), NOW)
     assert progress.seconds_left == pytest.approx(seconds_left)
     assert progress.seconds_per_step_includes_pauses is with_pauses
 
 
-def test_checkpoints_from_before_a_restart_date_nothing(tmp_path):
+def test_checkpoints_from_before_a_restart_do_not_count_for_the_speed(tmp_path):
     run_dir = write_run(tmp_path / "a", checkpoints=(10, 20))
     os.utime(run_dir / "config.json", (NOW - 950, NOW - 950))
     progress = read_progress(run_dir, NOW)
     assert (progress.seconds_left, progress.seconds_per_step_includes_pauses) == (35.0, False)
 
 
-def test_torn_last_line_is_left_out_and_a_damaged_one_is_named(tmp_path):
-    assert read_progress(write_run(tmp_path / "a", torn='{"step": 40, "lo'), NOW).step == 30
+def test_incomplete_last_line_is_ignored_and_a_damaged_one_is_named(tmp_path):
+    assert read_progress(write_run(tmp_path / "a", incomplete='{"step": 40, "lo'), NOW).step == 30
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 4: not a line of metrics \('\{\"step\"'\)"):
-        read_progress(write_run(tmp_path / "b", torn='{"step"\n'), NOW)
+        read_progress(write_run(tmp_path / "b", incomplete='{"step"\n'), NOW)
 
 
 def test_last_evaluation_is_found_far_from_the_end(tmp_path):
@@ -87,7 +89,7 @@ def test_last_evaluation_is_found_far_from_the_end(tmp_path):
     assert read_progress(run_dir, NOW).eval_step == 7
 
 
-def test_state_follows_the_lock(tmp_path):
+def test_state_is_read_from_the_lock(tmp_path):
     run_dir = write_run(tmp_path / "a")
     other = json.dumps({"machine": "another boot", "host": "n7", "beat": 3})
     for written, content, expected in [
@@ -103,7 +105,7 @@ def test_state_follows_the_lock(tmp_path):
     assert read_progress(tmp_path / "b", NOW).state == "finished"
 
 
-def test_lock_of_a_living_process_is_seen_and_of_a_killed_one_is_not(tmp_path):
+def test_lock_held_by_a_live_process_means_running_and_by_a_killed_one_does_not(tmp_path):
     run_dir = write_run(tmp_path / "a", steps=(100,))
     hold = f"from bert_pld.cluster.run_lock import *; RunLock(Path({str(run_dir)!r})).acquire(); print(1, flush=True)"
     holder = subprocess.Popen(
@@ -111,7 +113,7 @@ def test_lock_of_a_living_process_is_seen_and_of_a_killed_one_is_not(tmp_path):
     )
     try:
         assert holder.stdout.readline() == b"1\n"
-        os.utime(run_dir / RUN_LOCK, (1.0, 1.0))  # the kernel's word counts, not the beat's age
+        os.utime(run_dir / RUN_LOCK, (1.0, 1.0))  # the kernel's lock counts, not the age of the file
         assert read_progress(run_dir, NOW).state == "running"
     finally:
         holder.kill()
@@ -123,27 +125,27 @@ def test_lock_of_a_living_process_is_seen_and_of_a_killed_one_is_not(tmp_path):
     (run_dir / RUN_LOCK).rename(tmp_path / "b" / RUN_LOCK)
     assert read_progress(tmp_path / "b").state == "killed"
     lock = RunLock(tmp_path / "b")
-    lock.acquire()  # and nothing that looking did is in the way
+    lock.acquire()  # reading the progress has not locked it
     lock.release()
 
 
-def test_command_prints_a_line_a_run_and_an_error_for_each_folder_that_is_none(tmp_path, capsys):
+def test_command_prints_a_line_a_run_and_an_error_for_each_other_folder(tmp_path, capsys):
     write_run(tmp_path / "a")
     write_run(tmp_path / "new", steps=())
     (tmp_path / "empty").mkdir()
     names = ("a", "new", "empty", "absent")
     options = status.build_parser().parse_args([str(tmp_path / name) for name in names])
     assert status.main(options) == 1
-    said = capsys.readouterr()
-    assert [text.split(": ")[0] for text in said.out.splitlines()] == [str(tmp_path / "a"), str(tmp_path / "new")]
-    assert "stopped  step 0/100  no metrics yet  no checkpoint" in said.out
-    assert said.err.splitlines() == [
+    printed = capsys.readouterr()
+    assert [text.split(": ")[0] for text in printed.out.splitlines()] == [str(tmp_path / "a"), str(tmp_path / "new")]
+    assert "stopped  step 0/100  no metrics yet  no checkpoint" in printed.out
+    assert printed.err.splitlines() == [
         f"error: {tmp_path}/empty: not a run's folder (it has no metrics.jsonl, config.json or run.lock)",
         f"error: {tmp_path}/absent: no such folder; give a run's --output_dir",
     ]
 
 
-def test_json_comes_fast_and_without_torch(tmp_path):
+def test_json_is_printed_fast_and_without_torch(tmp_path):
     write_run(tmp_path / "a", checkpoints=(10,))
     code = (
         "import sys; from bert_pld import status\n"
@@ -166,5 +168,5 @@ def test_json_comes_fast_and_without_torch(tmp_path):
 @pytest.mark.parametrize(
     ("seconds", "text"), [(42, "42 s"), (440, "7 min"), (11_100, "3 h 05 min"), (187_200, "2 d 4 h")]
 )
-def test_durations_read_well(seconds, text):
+def test_durations_are_printed_in_readable_units(seconds, text):
     assert status.duration(seconds) == text

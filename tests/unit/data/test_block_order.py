@@ -1,4 +1,4 @@
-"""Shuffling by blocks is a true permutation an epoch, keeps to its blocks, and favours no row and no place."""
+"""Shuffling by blocks is a uniform permutation for each epoch, and a window's rows come from its blocks alone."""
 
 import hashlib
 import itertools
@@ -21,7 +21,7 @@ def test_each_epoch_is_a_permutation_for_every_small_split(block_rows, window_bl
 
 
 @pytest.mark.parametrize(("num_rows", "block_rows", "window_blocks"), [(4097, 64, 5), (65_536, 256, 8), (9973, 17, 13)])
-def test_larger_splits_are_permuted_too(num_rows, block_rows, window_blocks):
+def test_each_epoch_is_a_permutation_for_larger_splits(num_rows, block_rows, window_blocks):
     rows, _ = BlockOrder(num_rows, 2, block_rows, window_blocks).rows_at(np.arange(num_rows))
     assert (np.sort(rows) == np.arange(num_rows)).all()
 
@@ -37,7 +37,7 @@ def test_huge_splits_stay_in_range_and_injective():
 
 
 @pytest.mark.parametrize(("num_rows", "block_rows", "window_blocks"), [(37, 4, 3), (500, 7, 5), (64, 8, 2)])
-def test_any_query_gives_the_same_rows(num_rows, block_rows, window_blocks):
+def test_rows_do_not_depend_on_the_positions_queried_together(num_rows, block_rows, window_blocks):
     order = BlockOrder(num_rows, 2, block_rows, window_blocks)
     positions = np.arange(3 * num_rows)
     rows, epochs = order.rows_at(positions)
@@ -48,7 +48,7 @@ def test_any_query_gives_the_same_rows(num_rows, block_rows, window_blocks):
     assert [int(order.rows_at(np.array([p]))[0][0]) for p in positions] == rows.tolist()
 
 
-def test_the_order_is_the_one_that_checkpoints_resume():
+def test_order_has_not_changed_since_earlier_checkpoints():
     digest = hashlib.sha256(BlockOrder(997, 5, 16, 4).rows_at(np.arange(3000))[0].astype("<i8").tobytes())
     assert digest.hexdigest()[:16] == "04fecd07b478a302"
     digest = hashlib.sha256(rows_at(np.arange(3000), 997, 5)[0].astype("<i8").tobytes())
@@ -56,7 +56,7 @@ def test_the_order_is_the_one_that_checkpoints_resume():
 
 
 @pytest.mark.parametrize(("num_rows", "block_rows", "window_blocks"), [(10_000, 64, 8), (9_999, 100, 3), (640, 64, 4)])
-def test_a_window_s_rows_are_its_few_contiguous_pieces(num_rows, block_rows, window_blocks):
+def test_rows_of_a_window_are_a_few_contiguous_pieces(num_rows, block_rows, window_blocks):
     order = BlockOrder(num_rows, 9, block_rows, window_blocks)
     position, windows = 0, 0
     while position < 2 * num_rows:
@@ -64,7 +64,7 @@ def test_a_window_s_rows_are_its_few_contiguous_pieces(num_rows, block_rows, win
         assert window.first_position == position
         assert 0 < window.size <= block_rows * window_blocks
         ranges = window.row_ranges(num_rows)
-        assert len(ranges) <= window_blocks + 1  # one block may lie across the end of the split
+        assert len(ranges) <= window_blocks + 1  # one block may cross the end of the split
         assert all(0 <= first < first + count <= num_rows for first, count in ranges)
         expected = sorted(itertools.chain.from_iterable(range(first, first + count) for first, count in ranges))
         found, _ = order.rows_at(np.arange(position, position + window.size))
@@ -75,8 +75,8 @@ def test_a_window_s_rows_are_its_few_contiguous_pieces(num_rows, block_rows, win
     assert windows == 2 * math.ceil(math.ceil(num_rows / block_rows) / window_blocks)
 
 
-def test_regions_touched_are_few():
-    """Of 256-byte rows in 1 MiB regions: 10,000 rows in a row lie in 16 blocks' regions, and not in most of 256."""
+def test_successive_rows_come_from_few_regions_of_a_file():
+    """16,384 successive rows of 256 bytes: in at most 32 regions of 1 MiB, against all 256 in the global order."""
     order, num_rows = BlockOrder(2**20, 0, 1024, 16), 2**20
     blocks = order.rows_at(np.arange(16_384))[0] // 4096
     assert len(np.unique(blocks)) <= 32
@@ -95,8 +95,8 @@ def test_epochs_and_seeds_differ_in_blocks_rows_and_bounds():
 
 
 @pytest.mark.parametrize(("num_rows", "block_rows", "window_blocks"), [(10, 4, 2), (7, 2, 1), (6, 6, 1)])
-def test_every_row_stands_everywhere_equally_often(num_rows, block_rows, window_blocks):
-    """Chi-square of row against position over 800 epochs, sizes that divide or do not."""
+def test_every_row_is_at_every_position_equally_often(num_rows, block_rows, window_blocks):
+    """Chi-square test of row against position over 800 epochs; block sizes divide the split or do not."""
     epochs = 800
     order = BlockOrder(num_rows, 4, block_rows, window_blocks)
     rows = order.rows_at(np.arange(epochs * num_rows))[0].reshape(epochs, num_rows)
@@ -116,7 +116,7 @@ def test_rows_of_a_window_are_in_random_order():
     assert abs((np.diff(rows) > 0).mean() - 0.5) < bound
 
 
-def test_sizes_out_of_range_are_refused():
+def test_invalid_sizes_are_refused():
     for sizes, message in (((0, 4), "shuffle_block_rows 0: must be"), ((4, 0), "shuffle_window_blocks 0: must be")):
         with pytest.raises(ValueError, match=message):
             BlockOrder(10, 0, *sizes)
@@ -126,13 +126,13 @@ def test_sizes_out_of_range_are_refused():
         BlockOrder(10, 0, 4, 4).rows_at(np.array([-1]))
 
 
-def test_a_window_is_asked_for_before_it_is_reached_and_once():
+def test_window_is_read_ahead_once_and_before_it_is_needed():
     class Recorder:
         def __init__(self):
-            self.asked = []
+            self.requested = []
 
         def read_ahead(self, first, count):
-            self.asked += range(first, first + count)
+            self.requested += range(first, first + count)
 
     rows, order = Recorder(), BlockOrder(100, 0, 8, 3)
     ahead = WindowReadAhead(rows, order)
@@ -140,4 +140,4 @@ def test_a_window_is_asked_for_before_it_is_reached_and_once():
         ahead.advance_to(position)
         upto = order.window_at(position)
         upto = order.window_at(upto.first_position + upto.size)
-        assert sorted(rows.asked) == sorted(order.rows_at(np.arange(upto.first_position + upto.size))[0].tolist())
+        assert sorted(rows.requested) == sorted(order.rows_at(np.arange(upto.first_position + upto.size))[0].tolist())

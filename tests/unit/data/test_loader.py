@@ -1,4 +1,4 @@
-"""Micro-batches are the same for any split into ranks and workers, and after any resume; workers never hang."""
+"""Micro-batches are the same for any number of ranks and workers and after resuming; workers always end."""
 
 import dataclasses
 import itertools
@@ -38,7 +38,7 @@ def evaluate(rows, micro, rank=0, world=1, seed=3, **options):
 
 
 def samples_of(batch):
-    """Each row's content, independent of its place in a micro-batch: {row: (ids, types, targets, label)}."""
+    """Return (row, ids, types, targets, label) of each row, independent of its place in the micro-batch."""
     seq_length = batch.input_ids.shape[1]
     flat, labels = batch.masked_positions.numpy(), batch.masked_labels.numpy()
     found = []
@@ -52,7 +52,7 @@ def samples_of(batch):
 
 
 def samples_by_step(rows, *, micro, accumulation, world, first=0, steps=1, **options):
-    """What all ranks together see: a sorted list of samples a step."""
+    """Return the samples of all ranks together, a sorted list for each step."""
     ranks = [train(rows, micro, accumulation, rank, world, first, steps, **options) for rank in range(world)]
     result = []
     for step in zip(*ranks, strict=True):
@@ -71,7 +71,7 @@ def assert_same(ours, theirs):
     assert ours.row_indices.tolist() == theirs.row_indices.tolist()
 
 
-def test_micro_batch_holds_what_the_shard_holds(make_data_dir):
+def test_micro_batch_has_the_content_of_the_shard(make_data_dir):
     directory, written = make_data_dir()
     columns = written["train"]
     for (batch,) in train(ShardedRows(directory, "train"), micro=5, steps=8):
@@ -91,7 +91,7 @@ def test_micro_batch_holds_what_the_shard_holds(make_data_dir):
         assert batch.masked_tokens == len(batch.masked_labels) >= 5
 
 
-def test_full_rows_need_no_attention_mask_and_mlm_rows_no_labels(make_data_dir):
+def test_full_rows_have_no_attention_mask_and_mlm_rows_no_labels(make_data_dir):
     directory, _ = make_data_dir(objective="mlm", full=True)
     ((batch,),) = train(ShardedRows(directory, "train"))
     assert batch.attention_mask is None
@@ -108,7 +108,7 @@ def test_each_epoch_visits_every_row_once_and_batches_cross_its_end(train_rows):
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 5
 
 
-def test_micro_batch_larger_than_the_split(make_data_dir):
+def test_micro_batch_may_be_larger_than_the_split(make_data_dir):
     rows = ShardedRows(make_data_dir(counts=(3,))[0], "train")
     ((batch,),) = train(rows, micro=16)
     assert np.bincount(batch.row_indices).tolist() in ([6, 5, 5], [5, 6, 5], [5, 5, 6])
@@ -120,7 +120,7 @@ BLOCKS = {"shuffle": "blocks", "shuffle_block_rows": 5, "shuffle_window_blocks":
 @pytest.mark.parametrize(("micro", "accumulation", "world"), [(8, 1, 1), (2, 4, 1), (4, 1, 2), (1, 4, 2), (2, 1, 4)])
 @pytest.mark.parametrize("options", [{}, {"whole_word": True}, BLOCKS], ids=["tokens", "words", "blocks"])
 def test_samples_and_masks_are_the_same_for_any_number_of_ranks(train_rows, micro, accumulation, world, options):
-    """Also when resumed in the middle with another split; six steps of 8 cross an epoch's end at 37."""
+    """Also if a run is resumed with another number of ranks; six steps of 8 cross the end of an epoch of 37."""
     expected = samples_by_step(train_rows, micro=8, accumulation=1, world=1, steps=6, **options)
     for first in (0, 1, 4, 5):
         found = samples_by_step(
@@ -135,7 +135,7 @@ def test_samples_and_masks_are_the_same_for_any_number_of_ranks(train_rows, micr
         assert found == expected[first:]
 
 
-def test_resume_with_another_global_batch_goes_on_at_the_next_sample(train_rows):
+def test_resuming_with_another_global_batch_size_continues_at_the_next_sample(train_rows):
     straight = [row for (batch,) in train(train_rows, micro=8, steps=6) for row in batch.row_indices.tolist()]
     resumed = train(train_rows, micro=4, first=2, steps=3, first_sample=16)
     assert [row for (batch,) in resumed for row in batch.row_indices.tolist()] == straight[16:28]
@@ -144,7 +144,7 @@ def test_resume_with_another_global_batch_goes_on_at_the_next_sample(train_rows)
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("options", [{}, BLOCKS], ids=["global", "blocks"])
-def test_ranks_and_workers_change_no_step(make_data_dir, workers, options):
+def test_ranks_and_workers_change_no_samples(make_data_dir, workers, options):
     """Together, ranks see the same samples. Shards have 1, 7, 0 and 512 rows; each worker makes several groups."""
     rows = ShardedRows(make_data_dir(counts=(1, 7, 0, 512), seq_length=512)[0], "train")
     expected = samples_by_step(rows, micro=16, accumulation=1, world=1, steps=37, **options)
@@ -155,8 +155,8 @@ def test_ranks_and_workers_change_no_step(make_data_dir, workers, options):
 
 @pytest.mark.parametrize("options", [{}, BLOCKS], ids=["global", "blocks"])
 @pytest.mark.parametrize("stop", [1, 16, 17, 37])
-def test_resume_at_any_step_with_another_world_goes_on_at_the_next_sample(make_data_dir, stop, options):
-    """4 ranks of 8 stop; 2 ranks of 4 with 3 accumulation steps go on, across the end of an epoch of 520."""
+def test_resuming_with_another_number_of_ranks_continues_at_the_next_sample(make_data_dir, stop, options):
+    """4 ranks with micro-batches of 8 stop; 2 ranks with 3 micro-batches of 4 continue, across an epoch's end."""
     rows = ShardedRows(make_data_dir(counts=(1, 7, 0, 512))[0], "train")
     first = samples_by_step(rows, micro=8, accumulation=1, world=4, steps=stop, **options)
     rest = samples_by_step(
@@ -180,7 +180,7 @@ def test_every_rank_has_the_same_number_of_micro_batches(make_data_dir, counts):
         assert sorted(seen) == list(range(sum(counts)))
 
 
-def test_a_worker_s_private_memory_does_not_grow_with_what_it_has_read(make_data_dir):
+def test_private_memory_of_a_worker_does_not_grow_with_the_rows_read(make_data_dir):
     directory, _ = make_data_dir(counts=(20_000, 20_000), seq_length=128)
     for options in ({}, {"shuffle": "blocks", "shuffle_block_rows": 256, "shuffle_window_blocks": 8}):
         batches = train(ShardedRows(directory, "train"), micro=256, steps=100_000, workers=1, **options)
@@ -198,7 +198,7 @@ def test_a_worker_s_private_memory_does_not_grow_with_what_it_has_read(make_data
         batches.close()
 
 
-def test_narrow_ids_on_their_way_from_a_worker_are_widened_whatever_their_size(make_data_dir):
+def test_ids_from_a_worker_are_int64_for_small_and_large_vocabularies(make_data_dir):
     for vocabulary_size in (1000, 70_000):
         rows = ShardedRows(make_data_dir(vocabulary_size=vocabulary_size)[0], "train")
         alone, shared = (list(train(rows, micro=37, steps=2, workers=workers)) for workers in (0, 1))
@@ -210,7 +210,7 @@ def test_narrow_ids_on_their_way_from_a_worker_are_widened_whatever_their_size(m
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("workers", [1, 3])
-def test_workers_change_nothing(train_rows, workers):
+def test_workers_change_no_micro_batch(train_rows, workers):
     alone = list(train(train_rows, micro=4, accumulation=2, steps=7))
     shared = list(train(train_rows, micro=4, accumulation=2, steps=7, workers=workers))
     assert [len(step) for step in shared] == [2] * 7
@@ -220,7 +220,7 @@ def test_workers_change_nothing(train_rows, workers):
     assert not multiprocessing.active_children()
 
 
-def test_static_masks_stay_and_dynamic_masks_change_between_epochs(train_rows):
+def test_static_masks_repeat_and_dynamic_masks_change_between_epochs(train_rows):
     def by_epoch(masking):
         samples = [s for (batch,) in train(train_rows, micro=37, steps=2, masking=masking) for s in samples_of(batch)]
         return sorted(samples[:37]), sorted(samples[37:])
@@ -228,10 +228,10 @@ def test_static_masks_stay_and_dynamic_masks_change_between_epochs(train_rows):
     static, dynamic = by_epoch("static"), by_epoch("dynamic")
     assert static[0] == static[1] == dynamic[0]
     changed = sum(a != b for a, b in zip(*dynamic, strict=True))
-    assert changed >= 33  # of 37; the shortest rows have one mask, which may fall on the same token
+    assert changed >= 33  # of 37; the shortest rows have one target, which may be the same token again
 
 
-def test_seeds_matter(train_rows):
+def test_order_and_masks_depend_on_the_seed_and_masks_not_on_the_order(train_rows):
     ((base,),) = train(train_rows, micro=37)
     ((again,),) = train(train_rows, micro=37)
     assert_same(base, again)
@@ -266,7 +266,7 @@ def test_no_global_random_state_is_read_or_advanced(make_data_dir, workers):
 
 @pytest.mark.parametrize(("world", "batch_size"), [(1, 4), (2, 3), (4, 4), (3, 1)])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_evaluation_sees_each_row_once_with_the_same_masks(make_data_dir, world, batch_size, workers):
+def test_evaluation_reads_each_row_once_with_the_same_masks(make_data_dir, world, batch_size, workers):
     directory, _ = make_data_dir()
     rows = ShardedRows(directory, "validation")
     (whole,) = evaluate(rows, micro=10)
@@ -284,7 +284,7 @@ def test_evaluation_sees_each_row_once_with_the_same_masks(make_data_dir, world,
     assert (tokens, targets) == (whole.tokens, whole.masked_tokens)
 
 
-def test_evaluation_can_take_fewer_rows_spread_over_the_split(make_data_dir):
+def test_evaluation_of_fewer_rows_is_spread_over_the_split(make_data_dir):
     rows = ShardedRows(make_data_dir()[0], "validation")
 
     def seen(max_rows):
@@ -299,7 +299,7 @@ def test_evaluation_can_take_fewer_rows_spread_over_the_split(make_data_dir):
     assert seen(99) == list(range(10))
 
 
-def test_micro_batch_moves_to_a_device_and_through_pickle(train_rows):
+def test_micro_batch_can_be_moved_to_a_device_and_pickled(train_rows):
     ((batch,),) = train(train_rows)
     assert_same(batch, pickle.loads(pickle.dumps(batch)))
     assert_same(batch, batch.to("cpu"))
@@ -312,7 +312,7 @@ def worker_processes():
     return [process for process in multiprocessing.active_children() if process.is_alive()]
 
 
-def test_closing_early_ends_the_workers(train_rows):
+def test_closing_the_iterator_ends_the_workers(train_rows):
     batches = train(train_rows, steps=100_000, workers=2)
     next(batches)
     assert len(worker_processes()) == 2
@@ -320,7 +320,7 @@ def test_closing_early_ends_the_workers(train_rows):
     assert not worker_processes()
 
 
-def test_a_dead_worker_raises(train_rows):
+def test_killed_worker_raises_one_line(train_rows):
     batches = train(train_rows, steps=100_000, workers=1)
     next(batches)
     pid = worker_processes()[0].pid
@@ -333,13 +333,13 @@ def test_a_dead_worker_raises(train_rows):
     assert not worker_processes()
 
 
-def test_workers_outlive_a_schedulers_signals(train_rows):
-    """A preempted job gets SIGTERM or SIGUSR1 in every process; the step that is under way still needs its data."""
+def test_workers_ignore_the_signals_of_a_scheduler(train_rows):
+    """A scheduler signals every process of a job, but the training process still needs data for its last step."""
     batches = train(train_rows, steps=100_000, workers=1)
     next(batches)
     worker = worker_processes()[0]
     for sent in ("TERM", "USR1"):
-        # From another process, as a scheduler does: the parent's own SIGTERM is obeyed.
+        # From another process, as a scheduler does: a worker obeys its parent's SIGTERM.
         assert os.spawnlp(os.P_WAIT, "sh", "sh", "-c", f"kill -{sent} {worker.pid}") == 0
     for _ in range(50):
         next(batches)
@@ -371,7 +371,7 @@ def test_workers_end_when_the_training_process_is_killed(train_rows):
     assert len(workers) == 2
     deadline = time.monotonic() + 20
     while any(is_running(pid) for pid in workers):
-        assert time.monotonic() < deadline, "workers live on without their parent"
+        assert time.monotonic() < deadline, "workers run on without their parent"
         time.sleep(0.2)
 
 
@@ -383,7 +383,7 @@ def is_running(pid):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_faulty_shards_are_named_in_one_line(make_data_dir, workers):
+def test_damaged_shard_is_named_in_one_line(make_data_dir, workers):
     directory, _ = make_data_dir()
     rows = ShardedRows(directory, "train")
     path = directory / "train_00002.hdf5"
@@ -402,12 +402,12 @@ def test_faulty_shards_are_named_in_one_line(make_data_dir, workers):
         ({"shuffle": "blocks", "shuffle_block_rows": 0}, "data.shuffle_block_rows 0: must be at least 1"),
     ],
 )
-def test_arguments_out_of_range_are_refused_at_once(train_rows, options, message):
+def test_invalid_arguments_are_refused_at_once(train_rows, options, message):
     with pytest.raises(ValueError, match=message):
         train(train_rows, **options)
 
 
-def test_shards_that_do_not_fit_the_model_are_refused(train_rows):
+def test_shards_that_do_not_match_the_model_are_refused(train_rows):
     model = ModelConfig(vocab_size=1024)
     check_matches_model(train_rows, model, seq_length=32)
     for change, seq_length, message in (

@@ -1,4 +1,4 @@
-"""The order of samples is a true, random-looking permutation an epoch, the same however it is asked for."""
+"""The order of samples is a random-looking permutation for each epoch, whichever positions are queried together."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_huge_splits_stay_in_range_and_injective():
     assert set(epochs.tolist()) == {5}
 
 
-def test_any_query_gives_the_same_rows():
+def test_rows_do_not_depend_on_the_positions_queried_together():
     positions = np.arange(500)
     rows, epochs = rows_at(positions, 37, seed=2)
     shuffled = np.random.Generator(np.random.PCG64(0)).permutation(500)
@@ -44,8 +44,8 @@ def test_all_permutations_of_few_rows_are_equally_frequent(num_rows, permutation
 
 
 @pytest.mark.parametrize("num_rows", [9973, 65_536])
-def test_order_looks_random(num_rows):
-    """Within an epoch, between neighbours, between epochs and between seeds, nothing correlates."""
+def test_order_passes_statistical_tests(num_rows):
+    """There is no correlation within an epoch, between neighbours, between epochs or between seeds."""
     rows = rows_at(np.arange(2 * num_rows), num_rows, seed=1)[0].reshape(2, num_rows)
     other_seed = rows_at(np.arange(num_rows), num_rows, seed=2)[0]
     bound = 5 / np.sqrt(num_rows)
@@ -62,11 +62,11 @@ def test_order_looks_random(num_rows):
     parts = np.bincount(taken * 16 // num_rows, minlength=16)
     expected = len(taken) / 16
     assert ((parts - expected) ** 2 / expected).sum() < 44  # p = 1e-4
-    # Steps from one row to the next: a random order has one ascent in two and hardly a row beside its neighbour.
+    # Differences between successive rows: in a random order, half are positive and hardly any is 1.
     steps = np.diff(rows[0])
     assert abs((steps > 0).mean() - 0.5) < bound
     assert (np.abs(steps) == 1).sum() < 20
-    # Fixed points against chance: one on average.
+    # Fixed points: a random permutation has one on average.
     assert (rows[0] == np.arange(num_rows)).sum() < 9
     assert (rows[0] == rows[1]).sum() < 9
 
@@ -74,7 +74,7 @@ def test_order_looks_random(num_rows):
 @pytest.mark.parametrize(
     ("micro_batch_size", "accumulation_steps", "world_size"), [(24, 1, 1), (2, 12, 1), (4, 3, 2), (6, 1, 4), (1, 3, 8)]
 )
-def test_a_step_is_the_same_set_however_it_is_split(micro_batch_size, accumulation_steps, world_size):
+def test_step_has_the_same_positions_however_it_is_divided(micro_batch_size, accumulation_steps, world_size):
     for step in (0, 7):
         parts = [
             BatchShare(micro_batch_size, accumulation_steps, rank, world_size).positions(step, micro_step)
@@ -84,7 +84,7 @@ def test_a_step_is_the_same_set_however_it_is_split(micro_batch_size, accumulati
         assert np.concatenate(parts).tolist() == list(range(step * 24, step * 24 + 24))
 
 
-def test_positions_out_of_range_are_refused():
+def test_invalid_positions_are_refused():
     with pytest.raises(ValueError, match="position -1"):
         rows_at(np.array([3, -1]), 5, seed=0)
     with pytest.raises(ValueError, match="number of rows 0"):

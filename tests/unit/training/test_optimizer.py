@@ -1,4 +1,4 @@
-"""Optimizers and schedules: against the formulas, and against torch."""
+"""Our optimizers and learning-rate schedules match their formulas and torch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def test_vectors_have_no_weight_decay():
     assert len(plain["params"]) == 3
 
 
-def by_hand(start, gradients, lr, betas, eps, decay):
-    """Decoupled Adam without bias correction, as the published client's."""
+def adam_formula(start, gradients, lr, betas, eps, decay):
+    """Adam with decoupled weight decay and without bias correction, as in the published code."""
     x, m, v = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
     for g in gradients:
         x = x * (1 - lr * decay)
@@ -30,7 +30,7 @@ def by_hand(start, gradients, lr, betas, eps, decay):
     return x
 
 
-def test_adam_without_bias_correction_is_the_formula():
+def test_adam_without_bias_correction_matches_the_formula():
     torch.manual_seed(0)
     parameter = nn.Parameter(torch.randn(5, 7))
     gradients = torch.randn(6, 5, 7)
@@ -40,11 +40,11 @@ def test_adam_without_bias_correction_is_the_formula():
     for gradient in gradients:
         parameter.grad = gradient.clone()
         optimizer.step()
-    expected = by_hand(start.double(), gradients.double(), 0.01, (0.9, 0.99), 1e-6, 0.1)
+    expected = adam_formula(start.double(), gradients.double(), 0.01, (0.9, 0.99), 1e-6, 0.1)
     assert torch.allclose(parameter.double(), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_adamw_defaults_to_torch_s_fused_one():
+def test_adamw_is_torch_s_fused_one():
     optimizer = build_optimizer({"type": "AdamW", "params": {"lr": 1e-3}}, [{"params": [nn.Parameter(torch.ones(2))]}])
     assert type(optimizer) is torch.optim.AdamW
     assert optimizer.param_groups[0]["fused"]
@@ -55,7 +55,7 @@ def test_unknown_optimizer_parameter_is_refused():
         build_optimizer({"type": "AdamW", "params": {"momentum": 0.9}}, [{"params": [nn.Parameter(torch.ones(2))]}])
 
 
-def test_paper_s_schedule_warms_up_linearly_then_decays_by_its_rate_each_thousand_steps():
+def test_paper_s_schedule_warms_up_linearly_then_decays_every_thousand_steps():
     schedule = WarmupExpDecay(warmup_num_steps=4000)
     assert schedule.share(0) == 1 / 4000
     assert schedule.share(1999) == 0.5
