@@ -167,9 +167,9 @@ def page(card: dict[str, Any]) -> str:
     plots = "".join(
         f"<figure>{_bars(*figure)}</figure>"
         for figure in (
-            ("tokens a document, from", histograms["document_tokens"], powers),
-            ("tokens a sentence, from", histograms["sentence_tokens"], powers),
-            (f"how full a row of {card['seq_length']} is, from", histograms["row_fill_sixteenths"], sixteenths),
+            ("tokens per document, from", histograms["document_tokens"], powers),
+            ("tokens per sentence, from", histograms["sentence_tokens"], powers),
+            (f"filled share of a row of {card['seq_length']}, from", histograms["row_fill_sixteenths"], sixteenths),
         )
     )
     return f"""<!DOCTYPE html>

@@ -1,4 +1,4 @@
-"""The kinds of source, by name. A new kind is one file here and one line in `KINDS`."""
+"""The source kinds, by name. A new kind is one file in this folder and one line in `KINDS`."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ KINDS: dict[str, SourceKind] = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A source as the user names it: `KIND=WHERE`, or `KIND` for one that takes no place."""
+    """A source as the user gives it: `KIND=WHERE`, or `KIND` for a kind without a path."""
 
     kind: SourceKind
     where: str
 
     @classmethod
     def parse(cls, argument: str) -> Source:
-        """Read `KIND=WHERE`.
+        """Parse `KIND=WHERE`.
 
         Raises:
-            ValueError: unknown kind (with the nearest name), or a place missing or not wanted.
+            ValueError: the kind is unknown, or the path is missing or not allowed.
         """
         name, equals, where = argument.partition("=")
         if name not in KINDS:
@@ -44,17 +44,19 @@ class Source:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"--source {argument}: unknown kind {name!r}{hint} (kinds: {', '.join(KINDS)})")
         kind = KINDS[name]
-        if kind.needs_place and not where:
-            raise ValueError(f"--source {argument}: {name} needs a path or glob, for example --source {kind.example}")
-        if equals and not kind.needs_place:
+        if kind.needs_path and not where:
+            raise ValueError(
+                f"--source {argument}: {name} requires a path or glob, for example --source {kind.example}"
+            )
+        if equals and not kind.needs_path:
             raise ValueError(f"--source {argument}: {name} takes no path; write --source {name}")
         return cls(kind, where)
 
     def pieces(self) -> list[Piece]:
-        """What there is to read, in a fixed order.
+        """Return the pieces of the source, in a fixed order.
 
         Raises:
-            ValueError: nothing is there, or a file cannot be read.
+            ValueError: there is nothing to read, or a file cannot be read.
         """
         pieces = self.kind.list_pieces(self.where)
         if not pieces:

@@ -1,4 +1,4 @@
-"""Kind `books`: one book a file, in the encodings that old e-texts come in, without Project Gutenberg's frame."""
+"""Kind `books`: one book per file, in the usual encodings, without Project Gutenberg's header and footer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 
 from data_prep.sources.kind import Document, Piece, SourceKind
-from data_prep.sources.local_files import find_files, read_bytes, what_it_is, whole_files
-from data_prep.sources.text import blocks, is_hard_wrapped, join_lines
+from data_prep.sources.local_files import UTF_16_MARKS, binary_format, find_files, read_bytes, whole_files
+from data_prep.sources.text import is_hard_wrapped, join_lines, split_blocks
 
 _MARK = r"^\s*\*\*\*\s*%s (?:OF )?(?:THIS |THE )?PROJECT GUTENBERG.*$"
 _START = re.compile(_MARK % "START", re.IGNORECASE | re.MULTILINE)
@@ -25,51 +25,50 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )
 LONGEST_HEADING_CHARACTERS = 80
-_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-_LOOKED_AT_BYTES = 1 << 12
+_CHECKED_BYTES = 1 << 12
 
 
 def list_pieces(where: str) -> list[Piece]:
-    """The `.txt` files of a folder and its sub-folders, a file or a glob; a book is never cut.
+    """List the `.txt` files of a folder (recursively), a file or a glob; each book is one piece.
 
     Raises:
-        ValueError: nothing is there, or files are not text, as their beginnings show; all such are counted.
+        ValueError: there is no file, or files are not text according to their first bytes; the message counts them.
     """
     pieces = whole_files("books", find_files(where, (".txt",)))
-    strangers = []
+    not_text = []
     for piece in pieces:
         with open(piece.path, "rb") as file:
-            if what := _not_a_book(file.read(_LOOKED_AT_BYTES)):
-                strangers.append(f"{piece.path}: not text but {what}")
-    if strangers:
-        more = f" (and {len(strangers) - 1} more files that are not text)" if len(strangers) > 1 else ""
-        raise ValueError(f"{strangers[0]}{more}; take it out of the folder, or convert it")
+            if what := _format_if_not_text(file.read(_CHECKED_BYTES)):
+                not_text.append(f"{piece.path}: not text but {what}")
+    if not_text:
+        more = f" (and {len(not_text) - 1} more files that are not text)" if len(not_text) > 1 else ""
+        raise ValueError(f"{not_text[0]}{more}; remove it from the folder, or convert it")
     return pieces
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:
-    """The book: frame, credits, headings and editorial brackets removed, wrapped paragraphs joined.
+    """Yield the book without header, footer, credits, headings and editorial brackets; wrapped paragraphs are joined.
 
     Raises:
-        ValueError: not text; any text can be decoded, so that this alone tells a picture from a book.
+        ValueError: the file is not text. Any bytes can be decoded as Latin-1, so decoding cannot find this out.
     """
     data = read_bytes(piece)
-    if what := _not_a_book(data):
-        raise ValueError(f"{piece.path}: not text but {what}; take it out of the folder, or convert it")
-    text = without_gutenberg_frame(decode(data))
-    paragraphs = [join_lines(block) for block in blocks(text)] if is_hard_wrapped(text) else text.split("\n")
+    if what := _format_if_not_text(data):
+        raise ValueError(f"{piece.path}: not text but {what}; remove it from the folder, or convert it")
+    text = without_gutenberg_header(decode(data))
+    paragraphs = [join_lines(block) for block in split_blocks(text)] if is_hard_wrapped(text) else text.split("\n")
     kept = [paragraph for paragraph in map(_tidy, paragraphs) if paragraph and not is_heading(paragraph)]
     title = os.path.splitext(os.path.basename(piece.path))[0]
     yield Document("\n".join(kept), piece.path, "books", title)
 
 
-def _not_a_book(data: bytes) -> str | None:
-    return None if data.startswith(_UTF_16_MARKS) else what_it_is(data)
+def _format_if_not_text(data: bytes) -> str | None:
+    return None if data.startswith(UTF_16_MARKS) else binary_format(data)
 
 
 def decode(data: bytes) -> str:
-    """Text from UTF-8 (with or without byte order mark), else UTF-16 by its mark, else Windows-1252 or Latin-1."""
-    if data.startswith(_UTF_16_MARKS):
+    """Decode UTF-8, or UTF-16 with a byte order mark, otherwise Windows-1252 or Latin-1."""
+    if data.startswith(UTF_16_MARKS):
         encodings = ["utf-16", "latin-1"]
     else:
         encodings = ["utf-8-sig", "cp1252", "latin-1"]
@@ -82,8 +81,8 @@ def decode(data: bytes) -> str:
     raise AssertionError("Latin-1 decodes any bytes")
 
 
-def without_gutenberg_frame(text: str) -> str:
-    """What lies between Project Gutenberg's start and end marks; text without them comes back as it is."""
+def without_gutenberg_header(text: str) -> str:
+    """Return the text between Project Gutenberg's start and end markers; text without markers is not changed."""
     if start := _START.search(text) or _OLD_START.search(text):
         text = text[start.end() :]
     if end := _END.search(text, len(text) // 2):
@@ -92,7 +91,7 @@ def without_gutenberg_frame(text: str) -> str:
 
 
 def is_heading(paragraph: str) -> bool:
-    """Whether a paragraph is a heading or an ornament: `CHAPTER IV.`, `* * *`, a short line without small letters."""
+    """Return whether a paragraph is a heading or an ornament: `CHAPTER IV.`, `* * *`, a short line in capitals."""
     if len(paragraph) > LONGEST_HEADING_CHARACTERS:
         return False
     if _HEADING.match(paragraph):
@@ -101,7 +100,7 @@ def is_heading(paragraph: str) -> bool:
 
 
 def _tidy(paragraph: str) -> str:
-    """Emphasis marks and editorial brackets removed; empty for a credits line."""
+    """Remove emphasis marks and editorial brackets; return an empty string for a line of credits."""
     if "[" in paragraph:
         paragraph = _EDITORIAL.sub("", paragraph)
     if "_" in paragraph or "=" in paragraph:
@@ -112,7 +111,7 @@ def _tidy(paragraph: str) -> str:
 
 KIND = SourceKind(
     "books",
-    "a folder of books, one a file; UTF-8, BOM or Latin-1; Project Gutenberg's frame removed",
+    "a folder of books, one per file; UTF-8, BOM or Latin-1; without Project Gutenberg's header and footer",
     "books=gutenberg/",
     list_pieces,
     read_piece,

@@ -1,11 +1,11 @@
-"""Kind `hub`: a data set of the Hugging Face Hub, streamed, or from the local cache when downloading is forbidden.
+"""Kind `hub`: a data set of the Hugging Face Hub, streamed, or read from the local cache when downloading is forbidden.
 
-`datasets` finds its files and configurations. Pieces are
+`datasets` finds its files and configurations. A piece is one of
 
-- ranges of rows of its Parquet files, which nearly all large ones are made of: read as kind `parquet` does, over HTTP
-  only the bytes of the columns wanted, nothing kept on disk;
-- ranges of rows of the Arrow files in which `datasets` prepared it before (offline only);
-- its files of another format (JSON, CSV, text), read by `datasets` as a stream.
+- a range of rows of a Parquet file, the format of nearly all large data sets, read as by kind `parquet`; over HTTP only
+  the bytes of the selected columns are fetched, and nothing is kept on disk;
+- a range of rows of an Arrow file that `datasets` prepared earlier (offline only);
+- a file of another format (JSON, CSV, text), which `datasets` reads as a stream.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from data_prep.sources.parquet import (
 from data_prep.sources.tables import OPTIONS, Columns, batch_rows, choose_columns, documents_of, split_options
 
 DEFAULT_SPLIT = "train"
-_FOOTERS_AT_A_TIME = 8
+_PARALLEL_FOOTERS = 8
 _STREAM_BATCH_ROWS = 64
 
 
 def list_pieces(where: str) -> list[Piece]:
-    """The pieces of a split, in the order of its files; of remote files only the footers are read.
+    """List the pieces of a split, in the order of its files; of remote Parquet files only the footers are read.
 
     Raises:
-        ValueError: no such data set, configuration, split or column, or it may not be read.
+        ValueError: the data set, configuration, split or column does not exist, or access is denied.
         OSError: the Hub cannot be reached.
     """
     place, options = split_options(where, (*OPTIONS, "split", "revision"))
@@ -54,7 +54,7 @@ def list_pieces(where: str) -> list[Piece]:
     files = [str(file) for file in builder.config.data_files[split]]
     rows = None
     if all(file.endswith(".parquet") for file in files):
-        with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
+        with ThreadPoolExecutor(_PARALLEL_FOOTERS) as pool:
             listed = pool.map(lambda file: _pieces_of_parquet(where, file, options), files)
             pieces = [piece for of_file in listed for piece in of_file]
         ranges = (RowRange.parse(piece.selection) for piece in pieces)
@@ -67,11 +67,11 @@ def list_pieces(where: str) -> list[Piece]:
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:
-    """The documents of a piece.
+    """Yield the documents of a piece.
 
     Raises:
         ValueError: a file is damaged, or is remote and downloading is forbidden.
-        OSError: the Hub cannot be reached; the build can go on later.
+        OSError: the Hub cannot be reached; the build can be resumed later.
     """
     if piece.path.endswith(".parquet"):
         if not _is_remote(piece.path):
@@ -98,12 +98,12 @@ def _is_remote(path: str) -> bool:
 
 
 def open_data_file(where: str, path: str) -> Any:
-    """A data file for reading at any place in it."""
+    """Open a data file for random access."""
     if not _is_remote(path):
         return open(path, "rb")
     if hub_loading.is_offline():
         raise ValueError(
-            f"hub={where}: the build was planned with a network, and HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set now"
+            f"hub={where}: the build was planned online, but HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set now"
         )
     import fsspec
 
@@ -112,14 +112,14 @@ def open_data_file(where: str, path: str) -> Any:
 
 
 def _pieces_of_parquet(where: str, path: str, options: dict[str, str]) -> list[Piece]:
-    """A remote row group is never cut: each part would fetch it again from its beginning."""
+    """List the pieces of a Parquet file. A remote row group is never cut: each part would fetch it from its start."""
     with hub_loading.one_line_errors(where), open_data_file(where, path) as file:
         return rows_as_pieces(KIND.name, path, file, options, where, cut_row_groups=not _is_remote(path))
 
 
 @functools.lru_cache(maxsize=4)
 def _remote_metadata(path: str) -> Any:
-    """A remote file's footer; its address holds the commit, so that it cannot change."""
+    """Return the footer of a remote file; its URL contains the commit, so the footer cannot change."""
     with open_data_file(path, path) as file:
         return open_table(path, file).metadata
 
@@ -157,7 +157,7 @@ def _read_prepared(piece: Piece) -> Iterator[Document]:
 
 @functools.lru_cache(maxsize=2)
 def _arrow_file(path: str) -> Any:
-    """A file of `datasets`' cache, mapped into memory."""
+    """Map a file of the cache of `datasets` into memory."""
     return hub_loading.quiet_datasets().Dataset.from_file(path)
 
 
@@ -174,7 +174,7 @@ def _pieces_of_stream(where: str, builder: Any, split: str, files: list[str], op
         sizes = [max(sum(sizes) // shards, 1)] * shards
     place, given = split_options(where, (*OPTIONS, "split", "revision"))
     name, config = _name_and_config(place)
-    # The commit that was found is named, so that every task reads the same.
+    # Each piece names the commit that was found, so that all tasks read the same data.
     revision = builder.hash if any(_is_remote(file) for file in files) else given.get("revision")
     pieces, offset = [], 0
     for shard, size in enumerate(sizes):
@@ -188,7 +188,7 @@ def _pieces_of_stream(where: str, builder: Any, split: str, files: list[str], op
 
 
 def _file_sizes(where: str, files: list[str]) -> list[int]:
-    """Bytes of each data file; a file inside an archive counts as the archive."""
+    """Return the size of each data file in bytes; for a file inside an archive, the size of the archive."""
     import fsspec
 
     sizes = []

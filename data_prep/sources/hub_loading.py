@@ -1,6 +1,6 @@
-"""Finding a data set of the Hugging Face Hub with `datasets`, and saying in one line why it cannot be had.
+"""Finds a data set of the Hugging Face Hub with `datasets`, and turns its errors into one-line messages.
 
-`datasets` is imported when it is needed, not before, and kept quiet.
+`datasets` is imported only when it is needed, and its progress bars and log lines are switched off.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 PARQUET_COPY = "refs/convert/parquet"
-"""The branch on which the Hub itself keeps a data set as Parquet files, in folders CONFIG/SPLIT."""
-_LOCAL_HINT = "HF_HUB_OFFLINE=1 reads what was downloaded before"
-_AGAIN = "download it again where there is a network"
+"""Branch on which the Hub keeps a Parquet copy of a data set, in folders CONFIG/SPLIT."""
+_LOCAL_HINT = "HF_HUB_OFFLINE=1 reads the local cache"
+_AGAIN = "download it again with network access"
 _MOST_NAMES = 12
 _ABOUT_CONFIGURATION = re.compile(r"BuilderConfig '.*' not found|Config name is missing")
 _NETWORK_MODULES = ("httpx", "httpcore", "requests", "urllib3", "aiohttp")
 
 
 def quiet_datasets() -> Any:
-    """The module `datasets` without progress bars and log lines."""
+    """Return the module `datasets` without progress bars and log lines."""
     import datasets
     import huggingface_hub.utils
 
@@ -39,7 +39,7 @@ def quiet_datasets() -> Any:
 
 
 def is_offline() -> bool:
-    """Whether `HF_DATASETS_OFFLINE` or `HF_HUB_OFFLINE` forbids downloading."""
+    """Return whether `HF_DATASETS_OFFLINE` or `HF_HUB_OFFLINE` forbids downloading."""
     datasets = quiet_datasets()
     import huggingface_hub.constants
 
@@ -47,19 +47,19 @@ def is_offline() -> bool:
 
 
 def load_builder(where: str, name: str, config: str | None, revision: str | None) -> Any:
-    """What `datasets` knows about a data set, nothing of its text downloaded.
+    """Return the builder of a data set, without downloading its text.
 
     Args:
-        where: what the user gave, for messages.
+        where: the user's argument, for messages.
         name: an id on the Hub, or a folder in the Hub's layout.
-        config: one of its configurations; None where there is only one.
-        revision: a branch, tag or commit; on the branch with the Hub's Parquet copies, `config` is a folder.
+        config: a configuration; None if there is only one.
+        revision: a branch, tag or commit; on the branch `PARQUET_COPY`, `config` is a folder.
 
     Returns:
-        `datasets.DatasetBuilder`; that of the local cache when downloading is forbidden.
+        A `datasets.DatasetBuilder`, of the local cache if downloading is forbidden.
 
     Raises:
-        ValueError: no such data set, configuration or revision, or it may not be read.
+        ValueError: the data set, configuration or revision does not exist, or access is denied.
         OSError: the Hub cannot be reached.
     """
     datasets = quiet_datasets()
@@ -67,7 +67,7 @@ def load_builder(where: str, name: str, config: str | None, revision: str | None
         with one_line_errors(where, name, config):
             return datasets.load_dataset_builder(name, config)
     if name.count("/") != 1 or name[0] in "./~":
-        raise ValueError(f"hub={where}: there is no folder {name!r}, and an id on the Hub is OWNER/NAME")
+        raise ValueError(f"hub={where}: no folder {name!r} exists, and an id on the Hub has the form OWNER/NAME")
     if is_offline():
         return _cached_builder(where, name, config, revision)
     folder = config if revision == PARQUET_COPY else None
@@ -78,10 +78,10 @@ def load_builder(where: str, name: str, config: str | None, revision: str | None
 
 
 def _cached_builder(where: str, name: str, config: str | None, revision: str | None) -> Any:
-    """The data set as `datasets` prepared it, or as it was downloaded: without any access to the network.
+    """Return the builder of a data set that `datasets` has prepared, or that was downloaded, without network access.
 
     Raises:
-        ValueError: it is in neither cache, or the download is not complete.
+        ValueError: the data set is in neither cache, or its download is incomplete.
     """
     datasets = quiet_datasets()
     import huggingface_hub
@@ -92,7 +92,7 @@ def _cached_builder(where: str, name: str, config: str | None, revision: str | N
         try:
             return datasets.load_dataset_builder(name, config)
         except (ValueError, OSError) as error:
-            if "in the cache" in str(error):  # in another configuration, or in several
+            if "in the cache" in str(error):  # the cache has another configuration, or several
                 prepared = " ".join(str(error).split())
     try:
         folder = huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True)
@@ -101,12 +101,12 @@ def _cached_builder(where: str, name: str, config: str | None, revision: str | N
         complete, folder = False, getattr(error, "snapshot_path", "")
     except huggingface_hub.errors.HFValidationError as error:
         raise ValueError(f"hub={where}: {_first_line(error)}") from None
-    not_here = (
+    not_cached = (
         f"hub={where}: not in the local cache, and HF_HUB_OFFLINE or HF_DATASETS_OFFLINE forbids downloading;"
-        f" where there is a network: hf download --repo-type dataset {name}"
+        f" with network access: hf download --repo-type dataset {name}"
     )
     if not folder:
-        raise ValueError(f"{not_here} ({prepared})" if prepared else not_here)
+        raise ValueError(f"{not_cached} ({prepared})" if prepared else not_cached)
     try:
         if revision == PARQUET_COPY and config:
             builder = datasets.load_dataset_builder(folder, data_dir=config)
@@ -117,16 +117,16 @@ def _cached_builder(where: str, name: str, config: str | None, revision: str | N
         if complete:
             raise
         if not any(path.is_file() for path in Path(folder).rglob("*") if path.suffix not in (".md", ".yaml")):
-            raise ValueError(not_here) from None
+            raise ValueError(not_cached) from None
         raise ValueError(
-            f"hub={where}: the download in the local cache is not complete ({_first_line(error)}); {_AGAIN}"
+            f"hub={where}: the download in the local cache is incomplete ({_first_line(error)}); {_AGAIN}"
         ) from None
     builder.download_is_complete = complete
     return builder
 
 
 def _is_listed(name: str, revision: str | None) -> bool:
-    """Whether the cache holds the list of the data set's files, by which `snapshot_download` has compared them."""
+    """Return whether the cache holds the list of the data set's files, which `snapshot_download` has checked."""
     import huggingface_hub
 
     if not hasattr(huggingface_hub, "get_cached_repo_tree"):
@@ -141,16 +141,16 @@ def _is_listed(name: str, revision: str | None) -> bool:
 
 
 def require_complete(where: str, builder: Any, split: str, rows: int | None) -> None:
-    """Check that a download holds a whole split, by the numbers in its files' names and by its rows.
+    """Check that a download holds a whole split, by the numbers in its file names and by its rows.
 
     Args:
-        where: what the user gave, for messages.
-        builder: of `load_builder`.
-        split: one of its splits.
-        rows: how many its files hold; None where that is not known.
+        where: the user's argument, for messages.
+        builder: result of `load_builder`.
+        split: a split of the data set.
+        rows: number of rows in the files; None if unknown.
 
     Raises:
-        ValueError: files are missing, or nothing says whether they are all there.
+        ValueError: files are missing, or it cannot be determined whether all files are present.
     """
     files = [os.path.basename(str(path)) for path in builder.config.data_files[split]]
     numbered = [match for match in (re.search(r"-(\d{5})-of-(\d{5})", file) for file in files) if match]
@@ -161,15 +161,15 @@ def require_complete(where: str, builder: Any, split: str, rows: int | None) -> 
     if rows is not None and described and described.num_examples and described.num_examples != rows:
         raise ValueError(f"hub={where}: the local cache holds {rows} of {described.num_examples} rows; {_AGAIN}")
     if not builder.download_is_complete and expected is None and not (described and rows is not None):
-        raise ValueError(f"hub={where}: the download in the local cache is not complete; {_AGAIN}")
+        raise ValueError(f"hub={where}: the download in the local cache is incomplete; {_AGAIN}")
 
 
 @contextmanager
 def one_line_errors(where: str, name: str = "", config: str | None = None) -> Iterator[None]:
-    """Turn what `datasets` raises into `ValueError` for the user's mistakes, and `OSError` for the network's.
+    """Turn the errors of `datasets` into `ValueError` for mistakes of the user, and `OSError` for network failures.
 
     Raises:
-        ValueError, OSError: in one line, beginning with what the user gave.
+        ValueError, OSError: a message of one line that begins with the user's argument.
     """
     try:
         yield
@@ -182,13 +182,13 @@ def one_line_errors(where: str, name: str = "", config: str | None = None) -> It
             raise
         if "scripts are no longer supported" in message:
             raise ValueError(
-                f"hub={where}: is read by a loading script, which 'datasets' no longer runs; try the Hub's own"
+                f"hub={where}: needs a loading script, which 'datasets' no longer runs; try the Hub's own"
                 f" Parquet copy: hub={where},revision={PARQUET_COPY}, or another data set with the same text"
             ) from None
         if _ABOUT_CONFIGURATION.match(message) and (names := _listed_names(str(error))):
             example = f"hub={name}:{difflib.get_close_matches(config or '', names, 1, 0.0)[0]}"
-            problem = f"no configuration {config!r}" if config else "has several configurations; name one"
-            raise ValueError(f"hub={where}: {problem}, for example {example} (there are: {shortened(names)})") from None
+            problem = f"no configuration {config!r}" if config else "has several configurations; select one"
+            raise ValueError(f"hub={where}: {problem}, for example {example} (available: {shortened(names)})") from None
         if "is a gated dataset" in message:
             message += " Log in with 'hf auth login', or set HF_TOKEN."
         if isinstance(error, (ValueError, FileNotFoundError)) or type(error).__module__.startswith("datasets"):
@@ -197,13 +197,13 @@ def one_line_errors(where: str, name: str = "", config: str | None = None) -> It
 
 
 def shortened(names: list[str]) -> str:
-    """Names for a message; of many the first."""
+    """Join names for a message; only the first of many."""
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def _network_cause(error: BaseException) -> BaseException | None:
-    """The failure of the connection or of the server that an error comes from, None where it does not."""
+    """Return the connection or server failure that caused an error, or None if it has another cause."""
     found: BaseException | None = None
     seen: BaseException | None = error
     while seen is not None:
@@ -222,7 +222,7 @@ def _first_line(error: object) -> str:
 
 
 def _listed_names(message: str) -> list[str]:
-    """The names in a message that has a list of them, as Python writes it."""
+    """Return the names in a message that contains a Python list of them."""
     match = re.search(r"\[.*\]", message)
     try:
         return [str(name) for name in ast.literal_eval(match[0])] if match else []

@@ -1,6 +1,6 @@
-"""Kind `jsonl`: one JSON object a line with the document in "text", and if it likes "title" and "id".
+"""Kind `jsonl`: one JSON object per line with the document under "text", and optionally "title" and "id".
 
-A file compressed with gzip or zstd has no place to begin in but its first byte: it is one piece, read as a stream.
+A file compressed with gzip or zstd can only be read from its start, so it is one piece, which is read as a stream.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
 def list_pieces(where: str) -> list[Piece]:
-    """`.jsonl`, `.ndjson` and `.json` files of a folder, a file or a glob, cut between lines; also `.gz` and `.zst`."""
+    """Cut the `.jsonl`, `.ndjson` and `.json` files of a folder, a file or a glob between lines; also `.gz`, `.zst`."""
     wanted = (*_SUFFIXES, *(f"{suffix}{ending}" for suffix in _SUFFIXES for ending in COMPRESSIONS))
     pieces = []
     for path in find_files(where, wanted):
@@ -30,13 +30,13 @@ def list_pieces(where: str) -> list[Piece]:
 
 
 def read_objects(piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a piece, each with its text checked.
+    """Read the objects of a piece, and check that each has a text.
 
     Yields:
         (place of the line as `file:line`, object with a string under "text").
 
     Raises:
-        ValueError: a line that is not such an object; says file and line.
+        ValueError: a line is not such an object; the message names file and line.
     """
     compressed = os.path.splitext(piece.path)[1] in COMPRESSIONS
     lines = _decompressed_lines(piece.path) if compressed else iter(read_utf8(piece).split("\n"))
@@ -55,10 +55,10 @@ def read_objects(piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _decompressed_lines(path: str) -> Iterator[str]:
-    """The lines of a compressed file, read as a stream.
+    """Yield the lines of a compressed file.
 
     Raises:
-        ValueError: damaged or cut, not UTF-8, or a line of more than 64 MiB.
+        ValueError: the file is damaged, truncated or not UTF-8, or a line has more than 64 MiB.
     """
     import pyarrow
 
@@ -76,18 +76,18 @@ def _decompressed_lines(path: str) -> Iterator[str]:
     except OSError as error:
         if error.errno is not None:
             raise
-        raise ValueError(f"{path}: damaged or cut short after line {number}: {error}") from None
+        raise ValueError(f"{path}: damaged or truncated after line {number}: {error}") from None
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:
-    """One document a line; blank lines inside a text part its paragraphs."""
+    """Yield one document per line; line feeds in a text separate its paragraphs."""
     for place, record in read_objects(piece):
         yield Document(record["text"], str(record.get("id", place)), "jsonl", str(record.get("title", "")))
 
 
 KIND = SourceKind(
     "jsonl",
-    'one JSON object a line: {"text": "…"}; also .gz and .zst',
+    'one JSON object per line: {"text": "…"}; also .gz and .zst',
     "'jsonl=corpus/*.jsonl'",
     list_pieces,
     read_piece,

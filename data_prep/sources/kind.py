@@ -5,32 +5,35 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
+NO_TEXT = "no text"
+"""Reason to drop a document without text."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One document as its source gives it."""
+    """One document as its source yields it."""
 
     text: str
-    """Paragraphs separated by a line feed; a sentence never crosses one."""
+    """Paragraphs separated by line feeds; a sentence never crosses one."""
     id: str
-    """Names the document in messages: file and position, or the source's own id."""
+    """Identifies the document in messages: file and position, or the source's own id."""
     source: str
-    """The kind that read it."""
+    """Name of the source kind."""
     title: str = ""
     dropped: str | None = None
-    """Why the source itself leaves it out, in a few words (`redirect`, `no text`); None where it is to be read."""
+    """Reason for which the source drops the document (`redirect`, `no text`); None keeps it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A part of a source that is read by itself: bytes [start, end) of a file, or an embedded corpus."""
+    """A part of a source that is read independently: bytes [start, end) of a file."""
 
     kind: str
     path: str
     start: int
     end: int
     selection: str = ""
-    """What of the file is meant where a range of bytes cannot say it; `end - start` is then its size, estimated."""
+    """Selects a part of the file where a byte range cannot; `end - start` is then the estimated size."""
 
     @property
     def bytes(self) -> int:
@@ -40,14 +43,14 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class SourceKind:
-    """One kind of source: how to find its pieces and how to read one."""
+    """One kind of source: how to list its pieces and how to read one."""
 
     name: str
     summary: str
     example: str
     list_pieces: Callable[[str], list[Piece]]
-    """From the place the user gave to pieces in a fixed order; raises ValueError where there are none."""
+    """Returns the pieces of the user's path in a fixed order; raises ValueError if there are none."""
     read_piece: Callable[[Piece], Iterator[Document]]
-    needs_place: bool = True
-    licence: str = "not recorded: as whoever holds the rights in the text allows"
-    """Of the text, for the data card."""
+    needs_path: bool = True
+    licence: str = "not recorded: depends on the rights holder of the text"
+    """Licence of the text, for the data card."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from data_prep.sources.kind import Piece
 
 PIECE_BYTES = 8 << 20
-"""Files larger than this are cut; a piece is read into memory whole."""
+"""Larger files are cut into pieces; a whole piece is read into memory."""
 LONGEST_DOCUMENT_BYTES = 64 << 20
-_BEGINNINGS = {
+_FORMAT_OF_PREFIX = {
     b"\x89PNG": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image",
     b"GIF8": "a GIF image",
@@ -29,20 +29,20 @@ _BEGINNINGS = {
     b"PAR1": "a Parquet file",
     b"\x7fELF": "a program",
 }
-_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1a\x1b"))
 MOST_CONTROLS = 0.01
 
 
 def find_files(where: str, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
-    """The files that a path, folder or glob means, sorted by name; hidden files in a folder are left out.
+    """Return the files of a path, folder or glob, sorted by name, without hidden files of a folder.
 
     Args:
-        where: a file, a folder (searched with its sub-folders for `suffixes`) or a glob (`**` is any depth).
-        suffixes: endings of the files wanted from a folder.
+        where: a file, a folder (searched recursively for `suffixes`) or a glob (`**` matches any depth).
+        suffixes: endings of the files to take from a folder.
 
     Raises:
-        ValueError: no such path, or nothing matches.
+        ValueError: the path does not exist, or nothing matches.
     """
     place = Path(os.path.expanduser(where))
     if place.is_dir():
@@ -66,12 +66,12 @@ def find_files(where: str, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
 
 
 def whole_files(kind: str, paths: list[Path]) -> list[Piece]:
-    """One piece a file; empty files are left out."""
+    """Return one piece for each file that is not empty."""
     return [Piece(kind, str(path), 0, size) for path in paths if (size := path.stat().st_size)]
 
 
 def cut_file(kind: str, path: Path, boundary: re.Pattern[bytes], piece_bytes: int = PIECE_BYTES) -> list[Piece]:
-    """Cut a file into pieces of about `piece_bytes`, each beginning where `boundary` ends.
+    """Cut a file into pieces of about `piece_bytes`, each of which begins at the end of a match of `boundary`.
 
     Raises:
         ValueError: one document is longer than 64 MiB.
@@ -88,14 +88,14 @@ def cut_file(kind: str, path: Path, boundary: re.Pattern[bytes], piece_bytes: in
     for piece in pieces:
         if piece.bytes > LONGEST_DOCUMENT_BYTES + piece_bytes:
             raise ValueError(
-                f"{path}: no end of a document within {LONGEST_DOCUMENT_BYTES >> 20} MiB after byte {piece.start};"
-                f" is it of kind '{kind}'?"
+                f"{path}: a document of more than {LONGEST_DOCUMENT_BYTES >> 20} MiB begins at byte {piece.start};"
+                f" is the file of kind '{kind}'?"
             )
     return pieces
 
 
 def _next_boundary(descriptor: int, position: int, boundary: re.Pattern[bytes]) -> int | None:
-    """Offset of the first document that begins after `position`, None where the file ends first."""
+    """Return the offset of the first document after `position`, or None if there is none."""
     window = 1 << 20
     overlap = 256
     while block := os.pread(descriptor, window, position):
@@ -108,7 +108,7 @@ def _next_boundary(descriptor: int, position: int, boundary: re.Pattern[bytes]) 
 
 
 def read_bytes(piece: Piece) -> bytes:
-    """The bytes of a piece.
+    """Return the bytes of a piece.
 
     Raises:
         ValueError: the file has become shorter since it was listed.
@@ -122,16 +122,16 @@ def read_bytes(piece: Piece) -> bytes:
 
 
 def read_utf8(piece: Piece) -> str:
-    """The text of a piece, byte order mark removed and line ends turned into line feeds.
+    """Return the text of a piece, without a byte order mark and with line feeds as line ends.
 
     Raises:
-        ValueError: not UTF-8, or holds NUL; says file, byte and line.
+        ValueError: the text is not UTF-8 or contains NUL; the message names file, byte and line.
     """
     data = read_bytes(piece)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        what = what_it_is(data) if piece.start == 0 else None
+        what = binary_format(data) if piece.start == 0 else None
         advice = f"the file is {what}" if what else "convert it, for example with iconv -t UTF-8"
         raise ValueError(f"{_place(piece, error.start)}: 0x{data[error.start]:02x}; {advice}") from None
     if (nul := data.find(b"\0")) >= 0:
@@ -140,13 +140,13 @@ def read_utf8(piece: Piece) -> str:
 
 
 def _place(piece: Piece, offset: int) -> str:
-    """Where a piece is not UTF-8 text, for a message."""
+    """Return the beginning of an error message for a byte that is not UTF-8 text."""
     offset += piece.start
     return f"{piece.path}: not UTF-8 text at byte {offset} (line {line_of(piece.path, offset)})"
 
 
 def line_of(path: str, offset: int) -> int:
-    """Number of the line (from 1) that holds byte `offset`."""
+    """Return the number of the line, from 1, that contains byte `offset`."""
     lines = 1
     with open(path, "rb") as file:
         while offset > 0 and (block := file.read(min(offset, 1 << 20))):
@@ -155,16 +155,16 @@ def line_of(path: str, offset: int) -> int:
     return lines
 
 
-def what_it_is(data: bytes) -> str | None:
-    """What the bytes of a file are, if they are not text in a one-byte encoding or UTF-8; None if they may be.
+def binary_format(data: bytes) -> str | None:
+    """Return the format of a file that is not text in UTF-8 or a one-byte encoding; None if it may be such text.
 
     Args:
-        data: the file, or its beginning.
+        data: the content of the file, or its beginning.
     """
-    for beginning, what in _BEGINNINGS.items():
+    for beginning, what in _FORMAT_OF_PREFIX.items():
         if data.startswith(beginning):
             return what
-    if data.startswith(_UTF_16_MARKS):
+    if data.startswith(UTF_16_MARKS):
         return "UTF-16"
     if (nul := data.find(b"\0")) >= 0:
         if data.count(b"\0") > len(data) // 4:

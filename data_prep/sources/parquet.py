@@ -1,8 +1,8 @@
-"""Kind `parquet`: the rows of Parquet files, a document a row.
+"""Kind `parquet`: the rows of Parquet files, one document per row.
 
-A piece is a range of rows: some row groups, one, or a part of one. Rows are decoded in batches of about 1 MiB out of a
-buffered file, so that memory depends on the size of its pages, not of its row groups. The format has no way into the
-middle of a row group: a part of one costs decoding what lies before it, which the number of parts is limited for.
+A piece is a range of rows: several row groups, one, or a part of one. Rows are decoded in batches of about 1 MiB from a
+buffered file, so memory depends on the size of the pages, not of the row groups. The format has no random access within
+a row group: reading a part of one decodes everything before it, so the number of parts is limited.
 """
 
 from __future__ import annotations
@@ -18,48 +18,48 @@ from data_prep.sources.local_files import PIECE_BYTES, find_files
 from data_prep.sources.tables import OPTIONS, Columns, batch_rows, choose_columns, documents_of, split_options
 
 MOST_PARTS = 16
-"""Of a row group: a part skips 8 times the rows that it reads on average, which costs little beside the rest."""
+"""Parts of a row group. A part skips on average 8 times the rows that it reads, which costs little in comparison."""
 _BUFFER_BYTES = 4 << 20
-"""Of each column; over HTTP the size of a request."""
+"""Buffer of each column; over HTTP the size of a request."""
 _MAGIC = b"PAR1"
 
 
 @dataclasses.dataclass(frozen=True)
 class RowRange:
-    """Which rows of a file a piece holds, in which columns; kept as text in `Piece.selection`."""
+    """The rows and columns of a piece; stored as text in `Piece.selection`."""
 
     first: int
     end: int
     columns: Columns
 
     def __str__(self) -> str:
-        """As JSON, which any column's name survives."""
+        """Return JSON, which can store any column name."""
         return selection_text(rows=[self.first, self.end], **dataclasses.asdict(self.columns))
 
     @classmethod
     def parse(cls, text: str) -> RowRange:
-        """Read it back."""
+        """Parse the result of `str`."""
         content = selection_content(text)
         first, end = content.pop("rows")
         return cls(first, end, Columns(**content))
 
 
 def selection_text(**content: Any) -> str:
-    """What of a place a piece means, as one string."""
+    """Encode the selection of a piece as one string."""
     return json.dumps(content, ensure_ascii=False, sort_keys=True)
 
 
 def selection_content(text: str) -> dict[str, Any]:
-    """What `selection_text` was given."""
+    """Decode the result of `selection_text`."""
     content: dict[str, Any] = json.loads(text)
     return content
 
 
 def list_pieces(where: str) -> list[Piece]:
-    """The `.parquet` files of a folder and its sub-folders, a file or a glob, cut into ranges of rows.
+    """Cut the `.parquet` files of a folder (recursively), a file or a glob into ranges of rows.
 
     Raises:
-        ValueError: nothing is there, a file is not Parquet or cut short, or a column is not there or not of strings.
+        ValueError: there is no file, a file is not Parquet or truncated, or a column is missing or not of strings.
     """
     place, options = split_options(where, OPTIONS)
     pieces = []
@@ -70,7 +70,7 @@ def list_pieces(where: str) -> list[Piece]:
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:
-    """The documents of a range of rows.
+    """Yield the documents of a range of rows.
 
     Raises:
         ValueError: the file is damaged, or has changed since it was listed.
@@ -82,15 +82,15 @@ def read_piece(piece: Piece) -> Iterator[Document]:
 def rows_as_pieces(
     kind: str, path: str, file: Any, options: dict[str, str], where: str, cut_row_groups: bool = True
 ) -> list[Piece]:
-    """Cut a file into pieces of about 8 MiB of text: whole row groups, or parts of one that is larger than two pieces.
+    """Cut a file into pieces of about 8 MiB of text: whole row groups, or parts of one of at least two pieces.
 
     Args:
-        kind: of the source.
-        path: names the file in the pieces.
+        kind: name of the source kind.
+        path: path of the file for the pieces.
         file: the file, open for reading bytes.
-        options: those for columns that were given.
-        where: what the user gave, for messages.
-        cut_row_groups: whether a piece may be a part of a row group.
+        options: the given options for columns.
+        where: the user's argument, for messages.
+        cut_row_groups: allow a piece to be a part of a row group.
 
     Raises:
         ValueError: see `list_pieces`.
@@ -127,18 +127,18 @@ def rows_as_pieces(
 
 
 def part_start(part: int, parts: int, rows: int, join_rows: int) -> int:
-    """Where a part of `rows` rows begins, or the last one ends: between two documents."""
+    """Return the first row of a part, or with `part == parts` the end of the last; it never splits a document."""
     documents = -(-rows // join_rows)
     return min(documents * part // parts * join_rows, rows)
 
 
 def read_rows(piece: Piece, file: Any, metadata: Any = None) -> Iterator[Document]:
-    """The documents of a piece; rows are joined within a row group only.
+    """Yield the documents of a piece; rows are only joined within a row group.
 
     Args:
-        piece: one of `rows_as_pieces`.
+        piece: a piece of `rows_as_pieces`.
         file: the file, open for reading bytes.
-        metadata: the file's `pyarrow.parquet.FileMetaData` if it is known already.
+        metadata: the `pyarrow.parquet.FileMetaData` of the file if it was read before.
     """
     import pyarrow
 
@@ -164,10 +164,10 @@ def read_rows(piece: Piece, file: Any, metadata: Any = None) -> Iterator[Documen
 
 
 def open_table(path: str, file: Any, metadata: Any = None) -> Any:
-    """A Parquet file as `pyarrow.parquet.ParquetFile`, that reads through a buffer.
+    """Open a Parquet file as a buffered `pyarrow.parquet.ParquetFile`.
 
     Raises:
-        ValueError: not Parquet, or cut short.
+        ValueError: the file is not Parquet, or is truncated.
     """
     import pyarrow
     import pyarrow.parquet
@@ -181,13 +181,13 @@ def open_table(path: str, file: Any, metadata: Any = None) -> Any:
         if file.read(len(_MAGIC)) == _MAGIC:
             file.seek(-len(_MAGIC), os.SEEK_END)
             if file.read() != _MAGIC:
-                raise ValueError(f"{path}: cut short: begins as a Parquet file, but its end is missing") from None
-            raise ValueError(f"{path}: its footer is damaged: {error}") from None
+                raise ValueError(f"{path}: truncated: begins as a Parquet file, but its end is missing") from None
+            raise ValueError(f"{path}: the footer is damaged: {error}") from None
         raise ValueError(f"{path}: not a Parquet file") from None
 
 
 def _row_groups(table: Any, columns: Columns) -> Iterator[tuple[int, int]]:
-    """(rows, uncompressed bytes of the text column) of each row group."""
+    """Yield (rows, uncompressed bytes of the text column) of each row group."""
     metadata = table.metadata
     if not metadata.num_row_groups:
         return
@@ -199,7 +199,7 @@ def _row_groups(table: Any, columns: Columns) -> Iterator[tuple[int, int]]:
 
 
 def _between(batches: Iterator[Any], first: int, end: int) -> Iterator[Any]:
-    """Rows [first, end) of batches that follow one another."""
+    """Yield rows [first, end) of consecutive batches."""
     row = 0
     for batch in batches:
         begin, stop = max(first - row, 0), min(end - row, len(batch))
@@ -212,7 +212,7 @@ def _between(batches: Iterator[Any], first: int, end: int) -> Iterator[Any]:
 
 KIND = SourceKind(
     "parquet",
-    "a document a row, in the column 'text' or ,column=NAME",
+    "one document per row, in the column 'text' or ,column=NAME",
     "parquet=wiki/,column=body",
     list_pieces,
     read_piece,

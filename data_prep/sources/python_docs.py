@@ -1,8 +1,8 @@
-"""Kind `python-docs`: the prose that every Python carries, so that a first run needs no download.
+"""Kind `python-docs`: the documentation that is part of every Python, so that a first run needs no download.
 
-Two parts: the language reference's topics as `help()` shows them (`pydoc_data.topics`), and the docstrings of the
-standard library, one document a module. Sources are parsed, never imported or run. The text belongs to the Python
-that reads it: another Python version gives another corpus.
+There are two parts: the topics of the language reference as `help()` shows them (`pydoc_data.topics`), and the
+docstrings of the standard library, one document per module. Source files are parsed, never imported or run. The text is
+that of the running Python, so another Python version gives another corpus.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.sources.kind import Document, Piece, SourceKind
-from data_prep.sources.text import blocks, join_lines
+from data_prep.sources.text import join_lines, split_blocks
 
-_LEFT_OUT = {
+_EXCLUDED = {
     "test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "ensurepip", "pydoc_data",
     "__phello__", "__pycache__", "lib-dynload", "_vendor",
 }  # fmt: skip
@@ -28,14 +28,14 @@ FEWEST_WORDS = 6
 
 
 def list_pieces(where: str) -> list[Piece]:
-    """The topics, then each module in order of its path.
+    """List the topics and then each module, in order of path.
 
     Raises:
-        ValueError: this Python came without them.
+        ValueError: this Python was installed without them.
     """
     stdlib = Path(sysconfig.get_path("stdlib"))
     modules = [
-        path for path in sorted(stdlib.rglob("*.py"), key=str) if not _LEFT_OUT & set(path.relative_to(stdlib).parts)
+        path for path in sorted(stdlib.rglob("*.py"), key=str) if not _EXCLUDED & set(path.relative_to(stdlib).parts)
     ]
     topics = stdlib / "pydoc_data" / "topics.py"
     if not topics.is_file() or not modules:
@@ -44,7 +44,7 @@ def list_pieces(where: str) -> list[Piece]:
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:
-    """The documents of one source file: each topic, or the docstrings of a module together."""
+    """Yield the documents of one source file: each topic, or all docstrings of a module together."""
     path = Path(piece.path)
     try:
         tree = ast.parse(path.read_bytes())
@@ -60,12 +60,12 @@ def read_piece(piece: Piece) -> Iterator[Document]:
 
 
 def prose(text: str) -> list[str]:
-    """The paragraphs of reStructuredText or a docstring that read as prose, markup removed.
+    """Return the prose paragraphs of reStructuredText or a docstring, without markup.
 
-    Left out: code and examples, tables, underlined headings, and lines of fewer than six words.
+    Code, examples, tables, underlined headings and paragraphs of fewer than six words are left out.
     """
     kept = []
-    for block in blocks(text):
+    for block in split_blocks(text):
         if _CODE.search(block):
             continue
         line = _MARKUP.sub(lambda match: match[1] or match[2] or match[3], join_lines(block)).lstrip("*- ")
@@ -76,7 +76,7 @@ def prose(text: str) -> list[str]:
 
 
 def _docstrings(node: ast.Module | ast.ClassDef) -> Iterator[str]:
-    """The docstrings of a module or class and of what it defines, in order of the source; not of inner functions."""
+    """Yield the docstrings of a module or class and its members, in source order; inner functions are left out."""
     yield ast.get_docstring(node, clean=False) or ""
     for child in node.body:
         if isinstance(child, ast.ClassDef):
@@ -86,7 +86,7 @@ def _docstrings(node: ast.Module | ast.ClassDef) -> Iterator[str]:
 
 
 def _topics(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """The entries of the dictionary that `pydoc_data/topics.py` assigns, in order of name."""
+    """Yield the entries of the dictionary that `pydoc_data/topics.py` assigns, in order of name."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             yield from sorted(ast.literal_eval(node.value).items())
@@ -94,10 +94,10 @@ def _topics(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 KIND = SourceKind(
     "python-docs",
-    "documentation of the Python that runs this; takes no path",
+    "documentation of the running Python; takes no path",
     "python-docs",
     list_pieces,
     read_piece,
-    needs_place=False,
+    needs_path=False,
     licence="Python Software Foundation License",
 )

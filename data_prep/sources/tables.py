@@ -1,4 +1,7 @@
-"""Tables as documents: which columns hold the text, its id and its title, and what a row comes to."""
+"""Tables as documents: the options of a path, the columns with text, id and title, and the documents of rows.
+
+Options follow the path of a source: `parquet=wiki/,column=body`, `hub=ID:CONFIG,split=validation`.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,22 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from data_prep.sources.kind import Document
+from data_prep.sources.kind import NO_TEXT, Document
 
 _OPTION = re.compile(r"^(.*),([A-Za-z_]+)=([^,]*)$", re.DOTALL)
-NO_TEXT = "no text"
 OPTIONS = ("column", "id", "title", "join_rows")
 BATCH_BYTES = 1 << 20
 MOST_BATCH_ROWS = 1024
 
 
 def split_options(where: str, allowed: tuple[str, ...]) -> tuple[str, dict[str, str]]:
-    """Part `PLACE,name=value,…` into the place and its options, taken from the end as long as they look like one.
+    """Split `PATH,name=value,…` into the path and its options.
 
-    A value may hold anything but a comma, a place anything but an end that looks like an option.
+    Options are taken from the end as long as the text matches one. A value must not contain a comma, and the path must
+    not end like an option.
 
     Raises:
-        ValueError: an option that is not allowed, is given twice or is empty, or no place before the options.
+        ValueError: an option is unknown, repeated or empty, or there is no path before the options.
     """
     options: dict[str, str] = {}
     place = where
@@ -36,18 +39,18 @@ def split_options(where: str, allowed: tuple[str, ...]) -> tuple[str, dict[str, 
             raise ValueError(f"{where}: option {name!r} has no value")
         options[name] = value
     if not place:
-        raise ValueError(f"{where}: there is no place before the options")
+        raise ValueError(f"{where}: there is no path before the options")
     return place, options
 
 
-def whole_number(where: str, name: str, value: str, lowest: int) -> int:
-    """The value of an option that is a number.
+def integer_option(where: str, name: str, value: str, lowest: int) -> int:
+    """Return the value of an integer option.
 
     Raises:
-        ValueError: not a whole number, or too small.
+        ValueError: the value is not an integer, or is too small.
     """
     if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) < lowest:
-        raise ValueError(f"{where}: {name}={value}: expected a whole number from {lowest}")
+        raise ValueError(f"{where}: {name}={value}: must be an integer >= {lowest}")
     return int(value)
 
 
@@ -57,33 +60,33 @@ class Columns:
 
     text: str
     id: str
-    """Empty where there is none: a document is then named by its file and row."""
+    """Empty if there is none; the id of a document is then its file and row."""
     title: str
-    """Empty where there is none."""
+    """Empty if there is none."""
     join_rows: int
-    """So many rows one after another make a document; 1 where a row is one."""
+    """Number of consecutive rows that form a document."""
 
     def names(self) -> list[str]:
-        """All that are to be read, each once."""
+        """Return the names of the columns to read, each once."""
         return list(dict.fromkeys(name for name in (self.text, self.id, self.title) if name))
 
 
 def choose_columns(schema: Any, options: dict[str, str], where: str, place: str) -> Columns:
-    """The columns that the options name, or `text`, and `id` and `title` where the table has them.
+    """Return the columns that the options name; the defaults are `text`, and `id` and `title` if the table has them.
 
     Args:
-        schema: the table's, `pyarrow.Schema`.
-        options: those of `OPTIONS` that were given.
-        where: what the user gave, for messages.
-        place: the file or data set that the schema is of.
+        schema: the `pyarrow.Schema` of the table.
+        options: the given options, a subset of `OPTIONS`.
+        where: the user's argument, for messages.
+        place: the file or data set, for messages.
 
     Raises:
-        ValueError: a column is not there, there twice, or does not hold strings; `join_rows` is not a number from 1.
+        ValueError: a column is missing, repeated, or does not hold strings; `join_rows` is not a positive integer.
     """
-    join_rows = whole_number(where, "join_rows", options.get("join_rows", "1"), 1)
+    join_rows = integer_option(where, "join_rows", options.get("join_rows", "1"), 1)
     text = options.get("column", "text")
     if not _has_type(schema, text, place, required=True, strings_only=True):
-        hint = "" if "column" in options else "; name the one with the text with ,column=NAME"
+        hint = "" if "column" in options else "; select the column of the text with ,column=NAME"
         raise ValueError(f"{place}: column {text!r} holds {_type(schema, text)}, not strings{hint}")
     found = {}
     for name in ("id", "title"):
@@ -96,19 +99,19 @@ def choose_columns(schema: Any, options: dict[str, str], where: str, place: str)
 
 
 def documents_of(batches: Iterable[Any], first_row: int, columns: Columns, place: str, kind: str) -> Iterator[Document]:
-    """The documents of rows that follow one another.
+    """Yield the documents of consecutive rows.
 
-    With `join_rows` of more than 1, the texts of so many rows, one a line; the last document may have fewer.
+    With `join_rows` above 1, a document has one line for each of its rows; the last document may have fewer rows.
 
     Args:
-        batches: record batches or tables with the columns.
-        first_row: number of the first row, for messages and names.
-        columns: which is which.
-        place: the file or data set.
-        kind: of the source.
+        batches: record batches or tables that have the columns.
+        first_row: number of the first row, for messages and ids.
+        columns: names of the columns.
+        place: the file or data set, for messages and ids.
+        kind: name of the source kind.
 
     Raises:
-        ValueError: a text is not UTF-8; says the row.
+        ValueError: a text is not UTF-8; the message names the row.
     """
     row = first_row
     lines: list[str] = []
@@ -135,7 +138,7 @@ def documents_of(batches: Iterable[Any], first_row: int, columns: Columns, place
 
 
 def batch_rows(rows: int, text_bytes: int) -> int:
-    """Rows in a batch of about 1 MiB."""
+    """Return the number of rows in a batch of about 1 MiB."""
     return max(1, min(MOST_BATCH_ROWS, BATCH_BYTES * rows // max(text_bytes, 1)))
 
 
@@ -148,7 +151,7 @@ def _has_type(schema: Any, name: str, place: str, required: bool, strings_only: 
     if not count:
         if required:
             raise ValueError(
-                f"{place}: no column {name!r} (columns: {', '.join(schema.names)}); name the one with ,column=NAME"
+                f"{place}: no column {name!r} (columns: {', '.join(schema.names)}); select a column with ,column=NAME"
                 if name == "text"
                 else f"{place}: no column {name!r} (columns: {', '.join(schema.names)})"
             )
@@ -165,7 +168,7 @@ def _type(schema: Any, name: str) -> str:
 
 
 def _strings(batch: Any, name: str, first_row: int, place: str) -> list[Any]:
-    """The values of a column as Python's."""
+    """Return the values of a column as Python objects."""
     column = batch.column(name)
     try:
         values: list[Any] = column.to_pylist()

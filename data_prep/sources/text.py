@@ -1,4 +1,4 @@
-"""Kind `text`: documents separated by blank lines, one paragraph or one sentence a line."""
+"""Kind `text`: documents separated by blank lines, one paragraph or sentence per line; and joining wrapped lines."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _LINE_END = re.compile(r"\s*\n\s*")
 
 
 def list_pieces(where: str) -> list[Piece]:
-    """`.txt` files of a folder, a file or a glob, cut at blank lines."""
+    """Cut the `.txt` files of a folder, a file or a glob at blank lines."""
     return [piece for path in find_files(where, (".txt",)) for piece in cut_file("text", path, DOCUMENT_BOUNDARY)]
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:
-    """One document for each run of lines without a blank one."""
+    """Yield one document for each block of lines between blank lines."""
     for number, text in enumerate(_BLANK_LINES.split(read_utf8(piece))):
         if text.strip():
             yield Document(text, f"{piece.path}:{piece.start}:{number}", "text")
@@ -31,17 +31,17 @@ KIND = SourceKind("text", "documents separated by blank lines, UTF-8", "'text=co
 
 
 def is_hard_wrapped(text: str) -> bool:
-    """Whether paragraphs are broken at a fixed width: blank lines part them and hardly a line is longer than 100."""
+    """Return whether lines are wrapped at a fixed width: blank lines separate paragraphs, and few lines are long."""
     lines = [line for line in text.split("\n") if line.strip()]
     wide = sum(len(line) > WIDEST_WRAPPED_LINE for line in lines)
     return _BLANK_LINES.search(text) is not None and wide * 100 <= len(lines)
 
 
-def blocks(text: str) -> list[str]:
-    """Runs of lines without a blank one."""
+def split_blocks(text: str) -> list[str]:
+    """Return the blocks of lines between blank lines."""
     return [block for block in _BLANK_LINES.split(text) if block.strip()]
 
 
 def join_lines(block: str) -> str:
-    """One line from a wrapped block; a word broken after its own hyphen (`well-` / `known`) is closed up."""
+    """Join a wrapped block into one line; a word broken after its own hyphen (`well-` / `known`) is rejoined."""
     return _LINE_END.sub(" ", _AFTER_HYPHEN.sub("", block.strip()))

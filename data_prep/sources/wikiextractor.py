@@ -1,4 +1,4 @@
-"""Kind `wikiextractor`: what WikiExtractor writes, `<doc …>` text or (`--json`) one object a line."""
+"""Kind `wikiextractor`: the output of WikiExtractor, `<doc …>` text or (`--json`) one object per line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ATTRIBUTE = re.compile(r'(\w+)="(.*?)"(?=\s+\w+="|\s*$)')
 
 
 def list_pieces(where: str) -> list[Piece]:
-    """All files of a folder (`AA/wiki_00` …), a file or a glob, cut between articles."""
+    """Cut all files of a folder (`AA/wiki_00` …), a file or a glob between articles."""
     pieces = []
     for path in find_files(where):
         with open(path, "rb") as file:
@@ -26,10 +26,10 @@ def list_pieces(where: str) -> list[Piece]:
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:
-    """The articles of a piece, headings and extraction marks removed.
+    """Yield the articles of a piece, without headings and traces of the extraction.
 
     Raises:
-        ValueError: neither of the two formats, or an article without its `</doc>`.
+        ValueError: the text has neither of the two formats, or an article has no `</doc>`.
     """
     text = read_utf8(piece)
     if text.lstrip().startswith("{"):
@@ -53,12 +53,14 @@ def read_piece(piece: Piece) -> Iterator[Document]:
 
 
 def _unclosed(piece: Piece, name: str) -> ValueError:
-    return ValueError(f"{piece.path}: article {name!r} does not lie between '<doc …>' and '</doc>'; is the file cut?")
+    return ValueError(
+        f"{piece.path}: article {name!r} is not enclosed in '<doc …>' and '</doc>'; is the file truncated?"
+    )
 
 
 KIND = SourceKind(
     "wikiextractor",
-    "WikiExtractor's output, <doc> text or JSON lines",
+    "output of WikiExtractor, <doc> text or JSON lines",
     "wikiextractor=extracted/",
     list_pieces,
     read_piece,

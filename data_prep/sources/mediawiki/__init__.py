@@ -1,1 +1,1 @@
-"""From a MediaWiki dump to prose: bzip2 blocks → export XML → wikitext → lines of running text."""
+"""From a MediaWiki dump to prose: bzip2 blocks → export XML → wikitext → prose."""

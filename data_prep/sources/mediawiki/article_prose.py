@@ -1,4 +1,4 @@
-"""The prose of an article: which lines, sections and list entries stay, and what removed templates leave behind."""
+"""Selects the prose of an article: paragraphs, and list entries that are sentences."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _CLOSING = re.compile(r"(?:\s*[;,])*\s+\)|[;,]\)")
 _SPACE_BEFORE = re.compile(r"[ ]+([,;:.])(?=\s|$)")
 FEWEST_LISTED_CHARACTERS = 200
 SMALLEST_PROSE_SHARE = 0.1
-"""Of an article's prose and lists together; with less it is a list."""
-MARKUP_OF_A_TABLE = 4
-"""Characters of its wikitext to one that a reader sees, about."""
+"""Smallest share of prose in the prose and lists of an article; with a smaller share the article is a list."""
+TABLE_MARKUP_RATIO = 4
+"""Characters of a table's wikitext per visible character, approximately."""
 _LIST_MARKS = "*#:;"
 _SENTENCE_END = re.compile(r"[.!?…。！？।۔][\"'”’»)\]]*$")
 _LAST_SENTENCE_END = re.compile(r"[.!?…。！？][\"”’»)]*(?=\s|(?<=[。！？]))")
@@ -42,11 +42,11 @@ _CONTROL_MARKS = ("[[", "]]", "{{", "}}", "'''", "{|", "|}", "<")
 
 
 def prose_of_article(text: str, title: str) -> str:
-    """The paragraphs of an article.
+    """Return the paragraphs of an article in the output of an extractor.
 
-    Drops the title line, section headings and list entries (lines of at most six words, lines that begin with a
-    bullet or end in a colon, tables, image links), and repairs what removed templates leave: `( ; born 1950)` becomes
-    `(born 1950)`, and `()` goes.
+    The title line, section headings and list entries are removed (lines of at most six words, lines that begin with a
+    bullet or end with a colon, tables, image links). Traces of templates are repaired: `( ; born 1950)` becomes
+    `(born 1950)`, and `()` is removed.
     """
     lines = []
     if "&" in text:
@@ -56,12 +56,12 @@ def prose_of_article(text: str, title: str) -> str:
     for line in text.split("\n"):
         line = line.strip()
         if line != title and is_prose(line):
-            lines.append(repaired(line))
+            lines.append(repair_line(line))
     return "\n".join(lines)
 
 
 def is_prose(line: str) -> bool:
-    """Whether a line is part of the running text: more than six words, and neither a list entry, a table nor a link."""
+    """Return whether a line is running text: more than six words, and no list entry, table or link."""
     if not line or line[0] in _BULLETS or line[-1] == ":":
         return False
     if "[[" in line or "{|" in line or "|}" in line or ("__" in line and _MAGIC_WORD.search(line)):
@@ -69,8 +69,8 @@ def is_prose(line: str) -> bool:
     return len(line.split(None, LONGEST_HEADING_WORDS)) > LONGEST_HEADING_WORDS
 
 
-def repaired(line: str) -> str:
-    """A line without the marks that removed templates leave in it."""
+def repair_line(line: str) -> str:
+    """Repair a line from which templates were removed: empty brackets, doubled punctuation."""
     if "(" in line or "[" in line:
         line = _EMPTY_BRACKETS.sub("", line)
         line = _OPENING.sub("(", line)
@@ -82,15 +82,15 @@ def repaired(line: str) -> str:
 
 
 def prose_of_lines(text: str, title: str, table_characters: int) -> tuple[str, bool]:
-    """The prose of an article, and whether the article is a list.
+    """Return the prose of an article, and whether the article is a list.
 
-    Lines that follow each other are one paragraph. Headings go, and sections such as References with all their
-    content. Of list entries those stay that are sentences. Paragraphs of at most six words go (see `wiki_text`).
+    Consecutive lines form a paragraph. Headings are removed, and sections such as References with all their content.
+    List entries are kept only if they are sentences. Paragraphs of at most six words are removed (see `is_prose`).
 
     Args:
-        text: without templates, tables, links, tags; entities resolved.
-        title: of the article.
-        table_characters: removed with tables, counted as list.
+        text: wikitext without templates, tables, links and tags, with entities resolved.
+        title: title of the article.
+        table_characters: number of characters removed in tables, which count as list.
     """
     if LIST_TITLE.search(title):
         return "", True
@@ -99,11 +99,11 @@ def prose_of_lines(text: str, title: str, table_characters: int) -> tuple[str, b
     paragraphs: list[str] = []
     opened: list[str] = []
     skipped_level = 0
-    listed = table_characters // MARKUP_OF_A_TABLE
+    listed = table_characters // TABLE_MARKUP_RATIO
 
     def close() -> None:
         if opened:
-            if (line := tidied(" ".join(opened))) and is_prose(line):
+            if (line := tidy_paragraph(" ".join(opened))) and is_prose(line):
                 paragraphs.append(line)
             opened.clear()
 
@@ -125,7 +125,7 @@ def prose_of_lines(text: str, title: str, table_characters: int) -> tuple[str, b
             if first in _LIST_MARKS:
                 listed += len(stripped)
             entry = stripped.lstrip(_LIST_MARKS + " ")
-            if is_sentence(entry) and (entry := tidied(entry)) and is_prose(entry):
+            if is_sentence(entry) and (entry := tidy_paragraph(entry)) and is_prose(entry):
                 paragraphs.append(entry)
         elif first in "|!" or stripped.startswith("----"):
             close()
@@ -139,14 +139,14 @@ def prose_of_lines(text: str, title: str, table_characters: int) -> tuple[str, b
 
 
 def _heading_level(line: str) -> int:
-    """Number of `=` on both sides; 0 for a line that is no heading."""
+    """Return the number of `=` on both sides; 0 if the line is not a heading."""
     left = len(line) - len(line.lstrip("="))
     right = len(line) - len(line.rstrip("="))
     return min(left, right, 6) if len(line) > left else 0
 
 
 def is_sentence(entry: str) -> bool:
-    """Whether a list entry reads as a sentence: capital first, full stop last, and no citation of a book."""
+    """Return whether a list entry is a sentence: it begins with a capital, ends with a full stop, and cites no book."""
     return (
         _SENTENCE_END.search(entry[-8:]) is not None
         and _SENTENCE_START.match(entry) is not None
@@ -154,13 +154,13 @@ def is_sentence(entry: str) -> bool:
     )
 
 
-def tidied(line: str) -> str:
-    """A paragraph in one line, the traces of removed templates mended; a last clause that introduces a list goes."""
+def tidy_paragraph(line: str) -> str:
+    """Join a paragraph into one line, repair traces of templates, and remove a last clause that introduces a list."""
     line = " ".join(line.split())
     if "(" in line:
         line = _EMPTY_QUALIFIER.sub("(", line)
         line = _BEFORE_CLOSING.sub("", line)
-    line = _DOUBLED_MARK.sub(r"\1", repaired(line))
+    line = _DOUBLED_MARK.sub(r"\1", repair_line(line))
     if ",." in line or ", ." in line or ";." in line or "; ." in line:
         line = _MARK_BEFORE_STOP.sub("", line)
     line = " ".join(line.split())

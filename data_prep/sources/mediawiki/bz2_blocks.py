@@ -1,11 +1,11 @@
-"""bzip2 files, of one stream or many, read block by block from any byte on, so that many workers share a file.
+"""Reads bzip2 files block by block from any byte on, so that many workers can share a file.
 
-A bzip2 stream is a header `BZh1` … `BZh9`, blocks of at most 900 kB of text that do not depend on each other, and an
-end mark. Blocks begin with a 48-bit magic at any bit; a file may hold many streams. Here a block is found by its
-magic, cut out, and made a stream of its own, which the standard library decodes and whose checksum it checks.
+A bzip2 file holds one or more streams. A stream is a header `BZh1` … `BZh9`, independent blocks of at most 900 kB of
+text, and an end marker. A block begins with a 48-bit magic number, at any bit. Here a block is found by its magic, cut
+out and made a stream of its own; the standard library decodes it and checks its checksum.
 
-48 random bits equal the magic once in 2^48: about once in a thousand dumps of 22 GB. A block that does not decode up to
-the next magic is therefore tried up to later ones before the file is called damaged.
+48 random bits equal the magic once in 2^48, which is about once in a thousand dumps of 22 GB. A block that cannot be
+decoded up to the next magic is therefore tried up to later ones before the file is reported as damaged.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ END_MAGIC = 0x177245385090
 MAGIC_BITS = 48
 HEADER_BYTES = 4
 LARGEST_BLOCK_BYTES = 1 << 20
-"""Compressed size of a block at most; bzip2 makes of 900,000 bytes that do not compress about 909,600."""
+"""Largest compressed size of a block; 900,000 incompressible bytes become about 909,600."""
 WINDOW_BYTES = 1 << 20
 _TAIL_BYTES = 14
-"""An end mark: magic, checksum and padding are 80 to 87 bits; an empty stream is 14 bytes."""
+"""Bytes to search for an end marker (80 to 87 bits with padding), and the size of an empty stream."""
 _EMPTY_STREAM = END_MAGIC.to_bytes(6, "big") + bytes(4)
 _INNER_BYTES = [((BLOCK_MAGIC << (8 - shift)) >> 8 & (1 << 40) - 1).to_bytes(5, "big") for shift in range(8)]
 
@@ -34,20 +34,20 @@ class Block(NamedTuple):
     """A decoded block."""
 
     offset: int
-    """Byte of the file in which its magic begins."""
+    """Byte of the file in which the magic begins."""
     data: bytes
 
 
 def read_blocks(path: str | Path, start: int = 0) -> Iterator[Block]:
-    """The blocks whose magic begins in byte `start` of the file or later, in order, up to the end of the file.
+    """Yield the blocks whose magic begins in byte `start` or later, in order, up to the end of the file.
 
     Raises:
-        ValueError: damaged or cut; says file and byte.
+        ValueError: the file is damaged or truncated; the message names file and byte.
     """
     with open(path, "rb") as file:
         magics = _Magics(file, start)
         if start == 0 and (len(head := magics.bytes_at(0, HEADER_BYTES)) < HEADER_BYTES or not _is_header(head)):
-            raise ValueError(f"{path}: not a bzip2 file: begins with {head!r}, expected b'BZh1' to b'BZh9'")
+            raise ValueError(f"{path}: not a bzip2 file: begins with {head!r}, not b'BZh1' to b'BZh9'")
         first = magics.next(8 * start)
         if start == 0 and first != 8 * HEADER_BYTES and not _is_empty_file(magics):
             raise _damaged(path, 0)
@@ -61,7 +61,7 @@ def read_blocks(path: str | Path, start: int = 0) -> Iterator[Block]:
                 if following is None and magics.end_of_block(first, None) is None:
                     raise ValueError(
                         f"{path}: ends at byte {magics.size} within a bzip2 stream (last block at byte {first // 8});"
-                        " is the file cut?"
+                        " is the file truncated?"
                     )
                 raise _damaged(path, first // 8)
             yield Block(first // 8, data)
@@ -73,9 +73,10 @@ def _damaged(path: str | Path, byte: int) -> ValueError:
 
 
 def _decode_from(magics: _Magics, first: int) -> tuple[bytes | None, int | None]:
-    """A block decoded, and the bit at which the next one begins (None: it is the last).
+    """Return a decoded block and the bit at which the next block begins (None after the last block).
 
-    Without data where nothing decodes: the bit is then that of the last magic tried, None where the file ended first.
+    The data is None if the block cannot be decoded; the bit is then that of the last magic tried, or None at the end of
+    the file.
     """
     following: int | None = first
     while True:
@@ -89,7 +90,7 @@ def _decode_from(magics: _Magics, first: int) -> tuple[bytes | None, int | None]
 
 
 def _after_false_magic(file: BinaryIO, found: int) -> int | None:
-    """Where the next block begins if `found` lies within an earlier one, by chance a magic; −1 if it does not."""
+    """Return where the next block begins if `found` is a false magic within an earlier block; −1 if it is true."""
     magics = _Magics(file, max(0, found // 8 - LARGEST_BLOCK_BYTES))
     earlier = magics.next(0)
     while earlier is not None and earlier < found:
@@ -101,7 +102,7 @@ def _after_false_magic(file: BinaryIO, found: int) -> int | None:
 
 
 def _decode(bits: tuple[int, int]) -> bytes | None:
-    """The content of one block given as (value, number of bits), None if it is damaged or longer than the block."""
+    """Decode one block, given as (value, number of bits); return None if the bits are not exactly one sound block."""
     value, count = bits
     if count < MAGIC_BITS + 32:
         return None
@@ -122,12 +123,12 @@ def _is_header(data: bytes) -> bool:
 
 
 def _is_empty_file(magics: _Magics) -> bool:
-    """Whether the file begins with a stream that holds nothing."""
+    """Return whether the file begins with an empty stream."""
     return magics.bytes_at(HEADER_BYTES, len(_EMPTY_STREAM)) == _EMPTY_STREAM
 
 
 class _Magics:
-    """The magics of a file from a byte on, found as they are asked for, in ascending order of their bits."""
+    """The magics of a file from a byte on, searched on demand, in ascending order of their bits."""
 
     def __init__(self, file: BinaryIO, start: int) -> None:
         self._file = file.fileno()
@@ -136,14 +137,14 @@ class _Magics:
         self._found: list[int] = []
 
     def next(self, bit: int) -> int | None:
-        """Bit of the first magic that begins at `bit` or later; None where the file ends first."""
+        """Return the bit of the first magic at `bit` or later, or None at the end of the file."""
         while True:
             for found in self._found:
                 if found >= bit:
                     return found
             if self._searched >= self.size:
                 return None
-            # Seven bytes hold a magic at any bit: windows overlap by six.
+            # A magic at any bit lies within seven bytes, so windows overlap by six.
             window = self.bytes_at(self._searched, WINDOW_BYTES + 6)
             far = 8 * (self._searched - 4 * LARGEST_BLOCK_BYTES)
             self._found = [found for found in self._found if found >= far]
@@ -151,7 +152,7 @@ class _Magics:
             self._searched += WINDOW_BYTES
 
     def end_of_block(self, first: int, following: int | None) -> int | None:
-        """Bit after the block at `first` when the next one begins at `following`; None where no end is there."""
+        """Return the bit after the block at `first`, given the bit of the next block; None without an end marker."""
         if following is not None and (
             following % 8 or not _is_header(self.bytes_at(following // 8 - HEADER_BYTES, HEADER_BYTES))
         ):
@@ -170,18 +171,18 @@ class _Magics:
         return None
 
     def bits(self, first: int, end: int) -> tuple[int, int]:
-        """Bits [first, end) as (value, number of bits)."""
+        """Return bits [first, end) as (value, number of bits)."""
         last_byte = (end + 7) // 8
         value = int.from_bytes(self.bytes_at(first // 8, last_byte - first // 8), "big") >> (8 * last_byte - end)
         return value & ((1 << (end - first)) - 1), end - first
 
     def bytes_at(self, offset: int, count: int) -> bytes:
-        """Bytes of the file; fewer at its end."""
+        """Read bytes of the file; fewer at its end."""
         return os.pread(self._file, count, offset) if offset >= 0 else b""
 
 
 def find_magics(data: bytes, limit: int) -> Iterator[int]:
-    """Bits at which a magic begins in the first `limit` bytes; for each of the eight shifts, five whole bytes of it."""
+    """Yield the bits at which a magic begins in the first `limit` bytes, by searching five whole bytes per shift."""
     for shift, inner in enumerate(_INNER_BYTES):
         position = data.find(inner, 1)
         while 0 < position <= limit:

@@ -1,8 +1,8 @@
 """Kind `wikipedia-dump`: MediaWiki's export XML, `.xml` or `.xml.bz2` (one stream or many).
 
-A piece is a range of bytes of the file as it lies on disk. It reads the pages whose `<page>` begins in it; in a bzip2
-file, in those blocks that begin in it. So pieces need no index, listing them reads nothing but each file's head, and
-every piece size gives the same documents.
+A piece is a range of bytes of the file on disk. It consists of the pages whose `<page>` begins in the range, or, in a
+bzip2 file, in a block that begins in the range. Pieces therefore need no index, listing them reads only the head of
+each file, and every piece size gives the same documents.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.sources.kind import Document, Piece, SourceKind
+from data_prep.sources.kind import NO_TEXT, Document, Piece, SourceKind
 from data_prep.sources.local_files import find_files, line_of
 from data_prep.sources.mediawiki.bz2_blocks import SIGNATURE, read_blocks
 from data_prep.sources.mediawiki.export_xml import Chunk, Page, read_pages
@@ -22,15 +22,14 @@ from data_prep.sources.mediawiki.wikitext import article_of_wikitext
 
 XML_PIECE_BYTES = 16 << 20
 BZ2_PIECE_BYTES = 4 << 20
-"""About 16 MB of XML; a piece decodes one block more than its own."""
+"""About 16 MB of XML; a piece decodes one more block than its own."""
 LONGEST_TEXT_BYTES = (2 << 20) + (64 << 10)
-"""MediaWiki's limit for a page (`$wgMaxArticleSize`, 2,048 kB) and a little more."""
+"""MediaWiki's limit for a page (`$wgMaxArticleSize`, 2,048 kB) with a margin."""
 CHUNK_BYTES = 1 << 20
 
 OTHER_NAMESPACE = "not in the article namespace"
 REDIRECT = "redirect"
 NOT_WIKITEXT = "not wikitext"
-NO_TEXT = "no text"
 TOO_LONG = "longer than 2 MiB"
 DISAMBIGUATION = "disambiguation page"
 LIST = "list"
@@ -39,14 +38,14 @@ _DUMP_NAME = re.compile(r"\.xml(?:-p\d+p\d+)?(?:\.bz2)?$", re.IGNORECASE)
 _INDEX_NAME = re.compile(r"-index\d*\.txt", re.IGNORECASE)
 _SAME_CONTENT = re.compile(r"-multistream(?=\d*\.xml)|\.bz2$", re.IGNORECASE)
 _REDIRECT = re.compile(r"\s*#\w{2,30}\s{0,9}:?\s{0,9}\[\[")
-"""One word in any language, for exports that do not mark redirects."""
+"""A redirect in any language, for exports that do not mark redirects."""
 
 
 def list_pieces(where: str, piece_bytes: int | None = None) -> list[Piece]:
-    """The dumps of a folder and its sub-folders, a file or a glob, cut into ranges of bytes; index files are left out.
+    """Cut the dumps of a folder (recursively), a file or a glob into ranges of bytes; index files are left out.
 
     Raises:
-        ValueError: nothing is there, a file is not a MediaWiki export, or two hold the same pages.
+        ValueError: there is no file, a file is not a MediaWiki export, or two files hold the same pages.
     """
     paths = find_files(where)
     if Path(os.path.expanduser(where)).is_dir():
@@ -59,7 +58,7 @@ def list_pieces(where: str, piece_bytes: int | None = None) -> list[Piece]:
     for path in paths:
         other = names.setdefault(_SAME_CONTENT.sub("", str(path)), path)
         if other != path:
-            raise ValueError(f"{where}: {other.name} and {path.name} hold the same pages; keep one of them there")
+            raise ValueError(f"{where}: {other.name} and {path.name} hold the same pages; keep only one of them")
     pieces = []
     for path in paths:
         _site_info(str(path))
@@ -70,10 +69,10 @@ def list_pieces(where: str, piece_bytes: int | None = None) -> list[Piece]:
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:
-    """The articles of a piece as prose; other pages with the reason for which they are left out.
+    """Yield the articles of a piece as prose, and other pages with the reason to drop them.
 
     Raises:
-        ValueError: the dump is damaged or cut; names the place and the page.
+        ValueError: the dump is damaged or truncated; the message names the place and the page.
     """
     site = _site_info(piece.path)
     if _is_bz2(piece.path):
@@ -88,7 +87,7 @@ def read_piece(piece: Piece) -> Iterator[Document]:
 
 
 def _article(page: Page, site: SiteInfo) -> tuple[str, str | None]:
-    """(prose, None), or ("", why the page is left out)."""
+    """Return (prose, None), or ("", the reason to drop the page)."""
     namespace = page.namespace if page.namespace is not None else site.split(page.title)[0]
     reason = None
     if namespace != ARTICLES:
@@ -152,7 +151,7 @@ def _site_info(path: str) -> SiteInfo:
 
 @functools.lru_cache(maxsize=128)
 def _site_info_of_version(path: str, size: int, modified_ns: int) -> SiteInfo:
-    """Read once for all pieces of a file that a process reads."""
+    """Read the site information, once for all pieces of a file that a process reads."""
     if not size:
         raise ValueError(f"{path}: the file is empty")
     head = b""
@@ -169,7 +168,7 @@ def _site_info_of_version(path: str, size: int, modified_ns: int) -> SiteInfo:
 
 KIND = SourceKind(
     "wikipedia-dump",
-    "MediaWiki export XML, plain or bzip2, also multistream; articles as prose",
+    "MediaWiki export XML, plain or bzip2, also multistream; gives articles as prose",
     "'wikipedia-dump=enwiki-*-pages-articles*.xml*.bz2'",
     list_pieces,
     read_piece,

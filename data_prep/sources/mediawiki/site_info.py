@@ -1,4 +1,4 @@
-"""What a MediaWiki export says of its wiki: the names of its namespaces, which every wiki has in its own language."""
+"""Reads the site information of a MediaWiki export: the names of the namespaces, which depend on the language."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CANONICAL_NAMES = {
     "mediawiki talk": 9, "template": 10, "template talk": 11, "help": 12, "help talk": 13, "category": CATEGORIES,
     "category talk": 15, "portal": 100, "portal talk": 101, "book": 108, "draft": 118, "timedtext": 710, "module": 828,
 }  # fmt: skip
-"""English names, which every wiki understands besides its own."""
+"""English names, which every wiki accepts besides its own."""
 HEAD_BYTES = 1 << 20
-"""A root element and its site information fit into this."""
+"""Bytes at the start of an export that contain the root element and the site information."""
 
 _PROLOG = re.compile(
     rb"(?:\xef\xbb\xbf)?(?:\s+|<\?[^>]{0,500}\?>|<!--.{0,10000}?-->|<!DOCTYPE[^>]{0,500}>)*", re.DOTALL
@@ -27,13 +27,13 @@ _ELEMENT = re.compile(rb"<([A-Za-z_][\w.:-]*)")
 
 @dataclasses.dataclass(frozen=True)
 class SiteInfo:
-    """Namespaces of a wiki by name (small letters, spaces), its own names and the canonical ones."""
+    """Namespaces of a wiki by name (lower case, spaces): its own names and the canonical ones."""
 
     namespaces: dict[str, int]
     site_name: str = ""
 
     def split(self, title: str) -> tuple[int, str]:
-        """(namespace, rest) of a page's full title; a prefix that names no namespace belongs to the title."""
+        """Split a full title into (namespace, rest); a prefix that is not a namespace belongs to the title."""
         prefix, colon, rest = title.partition(":")
         if colon:
             key = self.namespaces.get(" ".join(prefix.replace("_", " ").split()).lower())
@@ -43,14 +43,14 @@ class SiteInfo:
 
 
 def read_site_info(head: bytes, path: str) -> SiteInfo:
-    """Check the beginning of an export and read its `<siteinfo>`; without one the canonical names hold.
+    """Check the beginning of an export and read its `<siteinfo>`; without one, only the canonical names are known.
 
     Args:
-        head: the first 1 MiB of the XML, or all of it.
-        path: named in errors.
+        head: the first 1 MiB of the XML, or all of it if it is shorter.
+        path: path of the file for messages.
 
     Raises:
-        ValueError: not XML, not UTF-8, not a MediaWiki export, or not well-formed.
+        ValueError: the file is not XML, not UTF-8, not a MediaWiki export, or not well-formed.
     """
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(f"{path}: XML in UTF-16, expected UTF-8; convert it, for example with iconv -t UTF-8")
@@ -81,13 +81,15 @@ def read_site_info(head: bytes, path: str) -> SiteInfo:
     try:
         element_tree = ElementTree.fromstring(head[opening : closing + len(b"</siteinfo>")] if closing >= 0 else b"")
     except ElementTree.ParseError as error:
-        raise ValueError(f"{path}: the <siteinfo> at byte {opening} is cut or not well-formed ({error})") from None
+        raise ValueError(
+            f"{path}: the <siteinfo> at byte {opening} is truncated or not well-formed ({error})"
+        ) from None
     namespaces = dict(CANONICAL_NAMES)
     for entry in element_tree.iterfind("./namespaces/namespace"):
         key = entry.get("key", "")
         if not re.fullmatch(r"-?\d{1,9}", key):
             raise ValueError(
-                f"{path}: the <siteinfo> at byte {opening} has a namespace with key {key[:20]!r}, no number"
+                f"{path}: the <siteinfo> at byte {opening} has a namespace with key {key[:20]!r}, which is not a number"
             )
         if name := (entry.text or "").strip():
             namespaces[name.replace("_", " ").lower()] = int(key)
@@ -95,7 +97,7 @@ def read_site_info(head: bytes, path: str) -> SiteInfo:
 
 
 def _fault_of_fragment(head: bytes, start: int) -> str:
-    """Where a fragment of an export is not even well-formed, as an addition to the message; empty where it is."""
+    """Return where a fragment of an export is not well-formed, as the end of a message, or an empty string."""
     if len(head) == HEAD_BYTES or not head.startswith(b"<page>", start):
         return ""
     try:
@@ -104,5 +106,5 @@ def _fault_of_fragment(head: bytes, start: int) -> str:
         line, column = error.position
         byte = start + sum(len(text) + 1 for text in head[start:].split(b"\n")[: line - 1]) + column
         byte -= len("<fragment>") if line == 1 else 0
-        return f"; nor is it well-formed: {error.msg.split(':')[0]} at byte {byte}: {head[byte : byte + 20]!r}"
+        return f"; not well-formed: {error.msg.split(':')[0]} at byte {byte}: {head[byte : byte + 20]!r}"
     return ""

@@ -1,4 +1,4 @@
-"""The arguments of a template, and templates that write a number, a measure or a date."""
+"""The arguments of a template, and the templates for numbers, measures and dates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 _PIPE = re.compile(r"\[\[[^\[\]]*\]\]|\|")
 _NAMED = re.compile(r"\s*([\w .-]{1,30}?)\s*=(.*)", re.DOTALL)
-NAMES = {
+UNIT_NAMES = {
     "km": ("kilometre", "kilometres"), "m": ("metre", "metres"), "cm": ("centimetre", "centimetres"),
     "mm": ("millimetre", "millimetres"), "mi": ("mile", "miles"), "nmi": ("nautical mile", "nautical miles"),
     "yd": ("yard", "yards"), "ft": ("foot", "feet"), "in": ("inch", "inches"), "kg": ("kilogram", "kilograms"),
@@ -27,7 +27,7 @@ NAMES = {
     "feet": ("foot", "feet"), "foot": ("foot", "feet"), "metre": ("metre", "metres"), "meter": ("metre", "metres"),
     "mile": ("mile", "miles"), "miles": ("mile", "miles"), "pound": ("pound", "pounds"), "inch": ("inch", "inches"),
 }  # fmt: skip
-SYMBOLS = {
+UNIT_SYMBOLS = {
     "km2": "km²", "m2": "m²", "mi2": "sq mi", "sqmi": "sq mi", "sqkm": "km²", "sqm": "m²", "ft2": "sq ft",
     "sqft": "sq ft", "m3": "m³", "km3": "km³", "cuft": "cu ft", "cumi": "cu mi", "C": "°C", "F": "°F", "K": "K",
     "C-change": "°C", "F-change": "°F", "m/s": "m/s",
@@ -53,8 +53,8 @@ _SEPARATORS = {
 }
 
 
-class Arguments:
-    """A template's arguments: `at(1)` is the first without a name; links keep their pipes."""
+class TemplateArguments:
+    """The arguments of a template. `at(1)` is the first positional one; pipes within links are no separators."""
 
     def __init__(self, text: str) -> None:
         pieces, position = [], 0
@@ -72,18 +72,18 @@ class Arguments:
                 self.positional.append(piece.strip())
 
     def at(self, number: int) -> str:
-        """Argument `number` from 1 on; empty where it is not given."""
+        """Return argument `number`, counted from 1, or an empty string."""
         if str(number) in self.named:
             return self.named[str(number)]
         return self.positional[number - 1] if number <= len(self.positional) else ""
 
     def last(self) -> str:
-        """The last argument without a name."""
+        """Return the last positional argument, or an empty string."""
         return self.positional[-1] if self.positional else ""
 
 
-def quantity(arguments: Arguments) -> str:
-    """`{{convert|5|km|mi}}` as `5 kilometres`; ranges and `5 ft 11 in` too; the converted value is left out."""
+def quantity(arguments: TemplateArguments) -> str:
+    """Return `{{convert|5|km|mi}}` as `5 kilometres`, also ranges and `5 ft 11 in`; the converted value is left out."""
     parts = arguments.positional
     shown, index = "", 0
     while index < len(parts) and (_is_number(parts[index]) or parts[index] in _SEPARATORS):
@@ -93,19 +93,20 @@ def quantity(arguments: Arguments) -> str:
     if not shown:
         return ""
     adjective = arguments.named.get("adj") in ("on", "mid", "pre")
-    short = arguments.named.get("abbr") in ("on", "in") or unit not in NAMES
-    if index + 2 < len(parts) and _is_number(parts[index + 1]) and unit in NAMES:
-        return f"{shown} {SYMBOLS.get(unit, unit)} {parts[index + 1]} {SYMBOLS.get(parts[index + 2], parts[index + 2])}"
+    short = arguments.named.get("abbr") in ("on", "in") or unit not in UNIT_NAMES
+    if index + 2 < len(parts) and _is_number(parts[index + 1]) and unit in UNIT_NAMES:
+        first, second = (UNIT_SYMBOLS.get(name, name) for name in (unit, parts[index + 2]))
+        return f"{shown} {first} {parts[index + 1]} {second}"
     if short:
-        return f"{shown} {SYMBOLS.get(unit, unit)}".strip()
-    singular, plural = NAMES[unit]
+        return f"{shown} {UNIT_SYMBOLS.get(unit, unit)}".strip()
+    singular, plural = UNIT_NAMES[unit]
     if arguments.named.get("sp") == "us":
         singular, plural = (word.replace("metre", "meter").replace("litre", "liter") for word in (singular, plural))
     return f"{shown}-{singular}" if adjective else f"{shown} {singular if shown == '1' else plural}"
 
 
 def _grouped(number: str) -> str:
-    """`2381741` as `2,381,741`; what is grouped or broken already stays."""
+    """Return `2381741` as `2,381,741`; numbers that are grouped already, and fractions, are not changed."""
     whole, point, decimals = number.partition(".")
     if whole.isdecimal() and 3 < len(whole) <= 30 and (not point or decimals.isdecimal()):
         return f"{int(whole):,}{point}{decimals}"
@@ -116,16 +117,16 @@ def _is_number(text: str) -> bool:
     return text[:1] in "0123456789.+-−" and any(character.isdigit() for character in text)
 
 
-def fraction(arguments: Arguments) -> str:
-    """`{{frac|1|2}}` as `1/2`, `{{frac|3|1|2}}` as `3 1/2`."""
+def fraction(arguments: TemplateArguments) -> str:
+    """Return `{{frac|1|2}}` as `1/2`, `{{frac|3|1|2}}` as `3 1/2`."""
     parts = [part for part in arguments.positional if part]
     if len(parts) == 3:
         return f"{parts[0]} {parts[1]}/{parts[2]}"
     return "/".join(parts) if len(parts) == 2 else f"1/{parts[0]}" if parts else ""
 
 
-def date(arguments: Arguments) -> str:
-    """Year, month and day in numbers as a reader sees them; other forms word by word."""
+def date(arguments: TemplateArguments) -> str:
+    """Return a date given as numbers in words; other forms are joined with spaces."""
     numbers = arguments.positional[:3]
     if numbers and all(part.isdecimal() and len(part) <= 4 for part in numbers) and len(numbers[0]) > 2:
         if len(numbers) == 1 or not 1 <= int(numbers[1]) <= 12:
@@ -139,15 +140,15 @@ def date(arguments: Arguments) -> str:
     return " ".join(part for part in arguments.positional if part)
 
 
-def value(arguments: Arguments) -> str:
-    """`{{val|1.5|e=6|u=m}}` as `1.5×10^6 m`."""
+def value(arguments: TemplateArguments) -> str:
+    """Return `{{val|1.5|e=6|u=m}}` as `1.5×10^6 m`."""
     unit = arguments.named.get("u") or arguments.named.get("ul") or ""
     power = f"×10^{arguments.named['e']}" if arguments.named.get("e") else ""
     return f"{arguments.at(1)}{power} {unit}".strip()
 
 
-def ordinal(arguments: Arguments) -> str:
-    """`{{ordinal|22}}` as `22nd`."""
+def ordinal(arguments: TemplateArguments) -> str:
+    """Return `{{ordinal|22}}` as `22nd`."""
     number = arguments.at(1)
     if not number.isdecimal():
         return number
@@ -155,13 +156,13 @@ def ordinal(arguments: Arguments) -> str:
     return number + ending
 
 
-def number_and_unit(arguments: Arguments) -> str:
-    """`{{unité|5|km}}` as `5 km`."""
+def number_and_unit(arguments: TemplateArguments) -> str:
+    """Return `{{unité|5|km}}` as `5 km`."""
     return " ".join(part for part in arguments.positional if part)
 
 
-def height(arguments: Arguments) -> str:
-    """`{{height|ft=5|in=11}}` as `5 ft 11 in`."""
+def height(arguments: TemplateArguments) -> str:
+    """Return `{{height|ft=5|in=11}}` as `5 ft 11 in`."""
     named = arguments.named
     if named.get("ft"):
         return f"{named['ft']} ft {named.get('in', '0')} in"

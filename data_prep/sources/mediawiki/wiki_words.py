@@ -1,4 +1,4 @@
-"""Words by which articles of Wikipedia in many languages say what a part of them is: headings, templates, titles."""
+"""Words that identify parts and kinds of Wikipedia articles in many languages: headings, templates, titles."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SECTIONS_WITHOUT_PROSE = frozenset({
     "вижте също", "izvori", "vanjske poveznice", "referències", "enllaços externs", "vegeu també",
     "izmontuotuo literatura", "nūruodis", "viits", "välislingid", "vaata ka", "ūtruo puornūruode",
 })  # fmt: skip
-"""Headings, in small letters; such a section goes with its sub-sections."""
+"""Headings, in lower case, of sections that are removed with their sub-sections."""
 
 DISAMBIGUATION_TEMPLATES = frozenset({
     "disambig", "disamb", "dab", "disambiguation", "disambiguation page", "hndis", "geodis", "numberdis", "letterdis",
@@ -44,7 +44,7 @@ DISAMBIGUATION_TEMPLATES = frozenset({
     "вишезначна одредница", "desambiguació", "argipen", "homónimos", "apartigilo", "täpsustuslehekülg", "razločitev",
     "բազմիմաստություն", "მრავალმნიშვნელოვანი",
 })  # fmt: skip
-"""Names of templates that only disambiguation pages carry, in small letters."""
+"""Names, in lower case, of templates that are used only on disambiguation pages."""
 
 DISAMBIGUATION_TITLE = re.compile(
     r"\((?:disambiguation|begriffsklärung|homonymie|desambiguación|desambiguação|disambigua|значения|значення|"
@@ -68,4 +68,4 @@ LANGUAGES = {
     "pl": "Polish", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sa": "Sanskrit", "sv": "Swedish",
     "tr": "Turkish", "uk": "Ukrainian", "ur": "Urdu", "vi": "Vietnamese", "zh": "Chinese",
 }  # fmt: skip
-"""English names of languages, which `{{lang-fr|…}}` and the like put before the foreign word."""
+"""English names of languages, which templates such as `{{lang-fr|…}}` write before the foreign word."""

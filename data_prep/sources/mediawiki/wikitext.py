@@ -1,8 +1,8 @@
-"""Wikitext to prose: what a reader of the article sees as running text, without markup.
+"""Wikitext to prose: the running text of an article as a reader sees it, without markup.
 
-Passes over the text as MediaWiki makes them: comments and extension tags, templates, tables, links, HTML, quotes and
-entities, lines. Each pass looks for its marks with one regular expression and keeps its own stack, so that time is
-linear in the length of the text, whatever is left open in it.
+The passes follow MediaWiki's: comments and extension tags, templates, tables, links, HTML, quotes and entities, lines.
+Each pass searches for its markup with one regular expression and keeps its own stack. Its time is therefore linear in
+the length of the text, even with unclosed markup.
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ from typing import NamedTuple
 
 from data_prep.sources.mediawiki.article_prose import prose_of_lines
 from data_prep.sources.mediawiki.site_info import SiteInfo
-from data_prep.sources.mediawiki.wikitext_inline import text_of_latex, without_external_links, without_links
+from data_prep.sources.mediawiki.wikitext_inline import (
+    SUPERSCRIPTS,
+    text_of_latex,
+    without_external_links,
+    without_links,
+)
 from data_prep.sources.mediawiki.wikitext_templates import DROPPED, expand, is_disambiguation, name_of
 
 DEEPEST_NESTING = 40
-"""As in MediaWiki; what lies deeper is dropped."""
+"""MediaWiki's limit; templates at a greater depth are dropped."""
 LONGEST_TEMPLATE_CHARACTERS = 100_000
 
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
@@ -42,7 +47,6 @@ _SUPERSCRIPT = re.compile(r"<sup>\s*([+\-−–]?\d{1,4})\s*</sup>", re.IGNORECA
 _VARIANT = re.compile(r"-\{(?:[^{}|\n]{0,20}\|)?([^{}\n]{0,200})\}-")
 _SWITCH = re.compile(r"__[^\W\d_]{2,30}__")
 _QUOTES = re.compile(r"'{2,}")
-_RAISED = str.maketrans("0123456789+-−–", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁻")
 _ESCAPED = str.maketrans({mark: f"&#{ord(mark)};" for mark in "[]{}|'<>=*#:;_!"})
 _BLOCK_TAGS = {
     "p", "div", "blockquote", "center", "table", "tr", "td", "th", "ul", "ol", "li", "dl", "dt", "dd", "poem", "hr",
@@ -51,22 +55,22 @@ _BLOCK_TAGS = {
 
 
 class Article(NamedTuple):
-    """What is left of an article's wikitext."""
+    """An article without its markup."""
 
     prose: str
     """Paragraphs separated by a line feed."""
     is_disambiguation: bool
     is_list: bool
-    """By its title, or because nearly all its text is lists and tables."""
+    """True if the title says so, or nearly all text is in lists and tables."""
 
 
 def article_of_wikitext(text: str, title: str, site: SiteInfo) -> Article:
     """Convert an article.
 
     Args:
-        text: wikitext.
-        title: of the article, for `{{PAGENAME}}` and what the title says of its kind.
-        site: names of the wiki's namespaces, by which files and categories are known.
+        text: the wikitext.
+        title: title of the article, for `{{PAGENAME}}` and to detect lists and disambiguation pages.
+        site: names of the wiki's namespaces, to detect files and categories.
     """
     text, disambiguation = without_templates(without_opaque_tags(without_comments(text)), title)
     if disambiguation or is_disambiguation(title, text):
@@ -79,13 +83,13 @@ def article_of_wikitext(text: str, title: str, site: SiteInfo) -> Article:
 
 
 def without_comments(text: str) -> str:
-    """`<!-- … -->` removed, up to the end of the text where one is not closed."""
+    """Remove `<!-- … -->`; an unclosed comment ends with the text."""
     text = text.replace("\r\n", "\n")
     return _COMMENT.sub("", text) if "<!--" in text else text
 
 
 def without_opaque_tags(text: str) -> str:
-    """References, galleries and other extension tags removed with their content; formulas and `<nowiki>` as text."""
+    """Remove references, galleries and other extension tags with their content; keep formulas and `<nowiki>`."""
     tags = list(_OPAQUE_TAG.finditer(text)) if "<" in text else []
     if not tags:
         return text
@@ -117,7 +121,7 @@ def without_opaque_tags(text: str) -> str:
 
 
 def _visible_content(name: str, content: str) -> str:
-    """What is kept of an extension tag's content, with marks escaped."""
+    """Return the visible part of an extension tag's content, with markup characters escaped."""
     if name in ("math", "ce", "chem"):
         return text_of_latex(content).translate(_ESCAPED)
     if name == "nowiki":
@@ -126,7 +130,7 @@ def _visible_content(name: str, content: str) -> str:
 
 
 def without_templates(text: str, title: str) -> tuple[str, bool]:
-    """Templates removed, except those whose words belong to a sentence; whether one marks a disambiguation page."""
+    """Remove templates, except those that belong to a sentence; also return whether one marks a disambiguation page."""
     if "{{" not in text:
         return text, False
     out: list[str] = []
@@ -164,15 +168,15 @@ def without_templates(text: str, title: str) -> tuple[str, bool]:
 
 
 def without_hatnotes(text: str) -> str:
-    """Indented lines in italics with a link (`:''For the city, see [[…]].''`) removed: they lead to other articles."""
+    """Remove notes that lead to other articles: indented italic lines with a link (`:''For the city, see [[…]].''`)."""
     return _HATNOTE.sub(lambda match: "" if "[[" in match[0] else match[0], text) if ":''" in text else text
 
 
 def without_tables(text: str) -> tuple[str, int]:
-    """`{| … |}` removed, nested ones too; an open one ends before the next text.
+    """Remove `{| … |}`, also nested ones; an unclosed table ends before the next paragraph or heading.
 
     Returns:
-        (text, characters removed with tables that do not stand at the article's side).
+        (text, number of characters removed in tables other than infoboxes and side tables).
     """
     if "{|" not in text:
         return text, 0
@@ -201,11 +205,11 @@ def without_tables(text: str) -> tuple[str, int]:
 
 
 def without_html(text: str) -> str:
-    """Tags removed; small raised numbers become characters, blocks begin a line of their own."""
+    """Remove tags; short superscript numbers become Unicode superscripts, and block elements begin a new line."""
     if "<" in text:
         if "display" in text:
             text = _HIDDEN.sub("", text)
-        text = _SUPERSCRIPT.sub(lambda match: match[1].translate(_RAISED), text)
+        text = _SUPERSCRIPT.sub(lambda match: match[1].translate(SUPERSCRIPTS), text)
         if "<br" in text or "<BR" in text:
             text = _BREAK.sub("\n\n", text)
         text = _TAG.sub(_replaced_tag, text)
@@ -222,12 +226,12 @@ def _replaced_tag(match: re.Match[str]) -> str:
 
 
 def _variant(match: re.Match[str]) -> str:
-    """The first reading of `-{zh-hans:…; zh-hant:…}-`."""
+    """Return the first variant of `-{zh-hans:…; zh-hant:…}-`."""
     return match[1].split(";")[0].rpartition(":")[2]
 
 
 def without_quotes(text: str) -> str:
-    """Bold and italic marks removed. In a line with an odd one of each, `l'''amour''` is l', then italics."""
+    """Remove bold and italic marks. If a line has an odd number of each, `l'''amour''` is l' followed by italics."""
     if "''" not in text:
         return text
     return "\n".join(_unquoted(line) if "'''" in line else line.replace("''", "") for line in text.split("\n"))

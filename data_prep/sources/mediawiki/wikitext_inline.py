@@ -1,4 +1,4 @@
-"""Links and formulas in wikitext: the words that a reader sees of them."""
+"""Links and formulas in wikitext, as the text that a reader sees."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LANGUAGE_PREFIX = re.compile(
 )
 _OTHER_PROJECTS = {"mw", "voy", "doi", "oeis", "rfc", "hdl", "arxiv"}
 LONGEST_FORMULA_CHARACTERS = 200
-"""A longer formula is left out."""
+"""Longer formulas are removed."""
 _WORDS = {
     "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "varepsilon": "ε", "zeta": "ζ", "eta": "η",
     "theta": "θ", "vartheta": "θ", "iota": "ι", "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ", "pi": "π",
@@ -39,11 +39,11 @@ _WORDS = {
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]{0,60})\}\s*\{([^{}]{0,60})\}")
 _RAISED_NUMBER = re.compile(r"\^\s*\{?\s*(-?\d{1,3})\s*\}?")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\s*")
-_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+SUPERSCRIPTS = str.maketrans("0123456789+-−–", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁻")
 
 
 def without_links(text: str, site: SiteInfo) -> str:
-    """Links replaced by their text; files, categories and links to other languages removed."""
+    """Replace links by their text; remove files, categories and links to other languages."""
     if "[[" not in text:
         return text
     out: list[str] = []
@@ -71,7 +71,7 @@ def without_links(text: str, site: SiteInfo) -> str:
 
 
 def text_of_link(inner: str, site: SiteInfo) -> str:
-    """What a reader sees of `[[inner]]`."""
+    """Return the visible text of `[[inner]]`."""
     target, pipe, label = inner.partition("|")
     if "\n" in target or not target.strip():
         return inner
@@ -93,11 +93,11 @@ def text_of_link(inner: str, site: SiteInfo) -> str:
 
 
 def without_external_links(text: str) -> str:
-    """`[http://… label]` replaced by its label; bare addresses removed."""
+    """Replace `[http://… label]` by its label; remove bare URLs."""
     if "//" not in text and "[mailto:" not in text:
         return text
     text = _EXTERNAL_LINK.sub(_label, text)
-    return _URL.sub(_after_address, text) if "://" in text else text
+    return _URL.sub(_punctuation_after_url, text) if "://" in text else text
 
 
 def _label(match: re.Match[str]) -> str:
@@ -105,19 +105,22 @@ def _label(match: re.Match[str]) -> str:
     return parts[1] if len(parts) > 1 else ""
 
 
-def _after_address(match: re.Match[str]) -> str:
-    """The punctuation of the sentence that ends an address."""
+def _punctuation_after_url(match: re.Match[str]) -> str:
+    """Return the punctuation at the end of a URL, which belongs to the sentence."""
     marks = ".,;:!?'" if "(" in match[0] else ".,;:!?)'"
     return match[0][len(match[0].rstrip(marks)) :]
 
 
 def text_of_latex(formula: str) -> str:
-    """A formula in one line of plain characters; empty for one that is long or has more than one line."""
+    r"""Return a formula as plain characters in one line, or an empty string if it is long or has several lines.
+
+    `\alpha \in \mathbb{R}^2` becomes `α ∈ R²`, so that the sentence around a formula stays complete.
+    """
     formula = " ".join(formula.split())
     if len(formula) > LONGEST_FORMULA_CHARACTERS or r"\begin" in formula or r"\\" in formula:
         return ""
     formula = _FRACTION.sub(r"\1/\2", formula)
-    formula = _RAISED_NUMBER.sub(lambda match: match[1].translate(_RAISED), formula)
+    formula = _RAISED_NUMBER.sub(lambda match: match[1].translate(SUPERSCRIPTS), formula)
     formula = _COMMAND.sub(lambda match: _WORDS.get(match[1], ""), formula)
     for mark in ("{", "}", "$", "\\,", "\\;", "\\!", "\\:", "\\ ", "\\", "&"):
         formula = formula.replace(mark, " " if mark == "\\ " else "")

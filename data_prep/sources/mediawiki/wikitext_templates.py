@@ -1,6 +1,6 @@
-"""Templates whose words belong to the sentence around them: units, foreign words, dashes, dates, ship names.
+"""Templates whose text belongs to the surrounding sentence: units, foreign words, dashes, dates, ship names.
 
-All others (infoboxes, citations, navigation, maintenance marks) leave nothing.
+All other templates (infoboxes, citations, navigation, maintenance marks) are removed.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from data_prep.sources.mediawiki.template_numbers import (
-    Arguments,
+    TemplateArguments,
     date,
     fraction,
     height,
@@ -24,13 +24,13 @@ DROPPED = frozenset({
     "main", "see also", "coord", "flagicon", "refn", "efn", "r", "rp", "harv", "harvnb", "isbn", "webarchive",
     "dead link", "who",
 })  # fmt: skip
-"""The most frequent of those that leave nothing, known at once."""
+"""The most frequent templates that are removed, listed to save time."""
 
 LONGEST_SOUND_CHARACTERS = 8
 
 
 def name_of(head: str) -> str:
-    """A template's name from the text that begins it: small letters, spaces for underscores."""
+    """Return the name of a template from its first text: lower case, spaces for underscores."""
     name = head.split("|", 1)[0] if "|" in head else head
     if len(name) > 200:
         return ""
@@ -39,18 +39,18 @@ def name_of(head: str) -> str:
 
 
 def is_disambiguation(title: str = "", text: str = "", name: str = "") -> bool:
-    """Whether a title, a behaviour switch in the text, or a template's name marks a disambiguation page."""
+    """Return whether a title, a behaviour switch in the text, or a template name marks a disambiguation page."""
     if name:
         return name in DISAMBIGUATION_TEMPLATES or name.endswith(" disambiguation")
     return "__DISAMBIG__" in text or DISAMBIGUATION_TITLE.search(title) is not None
 
 
 def expand(name: str, text: str, title: str) -> str:
-    """What a template leaves in the sentence: `text` is all that stands between its braces."""
+    """Return the text of a template in its sentence; `text` is everything between its braces."""
     if (expansion := _EXPANSIONS.get(name)) is not None:
-        return expansion if isinstance(expansion, str) else expansion(Arguments(text))
+        return expansion if isinstance(expansion, str) else expansion(TemplateArguments(text))
     if name.startswith("lang-"):
-        word = Arguments(text).at(1)
+        word = TemplateArguments(text).at(1)
         language = LANGUAGES.get(name[5:])
         return f"{language}: {word}" if language and word else word
     if name.startswith("formatnum:"):
@@ -60,27 +60,27 @@ def expand(name: str, text: str, title: str) -> str:
     return ""
 
 
-def _joined(separator: str) -> Callable[[Arguments], str]:
+def _joined(separator: str) -> Callable[[TemplateArguments], str]:
     return lambda arguments: separator.join(part for part in arguments.positional if part)
 
 
-def _prefixed(prefix: str) -> Callable[[Arguments], str]:
+def _prefixed(prefix: str) -> Callable[[TemplateArguments], str]:
     return lambda arguments: prefix + arguments.at(1) if arguments.at(1) else ""
 
 
-def _suffixed(suffix: str) -> Callable[[Arguments], str]:
+def _suffixed(suffix: str) -> Callable[[TemplateArguments], str]:
     return lambda arguments: arguments.at(1) + suffix if arguments.at(1) else ""
 
 
-def _nth(number: int) -> Callable[[Arguments], str]:
+def _nth(number: int) -> Callable[[TemplateArguments], str]:
     return lambda arguments: arguments.at(number)
 
 
-def _last(arguments: Arguments) -> str:
+def _last(arguments: TemplateArguments) -> str:
     return arguments.last()
 
 
-def _as_of(arguments: Arguments) -> str:
+def _as_of(arguments: TemplateArguments) -> str:
     if "alt" in arguments.named:
         return arguments.named["alt"]
     start = "since" if arguments.named.get("since") in ("y", "yes") else "as of"
@@ -89,21 +89,21 @@ def _as_of(arguments: Arguments) -> str:
     return f"{start} {date(arguments)}" if arguments.at(1) else ""
 
 
-def _circa(arguments: Arguments) -> str:
+def _circa(arguments: TemplateArguments) -> str:
     return "c. " + "–".join(arguments.positional[:2]) if arguments.at(1) else "c."
 
 
-def _language(arguments: Arguments) -> str:
+def _language(arguments: TemplateArguments) -> str:
     language, word = LANGUAGES.get(arguments.at(1)), arguments.at(2)
     return f"{language}: {word}" if language and word else word
 
 
-def _nihongo(arguments: Arguments) -> str:
+def _nihongo(arguments: TemplateArguments) -> str:
     inner = ", ".join(part for part in arguments.positional[1:3] if part)
     return f"{arguments.at(1)} ({inner})" if arguments.at(1) and inner else arguments.at(1) or inner
 
 
-def _chinese(arguments: Arguments) -> str:
+def _chinese(arguments: TemplateArguments) -> str:
     word = next((arguments.named[key] for key in ("c", "s", "t", "zh") if arguments.named.get(key)), arguments.at(1))
     pinyin = arguments.named.get("p", "")
     return "; ".join(
@@ -111,30 +111,30 @@ def _chinese(arguments: Arguments) -> str:
     )
 
 
-def _ship(arguments: Arguments) -> str:
+def _ship(arguments: TemplateArguments) -> str:
     return " ".join(part for part in arguments.positional[:2] if part)
 
 
-def _ship_of(prefix: str) -> Callable[[Arguments], str]:
+def _ship_of(prefix: str) -> Callable[[TemplateArguments], str]:
     return lambda arguments: f"{prefix} {arguments.at(1)}" if arguments.at(1) else ""
 
 
-def _ship_class(arguments: Arguments) -> str:
+def _ship_class(arguments: TemplateArguments) -> str:
     return f"{arguments.at(1)}-class {arguments.at(2)}".strip() if arguments.at(1) else ""
 
 
-def _quotation(arguments: Arguments) -> str:
+def _quotation(arguments: TemplateArguments) -> str:
     text = arguments.named.get("text") or arguments.named.get("quote") or arguments.at(1)
     return f"\n{text}\n" if text else ""
 
 
-def _sounds(arguments: Arguments) -> str:
-    """A sound that a sentence speaks of; a longer transcription tells how a word is pronounced, and goes."""
+def _sounds(arguments: TemplateArguments) -> str:
+    """Return a short sound, which is part of the sentence; a longer transcription of a pronunciation is removed."""
     return arguments.at(1) if len(arguments.at(1)) <= LONGEST_SOUND_CHARACTERS else ""
 
 
-def _authors_and_year(arguments: Arguments) -> str:
-    """`{{harvtxt|Artin|1970}}`, which is a part of its sentence, as `Artin (1970)`."""
+def _authors_and_year(arguments: TemplateArguments) -> str:
+    """Return `{{harvtxt|Artin|1970}}`, which is part of its sentence, as `Artin (1970)`."""
     if "last" in arguments.named and "txt" in arguments.positional:
         parts = [arguments.named["last"], arguments.named.get("last2", ""), arguments.named.get("year", "")]
     else:
@@ -143,18 +143,18 @@ def _authors_and_year(arguments: Arguments) -> str:
     return f"{' and '.join(parts[:-1])} ({parts[-1]})" if len(parts) > 1 else ""
 
 
-def _bible_verse(arguments: Arguments) -> str:
+def _bible_verse(arguments: TemplateArguments) -> str:
     return f"{arguments.at(1)} {arguments.at(2)}".strip()
 
 
-def _french_century(arguments: Arguments) -> str:
+def _french_century(arguments: TemplateArguments) -> str:
     return f"{arguments.at(1)}{arguments.at(2) or 'e'} siècle" if arguments.at(1) else ""
 
 
-_EXPANSIONS: dict[str, str | Callable[[Arguments], str]] = {}
+_EXPANSIONS: dict[str, str | Callable[[TemplateArguments], str]] = {}
 
 
-def _add(names: str, expansion: str | Callable[[Arguments], str]) -> None:
+def _add(names: str, expansion: str | Callable[[TemplateArguments], str]) -> None:
     _EXPANSIONS.update(dict.fromkeys(names.split(";"), expansion))
 
 

@@ -48,8 +48,8 @@ datasets.load_dataset("org/wiki", "en")
 huggingface_hub.snapshot_download("org/wiki", repo_type="dataset")
 """
 MISTAKES = {
-    "hub=org/wiki": "has several configurations; name one, for example hub=org/wiki:en (there are: en, de)",
-    "hub=org/wiki:dee": "no configuration 'dee', for example hub=org/wiki:de (there are: en, de)",
+    "hub=org/wiki": "has several configurations; select one, for example hub=org/wiki:en (available: en, de)",
+    "hub=org/wiki:dee": "no configuration 'dee', for example hub=org/wiki:de (available: en, de)",
     "hub=org/wiki:en,split=test": "no split 'test' (splits: train, validation)",
     "hub=org/wiki:en,column=body": "no column 'body' (columns: id, url, text)",
     "hub=org/wiki:en,revision=v9": "Revision 'v9' doesn't exist",
@@ -57,8 +57,8 @@ MISTAKES = {
     "hub=org/absent": "Dataset 'org/absent' doesn't exist on the Hub or cannot be accessed",
     "hub=org/gated": "is a gated dataset on the Hub. You must be authenticated to access it.",
     "hub=org/script": "loading script, which 'datasets' no longer runs; try the Hub's own Parquet copy:",
-    "hub=wikipedia": "there is no folder 'wikipedia', and an id on the Hub is OWNER/NAME",
-    "hub=./no/such": "there is no folder './no/such'",
+    "hub=wikipedia": "no folder 'wikipedia' exists, and an id on the Hub has the form OWNER/NAME",
+    "hub=./no/such": "no folder './no/such' exists",
 }
 
 
@@ -214,7 +214,7 @@ def test_offline_with_a_part_of_the_data_is_an_error(caches, tmp_path):
     (snapshot / "de" / "0.parquet").unlink()
     answers = read("hub=org/wiki:en", "hub=org/wiki:de", home=tmp_path, HF_HUB_OFFLINE="1")
     assert "the local cache holds 1 of 2 files; download it again" in answers["hub=org/wiki:en"]["error"]
-    assert "the download in the local cache is not complete" in answers["hub=org/wiki:de"]["error"]
+    assert "the download in the local cache is incomplete" in answers["hub=org/wiki:de"]["error"]
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def test_no_network_is_an_error_of_the_network(monkeypatch):
         raise ConnectionError("Couldn't reach 'org/wiki' on the Hub (LocalEntryNotFoundError)")
 
     monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
-    with pytest.raises(OSError, match="hub=org/wiki:en: the Hub cannot be reached; HF_HUB_OFFLINE=1 reads what"):
+    with pytest.raises(OSError, match="hub=org/wiki:en: the Hub cannot be reached; HF_HUB_OFFLINE=1 reads the local cache"):
         hub.list_pieces("org/wiki:en")
 
 

@@ -90,8 +90,8 @@ def test_joined_rows_skip_nulls_and_keep_the_first_name(tmp_path):
         (",colum=n", "unknown option 'colum'; allowed: column, id, title, join_rows"),
         (",column=n,column=n", "option 'column' is given twice"),
         (",column=", "option 'column' has no value"),
-        (",join_rows=0", "join_rows=0: expected a whole number from 1"),
-        (",join_rows=x", "join_rows=x: expected a whole number from 1"),
+        (",join_rows=0", "join_rows=0: must be an integer >= 1"),
+        (",join_rows=x", "join_rows=x: must be an integer >= 1"),
     ],
 )
 def test_wrong_option_is_one_line(tmp_path, options, message):
@@ -108,7 +108,7 @@ def test_options_are_taken_from_the_end_only():
         "a:b=c,d.parquet",
         {"column": "x=y", "id": "n"},
     )
-    with pytest.raises(ValueError, match="no place before the options"):
+    with pytest.raises(ValueError, match="no path before the options"):
         split_options(",column=x", ("column",))
 
 
@@ -117,10 +117,10 @@ def test_file_that_is_not_whole_parquet_is_named(tmp_path):
     write(whole, made_up_documents(300, 1), 100)
     data = whole.read_bytes()
     for name, content, message in [
-        ("a.parquet", data[:-100], "cut short: begins as a Parquet file, but its end is missing"),
+        ("a.parquet", data[:-100], "truncated: begins as a Parquet file, but its end is missing"),
         ("b.parquet", b"text\n" * 100, "b.parquet: not a Parquet file"),
         ("c.parquet", b"", "c.parquet: not a Parquet file"),
-        ("d.parquet", data[:-400] + bytes(392) + data[-8:], "d.parquet: its footer is damaged"),
+        ("d.parquet", data[:-400] + bytes(392) + data[-8:], "d.parquet: the footer is damaged"),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name) as caught:

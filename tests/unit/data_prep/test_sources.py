@@ -129,7 +129,7 @@ def test_python_docs_is_prose_and_the_same_each_time():
     [
         ("wikiextracter=x", "unknown kind 'wikiextracter'; did you mean 'wikiextractor'?"),
         ("parket=x", "kinds: wikipedia-dump, wikiextractor, hub, parquet, jsonl, books, text, python-docs"),
-        ("text", "text needs a path or glob"),
+        ("text", "text requires a path or glob"),
         ("python-docs=x", "takes no path"),
     ],
 )
@@ -147,8 +147,8 @@ def test_unusable_source_says_what_is_allowed(argument, message):
         ("jsonl", b'{"body": "ok"}\n', 'a.txt:1: expected an object with a string under "text" (keys here: body)'),
         ("jsonl", b"[1]\n", "a.txt:1: expected an object"),
         ("wikiextractor", b"plain text\n", "a.txt:1: expected '<doc …>' or a JSON object, found 'plain text'"),
-        ("wikiextractor", b'<doc id="1" title="A">\nA\n', "is the file cut?"),
-        ("wikiextractor", b'<doc id="1" title="A">\nA\n<doc id="2" title="B">\nB\n</doc>\n', "article 'A' does not"),
+        ("wikiextractor", b'<doc id="1" title="A">\nA\n', "is the file truncated?"),
+        ("wikiextractor", b'<doc id="1" title="A">\nA\n<doc id="2" title="B">\nB\n</doc>\n', "article 'A' is not"),
     ],
 )
 def test_damaged_input_names_file_and_place(tmp_path, kind, content, message):

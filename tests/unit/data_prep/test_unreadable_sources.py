@@ -10,7 +10,7 @@ import pytest
 from made_up_corpus import read_source
 
 from data_prep.sources import Source
-from data_prep.sources.local_files import what_it_is
+from data_prep.sources.local_files import binary_format
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20
 
@@ -55,7 +55,7 @@ def test_all_files_that_are_not_text_are_found_before_anything_is_read(tmp_path)
 def test_text_with_form_feeds_and_accents_in_any_encoding_is_text(tmp_path, encoding):
     (tmp_path / "a.txt").write_bytes(("Le café était froid à Noël.\n" * 30 + "\f").encode(encoding))
     assert "café" in read_source(f"books={tmp_path}")[0].text
-    assert what_it_is(b"Old DOS text.\r\n" * 9 + b"\x1a") is None
+    assert binary_format(b"Old DOS text.\r\n" * 9 + b"\x1a") is None
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl", "wikiextractor"])
@@ -99,7 +99,7 @@ def test_compressed_jsonl_gives_the_lines_of_the_plain_file(tmp_path, ending, co
     assert len(texts) == 5000
     assert read_source(f"jsonl={path.parent}")[7].id == f"{path}:8"
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"a\.jsonl\.\w+: damaged or cut short after line \d+: "):
+    with pytest.raises(ValueError, match=r"a\.jsonl\.\w+: damaged or truncated after line \d+: "):
         read_source(f"jsonl={path}")
     path.write_bytes(pa.compress(b'{"text": "ok"}\nbroken\n', codec=codec, asbytes=True))
     with pytest.raises(ValueError, match=rf"a\.jsonl\.{ending}:2: not JSON"):

@@ -186,19 +186,19 @@ SECOND = f"the page 'Two & Three' (id 2) that begins at byte {AT} (line {LINE})"
         (b"<page><title>A</title></page>", "the root element is <page>, expected <mediawiki>"),
         (
             b"<page><title>A</title>\n<comment><E2></comment></page>",
-            "expected <mediawiki>; nor is it well-formed: mismatched tag at byte 38: b'comment></page>'",
+            "expected <mediawiki>; not well-formed: mismatched tag at byte 38: b'comment></page>'",
         ),
-        ((HEAD[:300]).encode(), f"a.xml: the <siteinfo> at byte {HEAD.index('<siteinfo>')} is cut or not well-formed"),
-        (HEAD.replace('key="6"', 'key="six"').encode(), "has a namespace with key 'six', no number"),
+        ((HEAD[:300]).encode(), f"a.xml: the <siteinfo> at byte {HEAD.index('<siteinfo>')} is truncated or not well-formed"),
+        (HEAD.replace('key="6"', 'key="six"').encode(), "has a namespace with key 'six', which is not a number"),
         (
             (HEAD + GOOD + LATER.replace("<model>", "<model")).encode() + FOOT.encode(),
-            f"{SECOND} is not well-formed: not well-formed (invalid token) in its line 7, byte 20",
+            f"{SECOND} is not well-formed: not well-formed (invalid token) in line 7, byte 20 of the page",
         ),
         (
             (HEAD + GOOD).encode() + LATER.encode().replace(b"made-up", b"made\xffup") + FOOT.encode(),
-            f"{SECOND} is not UTF-8: 0xff, {LATER.index('-up') - 2} bytes into it",
+            f"{SECOND} is not UTF-8: 0xff, at byte {LATER.index('-up') - 2} of the page",
         ),
-        ((HEAD + GOOD + LATER[:150]).encode(), f"the XML ends within {SECOND}; is it cut?"),
+        ((HEAD + GOOD + LATER[:150]).encode(), f"the XML ends within {SECOND}; is the file truncated?"),
         ((HEAD + GOOD).encode(), "the XML ends without </mediawiki>, at byte"),
         (
             (HEAD + GOOD + "stray " + LATER + FOOT).encode(),
@@ -255,7 +255,7 @@ def test_a_folder_gives_its_dumps_but_not_their_indices(dumps, pages, tmp_path):
 def test_two_forms_of_one_dump_in_a_folder_are_refused(tmp_path):
     for name in ("enwiki-pages-articles.xml.bz2", "enwiki-pages-articles-multistream.xml.bz2"):
         (tmp_path / name).write_bytes(multistream([GOOD]))
-    with pytest.raises(ValueError, match="hold the same pages; keep one of them"):
+    with pytest.raises(ValueError, match="hold the same pages; keep only one of them"):
         list_pieces(str(tmp_path))
 
 
