@@ -1,12 +1,16 @@
 """Data preparation: end to end against bare tokenization on the same text and cores, and against tokenizing in Python.
 
-In one run, in turns, each a process of its own: the library `tokenizers` alone over the sentences, already split, in
-1, 2, … threads (`encode_batch`, and `encode_batch_fast`, which leaves out what a build does not need); `python -m
-data_prep build` with as many workers, from the sources to shards, and `verify` of the result; the same with static
-masks in NVIDIA's format (`--format nvidia`); and on a sample, in Python, the slow tokenizer of `transformers` alone
-(`pure_python`) and the peers' whole way from sentences to NVIDIA's format (`python_static`). A build's time has
-everything in it, the start of Python too; the others are counted from the first sentence to the last token or row.
-Memory is read from /proc while a command runs.
+The contenders take turns in one run, each in a process of its own:
+
+- the library `tokenizers` alone on split sentences, in 1, 2, … threads: `encode_batch`, and `encode_batch_fast`, which
+  omits offsets;
+- `python -m data_prep build` with as many workers, from the sources to shards, and `verify` of the result;
+- the same with static masks in NVIDIA's format (`--format nvidia`);
+- on a sample, the Python tokenizer of `transformers` alone (`pure_python`), and the whole published approach in Python,
+  from sentences to NVIDIA's format (`python_static`).
+
+A build's time includes everything, also the start of Python; the others count from the first sentence to the last token
+or row. Memory is read from /proc while a command runs.
 """
 
 from __future__ import annotations
@@ -22,10 +26,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data.contenders import BARE, BARE_FAST, EXTRACT, PURE_PYTHON, PYTHON_STATIC
+from benchmarks.data.contenders import BARE, BARE_FAST, PURE_PYTHON, PYTHON_STATIC
 from benchmarks.data.measured_process import run_measured
 from benchmarks.data.python_static import DUPE_FACTOR
-from benchmarks.options import positive_integers
+from benchmarks.options import positive_integers, require_positive
 
 EXAMPLE = "python -m benchmarks data --source wikiextractor=extracted/ --vocab vocab.txt --json data.json"
 _NVIDIA = "build --format nvidia 1"
@@ -33,17 +37,19 @@ _DATA_PREP = [sys.executable, "-m", "data_prep"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The subject's own options."""
+    """Add the subject's own options."""
     parser.add_argument(
         "--source", action="append", metavar="KIND=WHERE", help="as `data_prep build` takes it (default: python-docs)"
     )
-    parser.add_argument("--vocab", type=Path, metavar="FILE", help="vocab.txt (default: one is trained beforehand)")
-    parser.add_argument("--vocab_size", type=int, default=8192, help="of the one that is trained (default 8192)")
+    parser.add_argument("--vocab", type=Path, metavar="FILE", help="vocab.txt (default: a new one is trained first)")
+    parser.add_argument(
+        "--vocab_size", type=int, default=8192, help="size of a vocabulary that is trained (default 8192)"
+    )
     parser.add_argument("--seq_length", type=int, default=128, help="tokens a row (default 128)")
-    parser.add_argument("--workers", default="1,2", help="workers of the build, and threads (default 1,2)")
+    parser.add_argument("--workers", default="1,2", help="numbers of build workers and of threads (default 1,2)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default 3)")
     parser.add_argument(
-        "--python_bytes", type=int, default=300_000, help="text for tokenizing in Python (default 300000)"
+        "--python_bytes", type=int, default=300_000, help="bytes of text for the Python contenders (default 300000)"
     )
 
 
@@ -51,18 +57,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run every contender in turns.
 
     Returns:
-        JSON-ready: the set-up, one entry of `contenders` for each (with `seconds` of every round), and `ratios`.
+        The set-up, `contenders` with the `seconds` of every round, and `ratios` of their tokens/s.
 
     Raises:
-        ValueError: an option that does not fit, or a command that failed, with what it said.
+        ValueError: an invalid option, or a command that failed, with its error.
     """
     workers = positive_integers("--workers", options.workers)
-    for key in ("rounds", "python_bytes", "vocab_size"):
-        if getattr(options, key) < 1:
-            raise ValueError(f"--{key} {getattr(options, key)}: must be at least 1")
+    require_positive(options, "rounds", "python_bytes", "vocab_size")
     cores = len(os.sched_getaffinity(0))
     if max(workers) > cores:
-        raise ValueError(f"--workers {options.workers}: this process may use {cores} cores; more would share them")
+        raise ValueError(f"--workers {options.workers}: must be at most {cores}, the cores that this process may use")
     if options.vocab is not None and not options.vocab.is_file():
         raise ValueError(f"--vocab {options.vocab}: no such file")
     sources = options.source or ["python-docs"]
@@ -75,13 +79,13 @@ def _measure(
 ) -> dict[str, Any]:
     named = [part for source in sources for part in ("--source", source)]
     base = [*_DATA_PREP, "build", *named, "--seq_length", str(options.seq_length)]
-    # The first build warms the file cache and gives the vocabulary that all of them use.
+    # The first build warms the file cache and makes the vocabulary that all contenders use.
     given = ["--vocab", str(options.vocab)] if options.vocab else ["--vocab_size", str(options.vocab_size)]
     first = folder / "first"
     run_measured([*base, *given, "--workers", str(max(workers)), "--output_dir", str(first)])
     card = json.loads((first / "data_card.json").read_text(encoding="utf-8"))
     sentences = folder / "sentences.txt"
-    run_measured([sys.executable, "-c", EXTRACT, str(sentences), *sources])
+    run_measured([sys.executable, "-m", "benchmarks.data.extract", str(sentences), *sources])
 
     contenders: dict[str, dict[str, Any]] = {}
     for turn in range(options.rounds):
@@ -125,7 +129,7 @@ def _measure(
 
 
 def _build_static(base: list[str], vocabulary: Path, output: Path) -> dict[str, Any]:
-    """A build with static masks, as often as the peers'."""
+    """Run a build with as many statically masked copies as the Python approach makes."""
     options = ["--format", "nvidia", "--dupe_factor", str(DUPE_FACTOR), "--workers", "1", "--output_dir", str(output)]
     built = run_measured([*base, "--vocab", str(vocabulary / "vocab.txt"), *options])
     _remove(output)
@@ -161,7 +165,7 @@ def _remove(folder: Path) -> None:
 
 
 def _ratios(contenders: dict[str, dict[str, Any]], workers: list[int]) -> dict[str, dict[str, float]]:
-    """Ratios of tokens/s within a round, by the clock and (the median) by processor time."""
+    """Ratios of tokens/s within a round: by wall-clock time, and their median by processor time."""
 
     def ratio(name: str, other: str) -> dict[str, float]:
         mine, theirs = contenders[name], contenders[other]
@@ -185,7 +189,7 @@ def _ratios(contenders: dict[str, dict[str, Any]], workers: list[int]) -> dict[s
 
 
 def report(result: dict[str, Any]) -> str:
-    """The figures as two tables."""
+    """Format the figures as two tables."""
     lines = [
         f"{', '.join(result['sources'])}: {result['documents']:,} documents, {result['text_bytes'] / 1e6:.1f} MB,"
         f" {result['tokens']:,} tokens of {result['vocabulary_entries']:,} entries; {result['rounds']} rounds",

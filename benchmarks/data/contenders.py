@@ -1,10 +1,9 @@
-"""Who `bench data` holds the build against, each a process of its own that prints its figures as JSON.
+"""Contenders beside the build, each in a process of its own that prints its figures as JSON.
 
     python -m benchmarks.data.contenders CONTENDER SENTENCES TOKENIZER_FOLDER MOST_BYTES SEQ_LENGTH
 
-SENTENCES has one sentence a line and a blank line between documents. Time is counted from the first sentence to the
-last token (of `python_static` to the closed HDF5 file): neither imports, nor loading the vocabulary, nor reading the
-file.
+SENTENCES has one sentence a line and a blank line after each document. Time counts from the first sentence to the last
+token (for `python_static`, to the closed HDF5 file), without imports and without reading the vocabulary and the file.
 """
 
 from __future__ import annotations
@@ -25,25 +24,9 @@ PURE_PYTHON, PYTHON_STATIC = "pure_python", "python_static"
 _BATCH_SENTENCES = 4096
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+(?=[\"'“‘(]*[A-Z])")
 
-EXTRACT = """
-import sys
-from data_prep.text.clean import clean_text, drop_reason
-from data_prep.text.sentences import split_sentences
-from data_prep.sources import KINDS, Source
-
-with open(sys.argv[1], "w", encoding="utf-8") as sentences:
-    for source in sys.argv[2:]:
-        for piece in Source.parse(source).pieces():
-            for document in KINDS[piece.kind].read_piece(piece):
-                text = clean_text(document.text)
-                if not document.dropped and not drop_reason(text):
-                    sentences.write("\\n".join([*split_sentences(text), "", ""]))
-"""
-"""Run with `python -c`: writes the sentences of the sources as the build splits them."""
-
 
 def read_documents(path: Path, most_bytes: int) -> Iterator[list[str]]:
-    """The documents of a file of sentences, until `most_bytes` of them are read; 0 for all."""
+    """Yield the documents of a file of sentences until `most_bytes` are read; 0 reads all."""
     document: list[str] = []
     size = 0
     with open(path, encoding="utf-8") as lines:
@@ -61,7 +44,7 @@ def read_documents(path: Path, most_bytes: int) -> Iterator[list[str]]:
 
 
 def tokenize_bare(contender: str, documents: list[list[str]], tokenizer_folder: Path) -> dict[str, float]:
-    """What the library `tokenizers` takes, in as many threads as the variable RAYON_NUM_THREADS says."""
+    """Time the library `tokenizers` alone, in RAYON_NUM_THREADS threads."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
@@ -78,10 +61,10 @@ def tokenize_bare(contender: str, documents: list[list[str]], tokenizer_folder: 
 
 
 def tokenize_in_python(documents: list[list[str]], tokenizer_folder: Path) -> dict[str, float]:
-    """What the slow tokenizer of `transformers` takes, a sentence at a time.
+    """Time the Python tokenizer of `transformers`, called for each sentence.
 
-    Sentences are found by a regular expression. That is how the scripts go with which the peers prepare their data;
-    making pairs and masks of the tokens, which they do in Python too, is not in it.
+    Sentences are split by a regular expression, as the published preparation scripts do. Those also make pairs and
+    masks in Python, which is not included.
 
     Raises:
         ValueError: this version of transformers has no such tokenizer.
@@ -92,10 +75,10 @@ def tokenize_in_python(documents: list[list[str]], tokenizer_folder: Path) -> di
 
 
 def prepare_in_python(documents: list[list[str]], tokenizer_folder: Path, seq_length: int) -> dict[str, float]:
-    """What the peers' whole way takes, text to HDF5 with static masks; sentences are given, already split.
+    """Time the whole published approach, from split sentences to HDF5 with static masks.
 
     Raises:
-        ValueError: this version of transformers has no tokenizer in Python.
+        ValueError: this version of transformers has no Python tokenizer.
     """
     tokenizer = _slow_tokenizer(tokenizer_folder)
     entries = tokenizer.get_vocab()
@@ -113,7 +96,7 @@ def _slow_tokenizer(tokenizer_folder: Path) -> Any:
     lower = "uncased" in json.dumps(manifest)
     tokenizer = Slow(vocab_file=str(tokenizer_folder / "vocab.txt"), do_lower_case=lower)
     if tokenizer.is_fast:
-        raise ValueError("transformers has no tokenizer for BERT in Python any more")
+        raise ValueError("this version of transformers has no Python tokenizer for BERT")
     return tokenizer
 
 

@@ -1,9 +1,9 @@
-"""The peers' published way of preparing data, written anew from its description: all of it in Python, masks made once.
+"""The published approach to data preparation, written from its description: all in Python, with static masks.
 
-As in the first BERT's script and those derived from it: every sentence is tokenized in Python; segments of one document
-are filled up to the target length, half of them with a random document's text as second segment; 15 % of the tokens are
-masked (80 % `[MASK]`, 10 % a random one, 10 % kept), anew for each of `dupe_factor` passes; rows go to gzip-compressed
-HDF5. This is their approach, not their code.
+As in BERT's original script and those derived from it: every sentence is tokenized in Python; sentences of a document
+fill a pair of segments up to the target length, and in half of the pairs the second segment comes from a random
+document; 15 % of the tokens are masked (80 % `[MASK]`, 10 % a random token, 10 % kept), differently in each of
+`DUPE_FACTOR` passes; rows are written to gzip-compressed HDF5. The approach is theirs, the code is not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DUPE_FACTOR = 5
 _SHORT_SEQUENCES = 0.1
 _MASK_SHARE = 0.15
 Instance = tuple[list[str], int, bool]
-"""Tokens with `[CLS]` and `[SEP]`, where segment B begins, whether B is random."""
+"""(tokens with `[CLS]` and `[SEP]`, index at which segment B begins, whether B is random)."""
 
 
 def write_static_shard(
@@ -31,18 +31,18 @@ def write_static_shard(
     seq_length: int,
     seed: int = 0,
 ) -> int:
-    """Text to one HDF5 file in NVIDIA's format.
+    """Write documents to one HDF5 file in NVIDIA's format.
 
     Args:
-        documents: sentences of each.
-        tokenize: a sentence to word pieces.
+        documents: lists of sentences.
+        tokenize: splits a sentence into word pieces.
         entries: the vocabulary, word piece → id.
-        path: of the file.
+        path: the file to write.
         seq_length: S, tokens a row.
-        seed: of everything random.
+        seed: seed of all random choices.
 
     Returns:
-        Tokens of the text, each counted once however often it is written.
+        Number of tokens of the text; a token that is written several times counts once.
     """
     draw = random.Random(seed)
     tokenized = [[pieces for sentence in document if (pieces := tokenize(sentence))] for document in documents]
@@ -59,7 +59,7 @@ def write_static_shard(
 
 
 def _instances(documents: list[list[list[str]]], number: int, seq_length: int, draw: random.Random) -> list[Instance]:
-    """Pairs from one document."""
+    """Make the pairs of one document."""
     document, most = documents[number], seq_length - 3
     target = draw.randint(2, most) if draw.random() < _SHORT_SEQUENCES else most
     found: list[Instance] = []
@@ -74,7 +74,7 @@ def _instances(documents: list[list[list[str]]], number: int, seq_length: int, d
             is_random = len(documents) > 1 and (len(chunk) == 1 or draw.random() < 0.5)
             if is_random:
                 second = _from_another(documents, number, target - len(first), draw)
-                position -= len(chunk) - cut  # what was not used comes next
+                position -= len(chunk) - cut  # sentences that were not used come next
             else:
                 second = [piece for sentence in chunk[cut:] for piece in sentence]
             _shorten(first, second, most, draw)
@@ -97,7 +97,7 @@ def _from_another(documents: list[list[list[str]]], number: int, wanted: int, dr
 
 
 def _shorten(first: list[str], second: list[str], most: int, draw: random.Random) -> None:
-    """Take single tokens from either end of the longer segment until both fit."""
+    """Remove single tokens from a random end of the longer segment until both fit."""
     while len(first) + len(second) > most:
         longer = first if len(first) > len(second) else second
         longer.pop(0 if draw.random() < 0.5 else -1)

@@ -1,12 +1,13 @@
 """Data loading: tokens/s of our loader and of Hugging Face's collators, and what each order of rows reads.
 
-Every setting takes its turn in each round, so that whatever else the machine does falls on all of them; figures are
-medians over rounds. With no worker or one, what prepares micro-batches has one core; the consumer does nothing.
+Every setting takes its turn in each round, so that other work on the machine affects all of them; figures are medians
+over rounds. With no worker or one, micro-batches are prepared on one core; the consumer does nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import itertools
 import os
@@ -20,9 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.loader import contenders
-from benchmarks.loader.contenders import HUGGING_FACE, MASKING, OURS, SHUFFLES
-from benchmarks.loader.locality import cold_cache_seconds, regions_touched
+from benchmarks.loader.contenders import HUGGING_FACE, MASKING, OURS, SHUFFLES, LoaderSetting, one_core_for_loading
+from benchmarks.loader.locality import cold_cache_seconds, regions_read
 from benchmarks.loader.made_up_rows import write_made_up_rows
 from benchmarks.options import chosen, positive_integers
 from bert_pld.config import DataConfig
@@ -32,28 +32,28 @@ EXAMPLE = "python -m benchmarks loader --data_dir shards/ --json loader.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The subject's own options."""
-    parser.add_argument("--data_dir", type=Path, help="shards, or seq_<S> directories of them (default: made up)")
-    parser.add_argument("--rows", type=int, default=262_144, help="made-up rows of 128 tokens (default 262,144)")
+    """Add the subject's own options."""
+    parser.add_argument("--data_dir", type=Path, help="shards, or seq_<S> directories of them (default: random rows)")
+    parser.add_argument("--rows", type=int, default=262_144, help="random rows of 128 tokens (default 262,144)")
     parser.add_argument("--seq_lengths", default="128,512", help="(default 128,512)")
     parser.add_argument("--micro_batch_sizes", default="32,256", help="sequences (default 32,256)")
     parser.add_argument("--workers", default="0,1,2", help="(default 0,1,2)")
     parser.add_argument("--masking", default=",".join(MASKING), help=f"of {', '.join(MASKING)} (default all)")
     parser.add_argument("--shuffles", default=",".join(SHUFFLES), help=f"of {', '.join(SHUFFLES)} (default all)")
     parser.add_argument("--contenders", default=f"{OURS},{HUGGING_FACE}", help=f"(default {OURS},{HUGGING_FACE})")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each turn (default 1)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of each turn (default 1)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each setting (default 3)")
-    parser.add_argument("--cold_rows", type=int, default=65_536, help="rows read without a cache; 0: none")
+    parser.add_argument("--cold_rows", type=int, default=65_536, help="rows to read without a page cache; 0: none")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure every setting.
 
     Returns:
-        JSON-ready: the machine, `figures`, an entry for each setting, and `orders`, an entry for each length and order.
+        The machine, `figures` of each setting, and `orders`: figures of each sequence length and order of rows.
 
     Raises:
-        ValueError: options that do not fit, or faulty data.
+        ValueError: invalid options or data.
     """
     names = chosen("--contenders", options.contenders, (OURS, HUGGING_FACE))
     masking = chosen("--masking", options.masking, MASKING)
@@ -63,22 +63,22 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     workers = [int(part) for part in options.workers.split(",")]
     sizes = positive_integers("--micro_batch_sizes", options.micro_batch_sizes)
     if options.rounds < 1 or options.seconds <= 0 or options.rows < 1 or options.cold_rows < 0:
-        raise ValueError("--rounds, --seconds, --rows: must be above 0, and --cold_rows not below")
+        raise ValueError("--rounds, --seconds, --rows: must be above 0, and --cold_rows at least 0")
     with tempfile.TemporaryDirectory(prefix="bench_loader_") as scratch:
         splits = _splits(options, Path(scratch))
-        settings = [  # ours beside theirs of the same kind
-            (length, mask, count, size, name, shuffle)
+        # A setting of ours stands beside the peer's of the same kind. The peer's masks are always dynamic.
+        settings = [
+            LoaderSetting(length, mask, count, size, name, shuffle)
             for length, mask, count, size, name in itertools.product(splits, masking, workers, sizes, names)
             for shuffle in (shuffles if name == OURS else ["global"])
-            if name == OURS or mask != "static"  # theirs draws anew each time
+            if name == OURS or mask != "static"
         ]
-        rates: dict[tuple[Any, ...], list[float]] = {setting: [] for setting in settings}
+        rates: dict[LoaderSetting, list[float]] = {setting: [] for setting in settings}
         for _ in range(options.rounds):
             for setting in settings:
-                rates[setting].append(_tokens_per_second(splits[setting[0]], setting, options.seconds))
-        keys = ("seq_length", "masking", "workers", "micro_batch_size", "contender", "shuffle")
+                rates[setting].append(_tokens_per_second(splits[setting.seq_length], setting, options.seconds))
         figures = [
-            {**dict(zip(keys, setting, strict=True)), "tokens_per_second": statistics.median(found), "rounds": found}
+            {**dataclasses.asdict(setting), "tokens_per_second": statistics.median(found), "rounds": found}
             for setting, found in rates.items()
         ]
         orders = [
@@ -98,33 +98,29 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _splits(options: argparse.Namespace, scratch: Path) -> dict[int, Path]:
-    """The data directory of each length."""
+    """The data directory of each sequence length."""
     splits = {}
     for length in positive_integers("--seq_lengths", options.seq_lengths):
         if options.data_dir is None:
             directory = write_made_up_rows(scratch / f"seq_{length}", max(1, options.rows * 128 // length), length)
         else:
             directory = resolve_data_dir(options.data_dir, length)
-        # A directory of one length has that one, whichever is asked for.
+        # The directory may hold one length only, which can differ from the one asked for.
         splits[ShardedRows(directory, "train").attributes.seq_length] = directory
     return splits
 
 
-def _tokens_per_second(directory: Path, setting: tuple[Any, ...], seconds: float) -> float:
-    """Places of the tensors, padding included, that a consumer gets a second once all is under way."""
-    _, masking, workers, size, name, shuffle = setting
-    rows = ShardedRows(directory, "train")  # of its own, so that nothing stays mapped
-    with contenders.placed(workers) as workers_run:
-        if name == OURS:
-            batches = contenders.our_batches(rows, masking, shuffle, workers, size)
-        else:
-            batches = contenders.hugging_face_batches(rows, masking, workers, size)
+def _tokens_per_second(directory: Path, setting: LoaderSetting, seconds: float) -> float:
+    """Positions of the tensors, padding included, that a consumer gets per second after a warm-up."""
+    rows = ShardedRows(directory, "train")  # opened here, so that nothing stays mapped afterwards
+    with one_core_for_loading(setting.workers) as workers_started:
+        batches = setting.batches(rows)
         next(batches)
-        workers_run()
+        workers_started()
         _consume(batches, seconds / 3)
         places, passed = _consume(batches, seconds)
         del batches
-        gc.collect()  # ends the workers
+        gc.collect()  # stops the workers
     return places / passed
 
 
@@ -140,7 +136,7 @@ def _order_figures(directory: Path, shuffle: str, cold_rows: int) -> dict[str, A
     figures = {
         "seq_length": rows.attributes.seq_length,
         "shuffle": shuffle,
-        "regions": regions_touched(rows, DataConfig(shuffle="blocks" if shuffle == "blocks" else "global")),
+        "regions": regions_read(rows, DataConfig(shuffle="blocks" if shuffle == "blocks" else "global")),
     }
     if cold_rows:
         figures["cold_cache"] = cold_cache_seconds(rows, shuffle, 256, min(cold_rows, len(rows)))
@@ -148,16 +144,16 @@ def _order_figures(directory: Path, shuffle: str, cold_rows: int) -> dict[str, A
 
 
 def report(result: dict[str, Any]) -> str:
-    """Tokens/s, a line a setting with its ratio over Hugging Face's (median of the rounds' ratios), and the orders."""
-    theirs = {_kind(one): one["rounds"] for one in result["figures"] if one["contender"] == HUGGING_FACE}
+    """Format tokens/s of each setting, with the median of the rounds' ratios over Hugging Face, and the orders."""
+    peers = {_kind(one): one["rounds"] for one in result["figures"] if one["contender"] == HUGGING_FACE}
     lines = [
         f"{result['cores']} cores, torch {result['torch']}, NumPy {result['numpy']}; 0 and 1 workers have one core",
-        f"{'':14}{'masking':12}{'shuffle':9}{'S':>5}{'B':>5}{'workers':>9}{'M tokens/s':>12}{'× theirs':>10}",
+        f"{'':14}{'masking':12}{'shuffle':9}{'S':>5}{'B':>5}{'workers':>9}{'M tokens/s':>12}{'× HF':>10}",
     ]
     for one in result["figures"]:
         ratio = ""
-        if one["contender"] == OURS and _kind(one) in theirs:
-            ratios = [ours / peer for ours, peer in zip(one["rounds"], theirs[_kind(one)], strict=True)]
+        if one["contender"] == OURS and _kind(one) in peers:
+            ratios = [ours / peer for ours, peer in zip(one["rounds"], peers[_kind(one)], strict=True)]
             ratio = f"{statistics.median(ratios):10.1f}"
         lines.append(
             f"{one['contender']:14}{one['masking']:12}{one['shuffle']:9}{one['seq_length']:5}"
@@ -176,6 +172,6 @@ def report(result: dict[str, Any]) -> str:
 
 
 def _kind(figure: dict[str, Any]) -> tuple[Any, ...]:
-    """What a setting of theirs is held against; their masks are always drawn anew."""
+    """The key that a setting shares with its peer, whose masks are always dynamic."""
     masking = "dynamic" if figure["masking"] == "static" else figure["masking"]
     return figure["seq_length"], masking, figure["workers"], figure["micro_batch_size"]

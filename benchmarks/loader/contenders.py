@@ -1,12 +1,13 @@
-"""Who `bench loader` measures: our loader, and Hugging Face's collators over the same rows."""
+"""Our loader, and Hugging Face's collators over the same rows."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,52 +27,66 @@ _ENDLESS_STEPS = 2**40 // 512
 _PREFETCHED_BATCHES = 4
 
 
-def our_batches(
-    rows: ShardedRows, masking: str, shuffle: str, workers: int, micro_batch_size: int
-) -> Iterator[torch.Tensor]:
-    """Input ids of one micro-batch after another, from our loader."""
+@dataclasses.dataclass(frozen=True)
+class LoaderSetting:
+    """One loader under measurement."""
+
+    seq_length: int
+    masking: str
+    """One of `MASKING`."""
+    workers: int
+    micro_batch_size: int
+    contender: str
+    """`OURS` or `HUGGING_FACE`."""
+    shuffle: str
+    """One of `SHUFFLES`."""
+
+    def batches(self, rows: ShardedRows) -> Iterator[torch.Tensor]:
+        """Yield the input ids of one micro-batch after another, without end."""
+        return our_batches(rows, self) if self.contender == OURS else hugging_face_batches(rows, self)
+
+
+def our_batches(rows: ShardedRows, setting: LoaderSetting) -> Iterator[torch.Tensor]:
+    """Yield input ids from our loader."""
     data = DataConfig(
-        masking="static" if masking == "static" else "dynamic",
-        whole_word=masking == "whole_word",
-        shuffle="blocks" if shuffle == "blocks" else "global",
-        workers=workers,
+        masking="static" if setting.masking == "static" else "dynamic",
+        whole_word=setting.masking == "whole_word",
+        shuffle="blocks" if setting.shuffle == "blocks" else "global",
+        workers=setting.workers,
     )
-    steps = training_batches(rows, data, BatchShare(micro_batch_size), seed=0, num_steps=_ENDLESS_STEPS)
+    steps = training_batches(rows, data, BatchShare(setting.micro_batch_size), seed=0, num_steps=_ENDLESS_STEPS)
     return (micro_batch.input_ids for (micro_batch,) in steps)
 
 
-def hugging_face_batches(
-    rows: ShardedRows, masking: str, workers: int, micro_batch_size: int
-) -> Iterator[torch.Tensor]:
-    """The same from `DataCollatorForLanguageModeling`, fed the way its documentation calls fastest.
+def hugging_face_batches(rows: ShardedRows, setting: LoaderSetting) -> Iterator[torch.Tensor]:
+    """Yield input ids from `DataCollatorForLanguageModeling`, used in the way that its documentation calls fastest.
 
-    Rows are read a batch at a time by our reader, special-token masks and character offsets are there beforehand, and
-    the order of rows is torch's random sampler's. Its whole-word variant knows no random replacement and says so.
+    Our reader reads rows a batch at a time; special-token masks and character offsets are made beforehand; the order of
+    rows is that of torch's random sampler. The collator's whole-word variant has no random replacement (it warns).
     """
+    whole_word = setting.masking == "whole_word"
     from transformers import DataCollatorForLanguageModeling
 
     vocabulary = MaskingVocabulary.read(rows.data_dir, rows.manifest)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        collator = DataCollatorForLanguageModeling(
-            _tokenizer(rows), mlm_probability=0.15, whole_word_mask=masking == "whole_word"
-        )
+        collator = DataCollatorForLanguageModeling(_tokenizer(rows), mlm_probability=0.15, whole_word_mask=whole_word)
     loader = DataLoader(
-        _Examples(rows, vocabulary, offsets=masking == "whole_word"),
-        batch_size=micro_batch_size,
+        _Examples(rows, vocabulary, offsets=whole_word),
+        batch_size=setting.micro_batch_size,
         shuffle=True,
         drop_last=True,
         collate_fn=collator,
-        num_workers=workers,
-        prefetch_factor=_PREFETCHED_BATCHES if workers else None,
-        persistent_workers=workers > 0,
+        num_workers=setting.workers,
+        prefetch_factor=_PREFETCHED_BATCHES if setting.workers else None,
+        persistent_workers=setting.workers > 0,
         generator=torch.Generator().manual_seed(0),
     )
     return (batch["input_ids"] for _epoch in itertools.count() for batch in loader)
 
 
 class _Examples(Dataset):
-    """Rows as the examples that a tokenizer would have returned."""
+    """Rows in the form that a tokenizer returns."""
 
     def __init__(self, rows: ShardedRows, vocabulary: MaskingVocabulary, offsets: bool) -> None:
         self.rows, self.vocabulary, self.offsets = rows, vocabulary, offsets
@@ -92,7 +107,7 @@ class _Examples(Dataset):
             "attention_mask": places < length,
             "special_tokens_mask": ~self.vocabulary.is_ordinary[ids],
         }
-        if self.offsets:  # characters of one letter a token, with a gap before each word
+        if self.offsets:  # as if each token had one character, with a gap before each word
             begins = places + np.cumsum(~self.vocabulary.is_continuation[ids], axis=1)
             features["offset_mapping"] = np.stack((begins, begins + 1), axis=2)
         listed = {name: values.astype(np.int64).tolist() for name, values in features.items()}
@@ -111,11 +126,11 @@ def _tokenizer(rows: ShardedRows) -> Any:
 
 
 @contextlib.contextmanager
-def placed(workers: int) -> Iterator[Any]:
-    """Put what prepares batches on one core while it is started, and what consumes them elsewhere afterwards.
+def one_core_for_loading(workers: int) -> Iterator[Callable[[], None]]:
+    """Restrict batch preparation to one core, where there is at most one worker.
 
-    Yields a function to call once the workers run. With none, this process stays on the one core; with one, the worker
-    has a core to itself where there are two; more of them go wherever the system puts them.
+    Yields a function to call once the workers run. Without workers, this process stays on the one core. A single worker
+    inherits the core, and the function moves this process to the others. More workers are not restricted.
     """
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Data directories of made-up rows for `bench loader`: as large as wanted, of nobody's text."""
+"""Data directories of random rows, of any size."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _VOCABULARY_SIZE = 30_522
 _SPECIAL = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
 _ROWS_PER_SHARD = 32_768
 _CONTINUATIONS_FROM = 22_000
-"""Ids from here on continue a word: about a quarter, as in English text."""
+"""Ids from here on continue a word: about a quarter of them, as in English text."""
 _PADDED_SHARE = 0.1
 
 
 def write_made_up_rows(directory: Path, num_rows: int, seq_length: int) -> Path:
-    """Write `num_rows` sentence pairs of `seq_length` tokens, a tenth of them padded; return `directory`."""
+    """Write `num_rows` random sentence pairs of `seq_length` tokens, a tenth of them padded; return `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     generator = np.random.Generator(np.random.PCG64(0))
     entries = [f"##{i}" if i >= _CONTINUATIONS_FROM else f"w{i}" for i in range(_VOCABULARY_SIZE)]

@@ -1,4 +1,4 @@
-"""Which of the paper's claims hold in a comparison: values within seeds, their 95 % interval, and a verdict."""
+"""The paper's claims, tested in a comparison: values within seeds, their 95 % interval, and a conclusion."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Measure = Callable[[Curve, Curve], float | None]
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What arXiv:2010.13369 says of one variant beside another; of held-out loss where it speaks of accuracy."""
+    """A claim of arXiv:2010.13369 about two variants, in terms of held-out loss where the paper speaks of accuracy."""
 
     text: str
     variant: str
@@ -29,10 +29,10 @@ class Claim:
     measure: Measure = loss_difference
     unit: str = "nats"
     at_least: float | None = None
-    """The published value; None: that the variant's loss is lower."""
+    """The published value; None if the claim is that the variant's loss is lower."""
 
-    def verdict(self, low: float, high: float) -> str:
-        """Of an interval; `undecided` where it has both answers in it."""
+    def conclusion(self, low: float, high: float) -> str:
+        """Whether the claim holds for all values of an interval; `undecided` where it holds for some of them."""
         if self.at_least is not None:
             return "holds" if low >= self.at_least else "less" if high < self.at_least else "undecided"
         return "holds" if high < 0 else "does not hold" if low > 0 else "undecided"
@@ -64,11 +64,11 @@ CLAIMS = (
 
 
 def check_claims(curves: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, Any]]:
-    """The claims that these runs can speak of; JSON-ready.
+    """Test the claims about variants that have runs.
 
-    A value is of two runs of one seed, which saw the same samples with the same masks; None where one of them never
-    gets where the claim looks. `mean` is over the others, `low` to `high` Student's 95 % interval of it where there
-    are no such. The intervals are of each claim by itself, not corrected for how many there are.
+    A value compares two runs of one seed, which saw the same samples with the same masks; it is None where one of them
+    does not reach the loss or time in question. `mean` is the mean of the other values; `low` and `high` are its 95 %
+    interval, where no value is None. The intervals are not corrected for the number of claims.
 
     Args:
         curves: variant → seed → its run; those that diverged are left out.
@@ -85,9 +85,9 @@ def check_claims(curves: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, An
         values = [value for value in pairs if value is not None]
         low, high = (mean_interval(values) if len(values) == len(pairs) else None) or (None, None)
         if len(values) < len(pairs):
-            verdict = f"reached by {len(values)} of {len(pairs)}"
+            conclusion = f"reached by {len(values)} of {len(pairs)}"
         else:
-            verdict = "one seed" if low is None or high is None else claim.verdict(low, high)
+            conclusion = "one seed" if low is None or high is None else claim.conclusion(low, high)
         found.append(
             {
                 "claim": claim.text,
@@ -96,14 +96,14 @@ def check_claims(curves: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, An
                 "mean": round(statistics.fmean(values), 5) if values else None,
                 "low": None if low is None else round(low, 5),
                 "high": None if high is None else round(high, 5),
-                "verdict": verdict,
+                "verdict": conclusion,  # the key of the committed results
             }
         )
     return found
 
 
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown, a row a claim."""
+    """Format a Markdown table, a row for each claim."""
     lines = ["| | mean | 95 % interval | seeds | |", "|---|---|---|---|---|"]
     for one in claims:
         mean, low, high = (_figure(one[key], one["unit"]) for key in ("mean", "low", "high"))

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import REPOSITORY
 from benchmarks.machine import processor_name
-from benchmarks.paper.variants import BASELINE, CHOICES, CONFIGS, VARIANTS, load_scale
+from benchmarks.paper.variants import BASELINE, CHOICES, VARIANTS, load_scale
 
 CONDITIONS = "conditions.json"
 
@@ -23,26 +24,30 @@ EXAMPLE = "python -m benchmarks paper run --scale cpu --data_dir shards/ --outpu
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the commands `run` and `summarize`, each with its options."""
     commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run", help="train what is not trained yet")
-    runs.add_argument("--scale", required=True, help="a file of configs/scales/, without .json")
+    runs = commands.add_parser("run", help="train the runs that are not finished")
+    runs.add_argument("--scale", required=True, help="name of a file of configs/scales/, without .json")
     runs.add_argument("--data_dir", required=True, type=Path, help="shards of `data_prep build`")
     runs.add_argument("--output_dir", required=True, type=Path, help="a folder for all runs")
-    runs.add_argument("--seeds", type=int, default=3, help="(default 3); ablations not named by --variants have 1")
-    paper, choices = (", ".join(variant.name for variant in group) for group in (VARIANTS, CHOICES))
-    runs.add_argument("--variants", nargs="+", metavar="NAME", help=f"of {paper} (default: all these), or of {choices}")
     runs.add_argument(
-        "--at_once", type=int, help="runs side by side (default: one a GPU, or without any one a processor)"
+        "--seeds", type=int, default=3, help="(default 3); ablations have 1, unless --variants names them"
     )
-    summary = commands.add_parser("summarize", help="figures of the runs that are finished")
-    summary.add_argument("output_dir", type=Path, help="of `run`")
-    summary.add_argument("--json", type=Path, required=True, help="write the figures here")
-    summary.add_argument("--plot", type=Path, help="draw the curves: .png, .svg or .pdf")
-    summary.add_argument("--time_plot", type=Path, help="draw the loss against time alone, of the main variants")
-    summary.add_argument("--baseline", default=BASELINE, help=f"what all are compared with (default {BASELINE})")
+    paper, choices = (", ".join(variant.name for variant in group) for group in (VARIANTS, CHOICES))
+    runs.add_argument(
+        "--variants", nargs="+", metavar="NAME", help=f"of {paper} (default: all of these), or of {choices}"
+    )
+    runs.add_argument(
+        "--at_once", type=int, help="concurrent runs (default: one a GPU; without a GPU, one a processor)"
+    )
+    summary = commands.add_parser("summarize", help="compute the figures of the finished runs")
+    summary.add_argument("output_dir", type=Path, help="the --output_dir of `run`")
+    summary.add_argument("--json", type=Path, required=True, help="file to write the figures to")
+    summary.add_argument("--plot", type=Path, help="file for the curves: .png, .svg or .pdf")
+    summary.add_argument("--time_plot", type=Path, help="file for the loss of the main variants against time")
+    summary.add_argument("--baseline", default=BASELINE, help=f"variant to compare with (default {BASELINE})")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run or summarize; 1 where a run failed."""
+    """Run or summarize; return 1 if a run failed."""
     return _run(options) if options.command == "run" else _summarize(options)
 
 
@@ -53,17 +58,17 @@ def _run(options: argparse.Namespace) -> int:
     from bert_pld.config import load_config, resolve_batch_sizes
 
     if options.seeds < 1 or (options.at_once is not None and options.at_once < 1):
-        raise ValueError("--seeds, --at_once: must be >= 1")
+        raise ValueError("--seeds, --at_once: must be at least 1")
     gpus, processors = _visible_gpus(torch.cuda.device_count()), len(os.sched_getaffinity(0))
     at_once = options.at_once or len(gpus) or processors
     if gpus and at_once > len(gpus):
-        raise ValueError(f"--at_once {at_once}: must be at most {len(gpus)}, a GPU a run")
+        raise ValueError(f"--at_once {at_once}: must be at most {len(gpus)}, as each run needs a GPU")
     jobs = plan_jobs(load_scale(options.scale), options.output_dir, options.seeds, options.variants)
     for job in jobs:
         resolve_batch_sizes(load_config(job.config).deepspeed, world_size=1)
     described = describe(options, jobs[0].config["data"]["seq_length"], len(gpus), at_once)
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    note_conditions(options.output_dir / CONDITIONS, described)
+    record_conditions(options.output_dir / CONDITIONS, described)
     threads = max(1, processors // at_once)
     failures = Suite(options.data_dir, at_once, threads, gpus or None).run(jobs)
     for failure in failures:
@@ -72,16 +77,16 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _visible_gpus(count: int) -> list[str]:
-    """Names of the devices that runs are given one by one."""
+    """Names of the GPUs, one for each run."""
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return (visible or [str(index) for index in range(count)])[:count]
 
 
-def note_conditions(path: Path, described: dict[str, Any]) -> None:
-    """Write down the conditions of a suite, or beside those of its beginning what is different now.
+def record_conditions(path: Path, described: dict[str, Any]) -> None:
+    """Write the conditions of a suite; if it is continued, add those that have changed.
 
     Raises:
-        ValueError: it was begun at another scale, on another kind of device or on other data.
+        ValueError: the suite was started at another scale, on another type of device or on other data.
     """
     from bert_pld.files import write_atomically
 
@@ -92,7 +97,7 @@ def note_conditions(path: Path, described: dict[str, Any]) -> None:
     for key in ("scale", "device", "data"):
         if before[key] != described[key]:
             raise ValueError(
-                f"{path.parent}: was begun with {key} {before[key]}, now {described[key]}; give another --output_dir"
+                f"{path.parent}: was started with {key} {before[key]}, now {described[key]}; use another --output_dir"
             )
     now = {key: described[key] for key in ("commit", "command", "hardware", "versions", "runs_at_once")}
     later = before.setdefault("later", [])
@@ -102,12 +107,12 @@ def note_conditions(path: Path, described: dict[str, Any]) -> None:
 
 
 def describe(options: argparse.Namespace, seq_length: int, gpus: int, at_once: int) -> dict[str, Any]:
-    """Hardware, versions, commit and command, for the result's file."""
+    """Hardware, versions, commit and command, for the file of results."""
     import deepspeed
     import torch
 
     commit = subprocess.run(
-        ["git", "-C", str(CONFIGS), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
     return {
         "device": "gpu" if gpus else "cpu",
@@ -128,7 +133,7 @@ def describe(options: argparse.Namespace, seq_length: int, gpus: int, at_once: i
 
 
 def describe_data(data_dir: Path, seq_length: int) -> dict[str, Any]:
-    """What was trained on: rows, tokens, vocabulary, and the fingerprint that tells whether another's is the same."""
+    """Rows, vocabulary and fingerprint of the training data."""
     from bert_pld.data.rows import resolve_data_dir
     from bert_pld.data.shards import Manifest
 
@@ -153,7 +158,7 @@ def _summarize(options: argparse.Namespace) -> int:
     try:
         conditions = json.loads((options.output_dir / CONDITIONS).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{options.output_dir}: has no {CONDITIONS}; give the --output_dir of `run`") from None
+        raise ValueError(f"{options.output_dir}: has no {CONDITIONS}; must be the --output_dir of `run`") from None
     clock = CLOCKS[conditions["device"]]
     curves = {
         name: {seed: read_curve(run_dir, clock) for seed, run_dir in seeds.items()}

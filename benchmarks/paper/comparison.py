@@ -1,4 +1,4 @@
-"""From curves to the table: loss at equal samples and at equal time, time a sample, time to the baseline's end."""
+"""The figures of the table: loss at equal samples and at equal time, time a sample, time to the baseline's loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.paper.variants import BASELINE, KNOWN, VARIANTS
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int] | None:
-    """Mean, sample standard deviation (0 for one value) and count; None for no values."""
+    """Mean, sample standard deviation (0 for one value) and count of values; None without values."""
     if not values:
         return None
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -19,13 +19,16 @@ def spread(values: Sequence[float]) -> dict[str, float | int] | None:
 
 
 def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASELINE) -> dict[str, Any]:
-    """The table's figures.
+    """Compute the table's figures.
 
-    Equal samples: the end of every run. Equal time: the time that the quickest run of the paper's variants took for all
-    its samples, with each run's loss read off its curve there. Time a sample and FLOPs: over the whole schedule, as a
-    ratio to the baseline of the same seed. Time to the baseline's loss: until the last loss of the baseline of the same
-    seed is reached, as the baseline's time over it. `loss_over_baseline`: the difference to that loss. The `n` of a
-    figure is that of the runs it is of: at equal time those that had not ended, beside the baseline those of its seeds.
+    - Equal samples: the end of every run.
+    - Equal time: the total time of the fastest run of the paper's variants; each run's loss is interpolated there.
+    - Time a sample, FLOPs a sample: over the whole schedule, as a ratio to the baseline's run of the same seed.
+    - `speedup_to_baseline_loss`: the baseline's total time over the time until its last loss is reached, same seed.
+    - `loss_over_baseline`: the difference of the last losses, same seed.
+
+    The `n` of a figure is its number of runs: at equal time those that lasted until then, and for ratios those whose
+    seed has a run of the baseline.
 
     Args:
         curves: variant → seed → its finished run.
@@ -34,22 +37,22 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
     Raises:
         ValueError: the baseline is missing.
     """
-    whole = {
+    completed = {
         name: {seed: curve for seed, curve in seeds.items() if not curve.diverged} for name, seeds in curves.items()
     }
-    baseline = whole.get(baseline_name, {})
+    baseline = completed.get(baseline_name, {})
     if not baseline:
-        raise ValueError(f"{baseline_name}: has no finished run, and everything is compared with it (--baseline)")
-    of_the_paper = [curve for variant in VARIANTS for curve in whole.get(variant.name, {}).values()]
+        raise ValueError(f"{baseline_name}: has no finished run to compare with (--baseline)")
+    of_the_paper = [curve for variant in VARIANTS for curve in completed.get(variant.name, {}).values()]
     of_the_paper += baseline.values()
     equal_seconds = min(curve.seconds[-1] for curve in of_the_paper)
     rows = []
     for variant in KNOWN:
         if variant.name not in curves:
             continue
-        seeds = whole[variant.name]
-        beside = [(curve, baseline[seed]) for seed, curve in seeds.items() if seed in baseline]
-        reached = [speed for a, b in beside if (speed := speed_to_loss(a, b)) is not None]
+        seeds = completed[variant.name]
+        paired = [(curve, baseline[seed]) for seed, curve in seeds.items() if seed in baseline]
+        reached = [speed for a, b in paired if (speed := speed_to_loss(a, b)) is not None]
         rows.append(
             {
                 "variant": variant.name,
@@ -62,11 +65,11 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
                 ),
                 "kept_blocks": spread([curve.kept_blocks for curve in seeds.values()]),
                 "seconds": spread([curve.seconds[-1] for curve in seeds.values()]),
-                "time_a_sample": spread([1 - time_saved(a, b) for a, b in beside]),
-                "flops_a_sample": spread([(a.flops / a.samples[-1]) / (b.flops / b.samples[-1]) for a, b in beside]),
+                "time_a_sample": spread([1 - time_saved(a, b) for a, b in paired]),
+                "flops_a_sample": spread([(a.flops / a.samples[-1]) / (b.flops / b.samples[-1]) for a, b in paired]),
                 "speedup_to_baseline_loss": spread(reached),
                 "reached_baseline_loss": len(reached),
-                "loss_over_baseline": spread([loss_difference(a, b) for a, b in beside]),
+                "loss_over_baseline": spread([loss_difference(a, b) for a, b in paired]),
             }
         )
     return {

@@ -1,4 +1,4 @@
-"""A run's held-out loss over samples and over time, and what is read off it: alone, and beside another run's."""
+"""A run's held-out loss over samples and over time, and comparisons of two runs."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ from bert_pld.plot import read_run
 
 _ROUNDED = ("loss", "accuracy", "theta", "depth")
 CLOCKS = {"cpu": "processor_seconds", "gpu": "seconds"}
-"""What time is, by device. On a CPU runs share a machine, whose wall clock would count the others' work."""
+"""The clock for each device. Runs on a CPU share the machine, so wall-clock time would count the others' work."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Evaluations of one run, in order, and its totals."""
+    """The evaluations of one run, in order, and its totals."""
 
     samples: list[int]
     seconds: list[float]
-    """Of the clock chosen; training alone, without evaluations and checkpoints."""
+    """Training time by the chosen clock, without evaluations and checkpoints."""
     loss: list[float]
     """Held-out MLM loss, nats a masked token, all blocks on."""
     accuracy: list[float]
     tokens: int
     flops: float
-    """Executed in training, of matrix products (`ModelFlops`)."""
+    """Executed matrix-product FLOPs in training, by `ModelFlops`."""
     kept_blocks: float
-    """Mean over training."""
+    """Mean number of executed blocks over training."""
     diverged: bool
     logged_samples: list[int] = dataclasses.field(default_factory=list)
-    """Where `theta` and `depth` were logged."""
+    """Samples at which `theta` and `depth` were logged."""
     theta: list[float] = dataclasses.field(default_factory=list)
     depth: list[float] = dataclasses.field(default_factory=list)
-    """Executed blocks, the mean since the value before."""
+    """Mean number of executed blocks since the previous value."""
 
     def loss_at(self, seconds: float) -> float | None:
-        """The loss after so much time, linear between evaluations; None outside of them."""
+        """The loss at a time, interpolated between evaluations; None before the first and after the last."""
         return loss_after(seconds, self.seconds, self.loss)
 
     def seconds_to(self, loss: float) -> float | None:
-        """The time after which the loss is this or lower, linear between evaluations; None if never."""
+        """The first time at which the loss is at most `loss`, interpolated between evaluations; None if never."""
         return time_to(loss, self.seconds, self.loss)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, rounded to what is measured."""
+        """All values, rounded to the precision of the measurement."""
         values = dataclasses.asdict(self)
         rounded = {"seconds": [round(t, 2) for t in self.seconds], "kept_blocks": round(self.kept_blocks, 4)}
         return {**values, **rounded, **{key: [round(v, 5) for v in values[key]] for key in _ROUNDED}}
 
 
 def read_curve(run_dir: Path, clock: str) -> Curve:
-    """A run's curve; of one that diverged nothing but that.
+    """Read a run's curve; that of a diverged run is empty.
 
     Args:
         run_dir: holds `metrics.jsonl`.
         clock: a value of `CLOCKS`.
 
     Raises:
-        ValueError: no metrics, or without an evaluation.
+        ValueError: no metrics, or no evaluation.
     """
     if (run_dir / DIVERGED).exists():
         return Curve([], [], [], [], tokens=0, flops=0.0, kept_blocks=0.0, diverged=True)
@@ -90,23 +90,23 @@ def read_curve(run_dir: Path, clock: str) -> Curve:
 
 
 def time_saved(run: Curve, other: Curve) -> float:
-    """Share of the other's time a sample that a run saves, over the whole schedule."""
+    """The share of the other run's time a sample that a run saves, over the whole schedule."""
     return 1.0 - (run.seconds[-1] / run.samples[-1]) / (other.seconds[-1] / other.samples[-1])
 
 
 def speed_to_loss(run: Curve, other: Curve) -> float | None:
-    """The other's time over the time until its last loss is reached; None where it never is."""
+    """The other run's total time over the time until its last loss is reached; None if it is never reached."""
     reached = run.seconds_to(other.loss[-1])
     return None if reached is None else other.seconds[-1] / reached
 
 
 def loss_difference(run: Curve, other: Curve) -> float:
-    """Of the last held-out losses, in nats a masked token."""
+    """The difference of the last held-out losses, in nats a masked token."""
     return run.loss[-1] - other.loss[-1]
 
 
 def loss_difference_at_equal_time(run: Curve, other: Curve) -> float | None:
-    """Of the held-out losses where the quicker of both has ended; None where one has no evaluation until then."""
+    """The difference of held-out losses at the end of the faster run; None where a run has no evaluation until then."""
     end = min(run.seconds[-1], other.seconds[-1])
     mine, theirs = run.loss_at(end), other.loss_at(end)
     return None if mine is None or theirs is None else mine - theirs

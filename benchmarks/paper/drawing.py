@@ -1,4 +1,4 @@
-"""The comparison's pictures: held-out loss against samples and against time, and what was dropped when."""
+"""Figures of the comparison: held-out loss against samples and against time, executed blocks and θ."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from bert_pld.plot import COLOURS
 
 _COLOURS = dict(zip((variant.name for variant in VARIANTS), (*COLOURS, "#999999", "#7F3C8D"), strict=True))
 _COLOURS |= {"keep_first_block": "#B03A2E", "keep_first_block_sample": "#F1948A"}
-_SHOWN_FROM = 0.1
-"""Of a run: before that the loss falls from the vocabulary's logarithm, and would flatten all the rest."""
+_HIDDEN_SHARE = 0.1
+"""Share of a run that is not drawn: the steep fall of the loss at first would flatten the rest."""
 
 
 def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) -> None:
-    """Draw the three pictures side by side: of the losses every seed thin and the mean thick, of the depth seed 1.
+    """Draw the three figures side by side: losses of every seed (thin) and their mean (thick), depth of one seed.
 
     Args:
-        curves: variant → seed → run; those that are neither the paper's nor in `FIRST_PAGE` are left out.
+        curves: variant → seed → run; only the paper's variants and those of `FIRST_PAGE` are drawn.
         output: .png, .svg or .pdf.
         title: the conditions, in one line.
     """
@@ -57,10 +57,10 @@ def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) ->
 
 
 def draw_time(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) -> None:
-    """Draw the loss against time alone, of `FIRST_PAGE`.
+    """Draw the loss of the variants of `FIRST_PAGE` against time.
 
     Args:
-        curves, output, title: as of `draw`.
+        curves, output, title: as for `draw`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -91,8 +91,8 @@ def _draw_against_minutes(axes: Any, seeds: list[Curve], label: str, style: str,
 def _draw_means(
     axes: Any, across: Sequence[Sequence[float]], seeds: list[Curve], label: str, style: str, colour: str
 ) -> None:
-    """Every seed thin, the mean thick; without the beginning."""
-    first = next(i for i, n in enumerate(seeds[0].samples) if n >= _SHOWN_FROM * seeds[0].samples[-1])
+    """Draw each seed (thin) and the mean (thick), without the beginning."""
+    first = next(i for i, n in enumerate(seeds[0].samples) if n >= _HIDDEN_SHARE * seeds[0].samples[-1])
     for values, curve in zip(across, seeds, strict=True) if len(seeds) > 1 else ():
         axes.plot(values[first:], curve.loss[first:], style, color=colour, linewidth=0.6, alpha=0.5)
     mean = [statistics.fmean(values) for values in zip(*across, strict=True)]

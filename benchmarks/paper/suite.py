@@ -1,4 +1,4 @@
-"""Runs the comparison: every variant and seed once, several at a time, going on where an interrupted suite stopped."""
+"""Run the comparison: every variant and seed once, several at a time; an interrupted suite continues."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Job:
 
     @property
     def max_steps(self) -> int:
-        """Of its configuration."""
+        """Number of steps of the run."""
         return int(self.config["training"]["max_steps"])
 
     def is_done(self) -> bool:
-        """Whether its last step is evaluated and saved, or cannot be because its loss is no number any more."""
+        """Whether its last step is evaluated and saved, or it has diverged."""
         if (self.run_dir / DIVERGED).exists():
             return True
         saved = list_checkpoints(self.run_dir / CHECKPOINTS)
@@ -51,15 +51,16 @@ class Job:
 
 
 def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] | None = None) -> list[Job]:
-    """All runs, in such an order that runs to be compared are close in time: the main variants seed by seed.
+    """List all runs, ordered so that runs to be compared are close in time: seed by seed.
 
     Args:
+        scale: applied to every variant.
         output_dir: run folders are `<variant>/seed_<k>` below it.
-        seeds: of main variants, and of those asked for by name; other ablations have seed 1 alone.
-        names: of variants; by default all of the paper's.
+        seeds: number of seeds of main variants and of variants in `names`; other ablations have seed 1 only.
+        names: names of variants; by default all of the paper's.
 
     Raises:
-        ValueError: an unknown name, or an earlier suite's run of other settings.
+        ValueError: an unknown name, or the folder has a run with other settings.
     """
     known = {variant.name: variant for variant in KNOWN}
     if unknown := sorted(set(names or ()) - set(known)):
@@ -74,14 +75,14 @@ def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] |
     for job in jobs:
         given = job.run_dir / GIVEN_CONFIG
         if given.exists() and json.loads(given.read_text(encoding="utf-8")) != job.config:
-            raise ValueError(f"{job.run_dir}: was begun with other settings; give another --output_dir")
+            raise ValueError(f"{job.run_dir}: was started with other settings; use another --output_dir")
     return jobs
 
 
 def finished_runs(output_dir: Path) -> dict[str, dict[int, Path]]:
-    """Variant → seed → run folder, of all runs below a suite's folder that are done.
+    """Variant → seed → folder of each finished run of a suite.
 
-    One killed as it began may be a folder without its configuration: the next suite begins it anew.
+    A run that was killed at its start may have a folder without a configuration; it is not finished.
     """
     found: dict[str, dict[int, Path]] = {}
     for variant in KNOWN:
@@ -95,16 +96,17 @@ def finished_runs(output_dir: Path) -> dict[str, dict[int, Path]]:
 
 
 class Suite:
-    """Runs jobs side by side. A signal is handed on: every run saves itself, and the same command goes on.
+    """Runs jobs concurrently. A signal is passed on: every run saves a checkpoint, and the same command continues.
 
-    No run outlives the suite by more than it takes to save itself, whatever the suite ends of (SIGKILL: on Linux).
+    However the suite ends (SIGKILL included, on Linux), its runs save a checkpoint and end too.
 
     Args:
         data_dir: shards for all runs.
-        at_once: runs side by side; each gets `threads` processor threads.
-        gpus: names of devices as CUDA_VISIBLE_DEVICES has them, at least `at_once` of them: each run has one to itself.
-            None: runs take the processor.
-        command: what starts a run, before its arguments.
+        at_once: number of concurrent runs.
+        threads: processor threads of each run.
+        gpus: at least `at_once` names of devices, as in CUDA_VISIBLE_DEVICES; each run has one to itself. None: runs
+            use the processor.
+        command: the command of a run, without its arguments.
     """
 
     def __init__(
@@ -117,16 +119,16 @@ class Suite:
     ) -> None:
         self.data_dir, self.at_once, self.gpus, self.command = data_dir, at_once, gpus, command
         self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        self._running: dict[subprocess.Popen[bytes], Started] = {}
+        self._running: dict[subprocess.Popen[bytes], RunningJob] = {}
         self._stopping = False
 
     def run(self, jobs: list[Job]) -> list[str]:
-        """Run all that are not done; one line for each that failed. Jobs come in their order.
+        """Run all jobs that are not done, in their order; return a line for each that failed.
 
         Raises:
-            KeyboardInterrupt: a signal came; all runs have saved themselves.
-            OSError: a run cannot be started; the others have saved themselves.
-            ValueError: called from another thread than the main one, with which runs would end.
+            KeyboardInterrupt: a signal came; all runs have saved a checkpoint.
+            OSError: a run cannot be started; the others have saved a checkpoint.
+            ValueError: not called from the main thread, where signals can be handled.
         """
         waiting = [job for job in jobs if not job.is_done()]
         print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them done, {self.at_once} at a time", flush=True)
@@ -140,7 +142,7 @@ class Suite:
                 failures += self._reap()
                 self._fill(queue)
         finally:
-            self._tell_to_stop()
+            self._stop_runs()
             for process in self._running:
                 process.wait()
             for number, handler in before.items():
@@ -151,9 +153,9 @@ class Suite:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
-        self._tell_to_stop()
+        self._stop_runs()
 
-    def _tell_to_stop(self) -> None:
+    def _stop_runs(self) -> None:
         for process in self._running:
             process.send_signal(signal.SIGTERM)
 
@@ -180,11 +182,11 @@ class Suite:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a terminal's Ctrl-C reaches runs through this process alone
+                start_new_session=True,  # so that a terminal's Ctrl-C reaches runs through this process only
                 preexec_fn=stop_with_parent(),
             )
-            self._running[process] = Started(job, gpu, log_start)
-        if self._stopping:  # a signal came before the run was among those it is handed on to
+            self._running[process] = RunningJob(job, gpu, log_start)
+        if self._stopping:  # the signal came before this run was in the list
             process.send_signal(signal.SIGTERM)
 
     def _reap(self) -> list[str]:
@@ -194,7 +196,7 @@ class Suite:
             if code is None:
                 continue
             del self._running[process]
-            job, failure = started.job, conclude(started, code)
+            job, failure = started.job, failure_of(started, code)
             print(f"{job.variant.name}, seed {job.seed}: {failure or 'done'}", flush=True)
             if failure and not self._stopping:
                 failures.append(f"{job.run_dir}: {failure}")
@@ -202,35 +204,30 @@ class Suite:
 
 
 def _stop_signals() -> list[signal.Signals]:
-    """A terminal that closes is no reason to stop where it was asked to be none (`nohup`)."""
+    """Signals that stop the suite; without SIGHUP where it is ignored, as under `nohup`."""
     hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGINT, signal.SIGTERM, *hang_up]
 
 
 @dataclasses.dataclass(frozen=True)
-class Started:
-    """A run that was started."""
+class RunningJob:
+    """A job whose process was started."""
 
     job: Job
     gpu: str | None
     log_start: int
-    """Bytes that earlier attempts left in its log."""
+    """Size of the log when the process was started; earlier attempts wrote that part."""
 
 
-def conclude(started: Started, code: int) -> str | None:
-    """What went wrong in a run that has ended, if anything. A loss that is no number is a result.
-
-    Args:
-        started: the run.
-        code: its exit code.
-    """
+def failure_of(started: RunningJob, code: int) -> str | None:
+    """Why a run that has ended with exit code `code` failed; None if it finished or diverged, which is a result."""
     job, log = started.job, started.job.run_dir / LOG
     if code == 0 and job.is_done():
         return None
     if code == EXIT_PREEMPTED:
-        return "stopped; goes on with the same command"
+        return "stopped; the same command continues it"
     if (job.run_dir / DIVERGED).exists():
         return None
-    said = log.read_bytes()[started.log_start :].decode("utf-8", errors="replace").splitlines()
-    errors = [line for line in said if line.startswith("error: ")]
+    lines = log.read_bytes()[started.log_start :].decode("utf-8", errors="replace").splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
     return errors[-1] if errors else f"exit code {code}; see {log}"

@@ -1,4 +1,4 @@
-"""A comparison's figures as the Markdown of docs/, between two marks that a test checks."""
+"""A comparison's figures as Markdown tables, and tables between two markers of a page of docs/."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from benchmarks.paper.variants import FIRST_PAGE
 
-BEGIN, END = "<!-- table of {name}: begin -->", "<!-- table of {name}: end -->"
+_BEGIN, _END = "<!-- table of {name}: begin -->", "<!-- table of {name}: end -->"
 
 
 def figure(value: dict[str, Any] | None, digits: int) -> str:
-    """`1.234 ± 0.005`; without the deviation where there is one run alone."""
+    """`1.234 ± 0.005`; for a single run without the deviation."""
     if value is None:
         return "–"
     mean = f"{value['mean']:.{digits}f}"
@@ -19,7 +19,7 @@ def figure(value: dict[str, Any] | None, digits: int) -> str:
 
 
 def table(comparison: dict[str, Any], *groups: str) -> str:
-    """Markdown of the comparison, one row a variant; by default of the group `paper`."""
+    """Format the comparison, a row for each variant of the groups (default: `paper`)."""
     lines = [
         "| | held-out loss, equal samples | held-out loss, equal time | kept blocks | time a sample | FLOPs a sample"
         f" | to {_baseline(comparison)}'s loss | runs |",
@@ -43,7 +43,7 @@ def table(comparison: dict[str, Any], *groups: str) -> str:
 
 
 def short_table(comparison: dict[str, Any]) -> str:
-    """Markdown of what the first page says, in five columns: `FIRST_PAGE`, as far as trained to their end."""
+    """Format the README's table: five columns, the finished variants of `FIRST_PAGE`."""
     lines = [
         "| | held-out loss, equal samples | held-out loss, equal time | time a sample"
         f" | to {_baseline(comparison)}'s loss |",
@@ -58,7 +58,7 @@ def short_table(comparison: dict[str, Any]) -> str:
 
 
 def choices_table(comparison: dict[str, Any]) -> str:
-    """Markdown of what a user can choose, beside Pre-LN at the same rate and PLD as the paper has it."""
+    """Format the options that a user can choose, beside Pre-LN at the same rate and the paper's PLD."""
     beside = ("pre_ln_high_lr", "pld_batch", "pld_sample")
     lines = [
         "| | held-out loss | executed blocks | FLOPs a sample | time a sample"
@@ -82,12 +82,12 @@ def choices_table(comparison: dict[str, Any]) -> str:
 
 
 def _runs(row: dict[str, Any]) -> int:
-    """That came to their end."""
+    """Number of finished runs."""
     return (row["loss_at_equal_samples"] or {"n": 0})["n"]
 
 
 def _figure_of_runs(row: dict[str, Any], key: str, digits: int) -> str:
-    """`1.234 ± 0.005 (2 of 3)`: with the number of runs it is of, where that is not all of the row's."""
+    """`1.234 ± 0.005 (2 of 3)`: with the number of runs, where it is not that of the whole row."""
     value = row[key]
     return figure(value, digits) + (f" ({value['n']} of {_runs(row)})" if value and value["n"] < _runs(row) else "")
 
@@ -97,9 +97,9 @@ def _ratio(comparison: dict[str, Any], row: dict[str, Any], key: str, digits: in
 
 
 def _speed(comparison: dict[str, Any], row: dict[str, Any]) -> str:
-    """`1.23 × (1 of 2)`: how much sooner the baseline's loss is reached, in how many of the runs compared with it.
+    """`1.23 × (1 of 2)`: how much sooner the baseline's loss is reached, and by how many of the compared runs.
 
-    The runs are named where one was not compared, the baseline having no run of its seed, or did not reach the loss.
+    The numbers are given if a run did not reach the loss, or was not compared because the baseline lacks its seed.
     """
     if row["variant"] == comparison["baseline"]:
         return "1 ×"
@@ -115,33 +115,29 @@ def _baseline(comparison: dict[str, Any]) -> str:
 
 
 def put_into(page: Path, name: str, text: str) -> None:
-    """Replace what stands between a page's two marks of `name`.
+    """Replace the text between a page's two markers of `name`.
 
     Raises:
-        ValueError: the page lacks them.
+        ValueError: the page lacks the markers.
     """
     content = page.read_text(encoding="utf-8")
-    page.write_text(_split(content, page, name, text), encoding="utf-8")
+    begin, end = _positions(content, page, name)
+    page.write_text(f"{content[:begin]}\n{text}{content[end:]}", encoding="utf-8")
 
 
 def found_in(page: Path, name: str) -> str:
-    """What stands between a page's two marks of `name`.
+    """The text between a page's two markers of `name`.
 
     Raises:
-        ValueError: the page lacks them.
+        ValueError: the page lacks the markers.
     """
     content = page.read_text(encoding="utf-8")
     begin, end = _positions(content, page, name)
     return content[begin:end].strip("\n") + "\n"
 
 
-def _split(content: str, page: Path, name: str, text: str) -> str:
-    begin, end = _positions(content, page, name)
-    return f"{content[:begin]}\n{text}{content[end:]}"
-
-
 def _positions(content: str, page: Path, name: str) -> tuple[int, int]:
-    begin, end = BEGIN.format(name=name), END.format(name=name)
+    begin, end = _BEGIN.format(name=name), _END.format(name=name)
     if begin not in content or end not in content:
         raise ValueError(f"{page}: lacks the lines {begin} and {end}")
     return content.index(begin) + len(begin), content.index(end)

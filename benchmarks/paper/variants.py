@@ -1,4 +1,4 @@
-"""What is compared: one JSON a variant for the paper's own run, and a scale that makes all of them smaller alike."""
+"""The variants under comparison: a JSON each for the paper's run, and scales that make all of them smaller."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from benchmarks import REPOSITORY
 from bert_pld.config import ConfigError, read_json
 
-CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
+CONFIGS = REPOSITORY / "configs"
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One way to train; its JSON is configs/<group>/<name>.json."""
+    """A way to train, described by configs/<group>/<name>.json."""
 
     name: str
     label: str
     is_main: bool
-    """Run with several seeds; the others are ablations, which get one unless asked for by name."""
+    """Whether it is run with several seeds; the others are ablations with one seed, unless they are named."""
     group: str = "paper"
 
 
@@ -46,7 +47,7 @@ CHOICES = tuple(
         ("keep_first_block_sample_gamma_a_tenth", "PLD, by sample, first block kept, γ a tenth"),
     )
 )
-"""What a user can choose, each beside `pld_batch` and `pld_sample`."""
+"""Options that a user can choose, to be compared with `pld_batch` and `pld_sample`."""
 KNOWN = VARIANTS + CHOICES
 _PAPER_GAMMA = 0.001
 BASELINE = "post_ln"
@@ -59,28 +60,27 @@ FIRST_PAGE = (
     "keep_first_block",
     "keep_first_block_sample",
 )
-"""What the first page shows: the main variants, `pre_ln_high_lr` being what PLD would be without dropping, and what we
-advise."""
+"""The variants in README.md: the main ones (`pre_ln_high_lr` is PLD without dropping), and those that we recommend."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """A file of configs/scales/: how much smaller than the paper's run."""
+    """A file of configs/scales/, which makes the paper's run smaller."""
 
     name: str
     learning_rates: dict[str, float]
-    """The paper's peak learning rate, as its JSON writes it → the one used here."""
+    """Peak learning rate in the paper's JSON, as text → the rate at this scale."""
     uniform_theta: float
-    """θ of the variants that drop alike at every depth: as many blocks as θ = 0.5 keeps over this scale's depth."""
+    """θ of the variants that drop uniformly over depth; it keeps as many blocks as linear depth with θ = 0.5."""
     config: dict[str, Any]
-    """Laid over each variant's JSON, section by section."""
+    """Changes to each variant's JSON, merged by section."""
 
 
 def load_scale(name: str, folder: Path = CONFIGS / "scales") -> Scale:
     """Read a scale.
 
     Raises:
-        ConfigError: no such scale, or it lacks a part.
+        ConfigError: no such scale, or a part of it is missing.
     """
     known = sorted(path.stem for path in folder.glob("*.json"))
     if name not in known:
@@ -94,11 +94,11 @@ def load_scale(name: str, folder: Path = CONFIGS / "scales") -> Scale:
 
 
 def configuration(variant: Variant, scale: Scale, seed: int, folder: Path = CONFIGS) -> dict[str, Any]:
-    """The JSON of one run: the variant's, made smaller, with this seed for weights, order, masks, dropout and gates.
+    """The JSON of one run: the variant's at the scale, with this seed for weights, order, masks, dropout and gates.
 
-    γ follows the paper's rule 100 / steps, and what is a share of the paper's 0.001 is that share of it. What drops
-    alike at every depth keeps as many blocks as the others. Everything but the variant's own keys is the same in all
-    runs of a seed.
+    γ follows the paper's rule 100 / steps; a variant with a fraction of the paper's 0.001 gets that fraction of it.
+    Variants that drop uniformly over depth keep as many blocks as the others. Runs of a seed differ only in the keys of
+    the variant.
 
     Raises:
         ConfigError: the scale has no learning rate in place of the variant's.
@@ -106,8 +106,8 @@ def configuration(variant: Variant, scale: Scale, seed: int, folder: Path = CONF
     values = read_json(folder / variant.group / f"{variant.name}.json")
     rate = values["optimizer"]["params"]["lr"]
     if str(rate) not in scale.learning_rates:
-        raise ConfigError(f"scale {scale.name}: learning_rates: none in place of {rate}, which {variant.name} asks for")
-    lay_over(values, scale.config)
+        raise ConfigError(f"scale {scale.name}: learning_rates: has no entry for {rate}, the rate of {variant.name}")
+    apply_changes(values, scale.config)
     values["optimizer"]["params"]["lr"] = scale.learning_rates[str(rate)]
     values["training"]["seed"] = seed
     dropping = values["progressive_layer_drop"]
@@ -120,12 +120,12 @@ def configuration(variant: Variant, scale: Scale, seed: int, folder: Path = CONF
     return values
 
 
-def lay_over(values: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Merge `changes` into `values` in place: sections are merged, anything else is replaced, null removes."""
+def apply_changes(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Apply `changes` to `values` in place: sections are merged, other values are replaced, null removes a key."""
     for key, change in changes.items():
         if change is None:
             values.pop(key, None)
         elif isinstance(change, dict) and isinstance(values.get(key), dict):
-            lay_over(values[key], change)
+            apply_changes(values[key], change)
         else:
             values[key] = copy.deepcopy(change)

@@ -70,7 +70,7 @@ def test_build_and_bare_tokenization_make_the_same_tokens_and_ratios_are_of_the_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--workers=4096"], "--workers 4096: this process may use"),
+        (["--workers=4096"], "--workers 4096: must be at most"),
         (["--workers=0"], "--workers 0: must be positive integers"),
         (["--rounds=0"], "--rounds 0: must be at least 1"),
         (["--vocab=/nowhere/vocab.txt"], "--vocab /nowhere/vocab.txt: no such file"),

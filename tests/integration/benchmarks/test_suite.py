@@ -13,10 +13,10 @@ import pytest
 from repository import REPOSITORY
 from runs import clean_environment, write_corpus
 
-from benchmarks.paper.command import note_conditions
+from benchmarks.paper.command import record_conditions
 from benchmarks.paper.curves import read_curve
-from benchmarks.paper.suite import Started, Suite, conclude, plan_jobs
-from benchmarks.paper.variants import VARIANTS, Scale, configuration, lay_over, load_scale
+from benchmarks.paper.suite import RunningJob, Suite, failure_of, plan_jobs
+from benchmarks.paper.variants import VARIANTS, Scale, apply_changes, configuration, load_scale
 from bert_pld.checkpoint.format import list_checkpoints
 from bert_pld.config import ConfigError, load_config
 from bert_pld.cost.flops import ModelFlops
@@ -79,7 +79,7 @@ def test_scales_are_read_and_mistakes_are_one_line():
         assert depths == pytest.approx([depths[0]] * 5)
     with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, cpu_long, gpu"):
         load_scale("tpu")
-    with pytest.raises(ConfigError, match="none in place of 0.001, which pld_batch asks for"):
+    with pytest.raises(ConfigError, match="has no entry for 0.001, the rate of pld_batch"):
         configuration(VARIANTS[2], Scale("x", {}, 0.7, {}), 1)
 
 
@@ -122,15 +122,15 @@ def test_a_run_is_done_once_evaluated_and_saved(finished_job):
 
 def test_how_a_run_ended_is_read_off_its_code_and_the_present_attempts_lines(finished_job):
     log = finished_job.run_dir / "log.txt"
-    started = Started(finished_job, None, log.stat().st_size)
-    assert conclude(started, 0) is None
-    assert conclude(started, 75) == "stopped; goes on with the same command"
-    assert conclude(started, -9) == f"exit code -9; see {log}"
+    started = RunningJob(finished_job, None, log.stat().st_size)
+    assert failure_of(started, 0) is None
+    assert failure_of(started, 75) == "stopped; the same command continues it"
+    assert failure_of(started, -9) == f"exit code -9; see {log}"
     with open(log, "a") as lines:
         lines.write("error: No space left on device\n")
-    assert conclude(started, 1) == "error: No space left on device"
+    assert failure_of(started, 1) == "error: No space left on device"
     (finished_job.run_dir / "diverged.json").write_text('{"step": 3, "rank": 0}')
-    assert conclude(started, 1) is None
+    assert failure_of(started, 1) is None
     assert read_curve(finished_job.run_dir, "seconds").diverged
 
 
@@ -150,19 +150,19 @@ def test_conditions_that_change_are_noted_or_refused(tmp_path):
         "scale": "cpu", "device": "cpu", "data": {"fingerprint": "a"}, "commit": "1", "command": "x --seeds 1",
         "hardware": "h", "versions": {}, "runs_at_once": 2,
     }  # fmt: skip
-    note_conditions(path, first)
-    note_conditions(path, first)
+    record_conditions(path, first)
+    record_conditions(path, first)
     assert json.loads(path.read_text())["later"] == []
-    note_conditions(path, {**first, "commit": "2", "command": "x --seeds 3"})
+    record_conditions(path, {**first, "commit": "2", "command": "x --seeds 3"})
     noted = json.loads(path.read_text())
     assert (noted["commit"], [later["commit"] for later in noted["later"]]) == ("1", ["2"])
-    with pytest.raises(ValueError, match="was begun with data {'fingerprint': 'a'}, now {'fingerprint': 'b'}"):
-        note_conditions(path, {**first, "data": {"fingerprint": "b"}})
+    with pytest.raises(ValueError, match="was started with data {'fingerprint': 'a'}, now {'fingerprint': 'b'}"):
+        record_conditions(path, {**first, "data": {"fingerprint": "b"}})
 
 
 def test_laying_over_merges_sections_and_null_removes():
     values = {"a": {"b": 1, "c": 2}, "d": {"e": 1}}
-    lay_over(values, {"a": {"b": 3}, "d": None, "f": [1]})
+    apply_changes(values, {"a": {"b": 3}, "d": None, "f": [1]})
     assert values == {"a": {"b": 3, "c": 2}, "f": [1]}
 
 
@@ -216,12 +216,12 @@ def test_interrupted_suite_goes_on_and_is_summarized(command):
     os.kill(first.pid, signal.SIGTERM)
     said, errors = first.communicate(timeout=60)
     assert first.returncode == 130, errors
-    assert said.count("stopped; goes on with the same command") == 2
+    assert said.count("stopped; the same command continues it") == 2
 
     stopped = json.loads(metrics[0].read_text().splitlines()[-1])["step"]
     assert stopped < 300
     refused = command(stopped + 5, *arguments)
-    assert "was begun with other settings" in refused.communicate(timeout=60)[1]
+    assert "was started with other settings" in refused.communicate(timeout=60)[1]
     assert refused.returncode == 1
 
     done = command(300, *arguments)

@@ -100,7 +100,7 @@ def test_a_folder_of_a_run_that_was_killed_as_it_began_is_passed_over_and_begun_
     last = jobs[0].max_steps
     finish = (
         f"(folder / 'checkpoints' / 'step_{last:08d}').mkdir(parents=True)",
-        f"""(folder / 'metrics.jsonl').write_text('{{"step": {last}, "eval_mlm_loss": 5.0}}')""",
+        f"""(folder / 'metrics.jsonl').write_text('{{"step": {last}, "eval_mlm_loss": 5.0}}\\n')""",
     )
     assert Suite(tmp_path, 1, 1, command=command(*finish)).run(jobs[:1]) == []
     assert finished_runs(tmp_path) == {"post_ln": {1: folder}}
