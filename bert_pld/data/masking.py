@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.data.shards import Manifest, vocabulary_hash
-from bert_pld.data.tokenizer import CONTINUATION, read_entries
+from bert_pld.data.tokenizer import CONTINUATION, SPECIAL_TOKENS, read_entries
 from bert_pld.files import VOCABULARY
 from bert_pld.rng import Stream, UInt32Array, random_words, to_unit_interval
 
@@ -86,14 +86,13 @@ class MaskingVocabulary:
                 f"{path}: not the vocabulary of the shards: {len(entries)} entries, expected"
                 f" {expected.vocabulary_size} with SHA-256 {expected.vocabulary_hash[:12]}…"
             )
-        names = ("pad", "unk", "cls", "sep", "mask")
-        missing = [name for name in names if name not in manifest.special_tokens]
+        missing = [name for name in SPECIAL_TOKENS if name not in manifest.special_tokens]
         if missing:
             raise ValueError(f"{data_dir}: manifest without special_tokens {', '.join(missing)}")
         return cls(
             size=len(entries),
             is_continuation=np.array([entry.startswith(CONTINUATION) for entry in entries], np.bool_),
-            **{f"{name}_id": manifest.special_tokens[name] for name in names},
+            **{f"{name}_id": manifest.special_tokens[name] for name in SPECIAL_TOKENS},
         )
 
 

@@ -11,7 +11,7 @@ there are no attributes:
     next_sentence_labels  int8 [N]       0 B follows A, 1 B is random; absent in academic-budget-BERT
 
 A list of masks ends at the first position 0; a first position 0 counts as a mask only if its id is not 0. Scattering
-`masked_lm_ids` back gives the original sequence. Only the names of the files tell their split and order:
+`masked_lm_ids` back gives the original sequence. The split and the order of the files follow from their names:
 `<name>_{training,test}_<i>.hdf5` or `{train,test}_shard_<i>.hdf5`; `test` is the validation split.
 """
 
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from bert_pld.data.masking import MaskedTokens
 from bert_pld.data.safety import contained_dataset, reject_links_outside
 from bert_pld.data.shards import FORMAT_NAME, IS_NEXT, NO_PAIR, RANDOM_NEXT, Rows, ShardRecord
-from bert_pld.files import written_aside
+from bert_pld.files import TOKENIZER, VOCABULARY, written_aside
 
 DTYPES = {
     "input_ids": np.int32,
@@ -74,9 +74,7 @@ def find_shards(data_dir: Path) -> dict[str, list[Path]]:
         ValueError: an HDF5 file is not a shard of this format, its name has no split, or it is a symlink to outside.
     """
     names = [path.name for path in data_dir.iterdir()]
-    reject_links_outside(
-        data_dir, [name for name in names if name.endswith((*SUFFIXES, "vocab.txt", "tokenizer.json"))]
-    )
+    reject_links_outside(data_dir, [name for name in names if name.endswith((*SUFFIXES, VOCABULARY, TOKENIZER))])
     found: dict[str, list[Path]] = {}
     for path in sorted(data_dir.iterdir(), key=_natural_order):
         if path.suffix not in SUFFIXES or path.name.startswith(".") or not path.is_file():
@@ -205,7 +203,7 @@ def _decode(path: Path, first: int, stored: dict[str, NDArray[np.int64]]) -> dic
         (stored["segment_ids"] != (is_token & (token_positions >= start[:, None]))).any(axis=1),
         "segment_ids are not zeros, ones for segment B, and zeros for padding",
     )
-    refuse(outside.any(axis=1), "masked_lm_positions lie outside the tokens")
+    refuse(outside.any(axis=1), "masked_lm_positions are outside the tokens")
     refuse(repeated.any(axis=1), "masked_lm_positions has a position twice")
     refuse((ids < 0).any(axis=1) | (listed & (targets < 0)).any(axis=1), "a token id is negative")
     refuse((~is_token & (ids != 0)).any(axis=1), "has ids other than 0 after its last token")

@@ -1,10 +1,10 @@
-"""The same encoder, task and settings, fine-tuned by us and by transformers' plain `Trainer`: are the scores the same?
+"""Fine-tune the same encoder with bert_pld and with transformers' `Trainer`, and compare the dev scores.
 
     python scripts/measure/compare_with_trainer.py --model exported/ --task CoLA --glue_dir glue/ --json out.json
 
-Same weights (the classifier's too), learning rates, schedule, clipping, epochs and batch size; different are the order
-of the samples and the draws of dropout, so scores can agree within the noise of seeds and no closer. Needs
-`accelerate`, and one visible GPU or none.
+Both use the same weights (also of the classifier), learning rate, schedule, clipping, epochs and batch size. The order
+of the samples and the dropout masks differ, so scores agree only within the noise of seeds. Requires `accelerate` and
+at most one visible GPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bert_pld.glue.tasks import find_tasks, mean_score, score
 
 
 class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
-    """Encoded examples as `Trainer` takes them."""
+    """Encoded examples in the form that `Trainer` requires."""
 
     def __init__(self, encoded: Encoded, regression: bool) -> None:
         self.encoded, self.regression = encoded, regression
@@ -101,26 +101,26 @@ def by_trainer(encoder: PretrainedEncoder, data: TaskData, rate: float, seed: in
 
 
 def refuse_several_gpus(visible: int) -> None:
-    """`Trainer` would give each of them a batch as large as ours, by DataParallel.
+    """Refuse several GPUs: `Trainer` would use DataParallel with a full batch on each.
 
     Raises:
-        ValueError: more than one is visible.
+        ValueError: more than one GPU is visible.
     """
     if visible > 1:
         raise ValueError(
-            f"CUDA_VISIBLE_DEVICES: {visible} GPUs are visible, and Trainer's batch would be {visible} times ours;"
-            " must be one, as with CUDA_VISIBLE_DEVICES=0"
+            f"CUDA_VISIBLE_DEVICES: {visible} GPUs are visible, and Trainer's batch would be {visible} times as"
+            " large; must be one, as with CUDA_VISIBLE_DEVICES=0"
         )
 
 
 def main(options: argparse.Namespace) -> int:
-    """Fine-tune by both, seed by seed in turns, and print means, spread and difference."""
+    """Fine-tune with both, seed by seed, and print the difference of the mean scores and its standard error."""
     refuse_several_gpus(torch.cuda.device_count())
     task, *others = find_tasks([options.task])
     if others:
         raise ValueError(f"--task {options.task}: must be one task")
     if importlib.util.find_spec("accelerate") is None:
-        raise ValueError("transformers' Trainer needs accelerate; pip install accelerate")
+        raise ValueError("transformers' Trainer requires accelerate; pip install accelerate")
     device = join_process_group()
     settings = Settings(
         epochs=options.epochs,
@@ -148,7 +148,9 @@ def main(options: argparse.Namespace) -> int:
                 )
             figures["bert_pld"].append(statistics.fmean(map(mean_score, outcome.scores.values())))
             figures["trainer"].append(by_trainer(encoder, data, options.learning_rate, seed, settings))
-            print(f"{task.name}, seed {seed}: {figures['bert_pld'][-1]:.1f} ours, {figures['trainer'][-1]:.1f} Trainer")
+            print(
+                f"{task.name}, seed {seed}: {figures['bert_pld'][-1]:.1f} bert_pld, {figures['trainer'][-1]:.1f} Trainer"
+            )
     dist.destroy_process_group()
     ours, theirs = figures["bert_pld"], figures["trainer"]
     difference = statistics.fmean(ours) - statistics.fmean(theirs)

@@ -8,13 +8,13 @@ SPECIAL_TOKENS = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
 
 
 def make_entries(size):
-    """Every third ordinary entry continues a word."""
+    """Return a vocabulary; every third ordinary entry continues a word."""
     names = {identity: f"[{name.upper()}]" for name, identity in SPECIAL_TOKENS.items()}
     return [names.get(i, f"##p{i}" if i % 3 == 0 else f"w{i}") for i in range(size)]
 
 
 def make_rows(generator, count, seq_length, vocabulary_size, objective="mlm+nsp", full=False):
-    """Columns of `count` rows; a fifth of them padded, unless `full`."""
+    """Return the columns of `count` rows; a fifth of the rows are padded, unless `full`."""
     short = generator.integers(8, seq_length, count)
     length = np.where((generator.random(count) < 0.2) & (not full), short, seq_length)
     ids = generator.integers(104, vocabulary_size, (count, seq_length))

@@ -153,7 +153,7 @@ def test_comparison_with_trainer_refuses_several_gpus(monkeypatch):
     script = importlib.import_module("compare_with_trainer")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(
-        ValueError, match=r"^CUDA_VISIBLE_DEVICES: 4 GPUs are visible, and .* 4 times ours; must be one"
+        ValueError, match=r"^CUDA_VISIBLE_DEVICES: 4 GPUs are visible, and .* 4 times as large; must be one"
     ):
         script.main(argparse.Namespace())
     for allowed in (0, 1):

@@ -337,7 +337,7 @@ def set_at(*place, value):
         (edit("input_mask", set_at(2, 4, value=0)), "row 2: input_mask is not ones and then zeros"),
         (edit("input_mask", lambda v: v * 0), "row 0: is empty"),
         (edit("segment_ids", set_at(1, 1, value=1)), "row 1: segment_ids are not zeros"),
-        (edit("masked_lm_positions", set_at(1, 1, value=99)), "row 1: masked_lm_positions lie outside the tokens"),
+        (edit("masked_lm_positions", set_at(1, 1, value=99)), "row 1: masked_lm_positions are outside the tokens"),
         (
             edit("masked_lm_positions", lambda v: np.where(v > 0, 4, 0)),
             "row 0: masked_lm_positions has a position twice",
