@@ -238,7 +238,9 @@ def test_no_network_is_an_error_of_the_network(monkeypatch):
         raise ConnectionError("Couldn't reach 'org/wiki' on the Hub (LocalEntryNotFoundError)")
 
     monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
-    with pytest.raises(OSError, match="hub=org/wiki:en: the Hub cannot be reached; HF_HUB_OFFLINE=1 reads the local cache"):
+    with pytest.raises(
+        OSError, match="hub=org/wiki:en: the Hub cannot be reached; HF_HUB_OFFLINE=1 reads the local cache"
+    ):
         hub.list_pieces("org/wiki:en")
 
 
