@@ -148,13 +148,11 @@ def main(options: argparse.Namespace) -> int:
                 )
             figures["bert_pld"].append(statistics.fmean(map(mean_score, outcome.scores.values())))
             figures["trainer"].append(by_trainer(encoder, data, options.learning_rate, seed, settings))
-            print(
-                f"{task.name}, seed {seed}: {figures['bert_pld'][-1]:.1f} bert_pld, {figures['trainer'][-1]:.1f} Trainer"
-            )
+            ours, theirs = figures["bert_pld"][-1], figures["trainer"][-1]
+            print(f"{task.name}, seed {seed}: {ours:.1f} bert_pld, {theirs:.1f} Trainer")
     dist.destroy_process_group()
-    ours, theirs = figures["bert_pld"], figures["trainer"]
-    difference = statistics.fmean(ours) - statistics.fmean(theirs)
-    noise = math.hypot(*(statistics.stdev(v) / math.sqrt(len(v)) if len(v) > 1 else 0.0 for v in (ours, theirs)))
+    difference = statistics.fmean(figures["bert_pld"]) - statistics.fmean(figures["trainer"])
+    noise = math.hypot(*(statistics.stdev(v) / math.sqrt(len(v)) if len(v) > 1 else 0.0 for v in figures.values()))
     print(f"{task.name}: difference of the means {difference:+.2f}, standard error of it {noise:.2f}")
     if options.json is not None:
         result = {
