@@ -77,6 +77,7 @@ def test_initialize_and_the_model_need_no_extra():
     [
         ("bert_pld.plot", ["{run}", "--output", "{run}/loss.png"], "matplotlib", "plot"),
         ("bert_pld.evaluate", ["--checkpoint", "{run}", "--data_dir", "{run}"], "safetensors", "pretrain"),
+        ("bert_pld.export", [], "tokenizers", "pretrain"),
         ("bert_pld.compile_kernels", [], "triton", "kernels"),
         ("data_prep", ["sources"], "h5py", "data"),
         ("data_prep", ["build"], "datatrove", "data"),
