@@ -2,17 +2,17 @@
 
 python scripts/measure/compare_segmenters.py --gold development.json --gold held_out.json --text sample.txt
 
-Segmenters that are not installed are named and left out (`pip install blingfire nupunkt pysbd syntok`).
+Segmenters that are not installed are listed and skipped (`pip install blingfire nupunkt pysbd syntok`).
 
-A gold file is a JSON list of `{"id": str, "register": str, "text": str}`. A text is one paragraph in which every
-sentence end is marked with `‖` before the space that follows it, and a place where both readings are right with `¦`:
+A gold file is a JSON list of `{"id": str, "register": str, "text": str}`. A text is one paragraph. `‖` marks every end
+of a sentence, before the space that follows it, and `¦` marks a place where both readings are right:
 
     [{"id": "1", "register": "dialogue", "text": "“Who is it?” he asked.‖ Mr. Brown came in."}]
 
-The end of a paragraph is no boundary to be found. The phenomenon of a gap between two words is the first that fits:
-`quotation` (a quotation mark at the gap, or the gap is inside one), `ellipsis`, `abbreviation` (of the word before,
-initials included), `number` (at either side), `other`. `--text` is a text for the speed: each line is a paragraph; the
-segmenters take turns, and MB/s (of processor time) is the median of `--repeats` turns.
+The end of a paragraph does not count as a boundary. The phenomenon of a gap between words is the first that applies:
+`quotation` (a quotation mark at the gap, or the gap is within a quotation), `ellipsis`, `abbreviation` (the word before
+the gap, including initials), `number` (on either side), `other`. `--text` measures the speed on a text with one
+paragraph per line: the segmenters run in turns, and MB/s (of processor time) is the median of `--repeats` turns.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _syntok() -> Segmenter:
     process = importlib.import_module("syntok.segmenter").process
 
     def segment(text: str) -> list[str]:
-        # By offsets: its tokens spell some contractions in another way than the text.
+        # Cut at offsets, because its tokens spell some contractions differently from the text.
         starts = [sentence[0].offset for paragraph in process(text) for sentence in paragraph]
         return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
 
@@ -94,9 +94,9 @@ SEGMENTERS: dict[str, Callable[[], Segmenter]] = {
 
 
 def boundaries(parts: list[str], text: str) -> set[int]:
-    """Where a sentence follows another, as the number of characters before it that are not white space.
+    """Return the sentence boundaries, each as the number of characters before it that are not white space.
 
-    A segmenter may leave out what is no sentence (a row of dots); what comes after begins where it begins.
+    A segmenter may leave out text that is not a sentence (a row of dots).
 
     Raises:
         ValueError: a part is not in the text.
@@ -112,26 +112,27 @@ def boundaries(parts: list[str], text: str) -> set[int]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text; ValueError where it is not UTF-8 or white space alone."""
+    """Read a text file; raise ValueError if it is not UTF-8 or has only white space."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: must be UTF-8 ({error})") from error
     if not text.strip():
-        raise ValueError(f"{path}: holds nothing but white space; must hold at least one line of text")
+        raise ValueError(f"{path}: contains only white space; must contain at least one line of text")
     return text
 
 
 def read_gold(path: Path) -> list[dict[str, Any]]:
-    """Items with `register`, the bare `text`, `ends` and `either` (as `boundaries` counts) and `phenomenon` by gap.
+    """Read items with `register`, the unmarked `text`, `ends`, `either` (see `boundaries`), and `phenomenon` by gap.
 
     Raises:
-        ValueError: no JSON list of items, one without its three texts, or no boundary in any.
+        ValueError: the file is not a JSON list of items, an item lacks one of its three strings, or no boundary is
+            marked.
     """
     try:
         marked_items = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: no JSON ({error})") from error
+        raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(marked_items, list):
         raise ValueError(f"{path}: must be a JSON list of items")
     items = []
@@ -151,12 +152,12 @@ def read_gold(path: Path) -> list[dict[str, Any]]:
             }
         )
     if not any(item["ends"] for item in items):
-        raise ValueError(f"{path}: marks no boundary; must have at least one {END} between two sentences")
+        raise ValueError(f"{path}: no boundary is marked; must have at least one {END} between two sentences")
     return items
 
 
 def phenomena(text: str) -> dict[int, str]:
-    """The phenomenon of each gap between words."""
+    """Return the phenomenon of each gap between words."""
     words = text.split()
     found, length, quoted = {}, 0, False
     for word, following in itertools.pairwise(words):
@@ -180,7 +181,7 @@ def phenomena(text: str) -> dict[int, str]:
 
 
 def scores(right: int, found: int, wanted: int) -> dict[str, float | int]:
-    """Precision, recall and F1 of `right` among `found` and `wanted`; nothing found is nothing wrong."""
+    """Return precision, recall and F1; without any boundary found, the precision is 1."""
     precision = right / found if found else 1.0
     recall = right / wanted if wanted else 1.0
     f1 = 2 * right / (found + wanted) if found + wanted else 1.0
@@ -189,7 +190,7 @@ def scores(right: int, found: int, wanted: int) -> dict[str, float | int]:
 
 
 def measure_accuracy(segment: Segmenter, gold: list[dict[str, Any]], show: bool = False) -> dict[str, Any]:
-    """Scores in all, by phenomenon, and by register; `exact` is the share of paragraphs without any fault."""
+    """Return scores in total, by phenomenon and by register; `exact_paragraphs` is the share without a fault."""
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("right", "found", "wanted")}
     exact = 0
     for item in gold:
@@ -220,7 +221,7 @@ def _shown(text: str, missed: set[int], wrong: set[int]) -> str:
 
 
 def measure_speed(segmenters: dict[str, Segmenter], text: str, repeats: int) -> dict[str, dict[str, float]]:
-    """MB/s (10⁶ bytes of UTF-8) of one process: median and least over turns; the slow ones take a part of the text."""
+    """Return MB/s (10⁶ bytes of UTF-8) of one process: median, lowest and highest; slow segmenters get less text."""
     lines = [line for line in text.split("\n") if line.strip()]
     documents = [lines[start : start + 10] for start in range(0, len(lines), 10)]
     shares = {}
@@ -240,17 +241,17 @@ def measure_speed(segmenters: dict[str, Segmenter], text: str, repeats: int) -> 
 
 
 def _seconds(name: str, segment: Segmenter, documents: list[list[str]]) -> float:
-    """Ours takes documents, as the build gives them to it; the others take paragraphs, or would lose their ends."""
+    """Segment documents; other segmenters than ours get single paragraphs, because they do not split at line feeds."""
     texts = ["\n".join(lines) for lines in documents] if name == "data_prep" else itertools.chain(*documents)
     start = time.process_time()
     for text in texts:
         segment(text)
-    # Where the clock is coarse, a few words take none of its ticks.
+    # On a coarse clock, a short text may take less than one tick.
     return max(time.process_time() - start, time.get_clock_info("process_time").resolution)
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure, print the table, write the figures where asked."""
+    """Measure, print the table, and write the figures if requested."""
     if options.repeats < 1:
         raise ValueError(f"--repeats {options.repeats}: must be >= 1")
     text = None if options.text is None else read_text(options.text)
@@ -283,7 +284,7 @@ def main(options: argparse.Namespace) -> None:
             rates = "".join(f"{of[key]:8.1f}" for key in ("mb_per_s_least", "mb_per_s", "mb_per_s_most"))
             print(f"{name:12}{rates} MB/s (least, median, most of {options.repeats})")
     if missing:
-        print(f"not installed, left out: {', '.join(missing)}")
+        print(f"not installed, skipped: {', '.join(missing)}")
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -300,17 +301,23 @@ def _table(figures: dict[str, dict[str, Any]]) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Gold files, a text, and where figures go."""
+    """Return the parser: gold files, a text, and the file for the figures."""
     parser = make_parser(
         "scripts.compare_segmenters",
         __doc__,
         "python scripts/measure/compare_segmenters.py --gold development.json --text sample.txt --json figures.json",
     )
-    parser.add_argument("--gold", type=Path, required=True, action="append", metavar="FILE", help="may be repeated")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="text for the speed (default: no speed is measured)")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each segmenter (default 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file too")
-    parser.add_argument("--faults", metavar="NAME", choices=SEGMENTERS, help="print the paragraphs it gets wrong")
+    parser.add_argument(
+        "--gold", type=Path, required=True, action="append", metavar="FILE", help="gold file; may be repeated"
+    )
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="text to measure the speed (default: the speed is not measured)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each segmenter (default: 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
+    parser.add_argument(
+        "--faults", metavar="NAME", choices=SEGMENTERS, help="print the paragraphs that this segmenter splits wrongly"
+    )
     return parser
 
 

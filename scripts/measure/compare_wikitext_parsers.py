@@ -1,10 +1,10 @@
-"""Compare ways from wikitext to prose on a dump: speed, prose kept, markup left over.
+"""Compare converters from wikitext to prose on a dump: speed, amount of prose, remaining markup.
 
     pip install mwparserfromhell wikitextparser
     python scripts/measure/compare_wikitext_parsers.py enwiki-pages-articles1.xml-p1p41242.bz2 --articles 200
 
-Every way is followed by the same rules for lines. The ways take turns; the fastest turn of each counts, in processor
-time.
+The same rules for lines follow each converter. The converters run in turns, and the fastest turn of each counts, in
+processor time.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ from data_prep.sources.mediawiki.wikitext import (
 )
 
 MARKS = ("[[", "]]", "{{", "}}", "<ref", "{|", "|-", "|}", "&nbsp;", "thumb|", "'''", "http")
-Way = Callable[[str, str, SiteInfo], str]
+Converter = Callable[[str, str, SiteInfo], str]
 
 
 def own_passes(text: str, title: str, site: SiteInfo) -> str:
-    """The project's passes and rules."""
+    """Convert with the project's passes and rules."""
     return article_of_wikitext(text, title, site).prose
 
 
 def prepared(text: str, title: str) -> str:
-    """What is left for a parser after the project's passes up to tables."""
+    """Apply the project's passes up to tables, as input for a parser."""
     text, _ = without_templates(without_opaque_tags(without_comments(text)), title)
     return without_tables(text)[0]
 
 
 def mwparserfromhell(text: str, title: str, site: SiteInfo) -> str:
-    """`strip_code`, which keeps file and category links as text."""
+    """Convert with `strip_code`, which keeps file and category links as text."""
     import mwparserfromhell
 
     return prose_of_lines(html.unescape(str(mwparserfromhell.parse(text).strip_code())), title, 0)[0]
 
 
 def wikitextparser(text: str, title: str, site: SiteInfo) -> str:
-    """`plain_text`, which keeps the content of references as text."""
+    """Convert with `plain_text`, which keeps the content of references as text."""
     import wikitextparser
 
     return prose_of_lines(html.unescape(wikitextparser.parse(text).plain_text()), title, 0)[0]
 
 
-WAYS: dict[str, Way] = {
+CONVERTERS: dict[str, Converter] = {
     "own passes": own_passes,
     "mwparserfromhell": mwparserfromhell,
     "wikitextparser": wikitextparser,
@@ -72,7 +72,7 @@ WAYS: dict[str, Way] = {
 
 
 def articles(path: str) -> Iterator[tuple[str, str, SiteInfo]]:
-    """(wikitext, title, site) of the pages that the source would convert."""
+    """Yield (wikitext, title, site) of the pages that the source would convert."""
     converted: list[tuple[str, str, SiteInfo]] = []
 
     def keep(text: str, title: str, site: SiteInfo) -> Article:
@@ -87,29 +87,34 @@ def articles(path: str) -> Iterator[tuple[str, str, SiteInfo]]:
 
 
 def main() -> None:
-    """Print one line of a Markdown table for each way."""
+    """Print one line of a Markdown table for each converter."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump", help="a MediaWiki export, .xml or .xml.bz2")
-    parser.add_argument("--articles", type=int, default=200, help="how many, from the beginning of the dump (200)")
-    parser.add_argument("--turns", type=int, default=3, help="how often each way takes its turn (3)")
+    parser.add_argument(
+        "--articles", type=int, default=200, help="number of articles, from the beginning of the dump (default: 200)"
+    )
+    parser.add_argument("--turns", type=int, default=3, help="turns of each converter (default: 3)")
     arguments = parser.parse_args()
     chosen = list(itertools.islice(articles(arguments.dump), arguments.articles))
     size = sum(len(text.encode()) for text, _, _ in chosen)
-    ways = {
-        name: way
-        for name, way in WAYS.items()
+    converters = {
+        name: convert
+        for name, convert in CONVERTERS.items()
         if (name.startswith("own passes") and "then" not in name) or importlib.util.find_spec(name.split()[-1])
     }
-    for name in WAYS.keys() - ways.keys():
-        print(f"{name}: left out, as it is not installed")
-    seconds = dict.fromkeys(ways, float("inf"))
+    for name in CONVERTERS.keys() - converters.keys():
+        print(f"{name}: not installed, skipped")
+    seconds = dict.fromkeys(converters, float("inf"))
     results: dict[str, list[str]] = {}
-    for _, (name, way) in itertools.product(range(arguments.turns), ways.items()):
+    for _, (name, convert) in itertools.product(range(arguments.turns), converters.items()):
         began = time.process_time()
-        results[name] = [way(*article) for article in chosen]
+        results[name] = [convert(*article) for article in chosen]
         seconds[name] = min(seconds[name], time.process_time() - began)
     print(f"{len(chosen)} articles, {size / 1e6:.2f} MB of wikitext\n")
-    print("| way | MB/s | articles/s | prose, characters | left over in 100,000 characters |\n|---|---|---|---|---|")
+    print(
+        "| converter | MB/s | articles/s | prose, characters | remaining markup per 100,000 characters |\n"
+        "|---|---|---|---|---|"
+    )
     for name, texts in results.items():
         characters = sum(map(len, texts))
         counts = {mark: sum(text.count(mark) for text in texts) for mark in MARKS}

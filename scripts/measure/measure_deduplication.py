@@ -1,8 +1,8 @@
-"""How well duplicates are found: copies, and copies with some words changed, planted among the documents of a source.
+"""Measure deduplication: the share of planted copies and edited copies that are found among documents of a source.
 
     python scripts/measure/measure_deduplication.py --source wikiextractor=extracted/ --json found.json
 
-The documents' own duplicates are removed first, so that whatever else is lost afterwards is an error.
+The source's own duplicates are removed first, so that every other document that is removed later is an error.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from data_prep.text.clean import clean_text, drop_reason
 
 PLANTED = 0.1
 FEWEST = round(1 / PLANTED)
-"""Documents of which one can be planted."""
+"""Smallest number of documents of which one can be planted."""
 
 
 def edited(draw: random.Random, text: str, rate: float, words: list[str]) -> str:
-    """A share of `rate` of the words left out, exchanged for another or followed by another, a third each."""
+    """Change a share of `rate` of the words: remove, replace, or insert a word after it, a third each."""
     lines = []
     for line in text.split("\n"):
         kept = []
@@ -39,7 +39,7 @@ def edited(draw: random.Random, text: str, rate: float, words: list[str]) -> str
 
 
 def removed(texts: list[str], similarity: float) -> tuple[set[int], set[int]]:
-    """Places of the exact duplicates, and of all, among these documents."""
+    """Return the indices of the exact duplicates, and of all duplicates, among these documents."""
     with tempfile.TemporaryDirectory() as folder:
         build_dir = Path(folder)
         (build_dir / "spool").mkdir()
@@ -57,7 +57,7 @@ def removed(texts: list[str], similarity: float) -> tuple[set[int], set[int]]:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise ValueError for a share that is none."""
+    """Raise ValueError for a share that is not in (0, 1]."""
     for flag, values in (("--similarity", [options.similarity]), ("--rates", options.rates)):
         for value in values:
             if not 0.0 < value <= 1.0:
@@ -65,13 +65,13 @@ def check(options: argparse.Namespace) -> None:
 
 
 def require_enough(documents: int, what: str) -> None:
-    """Raise ValueError where too few are left to plant any."""
+    """Raise ValueError if there are too few documents to plant one."""
     if documents < FEWEST:
-        raise ValueError(f"{what}: {documents} documents; must be at least {FEWEST}, of which one is planted")
+        raise ValueError(f"{what}: {documents} documents; must be at least {FEWEST}, so that one is planted")
 
 
 def main(options: argparse.Namespace) -> None:
-    """Plant, remove, count."""
+    """Plant copies, remove duplicates, and print the shares found."""
     check(options)
     pieces = [piece for source in options.source for piece in Source.parse(source).pieces()]
     every = (clean_text(document.text) for piece in pieces for document in KINDS[piece.kind].read_piece(piece))
@@ -83,7 +83,9 @@ def main(options: argparse.Namespace) -> None:
     for fewest in options.fewest_words:
         require_enough(sum(length >= fewest for length in lengths), f"--fewest_words {fewest}")
     results = []
-    print(f"{len(everything):,} documents, of which {len(exact):,} are copies and {len(own - exact):,} nearly so")
+    print(
+        f"{len(everything):,} documents, of which {len(exact):,} are exact and {len(own - exact):,} are near duplicates"
+    )
     for fewest in options.fewest_words:
         texts = [text for text, length in zip(natural, lengths, strict=True) if length >= fewest]
         for rate in options.rates:
@@ -111,17 +113,21 @@ def main(options: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Sources, and what is planted among them."""
+    """Return the parser: sources, and the copies to plant among them."""
     parser = make_parser(
         "scripts.measure_deduplication",
         __doc__,
         "python scripts/measure/measure_deduplication.py --source wikiextractor=extracted/ --source books=novels/",
     )
-    parser.add_argument("--source", action="append", required=True, metavar="KIND=WHERE")
-    parser.add_argument("--similarity", type=float, default=0.6)
+    parser.add_argument(
+        "--source", action="append", required=True, metavar="KIND=WHERE", help="a source; may be repeated"
+    )
+    parser.add_argument("--similarity", type=float, default=0.6, help="threshold of near duplicates (default: 0.6)")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.02, 0.03], help="shares of words changed")
-    parser.add_argument("--fewest_words", type=int, nargs="+", default=[0, 60], help="only documents as long as this")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--fewest_words", type=int, nargs="+", default=[0, 60], help="smallest number of words of the documents"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     return parser
 
 

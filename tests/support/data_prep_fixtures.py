@@ -1,4 +1,4 @@
-"""Builds that several tests look at."""
+"""Fixtures for the tests of data preparation: a corpus, a finished build, small tasks."""
 
 from __future__ import annotations
 

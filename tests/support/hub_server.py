@@ -1,6 +1,6 @@
-"""A Hub of one's own: the requests that `datasets` and `huggingface_hub` make of the Hub, answered from a folder.
+"""A local server that answers the requests of `datasets` and `huggingface_hub` to the Hub from a folder.
 
-The folder holds `OWNER/NAME/…`; a data set named `gated` may not be read. What lies in `OWNER/NAME/parquet_copy` is
+The folder holds `OWNER/NAME/…`. Access to a data set named `gated` is denied. The folder `OWNER/NAME/parquet_copy` is
 served as the revision `refs/convert/parquet`.
 """
 
@@ -19,7 +19,7 @@ PARQUET_COPY_FOLDER = "parquet_copy"
 
 
 class HubServer:
-    """Serves a folder; `requests` lists (method, path, range, bytes sent)."""
+    """Serves a folder. `requests` lists (method, path, range, bytes sent)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.requests, self.failing = folder, [], False
@@ -53,7 +53,7 @@ class HubServer:
         self.http.server_close()
 
     def sent(self, ending: str) -> int:
-        """Bytes sent of the files whose names end so."""
+        """Number of bytes sent of files whose names have this ending."""
         return sum(size for method, path, _, size in self.requests if method == "GET" and path.endswith(ending))
 
     def answer(self, request):

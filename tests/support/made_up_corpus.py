@@ -1,4 +1,4 @@
-"""A made-up corpus, the command that builds it, and what its files and other sources hold."""
+"""A made-up corpus, the command that builds it, and helpers that read sources and folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Made-up MediaWiki exports, plain and in every kind of bzip2."""
+"""Made-up MediaWiki exports, plain and as single-stream or multistream bzip2."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def page(
 
 
 def made_up_pages(count: int, seed: int = 5) -> list[str]:
-    """Articles of 100 to 5,000 characters, now and then a redirect or a talk page, letters beyond ASCII among them."""
+    """Articles of 100 to 5,000 characters with letters outside ASCII, and some redirects and talk pages."""
     draw = random.Random(seed)
     pages = []
     for number in range(count):
@@ -50,6 +50,6 @@ def dump(pages: list[str]) -> bytes:
 
 
 def multistream(pages: list[str], pages_a_stream: int = 10) -> bytes:
-    """As Wikimedia makes it: a stream for the head, one for each run of pages, one for the foot."""
+    """A multistream dump like Wikimedia's: one stream for the head, one for each group of pages, one for the foot."""
     runs = ["".join(pages[first : first + pages_a_stream]) for first in range(0, len(pages), pages_a_stream)]
     return b"".join(bz2.compress(part.encode(), 1) for part in [HEAD, *runs, FOOT])

@@ -1,4 +1,4 @@
-"""Tasks for executors to run, importable by a process on any node."""
+"""Tasks for executors, in a module that processes on any node can import."""
 
 import os
 import signal
@@ -7,20 +7,20 @@ from pathlib import Path
 
 
 def square(build_dir: Path, task: int) -> None:
-    """Leave the task's square, a little slowly."""
+    """Write the square of the task number, after a short pause."""
     time.sleep(0.2)
     (build_dir / "out" / f"{task}.txt").write_text(str(task * task))
 
 
 def die_at_two(build_dir: Path, task: int) -> None:
-    """Task 2 takes its process with it, always."""
+    """Task 2 always kills its process."""
     if task == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     square(build_dir, task)
 
 
 def die_once_at_two(build_dir: Path, task: int) -> None:
-    """Task 2 takes its process with it, the first time."""
+    """Task 2 kills its process the first time."""
     if task == 2 and not (build_dir / "died").exists():
         (build_dir / "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -28,21 +28,21 @@ def die_once_at_two(build_dir: Path, task: int) -> None:
 
 
 def bad_line_at_one(build_dir: Path, task: int) -> None:
-    """Task 1 finds a user's mistake."""
+    """Task 1 raises ValueError, as for a mistake of the user."""
     if task == 1:
         raise ValueError("books/x.txt: line 3:\nnot UTF-8")
     square(build_dir, task)
 
 
 def no_room_at_one(build_dir: Path, task: int) -> None:
-    """Task 1 finds the disk full."""
+    """Task 1 raises OSError, as on a full disk."""
     if task == 1:
         raise OSError(28, "No space left on device", "spool/1.txt")
     square(build_dir, task)
 
 
 def bug_at_one(build_dir: Path, task: int) -> None:
-    """Task 1 fails as it should not."""
+    """Task 1 raises an unexpected exception."""
     if task == 1:
         raise KeyError("nonesuch")
     square(build_dir, task)

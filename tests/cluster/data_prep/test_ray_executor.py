@@ -12,7 +12,7 @@ from data_prep.executors.ray_cluster import RayExecutor
 
 
 def ray_processes():
-    """Ray's own, started by this process."""
+    """Return the Ray processes that this process has started."""
     listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
     return [args for _, parent, args in rows if int(parent) == os.getpid() and "ray" in args and "ps" not in args]
@@ -27,7 +27,7 @@ def executor():
             yield executor
 
 
-def test_a_killed_worker_is_made_up_for(executor, tmp_path):
+def test_task_of_a_killed_worker_is_retried(executor, tmp_path):
     build_dir, finished = new_build_dir(tmp_path / "build"), []
     executor.run(die_once_at_two, build_dir, range(6), finished.append)
     assert results(build_dir) == {task: task * task for task in range(6)}
@@ -38,7 +38,7 @@ def test_a_killed_worker_is_made_up_for(executor, tmp_path):
     ]
 
 
-def test_what_a_task_raises_arrives_and_ends_the_others(executor, tmp_path):
+def test_error_of_a_task_is_raised_and_ends_the_other_tasks(executor, tmp_path):
     build_dir = new_build_dir(tmp_path / "build")
     with pytest.raises(ValueError, match=r"books/x.txt: line 3:\nnot UTF-8"):
         executor.run(bad_line_at_one, build_dir, range(40), lambda task: None)
@@ -47,7 +47,7 @@ def test_what_a_task_raises_arrives_and_ends_the_others(executor, tmp_path):
     assert len(results(build_dir)) == before < 39
 
 
-def test_a_build_gives_the_bytes_of_a_local_one_and_leaves_no_process(corpus, tmp_path, small_tasks, capfd, executor):
+def test_build_gives_the_bytes_of_a_local_build_and_leaves_no_process(corpus, tmp_path, small_tasks, capfd, executor):
     executor.__exit__(None, None, None)
     flags = ["--shard_rows", "50", "--workers", "2", "--deduplicate", "exact"]
     assert build(corpus, tmp_path / "local", *flags) == 0
@@ -58,6 +58,6 @@ def test_a_build_gives_the_bytes_of_a_local_one_and_leaves_no_process(corpus, tm
     assert ray_processes() == []
 
 
-def test_no_cluster_at_the_address_is_one_line(corpus, tmp_path, capfd):
+def test_missing_ray_cluster_is_an_error_of_one_line(corpus, tmp_path, capfd):
     assert build(corpus, tmp_path / "data", "--executor", "ray", "--ray_address", "auto") == 1
     assert capfd.readouterr().err.startswith("error: --ray_address auto: Could not find any running Ray instance")

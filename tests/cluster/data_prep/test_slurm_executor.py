@@ -80,14 +80,16 @@ def driver(corpus, output_dir):
         [sys.executable, "-c", _DRIVER, *flags],
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # SIGINT is ignored where tests run in the background
     )
 
 
-def test_a_build_on_two_nodes_gives_the_bytes_of_a_local_one(
+def test_build_on_two_nodes_gives_the_bytes_of_a_local_build(
     cluster, corpus, local_digests, tmp_path, monkeypatch, capfd
 ):
-    """From a path that a shell or Slurm could misread, and by a driver that is itself a job."""
+    """The path has characters that a shell or Slurm could misinterpret, and the driver is itself a Slurm job."""
     output_dir = tmp_path / "it's %a $(touch x) of\tdata"
     for name, value in {"ARRAY_TASK_ID": "5", "MEM_PER_CPU": "3", "MEM_PER_NODE": "4", "JOB_ID": "1"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
@@ -99,7 +101,7 @@ def test_a_build_on_two_nodes_gives_the_bytes_of_a_local_one(
     assert [line for line in capfd.readouterr().err.splitlines() if not line.startswith(titles)] == []
 
 
-def test_a_mistake_found_on_a_node_is_one_line_and_exit_code_1(cluster, tmp_path, capfd):
+def test_invalid_input_found_on_a_node_is_an_error_of_one_line(cluster, tmp_path, capfd):
     source = tmp_path / "bad.jsonl"
     source.write_text('{"text": "A first document of some length, in order."}\n{"text": 3}\n')
     flags = ["build", "--source", f"jsonl={source}", "--vocab_size", "300", "--executor", "slurm"]
@@ -119,7 +121,7 @@ def test_a_mistake_found_on_a_node_is_one_line_and_exit_code_1(cluster, tmp_path
         (bug_at_one, RuntimeError, r"task 1: KeyError: 'nonesuch' \(see .*/bug_at_one_000/errors/00001.json\)"),
     ],
 )
-def test_what_a_task_raises_arrives_and_ends_the_other_jobs(cluster, executor, tmp_path, function, error, message):
+def test_error_of_a_task_is_raised_and_ends_the_other_jobs(cluster, executor, tmp_path, function, error, message):
     build_dir = new_build_dir(tmp_path / "build")
     with pytest.raises(error, match=message):
         executor.run(function, build_dir, range(40), lambda task: None)
@@ -127,7 +129,7 @@ def test_what_a_task_raises_arrives_and_ends_the_other_jobs(cluster, executor, t
     assert len(results(build_dir)) < 39
 
 
-def test_a_cancelled_job_is_made_up_for(cluster, executor, tmp_path):
+def test_task_of_a_cancelled_job_is_retried(cluster, executor, tmp_path):
     build_dir, finished = new_build_dir(tmp_path / "build"), []
 
     def cancel_second_job(task):
@@ -142,7 +144,7 @@ def test_a_cancelled_job_is_made_up_for(cluster, executor, tmp_path):
     assert sorted(path.name for path in (build_dir / "logs").iterdir()) == ["square_000", "square_001"]
 
 
-def test_a_task_that_kills_its_job_three_times_is_named(cluster, executor, tmp_path):
+def test_task_that_kills_its_job_three_times_is_an_error(cluster, executor, tmp_path):
     build_dir, finished = new_build_dir(tmp_path / "build"), []
     with pytest.raises(OSError, match=r"^task 2 of die_at_two: the job was lost 3 times \(Slurm job \d+: 1 FAILED\)"):
         executor.run(die_at_two, build_dir, range(6), finished.append)
@@ -151,7 +153,7 @@ def test_a_task_that_kills_its_job_three_times_is_named(cluster, executor, tmp_p
     assert len(list((build_dir / "logs").iterdir())) == 3
 
 
-def test_a_killed_driver_started_again_ends_its_old_jobs_and_gives_the_same_bytes(
+def test_restarted_driver_cancels_its_old_jobs_and_gives_the_same_bytes(
     cluster, corpus, local_digests, tmp_path, capfd
 ):
     output_dir = tmp_path / "data"
@@ -175,7 +177,7 @@ SlurmExecutor(2, SlurmOptions()).run(square, Path(sys.argv[1]), range(400), lamb
 """
 
 
-def test_jobs_of_a_killed_driver_end_before_another_goes_on_with_whatever_executor(cluster, tmp_path, monkeypatch):
+def test_orphaned_jobs_are_cancelled_before_any_executor_resumes_the_build(cluster, tmp_path, monkeypatch):
     build_dir = new_build_dir(tmp_path / "build")
     process = subprocess.Popen([sys.executable, "-c", _SLOW_DRIVER, str(build_dir)])
     wait_until(lambda: len(results(build_dir)) >= 2)
@@ -190,11 +192,11 @@ def test_jobs_of_a_killed_driver_end_before_another_goes_on_with_whatever_execut
     assert running(cluster, build_dir) == []
     assert 2 <= len(results(build_dir)) < 400
     monkeypatch.setenv("PATH", "")
-    stop_orphaned_jobs(build_dir)  # there is nothing left to ask Slurm about
+    stop_orphaned_jobs(build_dir)  # all attempts are closed, so Slurm is not needed
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_driver_cancels_its_jobs(cluster, corpus, tmp_path, number):
+def test_interrupted_driver_cancels_its_jobs(cluster, corpus, tmp_path, number):
     output_dir = tmp_path / "data"
     process = driver(corpus, output_dir)
     wait_until(lambda: running(cluster, output_dir / ".build"))
@@ -212,7 +214,7 @@ def test_an_interrupted_driver_cancels_its_jobs(cluster, corpus, tmp_path, numbe
         (SlurmOptions(partition="short", time="02:00:00"), r"job \d+ can never start: PartitionTimeLimit"),
     ],
 )
-def test_jobs_that_slurm_will_not_run_are_an_error(cluster, tmp_path, options, message):
+def test_jobs_that_slurm_refuses_are_an_error(cluster, tmp_path, options, message):
     build_dir = new_build_dir(tmp_path / "build")
     with pytest.raises(OSError, match=message):
         SlurmExecutor(2, options).run(square, build_dir, range(2), lambda task: None)

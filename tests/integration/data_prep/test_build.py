@@ -17,7 +17,7 @@ from data_prep.__main__ import main
 
 @pytest.fixture(scope="module")
 def reference(corpus, tmp_path_factory):
-    """One worker, small tasks, several shards."""
+    """A build with one worker, small tasks and several shards."""
     output_dir = tmp_path_factory.mktemp("reference") / "data"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data_prep.plan.READING_TASK_BYTES", 1 << 14)
@@ -27,13 +27,13 @@ def reference(corpus, tmp_path_factory):
 
 
 @pytest.mark.parametrize("workers", ["2", "3"])
-def test_number_of_workers_does_not_change_a_byte(corpus, reference, tmp_path, small_tasks, workers):
+def test_bytes_do_not_depend_on_the_number_of_workers(corpus, reference, tmp_path, small_tasks, workers):
     assert build(corpus, tmp_path / "data", "--shard_rows", "50", "--workers", workers) == 0
     assert digests(tmp_path / "data") == digests(reference)
     assert len(list(reference.glob("train_*.hdf5"))) > 5
 
 
-def test_small_and_large_groups_hold_the_same_tokens(reference, sound_build):
+def test_small_and_large_groups_contain_the_same_tokens(reference, sound_build):
     cards = [json.loads((folder / "data_card.json").read_text()) for folder in (reference, sound_build)]
     for name in ("documents", "sentences", "tokens", "vocabulary"):
         assert cards[0][name] == cards[1][name]
@@ -60,7 +60,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def is_running(process_id):
-    """Whether a process exists and is not a zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
@@ -68,7 +68,7 @@ def is_running(process_id):
 
 
 @pytest.mark.parametrize("stage", ["read", "write"])
-def test_killed_build_goes_on_to_the_same_bytes(corpus, reference, tmp_path, small_tasks, stage, capfd):
+def test_killed_build_is_resumed_with_the_same_bytes(corpus, reference, tmp_path, small_tasks, stage, capfd):
     output_dir = tmp_path / "data"
     flags = ["build", "--source", f"text={corpus}", "--output_dir", str(output_dir), "--seq_length", "32"]
     flags += ["--vocab_size", "300", "--validation_fraction", "0.1", "--seed", "7", "--shard_rows", "50"]
@@ -94,21 +94,21 @@ def test_killed_build_goes_on_to_the_same_bytes(corpus, reference, tmp_path, sma
     assert digests(output_dir) == digests(reference)
 
 
-def test_finished_build_is_left_alone(corpus, sound_build, capsys):
+def test_finished_build_is_not_changed(corpus, sound_build, capsys):
     before = digests(sound_build)
     assert build(corpus, sound_build) == 0
     assert "already holds this build" in capsys.readouterr().out
     assert digests(sound_build) == before
 
 
-def test_another_build_in_the_directory_is_an_error_and_loses_nothing(corpus, sound_build, capsys):
+def test_directory_of_another_build_is_an_error_and_is_not_changed(corpus, sound_build, capsys):
     before = digests(sound_build)
     assert build(corpus, sound_build, "--seed", "9") == 1
     assert "holds another build" in capsys.readouterr().err
     assert digests(sound_build) == before
 
 
-def test_unfinished_other_build_is_an_error(corpus, tmp_path, capsys):
+def test_unfinished_build_with_other_arguments_is_an_error(corpus, tmp_path, capsys):
     (tmp_path / "data" / ".build").mkdir(parents=True)
     (tmp_path / "data" / ".build" / "plan.json").write_text('{"identity": "other"}')
     assert build(corpus, tmp_path / "data") == 1
@@ -147,8 +147,8 @@ def test_mlm_build_packs_every_token(corpus, sound_build, tmp_path):
     assert rows == sum(-(-(card["row_tokens"][s] - 2 * card["rows"][s]) // 30) for s in ("train", "validation"))
 
 
-def test_tokens_of_a_split_come_from_its_documents_alone(sound_build):
-    """A sentence ends in its document's number, which is in one split only."""
+def test_tokens_of_a_split_come_only_from_its_documents(sound_build):
+    """Every sentence contains the number of its document, which is in one split only."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(sound_build / "tokenizer.json"))
@@ -171,7 +171,7 @@ def test_two_tiny_documents_give_a_row_in_each_split(tmp_path):
     assert manifest.rows("validation") > 0
 
 
-def test_several_sequence_lengths_hold_the_same_documents(corpus, sound_build, tmp_path, capsys):
+def test_several_sequence_lengths_contain_the_same_documents(corpus, sound_build, tmp_path, capsys):
     flags = ["--seq_length", "64", "32", "--vocab", str(sound_build / "vocab.txt")]
     assert build(corpus, tmp_path / "both", *flags) == 0
     one = [json.loads((folder / "data_card.json").read_text()) for folder in (sound_build, tmp_path / "both/seq_32")]
@@ -191,7 +191,7 @@ def test_several_sequence_lengths_hold_the_same_documents(corpus, sound_build, t
     assert capsys.readouterr().out.count("already holds this build") == 1
 
 
-def test_card_says_what_each_source_gave(corpus, tmp_path):
+def test_data_card_lists_documents_and_drops_of_each_source(corpus, tmp_path):
     texts = ["Short.", "word " * 30]
     (tmp_path / "more.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     assert build(corpus, tmp_path / "data", "--source", f"jsonl={tmp_path}/more.jsonl") == 0

@@ -1,4 +1,4 @@
-"""Data sets of the Hub through `datasets`: a folder, a Hub on this machine over HTTP, and the caches it leaves."""
+"""Data sets of the Hub through `datasets`: from a folder, from a local HTTP server, and from the caches."""
 
 import hashlib
 import json
@@ -105,14 +105,14 @@ def server(repositories):
 
 @pytest.fixture(scope="module")
 def caches(server, tmp_path_factory):
-    """A home in which `org/wiki` was both prepared and downloaded."""
+    """A home directory in which `org/wiki` was both prepared and downloaded."""
     home = tmp_path_factory.mktemp("caches")
     run(FILL_CACHES, home=home, server=server)
     return home
 
 
 def run(code, *arguments, home, server=None, **environment):
-    """Python in a process of its own, whose Hub is `server` and whose caches are in `home`."""
+    """Run Python in a separate process, with `server` as its Hub and its caches in `home`."""
     environment = {
         **os.environ, "HF_HOME": str(home), "HF_ENDPOINT": server.address if server else "http://127.0.0.1:9",
         **environment,
@@ -124,7 +124,7 @@ def run(code, *arguments, home, server=None, **environment):
 
 
 def read(*arguments, **where):
-    """What comes of each source: its texts and the paths of its pieces, or an error."""
+    """Return for each source its texts and the paths of its pieces, or an error."""
     result = run(READ, *arguments, **where)
     assert result.stderr == "", "datasets or huggingface_hub wrote to the terminal"
     return json.loads(result.stdout)
@@ -143,7 +143,7 @@ def shard_digests(folder):
 
 
 def rows(folder):
-    """The datasets of all shards, without the attributes, which name the source."""
+    """Return the datasets of all shards without the attributes, which name the source."""
     content = {}
     for path in sorted(folder.glob("*.hdf5")):
         with h5py.File(path) as file:
@@ -151,7 +151,7 @@ def rows(folder):
     return content
 
 
-def test_folder_in_the_layout_of_the_hub_is_read_as_the_hub_would(repositories, texts):
+def test_folder_in_the_hub_layout_is_read_like_the_hub(repositories, texts):
     wiki = repositories / "org" / "wiki"
     assert [(d.text, d.id) for d in read_source(f"hub={wiki}:en")][80] == (texts[80], "train-00001-of-00002.parquet 0")
     assert [d.text for d in read_source(f"hub={wiki}:en")] == texts
@@ -159,7 +159,7 @@ def test_folder_in_the_layout_of_the_hub_is_read_as_the_hub_would(repositories, 
     assert [d.text for d in read_source(f"hub={repositories}/org/lines")] == texts
 
 
-def test_folder_stream_and_cache_build_the_same_shards_with_any_number_of_workers(
+def test_folder_stream_and_cache_give_the_same_shards_with_any_number_of_workers(
     server, repositories, caches, tmp_path
 ):
     files = build(f"parquet={repositories}/org/wiki/en/train-*", tmp_path / "files", 1, home=tmp_path / "empty")
@@ -171,7 +171,7 @@ def test_folder_stream_and_cache_build_the_same_shards_with_any_number_of_worker
     assert len(shard_digests(streamed)) > 8
 
 
-def test_streaming_fetches_the_wanted_columns_once_and_keeps_nothing(server, texts, tmp_path):
+def test_streaming_fetches_selected_columns_once_and_keeps_nothing_on_disk(server, texts, tmp_path):
     server.requests.clear()
     copy = "hub=org/script:plain,revision=refs/convert/parquet,join_rows=2"
     answers = read("hub=org/wiki:en", "hub=org/lines", copy, home=tmp_path, server=server)
@@ -186,7 +186,7 @@ def test_streaming_fetches_the_wanted_columns_once_and_keeps_nothing(server, tex
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 1000] == []
 
 
-def test_offline_reads_what_was_prepared_or_downloaded_and_asks_for_nothing(server, caches, texts, tmp_path):
+def test_offline_reads_the_caches_without_any_request(server, caches, texts, tmp_path):
     prepared, downloaded = tmp_path / "prepared", tmp_path / "downloaded"
     shutil.copytree(caches / "datasets", prepared / "datasets")
     shutil.copytree(caches / "hub", downloaded / "hub", symlinks=True)
@@ -207,7 +207,7 @@ def test_offline_reads_what_was_prepared_or_downloaded_and_asks_for_nothing(serv
     assert server.requests == []
 
 
-def test_offline_with_a_part_of_the_data_is_an_error(caches, tmp_path):
+def test_offline_with_an_incomplete_download_is_an_error(caches, tmp_path):
     shutil.copytree(caches / "hub", tmp_path / "hub", symlinks=True)
     snapshot = tmp_path / "hub" / "datasets--org--wiki" / "snapshots" / SHA
     (snapshot / "en" / "train-00000-of-00002.parquet").unlink()
@@ -223,7 +223,7 @@ def mistakes(server, tmp_path_factory):
 
 
 @pytest.mark.parametrize("argument", MISTAKES)
-def test_data_set_that_cannot_be_had_is_one_line(mistakes, argument):
+def test_unavailable_data_set_is_an_error_of_one_line(mistakes, argument):
     found = mistakes[argument]
     assert found["error"].startswith(argument)
     assert MISTAKES[argument] in found["error"]
@@ -231,7 +231,7 @@ def test_data_set_that_cannot_be_had_is_one_line(mistakes, argument):
     assert not found["is_network"]
 
 
-def test_no_network_is_an_error_of_the_network(monkeypatch):
+def test_missing_network_raises_os_error(monkeypatch):
     import datasets
 
     def refuse(*_, **__):
@@ -244,8 +244,8 @@ def test_no_network_is_an_error_of_the_network(monkeypatch):
         hub.list_pieces("org/wiki:en")
 
 
-def test_losing_the_hub_is_an_error_after_which_the_build_goes_on(monkeypatch):
-    """OSError: a ValueError would be a mistake in the input, for which a build is discarded."""
+def test_lost_connection_raises_os_error_so_that_the_build_can_be_resumed(monkeypatch):
+    """A ValueError would be a mistake in the input, for which a build may be discarded."""
 
     def refuse(*_, **__):
         raise ConnectionError("connection reset")
@@ -256,7 +256,7 @@ def test_losing_the_hub_is_an_error_after_which_the_build_goes_on(monkeypatch):
         list(hub.read_piece(piece))
 
 
-def test_many_names_are_cut_short():
+def test_long_list_of_names_is_shortened():
     assert hub_loading.shortened([str(n) for n in range(400)]).endswith(", 10, 11 and 388 more")
 
 

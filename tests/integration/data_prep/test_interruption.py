@@ -1,6 +1,6 @@
-"""Builds that are killed at any moment, and builds on a disk that fills up.
+"""Builds that are killed at random moments, and builds on a disk that becomes full.
 
-`BERT_PLD_KILLS` sets how often they are killed (default 8).
+`BERT_PLD_KILLS` sets the number of kills (default 8).
 """
 
 import json
@@ -37,7 +37,7 @@ def start(corpus, output_dir):
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def test_killed_at_random_moments_a_build_ends_in_the_same_bytes(corpus, tmp_path):
+def test_build_killed_at_random_moments_ends_with_the_same_bytes(corpus, tmp_path):
     output_dir = tmp_path / "data"
     began = time.monotonic()
     assert start(corpus, output_dir).wait() == 0
@@ -50,14 +50,14 @@ def test_killed_at_random_moments_a_build_ends_in_the_same_bytes(corpus, tmp_pat
     while kills < KILLS or not finished:
         process = start(corpus, output_dir)
         try:
-            # The latest moments are the rarest: aim there too.
+            # Late moments are rare, so kills are spread over the whole build.
             process.communicate(timeout=draw.uniform(0.2, 1.0) * whole_s if kills < KILLS else 60)
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             error = process.communicate()[1]
             kills += 1
             went_on += "resuming" in error
-            # Nothing half-written is taken for whole: a manifest is there only when everything else is.
+            # The manifest is written last: if it exists, all other files are complete.
             if all((output_dir / name / "manifest.json").is_file() for name in ("seq_32", "seq_64")):
                 assert {n: d for n, d in digests(output_dir).items() if ".build" not in n} == reference
         else:
@@ -81,7 +81,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_disk_that_fills_up_is_one_line_and_with_room_the_build_goes_on(tmp_path, small_disk, capfd):
+def test_full_disk_is_an_error_of_one_line_and_the_build_is_resumed_with_space(tmp_path, small_disk, capfd):
     corpus = write_corpus(tmp_path / "text", files=4, documents=100)
     output_dir = small_disk / "data"
     assert main(flags_of(corpus, output_dir)) == 1
@@ -98,13 +98,13 @@ def test_a_disk_that_fills_up_is_one_line_and_with_room_the_build_goes_on(tmp_pa
 
 
 def jsonl(path, numbers, damaged=False):
-    """A file of its own size for each, of made-up documents; a damaged one has a line that is no JSON."""
+    """Write made-up documents; each file has its own size, and a damaged file has a line that is not JSON."""
     draw = random.Random(path.name)
     lines = [json.dumps({"text": f"{path.stem} {n} " + " ".join(draw.choices(WORDS, k=60))}) for n in range(numbers)]
     path.write_text("\n".join([*lines, "{oops" if damaged else ""]))
 
 
-def test_a_damaged_file_costs_its_own_task_alone(tmp_path, small_tasks, capfd):
+def test_damaged_file_invalidates_only_its_own_reading_task(tmp_path, small_tasks, capfd):
     folder, output_dir = tmp_path / "text", tmp_path / "data"
     folder.mkdir()
     for number in range(6):
@@ -124,7 +124,7 @@ def test_a_damaged_file_costs_its_own_task_alone(tmp_path, small_tasks, capfd):
     assert digests(output_dir) == digests(tmp_path / "anew")
 
 
-def test_a_wrong_vocabulary_size_does_not_cost_the_reading_and_changed_files_are_read_again(tmp_path, corpus, capfd):
+def test_corrected_vocabulary_size_reuses_reading_tasks_except_of_changed_files(tmp_path, corpus, capfd):
     folder, output_dir = tmp_path / "text", tmp_path / "data"
     shutil.copytree(corpus, folder)
     flags = ["build", "--source", f"text={folder}", "--seq_length", "32", "--validation_fraction", "0.1"]
@@ -137,7 +137,7 @@ def test_a_wrong_vocabulary_size_does_not_cost_the_reading_and_changed_files_are
     part.write_text(part.read_text().replace("number 3.", "number 8."))
     os.utime(part, (time.time() + 10, time.time() + 10))
     assert main([*flags, "300", "--output_dir", str(output_dir)]) == 1
-    assert "holds an unfinished build with other arguments" in capfd.readouterr().err  # a single task, of all files
+    assert "holds an unfinished build with other arguments" in capfd.readouterr().err  # a single task reads all files
     os.utime(part, (1, 1))
     assert main([*flags, "300", "--output_dir", str(output_dir)]) == 0
     assert "1 of 1 reading tasks reused" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""Builds in NVIDIA's format: the rows of a native build with the masks that dynamic masking draws."""
+"""Builds in NVIDIA's format have the rows of a native build and the masks of dynamic masking."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def several_groups():
-    """Of two shards each, so that rows are counted over groups and shards."""
+    """Make groups of two shards each, so that row indices run over groups and shards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data_prep.plan.READING_TASK_BYTES", 1 << 15)
         patch.setattr("data_prep.rows.splitting.GROUP_BYTES", 1 << 15)
@@ -38,7 +38,7 @@ def several_groups():
 
 
 def build_pair(corpus, folder, *flags):
-    """The same text in both formats."""
+    """Build the same text in both formats."""
     assert build(corpus, folder / "native", *SHARDS, *flags) == 0
     assert build(corpus, folder / "nvidia", *SHARDS, *NVIDIA, *flags) == 0
     return folder
@@ -73,7 +73,7 @@ def assert_same_rows_and_masks(folder):
     return native, nvidia
 
 
-def test_restored_rows_are_the_native_ones_and_masks_those_of_the_first_epochs(pair):
+def test_nvidia_rows_restore_native_rows_with_the_masks_of_the_first_epochs(pair):
     native, nvidia = assert_same_rows_and_masks(pair)
     assert nvidia.manifest.format == "nvidia"
     assert nvidia.manifest.tokens("train") == DUPLICATES * native.manifest.tokens("train")
@@ -89,14 +89,14 @@ def test_packed_rows_have_no_next_sentence_labels(corpus, tmp_path):
     assert verify(tmp_path / "nvidia") == []
 
 
-def test_others_select_the_right_files_by_their_names(pair):
+def test_file_names_select_the_split_as_other_projects_expect(pair):
     names = [path.name for path in (pair / "nvidia").glob("*.hdf5")]
     records = Manifest.read(pair / "nvidia").splits
     for word, split in (("training", "train"), ("train", "train"), ("test", "validation")):
         assert sorted(name for name in names if word in name) == sorted(record.file for record in records[split])
 
 
-def test_a_build_without_its_manifest_reads_the_same_rows(pair, tmp_path):
+def test_rows_are_the_same_without_the_manifest(pair, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(pair / "nvidia", bare)
     (bare / "manifest.json").unlink()
@@ -107,21 +107,21 @@ def test_a_build_without_its_manifest_reads_the_same_rows(pair, tmp_path):
         assert theirs.attributes.vocabulary_hash == ours.attributes.vocabulary_hash
 
 
-def test_workers_and_an_interruption_change_no_byte(corpus, pair, tmp_path, monkeypatch):
+def test_bytes_do_not_depend_on_workers_or_interruptions(corpus, pair, tmp_path, monkeypatch):
     flags = (*SHARDS, *NVIDIA, "--workers", "2")
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("data_prep.pipeline.write_card", interrupted)  # after the shards are in their places
+        patch.setattr("data_prep.pipeline.write_card", interrupted)  # after the shards have their final names
         assert build(corpus, tmp_path / "data", *flags) == 130
     assert (tmp_path / "data" / ".build").is_dir()
     assert build(corpus, tmp_path / "data", *flags) == 0
     assert digests(tmp_path / "data") == digests(pair / "nvidia")
 
 
-def test_verify_is_content_with_a_sound_build_and_shows_original_rows(pair, capsys):
+def test_verify_accepts_a_sound_build_and_prints_unmasked_rows(pair, capsys):
     assert verify(pair / "nvidia") == []
     out = capsys.readouterr().out
     assert "sound" in out
@@ -131,7 +131,7 @@ def test_verify_is_content_with_a_sound_build_and_shows_original_rows(pair, caps
 
 
 def rewritten(folder, change):
-    """Change a shard's datasets, and the manifest with them, so that only the content is at fault."""
+    """Change a shard's datasets and update the manifest, so that only the content is invalid."""
     path = folder / "bert_training_1.hdf5"
     with h5py.File(path, "r+") as file:
         change(file)
@@ -158,7 +158,7 @@ def put(name, *place, value):
         (put("input_mask", 2, 5, value=0), "row 2: input_mask is not ones and then zeros"),
     ],
 )
-def test_verify_names_the_row_at_fault(pair, tmp_path, change, message):
+def test_verify_names_the_invalid_row(pair, tmp_path, change, message):
     shutil.copytree(pair / "nvidia", tmp_path / "data")
     rewritten(tmp_path / "data", change)
     (fault,) = verify(tmp_path / "data")
@@ -166,7 +166,7 @@ def test_verify_names_the_row_at_fault(pair, tmp_path, change, message):
     assert re.search(message, fault), fault
 
 
-def test_verify_finds_damaged_missing_and_foreign_shards(pair, tmp_path):
+def test_verify_finds_damaged_missing_and_unlisted_shards(pair, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(pair / "nvidia", data)
     content = bytearray((data / "bert_training_0.hdf5").read_bytes())
@@ -187,13 +187,13 @@ def test_verify_finds_damaged_missing_and_foreign_shards(pair, tmp_path):
         (["--dupe_factor", "5"], "--dupe_factor: requires --format nvidia; native rows hold no masks"),
     ],
 )
-def test_mistakes_are_one_line(corpus, tmp_path, capsys, flags, message):
+def test_invalid_flag_is_an_error_of_one_line(corpus, tmp_path, capsys, flags, message):
     assert build(corpus, tmp_path / "data", *flags) == 1
     assert f"error: {message}" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
 
 
-def test_a_vocabulary_with_padding_elsewhere_is_refused(corpus, tmp_path, capsys):
+def test_vocabulary_with_nonzero_padding_id_is_an_error(corpus, tmp_path, capsys):
     entries = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "word"]
     (tmp_path / "vocab.txt").write_text("".join(f"{entry}\n" for entry in entries))
     flags = ("--vocab", str(tmp_path / "vocab.txt"), "--format", "nvidia")

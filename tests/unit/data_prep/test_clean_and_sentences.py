@@ -13,7 +13,7 @@ from data_prep.text.sentences import split_sentences
 
 
 class Given(PipelineStep):
-    """Gives these texts as documents."""
+    """Yields texts as documents."""
 
     def __init__(self, texts):
         super().__init__()
@@ -39,12 +39,12 @@ PROSE = "This is a perfectly good sentence, and it is long enough to be kept by 
         ("", ""),
     ],
 )
-def test_clean_text_has_one_form(raw, clean):
+def test_text_is_normalized(raw, clean):
     assert clean_text(raw) == clean
     assert clean_text(clean) == clean
 
 
-def test_unfit_documents_are_dropped_with_counted_reasons():
+def test_dropped_documents_are_counted_by_reason():
     texts = [
         PROSE,
         "Too short.",
@@ -57,7 +57,7 @@ def test_unfit_documents_are_dropped_with_counted_reasons():
     assert run_recipe([Given(texts), Normalise(), Drop("unfit", drop_reason)]) == {TOO_SHORT: 2, NOT_PROSE: 1}
 
 
-def test_what_a_source_leaves_out_is_counted_by_its_reason(monkeypatch):
+def test_documents_dropped_by_a_source_are_counted_by_reason(monkeypatch):
     documents = [
         SourceDocument("", "1", "text", dropped="redirect"),
         SourceDocument(PROSE, "2", "text"),
@@ -89,11 +89,11 @@ def test_letters_of_other_scripts_are_prose():
         ("One. * * *\n/>\nTwo.", ["One.", "Two."]),
     ],
 )  # fmt: skip
-def test_sentences_end_where_a_reader_would_end_them(text, sentences):
+def test_sentences_are_split_as_a_reader_would(text, sentences):
     assert split_sentences(text) == sentences
 
 
-def test_long_speech_is_split_inside_its_quotation_marks():
+def test_long_speech_is_split_within_quotation_marks():
     speech = "“" + " ".join(f"This is sentence number {n} of a long speech." for n in range(20)) + "”"
     sentences = split_sentences(speech)
     assert len(sentences) == 20

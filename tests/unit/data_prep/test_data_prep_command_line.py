@@ -8,7 +8,7 @@ from data_prep.__main__ import main
 
 
 def failed(capfd, *argv):
-    """The single line of an error."""
+    """Run a command that fails, and return its single line of error."""
     status = main(list(argv))
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert status == 1
@@ -33,29 +33,29 @@ def build_flags(tmp_path, source):
         (["--source", "text=/no/such/place"], "/no/such/place: no such file, and no file matches it as a glob"),
     ],
 )
-def test_wrong_argument_is_one_line(tmp_path, corpus, capfd, flags, message):
+def test_invalid_argument_is_an_error_of_one_line(tmp_path, corpus, capfd, flags, message):
     assert message in failed(capfd, *build_flags(tmp_path, f"text={corpus}"), *flags)
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_vocabulary_file_is_one_line(tmp_path, corpus, capfd):
+def test_missing_vocabulary_file_is_an_error_of_one_line(tmp_path, corpus, capfd):
     flags = ["build", "--source", f"text={corpus}", "--vocab", "/no/vocab.txt", "--output_dir", str(tmp_path / "out")]
     assert "--vocab /no/vocab.txt: no such file" in failed(capfd, *flags)
 
 
-def test_damaged_input_inside_a_worker_is_one_line(tmp_path, capfd):
+def test_damaged_input_in_a_worker_is_an_error_of_one_line(tmp_path, capfd):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{oops}\n')
     assert "a.jsonl:2: not JSON" in failed(capfd, *build_flags(tmp_path, f"jsonl={tmp_path}/a.jsonl"))
 
 
-def test_corpus_with_nothing_left_says_why(tmp_path, capfd):
+def test_corpus_without_documents_after_cleaning_is_an_error_with_reasons(tmp_path, capfd):
     (tmp_path / "a.txt").write_text("Short.\n\nAlso short.\n\n" + "1234 5678 | " * 20)
     line = failed(capfd, *build_flags(tmp_path, f"text={tmp_path}/a.txt"))
     assert "no document is left after cleaning: 1 not prose" in line
     assert "2 shorter than 64 characters" in line
 
 
-def test_single_document_is_one_line(tmp_path, capfd):
+def test_single_document_is_an_error_of_one_line(tmp_path, capfd):
     (tmp_path / "a.txt").write_text("This is the one and only document there is. " * 80)
     vocab = tmp_path / "vocab.txt"
     vocab.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n")
@@ -71,20 +71,20 @@ def test_single_document_is_one_line(tmp_path, capfd):
     assert "hold a single document" in failed(capfd, *flags, "--workers", "1")
 
 
-def test_directory_that_cannot_be_made_is_one_line(tmp_path, corpus, capfd):
+def test_directory_that_cannot_be_made_is_an_error_of_one_line(tmp_path, corpus, capfd):
     (tmp_path / "out").write_text("a file")
     assert "out: File exists" in failed(capfd, *build_flags(tmp_path, f"text={corpus}"))
 
 
-def test_directory_with_other_files_is_refused(tmp_path, corpus, capfd):
+def test_directory_with_other_files_is_an_error(tmp_path, corpus, capfd):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("precious")
     assert "holds other files (thesis.tex)" in failed(capfd, *build_flags(tmp_path, f"text={corpus}"))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
-def test_full_disk_is_one_line_and_the_build_can_go_on(tmp_path, corpus, sound_build, capfd):
-    """A limit on the size of files stands for a full disk."""
+def test_full_disk_is_an_error_of_one_line_and_the_build_can_be_resumed(tmp_path, corpus, sound_build, capfd):
+    """A limit on file size simulates a full disk."""
     output_dir, vocab = tmp_path / "out", sound_build / "vocab.txt"
     command = f"ulimit -f 24; exec {sys.executable} -m data_prep build --source text={corpus} --vocab {vocab}"
     command += f" --seq_length 32 --validation_fraction 0.1 --seed 7 --workers 1 --output_dir {output_dir}"

@@ -18,7 +18,7 @@ def document(draw, words=200):
 
 
 def edited(draw, text, rate):
-    """Words left out, exchanged and put in, a share of `rate` in all."""
+    """Remove, replace or insert words; `rate` is the share of changed words."""
     words = []
     for word in text.split():
         kind = draw.random() / rate
@@ -52,14 +52,14 @@ def test_signatures_estimate_the_jaccard_similarity_without_bias():
     assert np.std(errors) > 0.3 * deviation
 
 
-def test_case_punctuation_and_white_space_do_not_count():
+def test_case_punctuation_and_white_space_are_ignored():
     text = document(random.Random(2))
     other = text.upper().replace(" ", ",\n", 50)
     assert estimate(text, other) == 1.0
     assert estimate(text, document(random.Random(3))) < 0.05
 
 
-def test_a_signature_does_not_depend_on_its_neighbours_nor_on_windows(monkeypatch):
+def test_signature_is_independent_of_other_documents_and_of_windows(monkeypatch):
     draw = random.Random(4)
     texts = [document(draw, n) for n in (70, 3, 300, 0, 90, 61, 2000, 5)]
     together = signatures(texts)
@@ -74,7 +74,7 @@ def test_a_signature_does_not_depend_on_its_neighbours_nor_on_windows(monkeypatc
         assert same == 1.0 if len(text) < 4096 else same > 0.9
 
 
-def test_a_short_document_is_like_another_only_if_its_subject_is_the_same():
+def test_short_documents_are_similar_only_with_the_same_subject():
     words = document(random.Random(5), 60).split()
     first, second, other = (
         " ".join([name, *words[:20], "Ostra", *words[20:]]) for name in ("Velma", "Velma", "Kestrin")
@@ -90,13 +90,13 @@ def test_a_short_document_is_like_another_only_if_its_subject_is_the_same():
     assert signed.shape == (6, BANDS, BAND_ROWS)
 
 
-def test_a_long_document_may_change_its_name():
+def test_long_documents_are_similar_with_different_names():
     words = document(random.Random(5), 400)
     assert estimate(f"Velma {words}", f"Kestrin {words}") > 0.95
 
 
 def removed(build_dir, texts_of_tasks, similarity=0.65, comparisons=None):
-    """Indices (task, place) of the duplicates among these documents, exact ones and all."""
+    """Return the (task, index) of exact duplicates, and of all duplicates, among these documents."""
     for folder in ("spool", "duplicates"):
         (build_dir / folder).mkdir(parents=True)
     for task, texts in enumerate(texts_of_tasks):
@@ -123,7 +123,7 @@ def left_out(build_dir, texts_of_tasks):
     }
 
 
-def test_planted_copies_and_lightly_edited_copies_are_found_and_nothing_else(tmp_path):
+def test_planted_copies_and_edited_copies_are_found_without_false_positives(tmp_path):
     draw = random.Random(6)
     originals = [document(draw, draw.randint(100, 400)) for _ in range(2000)]
     copies = draw.sample(originals, 200)
@@ -135,14 +135,14 @@ def test_planted_copies_and_lightly_edited_copies_are_found_and_nothing_else(tmp
     assert not everything & ({(0, n) for n in range(700)} | {(1, n) for n in range(1300)})
 
 
-def test_articles_from_one_template_stay(tmp_path):
+def test_articles_from_one_template_are_kept(tmp_path):
     draw = random.Random(7)
     frame = document(draw, 25)
     articles = [f"{draw.choice(WORDS).title()}{n} is a village {frame}" for n in range(300)]
     assert removed(tmp_path, [articles]) == [set(), set()]
 
 
-def test_of_a_cluster_the_first_stays(tmp_path):
+def test_first_document_of_a_cluster_is_kept(tmp_path):
     draw = random.Random(8)
     text = document(draw, 300)
     chain = [text]
@@ -152,7 +152,7 @@ def test_of_a_cluster_the_first_stays(tmp_path):
     assert everything == {(1, 0), (1, 1), (2, 0), (2, 1)}
 
 
-def test_shares_of_a_large_corpus_find_the_same(tmp_path, monkeypatch):
+def test_shares_of_a_large_corpus_find_the_same_duplicates(tmp_path, monkeypatch):
     draw = random.Random(9)
     originals = [document(draw, 120) for _ in range(400)]
     texts = [originals, draw.sample(originals, 60) + [edited(draw, text, 0.02) for text in originals[:60]]]
@@ -163,7 +163,7 @@ def test_shares_of_a_large_corpus_find_the_same(tmp_path, monkeypatch):
     assert removed(tmp_path / "many", texts, comparisons=comparisons) == one
 
 
-def test_build_leaves_duplicates_out_across_sources_and_counts_them(tmp_path):
+def test_build_removes_duplicates_across_sources_and_counts_them(tmp_path):
     draw = random.Random(10)
     texts = [document(draw, 250) for _ in range(100)]
     (tmp_path / "a.txt").write_text("\n\n".join(texts))
@@ -188,7 +188,7 @@ def test_similarity_out_of_range_is_an_error(tmp_path, corpus, capsys, similarit
     assert f"--similarity {float(similarity)}: must be above 0 and at most 1" in capsys.readouterr().err
 
 
-def test_documented_shares_are_the_measured_ones():
+def test_documented_shares_equal_the_measured_ones():
     measured = json.loads((REPOSITORY / "docs/results/deduplication_cpu.json").read_text())
     page = (REPOSITORY / "docs/data_preparation.md").read_text(encoding="utf-8")
     found = {(row["fewest_words"], row["words_changed"]): row["edited_found"] for row in measured["planted"]}

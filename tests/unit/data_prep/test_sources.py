@@ -11,7 +11,7 @@ from data_prep.sources.text import DOCUMENT_BOUNDARY
 from data_prep.text.clean import clean_text
 
 
-def test_text_parts_documents_at_blank_lines(tmp_path):
+def test_text_is_split_into_documents_at_blank_lines(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffOne.\r\nStill one.\r\n\r\n \t\r\nTwo.\r\n\r\n\r\n".encode())
     assert [d.text.strip() for d in read_source(f"text={path}")] == ["One.\nStill one.", "Two."]
@@ -27,7 +27,7 @@ def test_folder_and_glob_are_read_in_order_of_name_without_hidden_files(tmp_path
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 7, 50, 1000])
-def test_cut_pieces_hold_every_document_once(tmp_path, piece_bytes):
+def test_pieces_contain_every_document_once(tmp_path, piece_bytes):
     path = tmp_path / "a.txt"
     texts = [f"Document {n}.\n" + "x" * (n % 13) for n in range(60)]
     path.write_text("\n\n".join(texts))
@@ -39,7 +39,7 @@ def test_cut_pieces_hold_every_document_once(tmp_path, piece_bytes):
     assert len(pieces) > 1 or piece_bytes == 1000
 
 
-def test_wikiextractor_text_loses_title_headings_and_template_marks(tmp_path):
+def test_wikiextractor_text_is_read_without_title_headings_and_traces_of_templates(tmp_path):
     (tmp_path / "wiki_00").write_text(
         '<doc id="12" url="http://x" title="Chen &quot;Z&quot; Li">\nChen "Z" Li\n\n'
         "Chen Li (; born November 1942 ) is a Chinese &amp; Swiss politician (, ) of note () .\n"
@@ -56,7 +56,7 @@ def test_wikiextractor_text_loses_title_headings_and_template_marks(tmp_path):
     assert second.text == "This second article has its own short prose."
 
 
-def test_wikiextractor_json_gives_the_same_as_its_text(tmp_path):
+def test_wikiextractor_json_equals_its_text_output(tmp_path):
     body = "Oslo\n\nOslo is the capital and largest city of Norway.\nHistory.\n"
     (tmp_path / "wiki_00").write_text(json.dumps({"id": "1", "url": "", "title": "Oslo", "text": body}) + "\n")
     (tmp_path / "wiki_01").write_text(f'<doc id="1" url="" title="Oslo">\n{body}</doc>\n')
@@ -79,7 +79,7 @@ PARAGRAPHS = ["It was a very cold, well-known café, and the wind blew.", "“Co
 @pytest.mark.parametrize(
     ("encoding", "mark"), [("utf-8", b""), ("utf-8", b"\xef\xbb\xbf"), ("cp1252", b""), ("utf-16", b"")]
 )
-def test_book_in_any_encoding_comes_out_unwrapped_and_unframed(tmp_path, encoding, mark):
+def test_book_in_any_encoding_is_unwrapped_and_loses_its_gutenberg_header(tmp_path, encoding, mark):
     (tmp_path / "tale.txt").write_bytes(mark + GUTENBERG.encode(encoding))
     (book,) = read_source(f"books={tmp_path}")
     assert book.text.split("\n") == PARAGRAPHS
@@ -93,7 +93,7 @@ def test_latin_1_book_keeps_its_accents(tmp_path):
     assert book.text.split("\n")[0] == PARAGRAPHS[0]
 
 
-def test_book_with_a_paragraph_a_line_is_not_joined(tmp_path):
+def test_book_with_one_paragraph_per_line_is_not_joined(tmp_path):
     lines = ["CHAPTER I.", "The first paragraph " + "goes on " * 30 + "here.", '"No!" said he.', "CHAPTER THE LAST"]
     (tmp_path / "novel.txt").write_text("\n".join(lines))
     (book,) = read_source(f"books={tmp_path}")
@@ -108,7 +108,7 @@ def test_jsonl_reads_text_and_title(tmp_path):
     assert (second.text, second.id) == ("café", f"{path}:3")
 
 
-def test_python_docs_is_prose_and_the_same_each_time():
+def test_python_docs_are_prose_and_repeat():
     source = Source.parse("python-docs")
     pieces = source.pieces()
     assert pieces == source.pieces()
@@ -133,7 +133,7 @@ def test_python_docs_is_prose_and_the_same_each_time():
         ("python-docs=x", "takes no path"),
     ],
 )
-def test_unusable_source_says_what_is_allowed(argument, message):
+def test_invalid_source_is_an_error_that_lists_what_is_allowed(argument, message):
     with pytest.raises(ValueError, match="--source") as caught:
         Source.parse(argument)
     assert message in str(caught.value)
@@ -151,14 +151,14 @@ def test_unusable_source_says_what_is_allowed(argument, message):
         ("wikiextractor", b'<doc id="1" title="A">\nA\n<doc id="2" title="B">\nB\n</doc>\n', "article 'A' is not"),
     ],
 )
-def test_damaged_input_names_file_and_place(tmp_path, kind, content, message):
+def test_damaged_input_is_reported_with_file_and_place(tmp_path, kind, content, message):
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match="a.txt") as caught:
         read_source(f"{kind}={tmp_path}/a.txt")
     assert message in str(caught.value)
 
 
-def test_line_numbers_count_from_the_beginning_of_a_cut_file(tmp_path):
+def test_line_numbers_count_from_the_beginning_of_a_file_in_several_pieces(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "ok"}\n' * 20 + "broken\n")
     pieces = cut_file("jsonl", path, LINE_END, 100)

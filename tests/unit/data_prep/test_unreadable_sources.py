@@ -1,4 +1,4 @@
-"""Files that are not what their names say, and compressed ones."""
+"""Files whose content does not match their names, and compressed files."""
 
 import gzip
 import io
@@ -36,7 +36,7 @@ def zipped():
     ],
     ids=["png", "zip", "pdf", "gzip", "nul", "utf-16", "control characters", "late nul"],
 )
-def test_book_that_is_not_text_is_named(tmp_path, content, message):
+def test_book_that_is_not_text_is_an_error_with_its_format(tmp_path, content, message):
     (tmp_path / "good.txt").write_text("It was a cold day.\n" * 20)
     (tmp_path / "odd.txt").write_bytes(content)
     with pytest.raises(ValueError, match=r"odd\.txt: not text but") as caught:
@@ -44,7 +44,7 @@ def test_book_that_is_not_text_is_named(tmp_path, content, message):
     assert message in str(caught.value)
 
 
-def test_all_files_that_are_not_text_are_found_before_anything_is_read(tmp_path):
+def test_all_files_that_are_not_text_are_found_when_pieces_are_listed(tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.txt").write_bytes(PNG)
     with pytest.raises(ValueError, match=r"a\.txt: not text but a PNG image \(and 2 more files that are not text\)"):
@@ -68,7 +68,7 @@ def test_text_with_form_feeds_and_accents_in_any_encoding_is_text(tmp_path, enco
         (b"fine\n\nfi\0ne\n", "not UTF-8 text at byte 8 (line 3): NUL; the file is not text, or is damaged"),
     ],
 )
-def test_what_is_not_utf_8_names_the_place(tmp_path, kind, content, message):
+def test_bytes_that_are_not_utf_8_are_reported_with_their_place(tmp_path, kind, content, message):
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.txt: not UTF-8") as caught:
         read_source(f"{kind}={tmp_path}/a.txt")
@@ -76,7 +76,7 @@ def test_what_is_not_utf_8_names_the_place(tmp_path, kind, content, message):
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl", "books", "wikiextractor"])
-def test_source_of_empty_files_is_nothing_to_read(tmp_path, kind):
+def test_source_of_empty_files_is_an_error(tmp_path, kind):
     (tmp_path / "a.txt").write_bytes(b"")
     with pytest.raises(ValueError, match=f"--source {kind}=.*a.txt: nothing to read: the files are empty"):
         read_source(f"{kind}={tmp_path}/a.txt")
@@ -87,7 +87,7 @@ def lines(count):
 
 
 @pytest.mark.parametrize(("ending", "codec"), [("gz", "gzip"), ("zst", "zstd")])
-def test_compressed_jsonl_gives_the_lines_of_the_plain_file(tmp_path, ending, codec):
+def test_compressed_jsonl_equals_the_plain_file(tmp_path, ending, codec):
     (tmp_path / "plain.jsonl").write_bytes(lines(5000))
     second = pa.compress(lines(5000)[-1:], codec=codec, asbytes=True)
     whole = pa.compress(b"\xef\xbb\xbf" + lines(5000), codec=codec, asbytes=True)

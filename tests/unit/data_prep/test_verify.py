@@ -22,7 +22,7 @@ def verified(folder, capsys):
 
 
 def rewrite(folder, change):
-    """Change rows of the first training shard and give the manifest its new checksum."""
+    """Change rows of the first training shard, and update its checksum in the manifest."""
     path = folder / "train_00000.hdf5"
     with h5py.File(path, "r+") as file:
         change(file)
@@ -33,7 +33,7 @@ def rewrite(folder, change):
     manifest.write(folder)
 
 
-def test_sound_directory_shows_three_samples_and_exits_0(copy, capsys):
+def test_sound_directory_prints_three_rows_and_exits_with_0(copy, capsys):
     status, out, err = verified(copy, capsys)
     assert (status, err) == (0, [])
     samples = [line for line in out.splitlines() if line.startswith("row ")]
@@ -52,7 +52,7 @@ def test_flipped_byte_is_found(copy, capsys):
     assert err[0].startswith(f"error: {path}: damaged (SHA-256")
 
 
-def test_cut_missing_and_foreign_shards_are_found_together(copy, capsys):
+def test_truncated_missing_and_unlisted_shards_are_all_reported(copy, capsys):
     cut, missing = copy / "train_00000.hdf5", copy / "validation_00000.hdf5"
     shutil.copy(cut, copy / "train_00007.hdf5")
     cut.write_bytes(cut.read_bytes()[:-100])
@@ -94,7 +94,7 @@ def set_value(name, index, value):
         (set_value("segment_b_start", 8, 31), "row 8: segment_b_start is outside the row"),
     ],
 )
-def test_rows_that_break_a_rule_are_found(copy, capsys, change, message):
+def test_invalid_row_is_found(copy, capsys, change, message):
     rewrite(copy, change)
     status, _, err = verified(copy, capsys)
     assert (status, len(err)) == (1, 1)
@@ -112,7 +112,7 @@ def test_shard_of_another_build_is_found(copy, capsys):
     assert "belongs to another build" in err[0]
 
 
-def test_directory_without_manifest_is_one_line(tmp_path, capsys):
+def test_directory_without_manifest_is_an_error_of_one_line(tmp_path, capsys):
     status, _, err = verified(tmp_path, capsys)
     assert (status, len(err)) == (1, 1)
     assert "holds no manifest.json" in err[0]

@@ -38,7 +38,7 @@ def test_trained_vocabulary_is_the_same_in_every_process():
 
 
 @pytest.mark.parametrize("cased", [False, True])
-def test_trained_vocabulary_has_its_size_and_special_tokens_first(tmp_path, cased):
+def test_trained_vocabulary_has_the_requested_size_and_begins_with_special_tokens(tmp_path, cased):
     texts = [[*text.split("\n"), "Éric WROTE a café."] for text in made_up_documents(60, 1)]
     vocabulary = train_vocabulary(lambda: texts, 320, cased)
     assert len(vocabulary.entries) == 320
@@ -54,7 +54,7 @@ def test_trained_vocabulary_has_its_size_and_special_tokens_first(tmp_path, case
     assert text == ("The river stone. Éric WROTE a café" if cased else "the river stone. eric wrote a cafe")
 
 
-def test_too_large_a_vocabulary_for_the_text_says_what_it_gives():
+def test_too_large_vocabulary_is_an_error_with_the_possible_size():
     with pytest.raises(ValueError, match=r"--vocab_size 5000: the text gives only \d+ entries"):
         train_vocabulary(lambda: [["the same few words again"] * 9], 5000, False)
 
@@ -69,14 +69,14 @@ def test_too_large_a_vocabulary_for_the_text_says_what_it_gives():
         (f"{HEAD}\nthe\nriver\n", True, "leave out --cased"),
     ],
 )
-def test_unusable_vocabulary_says_why(tmp_path, content, cased, message):
+def test_invalid_vocabulary_is_an_error(tmp_path, content, cased, message):
     path = tmp_path / "vocab.txt"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         read_vocabulary(path, cased)
 
 
-def test_special_tokens_may_stand_anywhere_in_a_given_vocabulary(tmp_path):
+def test_given_vocabulary_may_have_special_tokens_at_any_id(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text("[PAD]\nriver\n##s\nstone\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
     vocabulary = read_vocabulary(path, cased=False)
@@ -95,13 +95,13 @@ def spooled(folder, texts_of_tasks):
     return folder
 
 
-def test_spool_gives_back_what_was_written(tmp_path):
+def test_spool_returns_what_was_written(tmp_path):
     documents = [["One.", "Zwei ü."], ["Three."], ["四。", "Five."]]
     assert write_spool(tmp_path, 0, documents, signed=True) == {"documents": 3, "sentences": 5, "bytes": 34}
     assert list(Spool(tmp_path, 0).read(np.array([2, 0]))) == [documents[2], documents[0]]
 
 
-def test_split_takes_the_fraction_and_depends_on_content_and_seed_alone(tmp_path):
+def test_split_has_the_requested_fraction_and_depends_only_on_text_and_seed(tmp_path):
     texts = [f"document {n}" for n in range(4000)]
     build_dir = spooled(tmp_path / "a", [texts[:1000], texts[1000:]])
     groups = make_groups(build_dir, 2, seed=3, validation_fraction=0.1)
@@ -122,17 +122,17 @@ def test_split_takes_the_fraction_and_depends_on_content_and_seed_alone(tmp_path
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 0.999999])
-def test_two_documents_give_one_to_each_split(tmp_path, fraction):
+def test_two_documents_are_one_for_each_split(tmp_path, fraction):
     groups = make_groups(spooled(tmp_path, [["first"], [], ["second"]]), 3, 0, fraction)
     assert [(group.split, group.documents) for group in groups.tasks] == [("train", 1), ("validation", 1)]
 
 
-def test_copies_of_one_document_cannot_be_split(tmp_path):
+def test_copies_of_one_document_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="a single document"):
         make_groups(spooled(tmp_path, [["same"], ["same"]]), 2, 0, 0.5)
 
 
-def test_groups_hold_each_document_once_and_are_bounded(tmp_path, small_tasks):
+def test_groups_contain_each_document_once_and_are_bounded(tmp_path, small_tasks):
     texts = [[f"{task} {n} " + "x" * 400 for n in range(100)] for task in range(3)] + [["last one"]]
     build_dir = spooled(tmp_path, texts)
     groups = make_groups(build_dir, 4, 1, 0.2)

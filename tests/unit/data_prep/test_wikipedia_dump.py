@@ -57,7 +57,7 @@ def test_dump_gives_articles_as_prose_with_id_and_title(tmp_path):
     )
 
 
-def test_each_page_that_is_left_out_says_why(tmp_path):
+def test_each_dropped_page_has_a_reason(tmp_path):
     path = tmp_path / "a.xml"
     table = "{|\n" + "| cell || cell\n|-\n" * 200 + "|}\n"
     cases = [
@@ -92,7 +92,7 @@ def test_each_page_that_is_left_out_says_why(tmp_path):
 @pytest.mark.parametrize(
     "name", ["plain.xml", "single.xml.bz2", "large_blocks.xml.bz2", "many.xml.bz2", "padded.xml.bz2"]
 )
-def test_documents_do_not_depend_on_the_size_of_pieces(dumps, pages, name):
+def test_documents_do_not_depend_on_the_piece_size(dumps, pages, name):
     whole = read(dumps / name, 1 << 30)
     assert len(whole) == len(pages)
     assert whole == read(dumps / "plain.xml")
@@ -105,7 +105,7 @@ def test_documents_do_not_depend_on_the_size_of_pieces(dumps, pages, name):
 
 
 @pytest.mark.parametrize("chunk_bytes", [1 << 20, 3])
-def test_a_piece_boundary_at_any_byte_gives_each_page_once(tmp_path, monkeypatch, chunk_bytes):
+def test_piece_boundary_at_any_byte_gives_each_page_once(tmp_path, monkeypatch, chunk_bytes):
     monkeypatch.setattr(wikipedia_dump, "CHUNK_BYTES", chunk_bytes)
     content = dump([page(f"Title {number}", "Short text.", number) for number in range(3)])
     (tmp_path / "a.xml").write_bytes(content)
@@ -124,7 +124,7 @@ def test_blocks_are_found_at_any_bit_and_decode_to_the_text(dumps):
         assert list(bz2_blocks.read_blocks(path, start)) == [block for block in blocks if block.offset >= start]
 
 
-def test_a_magic_by_chance_within_a_block_changes_nothing(dumps, monkeypatch):
+def test_false_magic_within_a_block_is_ignored(dumps, monkeypatch):
     path = dumps / "single.xml.bz2"
     whole = read(path)
     true_magics, draw = bz2_blocks.find_magics, random.Random(9)
@@ -134,13 +134,13 @@ def test_a_magic_by_chance_within_a_block_changes_nothing(dumps, monkeypatch):
         yield from {*true_magics(data, limit), *(bit for bit in false_bits if bit < 8 * min(limit, len(data)))}
 
     monkeypatch.setattr(bz2_blocks, "find_magics", with_false_ones)
-    # Windows that begin elsewhere have the false ones elsewhere in the file: still only true blocks may come out.
+    # Other windows place the false magics elsewhere in the file; still only true blocks may be read.
     for piece_bytes in (1 << 30, 17_001):
         assert read(path, piece_bytes) == whole
 
 
 @pytest.mark.parametrize("name", ["single.xml.bz2", "many.xml.bz2"])
-def test_any_flipped_bit_of_a_bzip2_file_is_found(dumps, tmp_path, name):
+def test_flipped_bit_of_a_bzip2_file_is_found(dumps, tmp_path, name):
     data, draw = (dumps / name).read_bytes(), random.Random(3)
     for _ in range(6):
         damaged = bytearray(data)
@@ -151,7 +151,7 @@ def test_any_flipped_bit_of_a_bzip2_file_is_found(dumps, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["single.xml.bz2", "many.xml.bz2"])
-def test_a_cut_bzip2_file_says_where_it_ends(dumps, tmp_path, name):
+def test_truncated_bzip2_file_is_reported_with_its_end(dumps, tmp_path, name):
     data = (dumps / name).read_bytes()
     for end in (len(data) // 3, len(data) // 2, len(data) - 3):
         (tmp_path / "a.xml.bz2").write_bytes(data[:end])
@@ -159,7 +159,7 @@ def test_a_cut_bzip2_file_says_where_it_ends(dumps, tmp_path, name):
             read(tmp_path / "a.xml.bz2", 20_000)
 
 
-def test_a_dump_cut_between_two_streams_is_found(dumps, tmp_path):
+def test_dump_truncated_between_two_streams_is_found(dumps, tmp_path):
     data = (dumps / "many.xml.bz2").read_bytes()
     streams = [start for start in range(len(data)) if data.startswith(b"BZh11AY&SY", start)]
     (tmp_path / "a.xml.bz2").write_bytes(data[: streams[-1]])
@@ -188,7 +188,7 @@ SECOND = f"the page 'Two & Three' (id 2) that begins at byte {AT} (line {LINE})"
             b"<page><title>A</title>\n<comment><E2></comment></page>",
             "expected <mediawiki>; not well-formed: mismatched tag at byte 38: b'comment></page>'",
         ),
-        ((HEAD[:300]).encode(), f"a.xml: the <siteinfo> at byte {HEAD.index('<siteinfo>')} is truncated or not well-formed"),
+        (HEAD[:300].encode(), f"a.xml: the <siteinfo> at byte {HEAD.index('<siteinfo>')} is truncated or not well-f"),
         (HEAD.replace('key="6"', 'key="six"').encode(), "has a namespace with key 'six', which is not a number"),
         (
             (HEAD + GOOD + LATER.replace("<model>", "<model")).encode() + FOOT.encode(),
@@ -207,7 +207,7 @@ SECOND = f"the page 'Two & Three' (id 2) that begins at byte {AT} (line {LINE})"
         ((HEAD + GOOD.replace("</page>", "") + LATER + FOOT).encode(), "the page 'One' (id 1) that begins at"),
     ],
 )  # fmt: skip
-def test_unreadable_dump_says_file_and_place_in_one_line(tmp_path, content, message):
+def test_unreadable_dump_is_reported_with_file_and_place_in_one_line(tmp_path, content, message):
     (tmp_path / "a.xml").write_bytes(content)
     with pytest.raises(ValueError, match="a.xml") as caught:
         read(tmp_path / "a.xml")
@@ -215,14 +215,14 @@ def test_unreadable_dump_says_file_and_place_in_one_line(tmp_path, content, mess
     assert "\n" not in str(caught.value)
 
 
-def test_damage_within_a_bzip2_block_of_good_checksum_names_block_and_page(tmp_path):
+def test_invalid_xml_in_a_sound_bzip2_block_is_reported_with_block_and_page(tmp_path):
     content = (HEAD + GOOD + LATER.replace("<model>", "<model") + FOOT).encode()
     (tmp_path / "a.xml.bz2").write_bytes(bz2.compress(content))
     with pytest.raises(ValueError, match=rf"\(id 2\) that begins at byte {AT} of the bzip2 block at byte 4 is"):
         read(tmp_path / "a.xml.bz2")
 
 
-def test_a_page_of_50_megabytes_is_left_out_within_a_few_times_its_limit_of_memory(tmp_path):
+def test_page_of_50_megabytes_is_dropped_with_bounded_memory(tmp_path):
     with open(tmp_path / "a.xml", "wb") as file:
         long = page("Long", "@", 2)
         file.write((HEAD + GOOD + long[: long.index("@")]).encode())
@@ -237,7 +237,7 @@ def test_a_page_of_50_megabytes_is_left_out_within_a_few_times_its_limit_of_memo
     assert peak < 3 * export_xml.LONGEST_PAGE_BYTES
 
 
-def test_a_folder_gives_its_dumps_but_not_their_indices(dumps, pages, tmp_path):
+def test_folder_is_read_without_index_files(dumps, pages, tmp_path):
     parts = {
         "enwiki-pages-articles-multistream1.xml-p1p200.bz2": multistream(pages[:60]),
         "enwiki-pages-articles-multistream2.xml-p201p400.bz2": multistream(pages[60:]),
@@ -252,7 +252,7 @@ def test_a_folder_gives_its_dumps_but_not_their_indices(dumps, pages, tmp_path):
     assert read(f"{tmp_path}/enwiki-*.bz2") == expected
 
 
-def test_two_forms_of_one_dump_in_a_folder_are_refused(tmp_path):
+def test_two_forms_of_one_dump_are_an_error(tmp_path):
     for name in ("enwiki-pages-articles.xml.bz2", "enwiki-pages-articles-multistream.xml.bz2"):
         (tmp_path / name).write_bytes(multistream([GOOD]))
     with pytest.raises(ValueError, match="hold the same pages; keep only one of them"):
@@ -276,7 +276,7 @@ def test_listing_reads_only_the_head_of_a_file(dumps, tmp_path, monkeypatch):
     assert sum(read_bytes) < 1 << 17
 
 
-def test_the_kind_is_offered_by_name(dumps):
+def test_kind_is_found_by_name(dumps):
     source = Source.parse(f"wikipedia-dump={dumps}/many.xml.bz2")
     assert source.kind is KINDS["wikipedia-dump"]
     assert len(source.pieces()) == 1

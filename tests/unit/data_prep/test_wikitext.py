@@ -72,12 +72,12 @@ def prose(text, title="Foxes"):
         ("Fox ({{lang-fr|mot}}; {{IPAc-en|f}}, {{audio|x}}; b. 1950)", "Fox (French: mot; b. 1950)"),
     ],
 )  # fmt: skip
-def test_reader_sees_the_words_and_no_markup(wikitext, expected):
+def test_markup_is_removed_and_visible_text_kept(wikitext, expected):
     end = " and so the story ends."
     assert prose(SUBJECT + wikitext + end) == SUBJECT + expected + end
 
 
-def test_lines_of_a_paragraph_are_joined_and_headings_go():
+def test_lines_of_a_paragraph_are_joined_and_headings_removed():
     text = (
         f"== One ==\n{SUBJECT}dog.\nIt goes on here.\n\n{SUBJECT}cat.\n=== Two ===\nShort line.\n{SUBJECT}cow."
         f"<br><br>{SUBJECT}hen."
@@ -93,12 +93,12 @@ def test_lines_of_a_paragraph_are_joined_and_headings_go():
 @pytest.mark.parametrize(
     "heading", ["References", " See also", "External links ", "Einzelnachweise", "Références", "Ссылки", "脚注"]
 )
-def test_sections_without_prose_go_with_their_sub_sections(heading):
+def test_sections_without_prose_are_removed_with_their_sub_sections(heading):
     text = f"{SUBJECT}dog.\n=={heading}==\n{SUBJECT}cat.\n=== More ===\n{SUBJECT}cow.\n== History ==\n{SUBJECT}hen."
     assert prose(text).split("\n") == [SUBJECT + "dog.", SUBJECT + "hen."]
 
 
-def test_of_lists_only_sentences_stay():
+def test_only_sentences_of_lists_are_kept():
     entries = [
         "* [[Red fox]], the most common one of them all",
         f"* {SUBJECT}dog.",
@@ -115,11 +115,11 @@ def test_of_lists_only_sentences_stay():
     assert prose("\n".join(entries)).split("\n") == [SUBJECT + "dog.", SUBJECT + "cat!", SUBJECT + "cow."]
 
 
-def test_a_clause_that_introduces_a_list_goes_and_what_stands_before_it_stays():
+def test_clause_that_introduces_a_list_is_removed():
     assert prose(f"{SUBJECT}dog. It has these parts:\n* one\n* two") == SUBJECT + "dog."
 
 
-def test_tables_go_nested_and_unclosed():
+def test_nested_and_unclosed_tables_are_removed():
     cell = "A cell that is long enough to be a sentence."
     table = f'{{| class="wikitable"\n! head\n|-\n| cell\n{{|\n| inner\n|}}\n| {cell}\n|}}\n'
     unclosed = "{|\n|-\n| A cell that is long enough to be a sentence.\n\n"
@@ -131,7 +131,7 @@ def test_tables_go_nested_and_unclosed():
     assert prose(text).split("\n") == [SUBJECT + word for word in ("dog.", "cat.", "cow.", "hen.")]
 
 
-def test_an_infobox_made_of_a_table_does_not_make_an_article_a_list():
+def test_article_with_a_table_as_infobox_is_not_a_list():
     rows = "".join(f"|-\n| Number {number} || of many rows that there are\n" for number in range(60))
     text = f'{{| class="infobox" align=right\n{rows}|}}\n{SUBJECT}dog and goes away.'
     assert not article_of_wikitext(text, "Fox", SITE).is_list
@@ -152,8 +152,8 @@ def test_formulas_become_plain_characters(formula, text):
     assert text_of_latex(formula) == text
 
 
-def test_markup_left_open_takes_time_linear_in_its_length():
-    """Quadratic time would be minutes at this length, linear time is tenths of a second."""
+def test_time_is_linear_in_the_length_of_unclosed_markup():
+    """At this length, quadratic time would be minutes, and linear time is tenths of a second."""
     many = 100_000
     cases = [
         "{{" * many, "[[" * many, "{|\n" * many, "<ref>" * many, "<ref name=" * many, "'" * (2 << 20), "<!--" * many,
@@ -170,7 +170,7 @@ def test_markup_left_open_takes_time_linear_in_its_length():
     assert time.process_time() - began < 40
 
 
-def test_random_markup_never_raises_and_leaves_no_marks():
+def test_random_markup_never_raises_and_is_removed():
     draw = random.Random(11)
     marks = [
         "{{", "}}", "[[", "]]", "{|", "|}", "\n", "|", "'''", "''", "<ref>", "</ref>", "<!--", "-->", "=",
