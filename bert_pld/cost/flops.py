@@ -60,6 +60,5 @@ def parameter_count(config: ModelConfig) -> int:
     heads = hidden * hidden + 3 * hidden + vocabulary
     if config.next_sentence_prediction:
         heads += hidden * hidden + hidden + 2 * hidden + 2
-    return (
-        config.num_layers * block + embeddings + 2 * hidden + heads
-    )  # one LayerNorm: final (pre) or embeddings (post)
+    norm = 2 * hidden  # after the last block (pre) or after the embeddings (post)
+    return config.num_layers * block + embeddings + norm + heads

@@ -80,7 +80,7 @@ def packed_layout(attention_mask: Tensor, lengths: NDArray[np.int64] | None) -> 
     """Return the layout in which only tokens have rows, not padding.
 
     Args:
-        attention_mask: bool [B, S], True where there is a token.
+        attention_mask: bool [B, S], True for tokens.
         lengths: [B], number of tokens of each sequence, on the host; None reads the mask, which waits for its device.
     """
     _batch, padded_length = attention_mask.shape

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x · Wᵀ + b: [..., I], [O, I], [O] → [..., O], in the inputs' dtype."""
+    """Return x · Wᵀ + b in the inputs' dtype: [..., I], [O, I], [O] → [..., O]."""
     if not needs_widening(inputs):
         return F.linear(inputs, weight, bias)
     product = F.linear(inputs.float(), weight.float(), None if bias is None else bias.float())
@@ -36,5 +36,5 @@ class Linear(nn.Linear):
     """`nn.Linear` that calls `linear`."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[..., I] → [..., O]."""
+        """Apply the layer: [..., I] → [..., O]."""
         return linear(inputs, self.weight, self.bias)

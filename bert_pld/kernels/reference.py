@@ -26,14 +26,14 @@ from bert_pld.kernels.linear import linear
 
 
 def layer_norm(hidden_states: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last dimension: [..., H] → [..., H]."""
+    """Apply LayerNorm over the last dimension: [..., H] → [..., H]."""
     return F.layer_norm(hidden_states, weight.shape, weight, bias, eps)
 
 
 def linear_gelu(
     hidden_states: Tensor, weight: Tensor, bias: Tensor, activation: Literal["gelu", "gelu_tanh"]
 ) -> Tensor:
-    """gelu(x · Wᵀ + b), with the error function or its tanh approximation: [..., H] → [..., I]."""
+    """Return gelu(x · Wᵀ + b), with the error function or its tanh approximation: [..., H] → [..., I]."""
     approximate = "tanh" if activation == "gelu_tanh" else "none"
     return F.gelu(linear(hidden_states, weight, bias), approximate=approximate)
 
@@ -41,7 +41,7 @@ def linear_gelu(
 def linear_dropout_scale_residual(
     inner: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, dropout: float, scale: float | Tensor
 ) -> Tensor:
-    """residual + scale · dropout(x · Wᵀ + b): [..., I] and [..., H] → [..., H].
+    """Return residual + scale · dropout(x · Wᵀ + b): [..., I] and [..., H] → [..., H].
 
     `scale` is the gate's 1 / p_l (arXiv:2010.13369, section 3); `dropout` is 0 outside training.
     """
@@ -52,12 +52,12 @@ def linear_dropout_scale_residual(
 
 
 def self_attention(qkv: Tensor, num_heads: int, attention_mask: Tensor | None, dropout: float) -> Tensor:
-    """Multi-head softmax attention on packed projections.
+    """Apply multi-head softmax attention to packed projections.
 
     Args:
         qkv: [B, S, 3·H], queries, keys and values concatenated.
         num_heads: N.
-        attention_mask: bool [B, S], True where there is a token, or None for no padding.
+        attention_mask: bool [B, S], True for tokens; None if there is no padding.
         dropout: dropout probability of the attention weights; 0 outside training.
 
     Returns:
@@ -81,13 +81,13 @@ def self_attention(qkv: Tensor, num_heads: int, attention_mask: Tensor | None, d
 
 
 def masked_lm_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed cross-entropy in fp32 of [M, V] logits against [M] labels, in nats; 0 for M = 0."""
+    """Return the summed cross-entropy in fp32 of [M, V] logits against [M] labels, in nats; 0 for M = 0."""
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
 @dataclasses.dataclass(frozen=True)
 class RowMap:
-    """Which rows of a stream [T, H] a compact tensor [K, H] holds, in the stream's order."""
+    """The rows of a stream [T, H] that a compact tensor [K, H] holds, in the same order."""
 
     compact_row: Tensor
     """int32 [T]: for each row of the stream the row of the compact tensor, or -1."""
@@ -97,7 +97,7 @@ class RowMap:
 
 @dataclasses.dataclass(frozen=True)
 class Join:
-    """How a sub-layer's output is added to the residual stream."""
+    """Scale, dropout and rows with which a sub-layer's output is added to the residual stream."""
 
     scale: float = 1.0
     """The gate's scale."""
@@ -152,14 +152,14 @@ def _stream_rows(rows: RowMap) -> Tensor:
 
 
 def bias_gelu(values: Tensor, bias: Tensor, activation: Literal["gelu", "gelu_tanh"]) -> Tensor:
-    """gelu(x + b), with the error function or its tanh approximation: [T, I] and [I] → [T, I]."""
+    """Return gelu(x + b), with the error function or its tanh approximation: [T, I] and [I] → [T, I]."""
     return F.gelu(values + bias, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def linear_cross_entropy_sum(
     hidden_states: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of x · Wᵀ + b against labels, in nats.
+    """Return the summed cross-entropy of x · Wᵀ + b against labels, in nats.
 
     Args:
         hidden_states: [M, H].

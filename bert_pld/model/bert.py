@@ -59,7 +59,7 @@ class FinalNorm(nn.LayerNorm):
         """Called with this module and the arguments of `forward`; a backend replaces it."""
 
     def forward(self, *inputs: Any) -> Tensor:
-        """Run `normalize_eager`, or the function that a backend put in its place."""
+        """Apply LayerNorm: run `normalize_eager`, or the function that a backend put in its place."""
         return self.run(self, *inputs)
 
 

@@ -54,7 +54,7 @@ class NextSentenceHead(nn.Module):
         self.classifier = Linear(config.hidden_size, 2)
 
     def forward(self, first_tokens: Tensor) -> Tensor:
-        """[B, H] hidden states of the first tokens → [B, 2] logits."""
+        """Return logits [B, 2] from the hidden states [B, H] of the first tokens."""
         return self.classifier(torch.tanh(self.pooler(first_tokens)))
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
