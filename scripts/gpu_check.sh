@@ -15,7 +15,7 @@
 #   cudnn      `base` for one round without cuDNN's attention
 # By name only:
 #   deepspeed  DeepSpeed's own fused layer in fp16; builds it first       saving   what a checkpoint costs
-#   curves     loss curves of two backends, three seeds                   sweep    all tile sizes of every kernel
+#   curves     loss curves of two backends, six seeds                     sweep    all tile sizes of every kernel
 #   quality    time to a held-out loss beside Hugging Face's classes; needs SHARDS
 #   paper      the paper's variants at the scale `gpu`; hours; resumes; needs SHARDS
 #
@@ -35,7 +35,7 @@ export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-${TMPDIR:-/tmp}/bert_
 
 declare -A LIMIT_S=(
     [setup]=45 [tests]=75 [base]=90 [training]=65 [large]=110 [kernels]=70 [cudnn]=40
-    [deepspeed]=540 [saving]=120 [curves]=240 [sweep]=400 [quality]=900 [paper]=86400
+    [deepspeed]=540 [saving]=120 [curves]=480 [sweep]=400 [quality]=900 [paper]=86400
 )
 KILL_S=5 # between SIGTERM and SIGKILL
 TOTAL_S="" dry=""
