@@ -53,23 +53,29 @@ def main(options: argparse.Namespace) -> int:
     preemption = Preemption()
     config = load_config(options.deepspeed_config, options.set)
     # These import torch and DeepSpeed, which takes seconds: signals are caught before, and mistakes in the JSON shown.
-    from bert_pld.cluster.watchdog import end_with, finish, reporting
+    from bert_pld.cluster.watchdog import Watchdog
     from bert_pld.data.read_failures import naming_damaged_shards
     from bert_pld.training.loop import train
     from bert_pld.training.run import prepare_run
 
-    run = None
+    run, watchdog = None, Watchdog()
     try:
-        with reporting():
+        with watchdog.reporting():
             run = prepare_run(
-                config, options.data_dir, options.output_dir, options.resume, options.initialize_from, preemption
+                config,
+                options.data_dir,
+                options.output_dir,
+                options.resume,
+                options.initialize_from,
+                preemption,
+                watchdog,
             )
-            with naming_damaged_shards((run.training_rows, run.validation_rows), end_with):
+            with naming_damaged_shards((run.training_rows, run.validation_rows), watchdog.end_with):
                 finished = train(run)
     finally:
         if run is not None:
             run.close()
-    finish()
+    watchdog.stop()
     return 0 if finished else EXIT_PREEMPTED
 
 

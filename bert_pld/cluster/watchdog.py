@@ -1,9 +1,8 @@
-"""A rank that dies or hangs ends the run on every host: this rank's part of the ranks' watch over each other.
+"""The watchdog: if one rank dies, hangs or fails, the run ends on every host, with one line that names the cause.
 
-`start` joins the watch, `mark` says where training is (two assignments, nothing else), and `reporting` makes this
-rank's errors known to the others and theirs the end of this one. One thread a rank sends beats and listens to rank 0,
-whose judge (`judge.py`) decides; no thread waits for anything but its sockets, so that what is stuck cannot stop it. A
-run of one rank has no such thread.
+Each rank has a thread that sends heartbeats to the coordinator on rank 0 (`coordinator.py`) and ends the process when
+the coordinator decides so. Threads block only on sockets, so a hung rank cannot stall them. A run of one rank has no
+such thread.
 """
 
 from __future__ import annotations
@@ -19,244 +18,272 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
-from bert_pld.cluster.heartbeat import AwakeClock, Link, Peer, listen
-from bert_pld.cluster.judge import EXIT_LOST_RANK, GRACE_S, WHAT_NOW, Judge
+from bert_pld.cluster.coordinator import EXIT_LOST_RANK, GRACE_S, RESUME_HINT, Coordinator
+from bert_pld.cluster.heartbeat import (
+    STARTING,
+    AllConnected,
+    AwakeClock,
+    Cause,
+    Connection,
+    EndRun,
+    Failed,
+    Finished,
+    Hello,
+    Message,
+    Progress,
+    RankProcess,
+    RankZeroLost,
+    Timing,
+    listen,
+)
 
-LEAVE_S = 5.0
-"""After a verdict: how long a rank may take to end by itself, and a stopped one to wake and do so."""
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 
-_BEATS_A_SECOND = 250
-"""What rank 0 hears at most, of all ranks together."""
-_COLLECTIVES = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "processgroup")
-_LEAST_COLLECTIVE_TIMEOUT_S = 1800.0
+END_S = 5.0
+"""After the decision to end the run: how long a rank may take to end by itself, and a stopped one to wake and do so."""
 
-_member: Member | None = None
-_judge: Judge | None = None
-_where: tuple[int, str, bool] = (0, "starting", False)
-"""(marks so far, the last one, whether it may take any time)."""
-
-
-def mark(where: str, patient: bool = False) -> None:
-    """Say that training has got on, and where it is now; the same marks in the same order on every rank.
-
-    Args:
-        where: for people, such as `step 7, micro-batch 0`.
-        patient: what begins now may take longer than `training.stall_timeout`.
-    """
-    global _where
-    _where = (_where[0] + 1, where, patient)
+_MIN_COLLECTIVE_TIMEOUT_S = 1800.0
+_MAX_ERROR_CHARACTERS = 2000
+_COLLECTIVE_WORDS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "processgroup")
 
 
 def collective_timeout(stall_timeout_s: float) -> timedelta:
-    """How long a collective may wait: longer than the watchdog, which knows whom for."""
-    return timedelta(seconds=max(_LEAST_COLLECTIVE_TIMEOUT_S, stall_timeout_s + 300))
+    """Return how long a collective may wait: longer than the watchdog, which can name the rank that is missing."""
+    return timedelta(seconds=max(_MIN_COLLECTIVE_TIMEOUT_S, stall_timeout_s + 300))
 
 
-def start(heartbeat_timeout_s: float, stall_timeout_s: float) -> None:
-    """Begin to watch, on all ranks of the default process group together; nothing is done for a single rank.
+class Watchdog:
+    """This rank's part in monitoring the run. All methods do nothing special for a single rank or before `start`."""
 
-    Args:
-        heartbeat_timeout_s: a rank that gives no sign of life for so long is lost.
-        stall_timeout_s: a run hangs when a rank sets no mark for so long; 0: never.
+    def __init__(self) -> None:
+        self._progress = STARTING
+        self._thread: _RankThread | None = None
+        self._coordinator: Coordinator | None = None
 
-    Raises:
-        OSError: rank 0 cannot be reached.
-    """
-    global _member, _judge
-    world_size, rank = dist.get_world_size(), dist.get_rank()
-    if world_size == 1:
-        return
-    beat_s = min(heartbeat_timeout_s / 6, 1 + world_size / _BEATS_A_SECOND)
-    tick_s = min(beat_s / 4, 0.5)
-    address: list[Any] = [None]
-    if rank == 0:
-        listener = listen(world_size)
-        address = [(listener.getsockname()[1], secrets.token_hex(16), Peer.here(0))]
-        _judge = Judge(listener, address[0][1], world_size, heartbeat_timeout_s, stall_timeout_s, tick_s, beat_s)
-        _judge.start()
-    dist.broadcast_object_list(address, src=0)
-    port, token, rank_0 = address[0]
-    host = os.environ["MASTER_ADDR"]
-    try:
-        connection = socket.create_connection((host, port), timeout=heartbeat_timeout_s)
-    except OSError as error:
-        raise OSError(
-            f"rank {rank} cannot reach rank 0 at {host}, port {port} ({error}); is a firewall between?"
-        ) from None
-    _member = Member(Peer.here(rank), rank_0, Link(connection), token, heartbeat_timeout_s, tick_s, beat_s)
-    _member.start()
+    def start(self, heartbeat_timeout_s: float, stall_timeout_s: float) -> None:
+        """Start monitoring; called by all ranks of the default process group together.
+
+        Args:
+            heartbeat_timeout_s: a rank that sends no heartbeat for this long is lost.
+            stall_timeout_s: the run has stalled if a rank reports no progress for this long; 0: never.
+
+        Raises:
+            OSError: rank 0 cannot be reached.
+        """
+        world_size, rank = dist.get_world_size(), dist.get_rank()
+        if world_size == 1:
+            return
+        timing = Timing.of_run(world_size, heartbeat_timeout_s, stall_timeout_s)
+        from_rank_0: list[Any] = [None]
+        if rank == 0:
+            listener, token = listen(world_size), secrets.token_hex(16)
+            self._coordinator = Coordinator(listener, token, world_size, timing)
+            self._coordinator.start()
+            from_rank_0 = [(listener.getsockname()[1], token, RankProcess.current(0))]
+        dist.broadcast_object_list(from_rank_0, src=0)
+        port, token, rank_0 = from_rank_0[0]
+        host = os.environ["MASTER_ADDR"]
+        try:
+            connected = socket.create_connection((host, port), timeout=heartbeat_timeout_s)
+        except OSError as error:
+            raise OSError(
+                f"rank {rank} cannot connect to rank 0 at {host}, port {port} ({error}); check that no firewall blocks"
+                " connections between the nodes"
+            ) from None
+        self._thread = _RankThread(
+            RankProcess.current(rank), rank_0, Connection(connected), timing, self._last_progress
+        )
+        self._thread.connection.send(Hello(token, self._thread.process))
+        self._thread.start()
+
+    def progress(self, where: str, may_take_long: bool = False) -> None:
+        """Record that training has reached a new position; every rank must pass the same positions in the same order.
+
+        It is one assignment, which the thread reads at its next heartbeat.
+
+        Args:
+            where: the position, for error messages, such as `step 7, micro-batch 0`.
+            may_take_long: the work that begins now may take longer than `training.stall_timeout`.
+        """
+        self._progress = Progress(self._progress.count + 1, where, may_take_long)
+
+    def _last_progress(self) -> Progress:
+        return self._progress
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Report an exception in this block to the other ranks, and end with the run's error and exit code.
+
+        Raises:
+            SystemExit: another rank was lost or failed, and the error is printed already.
+        """
+        try:
+            yield
+        except Exception as error:
+            thread, self._thread = self._thread, None
+            if thread is None:
+                raise
+            is_own = thread.report(error)
+            if thread.decision is None or (is_own and thread.decision.error is None):
+                raise
+            if is_own and not isinstance(error, (ValueError, OSError)):
+                traceback.print_exc()
+            raise SystemExit(thread.decision.exit_code) from None
+        except KeyboardInterrupt as error:
+            if self._thread is not None:
+                self._thread.report(error)
+            raise
+
+    def end_with(self, error: Exception) -> None:
+        """Report an error and end this process at once, from any thread, even if the main thread is blocked."""
+        thread = self._thread
+        if thread is not None:
+            thread.report(error)
+        decision = None if thread is None else thread.decision
+        if thread is None or (thread.process.rank == 0 and (decision is None or decision.error is None)):
+            _write_to_stderr(f"error: {' '.join(str(error).split())}\n")
+        os._exit(1 if decision is None else decision.exit_code)
+
+    def stop(self) -> None:
+        """Stop monitoring after this rank has done all its work; rank 0 tells the others before it ends."""
+        if self._thread is not None:
+            self._thread.finish()
+        if self._coordinator is not None:
+            self._coordinator.join(END_S)
+        self._thread = self._coordinator = None
 
 
-class Member(threading.Thread):
-    """One rank in the watch: sends beats and marks, and obeys a verdict."""
+class _RankThread(threading.Thread):
+    """Sends this rank's heartbeats, and ends the process when the coordinator decides so or is lost itself."""
 
     def __init__(
         self,
-        peer: Peer,
-        rank_0: Peer,
-        link: Link,
-        token: str,
-        heartbeat_timeout_s: float,
-        tick_s: float,
-        beat_s: float,
+        process: RankProcess,
+        rank_0: RankProcess,
+        connection: Connection,
+        timing: Timing,
+        progress: Callable[[], Progress],
     ) -> None:
         super().__init__(name="watchdog", daemon=True)
-        self.peer, self.rank_0, self.link = peer, rank_0, link
-        self.heartbeat_timeout_s, self.tick_s, self.beat_s = heartbeat_timeout_s, tick_s, beat_s
-        self.speaks = peer.rank <= 1
-        """Whether it is this rank that says that rank 0 is lost: the first on each machine, once all have joined."""
-        self.reporting = threading.Event()
-        """The main thread has noticed that something is wrong; it is given the time to end by itself."""
+        self.process, self.rank_0, self.connection, self.timing = process, rank_0, connection, timing
+        self.progress = progress
+        self.reports_loss_of_rank_0 = process.rank <= 1
+        """Whether this rank prints the error if rank 0 is lost: the first rank of each machine, once all connected."""
+        self.main_is_ending = threading.Event()
+        """The main thread has raised an exception, so it is given time to end by itself."""
         self.decided = threading.Event()
-        self.code = 0
-        self.line: str | None = None
-        self.ends_others = False
+        self.decision: EndRun | None = None
+        self.must_end_hung_processes = False
         self._finished = False
-        link.send(token=token, peer=peer.__dict__)
-        # A loader's workers must not keep the connection of a dead rank open.
-        os.register_at_fork(after_in_child=link.socket.close)
+        # The data loader's forked workers must not keep the connection open after this process has died.
+        os.register_at_fork(after_in_child=connection.socket.close)
 
     def run(self) -> None:
-        """Until the run's end."""
-        clock, silent_s, beat_due_s = AwakeClock(self.tick_s), 0.0, 0.0
+        """Exchange heartbeats until the end of the run."""
+        clock, silent_s, heartbeat_due_s = AwakeClock(self.timing.poll_interval), 0.0, 0.0
         while not self._finished:
-            readable, _, _ = select.select([self.link.socket], [], [], self.tick_s)
-            messages, closed = self.link.receive() if readable else ([], False)
-            passed = clock.passed()
-            silent_s = 0.0 if messages else silent_s + passed
+            readable, _, _ = select.select([self.connection.socket], [], [], self.timing.poll_interval)
+            messages, closed = self.connection.receive() if readable else ([], False)
+            elapsed_s = clock.elapsed()
+            silent_s = 0.0 if messages else silent_s + elapsed_s
             for message in messages:
-                self._take(message)
+                self._handle(message)
             if self._finished:
                 return
             if closed:
-                self._judge_lost("ended without a word", to_end=False)
-            if silent_s >= self.heartbeat_timeout_s:
-                self._judge_lost(f"has given no sign of life for {self.heartbeat_timeout_s:g} s", to_end=True)
-            beat_due_s -= passed
-            if beat_due_s <= 0:
-                beat_due_s = self.beat_s
-                marks, where, patient = _where
-                self.link.send(marks=marks, where=where, patient=patient)
+                self._end_without_rank_0("exited unexpectedly", hung=[])
+            if silent_s >= self.timing.heartbeat_timeout:
+                how = f"sent no heartbeat for {self.timing.heartbeat_timeout:g} s"
+                self._end_without_rank_0(how, hung=[self.rank_0])
+            heartbeat_due_s -= elapsed_s
+            if heartbeat_due_s <= 0:
+                heartbeat_due_s = self.timing.heartbeat_interval
+                self.connection.send(self.progress())
 
-    def _take(self, message: dict[str, Any]) -> None:
-        if message.get("joined"):
-            self.speaks = message["speaks"]
-        if message.get("finished"):
-            self._finished = True
-        if "verdict" in message:
-            line = message["line"] if self.peer.rank == 0 else None
-            end = [Peer(**peer) for peer in message["end"]]
-            self._leave(message["verdict"], message["line"], line, end, self.peer.rank in message["dump"])
+    def _handle(self, message: Message) -> None:
+        match message:
+            case AllConnected():
+                self.reports_loss_of_rank_0 = message.reports_loss_of_rank_0
+            case Finished():
+                self._finished = True
+            case EndRun():
+                self._end_process(message, prints=self.process.rank == 0)
 
-    def _judge_lost(self, how: str, to_end: bool) -> None:
-        self.link.send(rank_0_lost=True)
-        line = f"error: {self.rank_0} {how}; rank {self.peer.rank} was at {_where[1]}{WHAT_NOW}"
-        end = [self.rank_0] if to_end else []
-        self._leave(EXIT_LOST_RANK, line, line if self.speaks else None, end, dump=False)
+    def _end_without_rank_0(self, how: str, hung: list[RankProcess]) -> None:
+        self.connection.send(RankZeroLost())
+        where = self.progress().where
+        error = f"error: {self.rank_0} {how}; the position of rank {self.process.rank} is {where}{RESUME_HINT}"
+        self._end_process(EndRun(EXIT_LOST_RANK, error, hung, []), prints=self.reports_loss_of_rank_0)
 
-    def _leave(self, code: int, line: str | None, to_print: str | None, end: list[Peer], dump: bool) -> None:
-        """End this process with `code`, whatever its main thread does, after the stopped ones on this machine."""
-        beside = [peer for peer in end if peer.is_beside(self.peer) and peer != self.peer]
-        self.code, self.line, self.ends_others = code, line, bool(beside)
-        said = to_print + "\n" if to_print else ""
-        if dump:
-            said += f"{self.peer} is in\n{_stack_of_main_thread()}"
-        if said:
-            _write_to_stderr(said)
+    def _end_process(self, decision: EndRun, prints: bool) -> None:
+        """End this process, whatever its main thread does, after the hung processes on this machine have ended."""
+        hung = [each for each in decision.hung if each.is_on_machine_of(self.process) and each != self.process]
+        self.must_end_hung_processes = bool(hung)
+        text = f"{decision.error}\n" if decision.error is not None and prints else ""
+        if self.process.rank in decision.print_stack:
+            text += f"stack of {self.process}:\n{_stack_of_main_thread()}"
+        if text:
+            _write_to_stderr(text)
+        self.decision = decision
         self.decided.set()
         began = time.monotonic()
-        for peer in beside:
-            peer.signal(signal.SIGCONT)  # it finds the verdict, and ends with the same code
-        while (waited := time.monotonic() - began) < LEAVE_S:
-            main_may_end = waited < 2 * GRACE_S or (self.reporting.is_set() and not beside)
-            if not main_may_end and not any(peer.is_running() for peer in beside):
+        for process in hung:
+            process.send_signal(signal.SIGCONT)  # It then reads the decision, and ends with the same exit code.
+        while (waited_s := time.monotonic() - began) < END_S:
+            main_may_end = waited_s < 2 * GRACE_S or (self.main_is_ending.is_set() and not hung)
+            if not main_may_end and not any(process.is_running() for process in hung):
                 break
             time.sleep(0.02)
-        for peer in beside:
-            peer.signal(signal.SIGKILL)
+        for process in hung:
+            process.send_signal(signal.SIGKILL)
         for worker in multiprocessing.active_children():
             worker.kill()
-        os._exit(code)
+        os._exit(decision.exit_code)
 
-    def say_ended(self, error: BaseException) -> bool:
-        """Tell the others how this rank ends, and wait for what is to be done; whether the error is this rank's own."""
+    def report(self, error: BaseException) -> bool:
+        """Report the exception that ends this rank and wait for the decision; return whether it is this rank's own.
+
+        A failed collective is not: another rank is its cause.
+        """
         text = " ".join(str(error).split()) or type(error).__name__
-        known = isinstance(error, (ValueError, OSError, KeyboardInterrupt))
-        collective = not known and _is_of_collectives(text)
-        text = text if known else f"{type(error).__name__}: {text}"
-        code = 130 if isinstance(error, KeyboardInterrupt) else 1
-        self.reporting.set()
-        marks, where, patient = _where
-        self.link.send(marks=marks, where=where, patient=patient)
-        prints = known and self.peer.rank == 0
-        self.link.send(ended=text[:2000], collective=collective, prints=prints, code=code)
-        self.decided.wait(self.heartbeat_timeout_s + 2 * LEAVE_S)
-        if self.ends_others:
-            self.join()  # until the end of this process
-        return not collective
+        is_for_users = isinstance(error, (ValueError, OSError, KeyboardInterrupt))
+        if is_for_users:
+            cause = Cause.ERROR_PRINTED_BY_RANK_0 if self.process.rank == 0 else Cause.ERROR
+        else:
+            text = f"{type(error).__name__}: {text}"
+            cause = Cause.COLLECTIVE_FAILURE if _is_collective_failure(error) else Cause.ERROR
+        exit_code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+        self.main_is_ending.set()
+        self.connection.send(self.progress())
+        self.connection.send(Failed(text[:_MAX_ERROR_CHARACTERS], cause, exit_code))
+        self.decided.wait(self.timing.heartbeat_timeout + 2 * END_S)
+        if self.must_end_hung_processes:
+            self.join()  # The thread ends this process.
+        return cause != Cause.COLLECTIVE_FAILURE
 
     def finish(self) -> None:
-        """This rank has done its work: nobody need watch it any more."""
+        """Tell the coordinator that this rank has done all its work."""
         self._finished = True
-        self.link.send(finished=True)
+        self.connection.send(Finished())
 
 
-@contextlib.contextmanager
-def reporting() -> Iterator[None]:
-    """Where a rank's errors are told to the others, and another's loss is what this one ends with.
+def _is_collective_failure(error: BaseException) -> bool:
+    """Return whether a collective has raised this error, so that another rank is most likely its cause.
 
-    Raises:
-        SystemExit: another rank was lost or failed, and that has been said.
+    NCCL raises a `DistError`. Gloo raises a plain RuntimeError (torch 2.11 to 2.14) when another rank closes its
+    connection, as unrelated parts of torch do: only the words of the message tell them apart.
     """
-    global _member
-    try:
-        yield
-    except Exception as error:
-        member, _member = _member, None
-        if member is None:
-            raise
-        own = member.say_ended(error)
-        if not member.decided.is_set() or (own and member.line is None):
-            raise
-        if own and not isinstance(error, (ValueError, OSError)):
-            traceback.print_exc()
-        raise SystemExit(member.code) from None
-    except KeyboardInterrupt as error:
-        if _member is not None:
-            _member.say_ended(error)
-        raise
-
-
-def end_with(error: Exception) -> None:
-    """End this process with exit code 1, from any thread and whatever its main thread does, and tell all ranks why."""
-    member = _member
-    if member is not None:
-        member.say_ended(error)
-    if member is None or (member.line is None and member.peer.rank == 0):
-        _write_to_stderr(f"error: {' '.join(str(error).split())}\n")
-    os._exit(1 if member is None or not member.decided.is_set() else member.code)
-
-
-def finish() -> None:
-    """The run is over, on this rank; rank 0 tells the others before it goes."""
-    global _member, _judge
-    if _member is not None:
-        _member.finish()
-    if _judge is not None:
-        _judge.join(LEAVE_S)
-    _member = _judge = None
-
-
-def _is_of_collectives(text: str) -> bool:
-    """Whether an error may be another rank's death as the libraries of collectives tell it."""
-    lowered = text.lower()
-    return any(word in lowered for word in _COLLECTIVES)
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _COLLECTIVE_WORDS)
 
 
 def _stack_of_main_thread() -> str:
@@ -265,6 +292,6 @@ def _stack_of_main_thread() -> str:
 
 
 def _write_to_stderr(text: str) -> None:
-    """Past Python's locks, one of which a stuck thread may hold."""
+    """Write without `sys.stderr`, whose lock a hung thread may hold."""
     with contextlib.suppress(OSError):
         os.write(2, text.encode())

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bert_pld.cluster.watchdog import mark
 from bert_pld.data.batches import MicroBatch
 
 
@@ -22,8 +21,7 @@ def evaluate(model: nn.Module, batches: Iterable[MicroBatch], device: torch.devi
     was_training = model.training
     model.eval()
     totals = torch.zeros(5, dtype=torch.float64, device=device)
-    for number, host_batch in enumerate(batches):
-        mark(f"evaluation, batch {number}")
+    for host_batch in batches:
         batch = host_batch.to(device)
         outputs = model(**batch.model_inputs(), mlm_denominator=1.0)
         labels = batch.next_sentence_labels

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from bert_pld.cluster.watchdog import mark
 from bert_pld.data.batches import MicroBatch
 from bert_pld.rng import Stream, random_words
 from bert_pld.training.divergence import stop_if_not_finite
@@ -16,9 +15,10 @@ from bert_pld.training.run import Run
 def train(run: Run) -> bool:
     """Train to `max_steps`; return False if a signal ended the run early, after its checkpoint."""
     engine, metrics, settings = run.engine, run.metrics, run.config.training
+    progress = run.watchdog.progress
     preempted = False
     metrics.start_clock()
-    mark(f"step {engine.global_steps + 1}, loading data")
+    progress(f"step {engine.global_steps + 1}, loading data")
     for micro_batches in run.training_batches():
         step, lr = engine.global_steps + 1, engine.get_lr()[0]
         last = step == settings.max_steps
@@ -28,7 +28,7 @@ def train(run: Run) -> bool:
         saving = last or preempted or _is_due(step, settings.checkpoint_interval)
 
         grad_norm = training_step(run, micro_batches, want_grad_norm=logging)
-        mark(f"step {step}, after its last micro-batch")
+        progress(f"step {step}, after its last micro-batch")
         if logging:
             metrics.log(step, lr, grad_norm)
         if logging or saving:
@@ -38,13 +38,13 @@ def train(run: Run) -> bool:
             if evaluating:
                 metrics.log_evaluation(step, evaluate(engine, run.evaluation_batches(), run.device))
             if saving:
-                mark(f"step {step}, gathering its checkpoint")
+                progress(f"step {step}, gathering its checkpoint")
                 run.begin_checkpoint(step)
             metrics.start_clock()
         if preempted:
             break
-        mark(f"step {step + 1}, loading data")
-    mark("completing the last checkpoint")
+        progress(f"step {step + 1}, loading data")
+    progress("completing the last checkpoint")
     run.complete_checkpoint()
     return not preempted
 
@@ -54,7 +54,7 @@ def training_step(run: Run, micro_batches: list[MicroBatch], want_grad_norm: boo
     engine, step, norm = run.engine, run.engine.global_steps, None
     denominator = masked_tokens_per_micro_batch(micro_batches, run.device)
     for micro_step, batch in enumerate(micro_batches):
-        mark(f"step {step + 1}, micro-batch {micro_step}")
+        run.watchdog.progress(f"step {step + 1}, micro-batch {micro_step}")
         seed_dropout(run.config.training.seed, step, micro_step, dist.get_rank())
         # The engine draws the gates of this micro-batch itself and passes them to the model (pld/engine.py).
         outputs = engine(**batch.to(run.device).model_inputs(), mlm_denominator=denominator)

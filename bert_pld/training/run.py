@@ -14,11 +14,11 @@ import torch.distributed as dist
 from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.resume import check_same_run, choose_checkpoint, load_weights
 from bert_pld.checkpoint.writer import CheckpointWriter
-from bert_pld.cluster import watchdog
 from bert_pld.cluster.agreement import StepAgreement
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cluster.run_lock import RunLock
 from bert_pld.cluster.signals import Preemption
+from bert_pld.cluster.watchdog import Watchdog, collective_timeout
 from bert_pld.config import RunConfig
 from bert_pld.data.batches import MicroBatch
 from bert_pld.data.loader import evaluation_batches, training_batches
@@ -48,6 +48,7 @@ class Run:
     metrics: Metrics
     checkpoints: CheckpointWriter
     preemption: Preemption
+    watchdog: Watchdog
     agreement: StepAgreement
     lock: RunLock
     device: torch.device
@@ -66,9 +67,9 @@ class Run:
         )
 
     def evaluation_batches(self) -> Iterator[MicroBatch]:
-        """Yield this rank's share of the held-out rows."""
+        """Yield this rank's share of the held-out rows; the watchdog counts each batch as progress."""
         assert self.validation_rows is not None
-        return evaluation_batches(
+        batches = evaluation_batches(
             self.validation_rows,
             self.config.data,
             self.batch_share,
@@ -76,6 +77,9 @@ class Run:
             max_rows=self.config.training.eval_rows,
             pin_memory=self.device.type == "cuda",
         )
+        for number, batch in enumerate(batches):
+            self.watchdog.progress(f"evaluation, batch {number}")
+            yield batch
 
     def stop_requested(self) -> bool:
         """Return whether to stop after the present step, with the same answer on every rank.
@@ -118,6 +122,7 @@ def prepare_run(
     resume: str,
     initialize_from: Path | None,
     preemption: Preemption,
+    watchdog: Watchdog,
 ) -> Run:
     """Set up a run, new or resumed; all ranks call it together.
 
@@ -128,18 +133,19 @@ def prepare_run(
         resume: `auto` (resume from the folder's newest checkpoint, if any), `never`, or a checkpoint's path.
         initialize_from: a checkpoint whose weights a new run starts with, for example for its second phase.
         preemption: has caught the scheduler's signals since the process started.
+        watchdog: started here, as soon as the process group exists.
 
     Raises:
         ValueError: a mistake that the user can correct, in one line.
     """
-    timeout = watchdog.collective_timeout(config.training.stall_timeout)
+    timeout = collective_timeout(config.training.stall_timeout)
     device = join_process_group(timeout)
     watchdog.start(config.training.heartbeat_timeout, config.training.stall_timeout)
 
-    watchdog.mark("opening the data", patient=True)
+    watchdog.progress("opening the data", may_take_long=True)
     training_rows, validation_rows = _open_splits(config, data_dir)
 
-    watchdog.mark("building model and engine")
+    watchdog.progress("building model and engine")
     config = resolve_config(config, training_rows, dist.get_world_size(), device)
     lock = RunLock(output_dir)
     checkpoint = choose_checkpoint(output_dir, resume, lock)
@@ -158,12 +164,13 @@ def prepare_run(
         metrics=metrics,
         checkpoints=_make_checkpoint_writer(output_dir, engine, config, training_rows, host_group),
         preemption=preemption,
+        watchdog=watchdog,
         agreement=StepAgreement(host_group),
         lock=lock,
         device=device,
     )
     if checkpoint is not None:
-        watchdog.mark("loading the checkpoint")
+        watchdog.progress("loading the checkpoint")
         state = run.checkpoints.restore(checkpoint)
         metrics.resume(state["step"], state)
         metrics.print_line(f"resuming after step {state['step']} from checkpoint {checkpoint}")

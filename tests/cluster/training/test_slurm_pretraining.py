@@ -150,7 +150,7 @@ def test_job_on_two_nodes_preempted_twice_and_killed_once_goes_on_by_itself_and_
         assert f"on 2 node(s) (node[1-2]), 2 task(s), start {start}," in said
     assert said.count("stopped by a signal after its checkpoint") == 2
     assert "error: rank 0 (host" in said
-    assert "ended without a word" in said
+    assert "exited unexpectedly" in said
     assert f"job {job}: lost a rank (exit 137), fault 1 of at most 3; queued again" in said
     assert said.count("; queued again") == 2
     for step in stopped:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config, write_corpus
 
-from bert_pld.cluster.judge import EXIT_LOST_RANK
+from bert_pld.cluster.coordinator import EXIT_LOST_RANK
 from bert_pld.data.rows import ShardedRows
 
 HEARTBEAT_S = 8
@@ -116,9 +116,12 @@ def test_lost_rank_is_named_once_and_all_ranks_end(rank, number, running):
     code, seconds = run.end()
     [error] = run.errors()
     killed = number == signal.SIGKILL
-    how = " ended without a word" if killed else f" has given no sign of life for {HEARTBEAT_S} s"
+    how = " exited unexpectedly" if killed else f" sent no heartbeat for {HEARTBEAT_S} s"
     assert error.startswith(f"error: {named(rank, pid)}{how}")
-    assert re.search(r" (it was last heard|rank 1 was) at .+; all ranks end; the same command goes on", error)
+    assert re.search(
+        r"; (its last reported position|the position of rank 1) is .+; all ranks stop; run the same command again",
+        error,
+    )
     assert code in (AFTER_SIGKILL if killed else (EXIT_LOST_RANK,))
     # If ranks hung, gloo would wait for half an hour and the launcher for 30 seconds.
     assert seconds < (15 if killed else HEARTBEAT_S + 15)

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from repository import REPOSITORY, SUPPORT
 from runs import clean_environment, free_port
 
-from bert_pld.cluster.heartbeat import AwakeClock, Peer
-from bert_pld.cluster.judge import EXIT_LOST_RANK
+from bert_pld.cluster.coordinator import EXIT_LOST_RANK
+from bert_pld.cluster.heartbeat import AwakeClock, RankProcess
+from bert_pld.cluster.watchdog import Watchdog
 
 RANKS = 3
 STALL_S = 3.0
@@ -25,11 +26,9 @@ def _hang_in_a_collective():
     dist.barrier()
 
 
-def _scenario(name, rank):
+def _scenario(name, rank, watchdog):
     """What a rank does once it is watched."""
-    from bert_pld.cluster.watchdog import mark
-
-    mark("step 1, micro-batch 0")
+    watchdog.progress("step 1, micro-batch 0")
     if name == "own_error" and rank == 2:
         raise ValueError("shard_00007: damaged")
     if name == "bug" and rank == 2:
@@ -41,12 +40,12 @@ def _scenario(name, rank):
     if name == "stall":
         if rank == 1:
             time.sleep(60)
-        mark("step 1, micro-batch 1")
+        watchdog.progress("step 1, micro-batch 1")
     if name == "patient":
-        mark("opening the data", patient=rank == 1)
+        watchdog.progress("opening the data", may_take_long=rank == 1)
         if rank == 1:
             time.sleep(1.5 * STALL_S)
-        mark("step 1, loading data")
+        watchdog.progress("step 1, loading data")
     if name == "all_alike":
         raise ValueError("loss is not finite")
     _hang_in_a_collective()
@@ -55,16 +54,16 @@ def _scenario(name, rank):
 def _serve(port):
     """Fork the ranks of every scenario from a process that has imported everything; print each one's exit code."""
     from bert_pld.cli import run_as_rank
-    from bert_pld.cluster import watchdog
 
     def main(options):
         rank = int(os.environ["RANK"])
         dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+        watchdog = Watchdog()
         watchdog.start(heartbeat_timeout_s=20, stall_timeout_s=STALL_S if name in ("stall", "patient") else 0)
         with watchdog.reporting():
-            _scenario(name, rank)
+            _scenario(name, rank, watchdog)
         dist.destroy_process_group()
-        watchdog.finish()
+        watchdog.stop()
         return 0
 
     for number, name in enumerate(SCENARIOS):
@@ -112,7 +111,7 @@ def test_error_of_one_rank_is_said_once_and_ends_all_with_code_1(outcomes):
     codes, texts = outcomes["own_error"]
     assert codes == [1, 1, 1]
     [error] = errors(texts)
-    assert re.fullmatch(r"error: rank 2 \(host .*, process \d+\) ended: shard_00007: damaged", error)
+    assert re.fullmatch(r"error: rank 2 \(host .*, process \d+\) failed: shard_00007: damaged", error)
     assert "Traceback" not in "".join(texts)
 
 
@@ -120,7 +119,7 @@ def test_bug_on_one_rank_shows_its_traceback_and_names_the_rank(outcomes):
     codes, texts = outcomes["bug"]
     assert codes == [1, 1, 1]
     [error] = errors(texts)
-    assert re.fullmatch(r"error: rank 2 \(.*\) ended: KeyError: 'x'", error)
+    assert re.fullmatch(r"error: rank 2 \(.*\) failed: KeyError: 'x'", error)
     assert ["Traceback" in text for text in texts] == [False, False, True]
 
 
@@ -128,7 +127,7 @@ def test_rank_that_ends_without_a_word_is_lost(outcomes):
     codes, texts = outcomes["exit"]
     assert codes == [EXIT_LOST_RANK, EXIT_LOST_RANK, 7]
     [error] = errors(texts)
-    assert re.match(r"error: rank 2 \(.*\) ended without a word; it was last heard at ", error)
+    assert re.match(r"error: rank 2 \(.*\) exited unexpectedly; its last reported position is ", error)
 
 
 def test_loss_of_rank_0_is_said_by_one_of_its_host(outcomes):
@@ -136,7 +135,7 @@ def test_loss_of_rank_0_is_said_by_one_of_its_host(outcomes):
     assert codes == [7, EXIT_LOST_RANK, EXIT_LOST_RANK]
     assert errors(texts) == errors(texts[1:2])
     [error] = errors(texts)
-    assert re.match(r"error: rank 0 \(.*\) ended without a word; rank 1 was at step 1, micro-batch 0", error)
+    assert re.match(r"error: rank 0 \(.*\) exited unexpectedly; the position of rank 1 is step 1, micro-batch 0", error)
 
 
 def test_rank_that_does_not_get_on_is_named_with_its_stack(outcomes):
@@ -166,21 +165,21 @@ def test_time_does_not_pass_for_a_thread_that_was_stopped(monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     clock = AwakeClock(0.5)
     now[0] = 0.4
-    assert clock.passed() == pytest.approx(0.4)
+    assert clock.elapsed() == pytest.approx(0.4)
     now[0] = 100.0
-    assert clock.passed() == 1.0
+    assert clock.elapsed() == 1.0
 
 
 def test_process_is_known_by_its_start_and_not_by_its_number_alone():
-    me = Peer.here(0)
+    me = RankProcess.current(0)
     child = subprocess.Popen(["sleep", "60"])
     try:
-        foreign = Peer(1, me.host, me.machine, child.pid, me.started - 1)
+        foreign = RankProcess(1, me.host, me.boot, child.pid, me.start_ticks - 1)
         assert not foreign.is_running()
-        foreign.signal(9)
+        foreign.send_signal(9)
         assert child.poll() is None
         assert me.is_running()
-        assert me.is_beside(foreign)
+        assert me.is_on_machine_of(foreign)
     finally:
         child.kill()
         child.wait()
