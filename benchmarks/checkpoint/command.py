@@ -94,7 +94,7 @@ def _measure(options: argparse.Namespace, device: torch.device, folder: Path) ->
     moved = {name: value if value is None else value.to(device) for name, value in batch.items()}
     for name in checkpoint_format.TOKENIZER_FILES:
         (folder / name).write_text("[PAD]\n")
-    writer = CheckpointWriter(folder, engine, config, {"data_source": "none", "data_fingerprint": "none"}, folder, None)
+    writer = CheckpointWriter(folder, engine, config, {"data_source": "none", "data_fingerprint": "none"}, None)
 
     def step() -> None:
         if options.idle_step_s is not None and engine.global_steps > 1:

@@ -1,18 +1,18 @@
-"""Checkpoints on disk: appear only complete, are verified before use, and the newest N stay.
+"""The format of checkpoints on disk: how they are named, found, verified and read.
 
     checkpoints/
-      latest                    the newest one's name; moves last
+      latest                    name of the newest checkpoint; written last
       step_00001000/
-        model.safetensors       fp32 weights in the plain layout, whatever backend, precision and ZeRO stage made them
-        optimizer_….safetensors each of the optimizer's states (Adam: exp_avg, exp_avg_sq), in the same layout
-        config.json             the run's resolved configuration
-        state.json              step, metrics' counters, fingerprint of the data, scheduler, loss scale
+        model.safetensors       fp32 weights in one layout, the same for every backend, precision and ZeRO stage
+        optimizer_….safetensors one state of the optimizer (Adam: exp_avg, exp_avg_sq) in the same layout
+        config.json             resolved configuration of the run
+        state.json              step, counters of the metrics, fingerprint of the data, scheduler, loss scale
         tokenizer.json vocab.txt
-        checksums.json          SHA-256 of each file above
-      .step_00002000.partial    being written, or left by a run that was killed; removed by the next one
+        checksums.json          size and SHA-256 of each file above
+      .step_00002000.partial    incomplete: being written, or left by a killed run and removed by the next one
 
-Tensors and JSON only: nothing in a checkpoint is run when it is read. No file depends on the number of ranks or on the
-ZeRO stage. Writing and resuming, which need the ranks and the engine, are in `bert_pld.checkpoint.writer`.
+A checkpoint holds only tensors and JSON, so that reading one cannot run code. No file depends on the number of ranks or
+on the ZeRO stage. Saving and restoring, which need the ranks and the engine, are in `bert_pld.checkpoint.writer`.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ _NAME = re.compile(r"step_(\d+)")
 
 
 def checkpoint_name(step: int) -> str:
-    """The folder of the checkpoint after optimizer step `step`."""
+    """Return the folder name of the checkpoint after optimizer step `step`."""
     return f"step_{step:08d}"
 
 
 def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
-    """Complete checkpoints, newest first (partial ones have other names)."""
+    """Return the complete checkpoints, newest first; incomplete ones have other names."""
     if not checkpoints_dir.is_dir():
         return []
     found = [path for path in checkpoints_dir.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
@@ -64,12 +64,12 @@ def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
 
 
 def tensor_file(kind: str) -> str:
-    """The file that holds one kind of tensor: `weights`, or a state of the optimizer."""
+    """Return the name of the file for one kind of tensors: `weights`, or a state of the optimizer."""
     return WEIGHTS if kind == "weights" else f"optimizer_{kind}.safetensors"
 
 
 def remove_leftovers(checkpoints_dir: Path) -> None:
-    """Remove what killed runs left half-written or half-removed. Only for the one run that has the folder."""
+    """Remove checkpoints that killed runs left half-written or half-removed. Only the run that holds the lock may."""
     if checkpoints_dir.is_dir():
         for path in checkpoints_dir.iterdir():
             if path.name.startswith(".") and path.name.endswith((PARTIAL, PRUNED)):
@@ -77,11 +77,11 @@ def remove_leftovers(checkpoints_dir: Path) -> None:
 
 
 def write_checksums(checkpoint: Path, sums: dict[str, dict[str, Any]] | None = None) -> None:
-    """Record every file's size and SHA-256: the last file written before a checkpoint gets its name.
+    """Write `checksums.json`, the last file before a checkpoint gets its name.
 
     Args:
-        checkpoint: the folder.
-        sums: name to `{"bytes": …, "sha256": …}`; by default measured.
+        checkpoint: the checkpoint's folder.
+        sums: file name to `{"bytes": …, "sha256": …}`; by default computed from the files.
     """
     if sums is None:
         paths = [path for path in sorted(checkpoint.iterdir()) if path.is_file()]
@@ -94,48 +94,49 @@ def _canonical(sums: Any) -> str:
 
 
 def fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None if each is as it was written."""
+    """Verify a checkpoint's files; return a description of the first fault, or None if there is none."""
     try:
         text = (checkpoint / CHECKSUMS).read_text()
         sums = json.loads(text)
         listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in sums.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{CHECKSUMS} is missing or damaged ({type(error).__name__}: {error})"
+    # The checksums have no checksum: any other text than the one that would be written for them is a fault.
     if text != _canonical(sums) or not {WEIGHTS, CONFIG, STATE, *TOKENIZER_FILES} <= set(listed):
-        return f"{CHECKSUMS} is not what was written"
+        return f"{CHECKSUMS} was changed after it was written"
     for name, (size, sha256) in listed.items():
         path = checkpoint / name
         if Path(name).name != name or path.is_symlink() or not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, not {size}"
+            return f"{name} has {path.stat().st_size} bytes, expected {size}"
         if file_sha256(path) != sha256:
-            return f"{name} is not what was written (SHA-256 differs)"
+            return f"{name} was changed after it was written (SHA-256 differs)"
     return None
 
 
 def newest_valid(checkpoints_dir: Path) -> Path | None:
-    """The newest checkpoint that verifies; broken ones are skipped with a warning. None if there are none.
+    """Return the newest checkpoint without a fault, or None if there are no checkpoints; warn of each that is skipped.
 
     Raises:
-        ValueError: there are checkpoints and every one is broken.
+        ValueError: all checkpoints are damaged.
     """
     found = list_checkpoints(checkpoints_dir)
     for checkpoint in found:
         problem = fault(checkpoint)
         if problem is None:
             return checkpoint
-        warnings.warn(f"checkpoint {checkpoint} is broken and skipped: {problem}")
+        warnings.warn(f"checkpoint {checkpoint} is damaged and skipped: {problem}")
     if found:
-        raise ValueError(f"{checkpoints_dir}: all {len(found)} checkpoints are broken")
+        raise ValueError(f"{checkpoints_dir}: all {len(found)} checkpoints are damaged")
     return None
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """The verified checkpoint that a path means: a checkpoint itself, or the newest of a run or `checkpoints` folder.
+    """Return the verified checkpoint at a path: a checkpoint itself, or the newest of a run or `checkpoints` folder.
 
     Raises:
-        ValueError: no checkpoint there, or the one named is broken.
+        ValueError: there is no checkpoint, or it is damaged.
     """
     path = Path(path)
     if (path / CHECKSUMS).is_file() or _NAME.fullmatch(path.name):
@@ -148,12 +149,12 @@ def resolve_checkpoint(path: Path) -> Path:
         if checkpoint is not None:
             return checkpoint
     raise ValueError(
-        f"{path}: holds no checkpoint; give a run's folder, its {CHECKPOINTS} folder, or one step_N folder"
+        f"{path}: no checkpoint found; must be a run's folder, its {CHECKPOINTS} folder, or one step_N folder"
     )
 
 
 def check_same_vocabulary(checkpoint: Path, rows: ShardedRows) -> None:
-    """Refuse data whose ids mean other tokens than those the checkpoint was trained on.
+    """Check that the data was tokenized with the checkpoint's vocabulary.
 
     Raises:
         ValueError: the two vocabularies differ.
@@ -161,18 +162,19 @@ def check_same_vocabulary(checkpoint: Path, rows: ShardedRows) -> None:
     entries = (checkpoint / VOCABULARY).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     if vocabulary_hash(entries) != rows.attributes.vocabulary_hash:
         raise ValueError(
-            f"data directory {rows.data_dir}: made with another vocabulary ({rows.attributes.vocabulary_size} entries)"
-            f" than checkpoint {checkpoint} ({len(entries)} entries); use data made with --vocab {checkpoint}/vocab.txt"
+            f"data directory {rows.data_dir}: its vocabulary ({rows.attributes.vocabulary_size} entries) differs from"
+            f" that of checkpoint {checkpoint} ({len(entries)} entries); build the data with"
+            f" --vocab {checkpoint}/{VOCABULARY}"
         )
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's `state.json`."""
+    """Read a checkpoint's `state.json`."""
     return json.loads((checkpoint / STATE).read_text())
 
 
 def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """A checkpoint's fp32 weights in the plain layout, on the CPU.
+    """Read a checkpoint's fp32 weights to the CPU.
 
     Raises:
         ValueError: the file is missing or damaged.
@@ -184,11 +186,15 @@ def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def load_model(checkpoint: Path) -> tuple[BertForPreTraining, RunConfig]:
-    """The model of a checkpoint, fp32, in evaluation mode, with the configuration it was trained under."""
+    """Load a checkpoint's fp32 model, in evaluation mode, and the configuration that it was trained with.
+
+    Raises:
+        ValueError: the weights are damaged, or do not fit the configuration.
+    """
     config = load_config(checkpoint / CONFIG)
     model = BertForPreTraining(config.model)
     try:
         model.load_state_dict(load_weights(checkpoint))
-    except RuntimeError as error:  # torch's words for names or shapes that do not fit
+    except RuntimeError as error:  # raised by torch for unexpected names or shapes
         raise ValueError(f"checkpoint {checkpoint}: {WEIGHTS} does not fit {CONFIG} ({error})") from error
     return model.eval(), config

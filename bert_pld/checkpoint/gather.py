@@ -1,4 +1,4 @@
-"""Whole tensors out of all ranks' pieces, each kind on one rank that writes it; and pieces out of whole tensors."""
+"""Gathering whole tensors from the pieces of all ranks, and loading this rank's pieces from whole tensors."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from safetensors import safe_open
 from bert_pld.checkpoint.zero_state import (
     Piece,
     base_optimizer,
+    find_pieces,
     full_shapes,
     is_partitioned,
-    make_states,
-    pieces_of,
+    reset_states,
     state_kinds,
 )
 
 WEIGHTS_KIND = "weights"
 
-# Values that one message from all ranks together brings at most: 256 MB on the rank that writes.
 _VALUES_AT_ONCE = 64 << 20
+"""fp32 values that one collective gathers at most: 256 MB on the receiving rank."""
 
 
 class StateGatherer:
-    """Collects the engine's fp32 weights and optimizer states; its methods are called by all ranks together."""
+    """Gathers and loads the engine's fp32 weights and optimizer states; all ranks call each method together."""
 
     def __init__(self, engine: Any, group: dist.ProcessGroup | None) -> None:
-        """`group` is one of the host's (gloo), for small objects."""
-        self.engine, self.pieces, self.shapes = engine, pieces_of(engine), full_shapes(engine)
+        """`group` is a gloo group of all ranks, for small objects; None for a single rank."""
+        self.engine, self.pieces, self.shapes = engine, find_pieces(engine), full_shapes(engine)
         self.partitioned = is_partitioned(engine) and dist.get_world_size() > 1
         own = [(piece.name, piece.start, piece.numel) for piece in self.pieces]
         self._layouts: list[Any] = [own]
@@ -47,19 +47,19 @@ class StateGatherer:
         self._buffers: dict[str, torch.Tensor] = {}
 
     def kinds(self) -> list[str]:
-        """`weights`, then the optimizer's states, of which there are none before its first step."""
+        """Return `weights` and the names of the optimizer's states, which do not exist before its first step."""
         return [WEIGHTS_KIND, *state_kinds(self.engine, self.pieces)]
 
-    def gather(self, kind: str, to: int) -> dict[str, np.ndarray] | None:
-        """One kind of every parameter, fp32 on the host of rank `to`; None on the others.
+    def gather(self, kind: str, to_rank: int) -> dict[str, np.ndarray] | None:
+        """Return one kind of tensor of every parameter, fp32 on the host, on rank `to_rank`; None on other ranks.
 
-        The arrays are the gatherer's own and are overwritten by the next call for the same kind.
+        The next call for the same kind overwrites the arrays.
         """
-        stretches = [(piece, piece.of(self._tensor(piece.owner, kind))) for piece in self.pieces]
+        parts = [(piece, piece.view_of(self._tensor(piece.owner, kind))) for piece in self.pieces]
         if self.partitioned:
-            whole = self._gather_pieces(kind, [values for _, values in stretches], to)
+            whole = self._gather_pieces(kind, [values for _, values in parts], to_rank)
         else:
-            whole = self._copy_pieces(kind, stretches) if dist.get_rank() == to else None
+            whole = self._copy_pieces(kind, parts) if dist.get_rank() == to_rank else None
         if whole is None:
             return None
         if whole.is_pinned():
@@ -68,41 +68,42 @@ class StateGatherer:
         ends = {name: start + int(np.prod(self.shapes[name], dtype=np.int64)) for name, start in self._starts.items()}
         return {name: flat[self._starts[name] : ends[name]].reshape(self.shapes[name]) for name in self.shapes}
 
-    def _copy_pieces(self, kind: str, stretches: list[tuple[Piece, torch.Tensor]]) -> torch.Tensor:
+    def _copy_pieces(self, kind: str, parts: list[tuple[Piece, torch.Tensor]]) -> torch.Tensor:
         whole = self._buffer(kind)
-        for piece, values in stretches:
-            goes = self._starts[piece.name] + piece.start
-            whole[goes : goes + piece.numel].copy_(values, non_blocking=True)
+        for piece, values in parts:
+            start = self._starts[piece.name] + piece.start
+            whole[start : start + piece.numel].copy_(values, non_blocking=True)
         return whole
 
-    def _gather_pieces(self, kind: str, stretches: list[torch.Tensor], to: int) -> torch.Tensor | None:
-        device = self.engine.device  # stretches may be on the host, where the optimizer is offloaded
-        local = torch.cat(stretches).float().to(device) if stretches else torch.zeros(0, device=device)
-        ranks, own = dist.get_world_size(), dist.get_rank() == to
+    def _gather_pieces(self, kind: str, parts: list[torch.Tensor], to_rank: int) -> torch.Tensor | None:
+        device = self.engine.device  # The parts are on the host if the optimizer is offloaded.
+        local = torch.cat(parts).float().to(device) if parts else torch.zeros(0, device=device)
+        ranks, receives = dist.get_world_size(), dist.get_rank() == to_rank
         sizes = [sum(numel for _, _, numel in layout) for layout in self._layouts]
         at_once = max(1, _VALUES_AT_ONCE // ranks)
-        whole = self._buffer(kind) if own else None
+        whole = self._buffer(kind) if receives else None
         for begin in range(0, max(sizes), at_once):
             length = min(at_once, max(sizes) - begin)
-            part = torch.zeros(length, device=device)
-            mine = local[begin : begin + length]
-            part[: mine.numel()] = mine
-            parts = [torch.empty_like(part) for _ in range(ranks)] if own else None
-            dist.gather(part, parts, dst=to)
-            if whole is not None and parts is not None:
-                for layout, received in zip(self._layouts, parts, strict=True):
-                    self._place(whole, received, layout, begin)
+            # A collective needs the same length on every rank, so shorter ones are padded.
+            sent = torch.zeros(length, device=device)
+            own_values = local[begin : begin + length]
+            sent[: own_values.numel()] = own_values
+            received = [torch.empty_like(sent) for _ in range(ranks)] if receives else None
+            dist.gather(sent, received, dst=to_rank)
+            if whole is not None and received is not None:
+                for layout, values in zip(self._layouts, received, strict=True):
+                    self._place(whole, values, layout, begin)
         return whole
 
-    def _place(self, whole: torch.Tensor, received: torch.Tensor, layout: Any, begin: int) -> None:
-        """Copy what lies in [begin, begin + len(received)) of a rank's concatenated pieces to where it belongs."""
-        at, end = 0, begin + received.numel()
+    def _place(self, whole: torch.Tensor, values: torch.Tensor, layout: Any, begin: int) -> None:
+        """Copy values [begin, begin + len(values)) of a rank's concatenated pieces into the whole tensors."""
+        position, end = 0, begin + values.numel()
         for name, start, numel in layout:
-            first, last = max(at, begin), min(at + numel, end)
+            first, last = max(position, begin), min(position + numel, end)
             if first < last:
-                goes = self._starts[name] + start + first - at
-                whole[goes : goes + last - first].copy_(received[first - begin : last - begin], non_blocking=True)
-            at += numel
+                target = self._starts[name] + start + first - position
+                whole[target : target + last - first].copy_(values[first - begin : last - begin], non_blocking=True)
+            position += numel
 
     def _buffer(self, kind: str) -> torch.Tensor:
         if kind not in self._buffers:
@@ -112,22 +113,22 @@ class StateGatherer:
     def _tensor(self, owner: torch.Tensor, kind: str) -> torch.Tensor:
         return owner if kind == WEIGHTS_KIND else base_optimizer(self.engine).state[owner][kind]
 
-    def scatter(self, files: Mapping[str, Path]) -> None:
-        """Set this rank's pieces from whole tensors.
+    def load(self, files: Mapping[str, Path]) -> None:
+        """Load this rank's pieces from files of whole tensors.
 
         Args:
-            files: kind to a safetensors file of all parameters.
+            files: kind to a safetensors file with one tensor for each parameter.
 
         Raises:
-            ValueError: a file holds other parameters, or other shapes, than the model.
+            ValueError: the parameters in a file, or their shapes, differ from the model's.
         """
-        make_states(self.engine, self.pieces, [kind for kind in files if kind != WEIGHTS_KIND])
+        reset_states(self.engine, self.pieces, [kind for kind in files if kind != WEIGHTS_KIND])
         for kind, path in files.items():
             with safe_open(path, framework="pt") as tensors:
-                there = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-                if there != self.shapes:
-                    other = sorted(set(there.items()) ^ set(self.shapes.items()))[0]
-                    raise ValueError(f"{path}: does not fit the model: {other[0]} {list(other[1])}")
+                shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+                if shapes != self.shapes:
+                    name, shape = sorted(set(shapes.items()) ^ set(self.shapes.items()))[0]
+                    raise ValueError(f"{path}: does not fit the model: {name} {list(shape)}")
                 for piece in self.pieces:
                     values = tensors.get_tensor(piece.name).view(-1)[piece.start : piece.start + piece.numel]
-                    piece.of(self._tensor(piece.owner, kind)).copy_(values)
+                    piece.view_of(self._tensor(piece.owner, kind)).copy_(values)

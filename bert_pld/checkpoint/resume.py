@@ -1,4 +1,4 @@
-"""What a run starts from: a checkpoint of its own to go on from, or another run's weights."""
+"""Choosing the checkpoint that a run resumes from, and checking that it fits the run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,21 @@ from bert_pld.data.shards import Manifest
 from bert_pld.files import CHECKPOINTS, CONFIG
 from bert_pld.model import BertForPreTraining
 
-# What a resumed run may change: how it is computed, never what is computed.
 _FREE_MODEL_KEYS = ("kernels", "activation_checkpointing", "preset")
+"""Keys that a resumed run may change: they do not change the model that is trained."""
 
 
 def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | None:
-    """The checkpoint to go on from: rank 0 locks the folder, looks and verifies; all ranks get its answer or error."""
+    """Lock the run's folder and return the checkpoint to resume from, or None for a new run.
+
+    Rank 0 locks and verifies; all ranks return its answer or raise its error.
+
+    Raises:
+        ConfigError: `resume` is `never`, but the folder has checkpoints.
+        RunLockedError: another run uses the folder.
+        ValueError: no checkpoint without a fault was found.
+        OSError: the folder cannot be written to.
+    """
     answer: list[Any] = [None]
     if dist.get_rank() == 0:
         checkpoints = output_dir / CHECKPOINTS
@@ -29,7 +38,7 @@ def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | No
             if resume == "never":
                 if checkpoint_format.list_checkpoints(checkpoints):
                     raise ConfigError(
-                        f"--output_dir {output_dir}: holds another run's checkpoints;"
+                        f"--output_dir {output_dir}: contains checkpoints of an earlier run;"
                         " use --resume auto, or another folder"
                     )
             elif resume == "auto":
@@ -45,40 +54,43 @@ def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | No
 
 
 def load_weights(model: BertForPreTraining, checkpoint: Path) -> None:
-    """Give a model a checkpoint's weights.
+    """Load a checkpoint's weights into a model.
 
     Raises:
-        ConfigError: the checkpoint is of a model of another shape.
+        ConfigError: the names or shapes of the parameters differ.
     """
     weights, own = checkpoint_format.load_weights(checkpoint), model.state_dict()
     for name in sorted({*weights, *own}):
-        there, here = (tuple(s[name].shape) if name in s else "absent" for s in (weights, own))
-        if there != here:
-            raise ConfigError(f"checkpoint {checkpoint} is of another model: {name} is {there} there and {here} here")
+        saved, needed = (tuple(tensors[name].shape) if name in tensors else "missing" for tensors in (weights, own))
+        if saved != needed:
+            raise ConfigError(
+                f"checkpoint {checkpoint} does not fit the model: {name} has shape {saved} in the checkpoint, {needed}"
+                " in the model"
+            )
     model.load_state_dict(weights)
 
 
 def check_same_run(checkpoint: Path, config: RunConfig, data: Manifest) -> None:
-    """Refuse to go on from another run's checkpoint.
+    """Check that a checkpoint was saved by a run with the same settings.
 
     Raises:
-        ConfigError: it is of another model, PLD block, batch, optimizer, seed or data.
+        ConfigError: its model, PLD block, batch size, optimizer, seed or data differ.
     """
-    saved = load_config(checkpoint / CONFIG).as_json()  # keys newer than the checkpoint have their defaults
-    present = config.as_json()
-    for name in _what_defines(present):
-        there, here = (_lookup(source, name) for source in (saved, present))
-        if there != here:
+    # Loading fills in the defaults of keys that did not exist when the checkpoint was saved.
+    saved, current = load_config(checkpoint / CONFIG).as_json(), config.as_json()
+    for name in _fixed_keys(current):
+        saved_value, value = _lookup(saved, name), _lookup(current, name)
+        if saved_value != value:
             raise ConfigError(
-                f"checkpoint {checkpoint} is of another run: {name} is {there!r} there and {here!r} here;"
-                " use another --output_dir, or the same configuration"
+                f"checkpoint {checkpoint} belongs to a different run: {name} is {saved_value!r} in the checkpoint,"
+                f" {value!r} in this run; use the same configuration, or another --output_dir"
             )
     if checkpoint_format.load_state(checkpoint)["data_fingerprint"] != data.fingerprint():
-        raise ConfigError(f"checkpoint {checkpoint} was trained on other data than --data_dir holds (shards differ)")
+        raise ConfigError(f"checkpoint {checkpoint} was trained on other shards than those of --data_dir")
 
 
-def _what_defines(config: dict[str, Any]) -> list[str]:
-    """The keys of a configuration that a resumed run may not change."""
+def _fixed_keys(config: dict[str, Any]) -> list[str]:
+    """Return the keys of a configuration that a resumed run may not change."""
     model = [f"model.{key}" for key in config["model"] if key not in _FREE_MODEL_KEYS]
     drop = [f"progressive_layer_drop.{key}" for key in config["progressive_layer_drop"]]
     data = ["seq_length", "shuffle"]

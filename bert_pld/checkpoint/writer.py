@@ -1,7 +1,7 @@
-"""Writing checkpoints beside training, and resuming from them with any number of ranks and any ZeRO stage.
+"""Saving checkpoints while training continues, and restoring them with any number of ranks and any ZeRO stage.
 
-A checkpoint stops training only while weights and optimizer state are gathered to the host. Up to three ranks then
-write them, each a file, in a thread; when all have written, rank 0 gives the checkpoint its name.
+Training pauses only while weights and optimizer states are gathered to the host. Threads on up to three ranks then
+write them, one file each. When all files are on the disk, rank 0 renames the folder to its final name.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,34 @@ import torch.distributed as dist
 
 from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.gather import StateGatherer
-from bert_pld.checkpoint.tensor_file import FileSum, NotFiniteError, write_tensors
-from bert_pld.checkpoint.zero_state import restore_scalars, scalars_of
+from bert_pld.checkpoint.zero_state import read_scalars, restore_scalars
 from bert_pld.config import ConfigError, RunConfig
 from bert_pld.files import CHECKPOINTS, CONFIG, LATEST, PARTIAL, STATE, sync_directory, write_atomically, written_aside
 
-# Bytes a parameter: fp32 weights and Adam's two moments.
 _BYTES_PER_PARAMETER = 12
+"""fp32 weights and the two states of Adam."""
+_VALUES_PER_WRITE = 2 << 20
+"""fp32 values: enough that hashing and writing release the interpreter's lock, few enough that training soon gets it."""
+
+
+class NonFiniteTensorError(ValueError):
+    """A tensor holds NaN or infinity."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileChecksum:
+    """Size and hash of a complete file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    """Why a checkpoint was not saved, in a form that ranks can send to each other."""
+
+    text: str
+    is_non_finite: bool = False
 
 
 @dataclasses.dataclass
@@ -36,23 +58,23 @@ class _Pending:
 
     step: int
     started: float
-    stopped_s: float = 0.0
-    """How long training waited for it to be gathered."""
-    sums: dict[str, FileSum] = dataclasses.field(default_factory=dict)
-    problem: str | None = None
+    paused_s: float = 0.0
+    """How long training waited for the gathering."""
+    checksums: dict[str, FileChecksum] = dataclasses.field(default_factory=dict)
+    """The files that this rank has written."""
+    failure: _Failure | None = None
     thread: threading.Thread | None = None
 
 
 class CheckpointWriter:
-    """Saves, prunes and restores the checkpoints of one run; every method is called by all ranks together.
+    """Saves, prunes and restores the checkpoints of one run; all ranks call each method together.
 
     Args:
-        run_dir: the run's folder, on a file system that all ranks share.
-        engine: DeepSpeed's.
-        config: as it is saved with each checkpoint.
-        data_facts: what `state.json` says of the data.
-        tokenizer_dir: where the tokenizer's files are copied from.
-        group: of all ranks, on the host (gloo); None for a single rank.
+        run_dir: the run's folder, on a file system that all ranks share; holds the tokenizer's files.
+        engine: DeepSpeed's engine.
+        config: the configuration that is saved with each checkpoint.
+        data_facts: entries of `state.json` that identify the data.
+        group: a gloo group of all ranks, for small objects on the host; None for a single rank.
     """
 
     def __init__(
@@ -61,51 +83,48 @@ class CheckpointWriter:
         engine: Any,
         config: RunConfig,
         data_facts: dict[str, str],
-        tokenizer_dir: Path,
         group: dist.ProcessGroup | None,
     ) -> None:
-        self.directory = run_dir / CHECKPOINTS
-        self.engine, self.config, self.group = engine, config, group
-        self.data_facts = data_facts
-        self.tokenizer_dir = tokenizer_dir
-        self.is_first = dist.get_rank() == 0
+        self.run_dir, self.directory = run_dir, run_dir / CHECKPOINTS
+        self.engine, self.config, self.data_facts, self.group = engine, config, data_facts, group
+        self.is_rank_0 = dist.get_rank() == 0
         self.gatherer = StateGatherer(engine, group)
         self._pending: _Pending | None = None
         self._pruning: threading.Thread | None = None
 
     def begin(self, step: int, counters: dict[str, Any]) -> None:
-        """Gather the checkpoint after optimizer step `step` and start writing it; `complete` ends it.
+        """Gather the checkpoint after optimizer step `step` and start writing it; `complete` finishes it.
 
         Raises:
-            OSError: there is no room for it, or the one before could not be written.
+            OSError: the disk has no room for it, or the previous checkpoint could not be written.
         """
         self.complete()
         self._check_room()
         self._pending = pending = _Pending(step, started=time.perf_counter())
-        mine: dict[str, dict[str, np.ndarray]] = {}
+        tensors: dict[str, dict[str, np.ndarray]] = {}
         for number, kind in enumerate(self.gatherer.kinds()):
-            gathered = self.gatherer.gather(kind, to=number % dist.get_world_size())
+            gathered = self.gatherer.gather(kind, to_rank=number % dist.get_world_size())
             if gathered is not None:
-                mine[checkpoint_format.tensor_file(kind)] = gathered
-        ours = self._own_files(step, counters) if self.is_first else {}
-        pending.stopped_s = time.perf_counter() - pending.started
-        pending.thread = threading.Thread(target=self._write, args=(pending, mine, ours), daemon=True)
+                tensors[checkpoint_format.tensor_file(kind)] = gathered
+        small_files = self._small_files(step, counters) if self.is_rank_0 else {}
+        pending.paused_s = time.perf_counter() - pending.started
+        pending.thread = threading.Thread(target=self._write, args=(pending, tensors, small_files), daemon=True)
         pending.thread.start()
 
     @property
     def written(self) -> bool:
-        """Whether a checkpoint is under way and this rank's share of it is on the disk."""
+        """Whether a checkpoint is pending and this rank's files of it are on the disk."""
         return self._pending is not None and self._pending.thread is not None and not self._pending.thread.is_alive()
 
     def complete(self) -> str | None:
-        """Wait until all ranks have written, give the checkpoint its name, move `latest`, prune to the newest N.
+        """Wait until all ranks have written the pending checkpoint, publish it, and prune to the newest N.
 
         Returns:
-            What was written, for the log; None where nothing was under way.
+            A line for the log; None if no checkpoint was pending.
 
         Raises:
-            OSError: a write failed; what was written of it is removed, earlier checkpoints are untouched.
-            ValueError: the weights are not finite.
+            OSError: it could not be written; its files are removed, earlier checkpoints are unchanged.
+            NonFiniteTensorError: a tensor is not finite; likewise.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -113,144 +132,189 @@ class CheckpointWriter:
         assert pending.thread is not None
         pending.thread.join()
         name = checkpoint_format.checkpoint_name(pending.step)
-        final, aside = self.directory / name, self._aside(pending.step)
-        problem, sums = self._all_outcomes(pending)
-        if problem is None:
-            problem = self._first_problem(self._publish(aside, final, sums) if self.is_first else None)
-        if problem is not None:
-            if self.is_first:
-                shutil.rmtree(aside, ignore_errors=True)
-            if "not finite" in problem:
-                raise ValueError(f"checkpoint {final} was not kept: {problem}; {self._what_stays()}")
-            raise OSError(f"checkpoint {final} could not be written ({problem}); {self._what_stays()}")
-        size = sum(entry.bytes for entry in sums.values())
+        final, partial = self.directory / name, self._partial(pending.step)
+        failure, checksums = self._gather_outcomes(pending)
+        if failure is None:
+            failure = self._broadcast(self._publish(partial, final, checksums) if self.is_rank_0 else None)
+        if failure is not None:
+            if self.is_rank_0:
+                shutil.rmtree(partial, ignore_errors=True)
+            error = NonFiniteTensorError if failure.is_non_finite else OSError
+            raise error(f"checkpoint {final} could not be written ({failure.text}); {self._what_remains()}")
+        megabytes = sum(entry.bytes for entry in checksums.values()) / 1e6
         seconds = time.perf_counter() - pending.started
         return (
-            f"step {pending.step}  checkpoint {name} written: {size / 1e6:,.1f} MB, whole after {seconds:.2f} s,"
-            f" of which training stopped for {pending.stopped_s:.2f} s"
+            f"step {pending.step}  checkpoint {name} written: {megabytes:,.1f} MB, complete after {seconds:.2f} s,"
+            f" training paused for {pending.paused_s:.2f} s"
         )
 
     def restore(self, checkpoint: Path) -> dict[str, Any]:
-        """Load weights, optimizer, scheduler, loss scale and counters; return `state.json`.
+        """Restore the optimizer's weights and states, scheduler, loss scale and counters; return `state.json`.
 
-        The model must have been given the checkpoint's weights before the engine was made of it.
+        The model must have had the checkpoint's weights before the engine was made from it.
 
         Raises:
-            ConfigError: it does not hold what resuming needs.
+            ConfigError: the checkpoint holds no state of an engine.
             ValueError: its tensors do not fit the model.
         """
         state = checkpoint_format.load_state(checkpoint)
         if "engine" not in state:
             raise ConfigError(
-                f"checkpoint {checkpoint}: {STATE} has no 'engine'; its weights can be evaluated, exported and"
-                " started from (--initialize_from), but a run cannot go on from it"
+                f"checkpoint {checkpoint}: {STATE} has no 'engine', so a run cannot resume from it; its weights can"
+                " be evaluated, exported, or used with --initialize_from"
             )
-        self.gatherer.scatter({kind: checkpoint / checkpoint_format.tensor_file(kind) for kind in state["tensors"]})
+        self.gatherer.load({kind: checkpoint / checkpoint_format.tensor_file(kind) for kind in state["tensors"]})
         restore_scalars(self.engine, self.gatherer.pieces, state["engine"], state["step"])
         return state
 
     def close(self) -> None:
-        """Wait for the removal of old checkpoints."""
+        """Wait until old checkpoints are removed."""
         if self._pruning is not None:
             self._pruning.join()
 
-    def _aside(self, step: int) -> Path:
+    def _partial(self, step: int) -> Path:
         return self.directory / f".{checkpoint_format.checkpoint_name(step)}{PARTIAL}"
 
-    def _own_files(self, step: int, counters: dict[str, Any]) -> dict[str, bytes]:
-        """The small files, all but the checksums."""
+    def _small_files(self, step: int, counters: dict[str, Any]) -> dict[str, bytes]:
+        """Return the contents of the JSON and tokenizer files, without the checksums."""
         state = {
             "step": step,
             **self.data_facts,
             **counters,
             "tensors": self.gatherer.kinds(),
-            "engine": scalars_of(self.engine, self.gatherer.pieces),
+            "engine": read_scalars(self.engine, self.gatherer.pieces),
         }
-        contents = {CONFIG: self.config.as_json(), STATE: state}
-        made = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in contents.items()}
-        return made | {name: (self.tokenizer_dir / name).read_bytes() for name in checkpoint_format.TOKENIZER_FILES}
+        objects = {CONFIG: self.config.as_json(), STATE: state}
+        files = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in objects.items()}
+        return files | {name: (self.run_dir / name).read_bytes() for name in checkpoint_format.TOKENIZER_FILES}
 
     def _write(self, pending: _Pending, tensors: dict[str, dict[str, np.ndarray]], small: dict[str, bytes]) -> None:
-        """In a thread: this rank's files, flushed to the disk."""
-        aside = self._aside(pending.step)
+        """Write this rank's files and flush them to the disk; runs in a thread."""
+        partial = self._partial(pending.step)
         try:
             if tensors or small:
-                aside.mkdir(parents=True, exist_ok=True)
+                partial.mkdir(parents=True, exist_ok=True)
             for name, arrays in tensors.items():
-                pending.sums[name] = write_tensors(aside / name, arrays)
+                pending.checksums[name] = write_tensors(partial / name, arrays)
             for name, content in small.items():
-                with written_aside(aside / name) as file:
+                with written_aside(partial / name) as file:
                     file.write(content)
-                pending.sums[name] = FileSum(len(content), hashlib.sha256(content).hexdigest())
-        except (OSError, NotFiniteError) as error:
-            pending.problem = str(error)
-        except BaseException as error:  # a thread's exception would be lost, and the checkpoint taken for whole
-            pending.problem = f"{type(error).__name__}: {error}"
+                pending.checksums[name] = FileChecksum(len(content), hashlib.sha256(content).hexdigest())
+        except (OSError, NonFiniteTensorError) as error:
+            pending.failure = _Failure(str(error), isinstance(error, NonFiniteTensorError))
+        except BaseException as error:  # An exception of a thread is lost, and the checkpoint would count as complete.
+            pending.failure = _Failure(f"{type(error).__name__}: {error}")
 
-    def _all_outcomes(self, pending: _Pending) -> tuple[str | None, dict[str, FileSum]]:
-        """The first rank's problem, and every file that any rank has written."""
-        outcomes: list[Any] = [(pending.problem, pending.sums)]
+    def _gather_outcomes(self, pending: _Pending) -> tuple[_Failure | None, dict[str, FileChecksum]]:
+        """Return the failure of the lowest rank that has one, and all files that any rank has written."""
+        outcomes: list[Any] = [(pending.failure, pending.checksums)]
         if self.group is not None:
             outcomes = [None] * dist.get_world_size()
-            dist.all_gather_object(outcomes, (pending.problem, pending.sums), group=self.group)
-        problems = (f"rank {rank}: {text}" for rank, (text, _) in enumerate(outcomes) if text is not None)
-        return next(problems, None), {name: entry for _, sums in outcomes for name, entry in sums.items()}
+            dist.all_gather_object(outcomes, (pending.failure, pending.checksums), group=self.group)
+        failures = (
+            dataclasses.replace(failure, text=f"rank {rank}: {failure.text}")
+            for rank, (failure, _) in enumerate(outcomes)
+            if failure is not None
+        )
+        return next(failures, None), {name: entry for _, checksums in outcomes for name, entry in checksums.items()}
 
-    def _publish(self, aside: Path, final: Path, sums: dict[str, FileSum]) -> str | None:
-        """Rank 0: from written files to a checkpoint; returns what went wrong."""
+    def _publish(self, partial: Path, final: Path, checksums: dict[str, FileChecksum]) -> _Failure | None:
+        """On rank 0: rename the complete folder to its final name, update `latest`, and prune."""
         try:
-            for name, entry in sums.items():
-                seen = (aside / name).stat().st_size if (aside / name).exists() else -1
-                if seen != entry.bytes:
-                    return f"{name} is not there as written; all nodes must share the file system of --output_dir"
-            checkpoint_format.write_checksums(aside, {name: dataclasses.asdict(entry) for name, entry in sums.items()})
-            sync_directory(aside)
-            if final.exists():  # a broken one that was skipped when the run resumed
+            for name, entry in checksums.items():
+                path = partial / name
+                if not path.exists() or path.stat().st_size != entry.bytes:
+                    return _Failure(f"{name} not found or changed; --output_dir must be on a shared file system")
+            contents = {name: dataclasses.asdict(entry) for name, entry in checksums.items()}
+            checkpoint_format.write_checksums(partial, contents)
+            sync_directory(partial)
+            if final.exists():  # A damaged checkpoint that was skipped when the run resumed.
                 shutil.rmtree(final)
-            os.replace(aside, final)
+            os.replace(partial, final)
             sync_directory(self.directory)
             write_atomically(self.directory / LATEST, final.name + "\n")
             self._prune()
         except OSError as error:
-            return str(error)
+            return _Failure(str(error))
         return None
 
     def _prune(self) -> None:
-        """Hide what is too old at once, remove it beside training."""
+        """Rename the oldest checkpoints at once, and remove them in a thread while training continues."""
         self.close()
-        doomed = []
+        to_delete = []
         for old in checkpoint_format.list_checkpoints(self.directory)[self.config.training.keep_checkpoints :]:
-            doomed.append(old.with_name(f".{old.name}{checkpoint_format.PRUNED}"))
-            os.replace(old, doomed[-1])
-        self._pruning = threading.Thread(target=_remove, args=(doomed,))
+            to_delete.append(old.with_name(f".{old.name}{checkpoint_format.PRUNED}"))
+            os.replace(old, to_delete[-1])
+        self._pruning = threading.Thread(target=_remove_folders, args=(to_delete,))
         self._pruning.start()
 
     def _check_room(self) -> None:
-        """Refuse before anything is written, on all ranks together, where the file system lacks the room."""
-        problem = None
-        if self.is_first:
+        """Raise an error on all ranks, before anything is written, if the disk is too full for a checkpoint."""
+        failure = None
+        if self.is_rank_0:
             self.directory.mkdir(parents=True, exist_ok=True)
-            small = sum((self.tokenizer_dir / name).stat().st_size for name in checkpoint_format.TOKENIZER_FILES)
+            small = sum((self.run_dir / name).stat().st_size for name in checkpoint_format.TOKENIZER_FILES)
             needed = self.gatherer.total * _BYTES_PER_PARAMETER + small + (1 << 20)
             free = shutil.disk_usage(self.directory).free
             if free < needed:
-                problem = f"no space left in {self.directory}: {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed"
-        problem = self._first_problem(problem)
-        if problem is not None:
-            raise OSError(f"{problem}; {self._what_stays()}")
+                text = f"no space left in {self.directory}: {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed"
+                failure = _Failure(text)
+        failure = self._broadcast(failure)
+        if failure is not None:
+            raise OSError(f"{failure.text}; {self._what_remains()}")
 
-    def _first_problem(self, problem: str | None) -> str | None:
-        """Let all ranks know rank 0's problem, so that none waits for one that gave up."""
-        told = [problem]
+    def _broadcast(self, failure: _Failure | None) -> _Failure | None:
+        """Return rank 0's failure on all ranks, so that none waits for a rank that has given up."""
+        objects = [failure]
         if self.group is not None:
-            dist.broadcast_object_list(told, src=0, group=self.group)
-        return told[0]
+            dist.broadcast_object_list(objects, src=0, group=self.group)
+        return objects[0]
 
-    def _what_stays(self) -> str:
+    def _what_remains(self) -> str:
         kept = checkpoint_format.list_checkpoints(self.directory)
-        return f"the previous checkpoint {kept[0].name} stays" if kept else "there is no earlier checkpoint"
+        return f"the previous checkpoint {kept[0].name} is unchanged" if kept else "there is no earlier checkpoint"
 
 
-def _remove(folders: list[Path]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> FileChecksum:
+    """Write fp32 tensors as a safetensors file, checked and hashed in the same pass, and flush it to the disk.
+
+    The safetensors library's own writer would hold the interpreter's lock until the end, which stops training, and the
+    hash would need a second pass over the file.
+
+    Args:
+        path: the file; overwritten if it exists.
+        tensors: name to contiguous float32 array of any shape.
+
+    Raises:
+        NonFiniteTensorError: names the first tensor with a value that is not finite.
+        OSError: the disk is full, or the write failed.
+    """
+    header, end = {}, 0
+    for name, array in tensors.items():
+        if array.dtype != np.float32 or not array.flags.c_contiguous:
+            raise TypeError(f"{name}: {array.dtype}, contiguous {array.flags.c_contiguous}; must be contiguous float32")
+        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
+        end += array.nbytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for prefix in (len(encoded).to_bytes(8, "little"), encoded):
+            digest.update(prefix)
+            file.write(prefix)
+        for name, array in tensors.items():
+            values = array.reshape(-1)
+            for begin in range(0, values.size, _VALUES_PER_WRITE):
+                part = values[begin : begin + _VALUES_PER_WRITE]
+                if not np.isfinite(part).all():
+                    raise NonFiniteTensorError(f"{name} has values that are not finite")
+                digest.update(part.data)
+                file.write(part.data)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileChecksum(8 + len(encoded) + end, digest.hexdigest())
+
+
+def _remove_folders(folders: list[Path]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""Where a DeepSpeed engine keeps fp32 weights and optimizer state, whichever ZeRO stage and precision it runs.
+"""Where a DeepSpeed engine keeps its fp32 weights and optimizer states, for every ZeRO stage and precision.
 
-DeepSpeed's optimizers flatten parameters, pad them, and give each rank a share. `pieces_of` describes this rank's
-share as stretches of named parameters; with it, saving and restoring know nothing of stages. What is read and set here
-are DeepSpeed's own maps (the ones its universal checkpoint is made from), not its checkpoint files: those are pickles,
-which run code when they are read, and are tied to a stage and a number of ranks.
+DeepSpeed's optimizers flatten parameters, pad them, and give each rank a part. `find_pieces` describes this rank's part
+as pieces of named parameters, so that saving and restoring do not depend on the stage. It reads DeepSpeed's own maps,
+those that its universal checkpoint is made from. DeepSpeed's checkpoint files are not used: they are pickles, which run
+code when they are read, and they depend on the stage and the number of ranks.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ _SCHEDULED_KEYS = ("lr", "betas", "momentum")
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A stretch of one parameter that this rank's optimizer updates."""
+    """A contiguous part of one flattened parameter that this rank's optimizer updates."""
 
     name: str
     start: int
-    """Of the stretch in the flattened parameter."""
+    """Index of its first value in the flattened parameter."""
     numel: int
     owner: torch.Tensor
-    """The tensor that the optimizer knows: the parameter, or a flat one that holds stretches of many."""
+    """The tensor that the optimizer updates: the parameter itself, or a flat tensor that holds many pieces."""
     offset: int
-    """Of the stretch in the flattened owner."""
+    """Index of its first value in the flattened owner."""
 
-    def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The stretch's view of the owner or of a state of the same shape."""
+    def view_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return this piece as a view of the owner, or of a state with the owner's shape."""
         return tensor.detach().view(-1)[self.offset : self.offset + self.numel]
 
 
 def base_optimizer(engine: Any) -> torch.optim.Optimizer:
-    """The optimizer inside DeepSpeed's wrappers."""
+    """Return the optimizer inside DeepSpeed's wrapper."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
 def is_partitioned(engine: Any) -> bool:
-    """Whether ranks hold different pieces; otherwise each holds everything."""
+    """Return whether each rank holds only a part of the states; otherwise each holds all of them."""
     return any(hasattr(p, "ds_id") or hasattr(p, "_hp_mapping") for p in engine.module.parameters())
 
 
-def pieces_of(engine: Any) -> list[Piece]:
-    """This rank's pieces, in the order of the model's parameters."""
+def find_pieces(engine: Any) -> list[Piece]:
+    """Return this rank's pieces, in the order of the model's parameters."""
     optimizer, names = engine.optimizer, {p: name for name, p in engine.module.named_parameters()}
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
         found = _stage_three(optimizer, names)
@@ -66,20 +66,21 @@ def pieces_of(engine: Any) -> list[Piece]:
 
 
 def _mapped(optimizer: Any, groups: Any, names: Mapping[Any, str]) -> list[Piece]:
-    """ZeRO 1 and 2, and bf16 without ZeRO: DeepSpeed links each parameter to its stretch of a flat partition."""
+    """ZeRO 1 and 2, and bf16 without ZeRO: DeepSpeed maps each parameter to a fragment of a flat partition."""
     found = []
     for group, owners in zip(groups, optimizer.optimizer.param_groups, strict=True):
         (owner,) = owners["params"]
         for parameter in group:
             mapping = parameter._hp_mapping
             if mapping is not None:
-                here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
-                found.append(Piece(names[parameter], here.start, here.numel, owner, there.start))
+                # lp: the low-precision parameter; hp: its high-precision copy in the flat partition.
+                in_parameter, in_owner = mapping.lp_fragment_address, mapping.hp_fragment_address
+                found.append(Piece(names[parameter], in_parameter.start, in_parameter.numel, owner, in_owner.start))
     return found
 
 
 def _stage_three(optimizer: Any, names: Mapping[Any, str]) -> list[Piece]:
-    """ZeRO 3: each parameter is cut into equal parts, the last of them padded."""
+    """ZeRO 3: each parameter is divided into equal parts, the last one padded."""
     found = []
     for parameter, name in names.items():
         group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
@@ -91,6 +92,7 @@ def _stage_three(optimizer: Any, names: Mapping[Any, str]) -> list[Piece]:
 
 
 def _flattened(groups: Any, owners: Any, names: Mapping[Any, str]) -> list[Piece]:
+    """fp16 without ZeRO: each group of parameters is one flat tensor, whole on every rank."""
     found = []
     for group, owner in zip(groups, owners, strict=True):
         offset = 0
@@ -101,12 +103,12 @@ def _flattened(groups: Any, owners: Any, names: Mapping[Any, str]) -> list[Piece
 
 
 def full_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
-    """Each parameter's shape, whatever ZeRO 3 has left of it here."""
+    """Return the shape of each whole parameter, also under ZeRO 3, where this rank holds only a part."""
     return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.module.named_parameters()}
 
 
 def state_kinds(engine: Any, pieces: list[Piece]) -> list[str]:
-    """The optimizer's states that have one value a weight (Adam: exp_avg, exp_avg_sq), in order of their names."""
+    """Return the sorted names of the states that have one value for each weight (Adam: exp_avg, exp_avg_sq)."""
     state = base_optimizer(engine).state
     kinds = {
         key
@@ -117,8 +119,8 @@ def state_kinds(engine: Any, pieces: list[Piece]) -> list[str]:
     return sorted(kinds)
 
 
-def scalars_of(engine: Any, pieces: list[Piece]) -> dict[str, Any]:
-    """What else defines the next step, as JSON: step counters, rates as they are now, scheduler, loss scale."""
+def read_scalars(engine: Any, pieces: list[Piece]) -> dict[str, Any]:
+    """Return the rest of the state as JSON values: step counters, current learning rates, scheduler, loss scale."""
     optimizer = base_optimizer(engine)
     steps: dict[str, Any] = {}
     for key, value in optimizer.state.get(pieces[0].owner, {}).items() if pieces else ():
@@ -139,18 +141,18 @@ def scalars_of(engine: Any, pieces: list[Piece]) -> dict[str, Any]:
 
 
 def restore_scalars(engine: Any, pieces: list[Piece], saved: Mapping[str, Any], step: int) -> None:
-    """Set what `scalars_of` returned after optimizer step `step`, and the engine's counters."""
+    """Restore what `read_scalars` returned after optimizer step `step`, and the engine's counters."""
     optimizer = base_optimizer(engine)
     for owner in _owners(pieces):
-        # torch's fused kernels want their counter on the weights' device, its other ones on the host.
+        # torch's fused and capturable optimizers need their step counter on the weights' device, others on the host.
         on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
         device = owner.device if on_device else torch.device("cpu")
         for key, entry in saved["state"].items():
             number = torch.tensor(float(entry["value"]), device=device) if entry["tensor"] else entry["value"]
             optimizer.state[owner][key] = number
-    for group, there in zip(optimizer.param_groups, saved["groups"], strict=True):
+    for group, saved_group in zip(optimizer.param_groups, saved["groups"], strict=True):
         keys = ("step", *_SCHEDULED_KEYS) if engine.lr_scheduler is not None else ("step",)
-        group.update({key: there[key] for key in keys if key in there and key in {*group, "step"}})
+        group.update({key: saved_group[key] for key in keys if key in saved_group and key in {*group, "step"}})
     if engine.lr_scheduler is not None and saved["scheduler"] is not None:
         engine.lr_scheduler.load_state_dict({**engine.lr_scheduler.state_dict(), **saved["scheduler"]})
     for holder in _loss_scalers(engine):
@@ -163,8 +165,8 @@ def restore_scalars(engine: Any, pieces: list[Piece], saved: Mapping[str, Any], 
     engine.skipped_steps = saved["skipped_steps"]
 
 
-def make_states(engine: Any, pieces: list[Piece], kinds: list[str]) -> None:
-    """Give every owner zeros for each kind of state, padding included, in place of whatever it has."""
+def reset_states(engine: Any, pieces: list[Piece], kinds: list[str]) -> None:
+    """Set every state of the given kinds to zero, padding included; create the states that do not exist."""
     optimizer = base_optimizer(engine)
     for owner in _owners(pieces):
         for kind in kinds:
@@ -180,7 +182,7 @@ def _owners(pieces: list[Piece]) -> list[torch.Tensor]:
 
 
 def _loss_scalers(engine: Any) -> list[Any]:
-    """fp16's scaler, whatever the optimizer calls it."""
+    """Return the object that holds fp16's loss scale; its place depends on the optimizer."""
     held = (getattr(engine.optimizer, name, None) for name in ("loss_scaler", "loss_scale_config"))
     found = [holder for holder in held if hasattr(holder, "cur_scale")]
     return found or ([engine.optimizer] if hasattr(engine.optimizer, "cur_scale") else [])

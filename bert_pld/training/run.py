@@ -226,7 +226,7 @@ def _make_checkpoint_writer(
 ) -> CheckpointWriter:
     manifest = training_rows.manifest
     data_facts = {"data_source": manifest.attributes.source, "data_fingerprint": manifest.fingerprint()}
-    return CheckpointWriter(output_dir, engine, config, data_facts, output_dir, host_group)
+    return CheckpointWriter(output_dir, engine, config, data_facts, host_group)
 
 
 def _write_run_files(output_dir: Path, config: RunConfig, training_rows: ShardedRows, fresh: bool) -> None:

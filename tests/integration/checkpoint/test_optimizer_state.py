@@ -15,8 +15,8 @@ from runs import small_config
 from safetensors.torch import load_file
 
 from bert_pld.checkpoint.gather import StateGatherer
-from bert_pld.checkpoint.tensor_file import FileSum, NotFiniteError, write_tensors
-from bert_pld.checkpoint.zero_state import restore_scalars, scalars_of
+from bert_pld.checkpoint.writer import FileChecksum, NonFiniteTensorError, write_tensors
+from bert_pld.checkpoint.zero_state import read_scalars, restore_scalars
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.config import DataConfig, load_config
 from bert_pld.data.loader import training_batches
@@ -91,8 +91,8 @@ def train(engine, batches, first, last):
 
 def snapshot(engine):
     gatherer = StateGatherer(engine, None)
-    tensors = {kind: copy.deepcopy(gatherer.gather(kind, to=0)) for kind in gatherer.kinds()}
-    return tensors, json.loads(json.dumps(scalars_of(engine, gatherer.pieces)))
+    tensors = {kind: copy.deepcopy(gatherer.gather(kind, to_rank=0)) for kind in gatherer.kinds()}
+    return tensors, json.loads(json.dumps(read_scalars(engine, gatherer.pieces)))
 
 
 def go_on(setting, tensors, scalars, folder, step):
@@ -100,7 +100,7 @@ def go_on(setting, tensors, scalars, folder, step):
         write_tensors(folder / kind, arrays)
     engine = start(setting, tensors["weights"])
     gatherer = StateGatherer(engine, None)
-    gatherer.scatter({kind: folder / kind for kind in tensors})
+    gatherer.load({kind: folder / kind for kind in tensors})
     restore_scalars(engine, gatherer.pieces, scalars, step)
     return engine
 
@@ -148,7 +148,7 @@ def test_loss_scale_is_taken_out_and_put_back(batches):
     scaler = DynamicLossScaler(2.0**16, 2.0, 1000, 1.0, 2, False)
     scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter, scaler.cur_hysteresis = 512.0, 40, 33, 1
     engine.optimizer.loss_scaler = scaler
-    saved = json.loads(json.dumps(scalars_of(engine, gatherer.pieces)))
+    saved = json.loads(json.dumps(read_scalars(engine, gatherer.pieces)))
     engine.optimizer.loss_scaler = fresh = DynamicLossScaler(2.0**16, 2.0, 1000, 1.0, 2, False)
     restore_scalars(engine, gatherer.pieces, saved, 40)
     assert (fresh.cur_scale, fresh.cur_iter, fresh.last_overflow_iter, fresh.cur_hysteresis) == (512.0, 40, 33, 1)
@@ -161,11 +161,11 @@ def test_tensor_file_is_safetensors_and_its_sum_is_the_file_s(tmp_path):
     read = load_file(tmp_path / "t")
     assert all(np.array_equal(read[name].numpy(), array) for name, array in tensors.items())
     content = (tmp_path / "t").read_bytes()
-    assert written == FileSum(len(content), hashlib.sha256(content).hexdigest())
+    assert written == FileChecksum(len(content), hashlib.sha256(content).hexdigest())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_not_written(value, tmp_path):
     tensors = {"good": np.ones(3, np.float32), "bad": np.array([1.0, value], np.float32)}
-    with pytest.raises(NotFiniteError, match="bad has values that are not finite"):
+    with pytest.raises(NonFiniteTensorError, match="bad has values that are not finite"):
         write_tensors(tmp_path / "t", tensors)

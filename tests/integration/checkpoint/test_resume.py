@@ -139,7 +139,7 @@ def test_flipped_bit_in_any_file_is_detected_and_the_previous_checkpoint_is_used
             damaged = bytearray(content)
             damaged[place] ^= 1 << int(rng.integers(8))
             path.write_bytes(damaged)
-            with pytest.warns(UserWarning, match=f"{newest.name} is broken and skipped: .*{said}") as told:
+            with pytest.warns(UserWarning, match=f"{newest.name} is damaged and skipped: .*{said}") as told:
                 assert newest_valid(tmp_path / "checkpoints") == second
             assert len(told) == 1
         path.write_bytes(content[:-1])
@@ -159,7 +159,7 @@ def test_run_resumes_from_the_checkpoint_before_a_broken_one_with_a_warning(corp
     (run_dir / "checkpoints" / "latest").write_text("step_99999999\n")  # a wrong name: the run does not read this file
     os.utime(second, (0, 0))  # modification times do not count, only step numbers
     done = run_pretrain(config(), corpus, run_dir)
-    assert "is broken and skipped: optimizer_exp_avg.safetensors is not what was written" in done.stderr
+    assert "is damaged and skipped: optimizer_exp_avg.safetensors was changed after it was written" in done.stderr
     assert f"resuming after step 9 from checkpoint {second}" in done.stdout
     assert series(run_dir) == uninterrupted
     assert (run_dir / "checkpoints" / "latest").read_text() == "step_00000012\n"

@@ -68,8 +68,8 @@ def test_mistake_gives_one_error_line(arguments, message, corpus, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [
-        ({}, ["--resume", "never"], "holds another run's checkpoints"),
-        ({"model": {"hidden_size": 64}}, [], "is of another run: model.hidden_size is 32 there and 64 here"),
+        ({}, ["--resume", "never"], "contains checkpoints of an earlier run"),
+        ({"model": {"hidden_size": 64}}, [], "belongs to a different run: model.hidden_size is 32 in the checkpoint, 64 in this run"),
         ({"progressive_layer_drop": {"theta": 0.6}}, [], "progressive_layer_drop.theta is 0.5 there and 0.6 here"),
         ({"train_batch_size": 16}, [], "train_batch_size is 8 there and 16 here"),
         ({}, ["--set", "data.shuffle=blocks"], "data.shuffle is 'global' there and 'blocks' here"),
@@ -88,7 +88,7 @@ def test_checkpoints_of_another_run_are_neither_used_nor_changed(changes, argume
 def test_weights_of_a_model_of_another_shape_are_refused(corpus, finished_run, tmp_path):
     changed = small_config(model={"num_layers": 4})
     done = run_pretrain(changed, corpus, tmp_path / "run", "--initialize_from", str(finished_run), expect=1)
-    assert "is of another model: encoder.blocks.3" in error_of(done)
+    assert "does not fit the model: encoder.blocks.3" in error_of(done)
 
 
 def test_second_phase_starts_from_the_weights_of_the_first(corpus, finished_run, tmp_path):
@@ -132,7 +132,7 @@ def test_previous_checkpoint_is_kept_if_a_write_fails(corpus, finished_run, tmp_
     assert done.returncode == 1
     message = error_of(done)
     assert "step_00000008 could not be written" in message
-    assert "the previous checkpoint step_00000004 stays" in message
+    assert "the previous checkpoint step_00000004 is unchanged" in message
     left = sorted(p.name for p in (run_dir / "checkpoints").iterdir())
     assert left == ["latest", "step_00000004"]
     assert fault(run_dir / "checkpoints" / "step_00000004") is None
@@ -162,7 +162,7 @@ def test_full_file_system_is_reported_before_anything_is_written(corpus, small_f
     kept = list_checkpoints(run_dir / "checkpoints")
     assert len(kept) >= 1
     assert all(fault(checkpoint) is None for checkpoint in kept)
-    assert f"the previous checkpoint {kept[0].name} stays" in error_of(done)
+    assert f"the previous checkpoint {kept[0].name} is unchanged" in error_of(done)
 
 
 @pytest.mark.parametrize("small_file_system", [160], indirect=True)
@@ -180,7 +180,7 @@ def test_previous_checkpoint_is_kept_if_the_file_system_fills_up_during_a_write(
     assert code == 1
     error = log.read_text().strip().splitlines()[-1]
     assert "step_00000004 could not be written (rank 0: [Errno 28] No space left on device" in error
-    assert error.endswith("; the previous checkpoint step_00000002 stays")
+    assert error.endswith("; the previous checkpoint step_00000002 is unchanged")
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["latest", "step_00000002"]
     other_file.unlink()
     run_pretrain(config, corpus, run_dir)

@@ -53,7 +53,7 @@ def test_data_with_another_vocabulary_is_refused(corpus, run_dir, tmp_path):
     command = [sys.executable, "-m", "bert_pld.evaluate", "--checkpoint", str(run_dir), "--data_dir", str(other)]
     done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
     assert done.returncode == 1
-    assert "made with another vocabulary (64 entries)" in done.stderr
+    assert "its vocabulary (64 entries) differs" in done.stderr
     assert "Traceback" not in done.stderr
 
 
