@@ -29,7 +29,7 @@ from bert_pld.files import CHECKPOINTS, CONFIG, LATEST, PARTIAL, STATE, sync_dir
 _BYTES_PER_PARAMETER = 12
 """fp32 weights and the two states of Adam."""
 _VALUES_PER_WRITE = 2 << 20
-"""fp32 values: enough that hashing and writing release the interpreter's lock, few enough that training soon gets it."""
+"""fp32 values: so many that hashing and writing release the interpreter's lock, so few that they release it often."""
 
 
 class NonFiniteTensorError(ValueError):

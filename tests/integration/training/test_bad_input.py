@@ -69,10 +69,14 @@ def test_mistake_gives_one_error_line(arguments, message, corpus, tmp_path):
     ("changes", "arguments", "message"),
     [
         ({}, ["--resume", "never"], "contains checkpoints of an earlier run"),
-        ({"model": {"hidden_size": 64}}, [], "belongs to a different run: model.hidden_size is 32 in the checkpoint, 64 in this run"),
-        ({"progressive_layer_drop": {"theta": 0.6}}, [], "progressive_layer_drop.theta is 0.5 there and 0.6 here"),
-        ({"train_batch_size": 16}, [], "train_batch_size is 8 there and 16 here"),
-        ({}, ["--set", "data.shuffle=blocks"], "data.shuffle is 'global' there and 'blocks' here"),
+        ({"model": {"hidden_size": 64}}, [], "model.hidden_size is 32 in the checkpoint, 64 in this run"),
+        (
+            {"progressive_layer_drop": {"theta": 0.6}},
+            [],
+            "progressive_layer_drop.theta is 0.5 in the checkpoint, 0.6 in this run",
+        ),
+        ({"train_batch_size": 16}, [], "train_batch_size is 8 in the checkpoint, 16 in this run"),
+        ({}, ["--set", "data.shuffle=blocks"], "data.shuffle is 'global' in the checkpoint, 'blocks' in this run"),
     ],
     ids=["resume_never", "another_model", "another_schedule", "another_batch", "another_order"],
 )
