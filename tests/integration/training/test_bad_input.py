@@ -53,7 +53,7 @@ def finished_run(corpus, tmp_path_factory):
         (["--set", "optimizer.params.learning_rate=1"], "optimizer.params.learning_rate: unknown key"),
         (["--data_dir", "/nowhere"], "data directory /nowhere: does not exist"),
         (["--data_dir", "/etc"], "holds no manifest.json"),
-        (["--resume", "/nowhere"], "/nowhere: holds no checkpoint"),
+        (["--resume", "/nowhere"], "/nowhere: no checkpoint found"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
