@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from bert_pld.cli import explain_missing_package, make_parser
 from bert_pld.cli import run as run_command
+from bert_pld.files import TOKENIZER, VOCABULARY
 
 with explain_missing_package("bert_pld.export"):
     from bert_pld.data.tokenizer import SPECIAL_TOKENS, bert_template
-from bert_pld.files import TOKENIZER, VOCABULARY
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
