@@ -63,7 +63,7 @@ def test_train_measures_every_contender_under_one_deepspeed_configuration(tmp_pa
     assert [one["name"] for one in result["contenders"]] == names
     assert {one["name"]: one["reason"] for one in result["skipped"]} == {
         "deepspeed_transformer": "needs an NVIDIA GPU, and this run is on cpu",
-        "triton": "model.kernels: 'triton' needs an NVIDIA GPU, and this run is on cpu; use 'auto' or 'reference'",
+        "triton": "model.kernels: 'triton' requires an NVIDIA GPU, and the device is cpu; use 'auto' or 'reference'",
     }
     assert not any(one["failed"] for one in result["skipped"])
     assert "deepspeed_transformer  skipped: needs an NVIDIA GPU" in printed
