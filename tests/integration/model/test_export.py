@@ -210,7 +210,7 @@ def test_user_error_is_one_line_and_exit_code_1(tmp_path, capsys):
     assert captured.out == ""
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
-    assert "holds no checkpoint" in captured.err
+    assert "no checkpoint found" in captured.err
 
 
 def test_help_shows_an_example(capsys):
