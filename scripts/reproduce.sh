@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# The paper's comparison, from text to tables: nine ways to train the same model on the same samples, and our choices.
+# The paper's comparison, from text to tables: nine variants of training on the same samples, and options of a user.
 #
 #   WIKIPEDIA=wikiextractor=articles/ BOOKS='books=novels/*.txt' bash scripts/reproduce.sh cpu|gpu [SEEDS]
 #
 # WIKIPEDIA, BOOKS   sources as `python -m data_prep sources` lists them (default: both from the Hugging Face Hub)
-# GLUE               a folder with GLUE's files; then Pre-LN, PLD and PLD with the first block kept (on a CPU trained
-#                    six times as long for it) and fresh weights are fine-tuned on CoLA, SST-2 and RTE
-#                    (a GPU: Post-LN and PLD by batch too)
-# OUT                where everything goes (default: runs/paper_cpu or runs/paper_gpu)
+# GLUE               a folder with GLUE's files, or hub; if set, Pre-LN, PLD, PLD with the first block kept and fresh
+#                    weights are fine-tuned on CoLA, SST-2 and RTE (on a CPU after pretraining six times as long;
+#                    on a GPU also Post-LN and PLD by batch)
+# OUT                folder for all output (default: runs/paper_cpu or runs/paper_gpu)
 #
-# Paths that are not absolute start at the repository's root. Run again it goes on where it stopped.
-# docs/reproducing.md says what is compared, and how time is taken.
+# Relative paths start at the repository's root. Run it again to continue an interrupted run.
+# docs/reproducing.md describes the comparison and the measurement of time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -43,7 +43,7 @@ hub | hub=*) ;;
     for task in CoLA SST-2 RTE; do
         for file in train.tsv dev.tsv; do
             if ! [ -f "$GLUE/$task/$file" ]; then
-                echo "error: GLUE: $GLUE/$task/$file is not there; must be the official download's folder, or hub" >&2
+                echo "error: GLUE: $GLUE/$task/$file not found; must be the folder of the official download, or hub" >&2
                 exit 1
             fi
         done
@@ -56,7 +56,7 @@ books="${BOOKS:-hub=bookcorpus/bookcorpus:plain_text,revision=refs/convert/parqu
 
 source scripts/environment.sh all
 if [ "$scale" = gpu ] && ! python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
-    echo "error: gpu: this machine has none that torch can use; take cpu" >&2
+    echo "error: gpu: torch finds no GPU on this machine; use cpu" >&2
     exit 1
 fi
 mkdir -p "$out"
@@ -71,7 +71,7 @@ python -m benchmarks paper summarize "$out/runs" --json "$out/paper_$scale.json"
 [ -n "${GLUE:-}" ] || exit 0
 models=(pre_ln_high_lr pld_sample keep_first_block_sample)
 case "$scale" in
-cpu) # Narrow encoders want a higher rate.
+cpu) # Narrow encoders need a higher rate.
     rates=(3e-4) fine_seeds=({1..8}) length=64
     cola=(--epochs 8) sst2=(--epochs 3 --max_train_rows 16000) rte=(--epochs 4)
     python -m benchmarks paper run --scale cpu_long --data_dir "$out/corpus" --output_dir "$out/long" \

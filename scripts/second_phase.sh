@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# After a run of the scale cpu_long, an eighth as many tokens in sequences of 64 instead of 32, as BERT's second phase.
+# BERT's second phase after a run of the scale cpu_long: an eighth as many tokens, in sequences of 64 instead of 32.
 #
-#   bash scripts/second_phase.sh RUN_DIR DATA_DIR OUTPUT_DIR      data: of `data_prep build --seq_length 32 64`
+#   bash scripts/second_phase.sh RUN_DIR DATA_DIR OUTPUT_DIR      DATA_DIR: of `data_prep build --seq_length 32 64`
 #
-# θ stays at its limit. Run again it goes on where it stopped. Wants the environment of scripts/environment.sh.
+# θ stays at its limit. Run it again to continue an interrupted run. Requires the environment of scripts/environment.sh.
 set -euo pipefail
 if [ $# != 3 ]; then
     echo "usage: bash scripts/second_phase.sh RUN_DIR DATA_DIR OUTPUT_DIR" >&2
     exit 1
 fi
 if ! [ -f "$1/given.json" ]; then
-    echo "error: $1: has no given.json; must be the folder of one run of benchmarks paper" >&2
+    echo "error: $1: has no given.json; must be the folder of a run of benchmarks paper" >&2
     exit 1
 fi
 changes=(data.seq_length=64 train_batch_size=64 train_micro_batch_size_per_gpu=64

@@ -3,7 +3,7 @@
 As in BERT's original script and those derived from it: every sentence is tokenized in Python; sentences of a document
 fill a pair of segments up to the target length, and in half of the pairs the second segment comes from a random
 document; 15 % of the tokens are masked (80 % `[MASK]`, 10 % a random token, 10 % kept), differently in each of
-`DUPE_FACTOR` passes; rows are written to gzip-compressed HDF5. The approach is theirs, the code is not.
+`DUPE_FACTOR` passes; rows are written to gzip-compressed HDF5. Only the approach is theirs, not the code.
 """
 
 from __future__ import annotations

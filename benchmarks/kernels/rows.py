@@ -34,8 +34,8 @@ def measure_rows(
     """Check and time one operation.
 
     Returns:
-        For each direction, JSON-ready: the size, `bytes`, `sets`, `times` by implementation, `absent` ones with the
-        reason, the kernel's `error`, `failed` (the reason, or None) and `sweep`.
+        A row for each direction: the size, `bytes`, `sets`, `times` by implementation, `absent` implementations with
+        the reason, the kernel's `error`, `failed` (the reason, or None) and `sweep`.
     """
     sets = number_of_sets(operation.moved_bytes("forward"), operation.device)
     input_sets = [operation.random_inputs(seed) for seed in range(sets)]

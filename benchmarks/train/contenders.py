@@ -125,7 +125,7 @@ def prepare_contender(name: str, dtype: str, setup: Setup) -> ThroughputContende
     """
     before = allocated_bytes(setup.device)
     if name in HUGGING_FACE_CONTENDERS:
-        model, backend, attention = _make_hugging_face(name, setup)
+        model, backend, attention = make_hugging_face(name, setup)
         forward: Forward = forward_hugging_face
     else:
         model, backend, attention = _make_ours(name, dtype, setup)
@@ -177,7 +177,8 @@ def loss_difference(config: ModelConfig, batch: Batch, device: torch.device) -> 
     return abs(difference.item())
 
 
-def _make_hugging_face(name: str, setup: Setup) -> tuple[nn.Module, str, str]:
+def make_hugging_face(name: str, setup: Setup) -> tuple[nn.Module, str, str]:
+    """Make a Hugging Face model; return it with the names of its backend and of its attention."""
     eager = name.removesuffix("_compiled")
     config = dataclasses.replace(setup.config, normalization=HUGGING_FACE[eager])
     if name != eager:

@@ -100,7 +100,7 @@ def check_can_run(config: ModelConfig, rows: int, seq: int, dtype: str, device: 
         ValueError: no GPU, no CUDA compiler, an unsupported dtype, or a trial that failed.
     """
     if device.type != "cuda":
-        raise ValueError(f"needs an NVIDIA GPU, and this run is on {device.type}")
+        raise ValueError(f"requires an NVIDIA GPU, and the device is {device.type}")
     if dtype not in _KERNEL_DTYPES:
         raise ValueError(f"its kernels support {' and '.join(_KERNEL_DTYPES)} only, not {dtype}")
     if cpp_extension.CUDA_HOME is None:

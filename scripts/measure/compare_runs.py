@@ -1,9 +1,9 @@
-"""Compare a PLD run with its baseline: held-out loss at the same samples, and time per sample against the prediction.
+"""Compare a PLD run with its baseline: held-out loss at equal samples, and time a sample against the prediction.
 
 python scripts/measure/compare_runs.py PLD_RUN BASELINE_RUN
 
-Time per sample is taken over the constant part of the schedule (θ within 1 % of its limit), from the same steps of both
-runs; evaluations and checkpoints are not in it. The prediction is the ratio of matrix-product FLOPs.
+Time a sample is measured over the constant part of the schedule (θ within 1 % of its limit), in the same steps of both
+runs, without evaluations and checkpoints. The prediction is the ratio of matrix-product FLOPs.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from bert_pld.plot import RunCurves, read_run
 LOGGED, EVALUATED = ("samples", "seconds", "kept_blocks"), ("samples", "eval_mlm_loss")
 
 
-def read_whole_run(run_dir: Path) -> RunCurves:
-    """A run's metrics, which must hold what is compared.
+def read_complete_run(run_dir: Path) -> RunCurves:
+    """Read a run's metrics and check that they have all values that are compared.
 
     Raises:
-        ValueError: no metrics, a damaged line, no evaluation, or a line without a figure that is needed.
+        ValueError: no metrics, a damaged line, no evaluation, or a line without a required value.
     """
     found = read_run(run_dir)
     if not found.evaluations:
-        raise ValueError(f"{run_dir}: has no evaluation; a run is compared once one is done (training.eval_interval)")
+        raise ValueError(f"{run_dir}: has no evaluation; must have at least one (training.eval_interval)")
     for lines, keys in ((found.training, LOGGED), (found.evaluations[-1:], EVALUATED)):
         for line in lines:
             if missing := [key for key in keys if not isinstance(line.get(key), int | float)]:
@@ -38,37 +38,37 @@ def read_whole_run(run_dir: Path) -> RunCurves:
 
 
 def constant_part(found: RunCurves, run_dir: Path, first_step: int) -> list[dict[str, Any]]:
-    """The logging steps from `first_step` on, at least two, between which time went by.
+    """The records of logging steps from `first_step` on.
 
     Raises:
-        ValueError: there are fewer, or no time went by.
+        ValueError: there are fewer than two, or the time does not increase.
     """
     records = [record for record in found.training if record["step"] >= first_step]
     if len(records) < 2 or records[-1]["seconds"] <= records[0]["seconds"]:
         raise ValueError(
             f"{run_dir}: {len(records)} logging step(s) from step {first_step} on, where θ is within 1 % of its limit;"
-            " must be at least 2, between which time goes by (training.max_steps, training.log_interval)"
+            " must be at least 2, with increasing seconds (training.max_steps, training.log_interval)"
         )
     return records
 
 
 def seconds_per_sample(records: list[dict[str, Any]]) -> float:
-    """Between the first and the last of these records."""
+    """Seconds a sample between the first and the last of these records."""
     first, last = records[0], records[-1]
     return (last["seconds"] - first["seconds"]) / (last["samples"] - first["samples"])
 
 
 def main(options: argparse.Namespace) -> None:
     """Print the comparison."""
-    pld, baseline = read_whole_run(options.pld_run), read_whole_run(options.baseline_run)
+    pld, baseline = read_complete_run(options.pld_run), read_complete_run(options.baseline_run)
     config = load_config(options.pld_run / "config.json")
     if not config.progressive_layer_drop.enabled:
-        raise ValueError(f"{options.pld_run}: drops no layers; the first run must have progressive_layer_drop.enabled")
+        raise ValueError(f"{options.pld_run}: drops no layers; the first run must use progressive_layer_drop.enabled")
     evaluation, baseline_evaluation = pld.evaluations[-1], baseline.evaluations[-1]
     if evaluation["samples"] != baseline_evaluation["samples"]:
         raise ValueError(
             f"{options.pld_run}, {options.baseline_run}: last evaluated after {evaluation['samples']} and"
-            f" {baseline_evaluation['samples']} samples; must be after as many"
+            f" {baseline_evaluation['samples']} samples; must be equally many"
         )
     schedule = make_schedule(config.progressive_layer_drop, config.model.num_layers)
     try:
@@ -84,8 +84,8 @@ def main(options: argparse.Namespace) -> None:
     loss, baseline_loss = evaluation["eval_mlm_loss"], baseline_evaluation["eval_mlm_loss"]
     print(f"{'':34}{'PLD':>10}{'without':>10}{'ratio':>8}")
     print(f"{'held-out MLM loss, nats':34}{loss:10.4f}{baseline_loss:10.4f}{loss / baseline_loss:8.3f}")
-    whole = pld.training[-1]["seconds"], baseline.training[-1]["seconds"]
-    print(f"{'training, seconds':34}{whole[0]:10.1f}{whole[1]:10.1f}{whole[0] / whole[1]:8.3f}")
+    total = pld.training[-1]["seconds"], baseline.training[-1]["seconds"]
+    print(f"{'training, seconds':34}{total[0]:10.1f}{total[1]:10.1f}{total[0] / total[1]:8.3f}")
     milliseconds = [1000 * seconds_per_sample(part) for part in (constant, baseline_constant)]
     print(f"{'ms a sample, constant θ':34}{milliseconds[0]:10.2f}{milliseconds[1]:10.2f}{measured:8.3f}")
     print(f"{'   predicted from FLOPs':34}{'':20}{predicted:8.3f}   (of the gates drawn: {drawn:.3f})")
@@ -93,14 +93,14 @@ def main(options: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Two folders."""
+    """The command line: two folders of runs."""
     parser = make_parser(
         "scripts.compare_runs",
-        "Compare a run that drops layers with one that does not: held-out loss, and time a sample.",
+        "Compare a run with layer dropping and one without: held-out loss, and time a sample.",
         "python scripts/measure/compare_runs.py runs/pld runs/no_pld",
     )
-    parser.add_argument("pld_run", type=Path, metavar="PLD_RUN", help="a run's folder, with progressive_layer_drop")
-    parser.add_argument("baseline_run", type=Path, metavar="BASELINE_RUN", help="the same run without")
+    parser.add_argument("pld_run", type=Path, metavar="PLD_RUN", help="folder of a run with progressive_layer_drop")
+    parser.add_argument("baseline_run", type=Path, metavar="BASELINE_RUN", help="folder of the same run without it")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The bench's subjects on tiny sizes: that the figures are there and add up, not how high they are."""
+"""The command line of benchmarks, and the subjects gradient_variance and curves, on tiny sizes."""
 
 import json
 import math
@@ -8,20 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from benchmark_command import run_benchmark as run
 from repository import REPOSITORY
 
 from benchmarks import __main__ as bench
 from benchmarks.curves import command as curves_command
 from benchmarks.gradient_variance import command as gradient_variance
-from bert_pld import cli
 
 DOCS = REPOSITORY / "docs"
-
-
-def run(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        cli.run(bench.main, bench.build_parser(arguments[0]), arguments[1:])
-    return stopped.value.code
 
 
 def test_help_lists_the_subjects(capsys):
@@ -33,7 +27,7 @@ def test_help_lists_the_subjects(capsys):
     assert "example:\n  python -m benchmarks train" in printed
 
 
-def test_gradient_variance_gives_finite_figures_for_every_setting(tmp_path, capsys):
+def test_gradient_variance_is_finite_for_every_setting(tmp_path, capsys):
     tiny = ["--num_layers=4", "--hidden_size=32", "--num_attention_heads=2", "--vocab_size=64", "--seq_length=16"]
     settings = ["--micro_batch_sizes=2,4", "--thetas=0.5", "--draws=16", "--trained_steps=2", "--device=cpu"]
     assert run("gradient_variance", *tiny, *settings, "--json", str(tmp_path / "variance.json")) == 0
@@ -55,7 +49,7 @@ def test_gradient_variance_gives_finite_figures_for_every_setting(tmp_path, caps
     assert "--draws 20: must be a multiple of 8, at least 16" in capsys.readouterr().err
 
 
-def test_streaming_moments_are_those_of_the_stored_vectors():
+def test_streaming_moments_equal_those_of_stored_vectors():
     generator = torch.Generator().manual_seed(0)
     vectors = 5.0 + torch.randn(64, 7, generator=generator, dtype=torch.float64)
     moments = gradient_variance.StreamingMoments()
@@ -85,7 +79,7 @@ def markdown_tables(path):
     return tables
 
 
-def test_documented_gradient_variance_is_the_committed_one():
+def test_documented_gradient_variance_equals_the_result_file():
     tables = [rows for header, rows in markdown_tables(DOCS / "pld.md") if header[:2] == ["weights", "sequences"]]
     names = ("gradient_variance_keep_first_block_cpu.json", "gradient_variance_cpu.json")
     for rows, name in zip(tables, names, strict=True):
@@ -107,7 +101,7 @@ def test_documented_gradient_variance_is_the_committed_one():
 
 
 @pytest.mark.parametrize("name", ["bench", "experiments"])
-def test_former_names_answer_with_the_new_one(name):
+def test_former_module_names_print_the_new_command(name):
     done = subprocess.run([sys.executable, "-m", f"bert_pld.{name}", "train"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: bert_pld.{name} has moved; from a checkout, run: python -m benchmarks")
@@ -115,7 +109,7 @@ def test_former_names_answer_with_the_new_one(name):
 
 
 @pytest.mark.parametrize(("seeds", "dtypes"), [(2, 1), (3, 2), (6, 1), (6, 2)])
-def test_equal_backends_are_called_different_in_at_most_five_percent_of_runs(seeds, dtypes):
+def test_false_alarm_rate_for_equal_backends_is_at_most_five_percent(seeds, dtypes):
     draws = np.random.default_rng(0)
     runs, alarms = 1000, 0
     for _ in range(runs):
@@ -128,7 +122,7 @@ def test_equal_backends_are_called_different_in_at_most_five_percent_of_runs(see
     assert alarms / runs <= 0.05
 
 
-def test_backends_that_differ_or_diverge_are_called_different():
+def test_different_and_diverged_backends_are_reported():
     spread = np.random.default_rng(1).normal(0.0, 0.01, 6)
     first = [[4.0] * 4] * 6
     assert curves_command.compare({"a": first, "b": [[4.1 + s] * 4 for s in spread]}, ["a", "b"])["differs"]
@@ -138,7 +132,6 @@ def test_backends_that_differ_or_diverge_are_called_different():
 def test_curves_compares_two_backends_over_seeds(tmp_path, capsys):
     sizes = ["--model_preset=tiny", "--vocab_size=512", "--steps=8", "--micro_batch_size=4", "--seq_length=16"]
     path = tmp_path / "curves.json"
-    # Against itself a backend differs by nothing.
     for backends, dtypes in (("reference,reference", "fp32"), ("reference,triton", "fp16"), ("reference,x", "fp32")):
         assert run("curves", *sizes, "--device=cpu", f"--backends={backends}", f"--dtypes={dtypes}") == 1
     said = capsys.readouterr().err

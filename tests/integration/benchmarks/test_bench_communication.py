@@ -1,4 +1,4 @@
-"""`bench communication`: the collectives of two launched ranks, counted, are those of the cost model, byte for byte."""
+"""benchmarks communication: the counted collectives of two launched ranks equal the cost model, byte for byte."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory):
-    """Settings, by ZeRO stage and whether `overlap_comm` was asked for."""
+    """Counted steps by ZeRO stage and `overlap_comm`."""
     out = tmp_path_factory.mktemp("counted") / "bytes.json"
     launcher = [Path(sys.executable).parent / "deepspeed", "--no_local_rank", "--num_gpus", "2"]
     subject = ["--module", "benchmarks", "communication", *OPTIONS, "--json", out]
@@ -32,7 +32,7 @@ def counted(tmp_path_factory):
 
 
 @pytest.mark.launcher
-def test_counted_bytes_are_the_modelled_ones_at_every_stage(counted):
+def test_counted_bytes_equal_the_cost_model_at_every_zero_stage(counted):
     assert sorted(counted) == [(stage, overlap) for stage in range(4) for overlap in (False, True)]
     for (stage, _), steps in counted.items():
         for step in steps:
@@ -47,7 +47,7 @@ def test_counted_bytes_are_the_modelled_ones_at_every_stage(counted):
 
 @pytest.mark.launcher
 def test_dropped_blocks_send_zeros_or_nothing(counted):
-    """Stage 0 and 3 fill in zeros; 1 and 2 leave out; 1 with overlapping hooks must not (a block dropped last)."""
+    """Stages 0 and 3 send zeros; 1 and 2 send nothing; 1 with overlap_comm sends zeros."""
     dropped = [step["dropped_bytes"] for step in counted[0, False]]
     whole = counted[0, False][0]["gradient_bytes"]
     assert max(dropped) > 0
@@ -70,7 +70,7 @@ def test_dropped_blocks_send_zeros_or_nothing(counted):
         ([], "communication needs at least two ranks"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(arguments, message, monkeypatch):
+def test_invalid_options_are_rejected(arguments, message, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     options = build_parser("communication").parse_args(arguments)
     with pytest.raises(ValueError, match=message):

@@ -5,13 +5,12 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from benchmark_command import run_benchmark
 
-from benchmarks import __main__ as bench
 from benchmarks.data import command as data
 from benchmarks.data.contenders import read_documents
 from benchmarks.data.measured_process import run_measured
 from benchmarks.data.python_static import write_static_shard
-from bert_pld import cli
 from bert_pld.data.nvidia_format import read_blocks, read_header
 
 SYLLABLES = ("ri", "sto", "mor", "har", "let", "win", "gar", "cap", "sil", "bri", "vil", "mu")
@@ -30,16 +29,10 @@ def source(tmp_path_factory):
     return f"text={path}"
 
 
-def run(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        cli.run(bench.main, bench.build_parser("data"), list(arguments))
-    return stopped.value.code
-
-
-def test_build_and_bare_tokenization_make_the_same_tokens_and_ratios_are_of_the_seconds(source, tmp_path, capsys):
+def test_build_makes_the_tokens_of_bare_tokenization_and_ratios_come_from_the_seconds(source, tmp_path, capsys):
     path = tmp_path / "data.json"
     options = ["--workers=1", "--rounds=2", "--vocab_size=300", "--seq_length=32", "--python_bytes=2000"]
-    assert run("--source", source, *options, "--json", str(path)) == 0
+    assert run_benchmark("data", "--source", source, *options, "--json", str(path)) == 0
     result = json.loads(path.read_text())
     assert data.report(result) in capsys.readouterr().out
     contenders = result["contenders"]
@@ -77,15 +70,15 @@ def test_build_and_bare_tokenization_make_the_same_tokens_and_ratios_are_of_the_
         (["--source=novel=/nowhere", "--workers=1"], "unknown kind 'novel'"),
     ],
 )
-def test_mistakes_end_in_one_line(options, message, capsys):
-    assert run(*options) == 1
+def test_user_errors_are_one_line(options, message, capsys):
+    assert run_benchmark("data", *options) == 1
     said = capsys.readouterr().err
     assert message in said
     assert said.startswith("error: ")
     assert said.count("\n") == 1
 
 
-def test_memory_of_a_child_counts():
+def test_memory_of_child_processes_is_counted():
     child = "import time; block = bytearray(b'x') * 150_000_000; time.sleep(0.5)"
     parent = f"import subprocess, sys; print('done'); subprocess.run([sys.executable, '-c', {child!r}])"
     seen = run_measured([sys.executable, "-c", parent])
@@ -105,7 +98,7 @@ def test_documents_are_read_up_to_a_size(tmp_path):
     assert list(read_documents(path, 12)) == [["One.", "Two."], ["Three."]]
 
 
-def test_the_peers_way_in_python_writes_rows_that_the_loader_reads(tmp_path):
+def test_python_static_writes_rows_that_the_loader_reads(tmp_path):
     entries = {name: index for index, name in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *SYLLABLES])}
     draw = random.Random(1)
     documents = [[" ".join(draw.choices(SYLLABLES, k=7)) for _ in range(9)] for _ in range(20)]

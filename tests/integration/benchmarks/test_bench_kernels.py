@@ -1,4 +1,4 @@
-"""The kernels' bench on tiny sizes: bytes by hand, formulas beside specifications, verdicts, and the command itself."""
+"""benchmarks kernels on tiny sizes: moved bytes, peer formulas, correctness checks, and the command."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import sys
 import pytest
 import torch
 import triton
+from benchmark_command import run_benchmark
 
-from benchmarks import __main__ as bench
 from benchmarks.kernels import cases, device_timing, sweep
 from benchmarks.kernels import command as kernels
 from benchmarks.kernels import rows as kernel_rows
@@ -21,7 +21,6 @@ from benchmarks.kernels.check import exact_results, kernel_errors, passes, relat
 from benchmarks.kernels.implementations import torch_implementation
 from benchmarks.kernels.operation import Case, Size
 from benchmarks.kernels.sweep import candidate_tiles, fits
-from bert_pld import cli
 from bert_pld.kernels.tiles import Tile, element_tile, reducing_row_tile, row_tile
 
 CPU = torch.device("cpu")
@@ -29,15 +28,9 @@ SMALL = Size(tokens=16, hidden=8, dtype="bf16", seq_length=4, vocabulary=10)
 TINY = ["--tokens=16", "--hidden=32", "--seq_length=4", "--vocab_size=50", "--rounds=1", "--device=cpu"]
 
 
-def run(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        cli.run(bench.main, bench.build_parser("kernels"), arguments)
-    return stopped.value.code
-
-
 @pytest.fixture
 def interpreted(monkeypatch):
-    """Kernels run, interpreted, as if this were a device that can time them; two input sets are enough."""
+    """Run interpreted kernels as if this device could time them, on two input sets and few tiles."""
     monkeypatch.setattr(kernel_rows, "triton_obstacle", lambda device: None)
     monkeypatch.setattr(kernel_rows, "number_of_sets", lambda moved_bytes, device: 2)
     monkeypatch.setattr(sweep, "candidate_tiles", lambda *given: candidate_tiles(*given)[:3])
@@ -64,7 +57,7 @@ BYTES = {
 }
 
 
-def test_bytes_are_those_counted_by_hand():
+def test_moved_bytes_equal_those_counted_by_hand():
     counted = {
         (name, direction): operation.moved_bytes(direction)
         for name, operation in ((name, make(SMALL, CPU)) for name, make in OPERATIONS.items())
@@ -74,7 +67,7 @@ def test_bytes_are_those_counted_by_hand():
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_peers_compute_what_the_specification_says(name, monkeypatch):
+def test_peer_formulas_equal_the_specification(name, monkeypatch):
     monkeypatch.setattr(cases, "DROPOUT", 0.0)
     operation = OPERATIONS[name](dataclasses.replace(SMALL, dtype="fp32"), CPU)
     inputs = operation.random_inputs(1)
@@ -88,7 +81,7 @@ def test_peers_compute_what_the_specification_says(name, monkeypatch):
             assert relative_error(found, exact) < 1e-6
 
 
-def test_draws_differ_by_seed_and_nothing_is_zero():
+def test_input_sets_differ_by_seed_and_have_no_zeros():
     operation = OPERATIONS["add_norm_scatter_gather"](SMALL, CPU)
     first, again, other = (operation.random_inputs(seed) for seed in (1, 1, 2))
     assert torch.equal(first.arguments[0], again.arguments[0])
@@ -101,7 +94,7 @@ def test_draws_differ_by_seed_and_nothing_is_zero():
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_kernels_pass_the_check_before_timing(name, interpreted):
+def test_kernels_pass_the_correctness_check(name, interpreted):
     operation = OPERATIONS[name](dataclasses.replace(SMALL, hidden=32), CPU)
     errors = kernel_errors(operation, operation.random_inputs(3))
     assert set(errors) == {"both"} if name == "cross_entropy" else {"forward", "backward"}
@@ -111,15 +104,15 @@ def test_kernels_pass_the_check_before_timing(name, interpreted):
 
 @pytest.fixture(scope="module", params=[[], ["--no_graphs"]], ids=["graphs", "launches"])
 def measured_on_gpu(request, tmp_path_factory):
-    """The result, and whether CUDA graphs were asked for."""
+    """The result, and whether CUDA graphs were used."""
     path = tmp_path_factory.mktemp("kernels") / "kernels.json"
     arguments = ["--tokens=8192", "--hidden=768", "--peers=eager", "--rounds=3", *request.param, "--json", str(path)]
-    assert run(*arguments) == 0
+    assert run_benchmark("kernels", *arguments) == 0
     return json.loads(path.read_text()), not request.param
 
 
 @pytest.mark.gpu
-def test_gpu_run_times_every_kernel_beside_its_peers(measured_on_gpu):
+def test_every_kernel_is_timed_beside_its_peers_on_a_gpu(measured_on_gpu):
     result, graphs = measured_on_gpu
     assert [(row["operation"], row["direction"]) for row in result["rows"]] == list(BYTES)
     for row in result["rows"]:
@@ -142,7 +135,7 @@ def test_no_call_is_faster_than_memory(measured_on_gpu):
             assert times["share_of_copy"] < 1.15
 
 
-def test_check_refuses_nan_and_what_was_left_unwritten(interpreted, monkeypatch):
+def test_check_rejects_nan_and_unwritten_outputs(interpreted, monkeypatch):
     assert not passes(float("nan"))
     assert not passes(0.021)
     assert passes(0.019)
@@ -161,7 +154,7 @@ def test_check_refuses_nan_and_what_was_left_unwritten(interpreted, monkeypatch)
 
 
 @pytest.mark.parametrize("width", [32, 768, 1024, 4096])
-def test_sweep_tries_tiles_that_fit(width):
+def test_sweep_tries_only_tiles_that_fit(width):
     for default, direction in (
         (row_tile(width), "forward"),
         (reducing_row_tile(width), "backward"),
@@ -182,10 +175,11 @@ def test_sweep_tries_tiles_that_fit(width):
             assert 4 <= len(tiles) <= 60
 
 
-def test_command_on_a_cpu_times_peers_and_says_why_kernels_are_absent(tmp_path, capsys):
-    assert run(*TINY, "--dtypes=fp32,bf16", "--peers=eager,apex", "--json", str(tmp_path / "kernels.json")) == 0
+def test_peers_are_timed_on_a_cpu_and_absent_kernels_are_explained(tmp_path, capsys):
+    path = tmp_path / "kernels.json"
+    assert run_benchmark("kernels", *TINY, "--dtypes=fp32,bf16", "--peers=eager,apex", "--json", str(path)) == 0
     printed = capsys.readouterr().out
-    result = json.loads((tmp_path / "kernels.json").read_text())
+    result = json.loads(path.read_text())
     assert [(row["operation"], row["direction"]) for row in result["rows"]] == 2 * list(BYTES)
     assert all(rate > 0.1 for rate in result["copy_gb_s"])
     assert result["torch"] == torch.__version__
@@ -201,8 +195,8 @@ def test_command_on_a_cpu_times_peers_and_says_why_kernels_are_absent(tmp_path, 
     assert "apex left out: not installed (4 rows)" in printed
 
 
-def test_command_needs_no_triton(tmp_path):
-    """As on a machine where the package is missing."""
+def test_command_works_without_triton(tmp_path):
+    """As if the package were not installed."""
     code = (
         "import sys; sys.modules['triton'] = None; sys.argv = ['bench', 'kernels', *sys.argv[1:]]\n"
         "import runpy; runpy.run_module('benchmarks', run_name='__main__')"
@@ -215,10 +209,10 @@ def test_command_needs_no_triton(tmp_path):
     assert "cross_entropy           both" in done.stdout
 
 
-def test_measured_kernels_are_checked_swept_and_restored(interpreted, tmp_path):
+def test_kernels_are_checked_swept_and_their_inputs_restored(interpreted, tmp_path):
     path = tmp_path / "kernels.json"
     arguments = ["--operations=add_norm,cross_entropy", "--peers=none", "--sweep", "--json", str(path)]
-    assert run(*TINY, *arguments) == 0
+    assert run_benchmark("kernels", *TINY, *arguments) == 0
     for row in json.loads(path.read_text())["rows"]:
         assert set(row["times"]) == {"triton", "copy"}
         assert 0 <= row["error"] < 1e-5
@@ -236,23 +230,23 @@ def test_killed_run_keeps_the_rows_of_its_finished_operations(tmp_path, monkeypa
         raise KeyboardInterrupt
 
     monkeypatch.setitem(OPERATIONS, "cross_entropy", interrupt)
-    assert run(*TINY, "--operations=layer_norm,cross_entropy", "--json", str(path)) == 130
+    assert run_benchmark("kernels", *TINY, "--operations=layer_norm,cross_entropy", "--json", str(path)) == 130
     result = json.loads(path.read_text())
     assert [row["direction"] for row in result["rows"]] == ["forward", "backward"]
     assert "layer_norm" in kernels.report(result)
 
 
-def test_wrong_kernel_fails_the_command_once_all_is_printed(interpreted, monkeypatch, capsys):
+def test_wrong_kernel_fails_the_command_after_the_report(interpreted, monkeypatch, capsys):
     forward = cases.BiasGelu.forward
     monkeypatch.setattr(cases.BiasGelu, "forward", lambda *given: tuple(1.1 * out for out in forward(*given)))
-    assert run(*TINY, "--operations=bias_gelu,layer_norm", "--peers=none") == 1
+    assert run_benchmark("kernels", *TINY, "--operations=bias_gelu,layer_norm", "--peers=none") == 1
     printed = capsys.readouterr().out
     assert "FAILED bias_gelu forward: differs from the specification by 1.0e-01" in printed
     assert printed.count("FAILED") == 2
     assert "layer_norm              backward" in printed
 
 
-def test_contender_is_restored_before_each_pass():
+def test_overwritten_inputs_are_restored_before_each_pass():
     values = [torch.zeros(1), torch.zeros(1)]
     seen = []
 
@@ -300,7 +294,7 @@ def test_report_marks_rows_below_the_target():
     assert any("best 1×1024, 4 warps" in line and "(1.25×)" in line for line in printed)
 
 
-def test_mistakes_are_one_line(capsys):
+def test_user_errors_are_one_line(capsys):
     for arguments, message in (
         (("--tokens=100",), "--tokens 100: must be a multiple of --seq_length 128"),
         (("--tokens=-128",), "--tokens -128: must be positive integers joined by commas"),
@@ -311,7 +305,7 @@ def test_mistakes_are_one_line(capsys):
         (("--rounds=0",), "--rounds 0: must be at least 1"),
         (("--device=meta",), "--device meta: must be cuda or cpu"),
     ):
-        assert run("--device=cpu", *arguments) == 1
+        assert run_benchmark("kernels", "--device=cpu", *arguments) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert error.count("\n") == 1

@@ -1,28 +1,20 @@
-"""`bench loader` on tiny sizes: every setting has its figure, ours beside theirs."""
+"""benchmarks loader on tiny sizes: every setting has its figures, beside those of its peer."""
 
 import json
 import statistics
 
 import pytest
+from benchmark_command import run_benchmark
 
-from benchmarks import __main__ as bench
 from benchmarks.loader import command as loader
 from benchmarks.loader.made_up_rows import write_made_up_rows
-from bert_pld import cli
-
-
-def run(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        cli.run(bench.main, bench.build_parser("loader"), arguments)
-    return stopped.value.code
-
 
 TINY = ["--micro_batch_sizes=8", "--rounds=2", "--seconds=0.05", "--rows=600", "--cold_rows=200"]
 
 
-def test_every_setting_is_measured_and_held_against_its_peer(tmp_path, capsys):
+def test_every_setting_is_measured_and_compared_with_its_peer(tmp_path, capsys):
     path = tmp_path / "loader.json"
-    assert run(*TINY, "--seq_lengths=16", "--workers=0,1", "--json", str(path)) == 0
+    assert run_benchmark("loader", *TINY, "--seq_lengths=16", "--workers=0,1", "--json", str(path)) == 0
     result = json.loads(path.read_text())
     assert loader.report(result) in capsys.readouterr().out
     assert result["rows"] == {"16": 4800}
@@ -42,12 +34,12 @@ def test_every_setting_is_measured_and_held_against_its_peer(tmp_path, capsys):
     assert float(ratio) == pytest.approx(expected, abs=0.06)
 
 
-def test_a_directory_of_several_lengths_is_measured(tmp_path, capsys):
+def test_data_directory_with_several_sequence_lengths(tmp_path, capsys):
     for length in (16, 32):
         write_made_up_rows(tmp_path / f"seq_{length}", 50, length)
     alone = ["--contenders=ours", "--workers=0", "--masking=static", "--shuffles=global"]
-    assert run(*TINY, *alone, "--data_dir", str(tmp_path), "--seq_lengths=32,16") == 0
-    assert run(*TINY, *alone, "--data_dir", str(tmp_path), "--seq_lengths=64") == 1
+    assert run_benchmark("loader", *TINY, *alone, "--data_dir", str(tmp_path), "--seq_lengths=32,16") == 0
+    assert run_benchmark("loader", *TINY, *alone, "--data_dir", str(tmp_path), "--seq_lengths=64") == 1
     assert "no seq_64 for data.seq_length 64; found seq_16, seq_32" in capsys.readouterr().err
 
 
@@ -59,6 +51,6 @@ def test_a_directory_of_several_lengths_is_measured(tmp_path, capsys):
         (["--rounds=0"], "must be above 0"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(arguments, message, capsys):
-    assert run(*arguments) == 1
+def test_invalid_options_are_rejected(arguments, message, capsys):
+    assert run_benchmark("loader", *arguments) == 1
     assert message in capsys.readouterr().err

@@ -1,28 +1,21 @@
-"""`bench quality` on tiny sizes: the same training for all, time of own steps alone, and figures that add up."""
+"""benchmarks quality on tiny sizes: equal training for all, time of own steps only, consistent figures."""
 
 import json
 
 import pytest
 import torch
+from benchmark_command import run_benchmark as run
 from runs import small_config, write_corpus
 
-from benchmarks import __main__ as bench
 from benchmarks.hugging_face import as_hugging_face
 from benchmarks.loss_curve import loss_after, time_to
 from benchmarks.quality.command import against_target
 from benchmarks.quality.contenders import HuggingFaceModel, QualityContender
-from bert_pld import cli
 from bert_pld.config import ModelConfig
 from bert_pld.cost.flops import ModelFlops, parameter_count
 from bert_pld.model import BertForPreTraining
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed runs on the GPU here")
-
-
-def run(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        cli.run(bench.main, bench.build_parser(arguments[0]), arguments[1:])
-    return stopped.value.code
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +30,7 @@ def inputs(tmp_path_factory):
     return [f"--deepspeed_config={folder / 'ds.json'}", f"--data_dir={write_corpus(folder / 'corpus')}"]
 
 
-def test_their_class_behind_our_arguments_gives_our_losses():
+def test_wrapped_hugging_face_class_gives_our_losses():
     config = ModelConfig(
         preset=None, hidden_size=32, num_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=64,
         max_position_embeddings=16, normalization="post", next_sentence_prediction=True,
@@ -61,7 +54,7 @@ def test_their_class_behind_our_arguments_gives_our_losses():
         mine, other = ours.train()(**batch), theirs.train()(**batch)
     assert set(other) == {"loss"}
     assert mine["loss"].item() == pytest.approx(other["loss"].item(), rel=1e-5)
-    # A compiled class is always handed a mask; of ones it changes nothing.
+    # A compiled class always gets a mask; a mask of ones changes nothing.
     batch["attention_mask"], seen = None, []
     masked = HuggingFaceModel(theirs.wrapped, always_masked=True).train()
     masked.wrapped.register_forward_pre_hook(
@@ -72,7 +65,7 @@ def test_their_class_behind_our_arguments_gives_our_losses():
 
 
 @on_cpu
-def test_all_train_alike_and_the_first_is_the_measure(inputs, tmp_path, capsys):
+def test_contenders_train_alike_and_are_compared_with_the_first(inputs, tmp_path, capsys):
     path = tmp_path / "quality.json"
     assert run("quality", *inputs, "--steps_per_turn=2", "--json", str(path)) == 0
     result, printed = json.loads(path.read_text()), capsys.readouterr().out
@@ -89,7 +82,7 @@ def test_all_train_alike_and_the_first_is_the_measure(inputs, tmp_path, capsys):
     assert first["samples_to_target"] == pytest.approx(96, abs=1)
     assert first["seconds_to_target"] == pytest.approx(first["seconds"][-1], rel=1e-2)
     assert by_name["post"]["samples_to_target"] == pytest.approx(96, abs=1)
-    # Ours and theirs are counted alike, and a block that was dropped is not counted.
+    # FLOPs of both implementations are counted alike, and dropped blocks are not counted.
     flops = {name: one["executed_flops_per_step"] for name, one in by_name.items()}
     model = ModelFlops(ModelConfig(**result["model"]), result["seq_length"])
     assert 0.8 < flops["pre"] / (8 * model.per_sequence()) < 1.0  # some rows have padding
@@ -99,24 +92,24 @@ def test_all_train_alike_and_the_first_is_the_measure(inputs, tmp_path, capsys):
     for one in by_name.values():
         rate = one["executed_flops_per_step"] * 12 / one["seconds"][-1]
         assert one["mfu"] == pytest.approx(rate / result["matmul_gflops"] / 1e9, rel=1e-2)
-        assert one["peak_memory_bytes"] is None  # on a CPU nobody counts it unasked
+        assert one["peak_memory_bytes"] is None  # on a CPU it is measured with --host_memory only
     assert "hf_megatron" in printed
     assert "s to target" in printed
 
 
 @on_cpu
-def test_memory_is_that_of_a_process_of_its_own(inputs, tmp_path):
+def test_host_memory_is_measured_in_a_separate_process(inputs, tmp_path):
     path = tmp_path / "quality.json"
     options = ("--steps_per_turn=2", "--contenders=hf_bert,post", "--host_memory", "--set=model.hidden_size=256")
     assert run("quality", *inputs, *options, f"--json={path}") == 0
     result = json.loads(path.read_text())
-    held = 4 * 4 * parameter_count(ModelConfig(**result["model"]))  # weights, gradients, AdamW's two moments; fp32
+    held = 4 * 4 * parameter_count(ModelConfig(**result["model"]))  # weights, gradients and AdamW's two moments in fp32
     for one in result["contenders"]:
         assert held < one["peak_memory_bytes"] < 8 * held, one["name"]
 
 
 @on_cpu
-def test_one_that_breaks_off_is_said_and_the_others_go_on(inputs, tmp_path, monkeypatch, capsys):
+def test_failed_contender_is_reported_and_the_others_continue(inputs, tmp_path, monkeypatch, capsys):
     train_turn = QualityContender.train_turn
 
     def break_off(contender, batches):
@@ -134,7 +127,7 @@ def test_one_that_breaks_off_is_said_and_the_others_go_on(inputs, tmp_path, monk
 
 
 @on_cpu
-def test_a_loss_that_is_no_number_reaches_nothing_and_the_file_stays_json(inputs, tmp_path):
+def test_non_finite_loss_never_reaches_the_target_and_is_null_in_json(inputs, tmp_path):
     path = tmp_path / "quality.json"
     wild = ("--set=optimizer.params.lr=1e30", "--set=gradient_clipping=0.0")
     assert run("quality", *inputs, "--steps_per_turn=4", "--contenders=post,pre", *wild, f"--json={path}") == 0
@@ -149,7 +142,7 @@ def test_a_loss_that_is_no_number_reaches_nothing_and_the_file_stays_json(inputs
 
 
 @pytest.mark.gpu
-def test_quality_counts_each_contenders_memory_on_a_gpu(inputs, tmp_path):
+def test_memory_of_each_contender_is_measured_on_a_gpu(inputs, tmp_path):
     path = tmp_path / "quality.json"
     wide = ("--set=model.hidden_size=512", "--set=model.num_attention_heads=8")
     names = "--contenders=hf_bert,hf_bert_compiled,post,pld_batch"
@@ -162,7 +155,7 @@ def test_quality_counts_each_contenders_memory_on_a_gpu(inputs, tmp_path):
 
 
 @on_cpu
-def test_a_target_never_reached_is_said(inputs, capsys):
+def test_target_that_is_never_reached_is_reported(inputs, capsys):
     assert run("quality", *inputs, "--steps_per_turn=4", "--contenders=post", "--target_loss=0.1") == 0
     assert "never" in capsys.readouterr().out
 
@@ -176,20 +169,20 @@ def test_a_target_never_reached_is_said(inputs, capsys):
         ("--set=training.max_steps=6", "training.max_steps 6: must be at least two evaluations, every 4 steps"),
     ],
 )
-def test_mistakes_are_one_line(inputs, option, said, capsys):
+def test_user_errors_are_one_line(inputs, option, said, capsys):
     assert run("quality", *inputs, "--steps_per_turn=2", option) == 1
     printed = capsys.readouterr().err.splitlines()
     assert [line for line in printed if "error" in line] == printed[-1:]
     assert said in printed[-1]
 
 
-def test_the_first_turn_counts_at_the_typical_step():
+def test_steps_of_the_first_turn_count_as_their_median():
     one = QualityContender("x", "sdpa", None, None, None)
     one.turns, one.evaluated_at = [[9.0, 2.0, 2.0], [1.0, 2.0, 1.0], [3.0, 2.0, 1.0]], [3, 6, 9]
     assert one.seconds() == [6.0, 10.0, 16.0]
 
 
-def test_figures_are_of_the_time_to_the_first_ones_last_loss():
+def test_default_target_is_the_first_contenders_last_loss():
     curve = {"samples": [100, 200], "seconds": [10.0, 20.0]}
     for last in (4.00021, 4.00099, 4.0):
         losses = {"peer": [5.0, last], "same model": [5.0, last + 1e-4], "faster": [4.5, 3.5], "worse": [5.0, 4.5]}
@@ -207,7 +200,7 @@ def test_figures_are_of_the_time_to_the_first_ones_last_loss():
     assert (diverged["target_loss"], diverged["contenders"][0]["seconds_to_target"]) == (None, None)
 
 
-def test_a_loss_at_a_time_and_the_time_to_a_loss_are_linear_between_evaluations():
+def test_loss_and_time_are_interpolated_between_evaluations():
     times, losses = [10.0, 20.0, 30.0], [5.0, 4.0, 4.5]
     assert [loss_after(at, times, losses) for at in (5.0, 15.0, 25.0, 31.0)] == [None, 4.5, 4.25, None]
     assert [time_to(loss, times, losses) for loss in (6.0, 4.5, 3.9)] == [10.0, 15.0, None]

@@ -1,4 +1,4 @@
-"""`bench train` on tiny sizes: that the figures are there and add up, not how high they are."""
+"""benchmarks train on tiny sizes: figures exist and are consistent; their size is not tested."""
 
 import json
 import math
@@ -8,6 +8,7 @@ import statistics
 
 import pytest
 import torch
+from benchmark_command import run_benchmark as run
 from torch import nn
 
 from benchmarks import __main__ as bench
@@ -16,7 +17,6 @@ from benchmarks.host_memory import in_own_process
 from benchmarks.hugging_face import HUGGING_FACE
 from benchmarks.train import command as train
 from benchmarks.train import contenders, deepspeed_layer, figures
-from bert_pld import cli
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.model import BertForPreTraining
 from bert_pld.pld.gates import draw_gates
@@ -32,19 +32,13 @@ on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed runs on
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Threads cost more than they bring at these sizes."""
+    """Use one thread, which is faster at these sizes."""
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)
         yield
     torch.set_num_threads(before)
-
-
-def run(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        cli.run(bench.main, bench.build_parser(arguments[0]), arguments[1:])
-    return stopped.value.code
 
 
 def config_of(*arguments):
@@ -62,11 +56,11 @@ def test_train_measures_every_contender_under_one_deepspeed_configuration(tmp_pa
     assert not torch.distributed.is_initialized()
     assert [one["name"] for one in result["contenders"]] == names
     assert {one["name"]: one["reason"] for one in result["skipped"]} == {
-        "deepspeed_transformer": "needs an NVIDIA GPU, and this run is on cpu",
+        "deepspeed_transformer": "requires an NVIDIA GPU, and the device is cpu",
         "triton": "model.kernels: 'triton' requires an NVIDIA GPU, and the device is cpu; use 'auto' or 'reference'",
     }
     assert not any(one["failed"] for one in result["skipped"])
-    assert "deepspeed_transformer  skipped: needs an NVIDIA GPU" in printed
+    assert "deepspeed_transformer  skipped: requires an NVIDIA GPU" in printed
     assert result["deepspeed"]["fp32"]["zero_optimization"] == {"stage": 1}
     assert result["loss_difference"] < 1e-5
     by_name = {one["name"]: one for one in result["contenders"]}
@@ -81,7 +75,7 @@ def test_train_measures_every_contender_under_one_deepspeed_configuration(tmp_pa
         assert one["time_over_full_depth"] * one["speed_over"]["fp32"]["reference"] == pytest.approx(1)
         expected = one["time_over_full_depth"] / one["predicted_of_gates_drawn"]
         assert one["measured_over_predicted"] == pytest.approx(expected)
-    # exact counts: 2.75 of 4 blocks on average, from one micro-batch to the next never off by more than a row
+    # Counts are exact: 2.75 of 4 blocks on average, off by less than a row in each micro-batch.
     assert by_name["pld_sample"]["depth_drawn"] == pytest.approx(2.75, abs=1 / 4)
 
 
@@ -97,7 +91,7 @@ def check_figures(result):
         assert one["step_ms_p50"] <= one["step_ms_p95"]
         assert one["step_p95_over_p50"] == pytest.approx(one["step_ms_p95"] / one["step_ms_p50"])
         assert all(math.isfinite(one[key]) and one[key] > 0 for key in ("mfu", "step_ms_p50", "warmup_seconds"))
-        # random weights: as good as guessing a token of 64 and one of two labels
+        # Random weights guess one token of 64 and one of two labels.
         assert one["first_loss"] == pytest.approx(math.log(64) + math.log(2), abs=0.5)
         assert one["skipped_steps"] == 0
         for dtype, over in one["speed_over"].items():
@@ -108,7 +102,7 @@ def check_figures(result):
 
 
 @on_cpu
-def test_peer_that_crawls_in_a_dtype_is_left_out_and_one_that_fails_is_said(tmp_path, monkeypatch, capsys):
+def test_peer_that_is_very_slow_in_a_dtype_is_skipped_and_failures_are_reported(tmp_path, monkeypatch, capsys):
     def fail(model, *_):
         raise RuntimeError("no such\nkernel")
 
@@ -132,7 +126,7 @@ def test_peer_that_crawls_in_a_dtype_is_left_out_and_one_that_fails_is_said(tmp_
 
 
 @on_cpu
-def test_one_that_breaks_off_in_its_turn_does_not_take_the_others_figures_with_it(tmp_path, monkeypatch):
+def test_contender_that_fails_in_its_turn_does_not_affect_the_others(tmp_path, monkeypatch):
     measure = contenders.ThroughputContender.measure_round
 
     def break_off(contender, *arguments):
@@ -166,7 +160,7 @@ def test_killed_run_keeps_the_figures_of_its_finished_rounds(tmp_path, monkeypat
     check_figures(result)
 
 
-def test_results_without_a_place_are_refused_before_anything_is_measured(tmp_path, capsys):
+def test_json_in_a_missing_folder_is_rejected_before_measuring(tmp_path, capsys):
     assert run("train", *TINY, f"--json={tmp_path / 'missing' / 'train.json'}") == 1
     assert "its folder does not exist; nothing was measured" in capsys.readouterr().err
 
@@ -175,7 +169,7 @@ def _killed(_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_of_its_own_that_is_killed_is_an_error_and_no_wait_without_end():
+def test_killed_measuring_process_is_an_error_not_a_hang():
     with pytest.raises(RuntimeError, match=r"_killed.*: its process was killed; out of memory\?"):
         in_own_process(_killed, 1)
 
@@ -196,11 +190,11 @@ def test_train_measures_memory_and_kernels_on_a_gpu(tmp_path):
 
 
 @pytest.mark.parametrize("normalization", ["pre", "post"])
-def test_both_hugging_face_classes_have_our_sizes(normalization):
+def test_hugging_face_classes_have_our_sizes_and_losses(normalization):
     config = config_of(f"--normalization={normalization}")
     setup = contenders.Setup(config, 4, 16, CPU, [], {}, {}, "auto", 0)
     for name, theirs in HUGGING_FACE.items():
-        model, backend, attention = contenders._make_hugging_face(name, setup)
+        model, backend, attention = contenders.make_hugging_face(name, setup)
         assert model.config.model_type == {"post": "bert", "pre": "megatron-bert"}[theirs]
         assert (model.config.hidden_size, model.config.num_hidden_layers, backend) == (32, 4, "eager")
         assert attention == ("sdpa" if type(model)._supports_sdpa else "eager")
@@ -208,7 +202,7 @@ def test_both_hugging_face_classes_have_our_sizes(normalization):
     assert difference < 1e-5
 
 
-def test_contenders_see_the_same_targets():
+def test_contenders_get_the_same_targets():
     config = config_of()
     batch, again = (batches.random_batch(config, 4, 16, CPU, seed=1) for _ in range(2))
     assert torch.equal(batch.input_ids, again.input_ids)
@@ -219,7 +213,7 @@ def test_contenders_see_the_same_targets():
     assert batch.tokens == 64
 
 
-def test_padding_is_on_the_right_and_of_the_share_asked_for():
+def test_padding_is_on_the_right_with_the_requested_share():
     config = config_of()
     batch = batches.random_batch(config, 64, 40, CPU, seed=2, padding=0.2)
     lengths = torch.from_numpy(batch.sequence_lengths)
@@ -252,7 +246,7 @@ def test_executed_flops_follow_gates_and_lengths():
 
 
 class LayerOfTheirs(nn.Module):
-    """What `DeepSpeedTransformerLayer` computes, by its parameters' names."""
+    """The function of `DeepSpeedTransformerLayer`, with its parameter names."""
 
     def __init__(self, config):
         super().__init__()
@@ -291,7 +285,7 @@ class LayerOfTheirs(nn.Module):
 
 
 @pytest.mark.parametrize("normalization", ["pre", "post"])
-def test_deepspeed_s_layers_get_our_weights_and_mask(normalization, monkeypatch):
+def test_deepspeed_layers_use_our_weights_and_mask(normalization, monkeypatch):
     import deepspeed.ops.transformer as theirs
 
     monkeypatch.setattr(theirs, "DeepSpeedTransformerLayer", LayerOfTheirs)
@@ -308,7 +302,7 @@ def test_deepspeed_s_layers_get_our_weights_and_mask(normalization, monkeypatch)
     assert contenders.forward_ours(model, batch).item() == pytest.approx(expected.item(), abs=2e-3)
 
 
-def test_reason_of_a_failed_build_is_the_compiler_s_first_error():
+def test_reason_of_a_failed_build_is_the_first_compiler_error():
     lines = [
         "[1/9] nvcc -c softmax.cu",
         "softmax.cu(12): error: identifier is undefined",
@@ -321,13 +315,13 @@ def test_reason_of_a_failed_build_is_the_compiler_s_first_error():
     assert deepspeed_layer.reason_in([], -6) == "no output (exit code -6)"
 
 
-def test_preset_gives_its_sizes():
+def test_preset_sets_sizes_and_options_override_them():
     options = bench.build_parser("train").parse_args(["--model_preset=small", "--num_layers=2"])
     config = train.model_config(options)
     assert (config.hidden_size, config.num_layers, config.num_attention_heads, config.vocab_size) == (512, 2, 8, 8192)
 
 
-def test_mistakes_are_one_line(capsys):
+def test_user_errors_are_one_line(capsys):
     for arguments, message in (
         (("--dtypes=fp8",), "--dtypes fp8: must be a list of fp32, bf16, fp16"),
         (("--contenders=apex",), "--contenders apex: must be a list of hugging_face, hf_bert"),
@@ -344,14 +338,14 @@ def test_mistakes_are_one_line(capsys):
 
 
 @on_cpu
-def test_nothing_left_to_measure_is_an_error(capsys):
+def test_no_contender_that_can_run_is_an_error(capsys):
     assert run("train", *TINY, "--dtypes=fp32", "--contenders=deepspeed_transformer") == 1
     error = capsys.readouterr().err
-    assert "error: --contenders: none can run here; deepspeed_transformer: needs an NVIDIA GPU" in error
+    assert "error: --contenders: none can run here; deepspeed_transformer: requires an NVIDIA GPU" in error
 
 
 @on_cpu
-def test_host_memory_is_that_of_a_contender_alone(tmp_path):
+def test_host_memory_is_that_of_one_contender(tmp_path):
     path = tmp_path / "train.json"
     # 2 M parameters: weights, gradients and two moments in fp32 are 16 bytes each.
     wide = ["--num_layers=2", "--hidden_size=256", "--vocab_size=2048", "--micro_batch_size=2", "--seq_length=16"]

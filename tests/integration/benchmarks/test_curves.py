@@ -1,4 +1,4 @@
-"""What is read off a finished run's metrics, and by which clock."""
+"""Curves of finished runs: the clock, FLOPs and executed blocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOSSES = {4: 6.0, 5: 5.5}
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """A finished run of five steps in a suite's folder."""
+    """A finished run of five steps in the folder of a suite."""
     job = plan_jobs(load_scale("cpu"), tmp_path, 1, ["post_ln"])[0]
     job.config["training"]["max_steps"] = 5
     (job.run_dir / "checkpoints" / "step_00000005").mkdir(parents=True)
@@ -38,7 +38,7 @@ def run_dir(tmp_path):
 @pytest.mark.parametrize(
     ("device", "clock", "seconds"), [("cpu", "processor_seconds", [28.0, 30.0]), ("gpu", "seconds", [14.0, 15.0])]
 )
-def test_a_cpus_runs_are_timed_with_the_processors_clock_and_a_gpus_with_the_walls(device, clock, seconds, run_dir):
+def test_runs_use_processor_time_on_a_cpu_and_wall_clock_time_on_a_gpu(device, clock, seconds, run_dir):
     suite_dir = run_dir.parents[1]
     conditions = {"device": device, "hardware": "x", "scale": "cpu", "commit": "y"}
     (suite_dir / "conditions.json").write_text(json.dumps(conditions))

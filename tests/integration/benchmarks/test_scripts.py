@@ -1,4 +1,4 @@
-"""The comparison's scripts refuse what cannot work before they install, build or train anything."""
+"""The comparison's scripts reject invalid input before they install, build or train anything."""
 
 import subprocess
 
@@ -14,12 +14,12 @@ from runs import clean_environment
         (["reproduce.sh", "tpu"], {}, "error: 'tpu': must be cpu or gpu"),
         (["reproduce.sh", "cpu", "zero"], {}, "error: SEEDS: 'zero'; must be a number of at least 1"),
         (["reproduce.sh", "cpu", "0"], {}, "error: SEEDS: '0'; must be a number of at least 1"),
-        (["reproduce.sh", "cpu"], {"GLUE": "nowhere"}, "error: GLUE: nowhere/CoLA/train.tsv is not there"),
+        (["reproduce.sh", "cpu"], {"GLUE": "nowhere"}, "error: GLUE: nowhere/CoLA/train.tsv not found"),
         (["second_phase.sh", "one"], {}, "usage: bash scripts/second_phase.sh RUN_DIR DATA_DIR OUTPUT_DIR"),
         (["second_phase.sh", "nowhere", "shards", "out"], {}, "error: nowhere: has no given.json"),
     ],
 )
-def test_mistakes_are_one_line(arguments, environment, message, tmp_path):
+def test_user_errors_are_one_line(arguments, environment, message, tmp_path):
     script, *others = arguments
     done = subprocess.run(
         ["bash", str(REPOSITORY / "scripts" / script), *others],
@@ -40,7 +40,7 @@ def test_mistakes_are_one_line(arguments, environment, message, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["CoLA/dev.tsv", "RTE/train.tsv", "RTE/dev.tsv"])
-def test_a_file_that_only_fine_tuning_reads_is_missed_at_once_not_after_pretraining(missing, tmp_path):
+def test_missing_glue_file_is_reported_before_pretraining(missing, tmp_path):
     glue = tmp_path / "glue"
     for task in ("CoLA", "SST-2", "RTE"):
         (glue / task).mkdir(parents=True)
@@ -61,6 +61,6 @@ def test_a_file_that_only_fine_tuning_reads_is_missed_at_once_not_after_pretrain
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"error: GLUE: {glue}/{missing} is not there; must be the official download's folder, or hub\n"
+        f"error: GLUE: {glue}/{missing} not found; must be the folder of the official download, or hub\n"
     )
     assert not (tmp_path / "out").exists()

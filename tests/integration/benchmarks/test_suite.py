@@ -1,4 +1,4 @@
-"""The suite on a corpus of its own: configurations differ in what they should, and an interrupted suite goes on."""
+"""The suite on a small corpus: configurations of variants, interruption and continuation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TINY = {
 SCALE = Scale("tiny", {"0.0001": 1e-3, "0.001": 3e-3}, 0.7292, TINY)
 
 
-def test_variants_differ_in_what_they_are_named_for():
+def test_variants_differ_in_normalization_rate_and_schedule():
     configs = {variant.name: configuration(variant, SCALE, 7) for variant in VARIANTS}
     assert len(configs) == 9
     assert {name for name, c in configs.items() if c["model"]["normalization"] == "post"} == {
@@ -68,7 +68,7 @@ def test_variants_differ_in_what_they_are_named_for():
     assert schedules["pld_batch"].gamma == pytest.approx(100 / 12)
 
 
-def test_scales_are_read_and_mistakes_are_one_line():
+def test_scales_load_and_invalid_ones_are_errors():
     assert load_scale("cpu").learning_rates["0.001"] > load_scale("cpu").learning_rates["0.0001"]
     for scale in map(load_scale, ("cpu", "cpu_long", "gpu")):
         runs = [load_config(configuration(variant, scale, 1)) for variant in VARIANTS]
@@ -106,7 +106,7 @@ def test_ablations_have_one_seed_unless_named(tmp_path):
 
 @pytest.fixture
 def finished_job(tmp_path):
-    """A job whose folder is as a finished run leaves it."""
+    """A job with the folder of a finished run."""
     job = plan_jobs(SCALE, tmp_path, 1, ["post_ln"])[0]
     (job.run_dir / "checkpoints" / "step_00000012").mkdir(parents=True)
     (job.run_dir / "metrics.jsonl").write_text('{"step": 12, "mlm_loss": 5.0}\n{"step": 12, "eval_mlm_loss": 5.0}\n')
@@ -114,13 +114,13 @@ def finished_job(tmp_path):
     return job
 
 
-def test_a_run_is_done_once_evaluated_and_saved(finished_job):
+def test_run_is_done_when_its_last_step_is_evaluated_and_saved(finished_job):
     assert finished_job.is_done()
     (finished_job.run_dir / "checkpoints" / "step_00000012").rename(finished_job.run_dir / "checkpoints" / "x")
     assert not finished_job.is_done()
 
 
-def test_how_a_run_ended_is_read_off_its_code_and_the_present_attempts_lines(finished_job):
+def test_failure_is_read_from_exit_code_divergence_file_and_own_log_lines(finished_job):
     log = finished_job.run_dir / "log.txt"
     started = RunningJob(finished_job, None, log.stat().st_size)
     assert failure_of(started, 0) is None
@@ -134,7 +134,7 @@ def test_how_a_run_ended_is_read_off_its_code_and_the_present_attempts_lines(fin
     assert read_curve(finished_job.run_dir, "seconds").diverged
 
 
-def test_each_run_has_a_gpu_to_itself(tmp_path, capfd):
+def test_each_run_gets_its_own_gpu(tmp_path, capfd):
     show = [sys.executable, "-c", "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"]
     jobs = plan_jobs(SCALE, tmp_path, 1, ["post_ln", "pre_ln", "pld_batch"])
     failures = Suite(tmp_path, 2, 1, ["3", "MIG-1"], show).run(jobs)
@@ -144,7 +144,7 @@ def test_each_run_has_a_gpu_to_itself(tmp_path, capfd):
     assert said[2] in said[:2]
 
 
-def test_conditions_that_change_are_noted_or_refused(tmp_path):
+def test_changed_conditions_are_recorded_or_rejected(tmp_path):
     path = tmp_path / "conditions.json"
     first = {
         "scale": "cpu", "device": "cpu", "data": {"fingerprint": "a"}, "commit": "1", "command": "x --seeds 1",
@@ -160,7 +160,7 @@ def test_conditions_that_change_are_noted_or_refused(tmp_path):
         record_conditions(path, {**first, "data": {"fingerprint": "b"}})
 
 
-def test_laying_over_merges_sections_and_null_removes():
+def test_changes_merge_sections_and_null_removes_a_key():
     values = {"a": {"b": 1, "c": 2}, "d": {"e": 1}}
     apply_changes(values, {"a": {"b": 3}, "d": None, "f": [1]})
     assert values == {"a": {"b": 3, "c": 2}, "f": [1]}
@@ -188,7 +188,7 @@ cli.run(bench.main, bench.build_parser("paper"), sys.argv[2:])
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """Start `bert_pld.experiments` with a tiny scale."""
+    """Start `benchmarks paper` with a tiny scale."""
     folder = tmp_path_factory.mktemp("suite")
     corpus, scale = write_corpus(folder / "corpus"), folder / "tiny.json"
 
@@ -206,7 +206,7 @@ def command(tmp_path_factory):
     return start
 
 
-def test_interrupted_suite_goes_on_and_is_summarized(command):
+def test_interrupted_suite_continues_and_is_summarized(command):
     out = command.folder / "runs"
     shared = ["--scale", "tiny", "--data_dir", str(command.corpus), "--output_dir", str(out)]
     arguments = ["run", *shared, "--seeds", "1", "--variants", "post_ln", "pld_batch", "--at_once", "2"]
@@ -264,7 +264,7 @@ def test_interrupted_suite_goes_on_and_is_summarized(command):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent death signal")
-def test_runs_of_a_suite_that_is_killed_save_themselves_and_end(command):
+def test_runs_of_a_killed_suite_save_a_checkpoint_and_end(command):
     out = command.folder / "killed"
     shared = ["--scale", "tiny", "--data_dir", str(command.corpus), "--output_dir", str(out)]
     suite = command(100_000, "run", *shared, "--seeds", "1", "--variants", "post_ln", "pre_ln", "--at_once", "2")

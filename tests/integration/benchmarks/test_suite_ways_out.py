@@ -1,4 +1,4 @@
-"""However a suite ends, its runs are told to stop, and are waited for where the suite still can."""
+"""However a suite ends, it stops its runs and, where possible, waits for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from benchmarks.paper.suite import Suite, finished_runs, plan_jobs
 from benchmarks.paper.variants import load_scale
 
-# Stands for a run, whose folder is its last argument: told to stop it takes a second to save itself, else it trains on.
+# Stands for a run; its last argument is its folder. On SIGTERM it takes a second to save; without it, it trains on.
 RUN = """
 import os, pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[-1])
@@ -37,13 +37,13 @@ def jobs(tmp_path):
 
 @pytest.fixture
 def hang_up():
-    """Set what SIGHUP does to this process before a suite comes."""
+    """Set this process's handler of SIGHUP before a suite runs."""
     before = signal.getsignal(signal.SIGHUP)
     yield lambda handler: signal.signal(signal.SIGHUP, handler)
     signal.signal(signal.SIGHUP, before)
 
 
-def test_a_terminal_that_closes_stops_the_runs_and_they_are_waited_for(jobs, hang_up, tmp_path):
+def test_sighup_stops_the_runs_and_waits_for_them(jobs, hang_up, tmp_path):
     hang_up(lambda number, frame: None)
     closes = "os.kill(os.getppid(), signal.SIGHUP)"
     with pytest.raises(KeyboardInterrupt):
@@ -52,7 +52,7 @@ def test_a_terminal_that_closes_stops_the_runs_and_they_are_waited_for(jobs, han
     assert not jobs[1].run_dir.exists()
 
 
-def test_under_nohup_a_terminal_that_closes_stops_nothing(jobs, hang_up, tmp_path):
+def test_ignored_sighup_stops_nothing(jobs, hang_up, tmp_path):
     hang_up(signal.SIG_IGN)
     closes = "os.kill(os.getppid(), signal.SIGHUP)"
     try:
@@ -63,7 +63,7 @@ def test_under_nohup_a_terminal_that_closes_stops_nothing(jobs, hang_up, tmp_pat
     assert all((job.run_dir / "ready").exists() for job in jobs[:2])
 
 
-def test_a_run_that_cannot_be_started_stops_the_others_and_they_are_waited_for(jobs, tmp_path):
+def test_run_that_cannot_start_stops_the_others_and_waits_for_them(jobs, tmp_path):
     _, second, third = jobs
     third.run_dir.parent.write_text("a file where a folder should be made")
     # The first ends once the second trains, and makes room for the third.
@@ -78,7 +78,7 @@ if folder.parent.name == "post_ln":
     assert sorted(path.name for path in second.run_dir.iterdir()) == ["given.json", "log.txt", "ready", "saved"]
 
 
-def test_a_signal_that_comes_while_a_run_is_started_reaches_that_run(jobs, tmp_path, monkeypatch):
+def test_signal_during_the_start_of_a_run_reaches_that_run(jobs, tmp_path, monkeypatch):
     class Interrupted(subprocess.Popen):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
@@ -93,7 +93,7 @@ def test_a_signal_that_comes_while_a_run_is_started_reaches_that_run(jobs, tmp_p
     assert not jobs[1].run_dir.exists()
 
 
-def test_a_folder_of_a_run_that_was_killed_as_it_began_is_passed_over_and_begun_anew(jobs, tmp_path):
+def test_run_killed_at_its_start_is_not_finished_and_is_started_again(jobs, tmp_path):
     folder = jobs[0].run_dir
     folder.mkdir(parents=True)
     assert finished_runs(tmp_path) == {}

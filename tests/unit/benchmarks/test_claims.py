@@ -1,4 +1,4 @@
-"""The paper's claims, checked on curves whose answers are known by hand."""
+"""The paper's claims, tested on curves with known answers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def by_text(curves):
     return {one["claim"]: one for one in check_claims(curves)}
 
 
-def test_every_claim_is_about_variants_that_exist():
+def test_claims_are_about_known_variants():
     claimed = {name for claim in CLAIMS for name in (claim.variant, claim.other)}
     assert {variant.name for variant in VARIANTS} < claimed < {variant.name for variant in KNOWN}
 
 
-def test_interval_is_students():
+def test_mean_interval_is_students():
     # The mean 2, the deviation 1, t(2 degrees of freedom) 4.302653: 2 ± 4.302653 / √3.
     assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
     assert mean_interval([1.0, 2.0])[1] == pytest.approx(1.5 + 12.706205 * 0.5**0.5 / 2**0.5)
@@ -34,7 +34,7 @@ def test_interval_is_students():
     assert mean_interval([2.0, 2.0]) == (2.0, 2.0)
 
 
-def test_values_are_of_pairs_of_one_seed():
+def test_claims_compare_runs_of_one_seed():
     post = {1: curve([6.0, 5.0], [50, 100]), 2: curve([6.1, 5.2], [50, 100]), 3: curve([6.0, 4.9], [50, 100])}
     pld = {
         1: curve([5.0, 4.0], [35, 70]),
@@ -55,7 +55,7 @@ def test_values_are_of_pairs_of_one_seed():
     assert found["PLD by batch: below Post-LN after as much time"]["values"][0] == pytest.approx(4.0 - 5.6)
 
 
-def test_verdicts_follow_the_interval():
+def test_conclusions_follow_the_interval():
     def verdict(losses, others):
         curves = {
             "pre_ln_high_lr": {seed: curve([loss], [1]) for seed, loss in enumerate(losses)},
@@ -69,7 +69,7 @@ def test_verdicts_follow_the_interval():
     assert verdict([3.0], [4.0]) == "one seed"
 
 
-def test_a_loss_that_is_never_reached_has_no_interval():
+def test_loss_that_is_never_reached_has_no_interval():
     post = {seed: curve([6.0, 5.0], [50, 100]) for seed in (1, 2)}
     found = check_claims(
         {"post_ln": post, "pld_sample": {1: curve([6.0, 5.5], [40, 80]), 2: curve([5.0, 4.9], [40, 80])}}
@@ -82,7 +82,7 @@ def test_a_loss_that_is_never_reached_has_no_interval():
     assert "| PLD by sample: 24 % less time a sample than Post-LN | 20.0 % | 20.0 … 20.0 | 2 | less |" in lines
 
 
-def test_a_pair_without_an_evaluation_in_time_is_counted_and_has_no_part_in_the_mean():
+def test_pair_without_an_evaluation_in_time_is_counted_but_not_in_the_mean():
     # At 70 s, where PLD ends, Post-LN of seed 2 has not been evaluated yet, and that of seed 1 is at 5.6.
     post = {1: curve([6.0, 5.0], [50, 100]), 2: curve([5.0], [100])}
     found = by_text({"post_ln": post, "pld_batch": {seed: curve([5.0, 4.0], [35, 70]) for seed in (1, 2)}})
@@ -93,7 +93,7 @@ def test_a_pair_without_an_evaluation_in_time_is_counted_and_has_no_part_in_the_
     assert line in claims_table(list(found.values())).splitlines()
 
 
-def test_claims_of_which_no_pair_says_anything_are_whole_json():
+def test_claim_without_any_value_is_valid_json():
     found = by_text({"post_ln": {1: curve([5.0], [100])}, "pld_batch": {1: curve([5.0], [80])}})
     one = found["PLD by batch: below Post-LN after as much time"]
     assert (one["values"], one["mean"], one["low"], one["high"]) == ([None], None, None, None)

@@ -1,4 +1,4 @@
-"""A PLD run beside its baseline, on metrics whose answers are known by hand, and what is refused."""
+"""scripts/measure/compare_runs.py on metrics with known answers, and on invalid runs."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ def run(run_script):
 
 @pytest.fixture
 def make_run(tmp_path):
-    """Steps of 8 samples and so many seconds; θ is within 1 % of 0.5 from step 3 on."""
+    """Make a run with steps of 8 samples; θ is within 1 % of 0.5 from step 3 on."""
 
     def make(name, *, steps=6, seconds=1.0, evaluated=(6,), loss=4.0, kept=2.0, **pld):
         folder = tmp_path / name
@@ -37,7 +37,7 @@ def make_run(tmp_path):
     return make
 
 
-def test_times_losses_and_predictions_are_those_of_the_lines(make_run, run):
+def test_times_losses_and_predictions_come_from_the_metrics(make_run, run):
     pld = make_run("pld", seconds=0.6, loss=4.2)
     with open(pld / "metrics.jsonl", "a") as lines:
         lines.write('{"step": 7, "sam')  # the run goes on: a line that is being written
@@ -56,7 +56,7 @@ def test_times_losses_and_predictions_are_those_of_the_lines(make_run, run):
     )
 
 
-def test_runs_that_cannot_be_compared_are_one_line(make_run, run, tmp_path):
+def test_runs_that_cannot_be_compared_are_errors_of_one_line(make_run, run, tmp_path):
     pld, baseline = make_run("pld"), make_run("baseline", enabled=False)
     short = make_run("short", steps=3, evaluated=(3,))
     lost = make_run("lost")
@@ -64,8 +64,8 @@ def test_runs_that_cannot_be_compared_are_one_line(make_run, run, tmp_path):
     for folders, message in (
         ((tmp_path / "none", baseline), "none/metrics.jsonl: cannot be read"),
         ((pld, make_run("unevaluated", evaluated=())), "unevaluated: has no evaluation"),
-        ((baseline, pld), "baseline: drops no layers; the first run must have progressive_layer_drop.enabled"),
-        ((pld, make_run("early", evaluated=(5,))), "last evaluated after 48 and 40 samples; must be after as many"),
+        ((baseline, pld), "baseline: drops no layers; the first run must use progressive_layer_drop.enabled"),
+        ((pld, make_run("early", evaluated=(5,))), "last evaluated after 48 and 40 samples; must be equally many"),
         ((short, short), "short: 1 logging step(s) from step 3 on"),
         (
             (make_run("endless", gamma=0), baseline),

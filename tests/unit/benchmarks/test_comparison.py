@@ -1,4 +1,4 @@
-"""Figures read off curves whose answers are known by hand."""
+"""Figures and tables of the comparison, on curves with known answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def curve(loss, seconds, *, flops=100.0, diverged=False):
     )
 
 
-def test_loss_between_two_evaluations_is_on_their_line():
+def test_loss_is_interpolated_between_evaluations():
     one = curve([6.0, 5.0, 4.5], [10, 20, 30])
     assert one.loss_at(15) == pytest.approx(5.5)
     assert one.loss_at(30) == 4.5
@@ -68,7 +68,7 @@ def test_figures_of_the_table(compared):
     assert rows["pre_ln_high_lr"]["loss_at_equal_samples"] is None
 
 
-def test_without_the_baseline_there_is_no_comparison():
+def test_missing_baseline_is_an_error():
     with pytest.raises(ValueError, match="post_ln: has no finished run"):
         compare({"pre_ln": {1: curve([6.0], [10])}})
 
@@ -85,7 +85,7 @@ def test_another_variant_can_be_the_baseline():
     assert "| 1 × | 1 |" in first
 
 
-def test_table_goes_into_a_page_and_comes_out_again(compared, tmp_path):
+def test_table_is_written_into_a_page_and_read_again(compared, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# Results\n<!-- table of x: begin -->\nold\n<!-- table of x: end -->\nafter\n")
     text = table(compared)
@@ -99,7 +99,7 @@ def test_table_goes_into_a_page_and_comes_out_again(compared, tmp_path):
         put_into(page, "y", text)
 
 
-def test_short_tables_have_what_was_trained_to_its_end(compared):
+def test_short_tables_have_finished_variants_only(compared):
     short, choices = short_table(compared), choices_table(compared)
     assert [line.split(" | ")[0] for line in short.splitlines()[2:]] == ["| Post-LN", "| PLD, by batch"]
     assert short.splitlines()[2].endswith("| 1 | 1 × |")
@@ -108,7 +108,7 @@ def test_short_tables_have_what_was_trained_to_its_end(compared):
     ]
 
 
-def test_what_is_no_variant_of_the_paper_does_not_set_the_equal_time():
+def test_only_the_papers_variants_set_the_equal_time():
     runs = {"post_ln": {1: curve([6.0, 5.0], [50, 100])}, "theta_0_7": {1: curve([6.0, 5.5], [30, 60])}}
     compared = compare(runs)
     assert compared["equal_seconds"] == 100
@@ -120,7 +120,7 @@ def cells(text, label):
     return next(line.split(" | ") for line in text.splitlines() if line.startswith(f"| {label} |"))
 
 
-def test_a_figure_says_of_how_many_runs_it_is_where_that_is_not_all():
+def test_figure_of_fewer_runs_than_its_row_has_their_number():
     pld = {1: curve([5.1, 4.0], [40, 80]), 2: curve([5.5, 5.3], [40, 80]), 3: curve([5.0, 3.9], [40, 80])}
     post = {1: curve([6.0, 5.0], [50, 100]), 2: curve([6.0, 5.2], [50, 100])}
     compared = compare({"post_ln": post, "pld_batch": pld})
@@ -136,7 +136,7 @@ def test_a_figure_says_of_how_many_runs_it_is_where_that_is_not_all():
     assert cells(table(compared), "PLD, by batch")[6] == speed.replace("1 of 2", "1 of 1")
 
 
-def test_a_mean_at_equal_time_says_how_many_runs_lasted_until_then():
+def test_mean_at_equal_time_has_the_number_of_runs_that_lasted_until_then():
     runs = {
         "post_ln": {seed: curve([6.0, 5.0], [50, 100]) for seed in (1, 2, 3)},
         "theta_0_7": {1: curve([6.0, 5.5], [45, 90]), 2: curve([6.0, 5.4], [45, 90]), 3: curve([6.0, 5.3], [52, 104])},
@@ -148,6 +148,6 @@ def test_a_mean_at_equal_time_says_how_many_runs_lasted_until_then():
     assert cells(text, "PLD, by batch, first block kept")[1:3] == ["5.500 ± 0.000", "–"]
 
 
-def test_one_run_has_no_deviation():
+def test_single_run_has_no_deviation():
     assert figure({"mean": 1.25, "deviation": 0.0, "n": 1}, 2) == "1.25"
     assert figure(None, 2) == "–"
