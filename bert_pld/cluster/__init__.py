@@ -1,1 +1,1 @@
-"""Many processes as one run: which rank this is, signals, the watchdog over ranks, the lock on a run's folder."""
+"""Many processes as one run: ranks, signals, the watchdog over all ranks, the lock on a run's folder."""

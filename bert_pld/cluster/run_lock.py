@@ -1,9 +1,9 @@
-"""One run a folder: a lock that a second job is refused by, and that a dead job does not keep.
+"""A lock on a run's folder: a second run on the same folder is refused, and a dead run does not keep the lock.
 
-The kernel's lock on `run.lock` says whether a process of this machine, or of any machine where the file system passes
-locks on (NFS, GPFS, Lustre mounted with `flock`), holds it; it ends with its process. Some file systems keep locks to
-one node, or have none. So the holder also counts up a beat in the file, and where the last holder was another machine
-that did not sign off, the newcomer first watches the beat. Clocks and host names of machines are never compared.
+The kernel's lock on `run.lock` ends with the process that holds it. It is seen by other machines if the file system
+supports that (NFS, GPFS, Lustre mounted with `flock`), but some file systems keep locks to one machine or have none.
+Therefore the holder also increments a heartbeat counter in the file. A run on another machine that finds a holder in
+the file first observes whether the counter changes. The clocks of different machines are never compared.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from typing import Any
 
 from bert_pld.files import RUN_LOCK, boot_id
 
-BEAT_S = 5.0
-_SILENT_BEATS = 4
-_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+HEARTBEAT_S = 5.0
+_SILENT_HEARTBEATS = 4
+_LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class RunLockedError(ValueError):
-    """Another run has the folder."""
+    """Another run uses the folder."""
 
 
 class RunLock:
-    """Holds a run's folder from `acquire` to `release`, or to the end of the process.
+    """Holds the lock of a run's folder from `acquire` to `release`, or to the end of the process.
 
     Args:
-        run_dir: made if it is not there.
-        beat_s: how often the holder gives a sign, seconds; a newcomer from another machine watches four of them.
+        run_dir: the run's folder; created if it does not exist.
+        heartbeat_s: seconds between two heartbeats of the holder; a run on another machine observes four of them.
     """
 
-    def __init__(self, run_dir: Path, beat_s: float = BEAT_S) -> None:
-        self.path, self.beat_s = run_dir / RUN_LOCK, beat_s
+    def __init__(self, run_dir: Path, heartbeat_s: float = HEARTBEAT_S) -> None:
+        self.path, self.heartbeat_s = run_dir / RUN_LOCK, heartbeat_s
         self._file = -1
-        self._ended = threading.Event()
-        self._beating: threading.Thread | None = None
+        self._released = threading.Event()
+        self._heartbeat: threading.Thread | None = None
         self._own: dict[str, Any] = {
             "token": secrets.token_hex(8),
             "machine": boot_id() or socket.gethostname(),
@@ -53,59 +53,60 @@ class RunLock:
         }
 
     def acquire(self) -> None:
-        """Take the folder.
+        """Acquire the lock, or raise an error at once if another run holds it.
 
         Raises:
-            RunLockedError: another run is at work in it; names its host, process and job.
+            RunLockedError: another run uses the folder; names its host, process and job.
             OSError: the folder cannot be written to.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        kernel_knows = True
+        has_kernel_lock = True
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 self._refuse()
-            if error.errno not in _NO_LOCKS_HERE:
+            if error.errno not in _LOCKS_UNSUPPORTED:
                 raise
-            kernel_knows = False
+            has_kernel_lock = False
         last = self._read()
-        if last and not (kernel_knows and last.get("machine") == self._own["machine"]):
-            self._watch(last)
+        # The kernel's lock proves that a holder on this machine is dead, but not one on another machine.
+        if last and not (has_kernel_lock and last.get("machine") == self._own["machine"]):
+            self._observe(last)
             self._write()
-            time.sleep(2 * self.beat_s)  # of two newcomers at once, the one that wrote last stays
+            time.sleep(2 * self.heartbeat_s)  # If two runs do this at the same time, the last one to write stays.
             if self._read().get("token") != self._own["token"]:
                 self._refuse()
         self._write()
-        self._beating = threading.Thread(target=self._beat, daemon=True)
-        self._beating.start()
+        self._heartbeat = threading.Thread(target=self._send_heartbeats, daemon=True)
+        self._heartbeat.start()
 
     def release(self) -> None:
-        """Sign off: the next run need not watch."""
+        """Release the lock and empty the file, so that the next run need not observe it."""
         if self._file < 0:
             return
-        self._ended.set()
-        if self._beating is not None:
-            self._beating.join()
+        self._released.set()
+        if self._heartbeat is not None:
+            self._heartbeat.join()
         if self._read().get("token") == self._own["token"]:
             os.ftruncate(self._file, 0)
         os.close(self._file)
         self._file = -1
 
-    def _watch(self, last: dict[str, Any]) -> None:
-        """Wait for a sign of the last holder."""
-        deadline = time.monotonic() + _SILENT_BEATS * self.beat_s
+    def _observe(self, last: dict[str, Any]) -> None:
+        """Return after the last holder has released the lock or sent no heartbeat for a while; refuse if it does."""
+        deadline = time.monotonic() + _SILENT_HEARTBEATS * self.heartbeat_s
         while time.monotonic() < deadline:
-            time.sleep(self.beat_s / 4)
-            now = self._read()
-            if not now:
+            time.sleep(self.heartbeat_s / 4)
+            current = self._read()
+            if not current:
                 return
-            if now != last:
+            if current != last:
                 self._refuse()
 
-    def _beat(self) -> None:
-        while not self._ended.wait(self.beat_s):
+    def _send_heartbeats(self) -> None:
+        while not self._released.wait(self.heartbeat_s):
             if self._read().get("token") != self._own["token"]:
                 return
             self._own["beat"] += 1
@@ -117,8 +118,8 @@ class RunLock:
         self._file = -1
         job = f", job {holder['job']}" if holder.get("job") else ""
         raise RunLockedError(
-            f"--output_dir {self.path.parent}: another run is at work in it (host {holder.get('host', 'unknown')},"
-            f" process {holder.get('pid', 'unknown')}{job}); wait for its end, or use another folder"
+            f"--output_dir {self.path.parent}: in use by another run (host {holder.get('host', 'unknown')},"
+            f" process {holder.get('pid', 'unknown')}{job}); wait until it ends, or use another folder"
         )
 
     def _read(self) -> dict[str, Any]:
@@ -131,6 +132,7 @@ class RunLock:
     def _write(self) -> None:
         content = json.dumps(self._own).encode()
         try:
+            # Padded, so that a shorter text overwrites all of a longer one.
             os.pwrite(self._file, content + b" " * (512 - len(content)), 0)
-        except OSError:  # a full disk: the kernel's lock still holds
+        except OSError:  # The disk is full; the kernel's lock still holds.
             return

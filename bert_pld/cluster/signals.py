@@ -1,4 +1,8 @@
-"""A signal to stop: finish the step, checkpoint, exit with a code that a batch script turns into a requeue."""
+"""Signals that ask a run to stop: it finishes the step, saves a checkpoint and exits with a code that means requeue.
+
+This module does not import torch: a command installs the handlers before that import, which takes seconds in which a
+signal may already arrive.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,18 @@ import signal
 from types import FrameType
 
 EXIT_PREEMPTED = 75
-"""sysexits' EX_TEMPFAIL: try again later."""
+"""Exit code of a run that was asked to stop and can be resumed: EX_TEMPFAIL of sysexits.h."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preemption:
-    """Catches SIGTERM and SIGUSR1 from when it is made: before imports that take seconds, for they may come then."""
+    """Handles SIGTERM and SIGUSR1 from its construction on."""
 
     def __init__(self) -> None:
-        self.signalled = False
+        self.stop_requested = False
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            signal.signal(number, self._handle)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signalled = True
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.stop_requested = True

@@ -113,10 +113,10 @@ class SharedSignal:
         Raises:
             StoppedError: a signal came; with several ranks, before the previous call.
         """
-        any_rank_signalled, _ = self._agreement.take()
-        if self._preemption.signalled if self._is_single else any_rank_signalled:
+        any_rank_signalled, _ = self._agreement.result()
+        if self._preemption.stop_requested if self._is_single else any_rank_signalled:
             raise StoppedError
-        self._agreement.post(self._preemption.signalled, True)
+        self._agreement.post(self._preemption.stop_requested, True)
 
 
 def finetune(

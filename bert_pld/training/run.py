@@ -89,12 +89,12 @@ class Run:
         Raises:
             OSError: that checkpoint could not be written.
         """
-        stop, written = self.agreement.take()
+        stop, written = self.agreement.result()
         if written:
             self.complete_checkpoint()
-        self.agreement.post(self.preemption.signalled, self.checkpoints.written)
+        self.agreement.post(self.preemption.stop_requested, self.checkpoints.written)
         # Ranks learn of a signal one step late, all at the same step; a single rank need not wait for that.
-        return stop if dist.get_world_size() > 1 else self.preemption.signalled
+        return stop if dist.get_world_size() > 1 else self.preemption.stop_requested
 
     def begin_checkpoint(self, step: int) -> None:
         """Gather a checkpoint after step `step`; it is written while training continues."""

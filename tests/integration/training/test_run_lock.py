@@ -1,4 +1,4 @@
-"""One run a folder: refused while the other lives, free as soon as it is dead, whatever the file system knows."""
+"""The lock on a run's folder: refused while the holder lives, free after its death, on every file system."""
 
 from __future__ import annotations
 
@@ -20,28 +20,43 @@ from bert_pld.cluster.run_lock import RunLock, RunLockedError
 from bert_pld.files import RUN_LOCK
 
 HOLDER = """
-import sys, time
+import fcntl, socket, sys, time
 from pathlib import Path
-from bert_pld.cluster.run_lock import RunLock
-RunLock(Path(sys.argv[1]), 0.05).acquire()
+from bert_pld.cluster import run_lock
+if sys.argv[2] == "on_another_machine":
+    fcntl.lockf = lambda file, operation: None
+    socket.gethostname = lambda: "n7"
+    run_lock.boot_id = lambda: "another boot"
+run_lock.RunLock(Path(sys.argv[1]), 0.05).acquire()
 print("held", flush=True)
 time.sleep(60)
 """
 
 
 @pytest.fixture
-def holder(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], env=clean_environment(), stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
+def start_holder(tmp_path):
+    """Start a process that holds the lock of `tmp_path`."""
+    started = []
+
+    def start(where):
+        command = [sys.executable, "-c", HOLDER, str(tmp_path), where]
+        started.append(subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout.readline() == "held\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
-def test_second_run_is_refused_by_name_and_a_killed_one_keeps_nothing(holder, tmp_path, monkeypatch):
-    with pytest.raises(RunLockedError, match=f"another run is at work in it .*process {holder.pid}"):
+@pytest.fixture
+def holder(start_holder):
+    return start_holder("on_this_machine")
+
+
+def test_second_run_is_refused_and_killed_run_does_not_keep_the_lock(holder, tmp_path, monkeypatch):
+    with pytest.raises(RunLockedError, match=f"in use by another run .*process {holder.pid}"):
         RunLock(tmp_path).acquire()
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
@@ -55,53 +70,51 @@ def test_second_run_is_refused_by_name_and_a_killed_one_keeps_nothing(holder, tm
 
 
 @pytest.mark.parametrize("kernel", ["keeps_locks_to_one_node", "has_no_locks"])
-def test_beat_of_another_machine_refuses_and_its_silence_frees(kernel, tmp_path, monkeypatch):
+def test_heartbeat_of_another_machine_keeps_the_lock_until_it_stops(kernel, start_holder, tmp_path, monkeypatch):
     def lockf(file, operation):
         if kernel == "has_no_locks":
             raise OSError(errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr(fcntl, "lockf", lockf)
-    elsewhere = RunLock(tmp_path, 0.05)
-    elsewhere._own.update(machine="another boot", host="n7", pid=11)
-    elsewhere.acquire()
-    with pytest.raises(RunLockedError, match=r"host n7, process 11"):
+    other = start_holder("on_another_machine")
+    with pytest.raises(RunLockedError, match=f"host n7, process {other.pid}"):
         RunLock(tmp_path, 0.05).acquire()
-    elsewhere._ended.set()  # the machine is gone, without a word
-    elsewhere._beating.join()
-    here = RunLock(tmp_path, 0.05)
-    here.acquire()
+    other.kill()
+    other.wait()
+    own = RunLock(tmp_path, 0.05)
+    own.acquire()
     assert json.loads((tmp_path / RUN_LOCK).read_text())["pid"] == os.getpid()
-    here.release()
+    own.release()
 
 
-def test_of_two_newcomers_after_a_dead_machine_one_stays(tmp_path, monkeypatch):
+def test_one_of_two_runs_gets_the_lock_of_a_dead_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "lockf", lambda file, operation: None)
     (tmp_path / RUN_LOCK).write_text(json.dumps({"token": "dead", "machine": "another boot", "beat": 3}))
     outcomes = []
 
-    def come():
+    def acquire():
         lock = RunLock(tmp_path, 0.1)
         try:
             lock.acquire()
-            outcomes.append("in")
+            outcomes.append("acquired")
         except RunLockedError:
             outcomes.append("refused")
 
-    threads = [threading.Thread(target=come) for _ in range(2)]
+    threads = [threading.Thread(target=acquire) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(outcomes) == ["in", "refused"]
+    assert sorted(outcomes) == ["acquired", "refused"]
 
 
-def test_pretraining_refuses_a_folder_in_use_and_leaves_it_alone(corpus, holder, tmp_path):
+def test_pretraining_refuses_a_folder_in_use_and_does_not_change_it(corpus, holder, tmp_path):
     done = run_pretrain(small_config(), corpus, tmp_path, expect=1)
     assert f"process {holder.pid}" in done.stderr
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_two_jobs_on_one_folder_the_first_trains_on_undisturbed(corpus, tmp_path):
+def test_second_job_on_a_folder_does_not_disturb_the_first(corpus, tmp_path):
     run_dir, config = tmp_path / "run", tmp_path / "c.json"
     config.write_text(
         json.dumps(small_config(training={"max_steps": 400, "checkpoint_interval": 0, "eval_interval": 0}))

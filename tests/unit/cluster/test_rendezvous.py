@@ -1,4 +1,4 @@
-"""Which rank a process is, from what launchers and Slurm put into its environment."""
+"""The rank of a process, from the variables of launchers and Slurm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TASK = {
     "SLURM_STEP_NODELIST": "gpu[003-004]",
     "SLURM_STEP_TASKS_PER_NODE": "8,4",
 }
-MEETING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def described(**variables):
@@ -27,20 +27,20 @@ def described(**variables):
 
 def test_task_of_srun_is_a_rank():
     found = described(**TASK)
-    assert [found[name] for name in MEETING] == ["9", "12", "1", "4", "gpu003", str(15_000 + 40123 % 15_000)]
+    assert [found[name] for name in RANK_VARIABLES] == ["9", "12", "1", "4", "gpu003", str(15_000 + 40123 % 15_000)]
 
 
-def test_batch_script_s_address_and_port_come_first():
+def test_address_and_port_of_the_batch_script_have_precedence():
     found = described(**TASK, MASTER_ADDR="10.0.0.3", MASTER_PORT="2222")
     assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("10.0.0.3", "2222")
 
 
-def test_task_that_slurm_bound_to_one_gpu_sees_it_as_its_first():
+def test_task_that_slurm_bound_to_one_gpu_uses_device_0():
     assert described(**TASK, CUDA_VISIBLE_DEVICES="5")["LOCAL_RANK"] == "0"
     assert described(**TASK, CUDA_VISIBLE_DEVICES="0,1,2,3")["LOCAL_RANK"] == "1"
 
 
-def test_a_launcher_s_word_stands():
+def test_variables_of_a_launcher_are_not_changed():
     launched = {**TASK, "RANK": "3", "WORLD_SIZE": "4"}
     assert described(**launched) == launched
 
@@ -49,7 +49,7 @@ def test_a_launcher_s_word_stands():
     "variables",
     [{}, {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, {**TASK, "SLURM_STEP_NUM_TASKS": "1"}],
 )
-def test_shell_and_batch_script_and_single_task_are_a_run_of_one_rank(variables):
+def test_shell_batch_script_and_single_task_are_runs_of_one_rank(variables):
     found = described(**variables)
     assert [found[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")] == ["0", "1", "0", "127.0.0.1"]
 
@@ -69,8 +69,8 @@ def test_first_host_of_a_list(nodes, host):
     assert first_host(nodes) == host
 
 
-def test_list_without_a_host_is_refused():
-    with pytest.raises(ValueError, match="names no host to meet at; set MASTER_ADDR"):
+def test_empty_host_list_is_an_error():
+    with pytest.raises(ValueError, match="no host found; set MASTER_ADDR"):
         first_host("")
 
 
