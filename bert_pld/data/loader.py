@@ -153,7 +153,7 @@ class TrainingGroups(MicroBatchGroups):
         return WindowReadAhead(self.maker.rows, self.order) if isinstance(self.order, BlockOrder) else None
 
     def rows_of(self, numbers: Int64Array) -> tuple[Int64Array, Int64Array, list[int]]:
-        """All rows are real."""
+        """Return rows of the stream, all of them real."""
         places = (divmod(number, self.share.accumulation_steps) for number in numbers.tolist())
         positions = np.concatenate([self.share.positions(step, micro_step) for step, micro_step in places])
         positions += self.first_sample
@@ -169,7 +169,7 @@ class EvaluationGroups(MicroBatchGroups):
     evaluated_rows: int
 
     def rows_of(self, numbers: Int64Array) -> tuple[Int64Array, Int64Array, list[int]]:
-        """When the rows run out, row 0 fills up the micro-batch."""
+        """Return rows of the split, spread evenly; row 0 fills up the last micro-batch."""
         size = self.share.micro_batch_size
         starts = (numbers * self.share.world_size + self.share.rank) * size
         places = (starts[:, None] + np.arange(size)).reshape(-1)
