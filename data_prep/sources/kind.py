@@ -1,4 +1,4 @@
-"""What a kind of source is: it lists pieces, and reads each piece as documents."""
+"""The interface of a source kind: it lists pieces, and reads each piece as documents."""
 
 from __future__ import annotations
 

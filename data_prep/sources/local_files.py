@@ -97,7 +97,7 @@ def cut_file(kind: str, path: Path, boundary: re.Pattern[bytes], piece_bytes: in
 def _next_boundary(descriptor: int, position: int, boundary: re.Pattern[bytes]) -> int | None:
     """Return the offset of the first document after `position`, or None if there is none."""
     window = 1 << 20
-    overlap = 256
+    overlap = 256  # a boundary may lie across two windows
     while block := os.pread(descriptor, window, position):
         if match := boundary.search(block):
             return position + match.end()

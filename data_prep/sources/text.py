@@ -27,9 +27,6 @@ def read_piece(piece: Piece) -> Iterator[Document]:
             yield Document(text, f"{piece.path}:{piece.start}:{number}", "text")
 
 
-KIND = SourceKind("text", "documents separated by blank lines, UTF-8", "'text=corpus/*.txt'", list_pieces, read_piece)
-
-
 def is_hard_wrapped(text: str) -> bool:
     """Return whether lines are wrapped at a fixed width: blank lines separate paragraphs, and few lines are long."""
     lines = [line for line in text.split("\n") if line.strip()]
@@ -45,3 +42,6 @@ def split_blocks(text: str) -> list[str]:
 def join_lines(block: str) -> str:
     """Join a wrapped block into one line; a word broken after its own hyphen (`well-` / `known`) is rejoined."""
     return _LINE_END.sub(" ", _AFTER_HYPHEN.sub("", block.strip()))
+
+
+KIND = SourceKind("text", "documents separated by blank lines, UTF-8", "'text=corpus/*.txt'", list_pieces, read_piece)

@@ -126,8 +126,7 @@ def read_gold(path: Path) -> list[dict[str, Any]]:
     """Read items with `register`, the unmarked `text`, `ends`, `either` (see `boundaries`), and `phenomenon` by gap.
 
     Raises:
-        ValueError: the file is not a JSON list of items, an item lacks one of its three strings, or no boundary is
-            marked.
+        ValueError: the file is not a JSON list of items, an item lacks a string, or no boundary is marked.
     """
     try:
         marked_items = json.loads(read_text(path))
@@ -307,17 +306,11 @@ def build_parser() -> argparse.ArgumentParser:
         __doc__,
         "python scripts/measure/compare_segmenters.py --gold development.json --text sample.txt --json figures.json",
     )
-    parser.add_argument(
-        "--gold", type=Path, required=True, action="append", metavar="FILE", help="gold file; may be repeated"
-    )
-    parser.add_argument(
-        "--text", type=Path, metavar="FILE", help="text to measure the speed (default: the speed is not measured)"
-    )
+    parser.add_argument("--gold", type=Path, required=True, action="append", metavar="FILE", help="may be repeated")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="text to measure the speed (default: no speed)")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each segmenter (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
-    parser.add_argument(
-        "--faults", metavar="NAME", choices=SEGMENTERS, help="print the paragraphs that this segmenter splits wrongly"
-    )
+    parser.add_argument("--faults", metavar="NAME", choices=SEGMENTERS, help="print wrongly split paragraphs")
     return parser
 
 

@@ -27,6 +27,7 @@ DROPPED = frozenset({
 """The most frequent templates that are removed, listed to save time."""
 
 LONGEST_SOUND_CHARACTERS = 8
+_SHIP_PREFIXES = "HMS USS SS RMS SMS MV MS HMAS HMCS USAT USCGC HNLMS HMNZS RFA PS TSS"
 
 
 def name_of(head: str) -> str:
@@ -198,24 +199,7 @@ _add("nihongo;nihongo2;nihongo3;nihongo foot;nihongo krt", _nihongo)
 _add("zh;zh-cn;chinese;zh-tsp", _chinese)
 _add("ship;ships", _ship)
 _add("sclass;sclass-;sclass2;sclass2-", _ship_class)
-for _prefix in (
-    "HMS",
-    "USS",
-    "SS",
-    "RMS",
-    "SMS",
-    "MV",
-    "MS",
-    "HMAS",
-    "HMCS",
-    "USAT",
-    "USCGC",
-    "HNLMS",
-    "HMNZS",
-    "RFA",
-    "PS",
-    "TSS",
-):
+for _prefix in _SHIP_PREFIXES.split():
     _add(_prefix.lower(), _ship_of(_prefix))
 _add("gs", _ship_of("German submarine"))
 _add("val;value", value)
