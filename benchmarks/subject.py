@@ -1,4 +1,4 @@
-"""What the `command.py` of a subject must have."""
+"""The interface of a subject's `command.py`."""
 
 from __future__ import annotations
 

@@ -33,15 +33,15 @@ _PRECISIONS = ("fp32", "bf16", "fp16")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
     parser.add_argument(
-        "--parts", default="bytes", help=f"of {', '.join(_PARTS)} (default bytes); steps includes links"
+        "--parts", default="bytes", help=f"list of {', '.join(_PARTS)} (default bytes); steps includes links"
     )
     parser.add_argument("--stages", default="0,1,2,3", help="ZeRO stages, joined by commas (default 0,1,2,3)")
-    parser.add_argument("--precisions", default="fp32", help=f"of {', '.join(_PRECISIONS)} (default fp32)")
+    parser.add_argument("--precisions", default="fp32", help=f"list of {', '.join(_PRECISIONS)} (default fp32)")
     parser.add_argument(
         "--thetas", default="0.5,0.1", help="constant θ; sample granularity uses the first (default 0.5,0.1)"
     )
     parser.add_argument("--accumulations", default="1,2", help="micro-batches a step (default 1,2)")
-    parser.add_argument("--gates", default="none,batch,sample", help=f"of {', '.join(GATES)} (default all)")
+    parser.add_argument("--gates", default="none,batch,sample", help=f"list of {', '.join(GATES)} (default all)")
     parser.add_argument("--overlap_comm", default="default", help="default, on, or both (default default)")
     parser.add_argument("--num_layers", type=int, default=4, help="blocks, for bytes (default 4)")
     parser.add_argument("--hidden_size", type=int, default=256, help="width, for bytes (default 256)")

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_preset", default="small", help="tiny, mini, small, … (default small)")
     parser.add_argument("--vocab_size", type=int, default=8192)
     parser.add_argument("--backends", default="reference,triton", help="two; the second is compared with the first")
-    parser.add_argument("--dtypes", default="bf16", help=f"of {', '.join(DTYPES)} (default bf16)")
+    parser.add_argument("--dtypes", default="bf16", help=f"list of {', '.join(DTYPES)} (default bf16)")
     parser.add_argument("--granularity", choices=("batch", "sample"), default="batch")
     parser.add_argument("--theta", type=float, default=0.5, help="constant θ (default 0.5)")
     parser.add_argument("--steps", type=int, default=200, help="steps a run (default 200)")

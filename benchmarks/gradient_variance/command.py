@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clip", type=float, default=1.0, help="norm that gradients are clipped to; 0: no clipping (default 1)"
     )
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="of those steps (default 1e-3)")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="learning rate of those steps (default 1e-3)")
     parser.add_argument(
         "--keep_first_block", action="store_true", help="never drop block 1 (default: p_l = 1 − l/L·(1 − θ))"
     )

@@ -70,7 +70,7 @@ def torch_implementation(name: str, formula: Formula, case: Case) -> Implementat
 
 
 def peer_formula(peer: str, operation: Operation) -> Formula | str | None:
-    """What a peer runs: a formula, the reason why it cannot run here, or None where it has no such operation."""
+    """Return a peer's formula, the reason why it cannot run here, or None where it has no such operation."""
     if peer == "eager":
         return operation.formula()
     if peer == "compiled":

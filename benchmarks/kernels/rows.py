@@ -65,7 +65,7 @@ def measure_rows(
 
 
 def _formulas(operation: Operation, peers: Sequence[str]) -> tuple[dict[str, Formula], dict[str, str]]:
-    """What each peer runs, and the reasons of those that cannot run."""
+    """The formulas of peers that can run, and the reasons of those that cannot."""
     formulas: dict[str, Formula] = {}
     absent: dict[str, str] = {}
     for peer in peers:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     paper, choices = (", ".join(variant.name for variant in group) for group in (VARIANTS, CHOICES))
     runs.add_argument(
-        "--variants", nargs="+", metavar="NAME", help=f"of {paper} (default: all of these), or of {choices}"
+        "--variants", nargs="+", metavar="NAME", help=f"names of {paper} (default: all of these), or of {choices}"
     )
     runs.add_argument(
         "--at_once", type=int, help="concurrent runs (default: one a GPU; without a GPU, one a processor)"

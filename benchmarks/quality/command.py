@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--contenders",
         default=_DEFAULT,
-        help=f"of {', '.join(CONTENDERS)} (default {_DEFAULT}); the others are compared with the first",
+        help=f"list of {', '.join(CONTENDERS)} (default {_DEFAULT}); the others are compared with the first",
     )
     parser.add_argument(
         "--host_memory", action="store_true", help="on a CPU: also measure memory, each contender in its own process"

@@ -65,11 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
     parser.add_argument("--padding", type=float, default=0.0, help="share of padding, below 0.5 (default 0)")
     parser.add_argument(
-        "--dtypes", help=f"of {', '.join(DTYPES)} (the whole model); default bf16 on a GPU, fp32,bf16 on a CPU"
+        "--dtypes", help=f"list of {', '.join(DTYPES)} (the whole model); default bf16 on a GPU, fp32,bf16 on a CPU"
     )
     parser.add_argument(
         "--contenders",
-        help=f"of {', '.join(CONTENDERS)}; or {_ALIAS}: Hugging Face's class with our normalization"
+        help=f"list of {', '.join(CONTENDERS)}; or {_ALIAS}: Hugging Face's class with our normalization"
         f" (default: all on a GPU; on a CPU {','.join(_DEFAULT_ON_CPU)})",
     )
     parser.add_argument("--zero_stage", type=int, choices=(0, 1, 2), default=1, help="ZeRO stage (default 1)")
@@ -226,7 +226,7 @@ class _Measurement:
 
 
 def make_setup(options: argparse.Namespace, config: ModelConfig, dtypes: list[str], device: torch.device) -> Setup:
-    """What all contenders share; a few batches repeat over the steps of a round."""
+    """Make the settings that all contenders share; a few batches repeat over the steps of a round."""
     rows, seq, steps = options.micro_batch_size, options.seq_length, options.steps_per_round
     made = [random_batch(config, rows, seq, device, seed, options.padding) for seed in range(min(_MOST_BATCHES, steps))]
     return Setup(

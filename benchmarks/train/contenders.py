@@ -29,7 +29,7 @@ Forward = Callable[[Any, Batch, int], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What all contenders share."""
+    """Settings that all contenders share."""
 
     config: ModelConfig
     micro_batch_size: int
@@ -53,7 +53,7 @@ class ThroughputContender:
     name: str
     dtype: str
     backend: str
-    """What runs the blocks: eager, compiled, deepspeed, or one of our backends."""
+    """Implementation of the blocks: eager, compiled, deepspeed, or one of our backends."""
     attention: str
     engine: Any
     forward: Forward

@@ -196,7 +196,6 @@ def test_peers_are_timed_on_a_cpu_and_absent_kernels_are_explained(tmp_path, cap
 
 
 def test_command_works_without_triton(tmp_path):
-    """As if the package were not installed."""
     code = (
         "import sys; sys.modules['triton'] = None; sys.argv = ['bench', 'kernels', *sys.argv[1:]]\n"
         "import runpy; runpy.run_module('benchmarks', run_name='__main__')"
