@@ -1,6 +1,6 @@
-"""What the batch scripts make of variables and exit codes: run by bash, with stand-ins for Slurm's commands.
+"""The batch scripts, run by bash with stand-ins for Slurm's commands: variables, exit codes and requeuing.
 
-That Slurm itself does what they expect of it is shown in test_slurm_pretraining.py.
+test_slurm_pretraining.py runs them with the real Slurm.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCRIPTS = REPOSITORY / "scripts" / "slurm"
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Stand-ins: srun ends with $SRUN_EXIT and writes its arguments down; scontrol and sbatch only write down."""
+    """Stand-ins that record their arguments; srun exits with $SRUN_EXIT."""
     programs = {
         "srun": 'printf "%s\\n" "$@" >"$CALLS/srun"; exec sleep-then-exit "${SRUN_SECONDS:-0}" "$SRUN_EXIT"',
         "sleep-then-exit": 'trap "touch $CALLS/signalled; exit $2" TERM USR1; sleep "$1" & wait; exit "$2"',
@@ -63,36 +63,36 @@ def calls(environment, name):
 
 
 @pytest.mark.parametrize(
-    ("code", "queued_again", "says"),
+    ("code", "requeued", "message"),
     [
         (0, False, "job 7: done"),
-        (75, True, "stopped by a signal after its checkpoint; queued again"),
-        (69, True, "lost a rank (exit 69), fault 1 of at most 3; queued again"),
-        (130, True, "job 7: interrupted; goes on where it stopped; queued again"),
-        (137, True, "lost a rank (exit 137), fault 1 of at most 3; queued again"),
-        (1, False, "failed (exit 1); the error is above; not queued again"),
+        (75, True, "stopped by a signal, checkpoint saved; requeued"),
+        (69, True, "lost a rank (exit 69), fault 1 of at most 3; requeued"),
+        (130, True, "job 7: interrupted; continues where it stopped; requeued"),
+        (137, True, "lost a rank (exit 137), fault 1 of at most 3; requeued"),
+        (1, False, "failed (exit 1); see the error above; not requeued"),
     ],
 )
-def test_exit_code_of_the_ranks_decides(code, queued_again, says, slurm):
+def test_exit_code_of_the_ranks_decides_about_requeuing(code, requeued, message, slurm):
     done = run("pretrain.sbatch", slurm, SRUN_EXIT=code)
     assert done.returncode == code, done.stderr
-    assert says in done.stdout
-    assert calls(slurm, "scontrol") == (["requeue 7"] if queued_again else [])
+    assert message in done.stdout
+    assert calls(slurm, "scontrol") == (["requeue 7"] if requeued else [])
 
 
 @pytest.mark.parametrize("code", [130, 143])
-def test_data_preparation_that_was_interrupted_is_no_fault(code, slurm):
+def test_interrupted_data_preparation_is_not_a_fault(code, slurm):
     for _ in range(5):
         done = run("data_prep.sbatch", slurm, SRUN_EXIT=code)
-        assert done.stdout.endswith("job 7: interrupted; goes on where it stopped; queued again\n")
+        assert done.stdout.endswith("job 7: interrupted; continues where it stopped; requeued\n")
     assert calls(slurm, "scontrol") == ["requeue 7"] * 5
 
 
 def test_faults_are_counted_over_restarts(slurm):
-    said = [run("pretrain.sbatch", slurm, SRUN_EXIT=69, MAX_FAULTS=2).stdout for _ in range(3)]
+    outputs = [run("pretrain.sbatch", slurm, SRUN_EXIT=69, MAX_FAULTS=2).stdout for _ in range(3)]
     assert len(calls(slurm, "scontrol")) == 2
-    assert "fault 2 of at most 2; queued again" in said[1]
-    assert "once more than MAX_FAULTS=2 allows" in said[2]
+    assert "fault 2 of at most 2; requeued" in outputs[1]
+    assert "fault 3, more than MAX_FAULTS=2; not requeued" in outputs[2]
 
 
 COMPLETING, TIME_LIMIT = "JobState=COMPLETING Reason=None", "JobState=COMPLETING Reason=TimeLimit"
@@ -100,18 +100,18 @@ ALONE = "JobState=RUNNING Reason=None"
 
 
 @pytest.mark.parametrize(
-    ("state", "code", "ends_with", "queued_again", "says"),
+    ("state", "code", "ends_with", "requeued", "message"),
     [
-        (COMPLETING, 75, 75, False, "Slurm ended this job"),  # a cancelled job must stay cancelled
+        (COMPLETING, 75, 75, False, "Slurm ended this job"),  # A cancelled job must stay cancelled.
         (COMPLETING, 137, 137, False, "Slurm ended this job"),
         (COMPLETING, 0, 143, False, "ended by Slurm"),
-        (TIME_LIMIT, 75, 75, True, "stopped by a signal after its checkpoint; queued again"),
-        (TIME_LIMIT, 137, 137, True, "fault 1 of at most 3; queued again"),
-        (ALONE, 75, 75, True, "stopped by a signal after its checkpoint; queued again"),
+        (TIME_LIMIT, 75, 75, True, "stopped by a signal, checkpoint saved; requeued"),
+        (TIME_LIMIT, 137, 137, True, "fault 1 of at most 3; requeued"),
+        (ALONE, 75, 75, True, "stopped by a signal, checkpoint saved; requeued"),
         (ALONE, 0, 0, False, "job 7: done"),
     ],
 )
-def test_after_sigterm_slurm_s_reason_decides(state, code, ends_with, queued_again, says, slurm):
+def test_after_sigterm_the_reason_of_slurm_decides(state, code, ends_with, requeued, message, slurm):
     started = subprocess.Popen(
         ["bash", str(SCRIPTS / "pretrain.sbatch")],
         env={**slurm, "SRUN_EXIT": str(code), "SRUN_SECONDS": "1", "JOB_STATE": state},
@@ -122,32 +122,32 @@ def test_after_sigterm_slurm_s_reason_decides(state, code, ends_with, queued_aga
         time.sleep(0.02)
     time.sleep(0.2)
     started.send_signal(signal.SIGTERM)
-    said, _ = started.communicate(timeout=30)
+    output, _ = started.communicate(timeout=30)
     assert started.returncode == ends_with
-    assert calls(slurm, "scontrol") == (["requeue 7"] if queued_again else [])
-    assert says in said.splitlines()[-1]
-    handed_on = os.path.exists(os.path.join(slurm["CALLS"], "signalled"))
-    assert handed_on == (state == ALONE)
+    assert calls(slurm, "scontrol") == (["requeue 7"] if requeued else [])
+    assert message in output.splitlines()[-1]
+    forwarded = os.path.exists(os.path.join(slurm["CALLS"], "signalled"))
+    assert forwarded == (state == ALONE)
 
 
-def test_element_of_an_array_queues_itself_again_not_the_array(slurm):
-    """The last element has the array's own number."""
+def test_element_of_an_array_requeues_only_itself(slurm):
+    """The last element has the job id of the array."""
     run("array.sbatch", slurm, SLURM_JOB_ID=5, SLURM_ARRAY_JOB_ID=5, SLURM_ARRAY_TASK_ID=3, SRUN_EXIT=75)
     assert calls(slurm, "scontrol") == ["requeue 5_3"]
 
 
-def test_tasks_get_the_shell_s_environment_and_the_cpus_asked_for(slurm):
+def test_tasks_get_the_environment_of_the_shell_and_the_requested_cpus(slurm):
     run("pretrain.sbatch", slurm, SLURM_CPUS_PER_TASK=8)
     options = calls(slurm, "srun")
     assert {"--export=ALL", "--cpus-per-task=8"} <= set(options[: options.index("python")])
 
 
-def test_arguments_reach_the_command_as_they_are(slurm, tmp_path):
-    wild = f"{tmp_path}/a 'b' $(touch {tmp_path}/made) \"c\""
-    run("pretrain.sbatch", slurm, "--set", "data.vocab_file=x y", OUTPUT_DIR=wild, INITIALIZE_FROM="first run")
+def test_arguments_are_passed_unchanged(slurm, tmp_path):
+    unusual = f"{tmp_path}/a 'b' $(touch {tmp_path}/made) \"c\""
+    run("pretrain.sbatch", slurm, "--set", "data.vocab_file=x y", OUTPUT_DIR=unusual, INITIALIZE_FROM="first run")
     command = calls(slurm, "srun")
     assert command[command.index("--output_dir") + 1 :] == [
-        wild,
+        unusual,
         "--initialize_from",
         "first run",
         "--set",
@@ -163,7 +163,7 @@ def test_secrets_among_the_arguments_are_not_logged(slurm):
     assert "comet.api_key=abc123" in calls(slurm, "srun")
 
 
-def test_array_trains_with_its_seed_or_its_line_of_configurations(slurm, tmp_path):
+def test_array_element_trains_with_its_seed_or_its_configuration(slurm, tmp_path):
     run("array.sbatch", slurm, SLURM_ARRAY_JOB_ID=5, SLURM_ARRAY_TASK_ID=3)
     seeds = calls(slurm, "srun")
     assert f"{tmp_path}/run/seed_3" in seeds
@@ -179,10 +179,10 @@ def test_array_trains_with_its_seed_or_its_line_of_configurations(slurm, tmp_pat
     ]
     done = run("array.sbatch", slurm, SLURM_ARRAY_JOB_ID=5, SLURM_ARRAY_TASK_ID=3, CONFIG_LIST=tmp_path / "list")
     assert done.returncode == 1
-    assert f"CONFIG_LIST={tmp_path}/list: has no line 3" in done.stderr
+    assert f"CONFIG_LIST={tmp_path}/list: must have a line 3" in done.stderr
 
 
-def test_second_phase_waits_for_the_first_and_starts_from_it(slurm, tmp_path):
+def test_second_phase_waits_for_the_first_and_starts_from_its_weights(slurm, tmp_path):
     done = run("two_phases.sh", slurm, "--nodes=4", REPOSITORY=REPOSITORY)
     assert done.stdout.split() == ["1", "2"]
     first, second = (line.split("|") for line in calls(slurm, "sbatch"))
@@ -196,7 +196,7 @@ def test_second_phase_waits_for_the_first_and_starts_from_it(slurm, tmp_path):
     assert "--nodes=4" in first[3]
 
 
-def test_without_checkout_or_environment_it_is_one_line(slurm, tmp_path):
+def test_missing_checkout_or_environment_is_a_one_line_error(slurm, tmp_path):
     done = run("pretrain.sbatch", slurm, BERT_PLD_VENV=tmp_path)
     assert done.returncode == 1
     assert f"error: BERT_PLD_VENV={tmp_path}: no virtual environment" in done.stderr
@@ -206,20 +206,20 @@ def test_without_checkout_or_environment_it_is_one_line(slurm, tmp_path):
     assert not (tmp_path / "untouched").exists()
 
 
-def test_fine_tuning_takes_its_task_of_the_list(slurm):
+def test_array_index_without_a_task_is_an_error(slurm):
     done = run("finetune_glue.sbatch", slurm, MODEL="m", GLUE_DIR="g", SLURM_ARRAY_TASK_ID=9)
     assert done.returncode == 1
     assert "--array: element 9; must be in 0 to 8, the index of a task" in done.stderr
 
 
-def test_fine_tuning_that_was_stopped_is_queued_again_as_often_as_that_happens(slurm):
+def test_stopped_fine_tuning_is_requeued_without_a_limit(slurm):
     for _ in range(5):
         done = run("finetune_glue.sbatch", slurm, MODEL="m", GLUE_DIR="g", SLURM_ARRAY_TASK_ID=0, SRUN_EXIT=75)
-        assert done.stdout.endswith("stopped by a signal with its finished fine-tunings kept; queued again\n")
+        assert done.stdout.endswith("stopped by a signal, finished fine-tunings are kept; requeued\n")
     assert calls(slurm, "scontrol") == ["requeue 7"] * 5
 
 
-def test_an_environment_that_cannot_import_fails_with_its_own_words(slurm, tmp_path):
+def test_import_error_of_the_environment_is_shown(slurm, tmp_path):
     """The step's Python says what is missing; the script has no guess of its own."""
     broken = tmp_path / "venv" / "bin"
     broken.mkdir(parents=True)
@@ -232,4 +232,4 @@ def test_an_environment_that_cannot_import_fails_with_its_own_words(slurm, tmp_p
     done = run("finetune_glue.sbatch", slurm, BERT_PLD_VENV=tmp_path / "venv", **glue)
     assert done.returncode == 1
     assert done.stderr.splitlines() == ["ModuleNotFoundError: no torch"]
-    assert "failed (exit 1); the error is above; not queued again" in done.stdout
+    assert "failed (exit 1); see the error above; not requeued" in done.stdout

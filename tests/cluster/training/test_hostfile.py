@@ -12,19 +12,19 @@ from runs import clean_environment, free_port, read_metrics, run_pretrain, small
 
 
 @pytest.mark.launcher
-def test_a_launcher_a_node_trains_as_one_run(corpus, tmp_path):
+def test_one_launcher_on_each_node_trains_one_run(corpus, tmp_path):
     config = small_config(training={"max_steps": 4, "eval_interval": 0}, model={"hidden_dropout": 0.0})
     config["model"]["attention_dropout"] = 0.0
     (tmp_path / "c.json").write_text(json.dumps(config))
     (tmp_path / "hostfile").write_text("node1 slots=1\nnode2 slots=1\n")
     launcher = str(Path(sys.executable).parent / "deepspeed")
-    meeting = ["--hostfile", str(tmp_path / "hostfile"), "--no_ssh", "--master_addr", "127.0.0.1"]
-    meeting += ["--master_port", str(free_port())]
+    launcher_options = ["--hostfile", str(tmp_path / "hostfile"), "--no_ssh", "--master_addr", "127.0.0.1"]
+    launcher_options += ["--master_port", str(free_port())]
     paths = ["--deepspeed_config", str(tmp_path / "c.json"), "--data_dir", str(corpus)]
     paths += ["--output_dir", str(tmp_path / "run")]
     nodes = [
         subprocess.Popen(
-            [launcher, *meeting, "--node_rank", str(rank), "--module", "bert_pld.pretrain", *paths],
+            [launcher, *launcher_options, "--node_rank", str(rank), "--module", "bert_pld.pretrain", *paths],
             env=clean_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -32,7 +32,7 @@ def test_a_launcher_a_node_trains_as_one_run(corpus, tmp_path):
         )
         for rank in range(2)
     ]
-    said = [node.communicate(timeout=200)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)
+    outputs = [node.communicate(timeout=200)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
     run_pretrain({**config, "train_micro_batch_size_per_gpu": 8}, corpus, tmp_path / "alone")
     assert read_metrics(tmp_path / "run") == pytest.approx(read_metrics(tmp_path / "alone"), rel=1e-5)

@@ -1,4 +1,4 @@
-"""`sbatch` on two nodes: data preparation, then pretraining that is preempted and goes on by itself, bit for bit."""
+"""`sbatch` on two nodes: data preparation, then pretraining that is preempted and resumes bitwise by itself."""
 
 from __future__ import annotations
 
@@ -44,36 +44,39 @@ def submit(cluster, script, folder, *arguments, options=(), **variables):
     return done.stdout.strip()
 
 
-def facts(cluster, job):
-    """What `scontrol show job` says: state, exit code, restarts."""
+def job_fields(cluster, job):
+    """Return the fields of `scontrol show job`, such as state, exit code and restarts."""
     shown = cluster.output("scontrol", "show", "job", job)
     return dict(part.split("=", 1) for part in shown.split() if "=" in part)
 
 
-def wait_until(is_so, what, seconds=120):
+def wait_until(condition, describe, seconds=120):
     deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, what()
+    while not condition():
+        assert time.monotonic() < deadline, describe()
         time.sleep(0.1)
 
 
-def hurried(cluster, job):
-    """What a job is; one that was queued again waits 3 s instead of Slurm's two minutes.
+def fields_without_requeue_delay(cluster, job):
+    """Return the fields of a job; let a requeued one start in 3 s instead of Slurm's two minutes.
 
-    A node refuses a job for a second after it was told that the job is over.
+    It cannot start at once, because a node refuses a job for a second after its end.
     """
-    now = facts(cluster, job)
-    if now["JobState"] == "PENDING" and now["Reason"] == "BeginTime" and now["EligibleTime"] != "Unknown":
-        begins = time.mktime(time.strptime(now["EligibleTime"], "%Y-%m-%dT%H:%M:%S"))
+    current = job_fields(cluster, job)
+    if current["JobState"] == "PENDING" and current["Reason"] == "BeginTime" and current["EligibleTime"] != "Unknown":
+        begins = time.mktime(time.strptime(current["EligibleTime"], "%Y-%m-%dT%H:%M:%S"))
         if begins > time.time() + 10:
             subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now+3"], env=cluster.environment)
-    return now
+    return current
 
 
 def finish(cluster, job, folder):
-    """Wait for a job's end; returns what it is then."""
-    wait_until(lambda: hurried(cluster, job)["JobState"] in ENDED, lambda: (folder / f"{job}.log").read_text())
-    return facts(cluster, job)
+    """Wait until a job has ended; return its fields."""
+    wait_until(
+        lambda: fields_without_requeue_delay(cluster, job)["JobState"] in ENDED,
+        lambda: (folder / f"{job}.log").read_text(),
+    )
+    return job_fields(cluster, job)
 
 
 def logged_steps(run_dir):
@@ -111,18 +114,16 @@ TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster, variables, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(cluster, variables, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
     job = submit(cluster, "pretrain.sbatch", folder, options=TWO_NODES, OUTPUT_DIR=folder / "run", **variables)
     ended = finish(cluster, job, folder)
     assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "0"), (folder / f"{job}.log").read_text()
     return read_metrics(folder / "run")
 
 
-def test_job_on_two_nodes_preempted_twice_and_killed_once_goes_on_by_itself_and_repeats_every_bit(
-    cluster, variables, undisturbed, tmp_path
-):
-    folder = tmp_path / "it's a $(touch folder)"  # no shell may read it
+def test_job_on_two_nodes_resumes_bitwise_after_two_preemptions_and_a_kill(cluster, variables, uninterrupted, tmp_path):
+    folder = tmp_path / "it's a $(touch folder)"  # No shell may interpret it.
     folder.mkdir()
     run_dir = folder / "run"
     job = submit(cluster, "pretrain.sbatch", tmp_path, options=TWO_NODES, OUTPUT_DIR=run_dir, **variables)
@@ -132,44 +133,44 @@ def test_job_on_two_nodes_preempted_twice_and_killed_once_goes_on_by_itself_and_
         enough = logged_steps(run_dir) + 10
 
         def is_training(enough=enough):
-            hurried(cluster, job)
+            fields_without_requeue_delay(cluster, job)
             return logged_steps(run_dir) >= enough
 
         wait_until(is_training, log.read_text)
-        whom = job if stop_it != "kill -9" else str(json.loads((run_dir / RUN_LOCK).read_text())["pid"])
-        subprocess.run([*stop_it.split(), whom], env=cluster.environment, check=True)
-        wait_until(lambda: facts(cluster, job)["JobState"] == "PENDING", log.read_text)
+        target = job if stop_it != "kill -9" else str(json.loads((run_dir / RUN_LOCK).read_text())["pid"])
+        subprocess.run([*stop_it.split(), target], env=cluster.environment, check=True)
+        wait_until(lambda: job_fields(cluster, job)["JobState"] == "PENDING", log.read_text)
         stopped.append(int(list_checkpoints(run_dir / "checkpoints")[0].name.split("_")[1]))
         if stop_it != "kill -9":
             assert stopped[-1] == logged_steps(run_dir)
     ended = finish(cluster, job, tmp_path)
-    said = log.read_text()
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "3"), said
-    assert read_metrics(run_dir) == undisturbed
+    output = log.read_text()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "3"), output
+    assert read_metrics(run_dir) == uninterrupted
     for start in (1, 2, 3, 4):
-        assert f"on 2 node(s) (node[1-2]), 2 task(s), start {start}," in said
-    assert said.count("stopped by a signal after its checkpoint") == 2
-    assert "error: rank 0 (host" in said
-    assert "exited unexpectedly" in said
-    assert f"job {job}: lost a rank (exit 137), fault 1 of at most 3; queued again" in said
-    assert said.count("; queued again") == 2
+        assert f"on 2 node(s) (node[1-2]), 2 task(s), start {start}," in output
+    assert output.count("stopped by a signal, checkpoint saved") == 2
+    assert "error: rank 0 (host" in output
+    assert "exited unexpectedly" in output
+    assert f"job {job}: lost a rank (exit 137), fault 1 of at most 3; requeued" in output
+    assert output.count("; requeued") == 2
     for step in stopped:
-        assert f"resuming after step {step} from checkpoint" in said
-    assert said.rstrip().endswith(f"job {job}: done")
+        assert f"resuming after step {step} from checkpoint" in output
+    assert output.rstrip().endswith(f"job {job}: done")
     assert [path.name for path in tmp_path.iterdir() if path.name == "folder"] == []
 
 
-def test_mistake_ends_the_job_and_is_not_queued_again(cluster, variables, tmp_path):
+def test_error_ends_the_job_without_a_requeue(cluster, variables, tmp_path):
     job = submit(cluster, "pretrain.sbatch", tmp_path, OUTPUT_DIR=tmp_path / "run", **{**variables, "CONFIG": "/none"})
     ended = finish(cluster, job, tmp_path)
-    said = (tmp_path / f"{job}.log").read_text()
+    output = (tmp_path / f"{job}.log").read_text()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "0")
-    assert "error: /none: cannot read the configuration" in said
-    assert f"job {job}: failed (exit 1); the error is above; not queued again" in said
+    assert "error: /none: cannot read the configuration" in output
+    assert f"job {job}: failed (exit 1); see the error above; not requeued" in output
     assert os.listdir(tmp_path / "run") == []
 
 
-def test_missing_variable_is_one_line(cluster, tmp_path):
+def test_missing_variable_is_a_one_line_error(cluster, tmp_path):
     job = submit(cluster, "pretrain.sbatch", tmp_path, CONFIG="c.json", DATA_DIR="shards")
     assert finish(cluster, job, tmp_path)["JobState"] == "FAILED"
     assert "OUTPUT_DIR: the folder of the run" in (tmp_path / f"{job}.log").read_text()
