@@ -1,6 +1,6 @@
-"""Killed at random instants, half of them while a checkpoint is being written, a run loses nothing but time.
+"""A run that is killed at random times, half of them during the writing of a checkpoint, loses only time.
 
-`BERT_PLD_KILLS` sets how often (default 12; 50 take two and a half minutes).
+`BERT_PLD_KILLS` sets the number of kills (default 12; 50 take two and a half minutes).
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def newest_step(checkpoints):
     return int(found[0].name.split("_")[1]) if found else 0
 
 
-def test_killed_at_any_instant_a_run_resumes_from_a_whole_checkpoint_and_repeats_every_bit(corpus, tmp_path):
+def test_run_killed_at_any_time_resumes_bitwise_from_a_complete_checkpoint(corpus, tmp_path):
     runs = forked_runs()
-    log = tmp_path / "whole.log"
-    assert runs.wait(runs.start(arguments(corpus, tmp_path / "whole"), log, log)) == 0, log.read_text()
+    log = tmp_path / "uninterrupted.log"
+    assert runs.wait(runs.start(arguments(corpus, tmp_path / "uninterrupted"), log, log)) == 0, log.read_text()
 
     rng = random.Random(0)
     run_dir, while_writing = tmp_path / "killed", 0
@@ -62,13 +62,15 @@ def test_killed_at_any_instant_a_run_resumes_from_a_whole_checkpoint_and_repeats
                 while not is_writing(checkpoints) and time.monotonic() < deadline:
                     pass
                 time.sleep(rng.choice([0.0, rng.uniform(0.0, 0.003)]))
-                os.kill(pid, signal.SIGSTOP)  # so that it is still writing when it is killed
+                os.kill(pid, signal.SIGSTOP)  # It must still be writing when it is killed.
                 if is_writing(checkpoints):
                     break
                 os.kill(pid, signal.SIGCONT)
         else:
             until, share = time.monotonic() + rng.uniform(0.1, 1.2), STEPS * (kill + 1) // (KILLS + 1)
-            while time.monotonic() < until and newest_step(checkpoints) < share:  # a fast machine must not finish
+            while (
+                time.monotonic() < until and newest_step(checkpoints) < share
+            ):  # The run must not finish on a fast machine.
                 time.sleep(0.002)
         os.kill(pid, signal.SIGKILL)
         assert runs.wait(pid) == -signal.SIGKILL, log.read_text()
@@ -76,14 +78,14 @@ def test_killed_at_any_instant_a_run_resumes_from_a_whole_checkpoint_and_repeats
 
         assert newest_step(checkpoints) >= before
         assert all(fault(checkpoint) is None for checkpoint in list_checkpoints(checkpoints))
-        said = re.search(r"resuming after step (\d+)", log.read_text())
-        assert said is None or int(said[1]) == before
+        resumed = re.search(r"resuming after step (\d+)", log.read_text())
+        assert resumed is None or int(resumed[1]) == before
     print(f"{KILLS} kills, {while_writing} of them while a checkpoint was being written")
     assert while_writing >= 0.4 * KILLS
 
     log = tmp_path / "last.log"
     assert runs.wait(runs.start(arguments(corpus, run_dir), log, log)) == 0, log.read_text()
-    assert read_metrics(run_dir) == read_metrics(tmp_path / "whole")
+    assert read_metrics(run_dir) == read_metrics(tmp_path / "uninterrupted")
     assert len(read_metrics(run_dir)) == STEPS
     assert sorted(path.name for path in checkpoints.iterdir()) == [
         "latest",

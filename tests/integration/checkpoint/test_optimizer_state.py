@@ -1,4 +1,4 @@
-"""What a checkpoint takes out of an engine and puts into another: exact at every stage and precision."""
+"""The state that is saved from one engine and restored into another: exact for every stage and precision."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def snapshot(engine):
     return tensors, json.loads(json.dumps(read_scalars(engine, gatherer.pieces)))
 
 
-def go_on(setting, tensors, scalars, folder, step):
+def restore(setting, tensors, scalars, folder, step):
     for kind, arrays in tensors.items():
         write_tensors(folder / kind, arrays)
     engine = start(setting, tensors["weights"])
@@ -106,25 +106,27 @@ def go_on(setting, tensors, scalars, folder, step):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_engine_goes_on_bitwise_from_what_was_taken_out(setting, batches, tmp_path):
+def test_engine_continues_bitwise_from_a_restored_state(setting, batches, tmp_path):
     engine = start(setting)
     train(engine, batches, 0, 3)
     tensors, scalars = snapshot(engine)
     whole = train(engine, batches, 3, 6)
     assert list(tensors) == ["weights", "exp_avg", "exp_avg_sq"]
-    assert sum(np.abs(array).max() > 0 for array in tensors["exp_avg"].values()) > 30  # no gradient in dropped blocks
-    resumed = go_on(setting, tensors, scalars, tmp_path, 3)
+    assert (
+        sum(np.abs(array).max() > 0 for array in tensors["exp_avg"].values()) > 30
+    )  # Blocks that were dropped have no gradient.
+    resumed = restore(setting, tensors, scalars, tmp_path, 3)
     assert train(resumed, batches, 3, 6) == whole
     assert resumed.global_steps == 6
     assert resumed.get_lr() == engine.get_lr()
 
 
 @pytest.mark.parametrize(("before", "after"), [("stage_1", "stage_3"), ("stage_3", "fp32"), ("fp32", "stage_2")])
-def test_another_stage_takes_over_the_same_bits(before, after, batches, tmp_path):
+def test_state_is_restored_bitwise_at_another_stage(before, after, batches, tmp_path):
     engine = start(before)
     train(engine, batches, 0, 3)
     tensors, scalars = snapshot(engine)
-    again, same_scalars = snapshot(go_on(after, tensors, scalars, tmp_path, 3))
+    again, same_scalars = snapshot(restore(after, tensors, scalars, tmp_path, 3))
     assert {kind: list(arrays) for kind, arrays in again.items()} == {k: list(a) for k, a in tensors.items()}
     for kind, arrays in tensors.items():
         for name, array in arrays.items():
@@ -132,7 +134,7 @@ def test_another_stage_takes_over_the_same_bits(before, after, batches, tmp_path
     assert same_scalars["state"] == scalars["state"]
 
 
-def test_masters_of_bf16_are_kept_in_fp32(batches):
+def test_bf16_weights_are_saved_in_fp32(batches):
     engine = start("bf16_stage_1")
     train(engine, batches, 0, 2)
     name, parameter = next(iter(engine.module.named_parameters()))
@@ -142,7 +144,7 @@ def test_masters_of_bf16_are_kept_in_fp32(batches):
     assert np.array_equal(torch.tensor(weights).bfloat16().float().numpy(), parameter.detach().float().numpy())
 
 
-def test_loss_scale_is_taken_out_and_put_back(batches):
+def test_loss_scale_is_saved_and_restored(batches):
     engine = start("stage_1")
     gatherer = StateGatherer(engine, None)
     scaler = DynamicLossScaler(2.0**16, 2.0, 1000, 1.0, 2, False)
@@ -154,7 +156,7 @@ def test_loss_scale_is_taken_out_and_put_back(batches):
     assert (fresh.cur_scale, fresh.cur_iter, fresh.last_overflow_iter, fresh.cur_hysteresis) == (512.0, 40, 33, 1)
 
 
-def test_tensor_file_is_safetensors_and_its_sum_is_the_file_s(tmp_path):
+def test_tensor_file_is_safetensors_with_the_returned_checksum(tmp_path):
     rng = np.random.default_rng(0)
     tensors = {"a": rng.normal(size=(3, 5)).astype(np.float32), "b.c": rng.normal(size=4_500_000).astype(np.float32)}
     written = write_tensors(tmp_path / "t", tensors)

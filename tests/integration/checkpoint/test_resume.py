@@ -43,14 +43,14 @@ def kill_when(run_dir, command, ready, number=signal.SIGKILL):
     return process.wait(timeout=120)
 
 
-def lines(run_dir):
+def num_metrics_lines(run_dir):
     path = run_dir / "metrics.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(corpus, tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
     run_pretrain(config(), corpus, run_dir)
     return series(run_dir)
 
@@ -59,7 +59,7 @@ def test_killed_run_resumes_bitwise(corpus, uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
     path = tmp_path / "c.json"
     path.write_text(json.dumps(config()))
-    kill_when(run_dir, pretrain_command(path, corpus, run_dir), lambda d: lines(d) >= 5)
+    kill_when(run_dir, pretrain_command(path, corpus, run_dir), lambda d: num_metrics_lines(d) >= 5)
     run_pretrain(config(), corpus, run_dir)
     assert series(run_dir) == uninterrupted
 
@@ -78,7 +78,7 @@ def test_two_ranks_resume_bitwise_from_an_earlier_checkpoint(corpus, tmp_path):
 
 @pytest.mark.launcher
 def test_number_of_ranks_and_zero_stage_can_change_when_a_run_is_resumed(corpus, tmp_path):
-    """2 ranks at ZeRO 1, then 1 at ZeRO 3, then 2 at ZeRO 2, against one rank at stage 0 throughout."""
+    """2 ranks with ZeRO 1, then 1 with ZeRO 3, then 2 with ZeRO 2, compared with one rank at stage 0."""
     off = config(model={"hidden_dropout": 0.0, "attention_dropout": 0.0})
     run_pretrain(off, corpus, tmp_path / "whole")
     for ranks, stage, last in ((2, 1, 4), (1, 3, 8), (2, 2, 12)):
@@ -99,7 +99,9 @@ def test_sigterm_ends_the_run_after_the_step_and_a_checkpoint_with_exit_code_75(
     run_dir = tmp_path / "run"
     path = tmp_path / "c.json"
     path.write_text(json.dumps(config()))
-    code = kill_when(run_dir, pretrain_command(path, corpus, run_dir), lambda d: lines(d) >= 4, signal.SIGTERM)
+    code = kill_when(
+        run_dir, pretrain_command(path, corpus, run_dir), lambda d: num_metrics_lines(d) >= 4, signal.SIGTERM
+    )
     assert code == EXIT_PREEMPTED
     stopped = read_metrics(run_dir, "step")[-1]
     assert newest_valid(run_dir / "checkpoints").name == f"step_{stopped:08d}"

@@ -64,7 +64,7 @@ class RunningRanks:
         """Return the id of the rank's own process; its loader's workers start later and have higher ids."""
         return min(pid for pid, owner in self.processes().items() if owner == rank)
 
-    def end(self):
+    def wait_for_end(self):
         """Wait for the end; return exit code and seconds."""
         began = time.monotonic()
         code = self.launcher.wait(timeout=90)
@@ -113,7 +113,7 @@ def test_lost_rank_is_named_once_and_all_ranks_end(rank, number, running):
     run = running()
     pid = run.pid(rank)
     os.kill(pid, number)
-    code, seconds = run.end()
+    code, seconds = run.wait_for_end()
     [error] = run.errors()
     killed = number == signal.SIGKILL
     how = " exited unexpectedly" if killed else f" sent no heartbeat for {HEARTBEAT_S} s"
@@ -141,7 +141,7 @@ def test_truncated_shard_is_named_and_the_run_resumes_once_it_is_restored(tmp_pa
     try:
         run.wait_for_steps(3)
         os.truncate(shard, 4096)
-        code, _ = run.end()
+        code, _ = run.wait_for_end()
         assert code == 1, run.stderr()
         assert run.errors() == [f"error: {shard}: has 4096 bytes; the manifest.json says {len(content)} bytes"]
         assert run.processes() == {}
