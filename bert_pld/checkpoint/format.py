@@ -46,7 +46,10 @@ from bert_pld.files import (
 from bert_pld.model import BertForPreTraining
 
 TOKENIZER_FILES = (TOKENIZER, VOCABULARY)
+WEIGHTS_KIND = "weights"
+"""The kind of tensors that are not a state of the optimizer."""
 PRUNED = ".pruned"
+"""Suffix of a checkpoint that is being removed."""
 _NAME = re.compile(r"step_(\d+)")
 
 
@@ -64,8 +67,8 @@ def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
 
 
 def tensor_file(kind: str) -> str:
-    """Return the name of the file for one kind of tensors: `weights`, or a state of the optimizer."""
-    return WEIGHTS if kind == "weights" else f"optimizer_{kind}.safetensors"
+    """Return the name of the file for one kind of tensors: the weights, or a state of the optimizer."""
+    return WEIGHTS if kind == WEIGHTS_KIND else f"optimizer_{kind}.safetensors"
 
 
 def remove_leftovers(checkpoints_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 
+from bert_pld.checkpoint.format import WEIGHTS_KIND
 from bert_pld.checkpoint.zero_state import (
     Piece,
     base_optimizer,
@@ -20,8 +22,6 @@ from bert_pld.checkpoint.zero_state import (
     reset_states,
     state_kinds,
 )
-
-WEIGHTS_KIND = "weights"
 
 _VALUES_AT_ONCE = 64 << 20
 """fp32 values that one collective gathers at most: 256 MB on the receiving rank."""
@@ -42,7 +42,7 @@ class StateGatherer:
         self._starts, total = {}, 0
         for name, shape in self.shapes.items():
             self._starts[name] = total
-            total += int(np.prod(shape, dtype=np.int64))
+            total += math.prod(shape)
         self.total = total
         self._buffers: dict[str, torch.Tensor] = {}
 
@@ -65,8 +65,10 @@ class StateGatherer:
         if whole.is_pinned():
             torch.cuda.synchronize(self.engine.device)
         flat = whole.numpy()
-        ends = {name: start + int(np.prod(self.shapes[name], dtype=np.int64)) for name, start in self._starts.items()}
-        return {name: flat[self._starts[name] : ends[name]].reshape(self.shapes[name]) for name in self.shapes}
+        return {
+            name: flat[start : start + math.prod(self.shapes[name])].reshape(self.shapes[name])
+            for name, start in self._starts.items()
+        }
 
     def _copy_pieces(self, kind: str, parts: list[tuple[Piece, torch.Tensor]]) -> torch.Tensor:
         whole = self._buffer(kind)

@@ -30,7 +30,7 @@ EXIT_LOST_RANK = 69
 """Exit code of all ranks after one died or hung: EX_UNAVAILABLE of sysexits.h."""
 
 GRACE_S = 0.5
-"""The death of one rank makes others fail. This long after the first event, the coordinator waits for the cause."""
+"""How long the coordinator waits after the first event: the death of one rank makes others fail, in any order."""
 
 RESUME_HINT = "; all ranks stop; run the same command again to resume from the newest checkpoint"
 

@@ -47,7 +47,7 @@ EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 END_S = 5.0
-"""After the decision to end the run: how long a rank may take to end by itself, and a stopped one to wake and do so."""
+"""After the decision to end the run: how long a rank may take to end by itself before it is killed."""
 
 _MIN_COLLECTIVE_TIMEOUT_S = 1800.0
 _MAX_ERROR_CHARACTERS = 2000
@@ -60,7 +60,7 @@ def collective_timeout(stall_timeout_s: float) -> timedelta:
 
 
 class Watchdog:
-    """This rank's part in monitoring the run. All methods do nothing special for a single rank or before `start`."""
+    """Monitors the run on this rank. For a single rank, and before `start`, it does nothing."""
 
     def __init__(self) -> None:
         self._progress = STARTING

@@ -1,0 +1,106 @@
+"""The coordinator's decisions, on plain sockets in one process."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+
+from bert_pld.cluster.coordinator import EXIT_LOST_RANK, Coordinator
+from bert_pld.cluster.heartbeat import (
+    AllConnected,
+    Cause,
+    EndRun,
+    Failed,
+    Finished,
+    Hello,
+    Progress,
+    RankProcess,
+    Timing,
+    decode,
+    encode,
+    listen,
+)
+
+TIMEOUT_S = 2.0
+
+
+@pytest.fixture
+def connect():
+    """Start a coordinator of two ranks; return a function that opens a connection and sends bytes."""
+    listener = listen(2)
+    coordinator = Coordinator(listener, "secret", 2, Timing.of_run(2, TIMEOUT_S, 0.0))
+    coordinator.start()
+    opened = []
+
+    def start(data):
+        opened.append(socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=10))
+        opened[-1].sendall(data)
+        return opened[-1]
+
+    yield start
+    if coordinator.is_alive():
+        opened[-1].sendall(encode(Finished()))
+    coordinator.join(10)
+    assert not coordinator.is_alive()
+    for connection in [*opened, listener]:
+        connection.close()
+
+
+def hello(rank):
+    return encode(Hello("secret", RankProcess(rank, "host", "boot", 10 + rank, 1)))
+
+
+def receive(connection, kind):
+    """Read messages up to the first of this kind."""
+    with connection.makefile("rb") as lines:
+        return next(message for line in lines if isinstance(message := decode(line), kind))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"GET / HTTP/1.1\r\n\r\n", b"[" * 100_000 + b"\n", encode(Hello("guess", RankProcess(1, "", "", 1, 1)))],
+)
+def test_connection_without_the_token_is_closed_and_ignored(data, connect):
+    assert connect(data).recv(1) == b""
+    one, zero = connect(hello(1)), connect(hello(0))
+    assert receive(one, AllConnected).reports_loss_of_rank_0
+    assert receive(zero, AllConnected).reports_loss_of_rank_0 is False
+
+
+def test_closed_connection_is_a_lost_rank(connect):
+    one, zero = connect(hello(1) + encode(Progress(1, "step 1", False))), connect(hello(0))
+    receive(one, AllConnected)
+    one.close()
+    decision = receive(zero, EndRun)
+    assert decision.exit_code == EXIT_LOST_RANK
+    assert decision.hung == []
+    assert decision.error.startswith("error: rank 1 (host host, process 11) exited unexpectedly; its last reported")
+
+
+def test_silent_rank_is_lost_and_has_to_be_killed(connect):
+    connect(hello(1))
+    zero = connect(hello(0))
+    receive(zero, AllConnected)
+    decided = threading.Event()
+
+    def send_heartbeats():
+        while not decided.wait(0.1):
+            zero.sendall(encode(Progress(0, "starting", False)))
+
+    heartbeats = threading.Thread(target=send_heartbeats)
+    heartbeats.start()
+    decision = receive(zero, EndRun)
+    decided.set()
+    heartbeats.join()
+    assert [process.rank for process in decision.hung] == [1]
+    assert f"sent no heartbeat for {TIMEOUT_S:g} s" in decision.error
+
+
+def test_error_is_reported_instead_of_the_collective_failure_that_it_caused(connect):
+    one, zero = connect(hello(1)), connect(hello(0))
+    receive(one, AllConnected)
+    zero.sendall(encode(Failed("RuntimeError: gloo: connection closed by peer", Cause.COLLECTIVE_FAILURE, 1)))
+    one.sendall(encode(Failed("shard is damaged", Cause.ERROR, 1)))
+    assert receive(zero, EndRun) == EndRun(1, "error: rank 1 (host host, process 11) failed: shard is damaged", [], [])
