@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runs import VOCABULARY, clean_environment, free_port
+from runs import VOCABULARY, clean_environment, free_port, run_forked
 
 SETTINGS = ["--epochs", "3", "--batch_size", "16", "--max_seq_length", "32", "--learning_rates", "3e-3"]
 
@@ -23,9 +23,12 @@ def finetune_command(glue_dir, model, output_dir, *arguments, ranks=1):
 
 
 def finetune(glue_dir, model, output_dir, *arguments, ranks=1, expect=0):
-    """Fine-tune and check the exit code."""
+    """Fine-tune and check the exit code; a single rank starts from the server of `forked_runs`."""
     command = finetune_command(glue_dir, model, output_dir, *arguments, ranks=ranks)
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=240)
+    if ranks == 1:
+        done = run_forked(command)
+    else:
+        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == expect, done.stderr[-3000:]
     return done
 

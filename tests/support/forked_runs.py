@@ -1,16 +1,17 @@
-"""Runs that start in a fraction of a second: children of a process that has imported everything once.
+"""Commands that start in a fraction of a second: they are forked off a server that has imported torch and DeepSpeed.
 
     with ForkedRuns(clean_environment()) as runs:
-        pid = runs.start([...arguments of bert_pld.pretrain...], stdout_file, stderr_file)
+        pid = runs.start(["bert_pld.pretrain", *arguments], stdout_file, stderr_file)
         os.kill(pid, signal.SIGKILL)
         code = runs.wait(pid)
 
-Each run is a process of its own, as a launcher would start it; only importing torch and DeepSpeed is shared.
+Each command is its own process, as if a launcher had started it; only the imports are shared.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -22,10 +23,10 @@ from typing import Any
 
 
 class ForkedRuns:
-    """A server of pretraining runs, ended with everything it started.
+    """A server of commands; on exit it ends with every process that it has started.
 
     Args:
-        environment: of all runs.
+        environment: environment variables of the server and all its commands.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -45,47 +46,54 @@ class ForkedRuns:
         self._server.stdin.close()
         self._server.wait(timeout=60)
 
-    def _ask(self, **question: Any) -> int:
-        print(json.dumps(question), file=self._server.stdin, flush=True)
+    def _ask(self, **request: Any) -> int:
+        print(json.dumps(request), file=self._server.stdin, flush=True)
         return int(self._server.stdout.readline())
 
-    def start(self, arguments: list[str], stdout: Path, stderr: Path) -> int:
-        """Start a run whose output is appended to two files; returns its process id."""
-        pid = self._ask(start=arguments, stdout=str(stdout), stderr=str(stderr), cwd=os.getcwd())
+    def start(self, program: list[str], stdout: Path, stderr: Path) -> int:
+        """Start a command, given as module and arguments; append its output to two files; return its process id."""
+        pid = self._ask(start=program, stdout=str(stdout), stderr=str(stderr), cwd=os.getcwd())
         self._running.add(pid)
         return pid
 
     def wait(self, pid: int, timeout: float = 300.0) -> int:
-        """Its exit code; negative for a signal. A run that takes longer is killed."""
+        """Return the exit code, negative for a signal. A process that exceeds the timeout is killed."""
         code = self._ask(wait=pid, timeout=timeout)
         self._running.discard(pid)
         return code
 
 
-def serve() -> None:
-    """Answer questions from stdin until it ends."""
-    answers = os.dup(1)
-    os.dup2(2, 1)  # imports print
-    import deepspeed  # noqa: F401
-    import torch._dynamo  # noqa: F401  # an optimizer's first import, and the longest
+# Modules whose import takes longest; the commands import the rest themselves.
+_SHARED_IMPORTS = {
+    "bert_pld.pretrain": ["bert_pld.training.loop"],
+    "bert_pld.finetune_glue": ["bert_pld.glue.finetune", "transformers.models.auto", "sklearn.metrics"],
+}
 
-    import bert_pld.training.loop  # noqa: F401
+
+def serve() -> None:
+    """Answer requests from stdin until it ends."""
+    answers = os.dup(1)
+    os.dup2(2, 1)  # Imports print.
+    import deepspeed  # noqa: F401
+    import torch._dynamo  # noqa: F401  # Imported by the first optimizer, and the slowest import of all.
+
     from bert_pld.cli import run_as_rank
-    from bert_pld.pretrain import build_parser, main
 
     for line in sys.stdin:
-        question = json.loads(line)
-        if "wait" in question:
-            answer = _wait(question["wait"], question["timeout"])
+        request = json.loads(line)
+        if "wait" in request:
+            answer = _wait(request["wait"], request["timeout"])
         else:
+            name, *arguments = request["start"]
+            command, *_ = [importlib.import_module(module) for module in (name, *_SHARED_IMPORTS[name])]
             answer = os.fork()
             if answer == 0:
                 os.close(answers)
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-                for number, name in ((1, "stdout"), (2, "stderr")):
-                    os.dup2(os.open(question[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-                os.chdir(question["cwd"])
-                run_as_rank(main, build_parser(), question["start"])
+                for number, stream in ((1, "stdout"), (2, "stderr")):
+                    os.dup2(os.open(request[stream], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+                os.chdir(request["cwd"])
+                run_as_rank(command.main, command.build_parser(), arguments)
         os.write(answers, f"{answer}\n".encode())
 
 

@@ -1,4 +1,4 @@
-"""A small learnable corpus as native shards, and runs on it in processes of their own, through the real launcher."""
+"""A small learnable corpus as native shards, and training runs on it in their own processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LAUNCHER_VARIABLES = (
 def write_corpus(
     directory: Path, *, train_rows: int = 96, validation_rows: int = 12, seq_length: int = SEQ_LENGTH
 ) -> Path:
-    """Native shards of sequences in which each token is mostly its predecessor plus two: learnable in few steps."""
+    """Write native shards of sequences in which a token is mostly its predecessor plus two: learnable in few steps."""
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     attributes = ShardAttributes(
@@ -77,7 +77,7 @@ def write_corpus(
 
 
 def small_config(**blocks: Any) -> dict[str, Any]:
-    """A run of a few seconds: 3 × 32, dropout on, PLD at θ = 0.5 from the first step; blocks given are merged in."""
+    """Return a configuration that runs for seconds, with dropout and PLD at θ = 0.5; given blocks are merged in."""
     config: dict[str, Any] = {
         "train_batch_size": 8,
         "train_micro_batch_size_per_gpu": 4,
@@ -102,19 +102,19 @@ def small_config(**blocks: Any) -> dict[str, Any]:
 
 
 def clean_environment() -> dict[str, str]:
-    """This environment, less what a launcher or an earlier run left, with the checkout importable."""
+    """Return this environment without the variables of launchers and earlier runs, and with the checkout importable."""
     environment = {k: v for k, v in os.environ.items() if k not in (*LAUNCHER_VARIABLES, "PYTEST_CURRENT_TEST")}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     environment["OMP_NUM_THREADS"] = "1"
-    # Importing DeepSpeed asks whether CUDA is available. Asked of the driver, that question initialises CUDA, and a
-    # process forked afterwards cannot use a GPU; asked of NVML, it does not.
+    # Importing DeepSpeed asks whether CUDA is available. If the driver answers, CUDA is initialised, and a process
+    # forked afterwards cannot use a GPU. NVML answers without that. Some releases of DeepSpeed set this themselves.
     environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     return environment
 
 
 def free_port() -> int:
-    """A port that nothing listens on, below those that a system hands out to connections while a launcher starts."""
+    """Return an unused port below the range from which the system assigns ports to outgoing connections."""
     while True:
         port = secrets.choice(range(10_000, 30_000))
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -123,7 +123,7 @@ def free_port() -> int:
 
 
 def pretrain_command(config: Path, data_dir: Path, output_dir: Path, *arguments: str, ranks: int = 1) -> list[str]:
-    """One rank: a plain process. Several: the real `deepspeed` launcher."""
+    """Return the command: a plain process for one rank, the `deepspeed` launcher for several."""
     if ranks == 1:
         start = [sys.executable, "-m", "bert_pld.pretrain"]
     else:
@@ -141,21 +141,21 @@ def pretrain_command(config: Path, data_dir: Path, output_dir: Path, *arguments:
     return [*start, *paths, *arguments]
 
 
-def arguments_of(command: list[str]) -> list[str]:
-    """What a `pretrain_command` hands to `bert_pld.pretrain`."""
-    return command[command.index("bert_pld.pretrain") + 1 :]
+def program_of(command: list[str]) -> list[str]:
+    """Return module and arguments of a command of one rank, `python -m MODULE …`."""
+    return command[2:]
 
 
 def run_pretrain(
     config: dict[str, Any], data_dir: Path, output_dir: Path, *arguments: str, ranks: int = 1, expect: int | None = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Pretrain in processes of its own and check the exit code; a single rank is forked off one that imported torch."""
+    """Pretrain in separate processes and check the exit code; a single rank starts from the server of `forked_runs`."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     path = output_dir.parent / f"{output_dir.name}.json"
     path.write_text(json.dumps(config))
     command = pretrain_command(path, data_dir, output_dir, *arguments, ranks=ranks)
     if ranks == 1:
-        done = _run_forked(command)
+        done = run_forked(command)
     else:
         done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=300)
     if expect is not None:
@@ -167,7 +167,7 @@ _servers: list[ForkedRuns] = []
 
 
 def forked_runs() -> ForkedRuns:
-    """The server of this process's single ranks, started anew when a test has changed a variable."""
+    """Return the server of single ranks of this process; it is restarted if a test has changed the environment."""
     environment = clean_environment()
     if _servers and _servers[0].environment != environment:
         _servers.pop().__exit__()
@@ -176,12 +176,12 @@ def forked_runs() -> ForkedRuns:
     return _servers[0]
 
 
-def _run_forked(command: list[str]) -> subprocess.CompletedProcess[str]:
+def run_forked(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command of one rank, forked off the server; like `subprocess.run` with captured output."""
     runs = forked_runs()
     with tempfile.TemporaryDirectory() as folder:
         streams = Path(folder) / "stdout", Path(folder) / "stderr"
-        arguments = arguments_of(command)
-        code = runs.wait(runs.start(arguments, *streams))
+        code = runs.wait(runs.start(program_of(command), *streams))
         return subprocess.CompletedProcess(command, code, *(stream.read_text() for stream in streams))
 
 
@@ -192,6 +192,6 @@ def _end_servers() -> None:
 
 
 def read_metrics(run_dir: Path, key: str = "loss") -> list[Any]:
-    """A key's series from a run's metrics.jsonl."""
+    """Return the values of a key in a run's metrics.jsonl."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [record[key] for record in records if key in record]

@@ -14,10 +14,10 @@ import time
 import pytest
 import torch
 from runs import (
-    arguments_of,
     clean_environment,
     forked_runs,
     pretrain_command,
+    program_of,
     read_metrics,
     run_pretrain,
     small_config,
@@ -197,7 +197,7 @@ def _fill_while_writing(config, corpus, run_dir, other_file, log):
     path, runs = log.with_suffix(".json"), forked_runs()
     path.write_text(json.dumps(config))
     partial, whole = (run_dir / "checkpoints" / name for name in (".step_00000004.partial", "step_00000004"))
-    pid = runs.start(arguments_of(pretrain_command(path, corpus, run_dir)), log, log)
+    pid = runs.start(program_of(pretrain_command(path, corpus, run_dir)), log, log)
     deadline = time.monotonic() + 60
     while not partial.exists() and not whole.exists() and time.monotonic() < deadline:
         pass
