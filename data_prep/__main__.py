@@ -50,10 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        print(f"error: {_one_line(_os_message(error))}", file=sys.stderr)
-    except ValueError as error:
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        message = _os_message(error) if isinstance(error, OSError) else str(error)
+        print(f"error: {_one_line(message)}", file=sys.stderr)
     return 1
 
 

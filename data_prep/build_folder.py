@@ -77,11 +77,7 @@ def is_finished(output_dir: Path, plan: BuildPlan) -> bool:
 
 @contextmanager
 def open_build_folder(output_dir: Path, plan: BuildPlan) -> Iterator[Path]:
-    """Make or resume the build folder of `output_dir`, and hold its lock while the build runs.
-
-    Args:
-        output_dir: an absolute path.
-        plan: the plan of this build.
+    """Make or resume the build folder of `output_dir`, an absolute path, and hold its lock while the build runs.
 
     Raises:
         ValueError: the directory holds other files, a different build, or a build that is running.
@@ -148,11 +144,7 @@ def _discard_build(output_dir: Path, plan: BuildPlan) -> None:
 
 
 def _adopt_unfinished_build(build_dir: Path, plan: BuildPlan) -> None:
-    """Accept an unfinished build with the same plan, or convert one with another plan.
-
-    Raises:
-        ValueError: the unfinished build has no reading task that this plan can reuse.
-    """
+    """Accept an unfinished build with the same plan; convert one with another plan if reading tasks can be reused."""
     plan_file = build_dir / PLAN_NAME
     content = json.loads(plan_file.read_text(encoding="utf-8")) if plan_file.is_file() else None
     if content is None or content["identity"] == plan.identity():
@@ -213,14 +205,12 @@ def _reusable_tasks(build_dir: Path, old: BuildPlan, new: BuildPlan) -> dict[int
     new_numbers: dict[int, int] = {}
     for number, pieces in enumerate(old.tasks):
         marker = Markers(build_dir).path("read", number)
-        if _key(pieces) in number_of and marker.is_file() and not _changed_since(pieces, marker.stat().st_mtime):
-            new_numbers[number] = number_of[_key(pieces)]
+        if _key(pieces) in number_of and marker.is_file():
+            finished = marker.stat().st_mtime
+            if not any(os.path.exists(piece.path) and os.stat(piece.path).st_mtime > finished for piece in pieces):
+                new_numbers[number] = number_of[_key(pieces)]
     return new_numbers
 
 
 def _key(pieces: list[Piece]) -> str:
     return json.dumps([dataclasses.astuple(piece) for piece in pieces])
-
-
-def _changed_since(pieces: list[Piece], time: float) -> bool:
-    return any(os.path.exists(piece.path) and os.stat(piece.path).st_mtime > time for piece in pieces)

@@ -10,6 +10,7 @@ import dataclasses
 import html
 import importlib.metadata
 import io
+import itertools
 import json
 import platform
 from collections import Counter
@@ -39,12 +40,7 @@ def make_card(
 ) -> dict[str, Any]:
     """Return the data card of a data directory. It does not depend on time, place or the number of workers.
 
-    Args:
-        plan: the plan of the build.
-        manifest: the manifest of the data directory.
-        reading: counts of the reading tasks.
-        removed: number of duplicates by kind, `exact` and `near`.
-        writing: counts of the writing tasks.
+    `reading` and `writing` are the counts of these tasks, `removed` is the number of duplicates, exact and near.
     """
     arguments = plan.arguments
     sources: list[dict[str, Any]] = [
@@ -75,9 +71,9 @@ def make_card(
         "tokens": tokens,
         "unknown_token_rate": sum(counts["unknown"] for counts in writing) / max(tokens, 1),
         "histograms": {
-            "document_tokens": _sum(counts["document_lengths"] for counts in writing),
-            "sentence_tokens": _sum(counts["sentence_lengths"] for counts in writing),
-            "row_fill_sixteenths": _sum(counts["row_lengths"] for counts in length_counts),
+            "document_tokens": _sum([counts["document_lengths"] for counts in writing]),
+            "sentence_tokens": _sum([counts["sentence_lengths"] for counts in writing]),
+            "row_fill_sixteenths": _sum([counts["row_lengths"] for counts in length_counts]),
         },
         "rows": {split: manifest.rows(split) for split in manifest.splits},
         "row_tokens": {split: manifest.tokens(split) for split in manifest.splits},
@@ -124,14 +120,9 @@ def _reasons(counts: dict[str, int]) -> str:
     return f"{sum(counts.values()):,}" + (f" ({reasons})" if reasons else "")
 
 
-def _sum(histograms: Any) -> list[int]:
+def _sum(histograms: list[list[int]]) -> list[int]:
     """Return the sum of histograms, which may have different numbers of bins."""
-    total: list[int] = []
-    for histogram in histograms:
-        total += [0] * (len(histogram) - len(total))
-        for place, count in enumerate(histogram):
-            total[place] += count
-    return total
+    return [sum(counts) for counts in itertools.zip_longest(*histograms, fillvalue=0)]
 
 
 def page(card: dict[str, Any]) -> str:
@@ -202,4 +193,4 @@ def _bars(title: str, counts: list[int], labels: list[str]) -> str:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]

@@ -48,7 +48,6 @@ def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, execu
 
     Raises:
         ValueError: the sources, the vocabulary or the directory cannot be used.
-        OSError: the directory cannot be written, or the disk is full.
     """
     began = time.monotonic()
     given = read_vocabulary(vocab, arguments.cased) if vocab else None
@@ -107,11 +106,7 @@ class _Build:
     def stage(self, title: str, stage: str, function: Task, sizes: list[int]) -> Counts:
         """Run the tasks of a stage that have no completion marker, show the progress, and return all counts.
 
-        Args:
-            title: name of the stage for the user.
-            stage: name of the stage in the markers.
-            function: runs one task.
-            sizes: work of each task in bytes, for the progress.
+        `title` names the stage for the user, `stage` in the markers; `sizes` is the work of each task in bytes.
         """
         markers = Markers(self.build_dir)
         open_tasks = [task for task in range(len(sizes)) if markers.read(stage, task) is None]
@@ -125,21 +120,14 @@ class _Build:
 
         with StageProgress(title, sum(sizes), done) as progress:
             self.executor.run(function, self.build_dir, open_tasks, finished)
-        counts = [markers.read(stage, task) for task in range(len(sizes))]
-        return [task_counts for task_counts in counts if task_counts is not None]
+        return [counts for task in range(len(sizes)) if (counts := markers.read(stage, task)) is not None]
 
     def read(self) -> Counts:
-        """Read, clean and spool all sources.
-
-        Raises:
-            ValueError: cleaning has left no document.
-        """
+        """Read, clean and spool all sources; raise ValueError if cleaning leaves no document."""
         sizes = [sum(piece.bytes for piece in task) for task in self.plan.tasks]
         counts = self.stage("reading", "read", run_reading_task, sizes)
         if not any(task_counts["documents"] for task_counts in counts):
-            dropped: Counter[str] = Counter()
-            for task_counts in counts:
-                dropped.update(task_counts["dropped"])
+            dropped: Counter[str] = sum((Counter(task_counts["dropped"]) for task_counts in counts), Counter())
             reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
             sources = ", ".join(self.plan.arguments.sources)
             raise ValueError(f"{sources}: no document is left after cleaning: {reasons or 'the files are empty'}")

@@ -90,11 +90,7 @@ class BuildPlan:
 
 
 def make_plan(arguments: BuildArguments) -> BuildPlan:
-    """List the pieces of all sources and pack them, in order, into reading tasks of about 4 MiB.
-
-    Raises:
-        ValueError: a source is empty or cannot be found.
-    """
+    """List the pieces of all sources and pack them, in order, into reading tasks of about 4 MiB."""
     tasks: list[list[Piece]] = []
     source_of_task: list[int] = []
     for number, source in enumerate(arguments.sources):

@@ -1,7 +1,7 @@
 """The spool: the documents that the reading tasks write to disk for the later tasks. Each task writes these files.
 
 00012.txt   one sentence per line, UTF-8, the documents one after another
-00012.npz   for each document: its end, its number of sentences, 128 bits of a digest of its text
+00012.npz   for each document: its end, and 128 bits of a digest of its text
 00012.sig   MinHash signatures, band by band: uint16 [BANDS, documents, BAND_ROWS]
 """
 
@@ -24,13 +24,8 @@ _DIGEST_BYTES = 16
 _SIGNATURE_BATCH_BYTES = 1 << 20
 
 
-def text_path(spool_dir: Path, task: int) -> Path:
-    """Return the path of a reading task's sentences."""
-    return spool_dir / f"{task:05d}.txt"
-
-
 def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], signed: bool) -> dict[str, int]:
-    """Write the documents of a task; each file appears only when it is complete.
+    """Write the documents of a reading task; each file appears only when it is complete.
 
     Args:
         spool_dir: the folder of the spool.
@@ -42,11 +37,10 @@ def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], sign
         The number of `documents`, `sentences` and `bytes` written.
     """
     ends: list[int] = []
-    counts, digests, signed_blocks = [], [], [np.empty((0, BANDS, BAND_ROWS), np.uint16)]
+    digests, signed_blocks = [], [np.empty((0, BANDS, BAND_ROWS), np.uint16)]
     unsigned: list[str] = []
-    unsigned_bytes = 0
-    path = text_path(spool_dir, task)
-    written = 0
+    unsigned_bytes = written = sentence_count = 0
+    path = Spool(spool_dir, task).path
     with written_aside(path) as file:
         for sentences in documents:
             text = "\n".join(sentences)
@@ -54,7 +48,7 @@ def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], sign
             file.write(data)
             written += len(data)
             ends.append(written)
-            counts.append(len(sentences))
+            sentence_count += len(sentences)
             digests.append(hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest())
             if signed:
                 unsigned.append(text)
@@ -68,8 +62,8 @@ def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], sign
             file.write(np.concatenate(signed_blocks).transpose(1, 0, 2).tobytes())
     words = np.frombuffer(b"".join(digests), "<u4").reshape(-1, 4)
     with written_aside(path.with_suffix(".npz")) as file:
-        np.savez(file, ends=np.array(ends, np.int64), sentences=np.array(counts, np.int64), digests=words)
-    return {"documents": len(ends), "sentences": sum(counts), "bytes": written}
+        np.savez(file, ends=np.array(ends, np.int64), digests=words)
+    return {"documents": len(ends), "sentences": sentence_count, "bytes": written}
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
@@ -83,20 +77,15 @@ class Spool:
 
     def __init__(self, spool_dir: Path, task: int) -> None:
         self.task = task
-        self.path = text_path(spool_dir, task)
+        self.path = spool_dir / f"{task:05d}.txt"
 
     @functools.cached_property
     def _index(self) -> dict[str, NDArray[Any]]:
         with np.load(self.path.with_suffix(".npz")) as index:
-            return {name: index[name] for name in ("ends", "sentences", "digests")}
+            return {name: index[name] for name in ("ends", "digests")}
 
     def __len__(self) -> int:
         return len(self._index["ends"])
-
-    @property
-    def sentences(self) -> NDArray[np.int64]:
-        """Number of sentences of each document."""
-        return self._index["sentences"]
 
     @property
     def digests(self) -> NDArray[np.uint32]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from bert_pld.data.masking import MaskingVocabulary
-from bert_pld.data.shards import Rows, ShardAttributes
+from bert_pld.data.shards import ShardAttributes
 from data_prep.build_folder import Markers
 from data_prep.dedup.duplicates import Comparisons, Duplicates, find_exact, find_near
 from data_prep.plan import BuildPlan
@@ -23,17 +23,13 @@ from data_prep.recipe import WriteSpool, reading_recipe, run_recipe
 from data_prep.rows.instances import packed_rows, pair_rows
 from data_prep.rows.shard_files import read_parts, write_group, write_nvidia_shards
 from data_prep.rows.splitting import Group, Groups
-from data_prep.rows.tokens import TokenizedDocuments, encode_documents
+from data_prep.rows.tokens import encode_documents
 from data_prep.rows.vocabulary import CONTINUATION, Vocabulary, read_vocabulary
 from data_prep.spool import Spool
 
 
 def run_reading_task(build_dir: Path, task: int) -> None:
-    """Read, clean and split text into sentences; write a spool, and a marker with the counts.
-
-    Raises:
-        ValueError: an input is damaged; the message names the file and the place.
-    """
+    """Read, clean and split text into sentences; write a spool, and a marker with the counts."""
     plan = _plan(build_dir)
     steps = reading_recipe(plan.arguments, plan.tasks[task], build_dir / "spool", task)
     dropped = run_recipe(steps)
@@ -62,16 +58,20 @@ def run_writing_task(build_dir: Path, task: int) -> None:
     arguments = plan.arguments
     vocabulary, tokenizer, is_continuation = _tokenizer(build_dir, arguments.cased)
     documents = encode_documents(tokenizer, _texts(build_dir, plan, group))
-    unknown = vocabulary.special_ids()["unk"]
+    special_ids = vocabulary.special_ids()
     counts: dict[str, Any] = {
         "tokens": len(documents.tokens),
-        "unknown": int(np.count_nonzero(documents.tokens == unknown)),
+        "unknown": int(np.count_nonzero(documents.tokens == special_ids["unk"])),
         "document_lengths": _histogram(np.diff(documents.segment_starts[documents.document_starts])),
         "sentence_lengths": _histogram(np.diff(documents.segment_starts)),
         "lengths": {},
     }
     for seq_length in arguments.seq_lengths:
-        rows = _rows(documents, seq_length, plan, group, vocabulary, is_continuation)
+        if arguments.objective == "mlm":
+            rows = packed_rows(documents, seq_length, special_ids)
+        else:
+            key = arguments.seed, group.split, group.number
+            rows = pair_rows(documents, seq_length, special_ids, is_continuation, *key)
         attributes = shard_attributes(plan, vocabulary, seq_length)
         folder = build_dir / "shards" / str(seq_length)
         counts["lengths"][str(seq_length)] = {
@@ -113,20 +113,6 @@ def _texts(build_dir: Path, plan: BuildPlan, group: Group) -> Iterator[list[str]
     for number, first, end in group.members:
         spool = Spool(build_dir / "spool", number)
         yield from spool.read(groups.chosen(spool, duplicates, plan.arguments.seed, group.split)[first:end])
-
-
-def _rows(
-    documents: TokenizedDocuments,
-    seq_length: int,
-    plan: BuildPlan,
-    group: Group,
-    vocabulary: Vocabulary,
-    is_continuation: NDArray[np.bool_],
-) -> Rows:
-    ids, arguments = vocabulary.special_ids(), plan.arguments
-    if arguments.objective == "mlm":
-        return packed_rows(documents, seq_length, ids)
-    return pair_rows(documents, seq_length, ids, is_continuation, arguments.seed, group.split, group.number)
 
 
 def _histogram(lengths: NDArray[np.int64]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +133,9 @@ def _nvidia_shard_faults(path: Path, record: ShardRecord, manifest: Manifest) ->
                 ("a special token is masked", (np.isin(originals, special) & listed).any(axis=1)),
                 ("an id is outside the vocabulary", (block["mask_inputs"] >= attributes.vocabulary_size).any(axis=1)),
             ]
-            for what, bad in [*_row_faults(block, manifest), *mask_faults]:
-                if bad.any():
-                    yield f"{path}: row {first + int(np.argmax(bad))}: {what} ({int(bad.sum())} such rows)"
-                    return
+            if fault := _first_fault(first, [*_row_faults(block, manifest), *mask_faults]):
+                yield f"{path}: {fault}"
+                return
     except ValueError as error:
         yield str(error)
         return
@@ -166,10 +165,17 @@ def _shard_faults(path: Path, record: ShardRecord, manifest: Manifest) -> Iterat
         yield f"{path}: {tokens} tokens, but the manifest lists {record.tokens}"
     for first in range(0, record.rows, _BLOCK_ROWS):
         block = {name: np.asarray(column[first : first + _BLOCK_ROWS]) for name, column in shard.columns.items()}
-        for what, bad in _row_faults(block, manifest):
-            if bad.any():
-                yield f"{path}: row {first + int(np.argmax(bad))}: {what} ({int(bad.sum())} such rows)"
-                return
+        if fault := _first_fault(first, _row_faults(block, manifest)):
+            yield f"{path}: {fault}"
+            return
+
+
+def _first_fault(first_row: int, rules: Iterable[tuple[str, Any]]) -> str | None:
+    """Return the first violated rule of a block that begins at `first_row`, with its first row and number of rows."""
+    for what, bad in rules:
+        if bad.any():
+            return f"row {first_row + int(np.argmax(bad))}: {what} ({int(bad.sum())} such rows)"
+    return None
 
 
 def _row_faults(block: dict[str, NDArray[Any]], manifest: Manifest) -> Iterator[tuple[str, Any]]:

@@ -131,9 +131,8 @@ def cluster_near(build_dir: Path, tasks: int) -> int:
     links = places.reshape(-1, 2)
     graph = coo_array((np.ones(len(links), np.int8), (links[:, 0], links[:, 1])), shape=(len(members), len(members)))
     labels = connected_components(graph, directed=False)[1] if len(members) else np.empty(0, np.int32)
-    _, firsts = np.unique(
-        labels, return_index=True
-    )  # members ascend, so the first document of a label has its lowest number
+    # Members ascend, so the first document of a label has its lowest number.
+    _, firsts = np.unique(labels, return_index=True)
     found = np.delete(members, firsts)
     write_array(folder / NEAR_NAME, found)
     return len(found)

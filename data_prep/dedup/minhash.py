@@ -44,14 +44,10 @@ UInt64Array = NDArray[np.uint64]
 
 
 def signatures(texts: Sequence[str]) -> NDArray[np.uint16]:
-    """Return the signatures of documents.
+    """Return the signatures of D documents: uint16 `[D, BANDS, BAND_ROWS]`.
 
-    Args:
-        texts: D documents.
-
-    Returns:
-        uint16 `[D, BANDS, BAND_ROWS]`. The signature of a document with fewer than `FEWEST_WORDS` words is combined by
-        XOR with a digest of its subject. A document with fewer than `SHINGLE_WORDS` words has the signature 0.
+    The signature of a document with fewer than `FEWEST_WORDS` words is combined by XOR with a digest of its subject.
+    A document with fewer than `SHINGLE_WORDS` words has the signature 0.
     """
     lowest = np.full((len(texts), HASHES), _NO_SHINGLE, np.uint32)
     words = np.zeros(len(texts), np.int64)
@@ -136,9 +132,8 @@ def _shingles(
     starts_of = np.cumsum(counts[present]) - counts[present]
     if not len(present):
         return np.empty(0, np.uint32), starts_of, present
-    is_first = np.zeros(
-        len(words) - SHINGLE_WORDS + 2, np.int8
-    )  # +1 at the first shingle of a document, -1 after its last
+    # +1 at the first shingle of a document, -1 after its last
+    is_first = np.zeros(len(words) - SHINGLE_WORDS + 2, np.int8)
     np.add.at(is_first, words_from[present], 1)
     np.add.at(is_first, words_from[present] + counts[present], -1)
     within = np.cumsum(is_first[:-1]).astype(bool)

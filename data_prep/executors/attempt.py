@@ -88,12 +88,7 @@ class Attempt:
         write_atomically(self.folder / _ERRORS / f"{task:05d}.json", json.dumps(content, default=str) + "\n")
 
     def raise_error(self) -> None:
-        """Raise the exception of a task again, if there is one.
-
-        Raises:
-            ValueError, OSError: the task raised it.
-            RuntimeError: the task raised another exception; the message names the file with the traceback.
-        """
+        """Raise the ValueError or OSError of a task again; raise RuntimeError with the file for any other exception."""
         paths = sorted((self.folder / _ERRORS).glob("*.json"))
         if not paths:
             return
@@ -167,11 +162,7 @@ class RunTasks(PipelineStep):
         self.attempt_dir = attempt_dir
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Run the tasks of a rank one after another, and note each.
-
-        Raises:
-            Exception: a task raised it; the attempt's folder keeps it for the driver.
-        """
+        """Run the tasks of a rank one after another, and note each; an exception is also written for the driver."""
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         attempt = Attempt(self.attempt_dir)
         done = attempt.done_by(rank)

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from data_prep.executors import Task
@@ -26,11 +25,7 @@ class Jobs(Protocol):
     """The jobs of an attempt."""
 
     def ended(self) -> bool:
-        """Return whether no job runs or waits.
-
-        Raises:
-            OSError: a job can never start.
-        """
+        """Return whether no job runs or waits; raise OSError if a job can never start."""
 
     def state(self) -> str:
         """Describe the jobs that failed, for an error message."""
@@ -47,26 +42,13 @@ class ClusterExecutor(ABC):
 
     @abstractmethod
     def launch(self, step: RunTasks, ranks: int, attempt: Attempt) -> Jobs:
-        """Start the jobs of an attempt.
-
-        Raises:
-            OSError: the cluster has refused the jobs.
-        """
+        """Start the jobs of an attempt; raise OSError if the cluster refuses them."""
 
     def run(self, function: Task, build_dir: Path, tasks: Sequence[int], finished: Callable[[int], None]) -> None:
-        """Run `function(build_dir, task)` for every task, and call `finished(task)` once after each.
+        """Run the tasks; see `Executor.run`. The other machines must be able to import the module of `function`.
 
         A task whose job is lost (killed, cancelled, timed out, node failure) runs again, until it has been lost
         `MOST_LOSSES` times. An error or an interrupt cancels all jobs before it is raised.
-
-        Args:
-            function: a function of a module that the other machines can import.
-            build_dir: the build folder, on a file system that the machines share.
-            tasks: task numbers.
-            finished: called with each task that is done.
-
-        Raises:
-            ValueError, OSError: a task raised it, or jobs were refused or lost too often.
         """
         done: set[int] = set()
         losses: Counter[int] = Counter()
@@ -99,9 +81,7 @@ class ClusterExecutor(ABC):
     def __enter__(self) -> ClusterExecutor:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         return None
 
 

@@ -25,11 +25,7 @@ class LocalExecutor:
         )
 
     def run(self, function: Task, build_dir: Path, tasks: Sequence[int], finished: Callable[[int], None]) -> None:
-        """Run `function(build_dir, task)` for every task, and call `finished(task)` once after each.
-
-        Raises:
-            ValueError, OSError: a task raised it, or a worker was killed.
-        """
+        """Run the tasks; see `Executor.run`."""
         waiting = iter(tasks)
         running: dict[Future[None], int] = {}
         try:

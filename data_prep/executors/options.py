@@ -65,11 +65,7 @@ class ExecutorOptions:
 
     @classmethod
     def from_flags(cls, arguments: argparse.Namespace) -> ExecutorOptions:
-        """Take the options from parsed flags.
-
-        Raises:
-            ValueError: a value is not allowed, or a flag belongs to another executor.
-        """
+        """Take the options from parsed flags; raise ValueError for a wrong value or a flag of another executor."""
         values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)}
         return cls(**{**values, "slurm_args": tuple(values["slurm_args"])})
 
@@ -99,26 +95,16 @@ def add_executor_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slurm_time", metavar="12:00:00", help="time limit of one job (default: the site's)")
     parser.add_argument("--slurm_memory_gb", type=float, metavar="GB", help="memory of one job (default: the site's)")
     parser.add_argument(
-        "--slurm_args",
-        nargs="+",
-        default=(),
-        metavar="KEY=VALUE",
-        help="additional options of sbatch: account=a qos=long",
+        "--slurm_args", nargs="+", default=(), metavar="KEY=VALUE", help="more options of sbatch: account=a qos=long"
     )
     parser.add_argument(
-        "--ray_address",
-        metavar="auto|local|HOST:PORT",
-        help="Ray cluster (default: local, a Ray started on this machine)",
+        "--ray_address", metavar="auto|local|HOST:PORT", help="Ray cluster (default: local, a Ray on this machine)"
     )
 
 
 @contextmanager
 def make_executor(options: ExecutorOptions) -> Iterator[LocalExecutor | ClusterExecutor]:
-    """Open the executor. One with jobs on other machines cancels them on SIGTERM as well as on SIGINT.
-
-    Raises:
-        ValueError: Slurm or Ray is not installed.
-    """
+    """Open the executor. One with jobs on other machines cancels them on SIGTERM as well as on SIGINT."""
     if options.executor == "local":
         with LocalExecutor(options.workers) as local:
             yield local
@@ -137,8 +123,7 @@ def _cluster_executor(options: ExecutorOptions) -> ClusterExecutor:
 
     arguments = tuple(f"--{argument}" for argument in options.slurm_args)
     return SlurmExecutor(
-        options.workers,
-        SlurmOptions(options.slurm_partition, options.slurm_time, options.slurm_memory_gb, arguments),
+        options.workers, SlurmOptions(options.slurm_partition, options.slurm_time, options.slurm_memory_gb, arguments)
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from types import TracebackType
 from typing import Any
 
 from datatrove.executor.base import PipelineExecutor
@@ -40,7 +39,7 @@ class RayExecutor(ClusterExecutor):
         import ray
 
         logger.disable("datatrove")
-        python_path = os.pathsep.join([str(SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        python_path = os.pathsep.join(filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH")]))
         options: dict[str, Any] = {"address": self.address}
         if self.address == "local":
             options |= {"num_cpus": self.workers, "include_dashboard": False}
@@ -59,9 +58,7 @@ class RayExecutor(ClusterExecutor):
         """Start the ranks of an attempt."""
         return _RayTasks(_Executor(step, ranks, attempt), ranks, self.workers)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         import ray
 
         ray.shutdown()
@@ -101,11 +98,7 @@ class _RayTasks:
         return f"Ray: {', '.join(sorted(set(self._errors))) or 'ended without an error'}"
 
     def cancel(self) -> None:
-        """Kill the running ranks.
-
-        Raises:
-            OSError: a rank still runs after a minute.
-        """
+        """Kill the running ranks; raise OSError if one still runs after a minute."""
         import ray
 
         self._waiting.clear()

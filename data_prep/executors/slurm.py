@@ -44,11 +44,7 @@ class SlurmExecutor(ClusterExecutor):
         self.options = options
 
     def launch(self, step: RunTasks, ranks: int, attempt: Attempt) -> _ArrayOfRanks:
-        """Submit a job array with one job for each rank.
-
-        Raises:
-            OSError: Slurm has refused the array.
-        """
+        """Submit a job array with one job for each rank."""
         name = slurm_queue.job_name(step.build_dir)
         executor = _Executor(step, ranks, self.workers, attempt, name, self.options)
         try:
@@ -78,26 +74,14 @@ class _Executor(SlurmPipelineExecutor):
         self, step: RunTasks, ranks: int, workers: int, attempt: Attempt, name: str, options: SlurmOptions
     ) -> None:
         super().__init__(
-            [step],
-            tasks=ranks,
-            workers=workers,
-            time=options.time,
-            partition=options.partition,
-            job_name=name,
-            qos=None,
-            max_array_size=ranks,
-            logging_dir=str(attempt.folder),
-            slurm_logs_folder=str(attempt.folder / "slurm"),
-            with_srun=False,
-        )
+            [step], tasks=ranks, workers=workers, time=options.time, partition=options.partition, job_name=name,
+            qos=None, max_array_size=ranks, logging_dir=str(attempt.folder),
+            slurm_logs_folder=str(attempt.folder / "slurm"), with_srun=False,
+        )  # fmt: skip
         self.folder, self.options = attempt.folder, options
 
     def launch_job(self) -> None:
-        """Submit the array and set `job_id` to its number.
-
-        Raises:
-            OSError: Slurm has refused the array.
-        """
+        """Submit the array and set `job_id` to its number."""
         pickled, script = self.folder / "executor.pik", self.folder / slurm_queue.SCRIPT_NAME
         pickled.write_bytes(dill.dumps(self, fmode=dill.CONTENTS_FMODE))
         (self.folder / "ranks_to_run.json").write_text(json.dumps(list(range(self.tasks))), encoding="utf-8")

@@ -33,11 +33,7 @@ _NEVER_STARTS = {
 
 
 def require_commands() -> None:
-    """Check that this machine can submit jobs.
-
-    Raises:
-        ValueError: a command of Slurm is missing.
-    """
+    """Raise ValueError if a command of Slurm is missing on this machine."""
     if missing := missing_command():
         raise ValueError(f"--executor slurm: {missing} is not on the PATH; start the build where jobs can be submitted")
 
@@ -59,11 +55,7 @@ def largest_array() -> int:
 
 
 def submit(script: Path, arguments: list[str]) -> str:
-    """Submit a script and return the number of the job.
-
-    Args:
-        script: an executable text file.
-        arguments: arguments of sbatch, one for each list element; no shell interprets them.
+    """Submit a script and return the number of the job; no shell interprets the arguments of sbatch.
 
     Raises:
         OSError: Slurm has refused the job; the message is Slurm's.
@@ -72,11 +64,7 @@ def submit(script: Path, arguments: list[str]) -> str:
 
 
 def cancel_named(name: str) -> None:
-    """Cancel all jobs with a name and wait until they have ended.
-
-    Raises:
-        OSError: jobs still run after a minute and a half, or Slurm does not answer.
-    """
+    """Cancel all jobs with a name and wait for their end; raise OSError if jobs still run after 90 seconds."""
     deadline = time.monotonic() + CANCEL_TIMEOUT_S
     while numbers := sorted({job for job, state, _ in _rows(name) if state not in _ENDED}):
         if time.monotonic() > deadline:
@@ -151,11 +139,7 @@ class JobArray:
         return f"Slurm job {self.number}: {', '.join(bad) or 'ended, cause unknown'}"
 
     def cancel(self) -> None:
-        """Cancel the array and wait until it has ended.
-
-        Raises:
-            OSError: see `cancel_named`.
-        """
+        """Cancel the array and wait until it has ended."""
         cancel_named(self.name)
 
     def _report_waiting(self, rows: list[tuple[str, str]], now: float) -> None:

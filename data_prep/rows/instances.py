@@ -70,12 +70,7 @@ def pair_rows(
         ids[(column == a_stop) | (column == stop)] = special_ids["sep"]
         ids[:, 0] = special_ids["cls"]
         input_ids[block] = ids
-    return {
-        "input_ids": input_ids,
-        "length": length,
-        "segment_b_start": a_length + 2,
-        "next_sentence_label": label,
-    }
+    return {"input_ids": input_ids, "length": length, "segment_b_start": a_length + 2, "next_sentence_label": label}
 
 
 def packed_rows(documents: TokenizedDocuments, seq_length: int, special_ids: dict[str, int]) -> Rows:
@@ -149,10 +144,7 @@ def _pairs(
                 wanted = starts[chosen] + target - (starts[middle] - starts[begin])
                 b_first, value = chosen, RANDOM_NEXT
                 b_last = min(bisect_left(starts, wanted, chosen + 1, stop), stop)
-            yield (
-                *_trim(starts[begin], starts[middle], starts[b_first], starts[b_last], room, trim_a, trim_b),
-                value,
-            )
+            yield (*_trim(starts[begin], starts[middle], starts[b_first], starts[b_last], room, trim_a, trim_b), value)
             here = following
 
 

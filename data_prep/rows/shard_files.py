@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from bert_pld.data.masking import MaskingVocabulary, mask_tokens
 from bert_pld.data.nvidia_format import encode, shard_name, write_nvidia_shard
-from bert_pld.data.shards import Rows, Shard, ShardAttributes, ShardRecord, write_shard
+from bert_pld.data.shards import SPLITS, Rows, Shard, ShardAttributes, ShardRecord, write_shard
 from bert_pld.data.shards import shard_name as native_shard_name
 from bert_pld.files import write_atomically
 from data_prep.rows.splitting import Group
@@ -31,17 +32,9 @@ _BLOCK_ROWS = 1 << 12
 def write_group(
     folder: Path, group: Group, rows: Rows, attributes: ShardAttributes, shard_rows: int
 ) -> list[dict[str, Any]]:
-    """Write the rows of a group as native shards of at most `shard_rows` rows.
-
-    Returns:
-        The records of the shards, in order, as dictionaries.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written.
-    """
-    count = len(rows["length"])
+    """Write the rows of a group as native shards of at most `shard_rows` rows, and return their records in order."""
     records = []
-    for part, first in enumerate(range(0, count, shard_rows)):
+    for part, first in enumerate(range(0, len(rows["length"]), shard_rows)):
         path = folder / f"{group.split}_{group.number:05d}_{part:03d}.hdf5"
         piece = {name: column[first : first + shard_rows] for name, column in rows.items()}
         records.append(dataclasses.asdict(write_shard(path, piece, attributes)))
@@ -51,20 +44,34 @@ def write_group(
 def place_shards(
     folder: Path, output_dir: Path, records_of_groups: list[tuple[Group, list[dict[str, Any]]]]
 ) -> dict[str, list[ShardRecord]]:
-    """Move all native shards to their final names; shards that were moved before an interruption are skipped.
+    """Move all native shards to their final names, and return the records of each split."""
+    shards = ((group.split, record) for group, records in records_of_groups for record in records)
+    return _place(folder, output_dir, shards, native_shard_name)
 
-    Returns:
-        The records of each split, with the final names.
-    """
-    splits: dict[str, list[ShardRecord]] = {}
-    for group, records in records_of_groups:
-        placed = splits.setdefault(group.split, [])
-        for content in records:
-            record = ShardRecord(**content)
-            name = native_shard_name(group.split, len(placed))
-            if (folder / record.file).is_file():
-                os.replace(folder / record.file, output_dir / name)
-            placed.append(dataclasses.replace(record, file=name))
+
+def place_nvidia_shards(
+    folder: Path, output_dir: Path, records_of_parts: list[tuple[MaskingPart, list[dict[str, Any]]]]
+) -> dict[str, list[ShardRecord]]:
+    """Move all shards in NVIDIA's format to their final names, duplicate by duplicate; return the records."""
+    shards = (
+        (part.split, records[duplicate])
+        for duplicate in range(max(len(records) for _, records in records_of_parts))
+        for part, records in records_of_parts
+        if duplicate < len(records)
+    )
+    return _place(folder, output_dir, shards, shard_name)
+
+
+def _place(
+    folder: Path, output_dir: Path, shards: Iterable[tuple[str, dict[str, Any]]], name_of: Callable[[str, int], str]
+) -> dict[str, list[ShardRecord]]:
+    """Rename the shards in order; those that were moved before an interruption are skipped."""
+    splits: dict[str, list[ShardRecord]] = {split: [] for split in SPLITS}
+    for split, content in shards:
+        record, name = ShardRecord(**content), name_of(split, len(splits[split]))
+        if (folder / record.file).is_file():
+            os.replace(folder / record.file, output_dir / name)
+        splits[split].append(dataclasses.replace(record, file=name))
     return splits
 
 
@@ -85,7 +92,7 @@ class MaskingPart:
 
 def masking_parts(seq_length: int, records_of_groups: list[tuple[Group, list[dict[str, Any]]]]) -> list[MaskingPart]:
     """Return the tasks for the native shards of a sequence length, given the groups and the records of their shards."""
-    parts, rows_before = [], {"train": 0, "validation": 0}
+    parts, rows_before = [], dict.fromkeys(SPLITS, 0)
     for group, records in records_of_groups:
         for record in records:
             first = rows_before[group.split]
@@ -108,21 +115,13 @@ def read_parts(build_dir: Path) -> list[MaskingPart]:
 def write_nvidia_shards(
     folder: Path, part: MaskingPart, dupe_factor: int, vocabulary: MaskingVocabulary, seed: int
 ) -> list[dict[str, Any]]:
-    """Mask a native shard, and write one shard in NVIDIA's format beside it for each duplicate.
-
-    Args:
-        folder: the folder of the native shard.
-        part: the shard and its place in its split.
-        dupe_factor: sets of masks for each training row.
-        vocabulary: the vocabulary of the build.
-        seed: seed of the masks, in [0, 2^32).
+    """Mask a native shard of `folder`, and write one shard in NVIDIA's format beside it for each duplicate.
 
     Returns:
         The records of the shards, in the order of the duplicates, as dictionaries.
 
     Raises:
         ValueError: a row has more masks than the format can store.
-        OSError: the disk is full or the folder cannot be written.
     """
     shard = Shard(folder / part.file)
     records = []
@@ -132,38 +131,11 @@ def write_nvidia_shards(
             rows = {
                 name: column[first : first + _BLOCK_ROWS].astype(np.int64) for name, column in shard.columns.items()
             }
-            count = len(rows["length"])
-            masked = mask_tokens(
-                rows["input_ids"],
-                rows["length"],
-                np.arange(part.first_row + first, part.first_row + first + count),
-                np.full(count, duplicate),
-                vocabulary=vocabulary,
-                seed=seed,
-            )
+            indices = part.first_row + first + np.arange(len(rows["length"]))
+            epochs = np.full(len(indices), duplicate)
+            masked = mask_tokens(rows["input_ids"], rows["length"], indices, epochs, vocabulary=vocabulary, seed=seed)
             blocks.append(encode(rows, masked, has_pairs=shard.attributes.objective != "mlm"))
         columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
         path = folder / f"masked_{duplicate:03d}_{part.file}"
         records.append(dataclasses.asdict(write_nvidia_shard(path, columns)))
     return records
-
-
-def place_nvidia_shards(
-    folder: Path, output_dir: Path, records_of_parts: list[tuple[MaskingPart, list[dict[str, Any]]]]
-) -> dict[str, list[ShardRecord]]:
-    """Move all shards in NVIDIA's format to their final names; shards that were moved before are skipped.
-
-    Returns:
-        The records of each split, with the final names, duplicate by duplicate.
-    """
-    splits: dict[str, list[ShardRecord]] = {"train": [], "validation": []}
-    for duplicate in range(max(len(records) for _, records in records_of_parts)):
-        for part, records in records_of_parts:
-            if duplicate >= len(records):
-                continue
-            record, placed = ShardRecord(**records[duplicate]), splits[part.split]
-            name = shard_name(part.split, len(placed))
-            if (folder / record.file).is_file():
-                os.replace(folder / record.file, output_dir / name)
-            placed.append(dataclasses.replace(record, file=name))
-    return splits

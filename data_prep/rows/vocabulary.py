@@ -56,11 +56,9 @@ def read_vocabulary(path: Path, cased: bool) -> Vocabulary:
     """Read a `vocab.txt`, one entry per line in id order.
 
     Raises:
-        ValueError: the file is missing or not UTF-8, an entry is repeated or empty, a special token is missing, or the
-            casing does not match.
+        ValueError: the file is not UTF-8, an entry is repeated or empty, a special token is missing, or the casing
+            does not match.
     """
-    if not path.is_file():
-        raise ValueError(f"--vocab {path}: no such file; required is a vocab.txt with one entry per line")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -105,13 +103,9 @@ def train_vocabulary(texts: Callable[[], Iterable[list[str]]], size: int, cased:
     tokenizer.pre_tokenizer = BertPreTokenizer()
     head = [*SPECIAL_TOKENS.values(), *_alphabet(texts(), tokenizer, min(LARGEST_ALPHABET, size // 8))]
     trainer = WordPieceTrainer(
-        vocab_size=size,
-        min_frequency=2,
-        show_progress=False,
-        special_tokens=head,
-        limit_alphabet=0,
+        vocab_size=size, min_frequency=2, show_progress=False, special_tokens=head, limit_alphabet=0,
         continuing_subword_prefix=CONTINUATION,
-    )
+    )  # fmt: skip
     tokenizer.train_from_iterator(texts(), trainer)
     entries = [entry for entry, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
     if len(entries) != size:
