@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
-from runs import VOCABULARY, free_port, run_ranks
+from runs import VOCABULARY, clean_environment, free_port, run_forked
 
 SETTINGS = ["--epochs", "3", "--batch_size", "16", "--max_seq_length", "32", "--learning_rates", "3e-3"]
 
@@ -22,8 +23,12 @@ def finetune_command(glue_dir, model, output_dir, *arguments, ranks=1):
 
 
 def finetune(glue_dir, model, output_dir, *arguments, ranks=1, expect=0):
-    """Fine-tune in ranks forked off the server of `forked_runs` and check the exit code."""
-    done = run_ranks(finetune_command(glue_dir, model, output_dir, *arguments, ranks=ranks), ranks)
+    """Fine-tune and check the exit code; a single rank starts from the server of `forked_runs`."""
+    command = finetune_command(glue_dir, model, output_dir, *arguments, ranks=ranks)
+    if ranks == 1:
+        done = run_forked(command)
+    else:
+        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == expect, done.stderr[-3000:]
     return done
 

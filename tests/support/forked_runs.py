@@ -50,16 +50,9 @@ class ForkedRuns:
         print(json.dumps(request), file=self._server.stdin, flush=True)
         return int(self._server.stdout.readline())
 
-    def start(self, program: list[str], stdout: Path, stderr: Path, **variables: str) -> int:
-        """Start a command and return its process id.
-
-        Args:
-            program: module and arguments.
-            stdout: file to which its output is appended; `stderr` likewise.
-            variables: additional environment variables, such as the rank.
-        """
-        streams = {"stdout": str(stdout), "stderr": str(stderr)}
-        pid = self._ask(start=program, variables=variables, cwd=os.getcwd(), **streams)
+    def start(self, program: list[str], stdout: Path, stderr: Path) -> int:
+        """Start a command, given as module and arguments; append its output to two files; return its process id."""
+        pid = self._ask(start=program, stdout=str(stdout), stderr=str(stderr), cwd=os.getcwd())
         self._running.add(pid)
         return pid
 
@@ -100,7 +93,6 @@ def serve() -> None:
                 for number, stream in ((1, "stdout"), (2, "stderr")):
                     os.dup2(os.open(request[stream], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
                 os.chdir(request["cwd"])
-                os.environ.update(request["variables"])
                 run_as_rank(command.main, command.build_parser(), arguments)
         os.write(answers, f"{answer}\n".encode())
 

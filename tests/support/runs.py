@@ -142,24 +142,22 @@ def pretrain_command(config: Path, data_dir: Path, output_dir: Path, *arguments:
 
 
 def program_of(command: list[str]) -> list[str]:
-    """Return module and arguments of a command of this project, with or without a launcher."""
-    return command[next(index for index, word in enumerate(command) if word.startswith("bert_pld.")) :]
+    """Return module and arguments of a command of one rank, `python -m MODULE …`."""
+    return command[2:]
 
 
 def run_pretrain(
-    config: dict[str, Any],
-    data_dir: Path,
-    output_dir: Path,
-    *arguments: str,
-    ranks: int = 1,
-    launcher: bool = False,
-    expect: int | None = 0,
+    config: dict[str, Any], data_dir: Path, output_dir: Path, *arguments: str, ranks: int = 1, expect: int | None = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Pretrain in separate processes and check the exit code; see `run_ranks`."""
+    """Pretrain in separate processes and check the exit code; a single rank starts from the server of `forked_runs`."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     path = output_dir.parent / f"{output_dir.name}.json"
     path.write_text(json.dumps(config))
-    done = run_ranks(pretrain_command(path, data_dir, output_dir, *arguments, ranks=ranks), ranks, launcher)
+    command = pretrain_command(path, data_dir, output_dir, *arguments, ranks=ranks)
+    if ranks == 1:
+        done = run_forked(command)
+    else:
+        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=300)
     if expect is not None:
         assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done
@@ -169,7 +167,7 @@ _servers: list[ForkedRuns] = []
 
 
 def forked_runs() -> ForkedRuns:
-    """Return the server of this process's ranks; it is restarted if a test has changed the environment."""
+    """Return the server of single ranks of this process; it is restarted if a test has changed the environment."""
     environment = clean_environment()
     if _servers and _servers[0].environment != environment:
         _servers.pop().__exit__()
@@ -178,25 +176,12 @@ def forked_runs() -> ForkedRuns:
     return _servers[0]
 
 
-def run_ranks(command: list[str], ranks: int, launcher: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run a command and capture its output: with the `deepspeed` launcher, or as ranks forked off the server.
-
-    A fork saves the imports of each rank and the launcher, and gets the variables that the launcher would set. The exit
-    code is that of the first rank that failed.
-    """
-    if launcher:
-        return subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=300)
+def run_forked(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command of one rank, forked off the server; like `subprocess.run` with captured output."""
     runs = forked_runs()
-    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
-    variables = {**variables, "LOCAL_SIZE": str(ranks)} if ranks > 1 else {}
     with tempfile.TemporaryDirectory() as folder:
         streams = Path(folder) / "stdout", Path(folder) / "stderr"
-        pids = []
-        for rank in range(ranks):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-            pids.append(runs.start(program_of(command), *streams, **variables, **own))
-        codes = [runs.wait(pid) for pid in pids]
-        code = next((code for code in codes if code), 0)
+        code = runs.wait(runs.start(program_of(command), *streams))
         return subprocess.CompletedProcess(command, code, *(stream.read_text() for stream in streams))
 
 

@@ -64,6 +64,7 @@ def test_killed_run_resumes_bitwise(corpus, uninterrupted, tmp_path):
     assert series(run_dir) == uninterrupted
 
 
+@pytest.mark.launcher
 def test_two_ranks_resume_bitwise_from_an_earlier_checkpoint(corpus, tmp_path):
     changes = {"zero_optimization": {"stage": 3}, "progressive_layer_drop": {"granularity": "sample"}}
     run_dir = tmp_path / "run"
@@ -75,6 +76,7 @@ def test_two_ranks_resume_bitwise_from_an_earlier_checkpoint(corpus, tmp_path):
     assert series(run_dir) == whole
 
 
+@pytest.mark.launcher
 def test_number_of_ranks_and_zero_stage_can_change_when_a_run_is_resumed(corpus, tmp_path):
     """2 ranks with ZeRO 1, then 1 with ZeRO 3, then 2 with ZeRO 2, compared with one rank at stage 0."""
     off = config(model={"hidden_dropout": 0.0, "attention_dropout": 0.0})

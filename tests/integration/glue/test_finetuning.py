@@ -160,6 +160,7 @@ def test_comparison_with_trainer_refuses_several_gpus(monkeypatch):
         script.refuse_several_gpus(allowed)
 
 
+@pytest.mark.launcher
 def test_two_ranks_have_the_losses_and_scores_of_one_rank(finished, glue_dir, checkpoint, tmp_path):
     finetune(glue_dir, checkpoint, tmp_path / "out", "--seeds", "1", ranks=2)
     one, two = result_of(finished[0]), result_of(tmp_path / "out")

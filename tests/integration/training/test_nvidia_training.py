@@ -77,6 +77,7 @@ def test_static_and_dynamic_masks_train_on_the_same_rows_with_different_losses(w
     assert static["loss"] != dynamic["loss"]
 
 
+@pytest.mark.launcher
 def test_two_ranks_with_uneven_shards_train_into_the_second_epoch(nvidia, tmp_path):
     run_pretrain(config("static", max_steps=14, eval_interval=0), nvidia, tmp_path / "run", ranks=2)
     assert read_metrics(tmp_path / "run", "samples")[-1] == 112 > 96
