@@ -29,7 +29,7 @@ with explain_missing_package("bert_pld.compile_kernels"):
     from triton.compiler import ASTSource
 
     from bert_pld.kernels import add_norm, bias_gelu, linear_cross_entropy
-    from bert_pld.kernels.tiles import Tile, element_tile, reducing_row_tile, row_tile
+    from bert_pld.kernels.tiles import element_tile, reducing_row_tile, row_tile
 
 CAPABILITIES = (80, 90, 100)
 DTYPES = ("bf16", "fp16", "fp32")
@@ -55,8 +55,8 @@ class Variant:
 
     name: str
     kernel: Any
-    constants: dict[str, Any]
-    num_warps: int
+    arguments: dict[str, Any]
+    """The kernel's constants and `num_warps`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,26 +94,18 @@ def variants(hidden_size: int, vocabulary: int = 30528) -> Iterator[Variant]:
         "scatter norm gather": scattered,
     }
     for name, form in forms.items():
-        tile = row_tile(hidden_size)
-        constants = {**_blocks(tile, hidden_size), **form}
-        yield Variant(f"{name} forward", add_norm.add_norm_forward_kernel, constants, tile.num_warps)
-        tile = reducing_row_tile(hidden_size)
-        constants = {**_blocks(tile, hidden_size), **form, **gradients}
-        yield Variant(f"{name} backward", add_norm.add_norm_backward_kernel, constants, tile.num_warps)
-    inner = 4 * hidden_size
-    tile = element_tile(inner)
+        launch = row_tile(hidden_size).launch_arguments(hidden_size)
+        yield Variant(f"{name} forward", add_norm.add_norm_forward_kernel, {**launch, **form})
+        launch = reducing_row_tile(hidden_size).launch_arguments(hidden_size)
+        yield Variant(f"{name} backward", add_norm.add_norm_backward_kernel, {**launch, **form, **gradients})
+    launch = element_tile(4 * hidden_size).launch_arguments(4 * hidden_size)
     for name, tanh in (("gelu", False), ("gelu_tanh", True)):
-        constants = {**_blocks(tile, inner), "TANH": tanh}
-        yield Variant(f"bias {name} forward", bias_gelu.bias_gelu_forward_kernel, constants, tile.num_warps)
-        yield Variant(f"bias {name} backward", bias_gelu.bias_gelu_backward_kernel, constants, tile.num_warps)
+        yield Variant(f"bias {name} forward", bias_gelu.bias_gelu_forward_kernel, {**launch, "TANH": tanh})
+        yield Variant(f"bias {name} backward", bias_gelu.bias_gelu_backward_kernel, {**launch, "TANH": tanh})
     block, warps = linear_cross_entropy.block_and_warps(vocabulary)
+    launch = {"VOCABULARY": vocabulary, "BLOCK": block, "num_warps": warps}
     for name, gradient in (("cross entropy", False), ("cross entropy with gradient", True)):
-        constants = {"VOCABULARY": vocabulary, "WRITE_GRADIENT": gradient, "BLOCK": block}
-        yield Variant(name, linear_cross_entropy.cross_entropy_kernel, constants, warps)
-
-
-def _blocks(tile: Tile, width: int) -> dict[str, int]:
-    return {"BLOCK_ROWS": tile.rows, "BLOCK_WIDTH": tile.width, "WIDTH": width}
+        yield Variant(name, linear_cross_entropy.cross_entropy_kernel, {**launch, "WRITE_GRADIENT": gradient})
 
 
 def compile_variant(variant: Variant, hidden_size: int, dtype: str, capability: int) -> Resources:
@@ -131,11 +123,11 @@ def compile_variant(variant: Variant, hidden_size: int, dtype: str, capability: 
         signature[parameter.name] = _ARGUMENT_TYPES.get(parameter.name, default)
         if parameter.name.endswith("_ptr"):
             attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(variant.kernel, signature, variant.constants, attributes)
+    constants = dict(variant.arguments)
+    num_warps = constants.pop("num_warps")
+    source = ASTSource(variant.kernel, signature, constants, attributes)
     try:
-        compiled = triton.compile(
-            source, target=GPUTarget("cuda", capability, 32), options={"num_warps": variant.num_warps}
-        )
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
     except Exception as error:
         raise RuntimeError(f"{variant.name}, H = {hidden_size}, {dtype}, sm_{capability}: {error}") from error
     output = _assemble(compiled.asm["ptx"], capability)
@@ -148,7 +140,7 @@ def compile_variant(variant: Variant, hidden_size: int, dtype: str, capability: 
         spill_store_bytes=_number(r"(\d+) bytes spill stores", output),
         spill_load_bytes=_number(r"(\d+) bytes spill loads", output),
         shared_bytes=compiled.metadata.shared,
-        num_warps=variant.num_warps,
+        num_warps=num_warps,
         instructions=_count_instructions(compiled.asm["cubin"]),
     )
 

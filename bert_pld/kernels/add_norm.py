@@ -228,7 +228,7 @@ def add_norm_forward(
             eps=eps,
             HAS_NORM_ROWS=rows is not None,
             **_join_arguments(join),
-            **_tile_arguments(tile, width),
+            **tile.launch_arguments(width),
         )
     return normed, new_stream, mean, rstd
 
@@ -280,7 +280,7 @@ def add_norm_backward(
         HAS_GRAD_NORMED=grad_normed is not None,
         HAS_GRAD_NEW_STREAM=grad_new_stream is not None,
         **_join_arguments(join),
-        **_tile_arguments(tile, width),
+        **tile.launch_arguments(width),
     )
     return grad_stream, grad_values, partial.sum(0)
 
@@ -303,10 +303,6 @@ def _join_arguments(join: Join | None) -> dict[str, Any]:
         "HAS_BRANCH_ROWS": join is not None and join.rows is not None,
         "HAS_DROPOUT": dropped > 0,
     }
-
-
-def _tile_arguments(tile: Tile, width: int) -> dict[str, Any]:
-    return {"WIDTH": width, "BLOCK_ROWS": tile.rows, "BLOCK_WIDTH": tile.width, "num_warps": tile.num_warps}
 
 
 class _AddNorm(torch.autograd.Function):

@@ -10,7 +10,7 @@ The specification is `bert_pld.kernels.reference.bias_gelu`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import triton
@@ -108,7 +108,8 @@ def bias_gelu_forward(values: Tensor, bias: Tensor, activation: str, tile: Tile 
     out = torch.empty_like(values)
     if num_rows:
         grid = (ceil_div(num_rows, tile.rows), ceil_div(width, tile.width))
-        bias_gelu_forward_kernel[grid](values, bias, out, num_rows, **_arguments(tile, width, activation))
+        tanh = activation == "gelu_tanh"
+        bias_gelu_forward_kernel[grid](values, bias, out, num_rows, TANH=tanh, **tile.launch_arguments(width))
     return out
 
 
@@ -125,19 +126,16 @@ def bias_gelu_backward(
         return grad_values, torch.zeros(width, dtype=torch.float32, device=values.device)
     partial = torch.empty(programs, width, dtype=torch.float32, device=values.device)
     bias_gelu_backward_kernel[(programs, across)](
-        grad_out.contiguous(), values, bias, grad_values, partial, num_rows, **_arguments(tile, width, activation)
+        grad_out.contiguous(),
+        values,
+        bias,
+        grad_values,
+        partial,
+        num_rows,
+        TANH=activation == "gelu_tanh",
+        **tile.launch_arguments(width),
     )
     return grad_values, partial.sum(0)
-
-
-def _arguments(tile: Tile, width: int, activation: str) -> dict[str, Any]:
-    return {
-        "WIDTH": width,
-        "TANH": activation == "gelu_tanh",
-        "BLOCK_ROWS": tile.rows,
-        "BLOCK_WIDTH": tile.width,
-        "num_warps": tile.num_warps,
-    }
 
 
 class _BiasGelu(torch.autograd.Function):

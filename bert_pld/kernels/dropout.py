@@ -19,7 +19,6 @@ from torch import Tensor
 from bert_pld.rng import philox_4x32
 
 _LEVELS = 2**16
-_DECISIONS_PER_INTEGER = 4
 DECISIONS_PER_COUNTER = 8
 """Keep decisions of 16 bits in the four 32-bit words that Philox returns for one counter."""
 
@@ -31,20 +30,16 @@ def dropout(values: Tensor, probability: float) -> Tensor:
     if not draws_integers(values):
         return F.dropout(values, probability)
     dropped = dropped_levels(probability)
-    keep = _random_levels(values.shape) >= dropped - _LEVELS // 2
+    # int16 values, uniform over the whole range of the type; an int64 holds four of them.
+    count = values.numel()
+    integers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    keep = integers.view(torch.int16)[:count].view(values.shape) >= dropped - _LEVELS // 2
     return values * keep.to(values.dtype).mul_(kept_scale(dropped))
 
 
 def draws_integers(values: Tensor) -> bool:
     """Whether `dropout` draws its own bits: on a CPU in eager mode; a compiler fuses torch's dropout instead."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _random_levels(shape: torch.Size) -> Tensor:
-    """Return int16 values, uniform over the whole range of the type."""
-    count = shape.numel()
-    integers = torch.empty(-(-count // _DECISIONS_PER_INTEGER), dtype=torch.int64).random_(-(2**63), None)
-    return integers.view(torch.int16)[:count].view(shape)
 
 
 @dataclasses.dataclass(frozen=True)

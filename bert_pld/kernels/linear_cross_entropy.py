@@ -149,14 +149,7 @@ def linear_cross_entropy_sum(
 ) -> tuple[Tensor, Tensor]:
     """Run `bert_pld.kernels.reference.linear_cross_entropy_sum` in chunks; differentiable once.
 
-    Args:
-        hidden_states: [M, H].
-        weight: [V, H].
-        bias: [V].
-        labels: int64 [M] in [0, V).
-
-    Returns:
-        The summed loss in nats (fp32) and the number of labels that have the highest logit (int64).
+    Arguments and result are those of the reference; labels must be in [0, V).
     """
     want_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in (hidden_states, weight, bias))
     return _LinearCrossEntropy.apply(hidden_states, weight, bias, labels, want_gradients)

@@ -30,12 +30,9 @@ def layer_norm(hidden_states: Tensor, weight: Tensor, bias: Tensor, eps: float) 
     return F.layer_norm(hidden_states, weight.shape, weight, bias, eps)
 
 
-def linear_gelu(
-    hidden_states: Tensor, weight: Tensor, bias: Tensor, activation: Literal["gelu", "gelu_tanh"]
-) -> Tensor:
-    """Return gelu(x · Wᵀ + b), with the error function or its tanh approximation: [..., H] → [..., I]."""
-    approximate = "tanh" if activation == "gelu_tanh" else "none"
-    return F.gelu(linear(hidden_states, weight, bias), approximate=approximate)
+def gelu(values: Tensor, activation: Literal["gelu", "gelu_tanh"]) -> Tensor:
+    """Apply GELU, with the error function or its tanh approximation."""
+    return F.gelu(values, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def linear_dropout_scale_residual(
@@ -78,11 +75,6 @@ def self_attention(qkv: Tensor, num_heads: int, attention_mask: Tensor | None, d
     else:
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     return context.transpose(1, 2).reshape(batch, seq, width // 3)
-
-
-def masked_lm_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the summed cross-entropy in fp32 of [M, V] logits against [M] labels, in nats; 0 for M = 0."""
-    return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +144,8 @@ def _stream_rows(rows: RowMap) -> Tensor:
 
 
 def bias_gelu(values: Tensor, bias: Tensor, activation: Literal["gelu", "gelu_tanh"]) -> Tensor:
-    """Return gelu(x + b), with the error function or its tanh approximation: [T, I] and [I] → [T, I]."""
-    return F.gelu(values + bias, approximate="tanh" if activation == "gelu_tanh" else "none")
+    """Return gelu(x + b): [T, I] and [I] → [T, I]."""
+    return gelu(values + bias, activation)
 
 
 def linear_cross_entropy_sum(
@@ -171,4 +163,5 @@ def linear_cross_entropy_sum(
         The sum (fp32; 0 for M = 0) and the number of labels that have the highest logit (int64, no gradient).
     """
     logits = linear(hidden_states, weight, bias)
-    return masked_lm_loss_sum(logits, labels), (logits.detach().argmax(-1) == labels).sum()
+    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+    return loss, (logits.detach().argmax(-1) == labels).sum()

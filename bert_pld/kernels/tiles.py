@@ -41,6 +41,10 @@ class Tile:
             return self
         return dataclasses.replace(self, rows=power_of_two_from(ceil_div(num_rows, INTERPRETED_TILES)))
 
+    def launch_arguments(self, width: int) -> dict[str, int]:
+        """Return the arguments of a launch that depend on the tile and on the matrix's width."""
+        return {"WIDTH": width, "BLOCK_ROWS": self.rows, "BLOCK_WIDTH": self.width, "num_warps": self.num_warps}
+
     def programs(self, num_rows: int, device: torch.device) -> int:
         """Return the number of programs of a reducing kernel: enough to fill the device, at most one per tile."""
         filling = self.programs_per_multiprocessor * multiprocessors(device)

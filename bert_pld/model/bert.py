@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,16 +87,9 @@ class Encoder(nn.Module):
         """Whether the blocks run on tokens only, without the padding."""
         return self.run is not encode_eager
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        gates: Sequence[BlockGate] | None = None,
-        sequence_lengths: NDArray[np.int64] | None = None,
-    ) -> Tensor:
+    def forward(self, *inputs: Any, **keywords: Any) -> Tensor:
         """Encode [B, S] → [B, S, H], zeros at padding if the backend leaves it out. Arguments: see `encode`."""
-        hidden_states, layout = self.encode(input_ids, token_type_ids, attention_mask, gates, sequence_lengths)
+        hidden_states, layout = self.encode(*inputs, **keywords)
         return layout.pad(hidden_states)
 
     def encode(
@@ -125,11 +119,7 @@ class Encoder(nn.Module):
         """Return the block, or with activation checkpointing a function that recomputes it in backward."""
         if not (self.config.activation_checkpointing and self.training and torch.is_grad_enabled()):
             return block
-
-        def run(*inputs: object, **keywords: object) -> Tensor:
-            return checkpoint(block, *inputs, use_reentrant=False, **keywords)
-
-        return run
+        return functools.partial(checkpoint, block, use_reentrant=False)
 
 
 def encode_eager(

@@ -84,7 +84,7 @@ def _attend(
 
 
 def _feed_forward(block: SwitchableBlock, normed: Tensor, residual: Tensor, scale: float | Tensor) -> Tensor:
-    inner = ops.linear_gelu(normed, block.ffn_up_weight, block.ffn_up_bias, block.config.hidden_act)
+    inner = ops.gelu(linear(normed, block.ffn_up_weight, block.ffn_up_bias), block.config.hidden_act)
     return ops.linear_dropout_scale_residual(
         inner, block.ffn_down_weight, block.ffn_down_bias, residual, block.hidden_dropout, scale
     )

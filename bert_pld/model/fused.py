@@ -10,15 +10,13 @@ the block that ran and gathers those of the block that runs next.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bert_pld.config import ModelConfig
 from bert_pld.kernels.add_norm import add_norm
 from bert_pld.kernels.attention import self_attention
 from bert_pld.kernels.bias_gelu import bias_gelu
@@ -26,6 +24,7 @@ from bert_pld.kernels.dropout import CounterDropout
 from bert_pld.kernels.layout import TokenLayout, kept_layouts, packed_layout, padded_layout
 from bert_pld.kernels.linear import linear
 from bert_pld.kernels.reference import Join, RowMap
+from bert_pld.model.bert import Encoder
 from bert_pld.model.block import SwitchableBlock
 from bert_pld.pld.gates import BlockGate
 
@@ -152,23 +151,8 @@ def normalize_fused(
     return add_norm(stream, norm.weight, norm.bias, norm.eps, values, bias, join)[0]
 
 
-class FusedEncoder(Protocol):
-    """The parts of `bert_pld.model.bert.Encoder` that `encode_fused` uses."""
-
-    config: ModelConfig
-    training: bool
-    embeddings: Any
-    blocks: Any
-    """Its `SwitchableBlock`s, which run `run_fused_pre_norm` or `run_fused_post_norm`."""
-    final_norm: Any
-    """In a pre-norm model a LayerNorm that runs `normalize_fused`; otherwise None."""
-
-    def recomputed(self, block: nn.Module) -> Callable[..., Any]:
-        """The block, recomputed in backward where the configuration asks for it."""
-
-
 def encode_fused(
-    encoder: FusedEncoder,
+    encoder: Encoder,
     input_ids: Tensor,
     token_type_ids: Tensor,
     attention_mask: Tensor | None,
@@ -211,7 +195,7 @@ def encode_fused(
 
 
 def _run_post_norm_blocks(
-    encoder: FusedEncoder, hidden_states: Tensor, layout: TokenLayout, gates: Sequence[BlockGate] | None
+    encoder: Encoder, hidden_states: Tensor, layout: TokenLayout, gates: Sequence[BlockGate] | None
 ) -> Tensor:
     for block, call, keep in _calls(encoder, layout, gates):
         if not keep:
@@ -227,7 +211,7 @@ def _run_post_norm_blocks(
 
 
 def _calls(
-    encoder: FusedEncoder, layout: TokenLayout, gates: Sequence[BlockGate] | None
+    encoder: Encoder, layout: TokenLayout, gates: Sequence[BlockGate] | None
 ) -> Iterator[tuple[SwitchableBlock, BlockCall, bool]]:
     """Yield each block to call, its arguments, and whether it is kept; a dropped one is called on no rows."""
     if gates is None:

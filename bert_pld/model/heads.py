@@ -38,8 +38,7 @@ class MaskedLanguageModelHead(nn.Module):
         Returns:
             Logits [M, V]; with labels the summed loss (fp32, nats) and the number of labels with the highest logit.
         """
-        approximate = "tanh" if self.config.hidden_act == "gelu_tanh" else "none"
-        inner = self.norm(F.gelu(self.transform(hidden_states), approximate=approximate))
+        inner = self.norm(reference.gelu(self.transform(hidden_states), self.config.hidden_act))
         if labels is None:
             return linear(inner, word_embeddings, self.bias)
         return self.cross_entropy_sum(inner, word_embeddings, self.bias, labels)

@@ -38,7 +38,6 @@ _TIED = {
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 _NOT_LEARNED = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
-_QUERY_KEY_VALUE = ("query", "key", "value")
 
 
 def to_hugging_face(
@@ -119,13 +118,11 @@ def from_hugging_face(hf_config: Any, hf_state: Mapping[str, Tensor]) -> tuple[M
         if name in hf_state and source in hf_state and not torch.equal(hf_state[name], hf_state[source]):
             raise ValueError(f"Hugging Face state dict, {name}: differs from {source}; the decoder must be tied")
     names = list(_names(config))
-    ours_of = {theirs: ours for ours, group in names for theirs in group}
     shapes = _shapes(config)
     hf_shapes = {
         theirs: (shapes[ours][0] // len(group), *shapes[ours][1:]) for ours, group in names for theirs in group
     }
     _check(untied, hf_shapes, "Hugging Face state dict")
-    assert set(ours_of) == set(untied)
     return config, {
         ours: torch.cat([untied[theirs].detach() for theirs in group]) if len(group) > 1 else untied[group[0]].detach()
         for ours, group in names
@@ -135,8 +132,8 @@ def from_hugging_face(hf_config: Any, hf_state: Mapping[str, Tensor]) -> tuple[M
 def _names(config: ModelConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield each of our names with its Hugging Face name, or with three names for a packed q, k, v parameter."""
     pre = config.normalization == "pre"
-    for ours, theirs in (("word", "word"), ("position", "position"), ("token_type", "token_type")):
-        yield f"encoder.embeddings.{ours}.weight", (f"bert.embeddings.{theirs}_embeddings.weight",)
+    for name in ("word", "position", "token_type"):
+        yield f"encoder.embeddings.{name}.weight", (f"bert.embeddings.{name}_embeddings.weight",)
     for kind in ("weight", "bias"):
         if pre:
             yield f"encoder.final_norm.{kind}", (f"bert.encoder.ln.{kind}",)
@@ -147,7 +144,7 @@ def _names(config: ModelConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
         for kind in ("weight", "bias"):
             norm = "attention.ln" if pre else "attention.output.LayerNorm"
             yield f"{ours}.attention_norm_{kind}", (f"{theirs}.{norm}.{kind}",)
-            packed = tuple(f"{theirs}.attention.self.{part}.{kind}" for part in _QUERY_KEY_VALUE)
+            packed = tuple(f"{theirs}.attention.self.{part}.{kind}" for part in ("query", "key", "value"))
             yield f"{ours}.qkv_{kind}", packed
             yield f"{ours}.attention_output_{kind}", (f"{theirs}.attention.output.dense.{kind}",)
             yield f"{ours}.ffn_norm_{kind}", (f"{theirs}.{'ln' if pre else 'output.LayerNorm'}.{kind}",)

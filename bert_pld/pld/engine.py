@@ -78,7 +78,6 @@ class LayerDropper:
 
     def _inject_gates(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Gates that the caller passes take precedence: a benchmark repeats the same gates.
-        # Gates that the caller passes take precedence: a benchmark repeats the same gates.
         if not module.training or kwargs.get("gates") is not None:
             return None
         self.last_gates = self.gates(_rows_of(args, kwargs))
@@ -137,11 +136,7 @@ def initialize(
 
 
 def _check_model(model: nn.Module | None, num_blocks: int | None) -> int:
-    """Return the number of gated blocks, after checking that the model's forward accepts gates.
-
-    Raises:
-        ValueError: there is no model, its forward accepts no gates, or the number of blocks is unknown.
-    """
+    """Return the number of gated blocks, after checking that the model's forward accepts gates."""
     if model is None:
         raise ValueError("model: missing; bert_pld.initialize requires model, as deepspeed.initialize does")
     parameters = inspect.signature(model.forward).parameters

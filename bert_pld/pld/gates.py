@@ -9,7 +9,7 @@ any set of different blocks the expectation of the product of a row's scaled gat
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -59,9 +59,6 @@ class Gates(Sequence[BlockGate]):
 
     def __len__(self) -> int:
         return len(self.blocks)
-
-    def __iter__(self) -> Iterator[BlockGate]:
-        return iter(self.blocks)
 
 
 def draw_gates(

@@ -70,8 +70,3 @@ class Schedule:
         if self.gamma == 0.0:
             raise ValueError("gamma: 0; must be > 0, because with 0 θ stays at 1")
         return math.ceil(math.log(excess / (share * self.theta_limit)) / self.gamma)
-
-
-def block_saving(schedule: Schedule, num_steps: int) -> float:
-    """Return the share of the blocks' compute that PLD saves over a run of `num_steps`: 1 − mean depth / L."""
-    return 1.0 - schedule.mean_expected_depth(num_steps) / schedule.num_blocks

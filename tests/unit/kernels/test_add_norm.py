@@ -16,6 +16,7 @@ WIDTHS = [96, 768, 1000, 1024]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAYER_NORM = ["normed", "stream", "grad stream", "grad weight", "grad norm bias"]
 ADD_NORM = [*LAYER_NORM, "grad values", "grad bias"]
+SCALED = Join(scale=1.7)
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -32,51 +33,28 @@ def some_rows(rows: int, seed: int) -> list[int]:
     return chosen.nonzero().squeeze(1).tolist()
 
 
-def norm_inputs(rows, width, dtype, device):
-    return [
-        2 * random_tensor(rows, width, seed=1, dtype=dtype, device=device) + 0.5,
-        random_tensor(width, seed=2, dtype=dtype, device=device),
-        random_tensor(width, seed=3, dtype=dtype, device=device),
-    ]
-
-
-def check_layer_norm(rows, width, dtype, device, chosen=None, stream_used=True):
-    count = rows if chosen is None else chosen.count
-    upstream = [random_tensor(count, width, seed=4, dtype=dtype, device=device)]
-    upstream.append(random_tensor(rows, width, seed=5, dtype=dtype, device=device) if stream_used else None)
-    assert_close_as_eager(
-        lambda *inputs: fused.add_norm(*inputs, EPS, rows=chosen),
-        lambda *inputs: reference.add_norm(*inputs, EPS, rows=chosen),
-        norm_inputs(rows, width, dtype, device),
-        upstream,
-        LAYER_NORM,
-    )
+def make_inputs(rows, width, dtype, device, join=None):
+    """Return stream, weight and bias of the LayerNorm, and with `join` the branch's values and bias."""
+    shapes = [(rows, width), (width,), (width,)]
+    if join is not None:
+        shapes += [(rows if join.rows is None else join.rows.count, width), (width,)]
+    inputs = [random_tensor(*shape, seed=seed, dtype=dtype, device=device) for seed, shape in enumerate(shapes)]
+    return [2 * inputs[0] + 0.5, *inputs[1:]]
 
 
 def check_add_norm(rows, width, dtype, device, join=None, chosen=None, used=(True, True)):
-    join = join or Join(scale=1.7)
-    in_branch = rows if join.rows is None else join.rows.count
-    in_norm = rows if chosen is None else chosen.count
-    inputs = [
-        *norm_inputs(rows, width, dtype, device),
-        random_tensor(in_branch, width, seed=6, dtype=dtype, device=device),
-        random_tensor(width, seed=7, dtype=dtype, device=device),
-    ]
-    shapes = [(in_norm, width), (rows, width)]
+    """Compare the kernel with its formula; without `join` it is a LayerNorm."""
+    shapes = [(rows if chosen is None else chosen.count, width), (rows, width)]
     upstream = [
         random_tensor(*shape, seed=8 + i, dtype=dtype, device=device) if used[i] else None
         for i, shape in enumerate(shapes)
     ]
     assert_close_as_eager(
-        lambda stream, weight, norm_bias, values, bias: fused.add_norm(
-            stream, weight, norm_bias, EPS, values, bias, join, chosen
-        ),
-        lambda stream, weight, norm_bias, values, bias: reference.add_norm(
-            stream, weight, norm_bias, EPS, values, bias, join, chosen
-        ),
-        inputs,
+        lambda *t: fused.add_norm(*t[:3], EPS, *t[3:], join=join, rows=chosen),
+        lambda *t: reference.add_norm(*t[:3], EPS, *t[3:], join=join, rows=chosen),
+        make_inputs(rows, width, dtype, device, join),
         upstream,
-        ADD_NORM,
+        LAYER_NORM if join is None else ADD_NORM,
     )
 
 
@@ -84,23 +62,23 @@ def check_add_norm(rows, width, dtype, device, join=None, chosen=None, used=(Tru
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("rows", [1, 13])
 def test_layer_norm_equals_its_formula(rows, width, dtype, device):
-    check_layer_norm(rows, width, dtype, device)
+    check_add_norm(rows, width, dtype, device)
 
 
 @pytest.mark.parametrize("kept", [[], [0], [12], list(range(13)), some_rows(13, 0)], ids=str)
 def test_layer_norm_gathers_the_given_rows(kept, device):
-    check_layer_norm(13, 96, torch.float32, device, row_map(kept, 13, device))
+    check_add_norm(13, 96, torch.float32, device, chosen=row_map(kept, 13, device))
 
 
 def test_layer_norm_without_a_gradient_of_the_stream(device):
-    check_layer_norm(5, 96, torch.float32, device, stream_used=False)
+    check_add_norm(5, 96, torch.float32, device, used=(True, False))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("rows", [1, 13])
 def test_scaled_branch_is_added_to_the_stream(rows, width, dtype, device):
-    check_add_norm(rows, width, dtype, device)
+    check_add_norm(rows, width, dtype, device, SCALED)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -134,16 +112,12 @@ def test_program_that_loops_over_several_tiles_sums_all_of_them(device):
 
 @pytest.mark.parametrize("used", [(True, False), (False, True)])
 def test_unused_output_contributes_no_gradient(used, device):
-    check_add_norm(5, 96, torch.float32, device, used=used)
+    check_add_norm(5, 96, torch.float32, device, SCALED, used=used)
 
 
 def test_repeated_calls_give_the_same_bits(device):
     join = Join(1.5, CounterDropout(0.1, seed=1, site=2), row_map(some_rows(13, 5), 13, device))
-    inputs = [*norm_inputs(13, 96, torch.bfloat16, device)]
-    inputs += [
-        random_tensor(join.rows.count, 96, seed=6).bfloat16().to(device),
-        random_tensor(96, seed=7).to(inputs[0]),
-    ]
+    inputs = make_inputs(13, 96, torch.bfloat16, device, join)
     upstream = [random_tensor(13, 96, seed=8, device=device), random_tensor(13, 96, seed=9, device=device)]
     runs = [
         outputs_and_gradients(lambda s, w, nb, v, b: fused.add_norm(s, w, nb, EPS, v, b, join), inputs, upstream)
@@ -153,8 +127,8 @@ def test_repeated_calls_give_the_same_bits(device):
 
 
 def test_empty_input(device):
-    check_add_norm(0, 96, torch.float32, device)
-    check_layer_norm(0, 96, torch.float32, device)
+    for join in (None, SCALED):
+        check_add_norm(0, 96, torch.float32, device, join)
 
 
 def kernel_mask(dropout: CounterDropout, rows: int, width: int, device: str) -> torch.Tensor:
@@ -174,4 +148,4 @@ def test_kernel_draws_the_specified_mask(width, device):
 
 def test_stream_wider_than_the_maximum_is_rejected(device):
     with pytest.raises(AssertionError):
-        check_layer_norm(1, 8200, torch.float32, device)
+        check_add_norm(1, 8200, torch.float32, device)

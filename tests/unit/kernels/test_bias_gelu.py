@@ -12,33 +12,30 @@ from bert_pld.kernels import reference
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
+def check_bias_gelu(rows, width, dtype, activation, device):
+    values, bias, upstream = (
+        random_tensor(*shape, seed=seed, dtype=dtype, device=device)
+        for seed, shape in enumerate([(rows, width), (width,), (rows, width)])
+    )
+    assert_close_as_eager(
+        lambda values, bias: fused.bias_gelu(values, bias, activation),
+        lambda values, bias: reference.bias_gelu(values, bias, activation),
+        [3 * values, bias],
+        [upstream],
+        ["out", "grad values", "grad bias"],
+    )
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("rows", "width"), [(1, 96), (13, 768), (1, 1000), (37, 1024)])
 def test_bias_gelu_and_its_gradients_equal_their_formula(rows, width, dtype, activation, device):
-    inputs = [
-        3 * random_tensor(rows, width, seed=1, dtype=dtype, device=device),
-        random_tensor(width, seed=2, dtype=dtype, device=device),
-    ]
-    assert_close_as_eager(
-        lambda values, bias: fused.bias_gelu(values, bias, activation),
-        lambda values, bias: reference.bias_gelu(values, bias, activation),
-        inputs,
-        [random_tensor(rows, width, seed=3, dtype=dtype, device=device)],
-        ["out", "grad values", "grad bias"],
-    )
+    check_bias_gelu(rows, width, dtype, activation, device)
 
 
 @pytest.mark.usefixtures("small_tiles")
 def test_program_that_loops_over_several_tiles_sums_all_of_them(device):
-    inputs = [random_tensor(23, 1100, seed=1, device=device), random_tensor(1100, seed=2, device=device)]
-    assert_close_as_eager(
-        lambda values, bias: fused.bias_gelu(values, bias, "gelu"),
-        lambda values, bias: reference.bias_gelu(values, bias, "gelu"),
-        inputs,
-        [random_tensor(23, 1100, seed=3, device=device)],
-        ["out", "grad values", "grad bias"],
-    )
+    check_bias_gelu(23, 1100, torch.float32, "gelu", device)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])

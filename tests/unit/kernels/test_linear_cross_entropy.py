@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_comparison import assert_close_as_eager, random_tensor
+from recorded_operators import RecordOperators
 
 from bert_pld.kernels import linear_cross_entropy as fused
 from bert_pld.kernels import reference
@@ -83,20 +84,10 @@ def test_no_gradients_are_computed_unless_required(device):
 
 def test_no_fp32_tensor_of_positions_by_vocabulary_is_allocated(device):
     """16-bit logits are never copied to fp32."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    made = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor):
-                made.append((out.numel(), out.dtype))
-            return out
-
     inputs, labels = make_inputs(40, 16, 500, torch.float16, device)
     leaves = [tensor.requires_grad_() for tensor in inputs]
-    with Watch():
+    with RecordOperators() as recorded:
         fused.linear_cross_entropy_sum(*leaves, labels)[0].backward()
+    made = [(out.numel(), out.dtype) for *_, out in recorded.calls if isinstance(out, torch.Tensor)]
     assert max(numel for numel, dtype in made if dtype is torch.float16) == 40 * 500
     assert max(numel for numel, dtype in made if dtype is torch.float32) < 40 * 500 / 2

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import collections
 
+import numpy as np
 import pytest
 import torch
+from recorded_operators import RecordOperators
 from tiny_model import ROWS, SEQ, fixed_gates, gradients, make_batch, make_model
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bert_pld.kernels import reference
 from bert_pld.model import fused, use_backend
@@ -139,40 +140,26 @@ def test_every_module_with_parameters_is_entered_by_a_module_call(normalization,
     assert sum(name.startswith("encoder.blocks.") for name in owners) == 4
 
 
-class Products(TorchDispatchMode):
-    """Record the number of rows of every matrix product."""
-
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
-            left = args[0] if func is torch.ops.aten.mm.default else args[1]
-            self.rows.append(left.shape[0])
-        return func(*args, **(kwargs or {}))
-
-
-def forward_rows(gates, **batch):
+def rows_of_matrix_products(gates, **batch):
     model = fused_model(num_layers=4, next_sentence_prediction=False)
     batch = {**make_batch(), **batch, "next_sentence_labels": None, "gates": gates}
-    with torch.no_grad(), Products() as products:
+    with torch.no_grad(), RecordOperators() as recorded:
         model(**batch)
-    return products.rows[: -2 if len(batch["masked_positions"]) else None]  # without the head's two products
+    left = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}  # the product's left factor
+    rows = [arguments[left[operator]].shape[0] for operator, arguments, _ in recorded.calls if operator in left]
+    return rows[:-2]  # without the head's two products
 
 
 def test_padding_and_dropped_sequences_run_no_matrix_product():
     tokens, lengths = 16 + 12 + 9 + 16, [16, 12, 9, 16]
-    assert forward_rows(None) == [tokens] * 16
-    assert forward_rows(None, attention_mask=None) == [ROWS * SEQ] * 16
-    assert forward_rows(fixed_gates([1, 0, 0, 1])) == [tokens] * 8
+    assert rows_of_matrix_products(None) == [tokens] * 16
+    assert rows_of_matrix_products(None, attention_mask=None) == [ROWS * SEQ] * 16
+    assert rows_of_matrix_products(fixed_gates([1, 0, 0, 1])) == [tokens] * 8
     kept = [[0, 1, 3], [2], [1, 2]]
-    assert forward_rows(SOME) == [sum(lengths[i] for i in rows) for rows in kept for _ in range(4)]
+    assert rows_of_matrix_products(SOME) == [sum(lengths[i] for i in rows) for rows in kept for _ in range(4)]
 
 
 def test_lengths_from_the_host_and_from_the_mask_give_the_same_loss():
-    import numpy as np
-
     model = fused_model().eval()
     expected = model(**make_batch())["loss"].item()
     assert model(**make_batch(), sequence_lengths=np.array([16, 12, 9, 16]))["loss"].item() == expected

@@ -1,7 +1,5 @@
 """Our model and Hugging Face's classes give the same logits, losses and gradients, converted in either direction."""
 
-import dataclasses
-
 import pytest
 import torch
 import transformers
@@ -21,22 +19,11 @@ CLASSES = {
 
 
 def make_config(normalization, nsp=True, **changes):
-    return dataclasses.replace(
-        ModelConfig(
-            preset=None,
-            hidden_size=32,
-            num_layers=3,
-            num_attention_heads=4,
-            intermediate_size=80,
-            max_position_embeddings=24,
-            vocab_size=VOCABULARY,
-            normalization=normalization,
-            next_sentence_prediction=nsp,
-            hidden_dropout=0.0,
-            attention_dropout=0.0,
-            initializer_range=0.2,
-        ),
-        **changes,
+    sizes = {"hidden_size": 32, "num_layers": 3, "num_attention_heads": 4, "intermediate_size": 80}
+    sizes |= {"max_position_embeddings": 24, "vocab_size": VOCABULARY, "initializer_range": 0.2}
+    options = {"normalization": normalization, "next_sentence_prediction": nsp}
+    return ModelConfig(
+        **{"preset": None, "hidden_dropout": 0.0, "attention_dropout": 0.0, **sizes, **options, **changes}
     )
 
 

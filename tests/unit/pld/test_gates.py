@@ -54,12 +54,6 @@ def test_mean_kept_depth_is_three_l_minus_one_over_four():
     assert np.mean([draw("sample", step).kept_blocks for step in range(400)]) == pytest.approx(8.75, abs=0.02)
 
 
-def test_sample_granularity_runs_a_number_of_rows_that_varies_by_at_most_one():
-    rows = 5
-    totals = {round(draw("sample", step, rows=rows).kept_blocks * rows) for step in range(500)}
-    assert totals <= {43, 44}  # 8.75 · 5 = 43.75
-
-
 def test_gates_of_different_blocks_steps_and_seeds_are_independent():
     kept = np.array([[gate.keep for gate in draw("batch", step)] for step in range(DRAWS)], dtype=float)
     between_blocks = np.corrcoef(kept.T) - np.eye(12)

@@ -98,6 +98,7 @@ def test_total_rows_of_a_micro_batch_vary_by_at_most_one(rows, theta):
         counts = [rows if gate.rows is None else len(gate.rows) for gate in gates]
         for count, p in zip(counts, schedule.keep_probabilities(0), strict=True):
             assert abs(count - rows * p) < 1
+        assert gates.kept_blocks * rows == pytest.approx(sum(counts))
         totals.append(sum(counts))
     expected = rows * schedule.expected_depth(0)
     assert set(totals) <= {math.floor(expected + 1e-9), math.ceil(expected - 1e-9)}

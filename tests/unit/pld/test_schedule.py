@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from bert_pld.pld.schedule import Schedule, block_saving
+from bert_pld.pld.schedule import Schedule
 
 
 def test_theta_starts_at_one_and_decays_exponentially_to_its_limit():
@@ -28,12 +28,10 @@ def test_expected_depth_at_half_is_three_l_minus_one_over_four(num_blocks):
     assert schedule.expected_depth(0) == pytest.approx((3 * num_blocks - 1) / 4)
 
 
-def test_block_saving_of_twelve_blocks_equals_the_paper_s_formula():
-    limit = Schedule(num_blocks=12, theta_limit=0.5, temporal="constant")
-    assert block_saving(limit, 1) == pytest.approx(1 - 8.75 / 12)
+def test_keep_first_block_never_drops_block_1_and_saves_the_published_share():
     published = Schedule(num_blocks=12, theta_limit=0.5, temporal="constant", keep_first_block=True)
     assert published.keep_probabilities(0)[0] == 1.0
-    assert block_saving(published, 1) == pytest.approx(0.2291666, abs=1e-6)
+    assert 1 - published.expected_depth(0) / 12 == pytest.approx(0.2291666, abs=1e-6)
 
 
 def test_uniform_depth_keeps_every_block_with_theta():
