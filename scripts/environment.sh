@@ -1,10 +1,10 @@
-# Sourced by the other scripts: makes (once) and enters the virtual environment.
+# Sourced by the other scripts: creates the virtual environment once, and activates it.
 #
 #   source scripts/environment.sh EXTRAS      e.g. "all" or "all,test"
 #
-# BERT_PLD_VENV   where the environment lives (default: .venv in the checkout); one that is there is re-used
-# PYTHON          the interpreter it is made with (default: python3; 3.10 to 3.12)
-# BERT_PLD_WHEELHOUSE   a folder of scripts/make_wheelhouse.sh: everything is installed from it, no index is asked
+# BERT_PLD_VENV        folder of the environment (default: .venv in the checkout); an existing one is used again
+# PYTHON               interpreter of a new environment (default: python3); must be 3.10 to 3.12
+# BERT_PLD_WHEELHOUSE  folder of scripts/make_wheelhouse.sh; everything is installed from it, without an index
 
 environment_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 environment_dir="${BERT_PLD_VENV:-$environment_root/.venv}"
@@ -14,16 +14,16 @@ environment_stamp="$environment_dir/.bert_pld-${environment_extras//,/-}-$enviro
 
 if [ ! -f "$environment_stamp" ]; then
     "${PYTHON:-python3}" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || {
-        echo "error: ${PYTHON:-python3}: Python 3.10 to 3.12 is needed (set PYTHON)" >&2
+        echo "error: ${PYTHON:-python3}: must be Python 3.10 to 3.12 (set PYTHON)" >&2
         return 1 2>/dev/null || exit 1
     }
     environment_from=()
     if [ -n "${BERT_PLD_WHEELHOUSE:-}" ]; then
-        # Neither an index nor a folder that pip's configuration names: what the folder lacks is to show.
+        # No index, and no folder of pip's configuration, so that a wheel that the folder lacks is an error.
         environment_from=(--no-index --find-links "$BERT_PLD_WHEELHOUSE")
         (cd "$BERT_PLD_WHEELHOUSE" && grep -v '^#' SHA256SUMS | sha256sum --check --quiet) >&2 || {
-            echo "error: BERT_PLD_WHEELHOUSE=$BERT_PLD_WHEELHOUSE: the files are not those of its SHA256SUMS" \
-                "(see above); make the folder again with scripts/make_wheelhouse.sh" >&2
+            echo "error: BERT_PLD_WHEELHOUSE=$BERT_PLD_WHEELHOUSE: the files do not match SHA256SUMS" \
+                "(see above); run scripts/make_wheelhouse.sh again" >&2
             return 1 2>/dev/null || exit 1
         }
     fi
@@ -31,7 +31,8 @@ if [ ! -f "$environment_stamp" ]; then
     if ! [ -x "$environment_dir/bin/python" ]; then
         "${PYTHON:-python3}" -m venv "$environment_dir"
     elif [ -f "$environment_dir/pyvenv.cfg" ] && ! "$environment_dir/bin/python" -m pip --version >/dev/null 2>&1; then
-        # Killed while it was made: what is there of pip would pass for the whole of it. Nothing else is removed.
+        # The script was killed while it created the environment. pip would take its incomplete files for an
+        # installation, so they are removed; nothing else is.
         rm -rf "$environment_dir"/lib/python3*/site-packages/{pip,setuptools}{,-*} \
             "$environment_dir"/lib/python3*/site-packages/{pkg_resources,_distutils_hack}
         "${PYTHON:-python3}" -m venv "$environment_dir"
@@ -39,12 +40,12 @@ if [ ! -f "$environment_stamp" ]; then
     environment_pip() {
         (
             [ ${#environment_from[@]} -eq 0 ] || { unset PIP_FIND_LINKS && export PIP_CONFIG_FILE=/dev/null; }
-            # Bytecode is made of what is imported, when it is: compiling all of it takes a minute.
+            # Python compiles a module when it is imported first; compiling all of them takes a minute.
             "$environment_dir/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
                 "${environment_from[@]}" -c "$environment_root/scripts/constraints.txt" "$@"
         )
     }
-    # torch comes first: DeepSpeed's build looks for it.
+    # torch comes first because DeepSpeed's setup.py imports it.
     environment_pip torch numpy setuptools &&
         DS_BUILD_OPS=0 environment_pip -e "$environment_root[$environment_extras]" || {
         echo "error: installing into $environment_dir failed (see above)" >&2

@@ -1,4 +1,4 @@
-"""Fill [MASK] with an exported model; needs transformers and torch alone.
+"""Fill [MASK] with an exported model; needs only transformers and torch.
 
 python scripts/fill_mask.py MODEL_DIR "A sentence with [MASK]." …
 """
@@ -10,16 +10,18 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Five guesses a sentence, with their probabilities."""
+    """Print the five most probable tokens for each sentence."""
     parser = argparse.ArgumentParser(description="Fill [MASK] with an exported model.")
-    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="what `python -m bert_pld.export` wrote")
-    parser.add_argument("sentences", nargs="+", metavar="SENTENCE", help="with one [MASK]")
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="folder written by `python -m bert_pld.export`")
+    parser.add_argument("sentences", nargs="+", metavar="SENTENCE", help="sentence with one [MASK]")
     options = parser.parse_args()
     if not (options.model / "config.json").is_file():
-        raise SystemExit(f"error: {options.model}: has no config.json; must be a folder that bert_pld.export wrote")
+        raise SystemExit(f"error: {options.model}: has no config.json; must be a folder written by bert_pld.export")
     for sentence in options.sentences:
         if sentence.count("[MASK]") != 1:
-            raise SystemExit(f"error: {sentence!r}: holds [MASK] {sentence.count('[MASK]')} times; must hold it once")
+            raise SystemExit(
+                f"error: {sentence!r}: contains [MASK] {sentence.count('[MASK]')} times; must contain it once"
+            )
 
     from transformers import logging, pipeline
 

@@ -17,13 +17,13 @@ from repository import REPOSITORY
 from runs import write_corpus
 
 if not torch.cuda.is_available():
-    # Read when a kernel is decorated, so it must be set before any is imported.
+    # Triton reads it when a kernel is decorated, so it must be set before any import of a kernel.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory that tests only read."""
+    """A data directory that no test changes."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
@@ -31,7 +31,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_script(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[Any, str, str]]:
-    """Run a script of scripts/measure/ by its name: its exit code, what it printed, and its errors."""
+    """Function that runs a script of scripts/measure/ and returns its exit code, output and errors."""
 
     from bert_pld import cli
 
@@ -47,8 +47,8 @@ def run_script(
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a GPU where there is none, and what repeats a test for one more setting unless asked for."""
+    """Skip tests that need a GPU if there is none, and thorough tests unless BERT_PLD_THOROUGH is set."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     if item.get_closest_marker("thorough") and not os.environ.get("BERT_PLD_THOROUGH"):
-        pytest.skip("set BERT_PLD_THOROUGH=1 for it")
+        pytest.skip("needs BERT_PLD_THOROUGH=1")

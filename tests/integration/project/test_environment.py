@@ -1,4 +1,4 @@
-"""scripts/environment.sh repairs a virtual environment that was killed while it was made."""
+"""scripts/environment.sh repairs a virtual environment whose creation was interrupted."""
 
 import ensurepip
 import hashlib
@@ -11,12 +11,12 @@ import pytest
 from repository import REPOSITORY
 
 
-def make_half(folder: Path, torn: bool) -> Path:
-    """An environment whose pip is missing, or torn: noted as installed, without most of its files. Its packages."""
+def make_incomplete(folder: Path, partial_pip: bool) -> Path:
+    """Create an environment whose pip is missing or lacks most of its files; return its site-packages."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "own.py").write_text("")
-    if torn:
+    if partial_pip:
         (packages / "pip").mkdir()
         (packages / "pip" / "__main__.py").write_text("import pip._internal")
         noted = packages / f"pip-{ensurepip.version()}.dist-info"
@@ -25,11 +25,11 @@ def make_half(folder: Path, torn: bool) -> Path:
     return packages
 
 
-@pytest.mark.parametrize("torn", [False, True], ids=["without pip", "with a torn pip"])
-def test_an_environment_that_was_killed_before_its_pip_was_whole_gets_one(torn, tmp_path):
+@pytest.mark.parametrize("partial_pip", [False, True], ids=["without pip", "with a partial pip"])
+def test_interrupted_environment_gets_a_complete_pip(partial_pip, tmp_path):
     venv, wheels = tmp_path / "venv", tmp_path / "wheels"
-    packages = make_half(venv, torn)
-    # A folder of wheels that has none, so that nothing is fetched: the script ends where pip looks for torch.
+    packages = make_incomplete(venv, partial_pip)
+    # An empty wheelhouse, so that nothing is fetched and the script fails when pip looks for torch.
     wheels.mkdir()
     (wheels / "none").write_bytes(b"")
     (wheels / "SHA256SUMS").write_text(f"{hashlib.sha256(b'').hexdigest()}  none\n")

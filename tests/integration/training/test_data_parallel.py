@@ -38,7 +38,6 @@ def test_two_ranks_train_as_one_at_every_zero_stage(stage, corpus, one_rank, tmp
     assert min(kept) < 3, "no block was dropped, so the test proves nothing"
 
 
-@pytest.mark.launcher
 def test_accumulated_micro_batches_weigh_tokens_as_one_batch(corpus, one_rank, tmp_path):
     """Without gates, which differ between micro-steps, accumulation equals one large micro-batch."""
     off = {"progressive_layer_drop": {"enabled": False}}
@@ -49,7 +48,6 @@ def test_accumulated_micro_batches_weigh_tokens_as_one_batch(corpus, one_rank, t
     assert np.abs(whole - one_rank).max() > 1e-3, "layer dropping had no effect"
 
 
-@pytest.mark.launcher
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.thorough), 3])
 def test_sample_granularity_trains_on_two_ranks(stage, corpus, tmp_path):
     changes = {"progressive_layer_drop": {"granularity": "sample"}, "zero_optimization": {"stage": stage}}
