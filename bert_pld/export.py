@@ -134,14 +134,7 @@ def _write_tokenizer(folder: Path, checkpoint: Path, tokenizer: Tokenizer, max_l
 
 
 def model_card(run: RunConfig, model: ModelConfig, architecture: str, state: dict[str, Any]) -> str:
-    """Return the README.md of an exported model.
-
-    Args:
-        run: the run's configuration.
-        model: the model's resolved configuration.
-        architecture: name of the Hugging Face class.
-        state: the checkpoint's `state.json`; `step`, `tokens` and `data_source` are used if they exist.
-    """
+    """Return the README.md of an exported model; `state` may have `step`, `tokens` and `data_source`."""
     from bert_pld.cost.flops import parameter_count
 
     pld = run.progressive_layer_drop

@@ -24,11 +24,7 @@ PARTIAL = ".partial"
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that gets its name only once all of it is on the disk; an error leaves nothing behind.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written to.
-    """
+    """Open a file for writing that gets its name only once all of it is on the disk; an error leaves nothing behind."""
     aside = path.with_name(f".{path.name}.{os.urandom(4).hex()}{PARTIAL}")
     try:
         with open(aside, "wb") as file:
@@ -42,11 +38,7 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or all of the new one.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written to.
-    """
+    """Write a text file so that a reader sees the old content or all of the new one."""
     with written_aside(path) as file:
         file.write(text.encode("utf-8"))
 
@@ -61,7 +53,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal; the file is read in pieces."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
@@ -70,7 +62,7 @@ def file_sha256(path: Path) -> str:
 
 
 def boot_id() -> str:
-    """Identity of this boot of this machine, whatever the machine is called; empty where the system has none."""
+    """Return the identity of this boot of this machine, whatever its host name; empty if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

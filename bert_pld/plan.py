@@ -126,7 +126,7 @@ def make_plan(
         accumulation_steps=accumulation,
         parameters=parameter_count(run.model),
         theta_by_step=_theta_by_step(schedule, steps),
-        steps_until_limit=_steps_until_limit(schedule),
+        steps_until_limit=schedule.steps_until_theta_within(0.01),
         keep_probabilities_at_limit=kept,
         depth_at_limit=depth_at_limit,
         mean_depth=mean_depth,
@@ -168,12 +168,6 @@ def _theta_by_step(schedule: Schedule, num_steps: int) -> list[tuple[int, float,
     if schedule.temporal == "exponential" and schedule.gamma > 0.0:
         steps |= {math.ceil(-math.log(share) / schedule.gamma) for share in (0.75, 0.5, 0.25, 0.1, 0.01)}
     return [(s, schedule.theta(s), schedule.expected_depth(s)) for s in sorted(steps) if s < num_steps]
-
-
-def _steps_until_limit(schedule: Schedule) -> int | None:
-    if schedule.gamma == 0.0 and schedule.temporal == "exponential" and schedule.theta_limit < 1.0:
-        return None
-    return schedule.steps_until_theta_within(0.01)
 
 
 def format_plan(plan: Plan) -> str:

@@ -10,7 +10,8 @@ import torch.distributed as dist
 
 from benchmarks.communication.collectives import Call, counted_calls, transmitted_bytes
 from benchmarks.communication.engine import Setting, Trainer
-from bert_pld.cost.communication import bytes_sent, parameter_tensors, payload_bytes, step_collectives
+from bert_pld.cost.communication import bytes_sent, payload_bytes, step_collectives
+from bert_pld.cost.flops import parameter_tensors
 
 _REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter")
 

@@ -20,8 +20,7 @@ from benchmarks.batches import random_batch
 from benchmarks.communication.engine import Setting, Trainer
 from benchmarks.communication.links import Links, lower_quartile, slowest_rank_seconds
 from bert_pld.config import RunConfig
-from bert_pld.cost.communication import parameter_tensors
-from bert_pld.cost.flops import ModelFlops
+from bert_pld.cost.flops import ModelFlops, parameter_tensors
 from bert_pld.cost.memory import estimate_memory
 from bert_pld.cost.scaling import UPDATE_BYTES, Cluster, StepTime, predict_step
 from bert_pld.model import BertForPreTraining

@@ -25,27 +25,17 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from bert_pld.config import ModelConfig, RunConfig
+from bert_pld.config import RunConfig
+from bert_pld.cost.flops import ParameterTensor, parameter_tensors
 
 Kind = Literal["all_reduce", "reduce", "reduce_scatter", "all_gather"]
 Content = Literal["gradients", "parameters"]
 
-_BUCKET_ELEMENTS = 500_000_000
+BUCKET_ELEMENTS = 500_000_000
 _PERSISTENT_ELEMENTS = 100_000
 _PREFETCH_ELEMENTS = 50_000_000
 _REUSE_ELEMENTS = 1_000_000_000
 _ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "bfp16": 2, "fp16": 2}
-
-
-@dataclasses.dataclass(frozen=True)
-class ParameterTensor:
-    """One trainable tensor of the model."""
-
-    elements: int
-    is_matrix: bool
-    """Whether it has two dimensions and so is in the optimizer's group with weight decay."""
-    block: int | None
-    """Index of its switchable block; None outside the blocks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,27 +50,8 @@ class Collective:
     """Number of calls, with DeepSpeed's default bucket and prefetch sizes; approximate beyond one bucket."""
 
 
-def parameter_tensors(config: ModelConfig) -> list[ParameterTensor]:
-    """Return the tensors of `BertForPreTraining`, tied ones once.
-
-    The configuration's `vocab_size` and `next_sentence_prediction` must be resolved.
-    """
-    hidden, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size or 0
-    embeddings = [vocabulary * hidden, config.max_position_embeddings * hidden, config.type_vocab_size * hidden]
-    matrices, vectors = [*embeddings, hidden * hidden], [hidden, hidden, hidden, hidden, hidden, vocabulary]
-    if config.next_sentence_prediction:
-        matrices += [hidden * hidden, 2 * hidden]
-        vectors += [hidden, 2]
-    around = [ParameterTensor(size, True, None) for size in matrices]
-    around += [ParameterTensor(size, False, None) for size in vectors]
-    of_block = [(3 * hidden * hidden, True), (hidden * hidden, True), (hidden * inner, True), (inner * hidden, True)]
-    of_block += [(size, False) for size in (*[hidden] * 6, 3 * hidden, inner)]
-    blocks = [ParameterTensor(size, wide, index) for index in range(config.num_layers) for size, wide in of_block]
-    return around + blocks
-
-
 def step_collectives(
-    run: RunConfig, world_size: int, kept: Sequence[Sequence[float]] | None = None, micro_steps: int = 1
+    run: RunConfig, world_size: int, kept: Sequence[Sequence[float]] | None = None
 ) -> list[Collective]:
     """Return the collectives of one optimizer step, without a few scalars (loss counts, norms, overflow flags).
 
@@ -88,27 +59,29 @@ def step_collectives(
         run: configuration with the model's `vocab_size` and `next_sentence_prediction` resolved.
         world_size: number of data-parallel ranks.
         kept: for each micro-batch and block 1 if the block has a gradient, otherwise 0; or its probability, for the
-            expected bytes. Micro-batches are independent. None: every block in each of `micro_steps` micro-batches.
-        micro_steps: micro-batches per step if `kept` is None.
+            expected bytes. Micro-batches are independent. None: every block, in one micro-batch.
     """
     if world_size == 1:
         return []
     if kept is None:
-        kept = [[1.0] * run.model.num_layers] * micro_steps
+        kept = [[1.0] * run.model.num_layers]
     tensors, zero = parameter_tensors(run.model), run.deepspeed.get("zero_optimization", {})
     element = _ELEMENT_BYTES[run.precision]
     gradient_element = _ELEMENT_BYTES[run.deepspeed.get("communication_data_type") or run.precision]
     in_step = [1.0 - math.prod(1.0 - micro_batch[block] for micro_batch in kept) for block in range(len(kept[0]))]
-    bucket = int(zero.get("reduce_bucket_size", _BUCKET_ELEMENTS))
+    bucket = int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS))
     stage = run.zero_stage
     if stage == 0:
         count = sum(tensor.elements for tensor in tensors)
-        return [Collective("all_reduce", "gradients", count * gradient_element, math.ceil(count / _BUCKET_ELEMENTS))]
+        return [Collective("all_reduce", "gradients", count * gradient_element, math.ceil(count / BUCKET_ELEMENTS))]
     if stage == 3:
         return _partitioned(tensors, zero, world_size, len(kept), element, gradient_element, bucket)
     if stage == 1 and len(kept) > 1 and zero.get("overlap_comm"):  # dropped blocks get zero gradients
         in_step = [1.0] * run.model.num_layers
-    sent = [_elements_with_gradient(tensors, probabilities) for probabilities in ([in_step] if stage == 1 else kept)]
+    sent = [
+        sum(tensor.elements * (1.0 if tensor.block is None else probabilities[tensor.block]) for tensor in tensors)
+        for probabilities in ([in_step] if stage == 1 else kept)
+    ]
     together = zero.get("use_multi_rank_bucket_allreduce", True)
     calls = sum(math.ceil(count / bucket) for count in sent) * (1 if together else world_size)
     kind: Kind = "all_reduce" if together else "reduce"
@@ -170,10 +143,6 @@ def payload_bytes(collectives: Iterable[Collective], kind: Kind | None = None, c
 
 def _ring_passes(kind: Kind, reduce_scatter_as_all_reduce: bool) -> int:
     return 2 if kind == "all_reduce" or (kind == "reduce_scatter" and reduce_scatter_as_all_reduce) else 1
-
-
-def _elements_with_gradient(tensors: Iterable[ParameterTensor], kept: Sequence[float]) -> float:
-    return sum(tensor.elements * (1.0 if tensor.block is None else kept[tensor.block]) for tensor in tensors)
 
 
 def _padded(elements: int, multiple: int) -> int:

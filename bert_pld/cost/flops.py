@@ -52,13 +52,36 @@ class ModelFlops:
         return self.per_sequence(depth) / self.per_sequence()
 
 
+@dataclasses.dataclass(frozen=True)
+class ParameterTensor:
+    """One trainable tensor of the model."""
+
+    elements: int
+    is_matrix: bool
+    """Whether it has two dimensions and so is in the optimizer's group with weight decay."""
+    block: int | None
+    """Index of its switchable block; None outside the blocks."""
+
+
+def parameter_tensors(config: ModelConfig) -> list[ParameterTensor]:
+    """Return the tensors of `BertForPreTraining`, tied ones once.
+
+    The configuration's `vocab_size` and `next_sentence_prediction` must be resolved.
+    """
+    hidden, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size or 0
+    embeddings = [vocabulary * hidden, config.max_position_embeddings * hidden, config.type_vocab_size * hidden]
+    matrices, vectors = [*embeddings, hidden * hidden], [hidden, hidden, hidden, hidden, hidden, vocabulary]
+    if config.next_sentence_prediction:
+        matrices += [hidden * hidden, 2 * hidden]
+        vectors += [hidden, 2]
+    around = [ParameterTensor(size, True, None) for size in matrices]
+    around += [ParameterTensor(size, False, None) for size in vectors]
+    of_block = [(3 * hidden * hidden, True), (hidden * hidden, True), (hidden * inner, True), (inner * hidden, True)]
+    of_block += [(size, False) for size in (*[hidden] * 6, 3 * hidden, inner)]
+    blocks = [ParameterTensor(size, wide, index) for index in range(config.num_layers) for size, wide in of_block]
+    return around + blocks
+
+
 def parameter_count(config: ModelConfig) -> int:
     """Return the number of trainable parameters, tied ones counted once."""
-    hidden, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size or 0
-    block = 4 * hidden * hidden + 2 * hidden * inner + 9 * hidden + inner
-    embeddings = (vocabulary + config.max_position_embeddings + config.type_vocab_size) * hidden
-    heads = hidden * hidden + 3 * hidden + vocabulary
-    if config.next_sentence_prediction:
-        heads += hidden * hidden + hidden + 2 * hidden + 2
-    norm = 2 * hidden  # after the last block (pre) or after the embeddings (post)
-    return config.num_layers * block + embeddings + norm + heads
+    return sum(tensor.elements for tensor in parameter_tensors(config))

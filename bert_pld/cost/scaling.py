@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bert_pld.config import RunConfig
-from bert_pld.cost.communication import Collective, payload_bytes, step_collectives
+from bert_pld.cost.communication import BUCKET_ELEMENTS, Collective, payload_bytes, step_collectives
 from bert_pld.cost.flops import ModelFlops, parameter_count
 from bert_pld.cost.memory import MemoryEstimate
 
@@ -27,7 +27,6 @@ UPDATE_BYTES = 44.0
 # Number of times DeepSpeed (0.19.8) reads or writes the gradients around a reduction: into the bucket or flat tensor,
 # scaling, and out of it; at stage 3 also the assembly of the gathered parameters.
 _COPY_PASSES = {0: 6, 1: 6, 2: 6, 3: 8}
-_BUCKET_ELEMENTS = 500_000_000
 _BACKWARD_SHARE = 2.0 / 3.0
 
 
@@ -174,8 +173,7 @@ def predict_step(
             expectation; at sample granularity the share of the rows.
         memory: the run's memory at this micro-batch size, used with a finite `activation_bytes_per_s`.
     """
-    sample = run.progressive_layer_drop.enabled and run.progressive_layer_drop.granularity == "sample"
-    has_gradient = [[float(share > 0.0) if sample else share for share in one] for one in kept]
+    has_gradient = gradient_probabilities(run, kept)
     collectives = step_collectives(run, world_size, has_gradient)
     flops = ModelFlops(run.model, run.data.seq_length, run.data.mask_probability)
     recomputed = 4.0 / 3.0 if run.model.activation_checkpointing else 1.0
@@ -205,6 +203,12 @@ def predict_step(
     )
 
 
+def gradient_probabilities(run: RunConfig, kept: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Return the probability that a block has a gradient; at sample granularity any share of the rows gives one."""
+    sample = run.progressive_layer_drop.enabled and run.progressive_layer_drop.granularity == "sample"
+    return [[float(share > 0.0) if sample else share for share in one] for one in kept]
+
+
 def checkpoint_seconds(run: RunConfig, cluster: Cluster) -> float:
     """Return the time of a checkpoint, during which all ranks wait.
 
@@ -226,7 +230,7 @@ def _exposed(
     everything = sum(seconds for _, seconds in times)
     if not overlaps:
         return everything
-    bucket = int(zero.get("reduce_bucket_size", _BUCKET_ELEMENTS))
+    bucket = int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS))
     hidden = 0.0
     # Stage 1 reduces once per step, in the backward of the last micro-batch.
     backward = compute * _BACKWARD_SHARE * (1.0 / micro_steps if stage == 1 else 1.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 from bert_pld.config import RunConfig
 from bert_pld.cost.communication import Collective, bytes_sent, step_collectives
-from bert_pld.cost.scaling import Cluster, StepTime, predict_step
+from bert_pld.cost.scaling import Cluster, StepTime, gradient_probabilities, predict_step
 
 _ROWS = 4
 _MICRO_BATCH = 64
@@ -70,9 +70,7 @@ def scaling_rows(
             micro_batch = next(size for size in range(most, 0, -1) if share % size == 0)
             accumulation = share // micro_batch
         kept = [list(keep_probabilities)] * accumulation
-        drawn_by_batch = run.progressive_layer_drop.granularity == "batch"
-        has_gradient = kept if drawn_by_batch else [[1.0] * len(keep_probabilities)] * accumulation
-        collectives = step_collectives(run, ranks, has_gradient)
+        collectives = step_collectives(run, ranks, gradient_probabilities(run, kept))
         full = [[1.0] * len(keep_probabilities)] * accumulation
         step, whole = (
             predict_step(run, cluster, world_size=ranks, micro_batch_size=micro_batch, kept=one) for one in (kept, full)

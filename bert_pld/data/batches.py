@@ -75,11 +75,8 @@ class MicroBatch:
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
     def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> MicroBatch:
-        changed: dict[str, Any] = {}
-        for name in _TENSORS:
-            tensor = getattr(self, name)
-            changed[name] = None if tensor is None else change(tensor)
-        return dataclasses.replace(self, **changed)
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        return dataclasses.replace(self, **{name: change(t) for name, t in tensors.items() if t is not None})
 
 
 @dataclasses.dataclass(eq=False)

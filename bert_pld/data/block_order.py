@@ -76,7 +76,7 @@ class BlockOrder:
             raise ValueError(f"data.shuffle_block_rows {self.block_rows}: too small for {self.num_rows} rows")
 
     def rows_at(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Return the rows at these positions of the training stream, and their epochs, as `order.rows_at` does."""
+        """Return the rows at these positions of the training stream, and their epochs."""
         check_positions(positions, self.num_rows)
         rows = np.empty(len(positions), np.int64)
         epochs = positions // self.num_rows
@@ -174,21 +174,14 @@ class WindowReadAhead:
         """First positions of the windows that were requested last."""
 
     def advance_to(self, position: int) -> None:
-        """Request the windows that are needed next, before rows are read up to this position of the stream.
-
-        Raises:
-            ValueError: a shard that contradicts the manifest.
-        """
+        """Request the windows that are needed next, before rows are read up to this position of the stream."""
         present = self.order.window_at(position)
         following = self.order.window_at(present.first_position + present.size)
         for window in (present, following):
             if window.first_position not in self._requested:
-                self._request(window)
+                for first_row, count in window.row_ranges(self.order.num_rows):
+                    self.rows.read_ahead(first_row, count)
         self._requested = {present.first_position, following.first_position}
-
-    def _request(self, window: Window) -> None:
-        for first_row, count in window.row_ranges(self.order.num_rows):
-            self.rows.read_ahead(first_row, count)
 
 
 def sample_order(data: DataConfig, num_rows: int, seed: int) -> GlobalOrder | BlockOrder:

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -181,15 +180,9 @@ class EvaluationGroups(MicroBatchGroups):
 
 
 def check_matches_model(rows: ShardedRows, model: ModelConfig, seq_length: int) -> None:
-    """Refuse shards that the model cannot read.
+    """Raise a ValueError if the model or the run, with `data.seq_length`, does not fit the shards.
 
-    Args:
-        rows: any split of the data directory.
-        model: `vocab_size` must be set; the shards may have fewer entries, as the embedding is padded.
-        seq_length: the sequence length that the run is configured for (`data.seq_length`).
-
-    Raises:
-        ValueError: the shards' vocabulary or sequence length does not fit.
+    `model.vocab_size` must be set; the shards may have fewer entries, because the embedding is padded.
     """
     found, where = rows.attributes, f"data directory {rows.data_dir} ({rows.described_in})"
     if found.vocabulary_size > (model.vocab_size or 0):
@@ -221,7 +214,6 @@ def _load(groups: MicroBatchGroups, workers: int, pin_memory: bool) -> Iterator[
         num_workers=workers,
         prefetch_factor=_PREFETCHED_GROUPS if workers else None,
         pin_memory=pin_memory,
-        collate_fn=_unchanged,
         worker_init_fn=guard_worker if workers else None,
         # DataLoader draws its workers' seeds from this generator instead of the global one.
         generator=torch.Generator(),
@@ -241,7 +233,3 @@ def _load(groups: MicroBatchGroups, workers: int, pin_memory: bool) -> Iterator[
 def _steps(micro_batches: Iterator[MicroBatch], accumulation_steps: int) -> Iterator[list[MicroBatch]]:
     while step := list(itertools.islice(micro_batches, accumulation_steps)):
         yield step
-
-
-def _unchanged(group: Any) -> Any:
-    return group

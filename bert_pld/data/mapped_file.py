@@ -24,11 +24,7 @@ _READ_AHEAD_BYTES = 128 << 10
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:
-    """Return all bytes of a file as a read-only array `[size]`; it is unmapped when its last view is deleted.
-
-    Raises:
-        OSError: the file cannot be opened or mapped.
-    """
+    """Return all bytes of a file as a read-only array `[size]`; it is unmapped when its last view is deleted."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(descriptor).st_size
@@ -49,14 +45,9 @@ def map_file(path: Path) -> NDArray[np.uint8]:
 
 
 def read_ahead(path: Path, ranges: Iterable[tuple[int, int]]) -> None:
-    """Ask the system to load these bytes of a file into its cache, without waiting; it may ignore the request.
+    """Ask the system to load parts of a file, (first byte, number of bytes), into its cache, without waiting.
 
-    Args:
-        path: the file.
-        ranges: pairs of first byte and number of bytes.
-
-    Raises:
-        OSError: the file cannot be opened.
+    The system may ignore the request.
     """
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
@@ -74,14 +65,8 @@ def read_ahead(path: Path, ranges: Iterable[tuple[int, int]]) -> None:
 def _libc() -> Any:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_long,  # off_t, on every 64-bit system
-    ]
+    off_t = ctypes.c_long  # on every 64-bit system
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, off_t]
     libc.munmap.restype = ctypes.c_int
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     return libc

@@ -270,14 +270,9 @@ def encode(rows: Rows, masked: MaskedTokens, has_pairs: bool) -> dict[str, NDArr
 
 
 def write_nvidia_shard(path: Path, columns: dict[str, NDArray[Any]]) -> ShardRecord:
-    """Write one shard atomically and return its entry for the manifest; the same columns give the same bytes.
+    """Write the result of `encode` as a shard and return its entry for the manifest.
 
-    Args:
-        path: the shard's final path.
-        columns: the result of `encode` for all rows of the shard.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written.
+    The file is written atomically; the same columns give the same bytes.
     """
     memory = io.BytesIO()  # on a full disk, HDF5 itself prints a page of its own tracebacks
     with h5py.File(memory, "w") as file:

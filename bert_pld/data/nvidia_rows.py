@@ -22,7 +22,7 @@ from bert_pld.data.shards import (
     vocabulary_hash,
 )
 from bert_pld.data.tokenizer import SPECIAL_TOKENS, bert_tokenizer, count_capitals, read_entries
-from bert_pld.data.unpacked_shards import PackedShard, UnpackedShard, open_unpacked, unpack_all
+from bert_pld.data.unpacked_shards import PackedShard, UnpackedShard, unpack_all
 from bert_pld.files import TOKENIZER, VOCABULARY, write_atomically
 
 _LARGEST_SHARE_OF_CAPITALS = 0.01
@@ -59,25 +59,22 @@ class NvidiaRows(ShardedRows):
             self.described_in = self.records[0].file
         headers = [read_header(self.data_dir / record.file) for record in self.records]
         self._predictions = headers[0].predictions
-        dtype = self.attributes.token_dtype
+        seq_length, has_pairs = self.attributes.seq_length, self.attributes.objective != "mlm"
         self._packed = []
         for record, header in zip(self.records, headers, strict=True):
             path = self.data_dir / record.file
-            expected = Header(record.rows, self.attributes.seq_length, self._predictions, self._has_pairs)
+            expected = Header(record.rows, seq_length, self._predictions, has_pairs)
             if header != expected:
                 raise ValueError(f"{path}: has {header}, expected {expected}")
-            self._packed.append(PackedShard.inspect(path, header, dtype))
+            self._packed.append(PackedShard.inspect(path, header, self.attributes.token_dtype))
         unpack_all(self._packed)
         for index in range(len(self._packed)):  # check them now, not in the middle of a run; not kept open here
             self._open_shard(index)
 
-    @property
-    def _has_pairs(self) -> bool:
-        return self.attributes.objective != "mlm"
-
     def _open_shard(self, index: int) -> UnpackedShard:
         packed = self._packed[index]
-        shard = open_unpacked(packed)
+        unpack_all([packed])  # again, if the cache was emptied
+        shard = UnpackedShard(packed.file)
         vocabulary_size, cls_id = self.attributes.vocabulary_size, self.manifest.special_tokens["cls"]
         if shard.largest_id >= vocabulary_size:
             raise ValueError(
@@ -123,11 +120,7 @@ class NvidiaRows(ShardedRows):
 
 
 def find_vocabulary(data_dir: Path, vocab_file: Path | None) -> Path:
-    """Return the path of a directory's vocabulary: its `vocab.txt`, or else `vocab_file`.
-
-    Raises:
-        ValueError: both are missing, or they differ.
-    """
+    """Return the path of a directory's vocabulary: its `vocab.txt`, or else `vocab_file`; they must not differ."""
     own = data_dir / VOCABULARY
     if vocab_file is None:
         if not own.is_file():
@@ -145,9 +138,6 @@ def derive_manifest(data_dir: Path, vocabulary_path: Path) -> Manifest:
     """Return a manifest for a directory without one. Tokens are not counted (0); the digests are of samples.
 
     A vocabulary with capital letters in more than 1 % of its entries is considered cased.
-
-    Raises:
-        ValueError: the directory has no shard, the shards differ in shape, or the vocabulary lacks a special token.
     """
     entries = read_entries(vocabulary_path)
     missing = [token for token in SPECIAL_TOKENS.values() if token not in entries]
@@ -187,15 +177,9 @@ def _describe_shape(seq_length: int, predictions: int, has_pairs: bool) -> str:
 
 
 def open_rows(data_dir: str | Path, split: str, vocab_file: Path | None = None) -> ShardedRows:
-    """Open a split of a data directory in either format, as told by its manifest or, without one, by its files.
+    """Open a split of a data directory in either format, which its manifest or, without one, its files determine.
 
-    Args:
-        data_dir: the directory.
-        split: `train` or `validation`.
-        vocab_file: `data.vocab_file`, for NVIDIA's shards without a `vocab.txt`.
-
-    Raises:
-        ValueError: the directory has neither a manifest nor shards; or as `ShardedRows` and `NvidiaRows`.
+    Arguments and errors are those of `NvidiaRows`; `vocab_file` has no effect on native shards.
     """
     directory = Path(data_dir)
     if (directory / MANIFEST_NAME).is_file():

@@ -34,34 +34,6 @@ _MULTIPLIER_1 = np.array(0x94D049BB133111EB, np.uint64)
 _SHIFT_32 = np.array(32, np.uint64)
 
 
-def rows_at(positions: Int64Array, num_rows: int, seed: int) -> tuple[Int64Array, Int64Array]:
-    """Return the rows at these positions of the training stream.
-
-    Args:
-        positions: int64 `[P]`, each at least 0; they may lie in different epochs.
-        num_rows: N, the number of rows of the split, in [1, 2^48].
-        seed: seed of the order, in [0, 2^32).
-
-    Returns:
-        `rows` int64 `[P]` in [0, N) and `epochs` int64 `[P]`.
-
-    Raises:
-        ValueError: `num_rows` or a position is out of range.
-    """
-    check_positions(positions, num_rows)
-    if not len(positions):
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    epochs = positions // num_rows
-    first_epoch = int(epochs[0])
-    if epochs[-1] == first_epoch and (epochs == first_epoch).all():
-        keys = round_keys(seed, first_epoch)
-    else:
-        distinct, inverse = np.unique(epochs, return_inverse=True)
-        keys = _round_keys_of(seed, distinct)[:, inverse]
-    values = (positions - epochs * num_rows).astype(np.uint64)
-    return permute(values, keys, num_rows).astype(np.int64), epochs
-
-
 @dataclasses.dataclass(frozen=True)
 class BatchShare:
     """One rank's share of every global batch, the samples of an optimizer step over all ranks.
@@ -105,22 +77,37 @@ class BatchShare:
 
 @dataclasses.dataclass(frozen=True)
 class GlobalOrder:
-    """The order in which any row may be anywhere in its epoch: `rows_at` for one split and seed."""
+    """The order in which any row may be anywhere in its epoch."""
 
     num_rows: int
+    """N, the number of rows of the split, in [1, 2^48]."""
     seed: int
+    """Seed of the order, in [0, 2^32)."""
 
     def rows_at(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Return the rows at these positions of the training stream, and their epochs."""
-        return rows_at(positions, self.num_rows, self.seed)
+        """Return the rows at these positions of the training stream, int64 `[P]` in [0, N), and their epochs `[P]`.
+
+        The positions may lie in different epochs.
+
+        Raises:
+            ValueError: the number of rows or a position is out of range.
+        """
+        check_positions(positions, self.num_rows)
+        if not len(positions):
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        epochs = positions // self.num_rows
+        first_epoch = int(epochs[0])
+        if epochs[-1] == first_epoch and (epochs == first_epoch).all():
+            keys = round_keys(self.seed, first_epoch)
+        else:
+            distinct, inverse = np.unique(epochs, return_inverse=True)
+            keys = _round_keys_of(self.seed, distinct)[:, inverse]
+        values = (positions - epochs * self.num_rows).astype(np.uint64)
+        return permute(values, keys, self.num_rows).astype(np.int64), epochs
 
 
 def check_positions(positions: Int64Array, num_rows: int) -> None:
-    """Check the number of rows and the positions.
-
-    Raises:
-        ValueError: `num_rows` or a position is out of range.
-    """
+    """Raise a ValueError if the number of rows or a position is out of range."""
     if not 1 <= num_rows <= MAX_ROWS:
         raise ValueError(f"number of rows {num_rows}: must be in [1, 2^48]")
     if len(positions) and positions.min() < 0:
@@ -129,13 +116,10 @@ def check_positions(positions: Int64Array, num_rows: int) -> None:
 
 @functools.lru_cache(maxsize=32)
 def round_keys(seed: int, epoch: int, purpose: int = 0, window: int = 0) -> UInt64Array:
-    """Return the keys `[rounds]` of one permutation.
+    """Return the keys `[rounds]` of one permutation of an epoch.
 
-    Args:
-        seed: seed of the order.
-        epoch: epoch of the permutation.
-        purpose: 0 for all rows of an epoch; block_order.py has others.
-        window: number of the window whose rows are permuted, if any.
+    `purpose` is 0 for all rows of the epoch; block_order.py has others. `window` is the number of the window whose rows
+    are permuted, if any.
     """
     return _round_keys_of(seed, np.array([epoch], np.int64), purpose, window)[:, 0]
 

@@ -49,11 +49,7 @@ def naming_damaged_shards(splits: Iterable[ShardedRows | None], end: Callable[[V
 
 @contextlib.contextmanager
 def naming_dead_workers() -> Iterator[None]:
-    """Replace torch's error for a worker that died by one line. Torch may raise it anywhere in the process.
-
-    Raises:
-        ChildProcessError: a worker died; says which one, and how.
-    """
+    """Replace torch's error for a worker that died, which it may raise anywhere, by a ChildProcessError of one line."""
     try:
         yield
     except RuntimeError as error:

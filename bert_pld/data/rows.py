@@ -22,17 +22,10 @@ _SEQ_DIRECTORY = re.compile(r"seq_(\d+)")
 
 
 def resolve_data_dir(data_dir: str | Path, seq_length: int) -> Path:
-    """Return the data directory for sequences of `seq_length` tokens.
+    """Return the data directory for sequences of `seq_length` tokens, which may not be a valid one.
 
-    A build for several lengths writes `DIR/seq_128`, `DIR/seq_512`, …; each is a data directory of its own.
-
-    Args:
-        data_dir: a data directory, or a directory of `seq_<S>` directories without a manifest.
-        seq_length: `data.seq_length` of the run.
-
-    Returns:
-        `data_dir/seq_<seq_length>` for a directory of several lengths, otherwise `data_dir`. This function does not
-        check that the data directory is valid; its readers do.
+    A build for several lengths writes `DIR/seq_128`, `DIR/seq_512`, …; each is a data directory of its own. For such a
+    `data_dir` the result is `data_dir/seq_<seq_length>`, otherwise `data_dir`.
 
     Raises:
         ValueError: `seq_<S>` directories exist, but not for this length; or it is a symlink out of `data_dir`.
@@ -106,11 +99,7 @@ class ShardedRows:
         return {**self.__dict__, "_open": {}}
 
     def check_sizes(self) -> None:
-        """Compare the shards' sizes with the manifest.
-
-        Raises:
-            ValueError: a shard is missing or has another size; names the file.
-        """
+        """Raise a ValueError that names the file if a shard is missing or has another size than in the manifest."""
         for record in self.records:
             path = self.data_dir / record.file
             found = path.stat().st_size if path.is_file() else None
@@ -147,11 +136,7 @@ class ShardedRows:
         return self._gather(indices, {**shapes, "input_ids": (self.attributes.seq_length,)})
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Copy `tokenizer.json` and `vocab.txt` into a folder.
-
-        Raises:
-            OSError: one of them is missing or cannot be written.
-        """
+        """Copy `tokenizer.json` and `vocab.txt` into a folder."""
         for name in (TOKENIZER, VOCABULARY):
             shutil.copyfile(self.data_dir / name, folder / name)
 
@@ -210,11 +195,7 @@ class ShardedRows:
             )
 
     def read_ahead(self, first: int, count: int) -> None:
-        """Ask the system to load rows `first` to `first + count - 1` into its cache, without waiting.
-
-        Raises:
-            ValueError: a shard contradicts the manifest.
-        """
+        """Ask the system to load rows `first` to `first + count - 1` into its cache, without waiting."""
         last = min(first + count, len(self))
         while first < last:
             index = bisect.bisect_right(self._starts, first) - 1

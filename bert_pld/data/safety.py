@@ -26,24 +26,15 @@ _BUILT_IN_FILTERS = {
 
 
 def require_plain_name(name: object, where: Path) -> None:
-    """Check that a file name in a list has no directory, so that the file lies beside the list.
-
-    Raises:
-        ValueError: the name is not a string, is empty, or has a directory in it.
-    """
+    """Raise a ValueError unless a file name in a list has no directory, so that the file lies beside the list."""
     if not isinstance(name, str) or name in ("", ".", "..") or any(letter in name for letter in "/\\\0"):
         raise ValueError(f"{where}: file name {name!r} not allowed; must be a name without a directory")
 
 
 def reject_links_outside(directory: Path, names: Iterable[str] | None = None) -> None:
-    """Check that symlinks among a directory's entries stay inside it. The directory itself may be a symlink.
+    """Raise a ValueError if one of a directory's entries (None: of all) is a symlink that leaves the directory.
 
-    Args:
-        directory: the directory.
-        names: the entries to check; None: all.
-
-    Raises:
-        ValueError: an entry is a symlink that leaves the directory; names it.
+    The directory itself may be a symlink.
     """
     with os.scandir(directory) as entries:
         links = [entry.name for entry in entries if entry.is_symlink()]

@@ -172,11 +172,6 @@ def write_shard(path: Path, rows: Rows, attributes: ShardAttributes) -> ShardRec
 
     The same rows and attributes give the same bytes: no timestamps are stored.
 
-    Args:
-        path: the shard's final path.
-        rows: the four columns named above, N rows each.
-        attributes: stored with the shard.
-
     Raises:
         ValueError: a column has another shape, or a token id is outside the vocabulary (it would overflow).
     """

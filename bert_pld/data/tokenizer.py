@@ -18,11 +18,7 @@ CONTINUATION = "##"
 
 
 def read_entries(path: Path) -> list[str]:
-    """Return the entries of a `vocab.txt` in id order.
-
-    Raises:
-        ValueError: the file is missing or not UTF-8.
-    """
+    """Return the entries of a `vocab.txt` in id order; a missing or unreadable file is a ValueError."""
     try:
         entries = path.read_bytes().decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -43,12 +39,7 @@ def bert_normalizer(cased: bool) -> BertNormalizer:
 
 
 def bert_tokenizer(entries: Sequence[str], cased: bool) -> Tokenizer:
-    """Return BERT's tokenizer for a vocabulary that includes the five special tokens.
-
-    Args:
-        entries: the vocabulary, in id order.
-        cased: whether to keep upper case and accents.
-    """
+    """Return BERT's tokenizer for a vocabulary in id order; `cased` keeps upper case and accents."""
     tokenizer = Tokenizer(
         WordPiece({entry: index for index, entry in enumerate(entries)}, unk_token=SPECIAL_TOKENS["unk"])
     )
@@ -61,11 +52,7 @@ def bert_tokenizer(entries: Sequence[str], cased: bool) -> Tokenizer:
 
 
 def bert_template(ids: Mapping[str, int]) -> TemplateProcessing:
-    """Return the post-processor that adds `[CLS]` and `[SEP]` as BERT does and numbers the segments.
-
-    Args:
-        ids: the ids of the special tokens, by token.
-    """
+    """Return the post-processor that adds `[CLS]` and `[SEP]` as BERT does; `ids` has them by token."""
     cls, sep = SPECIAL_TOKENS["cls"], SPECIAL_TOKENS["sep"]
     return TemplateProcessing(
         single=f"{cls} $A {sep}",

@@ -93,16 +93,6 @@ class UnpackedShard:
             self.offsets[name] = offset
 
 
-def open_unpacked(shard: PackedShard) -> UnpackedShard:
-    """Return the unpacked shard; unpack it first if necessary.
-
-    Raises:
-        ValueError: the shard is damaged or was changed since it was opened, or the disk is full.
-    """
-    unpack_all([shard])
-    return UnpackedShard(shard.file)
-
-
 def unpack_all(shards: Sequence[PackedShard]) -> None:
     """Unpack the shards that are not unpacked yet. Processes that do this at the same time share the work.
 

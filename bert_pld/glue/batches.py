@@ -19,12 +19,7 @@ def training_order(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch
 
     Rows are shuffled and sorted by length within pools of 50 batches; then the batches are shuffled. The last batch is
     filled up with rows from the beginning of the epoch, so that all batches and all ranks' shares have the same size.
-
-    Args:
-        lengths: number of tokens of each row, `[rows]`.
-        batch_size: rows per step, over all ranks.
-        seed: seed of the fine-tuning.
-        epoch: number of the epoch, from 0.
+    `lengths` has the number of tokens of each row; `batch_size` is over all ranks.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     rows = generator.permutation(len(lengths))
@@ -53,12 +48,7 @@ def collate(
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
     """Return the model's inputs `[rows, tokens]`, padded to the longest of these rows, and the labels `[rows]`.
 
-    Args:
-        encoded: the split.
-        rows: row numbers in the split.
-        pad_id: id of the padding token.
-        device: device of the result.
-        classes: whether labels are classes (int64) or scores (float32).
+    Labels are int64 if they are `classes`, otherwise float32.
     """
     longest = max(len(encoded.input_ids[row]) for row in rows)
     ids = torch.full((len(rows), longest), pad_id, dtype=torch.int64)

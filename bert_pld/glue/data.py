@@ -85,7 +85,7 @@ def read_task(
     max_train_rows: int | None = None,
     also_test: Task | None = None,
 ) -> TaskData:
-    """Read and tokenize a task's splits.
+    """Read and tokenize a task's splits; errors are those of `read_split`.
 
     Args:
         task: the task.
@@ -94,9 +94,6 @@ def read_task(
         max_seq_length: tokens of the longest sequence, special tokens included.
         max_train_rows: number of training rows, the first of the file; None: all.
         also_test: another task whose test files the same model answers.
-
-    Raises:
-        ValueError: as `read_split`.
     """
     left_out: dict[str, int] = {}
 
@@ -130,13 +127,7 @@ def _first_rows(examples: Examples, count: int | None) -> Examples:
 
 
 def encode(tokenizer: Any, examples: Examples, max_seq_length: int) -> Encoded:
-    """Tokenize a split; in a pair that is too long, the longer sentence is cut first.
-
-    Args:
-        tokenizer: a fast tokenizer of transformers.
-        examples: the split.
-        max_seq_length: tokens of the longest sequence, special tokens included.
-    """
+    """Tokenize a split; in a pair that is too long, the longer sentence is cut first. Arguments: see `read_task`."""
     pairs = {} if examples.second is None else {"text_pair": examples.second}
     found = tokenizer(
         examples.first, **pairs, truncation=True, max_length=max_seq_length, return_overflowing_tokens=False
@@ -186,15 +177,7 @@ def read_split(task: Task, split: Split, glue_dir: str) -> Examples | None:
 
 
 def identify_data(task: Task, glue_dir: str) -> str:
-    """Return an identity of a task's train and dev rows: the SHA-256 of the files, or the name of the Hub's dataset.
-
-    Args:
-        task: the task.
-        glue_dir: as for `read_split`.
-
-    Raises:
-        ValueError: a file is missing.
-    """
+    """Return an identity of a task's train and dev rows: the SHA-256 of the files, or the name of the Hub's dataset."""
     if dataset := _hub_dataset(glue_dir):
         return dataset
     assert task.train is not None

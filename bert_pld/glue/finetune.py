@@ -52,11 +52,7 @@ class Settings:
     """Additional DeepSpeed keys, as `read_deepspeed_overrides` returns them."""
 
     def check(self, world_size: int, device_type: str) -> None:
-        """Check that these settings can run here.
-
-        Raises:
-            ValueError: names the option.
-        """
+        """Raise a ValueError that names the option if these settings cannot run here."""
         if self.precision == "fp16" and device_type == "cpu":
             raise ValueError("--precision fp16: requires a GPU; must be fp32 or bf16 here")
         if self.max_train_rows is not None and self.max_train_rows < 1:
@@ -202,12 +198,7 @@ def linear_schedule(step: int, steps: int, warmup_share: float) -> float:
 
 
 def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy for classes, the mean squared error for scores; in fp32.
-
-    Args:
-        logits: `[rows, outputs]`; one output for scores.
-        labels: `[rows]`.
-    """
+    """Return the cross-entropy, or for logits `[rows, 1]` the mean squared error, in fp32; `labels` is `[rows]`."""
     if logits.shape[-1] == 1:
         return nn.functional.mse_loss(logits.float().squeeze(-1), labels)
     return nn.functional.cross_entropy(logits.float(), labels)

@@ -104,12 +104,9 @@ def _versions() -> dict[str, str]:
 
 
 def write_predictions(path: Path, task: Task, predictions: NDArray[np.float64]) -> None:
-    """Write a file for the leaderboard: columns `index` and `prediction`; scores have three decimals.
+    """Write a file for the leaderboard: columns `index` and `prediction`; classes as words, scores with three decimals.
 
-    Args:
-        path: the file, such as `RTE.tsv`.
-        task: the task; its `labels` are the words for the classes.
-        predictions: classes or scores, `[rows]` in the order of the test file.
+    The predictions are in the order of the test file.
     """
     if task.labels is None:
         words = [f"{value:.3f}" for value in predictions]

@@ -19,6 +19,8 @@ from bert_pld.glue.tasks import TASKS, Task, mean_score
 
 SUMMARY = "summary"
 """Name of the summary's files in an output folder, without suffix."""
+Summaries = Mapping[str, Mapping[str, Any]]
+"""Name of a model → the result of `summarize`."""
 _SHORT = {"accuracy": "acc", "f1": "F1", "matthews": "Mcc", "pearson": "P", "spearman": "S"}
 
 
@@ -103,19 +105,16 @@ def write_summary(output_dir: Path) -> str:
     return text
 
 
-def _names(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _names(summaries: Summaries) -> list[str]:
     """Return the tasks of all models, in the order of the table."""
     return [name for name in TASKS if any(name in summary["tasks"] for summary in summaries.values())]
 
 
-def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+def table(summaries: Summaries) -> str:
     """Return a Markdown table: models in rows, tasks in columns, `mean ± sample standard deviation` × 100 in cells.
 
-    A cell also says how many fine-tunings of the task diverged, at any learning rate.
-
-    Args:
-        summaries: name of a model → `summarize`'s result. The last column, the mean over tasks, is filled only if all
-            models have the same tasks.
+    A cell also says how many fine-tunings of the task diverged, at any learning rate. The last column, the mean over
+    tasks, is filled only if all models have the same tasks.
     """
     names = _names(summaries)
     heads = [f"{name} {'/'.join(_SHORT[m] for m in TASKS[name].metrics)}" for name in names]
@@ -169,14 +168,11 @@ def difference(first: Mapping[str, Any], second: Mapping[str, Any], confidence: 
     return (value, value - half, value + half)
 
 
-def differences_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+def differences_table(summaries: Summaries) -> str:
     """Return a Markdown table of score differences with 95 % intervals; an empty text for a single model.
 
     Pairs of models are in rows, tasks in columns; a difference whose interval excludes 0 is bold. The intervals are not
     corrected for the number of comparisons.
-
-    Args:
-        summaries: name of a model → `summarize`'s result.
     """
     names = _names(summaries)
     lines = [f"| difference, 95 % | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
@@ -197,13 +193,8 @@ def _difference_cell(first: Mapping[str, Any] | None, second: Mapping[str, Any] 
     return f"**{text}**" if ends[0] > 0 or ends[1] < 0 else text
 
 
-def draw(summaries: Mapping[str, Mapping[str, Any]], output: Path) -> None:
-    """Plot the scores: one panel per task, one dot per model, bars for the standard deviation over seeds.
-
-    Args:
-        summaries: name of a model → `summarize`'s result.
-        output: a .png, .svg or .pdf file.
-    """
+def draw(summaries: Summaries, output: Path) -> None:
+    """Plot the scores: one panel per task, one dot per model, bars for the standard deviation over seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

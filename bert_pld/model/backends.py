@@ -11,16 +11,7 @@ from bert_pld.model.bert import BertForPreTraining
 
 
 def use_backend(model: BertForPreTraining, name: str, device_type: str) -> None:
-    """Make a model run with a kernel backend.
-
-    Args:
-        model: a model that runs in eager torch, as it was constructed.
-        name: `reference`, `compiled`, `triton` or `auto`: see `bert_pld.kernels.select_backend`.
-        device_type: `cuda`, `cpu`, …
-
-    Raises:
-        ValueError: the backend cannot run on this machine.
-    """
+    """Make a newly constructed model run with a backend, which `bert_pld.kernels.select_backend` chooses or rejects."""
     encoder = model.encoder
     backend = select_backend(name, device_type, model.config.hidden_size)
     if backend == "compiled":

@@ -62,11 +62,11 @@ class Schedule:
         limit = dataclasses.replace(self, temporal="constant").expected_depth(0)
         return limit + (full - limit) * mean_decay
 
-    def steps_until_theta_within(self, share: float) -> int:
-        """Return the first step from which θ is within a relative distance `share` of its limit."""
+    def steps_until_theta_within(self, share: float) -> int | None:
+        """Return the first step from which θ is within a relative distance `share` of its limit; None: never."""
         excess = 1.0 - self.theta_limit
         if self.temporal == "constant" or excess <= share * self.theta_limit:
             return 0
         if self.gamma == 0.0:
-            raise ValueError("gamma: 0; must be > 0, because with 0 θ stays at 1")
+            return None
         return math.ceil(math.log(excess / (share * self.theta_limit)) / self.gamma)

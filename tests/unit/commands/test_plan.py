@@ -21,7 +21,7 @@ def test_published_configuration_gives_the_paper_s_figures():
     assert plan.depth_at_limit == pytest.approx(8.75)
     assert plan.block_saving_at_limit == pytest.approx(0.2708, abs=1e-4)
     assert plan.keep_probabilities_at_limit == pytest.approx([1 - i / 24 for i in range(1, 13)])
-    assert plan.run.model.vocab_size == 30_528
+    assert plan.run.model.vocab_size == 30_528  # 30,522 rounded up to a multiple of 8
     assert plan.run.model.next_sentence_prediction is True
     # 6·128·(12·768² + 2·128·768) per block; the head on 15 % of 128 positions; the pooler
     block = 6 * 128 * (12 * 768**2 + 2 * 128 * 768)
@@ -31,12 +31,6 @@ def test_published_configuration_gives_the_paper_s_figures():
     assert plan.ratio_at_limit == pytest.approx((8.75 * block + heads) / (12 * block + heads))
     assert plan.ratio_at_limit == pytest.approx(0.740, abs=5e-4)
     assert plan.total_flops == pytest.approx(plan.flops_mean * 4096 * 200_000)
-
-
-@pytest.mark.parametrize("layers", [3, 12, 24])
-def test_depth_at_limit_is_three_quarters(layers):
-    plan = plan_of({"model": {"preset": "base", "num_layers": layers}})
-    assert plan.depth_at_limit == pytest.approx((3 * layers - 1) / 4)
 
 
 def test_mean_depth_of_the_run_is_the_mean_over_its_steps():
@@ -108,9 +102,3 @@ def test_scaling_is_predicted_at_this_batch_size():
         assert plan.ratio_at_limit < row.step.total / row.without_dropping.total < 1.0
     assert plan.as_json()["scaling"][-1]["step"]["efficiency"] == pytest.approx(plan.scaling[-1].step.efficiency)
     assert "1,024    1 × 4 " in format_plan(plan)
-
-
-def test_number_of_parameters_equals_the_model_s():
-    plan = plan_of({"model": {"preset": "tiny"}}, vocabulary_size=1001)
-    assert plan.run.model.vocab_size == 1008
-    assert plan.parameters == sum(parameter.numel() for parameter in BertForPreTraining(plan.run.model).parameters())

