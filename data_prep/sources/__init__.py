@@ -10,17 +10,7 @@ from data_prep.sources.kind import Piece, SourceKind
 from data_prep.sources.mediawiki import dump
 
 KINDS: dict[str, SourceKind] = {
-    kind.name: kind
-    for kind in (
-        dump.KIND,
-        wikiextractor.KIND,
-        hub.KIND,
-        parquet.KIND,
-        jsonl.KIND,
-        books.KIND,
-        text.KIND,
-        python_docs.KIND,
-    )
+    module.KIND.name: module.KIND for module in (dump, wikiextractor, hub, parquet, jsonl, books, text, python_docs)
 }
 
 
@@ -33,11 +23,7 @@ class Source:
 
     @classmethod
     def parse(cls, argument: str) -> Source:
-        """Parse `KIND=WHERE`.
-
-        Raises:
-            ValueError: the kind is unknown, or the path is missing or not allowed.
-        """
+        """Parse `KIND=WHERE`; raise ValueError if the kind is unknown, or the path is missing or not allowed."""
         name, equals, where = argument.partition("=")
         if name not in KINDS:
             near = difflib.get_close_matches(name, KINDS, n=1, cutoff=0.5)
@@ -53,11 +39,7 @@ class Source:
         return cls(kind, where)
 
     def pieces(self) -> list[Piece]:
-        """Return the pieces of the source, in a fixed order.
-
-        Raises:
-            ValueError: there is nothing to read, or a file cannot be read.
-        """
+        """Return the pieces of the source, in a fixed order; raise ValueError if there is nothing to read."""
         pieces = self.kind.list_pieces(self.where)
         if not pieces:
             raise ValueError(f"--source {self}: nothing to read: the files are empty")

@@ -32,7 +32,7 @@ def list_pieces(where: str) -> list[Piece]:
     """List the `.txt` files of a folder (recursively), a file or a glob; each book is one piece.
 
     Raises:
-        ValueError: there is no file, or files are not text according to their first bytes; the message counts them.
+        ValueError: files are not text according to their first bytes; the message counts them.
     """
     pieces = whole_files("books", find_files(where, (".txt",)))
     not_text = []
@@ -47,19 +47,16 @@ def list_pieces(where: str) -> list[Piece]:
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:
-    """Yield the book without header, footer, credits, headings and editorial brackets; wrapped paragraphs are joined.
-
-    Raises:
-        ValueError: the file is not text. Any bytes can be decoded as Latin-1, so decoding cannot find this out.
-    """
+    """Yield the book without header, footer, credits, headings and editorial brackets; wrapped lines are joined."""
     data = read_bytes(piece)
+    # Any bytes can be decoded as Latin-1, so decoding does not detect a file that is not text.
     if what := _format_if_not_text(data):
         raise ValueError(f"{piece.path}: not text but {what}; remove it from the folder, or convert it")
     text = without_gutenberg_header(decode(data))
     paragraphs = [join_lines(block) for block in split_blocks(text)] if is_hard_wrapped(text) else text.split("\n")
     kept = [paragraph for paragraph in map(_tidy, paragraphs) if paragraph and not is_heading(paragraph)]
     title = os.path.splitext(os.path.basename(piece.path))[0]
-    yield Document("\n".join(kept), piece.path, "books", title)
+    yield Document("\n".join(kept), piece.path, title)
 
 
 def _format_if_not_text(data: bytes) -> str | None:
@@ -68,17 +65,15 @@ def _format_if_not_text(data: bytes) -> str | None:
 
 def decode(data: bytes) -> str:
     """Decode UTF-8, or UTF-16 with a byte order mark, otherwise Windows-1252 or Latin-1."""
-    if data.startswith(UTF_16_MARKS):
-        encodings = ["utf-16", "latin-1"]
-    else:
-        encodings = ["utf-8-sig", "cp1252", "latin-1"]
-    for encoding in encodings:
+    for encoding in ("utf-16",) if data.startswith(UTF_16_MARKS) else ("utf-8-sig", "cp1252"):
         try:
             text = data.decode(encoding)
+            break
         except UnicodeDecodeError:
             continue
-        return text.replace("\r\n", "\n").replace("\r", "\n")
-    raise AssertionError("Latin-1 decodes any bytes")
+    else:
+        text = data.decode("latin-1")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def without_gutenberg_header(text: str) -> str:

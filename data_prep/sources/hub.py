@@ -11,12 +11,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from data_prep.sources import hub_loading
+from data_prep.sources import hub_loading, parquet
 from data_prep.sources.kind import Document, Piece, SourceKind
 from data_prep.sources.local_files import PIECE_BYTES
 from data_prep.sources.parquet import (
@@ -25,7 +26,6 @@ from data_prep.sources.parquet import (
     part_start,
     read_rows,
     rows_as_pieces,
-    selection_content,
     selection_text,
 )
 from data_prep.sources.tables import OPTIONS, Columns, batch_rows, choose_columns, documents_of, split_options
@@ -48,17 +48,14 @@ def list_pieces(where: str) -> list[Piece]:
     builder = hub_loading.load_builder(where, name, config, revision)
     if not builder.config.data_files:
         return _pieces_of_prepared(where, builder, split, options)
-    splits = list(builder.config.data_files)
-    if split not in splits:
-        raise ValueError(f"hub={where}: no split {split!r} (splits: {', '.join(splits)})")
+    _require_split(where, split, builder.config.data_files)
     files = [str(file) for file in builder.config.data_files[split]]
     rows = None
     if all(file.endswith(".parquet") for file in files):
         with ThreadPoolExecutor(_PARALLEL_FOOTERS) as pool:
             listed = pool.map(lambda file: _pieces_of_parquet(where, file, options), files)
             pieces = [piece for of_file in listed for piece in of_file]
-        ranges = (RowRange.parse(piece.selection) for piece in pieces)
-        rows = sum(range_.end - range_.first for range_ in ranges)
+        rows = sum(found.end - found.first for found in (RowRange.parse(piece.selection) for piece in pieces))
     else:
         pieces = _pieces_of_stream(where, builder, split, files, options)
     if hasattr(builder, "download_is_complete"):
@@ -67,20 +64,13 @@ def list_pieces(where: str) -> list[Piece]:
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:
-    """Yield the documents of a piece.
-
-    Raises:
-        ValueError: a file is damaged, or is remote and downloading is forbidden.
-        OSError: the Hub cannot be reached; the build can be resumed later.
-    """
-    if piece.path.endswith(".parquet"):
-        if not _is_remote(piece.path):
-            with open(piece.path, "rb") as file:
-                yield from read_rows(piece, file)
-        else:
-            with hub_loading.one_line_errors(piece.path), open_data_file(piece.path, piece.path) as file:
-                yield from read_rows(piece, file, _remote_metadata(piece.path))
-    elif "rows" in selection_content(piece.selection):
+    """Yield the documents of a piece; raise OSError if the Hub cannot be reached, so that the build can be resumed."""
+    if piece.path.endswith(".parquet") and _is_remote(piece.path):
+        with hub_loading.one_line_errors(piece.path), open_data_file(piece.path, piece.path) as file:
+            yield from read_rows(piece, file, _remote_metadata(piece.path))
+    elif piece.path.endswith(".parquet"):
+        yield from parquet.read_piece(piece)
+    elif "rows" in json.loads(piece.selection):
         yield from _read_prepared(piece)
     else:
         yield from _read_stream(piece)
@@ -91,6 +81,11 @@ def _name_and_config(place: str) -> tuple[str, str | None]:
         return os.path.expanduser(place), None
     name, _, config = place.rpartition(":") if ":" in place else (place, "", "")
     return os.path.expanduser(name), config or None
+
+
+def _require_split(where: str, split: str, splits: Collection[str]) -> None:
+    if split not in splits:
+        raise ValueError(f"hub={where}: no split {split!r} (splits: {', '.join(splits)})")
 
 
 def _is_remote(path: str) -> bool:
@@ -126,9 +121,7 @@ def _remote_metadata(path: str) -> Any:
 
 def _pieces_of_prepared(where: str, builder: Any, split: str, options: dict[str, str]) -> list[Piece]:
     datasets = hub_loading.quiet_datasets()
-    splits = list(builder.info.splits or {})
-    if split not in splits:
-        raise ValueError(f"hub={where}: no split {split!r} (splits: {', '.join(splits)})")
+    _require_split(where, split, builder.info.splits or {})
     with hub_loading.one_line_errors(where):
         files = [entry["filename"] for entry in builder.as_dataset(split).cache_files]
     pieces = []
@@ -152,7 +145,7 @@ def _read_prepared(piece: Piece) -> Iterator[Document]:
     names = wanted.columns.names()
     ranges = ((first, min(first + step, wanted.end)) for first in range(wanted.first, wanted.end, step))
     batches = (dataset.data.table.slice(first, end - first).select(names) for first, end in ranges)
-    yield from documents_of(batches, wanted.first, wanted.columns, piece.path, piece.kind)
+    yield from documents_of(batches, wanted.first, wanted.columns, piece.path)
 
 
 @functools.lru_cache(maxsize=2)
@@ -199,7 +192,7 @@ def _file_sizes(where: str, files: list[str]) -> list[int]:
 
 
 def _read_stream(piece: Piece) -> Iterator[Document]:
-    content = selection_content(piece.selection)
+    content = json.loads(piece.selection)
     columns = Columns(*content["columns"])
     where = f"{piece.path}:{content['config']}" if content["config"] else piece.path
     stream = _stream(where, piece.path, content["config"], content["revision"], content["split"])
@@ -209,7 +202,7 @@ def _read_stream(piece: Piece) -> Iterator[Document]:
         if stream.num_shards != shards:
             raise ValueError(f"has {stream.num_shards} files, but had {shards} when it was listed")
         rows = stream.shard(shards, shard).with_format("arrow").select_columns(columns.names())
-        yield from documents_of(rows.iter(_STREAM_BATCH_ROWS), 0, columns, place, piece.kind)
+        yield from documents_of(rows.iter(_STREAM_BATCH_ROWS), 0, columns, place)
 
 
 @functools.lru_cache(maxsize=1)

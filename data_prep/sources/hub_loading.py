@@ -47,16 +47,13 @@ def is_offline() -> bool:
 
 
 def load_builder(where: str, name: str, config: str | None, revision: str | None) -> Any:
-    """Return the builder of a data set, without downloading its text.
+    """Return the `datasets.DatasetBuilder` of a data set, without downloading its text.
 
     Args:
         where: the user's argument, for messages.
         name: an id on the Hub, or a folder in the Hub's layout.
         config: a configuration; None if there is only one.
         revision: a branch, tag or commit; on the branch `PARQUET_COPY`, `config` is a folder.
-
-    Returns:
-        A `datasets.DatasetBuilder`, of the local cache if downloading is forbidden.
 
     Raises:
         ValueError: the data set, configuration or revision does not exist, or access is denied.
@@ -70,19 +67,14 @@ def load_builder(where: str, name: str, config: str | None, revision: str | None
         raise ValueError(f"hub={where}: no folder {name!r} exists, and an id on the Hub has the form OWNER/NAME")
     if is_offline():
         return _cached_builder(where, name, config, revision)
-    folder = config if revision == PARQUET_COPY else None
     with one_line_errors(where, name, config):
-        if folder:
-            return datasets.load_dataset_builder(name, data_dir=folder, revision=revision)
+        if revision == PARQUET_COPY and config:
+            return datasets.load_dataset_builder(name, data_dir=config, revision=revision)
         return datasets.load_dataset_builder(name, config, revision=revision)
 
 
 def _cached_builder(where: str, name: str, config: str | None, revision: str | None) -> Any:
-    """Return the builder of a data set that `datasets` has prepared, or that was downloaded, without network access.
-
-    Raises:
-        ValueError: the data set is in neither cache, or its download is incomplete.
-    """
+    """Return the builder of a data set that `datasets` has prepared, or that was downloaded, without network access."""
     datasets = quiet_datasets()
     import huggingface_hub
     import huggingface_hub.errors
@@ -141,13 +133,7 @@ def _is_listed(name: str, revision: str | None) -> bool:
 
 
 def require_complete(where: str, builder: Any, split: str, rows: int | None) -> None:
-    """Check that a download holds a whole split, by the numbers in its file names and by its rows.
-
-    Args:
-        where: the user's argument, for messages.
-        builder: result of `load_builder`.
-        split: a split of the data set.
-        rows: number of rows in the files; None if unknown.
+    """Check that a download holds a whole split, by the numbers in its file names and by its rows, if they are known.
 
     Raises:
         ValueError: files are missing, or it cannot be determined whether all files are present.
@@ -168,8 +154,7 @@ def require_complete(where: str, builder: Any, split: str, rows: int | None) -> 
 def one_line_errors(where: str, name: str = "", config: str | None = None) -> Iterator[None]:
     """Turn the errors of `datasets` into `ValueError` for mistakes of the user, and `OSError` for network failures.
 
-    Raises:
-        ValueError, OSError: a message of one line that begins with the user's argument.
+    The message is one line that begins with the user's argument.
     """
     try:
         yield

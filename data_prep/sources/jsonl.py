@@ -30,13 +30,10 @@ def list_pieces(where: str) -> list[Piece]:
 
 
 def read_objects(piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the objects of a piece, and check that each has a text.
-
-    Yields:
-        (place of the line as `file:line`, object with a string under "text").
+    """Yield the objects of a piece, each with its place `file:line`.
 
     Raises:
-        ValueError: a line is not such an object; the message names file and line.
+        ValueError: a line is not an object with a string under "text".
     """
     compressed = os.path.splitext(piece.path)[1] in COMPRESSIONS
     lines = _decompressed_lines(piece.path) if compressed else iter(read_utf8(piece).split("\n"))
@@ -55,11 +52,7 @@ def read_objects(piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _decompressed_lines(path: str) -> Iterator[str]:
-    """Yield the lines of a compressed file.
-
-    Raises:
-        ValueError: the file is damaged, truncated or not UTF-8, or a line has more than 64 MiB.
-    """
+    """Yield the lines of a compressed file; raise ValueError for a damaged file or a line of more than 64 MiB."""
     import pyarrow
 
     number = 0
@@ -82,7 +75,7 @@ def _decompressed_lines(path: str) -> Iterator[str]:
 def read_piece(piece: Piece) -> Iterator[Document]:
     """Yield one document per line; line feeds in a text separate its paragraphs."""
     for place, record in read_objects(piece):
-        yield Document(record["text"], str(record.get("id", place)), "jsonl", str(record.get("title", "")))
+        yield Document(record["text"], str(record.get("id", place)), str(record.get("title", "")))
 
 
 KIND = SourceKind(

@@ -17,8 +17,6 @@ class Document:
     """Paragraphs separated by line feeds; a sentence never crosses one."""
     id: str
     """Identifies the document in messages: file and position, or the source's own id."""
-    source: str
-    """Name of the source kind."""
     title: str = ""
     dropped: str | None = None
     """Reason for which the source drops the document (`redirect`, `no text`); None keeps it."""
@@ -49,8 +47,9 @@ class SourceKind:
     summary: str
     example: str
     list_pieces: Callable[[str], list[Piece]]
-    """Returns the pieces of the user's path in a fixed order; raises ValueError if there are none."""
+    """Returns the pieces of the user's path in a fixed order; raises ValueError if a file cannot be used."""
     read_piece: Callable[[Piece], Iterator[Document]]
+    """Yields the documents of a piece; raises ValueError, with file and place, if the file is damaged."""
     needs_path: bool = True
     licence: str = "not recorded: depends on the rights holder of the text"
     """Licence of the text, for the data card."""

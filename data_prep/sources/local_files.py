@@ -35,11 +35,9 @@ MOST_CONTROLS = 0.01
 
 
 def find_files(where: str, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
-    """Return the files of a path, folder or glob, sorted by name, without hidden files of a folder.
+    """Return a file, the files of a folder, or the files that match a glob (`**` matches any depth), sorted by name.
 
-    Args:
-        where: a file, a folder (searched recursively for `suffixes`) or a glob (`**` matches any depth).
-        suffixes: endings of the files to take from a folder.
+    A folder is searched recursively for files with one of the suffixes, without hidden files.
 
     Raises:
         ValueError: the path does not exist, or nothing matches.
@@ -71,11 +69,7 @@ def whole_files(kind: str, paths: list[Path]) -> list[Piece]:
 
 
 def cut_file(kind: str, path: Path, boundary: re.Pattern[bytes], piece_bytes: int = PIECE_BYTES) -> list[Piece]:
-    """Cut a file into pieces of about `piece_bytes`, each of which begins at the end of a match of `boundary`.
-
-    Raises:
-        ValueError: one document is longer than 64 MiB.
-    """
+    """Cut a file into pieces of about `piece_bytes`, each of which begins at the end of a match of `boundary`."""
     size = path.stat().st_size
     starts = [0]
     with open(path, "rb") as file:
@@ -108,11 +102,7 @@ def _next_boundary(descriptor: int, position: int, boundary: re.Pattern[bytes]) 
 
 
 def read_bytes(piece: Piece) -> bytes:
-    """Return the bytes of a piece.
-
-    Raises:
-        ValueError: the file has become shorter since it was listed.
-    """
+    """Return the bytes of a piece; raise ValueError if the file has become shorter since it was listed."""
     with open(piece.path, "rb") as file:
         file.seek(piece.start)
         data = file.read(piece.bytes)
@@ -125,7 +115,7 @@ def read_utf8(piece: Piece) -> str:
     """Return the text of a piece, without a byte order mark and with line feeds as line ends.
 
     Raises:
-        ValueError: the text is not UTF-8 or contains NUL; the message names file, byte and line.
+        ValueError: the text is not UTF-8 or contains NUL.
     """
     data = read_bytes(piece)
     try:
@@ -156,11 +146,7 @@ def line_of(path: str, offset: int) -> int:
 
 
 def binary_format(data: bytes) -> str | None:
-    """Return the format of a file that is not text in UTF-8 or a one-byte encoding; None if it may be such text.
-
-    Args:
-        data: the content of the file, or its beginning.
-    """
+    """Return the format of a file, by its beginning; None if it may be text in UTF-8 or a one-byte encoding."""
     for beginning, what in _FORMAT_OF_PREFIX.items():
         if data.startswith(beginning):
             return what

@@ -39,27 +39,21 @@ class RowRange:
     @classmethod
     def parse(cls, text: str) -> RowRange:
         """Parse the result of `str`."""
-        content = selection_content(text)
+        content = json.loads(text)
         first, end = content.pop("rows")
         return cls(first, end, Columns(**content))
 
 
 def selection_text(**content: Any) -> str:
-    """Encode the selection of a piece as one string."""
+    """Encode the selection of a piece as JSON."""
     return json.dumps(content, ensure_ascii=False, sort_keys=True)
-
-
-def selection_content(text: str) -> dict[str, Any]:
-    """Decode the result of `selection_text`."""
-    content: dict[str, Any] = json.loads(text)
-    return content
 
 
 def list_pieces(where: str) -> list[Piece]:
     """Cut the `.parquet` files of a folder (recursively), a file or a glob into ranges of rows.
 
     Raises:
-        ValueError: there is no file, a file is not Parquet or truncated, or a column is missing or not of strings.
+        ValueError: a file is not Parquet or truncated, or a column is missing or not of strings.
     """
     place, options = split_options(where, OPTIONS)
     pieces = []
@@ -70,11 +64,7 @@ def list_pieces(where: str) -> list[Piece]:
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:
-    """Yield the documents of a range of rows.
-
-    Raises:
-        ValueError: the file is damaged, or has changed since it was listed.
-    """
+    """Yield the documents of a range of rows."""
     with open(piece.path, "rb") as file:
         yield from read_rows(piece, file)
 
@@ -91,9 +81,6 @@ def rows_as_pieces(
         options: the given options for columns.
         where: the user's argument, for messages.
         cut_row_groups: allow a piece to be a part of a row group.
-
-    Raises:
-        ValueError: see `list_pieces`.
     """
     table = open_table(path, file)
     columns = choose_columns(table.schema_arrow, options, where, path)
@@ -133,12 +120,9 @@ def part_start(part: int, parts: int, rows: int, join_rows: int) -> int:
 
 
 def read_rows(piece: Piece, file: Any, metadata: Any = None) -> Iterator[Document]:
-    """Yield the documents of a piece; rows are only joined within a row group.
+    """Yield the documents of a piece of the open `file`; rows are only joined within a row group.
 
-    Args:
-        piece: a piece of `rows_as_pieces`.
-        file: the file, open for reading bytes.
-        metadata: the `pyarrow.parquet.FileMetaData` of the file if it was read before.
+    `metadata` is the `pyarrow.parquet.FileMetaData` of the file if it was read before.
     """
     import pyarrow
 
@@ -155,7 +139,7 @@ def read_rows(piece: Piece, file: Any, metadata: Any = None) -> Iterator[Documen
             )
             chosen = _between(batches, first - group_start, end - group_start)
             try:
-                yield from documents_of(chosen, first, wanted.columns, piece.path, piece.kind)
+                yield from documents_of(chosen, first, wanted.columns, piece.path)
             except (pyarrow.ArrowException, OSError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise
@@ -164,11 +148,7 @@ def read_rows(piece: Piece, file: Any, metadata: Any = None) -> Iterator[Documen
 
 
 def open_table(path: str, file: Any, metadata: Any = None) -> Any:
-    """Open a Parquet file as a buffered `pyarrow.parquet.ParquetFile`.
-
-    Raises:
-        ValueError: the file is not Parquet, or is truncated.
-    """
+    """Open a Parquet file as a buffered `pyarrow.parquet.ParquetFile`."""
     import pyarrow
     import pyarrow.parquet
 
@@ -189,12 +169,9 @@ def open_table(path: str, file: Any, metadata: Any = None) -> Any:
 def _row_groups(table: Any, columns: Columns) -> Iterator[tuple[int, int]]:
     """Yield (rows, uncompressed bytes of the text column) of each row group."""
     metadata = table.metadata
-    if not metadata.num_row_groups:
-        return
     leaves = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)]
-    leaf = leaves.index(columns.text)
     for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
+        group, leaf = metadata.row_group(number), leaves.index(columns.text)
         yield group.num_rows, group.column(leaf).total_uncompressed_size
 
 

@@ -28,11 +28,7 @@ FEWEST_WORDS = 6
 
 
 def list_pieces(where: str) -> list[Piece]:
-    """List the topics and then each module, in order of path.
-
-    Raises:
-        ValueError: this Python was installed without them.
-    """
+    """List the topics and then each module, in order of path; raise ValueError if this Python has none."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     modules = [
         path for path in sorted(stdlib.rglob("*.py"), key=str) if not _EXCLUDED & set(path.relative_to(stdlib).parts)
@@ -52,11 +48,11 @@ def read_piece(piece: Piece) -> Iterator[Document]:
         return
     if path.name == "topics.py" and path.parent.name == "pydoc_data":
         for title, text in _topics(tree):
-            yield Document("\n".join(prose(text)), f"topic {title}", piece.kind, title)
+            yield Document("\n".join(prose(text)), f"topic {title}", title)
         return
     paragraphs = [paragraph for text in _docstrings(tree) for paragraph in prose(inspect.cleandoc(text))]
     if paragraphs:
-        yield Document("\n".join(dict.fromkeys(paragraphs)), f"module {path.stem}", piece.kind, path.stem)
+        yield Document("\n".join(dict.fromkeys(paragraphs)), f"module {path.stem}", path.stem)
 
 
 def prose(text: str) -> list[str]:

@@ -43,17 +43,6 @@ def split_options(where: str, allowed: tuple[str, ...]) -> tuple[str, dict[str, 
     return place, options
 
 
-def integer_option(where: str, name: str, value: str, lowest: int) -> int:
-    """Return the value of an integer option.
-
-    Raises:
-        ValueError: the value is not an integer, or is too small.
-    """
-    if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) < lowest:
-        raise ValueError(f"{where}: {name}={value}: must be an integer >= {lowest}")
-    return int(value)
-
-
 @dataclasses.dataclass(frozen=True)
 class Columns:
     """The columns to read."""
@@ -83,7 +72,9 @@ def choose_columns(schema: Any, options: dict[str, str], where: str, place: str)
     Raises:
         ValueError: a column is missing, repeated, or does not hold strings; `join_rows` is not a positive integer.
     """
-    join_rows = integer_option(where, "join_rows", options.get("join_rows", "1"), 1)
+    join_rows = options.get("join_rows", "1")
+    if not re.fullmatch(r"[0-9]{1,9}", join_rows) or int(join_rows) < 1:
+        raise ValueError(f"{where}: join_rows={join_rows}: must be an integer >= 1")
     text = options.get("column", "text")
     if not _has_type(schema, text, place, required=True, strings_only=True):
         hint = "" if "column" in options else "; select the column of the text with ,column=NAME"
@@ -95,10 +86,10 @@ def choose_columns(schema: Any, options: dict[str, str], where: str, place: str)
             found[name] = given or name
         elif given is not None:
             raise ValueError(f"{place}: column {given!r} holds {_type(schema, given)}; it cannot be the {name}")
-    return Columns(text, found.get("id", ""), found.get("title", ""), join_rows)
+    return Columns(text, found.get("id", ""), found.get("title", ""), int(join_rows))
 
 
-def documents_of(batches: Iterable[Any], first_row: int, columns: Columns, place: str, kind: str) -> Iterator[Document]:
+def documents_of(batches: Iterable[Any], first_row: int, columns: Columns, place: str) -> Iterator[Document]:
     """Yield the documents of consecutive rows.
 
     With `join_rows` above 1, a document has one line for each of its rows; the last document may have fewer rows.
@@ -108,7 +99,6 @@ def documents_of(batches: Iterable[Any], first_row: int, columns: Columns, place
         first_row: number of the first row, for messages and ids.
         columns: names of the columns.
         place: the file or data set, for messages and ids.
-        kind: name of the source kind.
 
     Raises:
         ValueError: a text is not UTF-8; the message names the row.
@@ -123,18 +113,18 @@ def documents_of(batches: Iterable[Any], first_row: int, columns: Columns, place
         for text, given, title in zip(texts, ids, titles, strict=True):
             own_name = f"{place}:row {row}" if given is None else str(given)
             if text is None:
-                yield Document("", own_name, kind, dropped=NO_TEXT)
+                yield Document("", own_name, dropped=NO_TEXT)
             elif columns.join_rows == 1:
-                yield Document(text, own_name, kind, title or "")
+                yield Document(text, own_name, title or "")
             else:
                 name = name if lines else own_name
                 lines.append(text)
             row += 1
             if lines and (row - first_row) % columns.join_rows == 0:
-                yield Document("\n".join(lines), name, kind)
+                yield Document("\n".join(lines), name)
                 lines = []
     if lines:
-        yield Document("\n".join(lines), name, kind)
+        yield Document("\n".join(lines), name)
 
 
 def batch_rows(rows: int, text_bytes: int) -> int:
@@ -150,11 +140,8 @@ def _has_type(schema: Any, name: str, place: str, required: bool, strings_only: 
         raise ValueError(f"{place}: there are {count} columns named {name!r}")
     if not count:
         if required:
-            raise ValueError(
-                f"{place}: no column {name!r} (columns: {', '.join(schema.names)}); select a column with ,column=NAME"
-                if name == "text"
-                else f"{place}: no column {name!r} (columns: {', '.join(schema.names)})"
-            )
+            hint = "; select a column with ,column=NAME" if name == "text" else ""
+            raise ValueError(f"{place}: no column {name!r} (columns: {', '.join(schema.names)}){hint}")
         return False
     kind = schema.field(name).type
     if types.is_dictionary(kind):

@@ -24,7 +24,7 @@ def read_piece(piece: Piece) -> Iterator[Document]:
     """Yield one document for each block of lines between blank lines."""
     for number, text in enumerate(_BLANK_LINES.split(read_utf8(piece))):
         if text.strip():
-            yield Document(text, f"{piece.path}:{piece.start}:{number}", "text")
+            yield Document(text, f"{piece.path}:{piece.start}:{number}")
 
 
 def is_hard_wrapped(text: str) -> bool:

@@ -26,16 +26,12 @@ def list_pieces(where: str) -> list[Piece]:
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:
-    """Yield the articles of a piece, without headings and traces of the extraction.
-
-    Raises:
-        ValueError: the text has neither of the two formats, or an article has no `</doc>`.
-    """
+    """Yield the articles of a piece, without headings and traces of the extraction."""
     text = read_utf8(piece)
     if text.lstrip().startswith("{"):
         for place, record in read_objects(piece):
             title = str(record.get("title", ""))
-            yield Document(prose_of_article(record["text"], title), str(record.get("id", place)), piece.kind, title)
+            yield Document(prose_of_article(record["text"], title), str(record.get("id", place)), title)
         return
     if text.strip() and not text.lstrip().startswith("<doc "):
         line = line_of(piece.path, piece.start)
@@ -47,7 +43,7 @@ def read_piece(piece: Piece) -> Iterator[Document]:
         title = html.unescape(attributes.get("title", ""))
         if not header.startswith("<doc ") or "\n<doc " in body:
             raise _unclosed(piece, title)
-        yield Document(prose_of_article(body, title), attributes.get("id", ""), piece.kind, title)
+        yield Document(prose_of_article(body, title), attributes.get("id", ""), title)
     if rest.strip():
         raise _unclosed(piece, rest.strip()[:60])
 

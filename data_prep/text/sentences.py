@@ -45,14 +45,7 @@ _ENGLISH_SPEAKER = re.compile(rf"{_NO_SPEAKER}{_SPEAKER} (?:\w+ly )?{_SAYING}\b"
 def split_sentences(text: str, language: str = "en") -> list[str]:
     """Return the sentences of a text, in order, without surrounding white space; a line feed always ends a sentence.
 
-    A sentence without a letter or digit is left out.
-
-    Args:
-        text: paragraphs separated by line feeds.
-        language: one of `LANGUAGES`; it selects the rules and abbreviations.
-
-    Raises:
-        ValueError: the language is not in `LANGUAGES`.
+    A sentence without a letter or digit is left out. The language, one of `LANGUAGES`, selects the rules.
     """
     check_language(language)
     bare = _without_quotes(text)
@@ -69,11 +62,7 @@ def split_sentences(text: str, language: str = "en") -> list[str]:
 
 
 def check_language(language: str) -> None:
-    """Check that there are sentence rules for a language.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """Raise ValueError if there are no sentence rules for a language."""
     if language not in LANGUAGES:
         raise ValueError(
             f"--language {language}: no sentence rules for this language; allowed: {', '.join(LANGUAGES)}"

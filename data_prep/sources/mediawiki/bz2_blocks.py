@@ -39,11 +39,7 @@ class Block(NamedTuple):
 
 
 def read_blocks(path: str | Path, start: int = 0) -> Iterator[Block]:
-    """Yield the blocks whose magic begins in byte `start` or later, in order, up to the end of the file.
-
-    Raises:
-        ValueError: the file is damaged or truncated; the message names file and byte.
-    """
+    """Yield the blocks whose magic begins in byte `start` or later, in order, up to the end of the file."""
     with open(path, "rb") as file:
         magics = _Magics(file, start)
         if start == 0 and (len(head := magics.bytes_at(0, HEADER_BYTES)) < HEADER_BYTES or not _is_header(head)):

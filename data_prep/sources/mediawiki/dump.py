@@ -45,7 +45,7 @@ def list_pieces(where: str, piece_bytes: int | None = None) -> list[Piece]:
     """Cut the dumps of a folder (recursively), a file or a glob into ranges of bytes; index files are left out.
 
     Raises:
-        ValueError: there is no file, a file is not a MediaWiki export, or two files hold the same pages.
+        ValueError: a file is not a MediaWiki export, or two files hold the same pages.
     """
     paths = find_files(where)
     if Path(os.path.expanduser(where)).is_dir():
@@ -69,21 +69,15 @@ def list_pieces(where: str, piece_bytes: int | None = None) -> list[Piece]:
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:
-    """Yield the articles of a piece as prose, and other pages with the reason to drop them.
-
-    Raises:
-        ValueError: the dump is damaged or truncated; the message names the place and the page.
-    """
+    """Yield the articles of a piece as prose, and other pages with the reason to drop them."""
     site = _site_info(piece.path)
     if _is_bz2(piece.path):
-        pages = read_pages(_bz2_chunks(piece), piece.path, piece.start == 0, _bz2_place)
+        chunks, locate = _bz2_chunks(piece), _bz2_place
     else:
-        pages = read_pages(
-            _xml_chunks(piece), piece.path, piece.start == 0, functools.partial(_xml_place, path=piece.path)
-        )
-    for page in pages:
+        chunks, locate = _xml_chunks(piece), functools.partial(_xml_place, piece.path)
+    for page in read_pages(chunks, piece.path, piece.start == 0, locate):
         text, reason = _article(page, site)
-        yield Document(text, page.id, piece.kind, page.title, dropped=reason)
+        yield Document(text, page.id, page.title, dropped=reason)
 
 
 def _article(page: Page, site: SiteInfo) -> tuple[str, str | None]:
@@ -131,7 +125,7 @@ def _bz2_chunks(piece: Piece) -> Iterator[Chunk]:
         yield Chunk(block.data, block.offset < piece.end, block.offset)
 
 
-def _xml_place(place: int, offset: int, path: str) -> str:
+def _xml_place(path: str, place: int, offset: int) -> str:
     return f"byte {place + offset} (line {line_of(path, place + offset)})"
 
 

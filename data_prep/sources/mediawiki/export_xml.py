@@ -54,9 +54,6 @@ def read_pages(
         from_file_start: whether the first chunk begins the file; if not, the bytes before the first `<page>` are the
             rest of an earlier page.
         locate: describes (place of a chunk, offset in the chunk) in words, for messages.
-
-    Raises:
-        ValueError: the XML is not well-formed, not UTF-8, or truncated; the message names the page and its place.
     """
     reader = _Reader(chunks, path, locate)
     closed = from_file_start

@@ -30,7 +30,6 @@ class SiteInfo:
     """Namespaces of a wiki by name (lower case, spaces): its own names and the canonical ones."""
 
     namespaces: dict[str, int]
-    site_name: str = ""
 
     def split(self, title: str) -> tuple[int, str]:
         """Split a full title into (namespace, rest); a prefix that is not a namespace belongs to the title."""
@@ -45,12 +44,7 @@ class SiteInfo:
 def read_site_info(head: bytes, path: str) -> SiteInfo:
     """Check the beginning of an export and read its `<siteinfo>`; without one, only the canonical names are known.
 
-    Args:
-        head: the first 1 MiB of the XML, or all of it if it is shorter.
-        path: path of the file for messages.
-
-    Raises:
-        ValueError: the file is not XML, not UTF-8, not a MediaWiki export, or not well-formed.
+    `head` is the first 1 MiB of the XML, or all of it if it is shorter.
     """
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(f"{path}: XML in UTF-16, expected UTF-8; convert it, for example with iconv -t UTF-8")
@@ -93,7 +87,7 @@ def read_site_info(head: bytes, path: str) -> SiteInfo:
             )
         if name := (entry.text or "").strip():
             namespaces[name.replace("_", " ").lower()] = int(key)
-    return SiteInfo(namespaces, (element_tree.findtext("sitename") or "").strip())
+    return SiteInfo(namespaces)
 
 
 def _fault_of_fragment(head: bytes, start: int) -> str:

@@ -41,16 +41,8 @@ _MONTHS = (
     "December",
 )  # fmt: skip
 _SEPARATORS = {
-    "-": "–",
-    "–": "–",
-    "to": " to ",
-    "and": " and ",
-    "or": " or ",
-    "x": " by ",
-    "×": " × ",
-    "by": " by ",
-    "&": " and ",
-}
+    "-": "–", "–": "–", "to": " to ", "and": " and ", "or": " or ", "x": " by ", "×": " × ", "by": " by ", "&": " and ",
+}  # fmt: skip
 
 
 class TemplateArguments:
@@ -154,11 +146,6 @@ def ordinal(arguments: TemplateArguments) -> str:
         return number
     ending = "th" if number[-2:] in ("11", "12", "13") else {"1": "st", "2": "nd", "3": "rd"}.get(number[-1], "th")
     return number + ending
-
-
-def number_and_unit(arguments: TemplateArguments) -> str:
-    """Return `{{unité|5|km}}` as `5 km`."""
-    return " ".join(part for part in arguments.positional if part)
 
 
 def height(arguments: TemplateArguments) -> str:

@@ -65,13 +65,7 @@ class Article(NamedTuple):
 
 
 def article_of_wikitext(text: str, title: str, site: SiteInfo) -> Article:
-    """Convert an article.
-
-    Args:
-        text: the wikitext.
-        title: title of the article, for `{{PAGENAME}}` and to detect lists and disambiguation pages.
-        site: names of the wiki's namespaces, to detect files and categories.
-    """
+    """Convert an article. Its title is the text of `{{PAGENAME}}`, and can reveal a list or a disambiguation page."""
     text, disambiguation = without_templates(without_opaque_tags(without_comments(text)), title)
     if disambiguation or is_disambiguation(title, text):
         return Article("", True, False)
@@ -175,8 +169,7 @@ def without_hatnotes(text: str) -> str:
 def without_tables(text: str) -> tuple[str, int]:
     """Remove `{| … |}`, also nested ones; an unclosed table ends before the next paragraph or heading.
 
-    Returns:
-        (text, number of characters removed in tables other than infoboxes and side tables).
+    Also return the number of characters removed in tables other than infoboxes and side tables.
     """
     if "{|" not in text:
         return text, 0

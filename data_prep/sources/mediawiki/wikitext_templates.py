@@ -12,7 +12,6 @@ from data_prep.sources.mediawiki.template_numbers import (
     date,
     fraction,
     height,
-    number_and_unit,
     ordinal,
     quantity,
     value,
@@ -61,8 +60,8 @@ def expand(name: str, text: str, title: str) -> str:
     return ""
 
 
-def _joined(separator: str) -> Callable[[TemplateArguments], str]:
-    return lambda arguments: separator.join(part for part in arguments.positional if part)
+def _joined(separator: str, most: int | None = None) -> Callable[[TemplateArguments], str]:
+    return lambda arguments: separator.join(part for part in arguments.positional[:most] if part)
 
 
 def _prefixed(prefix: str) -> Callable[[TemplateArguments], str]:
@@ -75,10 +74,6 @@ def _suffixed(suffix: str) -> Callable[[TemplateArguments], str]:
 
 def _nth(number: int) -> Callable[[TemplateArguments], str]:
     return lambda arguments: arguments.at(number)
-
-
-def _last(arguments: TemplateArguments) -> str:
-    return arguments.last()
 
 
 def _as_of(arguments: TemplateArguments) -> str:
@@ -110,14 +105,6 @@ def _chinese(arguments: TemplateArguments) -> str:
     return "; ".join(
         part for part in (f"Chinese: {word}" if word else "", f"pinyin: {pinyin}" if pinyin else "") if part
     )
-
-
-def _ship(arguments: TemplateArguments) -> str:
-    return " ".join(part for part in arguments.positional[:2] if part)
-
-
-def _ship_of(prefix: str) -> Callable[[TemplateArguments], str]:
-    return lambda arguments: f"{prefix} {arguments.at(1)}" if arguments.at(1) else ""
 
 
 def _ship_class(arguments: TemplateArguments) -> str:
@@ -172,7 +159,7 @@ _add(
 _add(
     "lang;langue;lang2;color;colour;font color;font colour;fontcolor;rtl-lang;wikt-lang;unité-lien;text color", _nth(2)
 )
-_add("transliteration;transl;translit;translation;literal translation;lit;linktext-last", _last)
+_add("transliteration;transl;translit;translation;literal translation;lit;linktext-last", TemplateArguments.last)
 _add("langx", _language)
 _add("nbsp;nbs;space;thin space;thinsp;hair space;hsp;sp;spaces;0;emsp;ensp;clear;-", " ")
 _add("spaced ndash;snd;snds;spnd;sndash;spaced en dash;spaced endash;dash;–;spaced en dash space", " – ")
@@ -197,11 +184,11 @@ _add("circa;c.;ca.;ca;c", _circa)
 _add("fl.;floruit;fl", _prefixed("fl. "))
 _add("nihongo;nihongo2;nihongo3;nihongo foot;nihongo krt", _nihongo)
 _add("zh;zh-cn;chinese;zh-tsp", _chinese)
-_add("ship;ships", _ship)
+_add("ship;ships", _joined(" ", 2))
 _add("sclass;sclass-;sclass2;sclass2-", _ship_class)
 for _prefix in _SHIP_PREFIXES.split():
-    _add(_prefix.lower(), _ship_of(_prefix))
-_add("gs", _ship_of("German submarine"))
+    _add(_prefix.lower(), _prefixed(f"{_prefix} "))
+_add("gs", _prefixed("German submarine "))
 _add("val;value", value)
 _add("ordinal;ord", ordinal)
 _add("chem;chem/link;gaps;formula;auto chem", _joined(""))
@@ -225,7 +212,7 @@ _add("ipa;ipa link;ipalink;angle bracket;angbr ipa;grapheme", _sounds)
 _add("harvtxt;harvtxt2;harvcoltxt;harvs", _authors_and_year)
 _add("bibleverse;bibleref;bibleref2;bibleverse-nb", _bible_verse)
 _add("us patent;uspatent", _prefixed("U.S. Patent "))
-_add("unité;unidad;unit;nombre;nb;num;formatnum;fmtn;formatnr;m;nau;heure;jh;datum", number_and_unit)
+_add("unité;unidad;unit;nombre;nb;num;formatnum;fmtn;formatnr;m;nau;heure;jh;datum", _joined(" "))
 _add("s;siècle;s-;s mini;sp-;siecle", _french_century)
 _add("1er", "1er")
 _add("ier", "Ier")

@@ -59,9 +59,9 @@ def test_dropped_documents_are_counted_by_reason():
 
 def test_documents_dropped_by_a_source_are_counted_by_reason(monkeypatch):
     documents = [
-        SourceDocument("", "1", "text", dropped="redirect"),
-        SourceDocument(PROSE, "2", "text"),
-        SourceDocument("", "3", "text", dropped="redirect"),
+        SourceDocument("", "1", dropped="redirect"),
+        SourceDocument(PROSE, "2"),
+        SourceDocument("", "3", dropped="redirect"),
     ]
     kind = dataclasses.replace(KINDS["text"], read_piece=lambda piece: iter(documents))
     monkeypatch.setitem(KINDS, "text", kind)

@@ -49,12 +49,7 @@ def test_dump_gives_articles_as_prose_with_id_and_title(tmp_path):
     path.write_bytes(dump([page("Chén & Li", f"'''Chén''' &amp;nbsp;is. {PROSE}{{{{Cite|x}}}}", 77)]))
     (document,) = read(path)
     assert document.text == f"Chén is. {PROSE}".strip()
-    assert (document.id, document.title, document.source, document.dropped) == (
-        "77",
-        "Chén & Li",
-        "wikipedia-dump",
-        None,
-    )
+    assert (document.id, document.title, document.dropped) == ("77", "Chén & Li", None)
 
 
 def test_each_dropped_page_has_a_reason(tmp_path):
