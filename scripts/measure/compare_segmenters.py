@@ -18,6 +18,7 @@ paragraph per line: the segmenters run in turns, and MB/s (of processor time) is
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.metadata
 import itertools
@@ -51,25 +52,9 @@ _OPENING, _CLOSING = "“‘«„", "”»"
 Segmenter = Callable[[str], list[str]]
 
 
-def _sentencex() -> Segmenter:
-    import sentencex
-
-    return lambda text: list(sentencex.segment("en", text))
-
-
 def _blingfire() -> Segmenter:
     module = importlib.import_module("blingfire")
     return lambda text: module.text_to_sentences(text).split("\n")
-
-
-def _nupunkt() -> Segmenter:
-    module = importlib.import_module("nupunkt")
-    return lambda text: list(module.sent_tokenize(text))
-
-
-def _pysbd() -> Segmenter:
-    segmenter = importlib.import_module("pysbd").Segmenter(language="en", clean=False)
-    return lambda text: list(segmenter.segment(text))
 
 
 def _syntok() -> Segmenter:
@@ -85,10 +70,10 @@ def _syntok() -> Segmenter:
 
 SEGMENTERS: dict[str, Callable[[], Segmenter]] = {
     "data_prep": lambda: split_sentences,
-    "sentencex": _sentencex,
+    "sentencex": lambda: functools.partial(importlib.import_module("sentencex").segment, "en"),
     "blingfire": _blingfire,
-    "nupunkt": _nupunkt,
-    "pysbd": _pysbd,
+    "nupunkt": lambda: importlib.import_module("nupunkt").sent_tokenize,
+    "pysbd": lambda: importlib.import_module("pysbd").Segmenter(language="en", clean=False).segment,
     "syntok": _syntok,
 }
 

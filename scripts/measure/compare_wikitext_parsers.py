@@ -1,7 +1,6 @@
 """Compare converters from wikitext to prose on a dump: speed, amount of prose, remaining markup.
 
     pip install mwparserfromhell wikitextparser
-    python scripts/measure/compare_wikitext_parsers.py enwiki-pages-articles1.xml-p1p41242.bz2 --articles 200
 
 The same rules for lines follow each converter. The converters run in turns, and the fastest turn of each counts, in
 processor time.
@@ -10,6 +9,7 @@ processor time.
 from __future__ import annotations
 
 import argparse
+import functools
 import html
 import importlib.util
 import itertools
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from unittest import mock
 
+from bert_pld.cli import make_parser, run
 from data_prep.sources.mediawiki import dump as wikipedia_dump
 from data_prep.sources.mediawiki.article_prose import prose_of_lines
 from data_prep.sources.mediawiki.site_info import SiteInfo
@@ -38,37 +39,34 @@ def own_passes(text: str, title: str, site: SiteInfo) -> str:
     return article_of_wikitext(text, title, site).prose
 
 
-def prepared(text: str, title: str) -> str:
-    """Apply the project's passes up to tables, as input for a parser."""
-    text, _ = without_templates(without_opaque_tags(without_comments(text)), title)
-    return without_tables(text)[0]
-
-
-def mwparserfromhell(text: str, title: str, site: SiteInfo) -> str:
+def mwparserfromhell(text: str) -> str:
     """Convert with `strip_code`, which keeps file and category links as text."""
-    import mwparserfromhell
-
-    return prose_of_lines(html.unescape(str(mwparserfromhell.parse(text).strip_code())), title, 0)[0]
+    return str(importlib.import_module("mwparserfromhell").parse(text).strip_code())
 
 
-def wikitextparser(text: str, title: str, site: SiteInfo) -> str:
+def wikitextparser(text: str) -> str:
     """Convert with `plain_text`, which keeps the content of references as text."""
-    import wikitextparser
-
-    return prose_of_lines(html.unescape(wikitextparser.parse(text).plain_text()), title, 0)[0]
+    return str(importlib.import_module("wikitextparser").parse(text).plain_text())
 
 
-CONVERTERS: dict[str, Converter] = {
-    "own passes": own_passes,
-    "mwparserfromhell": mwparserfromhell,
-    "wikitextparser": wikitextparser,
-    "own passes up to tables, then mwparserfromhell": lambda text, title, site: mwparserfromhell(
-        prepared(text, title), title, site
-    ),
-    "own passes up to tables, then wikitextparser": lambda text, title, site: wikitextparser(
-        prepared(text, title), title, site
-    ),
-}
+def parsed(parse: Callable[[str], str], text: str, title: str, site: SiteInfo, prepare: bool = False) -> str:
+    """Convert with a parser and the project's rules for lines, and before them its passes up to tables if `prepare`."""
+    if prepare:
+        text = without_tables(without_templates(without_opaque_tags(without_comments(text)), title)[0])[0]
+    return prose_of_lines(html.unescape(parse(text)), title, 0)[0]
+
+
+def installed_converters() -> dict[str, Converter]:
+    """Return the converters by name; print the parsers that are not installed."""
+    converters: dict[str, Converter] = {"own passes": own_passes}
+    for parse in (mwparserfromhell, wikitextparser):
+        name = parse.__name__
+        if importlib.util.find_spec(name):
+            converters[name] = functools.partial(parsed, parse)
+            converters[f"own passes up to tables, then {name}"] = functools.partial(parsed, parse, prepare=True)
+        else:
+            print(f"{name}: not installed, skipped")
+    return converters
 
 
 def articles(path: str) -> Iterator[tuple[str, str, SiteInfo]]:
@@ -86,27 +84,14 @@ def articles(path: str) -> Iterator[tuple[str, str, SiteInfo]]:
                 converted.clear()
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Print one line of a Markdown table for each converter."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dump", help="a MediaWiki export, .xml or .xml.bz2")
-    parser.add_argument(
-        "--articles", type=int, default=200, help="number of articles, from the beginning of the dump (default: 200)"
-    )
-    parser.add_argument("--turns", type=int, default=3, help="turns of each converter (default: 3)")
-    arguments = parser.parse_args()
-    chosen = list(itertools.islice(articles(arguments.dump), arguments.articles))
+    chosen = list(itertools.islice(articles(options.dump), options.articles))
     size = sum(len(text.encode()) for text, _, _ in chosen)
-    converters = {
-        name: convert
-        for name, convert in CONVERTERS.items()
-        if (name.startswith("own passes") and "then" not in name) or importlib.util.find_spec(name.split()[-1])
-    }
-    for name in CONVERTERS.keys() - converters.keys():
-        print(f"{name}: not installed, skipped")
+    converters = installed_converters()
     seconds = dict.fromkeys(converters, float("inf"))
     results: dict[str, list[str]] = {}
-    for _, (name, convert) in itertools.product(range(arguments.turns), converters.items()):
+    for _, (name, convert) in itertools.product(range(options.turns), converters.items()):
         began = time.process_time()
         results[name] = [convert(*article) for article in chosen]
         seconds[name] = min(seconds[name], time.process_time() - began)
@@ -123,5 +108,17 @@ def main() -> None:
         print(f"| {name} | {speed} | {characters:,} | {left.replace('|', chr(92) + '|')} |")
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser: the dump, and how much of it to convert."""
+    example = (
+        "python scripts/measure/compare_wikitext_parsers.py enwiki-pages-articles1.xml-p1p41242.bz2 --articles 200"
+    )
+    parser = make_parser("scripts.compare_wikitext_parsers", __doc__, example)
+    parser.add_argument("dump", help="a MediaWiki export, .xml or .xml.bz2")
+    parser.add_argument("--articles", type=int, default=200, help="articles, from the beginning (default: 200)")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each converter (default: 3)")
+    return parser
+
+
 if __name__ == "__main__":
-    main()
+    run(main, build_parser())

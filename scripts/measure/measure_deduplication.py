@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -38,30 +39,31 @@ def edited(draw: random.Random, text: str, rate: float, words: list[str]) -> str
     return "\n".join(lines)
 
 
-def removed(texts: list[str], similarity: float) -> tuple[set[int], set[int]]:
-    """Return the indices of the exact duplicates, and of all duplicates, among these documents."""
+def removed(
+    texts_of_tasks: list[list[str]], similarity: float, comparisons: Comparisons | None = None
+) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+    """Return (task, index) of the exact duplicates, and of all duplicates, among the documents of reading tasks."""
+    comparisons = comparisons or Comparisons.of(sum(map(len, texts_of_tasks)))
+    tasks = len(texts_of_tasks)
     with tempfile.TemporaryDirectory() as folder:
         build_dir = Path(folder)
         (build_dir / "spool").mkdir()
         (build_dir / "duplicates").mkdir()
-        write_spool(build_dir / "spool", 0, (text.split("\n") for text in texts), signed=True)
-        comparisons = Comparisons.of(len(texts))
+
+        def found() -> set[tuple[int, int]]:
+            kept = [Duplicates(build_dir).kept(task, len(texts)) for task, texts in enumerate(texts_of_tasks)]
+            return {(task, place) for task in range(tasks) for place in np.flatnonzero(~kept[task]).tolist()}
+
+        for task, texts in enumerate(texts_of_tasks):
+            write_spool(build_dir / "spool", task, (text.split("\n") for text in texts), signed=True)
         for task, share in enumerate(comparisons.exact):
-            find_exact(build_dir, task, share, 1)
+            find_exact(build_dir, task, share, tasks)
         join_exact(build_dir, len(comparisons.exact))
-        exact = set(np.flatnonzero(~Duplicates(build_dir).kept(0, len(texts))).tolist())
+        exact = found()
         for task, share in enumerate(comparisons.near):
-            find_near(build_dir, task, share, 1, similarity)
+            find_near(build_dir, task, share, tasks, similarity)
         cluster_near(build_dir, len(comparisons.near))
-        return exact, set(np.flatnonzero(~Duplicates(build_dir).kept(0, len(texts))).tolist())
-
-
-def check(options: argparse.Namespace) -> None:
-    """Raise ValueError for a share that is not in (0, 1]."""
-    for flag, values in (("--similarity", [options.similarity]), ("--rates", options.rates)):
-        for value in values:
-            if not 0.0 < value <= 1.0:
-                raise ValueError(f"{flag} {value:g}: must be above 0 and at most 1")
+        return exact, found()
 
 
 def require_enough(documents: int, what: str) -> None:
@@ -72,13 +74,16 @@ def require_enough(documents: int, what: str) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Plant copies, remove duplicates, and print the shares found."""
-    check(options)
+    for flag, shares in (("--similarity", [options.similarity]), ("--rates", options.rates)):
+        for share in shares:
+            if not 0.0 < share <= 1.0:
+                raise ValueError(f"{flag} {share:g}: must be above 0 and at most 1")
     pieces = [piece for source in options.source for piece in Source.parse(source).pieces()]
     every = (clean_text(document.text) for piece in pieces for document in KINDS[piece.kind].read_piece(piece))
     everything = [text for text in every if not drop_reason(text)]
     require_enough(len(everything), f"--source {' '.join(options.source)}")
-    exact, own = removed(everything, options.similarity)
-    natural = [text for place, text in enumerate(everything) if place not in own]
+    exact, own = removed([everything], options.similarity)
+    natural = [text for place, text in enumerate(everything) if (0, place) not in own]
     lengths = [len(text.split()) for text in natural]
     for fewest in options.fewest_words:
         require_enough(sum(length >= fewest for length in lengths), f"--fewest_words {fewest}")
@@ -94,16 +99,16 @@ def main(options: argparse.Namespace) -> None:
             count = int(PLANTED * len(texts))
             copies = draw.sample(texts, count)
             changed = [edited(draw, text, rate, words) for text in draw.sample(texts, count)]
-            _, found = removed(texts + copies + changed, options.similarity)
-            first_copy, first_changed = len(texts), len(texts) + count
+            _, found = removed([texts, copies, changed], options.similarity)
+            found_in = Counter(task for task, _ in found)
             result = {
                 "fewest_words": fewest,
                 "words_changed": rate,
                 "documents": len(texts),
                 "planted": count,
-                "copies_found": sum(first_copy <= place < first_changed for place in found) / count,
-                "edited_found": sum(place >= first_changed for place in found) / count,
-                "others_lost": sum(place < first_copy for place in found) / len(texts),
+                "copies_found": found_in[1] / count,
+                "edited_found": found_in[2] / count,
+                "others_lost": found_in[0] / len(texts),
             }
             print(", ".join(f"{name} {value:g}" for name, value in result.items()), flush=True)
             results.append(result)

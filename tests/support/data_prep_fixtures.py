@@ -23,6 +23,14 @@ def corpus(tmp_path_factory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus") / "text")
 
 
+@pytest.fixture
+def tiny_vocab(tmp_path) -> str:
+    """The path of a vocabulary of the special tokens and one word."""
+    path = tmp_path / "tiny_vocab.txt"
+    path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n")
+    return str(path)
+
+
 @pytest.fixture(scope="session")
 def sound_build(corpus, tmp_path_factory) -> Path:
     """A finished mlm+nsp build; tests copy it before they damage it."""

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 
-from runs import VOCABULARY, clean_environment, free_port, run_forked
+from runs import clean_environment, run_forked, start_command, word_tokenizer
 
 SETTINGS = ["--epochs", "3", "--batch_size", "16", "--max_seq_length", "32", "--learning_rates", "3e-3"]
 
 
 def finetune_command(glue_dir, model, output_dir, *arguments, ranks=1):
-    """Return the command: a plain process for one rank, the `deepspeed` launcher for several."""
-    launcher = [sys.executable, "-m"]
-    if ranks > 1:
-        deepspeed = Path(sys.executable).parent / "deepspeed"
-        launcher = [str(deepspeed), "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module"]
+    """Return the command of a fine-tuning run."""
+    start = start_command("bert_pld.finetune_glue", ranks)
     paths = ["--glue_dir", str(glue_dir), "--model", str(model), "--output_dir", str(output_dir)]
-    return [*launcher, "bert_pld.finetune_glue", "--task", "SST-2", *paths, *SETTINGS, *arguments]
+    return [*start, "--task", "SST-2", *paths, *SETTINGS, *arguments]
 
 
 def finetune(glue_dir, model, output_dir, *arguments, ranks=1, expect=0):
@@ -40,11 +35,6 @@ def result_of(output_dir, seed=1, rate="0.003"):
 
 def write_tokenizer(folder):
     """Save a transformers tokenizer for the words of the synthetic corpus."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordPiece
-    from tokenizers.pre_tokenizers import Whitespace
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(WordPiece({t: i for i, t in enumerate(VOCABULARY)}, unk_token="[UNK]"))
-    words.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=word_tokenizer(), pad_token="[PAD]").save_pretrained(folder)

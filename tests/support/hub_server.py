@@ -19,10 +19,10 @@ PARQUET_COPY_FOLDER = "parquet_copy"
 
 
 class HubServer:
-    """Serves a folder. `requests` lists (method, path, range, bytes sent)."""
+    """Serves a folder. `requests` lists (method, path, bytes sent)."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.requests, self.failing = folder, [], False
+        self.folder, self.requests = folder, []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -31,14 +31,10 @@ class HubServer:
             def log_message(self, *_):
                 pass
 
-            def do_HEAD(self):
-                server.answer(self)
-
             def do_GET(self):
                 server.answer(self)
 
-            def do_POST(self):
-                server.answer(self)
+            do_HEAD = do_POST = do_GET
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
@@ -54,26 +50,24 @@ class HubServer:
 
     def sent(self, ending: str) -> int:
         """Number of bytes sent of files whose names have this ending."""
-        return sum(size for method, path, _, size in self.requests if method == "GET" and path.endswith(ending))
+        return sum(size for method, path, size in self.requests if method == "GET" and path.endswith(ending))
 
     def answer(self, request):
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(request.path).path).replace(PARQUET_COPY, PARQUET_COPY_SHA)
-        if self.failing:
-            return self.send(request, path, 503, b"")
         parts = path.strip("/").split("/")
         api = parts[0] == "api"
         if parts[int(api)] != "datasets" or len(parts) < 3 + api:
-            return self.send(request, path, 404, b"", {"X-Error-Code": "EntryNotFound"})
+            return self.refuse(request, path, "EntryNotFound")
         owner, name, *rest = parts[1 + api :]
         repository = self.folder / owner / name
         if name == "gated" and not api:
-            return self.send(request, path, 401, b"", {"X-Error-Code": "GatedRepo"})
+            return self.refuse(request, path, "GatedRepo", 401)
         if not repository.is_dir():
-            return self.send(request, path, 404, b"", {"X-Error-Code": "RepoNotFound"})
+            return self.refuse(request, path, "RepoNotFound")
         revision = rest[1] if len(rest) > 1 else "main"
         if revision not in ("main", SHA, PARQUET_COPY_SHA):
-            return self.send(request, path, 404, b"", {"X-Error-Code": "RevisionNotFound"})
+            return self.refuse(request, path, "RevisionNotFound")
         commit = PARQUET_COPY_SHA if revision == PARQUET_COPY_SHA else SHA
         if commit == PARQUET_COPY_SHA:
             repository = repository / PARQUET_COPY_FOLDER
@@ -87,7 +81,7 @@ class HubServer:
             wanted = json.loads(body)["paths"] if body[:1] == b"{" else []
             found = [repository / name for name in wanted if (repository / name).exists()]
             return self.send_json(request, path, [self.entry(repository, item) for item in found])
-        return self.send(request, path, 404, b"", {"X-Error-Code": "EntryNotFound"})
+        return self.refuse(request, path, "EntryNotFound")
 
     def entry(self, repository, item):
         name = str(item.relative_to(repository))
@@ -98,7 +92,7 @@ class HubServer:
     def send_tree(self, request, path, repository, folder):
         place = repository / folder
         if not place.is_dir():
-            return self.send(request, path, 404, b"", {"X-Error-Code": "EntryNotFound"})
+            return self.refuse(request, path, "EntryNotFound")
         deep = "recursive=true" in request.path.lower()
         items = sorted(place.rglob("*") if deep else place.iterdir())
         return self.send_json(request, path, [self.entry(repository, item) for item in items])
@@ -106,8 +100,7 @@ class HubServer:
     def send_file(self, request, path, repository, name, commit):
         file = repository / name
         if not file.is_file():
-            headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}
-            return self.send(request, path, 404, b"", headers)
+            return self.refuse(request, path, "EntryNotFound", **{"X-Repo-Commit": commit})
         data = file.read_bytes()
         headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(data).hexdigest()}"', "Accept-Ranges": "bytes"}
         if span := request.headers.get("Range"):
@@ -116,6 +109,9 @@ class HubServer:
             headers["Content-Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
             return self.send(request, path, 206, part, headers)
         return self.send(request, path, 200, data, headers)
+
+    def refuse(self, request, path, code, status=404, **headers):
+        self.send(request, path, status, b"", {"X-Error-Code": code, **headers})
 
     def send_json(self, request, path, content):
         return self.send(request, path, 200, json.dumps(content).encode(), {"Content-Type": "application/json"})
@@ -126,6 +122,6 @@ class HubServer:
             request.send_header(name, value)
         request.end_headers()
         head = request.command == "HEAD"
-        self.requests.append((request.command, path, request.headers.get("Range"), 0 if head else len(data)))
+        self.requests.append((request.command, path, 0 if head else len(data)))
         if not head:
             request.wfile.write(data)

@@ -5,13 +5,24 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 from data_prep.__main__ import main
 from data_prep.sources import Source
 from data_prep.sources.kind import Document
 
 _SYLLABLES = ["ri", "sto", "mor", "har", "let", "win", "gar", "en", "cap", "mar", "sil", "bri", "vil", "mu", "dis"]
+_SMALL_BUILD = """
+import sys
+import data_prep.plan, data_prep.rows.splitting
+from data_prep.__main__ import main
+data_prep.plan.READING_TASK_BYTES, data_prep.rows.splitting.GROUP_BYTES = 1 << 14, 1 << 13
+{more}
+sys.exit(main(sys.argv[1:]))
+"""
 WORDS = ["".join(parts) for parts in itertools.product(_SYLLABLES, _SYLLABLES, ["ver", "ne"])]
 
 
@@ -35,19 +46,28 @@ def write_corpus(folder: Path, files: int = 4, documents: int = 40) -> Path:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in a folder and its sub-folders, by relative path."""
+    """Return the SHA-256 of every file in a folder and its sub-folders, by relative path."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def read_source(argument: str) -> list[Document]:
-    """All documents of a source as the command line names it."""
+    """Return all documents of a source, `KIND=WHERE`."""
     source = Source.parse(argument)
     return [document for piece in source.pieces() for document in source.kind.read_piece(piece)]
 
 
-def build(corpus: Path, output_dir: Path, *flags: str) -> int:
+def build_arguments(corpus: Path, output_dir: Path, *flags: str) -> list[str]:
     vocabulary = [] if "--vocab" in flags else ["--vocab_size", "300"]
-    workers = [] if "--workers" in flags else ["--workers", "1"]
-    flags = ("--validation_fraction", "0.1", "--seed", "7", "--seq_length", "32", *flags)
-    return main(["build", "--source", f"text={corpus}", "--output_dir", str(output_dir), *vocabulary, *workers, *flags])
+    flags = ("--workers", "1", "--validation_fraction", "0.1", "--seed", "7", "--seq_length", "32", *flags)
+    return ["build", "--source", f"text={corpus}", "--output_dir", str(output_dir), *vocabulary, *flags]
+
+
+def build(corpus: Path, output_dir: Path, *flags: str) -> int:
+    return main(build_arguments(corpus, output_dir, *flags))
+
+
+def start_build(*arguments: object, more: str = "", **options: Any) -> subprocess.Popen[str]:
+    """Start a build with small tasks in a separate process; `more` is code that runs before it."""
+    command = [sys.executable, "-c", _SMALL_BUILD.format(more=more), *build_arguments(*arguments)]
+    return subprocess.Popen(command, text=True, **options)

@@ -27,14 +27,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = [*SPECIAL, *(f"w{i}" for i in range(51)), *(f"##p{i}" for i in range(8))]
 SEQ_LENGTH = 32
 LAUNCHER_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "LOCAL_SIZE",
-)
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_SIZE",
+)  # fmt: skip
 
 
 def write_corpus(
@@ -69,11 +63,16 @@ def write_corpus(
         splits[split] = [write_shard(directory / f"{split}_00000.hdf5", columns, attributes)]
     special = dict(zip(("pad", "unk", "cls", "sep", "mask"), range(5), strict=True))
     Manifest(attributes, splits, {"train": train_rows, "validation": validation_rows}, special).write(directory)
-    tokenizer = Tokenizer(WordPiece({t: i for i, t in enumerate(VOCABULARY)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.save(str(directory / "tokenizer.json"))
+    word_tokenizer().save(str(directory / "tokenizer.json"))
     (directory / "vocab.txt").write_text("".join(token + "\n" for token in VOCABULARY))
     return directory
+
+
+def word_tokenizer() -> Tokenizer:
+    """Return a tokenizer with the words of the synthetic corpus."""
+    tokenizer = Tokenizer(WordPiece({t: i for i, t in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return tokenizer
 
 
 def small_config(**blocks: Any) -> dict[str, Any]:
@@ -122,23 +121,18 @@ def free_port() -> int:
             return port
 
 
-def pretrain_command(config: Path, data_dir: Path, output_dir: Path, *arguments: str, ranks: int = 1) -> list[str]:
-    """Return the command: a plain process for one rank, the `deepspeed` launcher for several."""
+def start_command(module: str, ranks: int) -> list[str]:
+    """Return the beginning of a command: a plain process for one rank, the `deepspeed` launcher for several."""
     if ranks == 1:
-        start = [sys.executable, "-m", "bert_pld.pretrain"]
-    else:
-        launcher = Path(sys.executable).parent / "deepspeed"
-        start = [
-            str(launcher),
-            "--num_gpus",
-            str(ranks),
-            "--master_port",
-            str(free_port()),
-            "--module",
-            "bert_pld.pretrain",
-        ]
+        return [sys.executable, "-m", module]
+    launcher = str(Path(sys.executable).parent / "deepspeed")
+    return [launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module", module]
+
+
+def pretrain_command(config: Path, data_dir: Path, output_dir: Path, *arguments: str, ranks: int = 1) -> list[str]:
+    """Return the command of a pretraining run."""
     paths = ["--deepspeed_config", str(config), "--data_dir", str(data_dir), "--output_dir", str(output_dir)]
-    return [*start, *paths, *arguments]
+    return [*start_command("bert_pld.pretrain", ranks), *paths, *arguments]
 
 
 def program_of(command: list[str]) -> list[str]:

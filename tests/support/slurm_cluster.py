@@ -11,6 +11,7 @@ scripts/test.sh installs if BERT_PLD_REQUIRE_SLURM=1.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -88,11 +89,7 @@ class SlurmCluster:
             self._stop()
 
     def output(self, *command: str) -> str:
-        """Return the standard output of a client command.
-
-        Raises:
-            subprocess.CalledProcessError: the command failed.
-        """
+        """Return the standard output of a client command; raise CalledProcessError if it fails."""
         return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
 
     def _start(self) -> None:
@@ -106,18 +103,13 @@ class SlurmCluster:
         munged += [f"--pid-file={folder / 'munged.pid'}", f"--seed-file={folder / 'munge.seed'}"]
         self._daemon("munged", *munged)
         check = ["munge", "--no-input", f"--socket={munge_socket}"]
-        self._wait("munged answers", lambda: self._succeeds(*check))
+        self._wait("munged answers", lambda: self.output(*check) is not None)
         self._daemon("slurmctld", "slurmctld", "-D", "-c")
-        self._wait("slurmctld answers", lambda: self._succeeds("scontrol", "ping") and "UP" in self._ping())
+        self._wait("slurmctld answers", lambda: "UP" in self.output("scontrol", "ping"))
         for node in range(1, self.nodes + 1):
             self._daemon(f"slurmd_node{node}", "slurmd", "-D", "-N", f"node{node}")
-        self._wait(
-            "all nodes are idle",
-            lambda: (
-                self.output("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T").split()
-                == ["idle"] * self.nodes
-            ),
-        )
+        states, idle = ["sinfo", "--noheader", "--Node", "--partition=main", "--format=%T"], ["idle"] * self.nodes
+        self._wait("all nodes are idle", lambda: self.output(*states).split() == idle)
 
     def _configuration(self, ports: list[int]) -> str:
         folder, host = self.folder, socket.gethostname().split(".")[0]
@@ -158,32 +150,21 @@ class SlurmCluster:
 
     def _daemon(self, name: str, *command: str) -> None:
         with open(self.folder / f"{name}.log", "wb") as log:
-            self._daemons.append(
-                subprocess.Popen(
-                    command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-                )
-            )
-
-    def _succeeds(self, *command: str) -> bool:
-        return subprocess.run(command, env=self.environment, capture_output=True).returncode == 0
-
-    def _ping(self) -> str:
-        return self.output("scontrol", "ping")
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+            self._daemons.append(subprocess.Popen(command, env=self.environment, **streams))
 
     def _wait(self, condition: str, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + ANSWER_S
         while True:
-            try:
+            with contextlib.suppress(subprocess.CalledProcessError):
                 if holds():
                     return
-            except subprocess.CalledProcessError:
-                pass
             if time.monotonic() > deadline:
                 raise TimeoutError(f"Slurm: not within {ANSWER_S:.0f} s: {condition}\n{self._logs()}")
             time.sleep(0.1)
 
     def _logs(self) -> str:
-        """The last lines of each daemon's log."""
+        """Return the last lines of each daemon's log."""
         logs = {path.name: path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log"))}
         return "\n".join(f"== {name}\n" + "\n".join(log.splitlines()[-_LOG_LINES:]) for name, log in logs.items())
 
@@ -201,11 +182,8 @@ class SlurmCluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
+    with contextlib.ExitStack() as opened:
+        sockets = [opened.enter_context(socket.socket()) for _ in range(count)]
         for sock in sockets:
             sock.bind(("127.0.0.1", 0))
         return [int(sock.getsockname()[1]) for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()

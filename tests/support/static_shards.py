@@ -18,16 +18,10 @@ def make_static_rows(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return learnable rows, in which each token is its predecessor plus two: as datasets and as native columns."""
     words = len(VOCABULARY) - FIRST_WORD
-    stored: dict[str, Any] = {
-        name: np.zeros((count, width), np.int64)
-        for name, width in (
-            ("input_ids", seq_length),
-            ("input_mask", seq_length),
-            ("segment_ids", seq_length),
-            ("masked_lm_positions", predictions),
-            ("masked_lm_ids", predictions),
-        )
-    }
+    stored: dict[str, Any] = {}
+    widths = {"input_ids input_mask segment_ids": seq_length, "masked_lm_positions masked_lm_ids": predictions}
+    for names, width in widths.items():
+        stored |= {name: np.zeros((count, width), np.int64) for name in names.split()}
     native: dict[str, Any] = {"input_ids": np.zeros((count, seq_length), np.int64)}
     for name in ("length", "segment_b_start", "next_sentence_label"):
         native[name] = np.zeros(count, np.int64)

@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from made_up_corpus import build, digests
+from made_up_corpus import build, digests, start_build
 from made_up_tasks import bad_line_at_one, bug_at_one, die_at_two, new_build_dir, no_room_at_one, results, square
 from repository import SUPPORT
 from slurm_cluster import SlurmCluster, require_slurm
@@ -18,15 +18,9 @@ from data_prep.executors.slurm_queue import job_name, stop_orphaned_jobs
 
 LOCAL_FLAGS = ["--shard_rows", "50", "--deduplicate", "exact"]
 FLAGS = [*LOCAL_FLAGS, "--executor", "slurm", "--workers", "2"]
-_DRIVER = """
-import sys
-import data_prep.plan, data_prep.rows.splitting
-from data_prep.executors import cluster as cluster_executor
-from data_prep.executors import slurm_queue
-from data_prep.__main__ import main
-data_prep.plan.READING_TASK_BYTES, data_prep.rows.splitting.GROUP_BYTES = 1 << 14, 1 << 14
-cluster_executor.RANKS_PER_WORKER, slurm_queue.QUEUE_S = 1, 0.5
-sys.exit(main(sys.argv[1:]))
+_SETTINGS = """
+from data_prep.executors import cluster as cluster_executor, slurm_queue
+cluster_executor.RANKS_PER_WORKER, slurm_queue.QUEUE_S, data_prep.rows.splitting.GROUP_BYTES = 1, 0.5, 1 << 14
 """
 
 
@@ -74,16 +68,11 @@ def wait_until(is_so, seconds=30):
 
 
 def driver(corpus, output_dir):
-    flags = ["build", "--source", f"text={corpus}", "--output_dir", str(output_dir), "--vocab_size", "300"]
-    flags += ["--validation_fraction", "0.1", "--seed", "7", "--seq_length", "32", *FLAGS]
-    return subprocess.Popen(
-        [sys.executable, "-c", _DRIVER, *flags],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # SIGINT is ignored where tests run in the background
-    )
+    def accept_interrupts():  # they are ignored where tests run in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    options = {"stderr": subprocess.PIPE, "preexec_fn": accept_interrupts}
+    return start_build(corpus, output_dir, *FLAGS, more=_SETTINGS, **options)
 
 
 def test_build_on_two_nodes_gives_the_bytes_of_a_local_build(

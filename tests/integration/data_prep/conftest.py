@@ -1,3 +1,3 @@
 """Builds for the tests of data preparation."""
 
-from data_prep_fixtures import corpus, small_tasks, sound_build  # noqa: F401
+from data_prep_fixtures import corpus, small_tasks, sound_build, tiny_vocab  # noqa: F401

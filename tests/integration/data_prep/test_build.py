@@ -1,14 +1,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_corpus import build, digests, write_corpus
+from made_up_corpus import build, digests, start_build, write_corpus
 
 from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import Manifest
@@ -45,17 +43,13 @@ def test_another_seed_gives_other_rows(corpus, reference, tmp_path, small_tasks)
     assert digests(tmp_path / "data")["train_00000.hdf5"] != digests(reference)["train_00000.hdf5"]
 
 
-_SLOW_BUILD = """
-import sys, time
-import data_prep.plan, data_prep.rows.splitting, data_prep.pipeline
-from data_prep.__main__ import main
-data_prep.plan.READING_TASK_BYTES, data_prep.rows.splitting.GROUP_BYTES = 1 << 14, 1 << 13
+_SLOW_PROGRESS = """
+import time, data_prep.pipeline
 class Slow(data_prep.pipeline.StageProgress):
     def advance(self, count, documents=0):
         super().advance(count, documents)
         time.sleep(0.1)
 data_prep.pipeline.StageProgress = Slow
-sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -70,9 +64,7 @@ def is_running(process_id):
 @pytest.mark.parametrize("stage", ["read", "write"])
 def test_killed_build_is_resumed_with_the_same_bytes(corpus, reference, tmp_path, small_tasks, stage, capfd):
     output_dir = tmp_path / "data"
-    flags = ["build", "--source", f"text={corpus}", "--output_dir", str(output_dir), "--seq_length", "32"]
-    flags += ["--vocab_size", "300", "--validation_fraction", "0.1", "--seed", "7", "--shard_rows", "50"]
-    process = subprocess.Popen([sys.executable, "-c", _SLOW_BUILD, *flags, "--workers", "1"])
+    process = start_build(corpus, output_dir, "--shard_rows", "50", more=_SLOW_PROGRESS)
     deadline = time.monotonic() + 30
     while len(list((output_dir / ".build" / "done").glob(f"{stage}_*.json"))) < 2:
         assert process.poll() is None
@@ -161,11 +153,9 @@ def test_tokens_of_a_split_come_only_from_its_documents(sound_build):
     assert numbers["validation"] < 0.3 * numbers["train"]
 
 
-def test_two_tiny_documents_give_a_row_in_each_split(tmp_path):
+def test_two_tiny_documents_give_a_row_in_each_split(tmp_path, tiny_vocab):
     corpus = write_corpus(tmp_path / "text", files=1, documents=2)
-    vocab = tmp_path / "vocab.txt"
-    vocab.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n")
-    assert build(corpus, tmp_path / "data", "--vocab", str(vocab)) == 0
+    assert build(corpus, tmp_path / "data", "--vocab", tiny_vocab) == 0
     manifest = Manifest.read(tmp_path / "data")
     assert manifest.rows("train") > 0
     assert manifest.rows("validation") > 0

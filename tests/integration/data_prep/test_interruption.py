@@ -9,32 +9,19 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from made_up_corpus import WORDS, digests, write_corpus
+from made_up_corpus import WORDS, build, digests, start_build, write_corpus
 
 from data_prep.__main__ import main
 
 KILLS = int(os.environ.get("BERT_PLD_KILLS", "8"))
-_BUILD = """
-import sys
-import data_prep.plan, data_prep.rows.splitting
-from data_prep.__main__ import main
-data_prep.plan.READING_TASK_BYTES, data_prep.rows.splitting.GROUP_BYTES = 1 << 14, 1 << 13
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def flags_of(corpus, output_dir):
-    flags = ["build", "--source", f"text={corpus}", "--output_dir", str(output_dir), "--seq_length", "32", "64"]
-    return [*flags, "--vocab_size", "300", "--validation_fraction", "0.1", "--shard_rows", "50", "--workers", "1"]
+FLAGS = ("--seq_length", "32", "64", "--shard_rows", "50")
 
 
 def start(corpus, output_dir):
-    command = [sys.executable, "-c", _BUILD, *flags_of(corpus, output_dir)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return start_build(corpus, output_dir, *FLAGS, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def test_build_killed_at_random_moments_ends_with_the_same_bytes(corpus, tmp_path):
@@ -46,7 +33,7 @@ def test_build_killed_at_random_moments_ends_with_the_same_bytes(corpus, tmp_pat
     assert len(reference) > 20
     shutil.rmtree(output_dir)
     draw = random.Random(11)
-    kills = finished = went_on = 0
+    kills = finished = resumed = 0
     while kills < KILLS or not finished:
         process = start(corpus, output_dir)
         try:
@@ -56,7 +43,7 @@ def test_build_killed_at_random_moments_ends_with_the_same_bytes(corpus, tmp_pat
             os.kill(process.pid, signal.SIGKILL)
             error = process.communicate()[1]
             kills += 1
-            went_on += "resuming" in error
+            resumed += "resuming" in error
             # The manifest is written last: if it exists, all other files are complete.
             if all((output_dir / name / "manifest.json").is_file() for name in ("seq_32", "seq_64")):
                 assert {n: d for n, d in digests(output_dir).items() if ".build" not in n} == reference
@@ -66,7 +53,7 @@ def test_build_killed_at_random_moments_ends_with_the_same_bytes(corpus, tmp_pat
             finished += 1
             shutil.rmtree(output_dir)
     assert kills == KILLS
-    assert went_on >= KILLS // 6
+    assert resumed >= KILLS // 6
 
 
 @pytest.fixture
@@ -84,7 +71,7 @@ def small_disk(tmp_path):
 def test_full_disk_is_an_error_of_one_line_and_the_build_is_resumed_with_space(tmp_path, small_disk, capfd):
     corpus = write_corpus(tmp_path / "text", files=4, documents=100)
     output_dir = small_disk / "data"
-    assert main(flags_of(corpus, output_dir)) == 1
+    assert build(corpus, output_dir, *FLAGS) == 1
     errors = [line for line in capfd.readouterr().err.splitlines() if not line.startswith(("reading", "vocab", "tok"))]
     errors = [line for line in errors if "duplicates:" not in line]
     assert len(errors) == 1
@@ -92,8 +79,8 @@ def test_full_disk_is_an_error_of_one_line_and_the_build_is_resumed_with_space(t
     assert "resume the build with the same command" in errors[0]
     assert not list(output_dir.glob("seq_*/manifest.json"))
     subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)
-    assert main(flags_of(corpus, output_dir)) == 0
-    assert main(flags_of(corpus, tmp_path / "elsewhere")) == 0
+    assert build(corpus, output_dir, *FLAGS) == 0
+    assert build(corpus, tmp_path / "elsewhere", *FLAGS) == 0
     assert digests(output_dir) == digests(tmp_path / "elsewhere")
 
 
@@ -127,17 +114,15 @@ def test_damaged_file_invalidates_only_its_own_reading_task(tmp_path, small_task
 def test_corrected_vocabulary_size_reuses_reading_tasks_except_of_changed_files(tmp_path, corpus, capfd):
     folder, output_dir = tmp_path / "text", tmp_path / "data"
     shutil.copytree(corpus, folder)
-    flags = ["build", "--source", f"text={folder}", "--seq_length", "32", "--validation_fraction", "0.1"]
-    flags += ["--workers", "1", "--vocab_size"]
-    assert main([*flags, "90000", "--output_dir", str(output_dir)]) == 1
+    assert build(folder, output_dir, "--vocab_size", "90000") == 1
     assert "--vocab_size 90000: the text gives only" in capfd.readouterr().err
-    assert main([*flags, "300", "--deduplicate", "none", "--output_dir", str(output_dir)]) == 1
+    assert build(folder, output_dir, "--deduplicate", "none") == 1
     assert "holds an unfinished build with other arguments" in capfd.readouterr().err
     part = folder / "part_0.txt"
     part.write_text(part.read_text().replace("number 3.", "number 8."))
     os.utime(part, (time.time() + 10, time.time() + 10))
-    assert main([*flags, "300", "--output_dir", str(output_dir)]) == 1
+    assert build(folder, output_dir) == 1
     assert "holds an unfinished build with other arguments" in capfd.readouterr().err  # a single task reads all files
     os.utime(part, (1, 1))
-    assert main([*flags, "300", "--output_dir", str(output_dir)]) == 0
+    assert build(folder, output_dir) == 0
     assert "1 of 1 reading tasks reused" in capfd.readouterr().err

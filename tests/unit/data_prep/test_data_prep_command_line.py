@@ -1,8 +1,9 @@
+import shlex
 import subprocess
 import sys
 
 import pytest
-from made_up_corpus import build
+from made_up_corpus import build, build_arguments
 
 from data_prep.__main__ import main
 
@@ -28,7 +29,6 @@ def build_flags(tmp_path, source):
         (["--seq_length", "4"], "--seq_length 4: must be between 8 and 65535"),
         (["--validation_fraction", "1.5"], "--validation_fraction 1.5: must be between 0 and 1"),
         (["--seed", "-1"], "--seed -1: must be between 0 and 4294967295"),
-        (["--workers", "0"], "--workers 0: must be between 1"),
         (["--source", "book=x"], "unknown kind 'book'; did you mean 'books'?"),
         (["--source", "text=/no/such/place"], "/no/such/place: no such file, and no file matches it as a glob"),
     ],
@@ -39,8 +39,8 @@ def test_invalid_argument_is_an_error_of_one_line(tmp_path, corpus, capfd, flags
 
 
 def test_missing_vocabulary_file_is_an_error_of_one_line(tmp_path, corpus, capfd):
-    flags = ["build", "--source", f"text={corpus}", "--vocab", "/no/vocab.txt", "--output_dir", str(tmp_path / "out")]
-    assert "--vocab /no/vocab.txt: no such file" in failed(capfd, *flags)
+    arguments = build_arguments(corpus, tmp_path / "out", "--vocab", "/no/vocab.txt")
+    assert "--vocab /no/vocab.txt: no such file" in failed(capfd, *arguments)
 
 
 def test_damaged_input_in_a_worker_is_an_error_of_one_line(tmp_path, capfd):
@@ -55,20 +55,10 @@ def test_corpus_without_documents_after_cleaning_is_an_error_with_reasons(tmp_pa
     assert "2 shorter than 64 characters" in line
 
 
-def test_single_document_is_an_error_of_one_line(tmp_path, capfd):
+def test_single_document_is_an_error_of_one_line(tmp_path, tiny_vocab, capfd):
     (tmp_path / "a.txt").write_text("This is the one and only document there is. " * 80)
-    vocab = tmp_path / "vocab.txt"
-    vocab.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n")
-    flags = [
-        "build",
-        "--source",
-        f"text={tmp_path}/a.txt",
-        "--vocab",
-        str(vocab),
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
-    assert "hold a single document" in failed(capfd, *flags, "--workers", "1")
+    arguments = build_arguments(tmp_path / "a.txt", tmp_path / "out", "--vocab", tiny_vocab)
+    assert "hold a single document" in failed(capfd, *arguments)
 
 
 def test_directory_that_cannot_be_made_is_an_error_of_one_line(tmp_path, corpus, capfd):
@@ -86,8 +76,8 @@ def test_directory_with_other_files_is_an_error(tmp_path, corpus, capfd):
 def test_full_disk_is_an_error_of_one_line_and_the_build_can_be_resumed(tmp_path, corpus, sound_build, capfd):
     """A limit on file size simulates a full disk."""
     output_dir, vocab = tmp_path / "out", sound_build / "vocab.txt"
-    command = f"ulimit -f 24; exec {sys.executable} -m data_prep build --source text={corpus} --vocab {vocab}"
-    command += f" --seq_length 32 --validation_fraction 0.1 --seed 7 --workers 1 --output_dir {output_dir}"
+    arguments = shlex.join(build_arguments(corpus, output_dir, "--vocab", str(vocab)))
+    command = f"ulimit -f 24; exec {sys.executable} -m data_prep {arguments}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert (result.returncode, len(errors)) == (1, 1), result.stderr

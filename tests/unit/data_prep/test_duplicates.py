@@ -6,24 +6,15 @@ import numpy as np
 import pytest
 from made_up_corpus import WORDS, build
 from repository import REPOSITORY
+from scripts.measure.measure_deduplication import edited, removed
 
 from data_prep.dedup import duplicates, minhash
-from data_prep.dedup.duplicates import Comparisons, Duplicates, cluster_near, find_exact, find_near, join_exact
+from data_prep.dedup.duplicates import Comparisons
 from data_prep.dedup.minhash import BAND_ROWS, BANDS, HASHES, SHINGLE_WORDS, signatures
-from data_prep.spool import write_spool
 
 
 def document(draw, words=200):
     return " ".join(draw.choices(WORDS, k=words))
-
-
-def edited(draw, text, rate):
-    """Remove, replace or insert words; `rate` is the share of changed words."""
-    words = []
-    for word in text.split():
-        kind = draw.random() / rate
-        words += [word] if kind >= 1 else [[], [draw.choice(WORDS)], [word, draw.choice(WORDS)]][int(3 * kind)]
-    return " ".join(words)
 
 
 def jaccard(a, b):
@@ -44,7 +35,7 @@ def test_signatures_estimate_the_jaccard_similarity_without_bias():
     errors = []
     for rate in np.linspace(0.005, 0.3, 120):
         text = document(draw)
-        other = edited(draw, text, rate)
+        other = edited(draw, text, rate, WORDS)
         errors.append(estimate(text, other) - jaccard(text, other))
     deviation = np.sqrt(0.25 / HASHES)
     assert abs(np.mean(errors)) < 3 * deviation / np.sqrt(len(errors))
@@ -95,72 +86,44 @@ def test_long_documents_are_similar_with_different_names():
     assert estimate(f"Velma {words}", f"Kestrin {words}") > 0.95
 
 
-def removed(build_dir, texts_of_tasks, similarity=0.65, comparisons=None):
-    """Return the (task, index) of exact duplicates, and of all duplicates, among these documents."""
-    for folder in ("spool", "duplicates"):
-        (build_dir / folder).mkdir(parents=True)
-    for task, texts in enumerate(texts_of_tasks):
-        write_spool(build_dir / "spool", task, ([text] for text in texts), signed=True)
-    comparisons = comparisons or Comparisons.of(sum(map(len, texts_of_tasks)))
-    found = []
-    for task, share in enumerate(comparisons.exact):
-        find_exact(build_dir, task, share, len(texts_of_tasks))
-    join_exact(build_dir, len(comparisons.exact))
-    found.append(left_out(build_dir, texts_of_tasks))
-    for task, share in enumerate(comparisons.near):
-        find_near(build_dir, task, share, len(texts_of_tasks), similarity)
-    cluster_near(build_dir, len(comparisons.near))
-    found.append(left_out(build_dir, texts_of_tasks))
-    return found
-
-
-def left_out(build_dir, texts_of_tasks):
-    lists = Duplicates(build_dir)
-    return {
-        (task, int(place))
-        for task, texts in enumerate(texts_of_tasks)
-        for place in np.flatnonzero(~lists.kept(task, len(texts)))
-    }
-
-
-def test_planted_copies_and_edited_copies_are_found_without_false_positives(tmp_path):
+def test_planted_copies_and_edited_copies_are_found_without_false_positives():
     draw = random.Random(6)
     originals = [document(draw, draw.randint(100, 400)) for _ in range(2000)]
     copies = draw.sample(originals, 200)
-    changed = [edited(draw, text, 0.02) for text in draw.sample(originals, 200)]
-    exact, everything = removed(tmp_path, [originals[:700], originals[700:] + copies, [], changed])
+    changed = [edited(draw, text, 0.02, WORDS) for text in draw.sample(originals, 200)]
+    exact, everything = removed([originals[:700], originals[700:] + copies, [], changed], 0.65)
     unchanged = {(3, n) for n, text in enumerate(changed) if text in originals}
     assert exact == {(1, 1300 + n) for n in range(200)} | unchanged
     assert len(everything & {(3, n) for n in range(200)}) >= 195
     assert not everything & ({(0, n) for n in range(700)} | {(1, n) for n in range(1300)})
 
 
-def test_articles_from_one_template_are_kept(tmp_path):
+def test_articles_from_one_template_are_kept():
     draw = random.Random(7)
     frame = document(draw, 25)
     articles = [f"{draw.choice(WORDS).title()}{n} is a village {frame}" for n in range(300)]
-    assert removed(tmp_path, [articles]) == [set(), set()]
+    assert removed([articles], 0.65) == (set(), set())
 
 
-def test_first_document_of_a_cluster_is_kept(tmp_path):
+def test_first_document_of_a_cluster_is_kept():
     draw = random.Random(8)
     text = document(draw, 300)
     chain = [text]
     for _ in range(4):
-        chain.append(edited(draw, chain[-1], 0.01))
-    _, everything = removed(tmp_path, [[document(draw), chain[0]], [chain[1], chain[2], document(draw)], chain[3:]])
+        chain.append(edited(draw, chain[-1], 0.01, WORDS))
+    _, everything = removed([[document(draw), chain[0]], [chain[1], chain[2], document(draw)], chain[3:]], 0.65)
     assert everything == {(1, 0), (1, 1), (2, 0), (2, 1)}
 
 
-def test_shares_of_a_large_corpus_find_the_same_duplicates(tmp_path, monkeypatch):
+def test_shares_of_a_large_corpus_find_the_same_duplicates(monkeypatch):
     draw = random.Random(9)
     originals = [document(draw, 120) for _ in range(400)]
-    texts = [originals, draw.sample(originals, 60) + [edited(draw, text, 0.02) for text in originals[:60]]]
-    one = removed(tmp_path / "one", texts)
+    texts = [originals, draw.sample(originals, 60) + [edited(draw, text, 0.02, WORDS) for text in originals[:60]]]
+    one = removed(texts, 0.65)
     monkeypatch.setattr(duplicates, "KEYS_PER_TASK", 100)
     comparisons = Comparisons.of(520)
     assert (len(comparisons.exact), len(comparisons.near)) == (6, 6 * BANDS)
-    assert removed(tmp_path / "many", texts, comparisons=comparisons) == one
+    assert removed(texts, 0.65, comparisons) == one
 
 
 def test_build_removes_duplicates_across_sources_and_counts_them(tmp_path):
@@ -168,7 +131,7 @@ def test_build_removes_duplicates_across_sources_and_counts_them(tmp_path):
     texts = [document(draw, 250) for _ in range(100)]
     (tmp_path / "a.txt").write_text("\n\n".join(texts))
     with open(tmp_path / "b.jsonl", "w") as file:
-        for text in texts[:10] + [edited(draw, text, 0.025) for text in texts[10:20]] + [document(draw, 120)]:
+        for text in texts[:10] + [edited(draw, text, 0.025, WORDS) for text in texts[10:20]] + [document(draw, 120)]:
             file.write(json.dumps({"text": text}) + "\n")
     cards = {}
     for what in ("near", "exact", "none"):

@@ -1,6 +1,8 @@
+import json
 import sys
 
 import pytest
+from made_up_corpus import build
 
 from data_prep.text import language
 from data_prep.text.language import UNCERTAIN, language_drop_reason, language_of, parse_languages
@@ -95,3 +97,23 @@ def test_missing_language_identifier_is_an_error(monkeypatch):
                 call()
     finally:
         language.load_detector.cache_clear()
+
+
+GERMAN = "Der Fluss fließt durch das Tal, und am Abend gehen die Leute gern an seinem Ufer spazieren, Tag {n}."
+ENGLISH = "The river runs through the valley, and in the evening people like to walk along its banks, day {n}."
+
+
+def test_documents_in_other_languages_are_dropped_and_counted(tmp_path, tiny_vocab):
+    (tmp_path / "a.txt").write_text("\n\n".join([ENGLISH.format(n=n) for n in range(20)] + [GERMAN.format(n=1)] * 3))
+    dropped = {}
+    for languages in ("en", "en,de"):
+        output_dir = tmp_path / languages
+        flags = ("--vocab", tiny_vocab, "--deduplicate", "none", "--keep_language", languages)
+        assert build(tmp_path / "a.txt", output_dir, *flags) == 0
+        dropped[languages] = json.loads((output_dir / "data_card.json").read_text())["documents"]["dropped"]
+    assert dropped == {"en": {"language de": 3}, "en,de": {}}
+
+
+def test_unknown_language_is_an_error_of_one_line(tmp_path, corpus, capsys):
+    assert build(corpus, tmp_path / "out", "--keep_language", "en,xx") == 1
+    assert "--keep_language en,xx: unknown language xx; allowed" in capsys.readouterr().err

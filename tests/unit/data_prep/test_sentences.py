@@ -7,7 +7,6 @@ import pytest
 from repository import REPOSITORY
 from scripts.measure import compare_segmenters
 
-from bert_pld import cli
 from data_prep.text.sentences import LANGUAGES, check_language, split_sentences
 
 # Made up. ‖ marks the end of a sentence, ¦ a place where both readings are right; see the script's docstring.
@@ -104,12 +103,7 @@ def test_comparison_writes_figures_and_names_an_invalid_gold_item(gold, tmp_path
         compare_segmenters.read_gold(gold)
 
 
-def test_invalid_input_of_the_comparison_is_an_error_of_one_line(gold, tmp_path, capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            cli.run(compare_segmenters.main, compare_segmenters.build_parser(), list(map(str, arguments)))
-        return stopped.value.code, *capsys.readouterr()
-
+def test_invalid_input_of_the_comparison_is_an_error_of_one_line(gold, tmp_path, run_script):
     whole = '[{"id": "1", "register": "r", "text": "All of it."}]'
     files = {"blank": "\n \n", "empty_list": "[]", "unmarked": whole, "number": "3", "torn": whole[:20]}
     for name, content in files.items():
@@ -125,7 +119,7 @@ def test_invalid_input_of_the_comparison_is_an_error_of_one_line(gold, tmp_path,
         (["--gold", tmp_path / "nowhere"], "No such file or directory"),
         (["--gold", gold, "--repeats", 0], "--repeats 0: must be >= 1"),
     ):
-        code, printed, errors = run(*arguments)
+        code, printed, errors = run_script("compare_segmenters", *arguments)
         assert (code, printed) == (1, "")
         assert errors.startswith("error: ")
         assert errors.count("\n") == 1
