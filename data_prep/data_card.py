@@ -40,19 +40,16 @@ def make_card(
 ) -> dict[str, Any]:
     """Return the data card of a data directory. It does not depend on time, place or the number of workers.
 
-    `reading` and `writing` are the counts of these tasks, `removed` is the number of duplicates, exact and near.
+    `reading` and `writing` are the counts of the reading and the writing tasks; `removed` counts duplicates by kind.
     """
     arguments = plan.arguments
-    sources: list[dict[str, Any]] = [
-        {"source": source, "licence": Source.parse(source).kind.licence, "documents": 0, "bytes": 0, "dropped": {}}
-        for source in arguments.sources
-    ]
-    for number, counts in zip(plan.source_of_task, reading, strict=True):
-        totals = sources[number]
-        totals["documents"] += counts["documents"]
-        totals["bytes"] += counts["bytes"]
-        totals["dropped"] = dict(sorted((Counter(totals["dropped"]) + Counter(counts["dropped"])).items()))
-    dropped: Counter[str] = sum((Counter(source["dropped"]) for source in sources), Counter())
+    sources: list[dict[str, Any]] = []
+    for number, source in enumerate(arguments.sources):
+        own = [counts for task, counts in zip(plan.source_of_task, reading, strict=True) if task == number]
+        totals = {name: sum(counts[name] for counts in own) for name in ("documents", "bytes")}
+        licence = Source.parse(source).kind.licence
+        sources.append({"source": source, "licence": licence, **totals, "dropped": dropped_by_reason(own)})
+    dropped = dropped_by_reason(reading)
     tokens = sum(counts["tokens"] for counts in writing)
     length_counts = [counts["lengths"][str(manifest.attributes.seq_length)] for counts in writing]
     return {
@@ -61,8 +58,8 @@ def make_card(
         "seq_length": manifest.attributes.seq_length,
         "sources": sources,
         "documents": {
-            "read": sum(source["documents"] for source in sources) + dropped.total(),
-            "dropped": dict(sorted(dropped.items())),
+            "read": sum(source["documents"] for source in sources) + sum(dropped.values()),
+            "dropped": dropped,
             "duplicates": removed,
             **manifest.documents,
         },
@@ -89,6 +86,12 @@ def make_card(
             **{name: importlib.metadata.version(name) for name in ("sentencex", "tokenizers", "h5py", "numpy")},
         },
     }
+
+
+def dropped_by_reason(reading: Counts) -> dict[str, int]:
+    """Return the number of dropped documents by reason, in the order of the reasons."""
+    dropped: Counter[str] = sum((Counter(counts["dropped"]) for counts in reading), Counter())
+    return dict(sorted(dropped.items()))
 
 
 def write_card(card: dict[str, Any], data_dir: Path) -> None:

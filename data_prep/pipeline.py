@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from bert_pld.data.shards import FORMAT_NAME, NVIDIA_FORMAT_NAME, Manifest
 from bert_pld.files import TOKENIZER, VOCABULARY
 from data_prep.build_folder import BUILD_FOLDER, Markers, is_finished, open_build_folder, remove_build_folder
-from data_prep.data_card import Counts, make_card, summary, write_card
+from data_prep.data_card import Counts, dropped_by_reason, make_card, summary, write_card
 from data_prep.dedup.duplicates import Comparisons, Duplicates, cluster_near, join_exact
 from data_prep.executors import Executor, Task
 from data_prep.plan import BuildArguments, BuildPlan, make_plan
@@ -127,8 +126,7 @@ class _Build:
         sizes = [sum(piece.bytes for piece in task) for task in self.plan.tasks]
         counts = self.stage("reading", "read", run_reading_task, sizes)
         if not any(task_counts["documents"] for task_counts in counts):
-            dropped: Counter[str] = sum((Counter(task_counts["dropped"]) for task_counts in counts), Counter())
-            reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+            reasons = "; ".join(f"{count} {reason}" for reason, count in dropped_by_reason(counts).items())
             sources = ", ".join(self.plan.arguments.sources)
             raise ValueError(f"{sources}: no document is left after cleaning: {reasons or 'the files are empty'}")
         return counts

@@ -171,7 +171,7 @@ def _shard_faults(path: Path, record: ShardRecord, manifest: Manifest) -> Iterat
 
 
 def _first_fault(first_row: int, rules: Iterable[tuple[str, Any]]) -> str | None:
-    """Return the first violated rule of a block that begins at `first_row`, with its first row and number of rows."""
+    """Return the message of the first rule that a block violates; the block begins at row `first_row`."""
     for what, bad in rules:
         if bad.any():
             return f"row {first_row + int(np.argmax(bad))}: {what} ({int(bad.sum())} such rows)"

@@ -120,13 +120,12 @@ def _remote_metadata(path: str) -> Any:
 
 
 def _pieces_of_prepared(where: str, builder: Any, split: str, options: dict[str, str]) -> list[Piece]:
-    datasets = hub_loading.quiet_datasets()
     _require_split(where, split, builder.info.splits or {})
     with hub_loading.one_line_errors(where):
         files = [entry["filename"] for entry in builder.as_dataset(split).cache_files]
     pieces = []
     for path in files:
-        table = datasets.Dataset.from_file(path).data
+        table = _arrow_file(path).data
         columns = choose_columns(table.schema, options, where, path)
         rows, size = table.num_rows, table.column(columns.text).nbytes
         parts = max(1, size // PIECE_BYTES)

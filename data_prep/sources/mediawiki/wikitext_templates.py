@@ -131,10 +131,6 @@ def _authors_and_year(arguments: TemplateArguments) -> str:
     return f"{' and '.join(parts[:-1])} ({parts[-1]})" if len(parts) > 1 else ""
 
 
-def _bible_verse(arguments: TemplateArguments) -> str:
-    return f"{arguments.at(1)} {arguments.at(2)}".strip()
-
-
 def _french_century(arguments: TemplateArguments) -> str:
     return f"{arguments.at(1)}{arguments.at(2) or 'e'} siècle" if arguments.at(1) else ""
 
@@ -210,7 +206,7 @@ _add("block indent;indent;block", _quotation)
 _add("height", height)
 _add("ipa;ipa link;ipalink;angle bracket;angbr ipa;grapheme", _sounds)
 _add("harvtxt;harvtxt2;harvcoltxt;harvs", _authors_and_year)
-_add("bibleverse;bibleref;bibleref2;bibleverse-nb", _bible_verse)
+_add("bibleverse;bibleref;bibleref2;bibleverse-nb", lambda arguments: f"{arguments.at(1)} {arguments.at(2)}".strip())
 _add("us patent;uspatent", _prefixed("U.S. Patent "))
 _add("unité;unidad;unit;nombre;nb;num;formatnum;fmtn;formatnr;m;nau;heure;jh;datum", _joined(" "))
 _add("s;siècle;s-;s mini;sp-;siecle", _french_century)

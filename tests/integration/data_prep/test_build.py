@@ -134,7 +134,7 @@ def test_mlm_build_packs_every_token(corpus, sound_build, tmp_path):
     assert build(corpus, tmp_path / "data", *flags) == 0
     card = json.loads((tmp_path / "data" / "data_card.json").read_text())
     documents, rows = card["documents"]["train"] + card["documents"]["validation"], sum(card["rows"].values())
-    separators = documents - 2  # one between two documents of a group; there is a group a split
+    separators = documents - 2  # one between two documents of a group; each split has one group
     assert sum(card["row_tokens"].values()) == card["tokens"] + separators + 2 * rows
     assert rows == sum(-(-(card["row_tokens"][s] - 2 * card["rows"][s]) // 30) for s in ("train", "validation"))
 
