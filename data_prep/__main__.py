@@ -60,13 +60,11 @@ def _build(arguments: argparse.Namespace) -> int:
     options = ExecutorOptions.from_flags(arguments)
     if arguments.format not in FORMATS:
         raise ValueError(f"--format {arguments.format}: not available; allowed: {', '.join(FORMATS)}")
-    if arguments.format == "nvidia":
-        dupe_factor = DEFAULT_DUPE_FACTOR if arguments.dupe_factor is None else arguments.dupe_factor
-        _check_range("--dupe_factor", dupe_factor, 1, LARGEST_DUPE_FACTOR)
-    elif arguments.dupe_factor is not None:
+    if arguments.dupe_factor is not None and arguments.format != "nvidia":
         raise ValueError("--dupe_factor: requires --format nvidia; native rows hold no masks")
-    else:
-        dupe_factor = 1
+    default = DEFAULT_DUPE_FACTOR if arguments.format == "nvidia" else 1
+    dupe_factor = default if arguments.dupe_factor is None else arguments.dupe_factor
+    _check_range("--dupe_factor", dupe_factor, 1, LARGEST_DUPE_FACTOR)
     for seq_length in arguments.seq_length:
         _check_range("--seq_length", seq_length, SMALLEST_SEQ_LENGTH, LONGEST_SEQ_LENGTH)
     _check_range("--seed", arguments.seed, 0, MAX_SEED)

@@ -39,7 +39,7 @@ UInt64Array = NDArray[np.uint64]
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """The work of a comparing task: bands [first, end), and of their keys one of `parts` parts."""
+    """The work of a comparing task: of the keys of bands [first, end), one of `parts` equal parts."""
 
     first_band: int
     end_band: int

@@ -25,9 +25,9 @@ BAND_ROWS = 4
 BANDS = HASHES // BAND_ROWS
 """Documents that agree in all rows of a band are compared: with probability 1 - (1 - s⁴)³² at similarity s."""
 FEWEST_WORDS = 150
-"""Two shorter documents are similar only if their subjects, the first names or numbers in them, are equal too. Short
-articles made from one template, with the name exchanged, would otherwise be more similar than an edited copy is to its
-original."""
+"""Two shorter documents are similar only if they also begin with the same names and numbers (their subject). Otherwise
+short articles made from one template, with the name exchanged, would be more similar than a document and its edited
+copy."""
 SUBJECT_NAMES = 4
 
 WINDOW_BYTES = 1 << 20

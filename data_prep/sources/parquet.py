@@ -18,7 +18,7 @@ from data_prep.sources.local_files import PIECE_BYTES, find_files
 from data_prep.sources.tables import OPTIONS, Columns, batch_rows, choose_columns, documents_of, split_options
 
 MOST_PARTS = 16
-"""Parts of a row group. A part skips on average 8 times the rows that it reads, which costs little in comparison."""
+"""Largest number of parts of a row group. On average, a part decodes and skips 8 times the rows that it yields."""
 _BUFFER_BYTES = 4 << 20
 """Buffer of each column; over HTTP the size of a request."""
 _MAGIC = b"PAR1"

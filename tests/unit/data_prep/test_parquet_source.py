@@ -112,7 +112,7 @@ def test_options_are_parsed_from_the_end_of_the_path():
         split_options(",column=x", ("column",))
 
 
-def test_truncated_or_foreign_file_is_named(tmp_path):
+def test_truncated_or_non_parquet_file_is_named(tmp_path):
     whole = tmp_path / "whole.parquet"
     write(whole, made_up_documents(300, 1), 100)
     data = whole.read_bytes()

@@ -122,7 +122,7 @@ def test_split_has_the_requested_fraction_and_depends_only_on_text_and_seed(tmp_
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 0.999999])
-def test_two_documents_are_one_for_each_split(tmp_path, fraction):
+def test_two_documents_give_one_to_each_split(tmp_path, fraction):
     groups = make_groups(spooled(tmp_path, [["first"], [], ["second"]]), 3, 0, fraction)
     assert [(group.split, group.documents) for group in groups.tasks] == [("train", 1), ("validation", 1)]
 
