@@ -110,7 +110,7 @@ def _without_quotes(text: str) -> str:
 
 
 def _is_joined(paragraph: str, start: int, cut: int) -> bool:
-    """Return whether a proposed split is wrong: the sentence begins at `start` and, with closing marks, ends at `cut`."""
+    """Return whether a proposed split is wrong: a sentence from `start` to `cut`, its closing marks included."""
     if paragraph[cut - 1] == "." and paragraph[cut : cut + 1].isalnum() and not _FUSED.match(paragraph, cut - 3):
         return True
     first = _WORD.search(paragraph, cut)
