@@ -246,7 +246,7 @@ def _nearest(key: str, valid: Iterable[str]) -> str:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
+    """Return the members of a union, or the type itself."""
     arguments = get_args(hint)
     return (hint,) if get_origin(hint) is Literal or not arguments else arguments
 

@@ -6,9 +6,10 @@ With DeepSpeed's defaults the bytes are exact, apart from a few scalars per step
 - **Stage 0** all-reduces every gradient once per step, and sends zeros for parameters without a gradient.
 - **Stages 1 and 2** all-reduce gradients too, stage 1 once per step and stage 2 after every micro-batch. Each rank
   keeps its partition. (Without `use_multi_rank_bucket_allreduce` gradients are reduced to one owner after the other.)
-  Parameters without a gradient send nothing: blocks that all micro-batches of the step drop (stage 2: that this
-  micro-batch drops). Exception: stage 1 with `overlap_comm` and accumulation sends zeros (`bert_pld.pld.engine`). Then
-  the optimizer's two parameter groups are all-gathered, each padded to a multiple of 2 · ranks.
+  Parameters without a gradient send nothing. At stage 1 these are the blocks that every micro-batch of the step drops,
+  at stage 2 those that this micro-batch drops. Exception: stage 1 with `overlap_comm` and accumulation sends zeros
+  (`bert_pld.pld.engine`). After the step the optimizer's two parameter groups are all-gathered, each padded to a
+  multiple of 2 · ranks.
 - **Stage 3** all-gathers parameters in each micro-batch and reduce-scatters all gradients after it, each tensor padded
   to a multiple of the ranks. Dropped blocks take part in both (`bert_pld.pld.gates.run_gated`). Parameters of up to
   `stage3_param_persistence_threshold` elements stay whole and are all-gathered one by one after the step. A gathered

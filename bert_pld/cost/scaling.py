@@ -136,8 +136,8 @@ def collective_seconds(cluster: Cluster, collective: Collective, world_size: int
 
     Latency per call: g − 1 hops within a node. Between M nodes reduce-scatter and all-gather use a ring of M − 1 hops,
     because NCCL has no tree for them between multi-GPU nodes. An all-reduce takes twice min(M − 1, log2 M) hops, with
-    double binary trees (NVIDIA, "Massively scale deep learning training with NCCL 2.4"). A `reduce` to one owner after
-    the other counts as reduce-scatters.
+    double binary trees (NVIDIA, "Massively scale deep learning training with NCCL 2.4"). Calls of `reduce`, one per
+    owner, count as a reduce-scatter.
     """
     ranks = min(cluster.ranks_per_node, world_size)
     nodes = math.ceil(world_size / ranks)

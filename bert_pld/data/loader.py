@@ -77,7 +77,7 @@ def evaluation_batches(
 ) -> Iterator[MicroBatch]:
     """Yield this rank's share of a split, each row once over all ranks, always with the same masks.
 
-    The masks are those of epoch 0, or with `static` masking those that the rows contain, if they do.
+    The masks are those of epoch 0, or with `static` masking those that the shards contain, if any.
 
     Every rank yields the same number of micro-batches of the same shape. When the rows run out, a micro-batch is filled
     up with a row that has no targets; its `rows` counts the real ones and may be 0.

@@ -123,8 +123,8 @@ def mask_tokens(
 
     A row with c candidates has a budget of p·c tokens, at least 1; a fraction is rounded up with a probability equal to
     it, so that rounding has no bias. Without `whole_word`, exactly this many tokens are masked. With it, words are
-    chosen in random order, the first one always. The word that would exceed the budget is chosen with a probability
-    equal to the share of it that fits, so that the expected number of masked tokens is still the budget.
+    chosen in random order; the first one is always masked. The word that would exceed the budget is masked with a
+    probability equal to the share of it that fits, so that the expected number of masked tokens is still the budget.
 
     Args:
         input_ids: `[B, S]` unmasked tokens, S at most 65,536.

@@ -10,7 +10,7 @@ there are no attributes:
     masked_lm_ids         int32 [N, P]   the original tokens at these positions, then 0
     next_sentence_labels  int8 [N]       0 B follows A, 1 B is random; absent in academic-budget-BERT
 
-A list of masks ends at the first position 0; a first position 0 counts as a mask only if its id is not 0. Scattering
+A list of masks ends at the first position 0. In the first entry, position 0 is a mask if its id is not 0. Scattering
 `masked_lm_ids` back gives the original sequence. The split and the order of the files follow from their names:
 `<name>_{training,test}_<i>.hdf5` or `{train,test}_shard_<i>.hdf5`; `test` is the validation split.
 """

@@ -28,7 +28,7 @@ _PARENT_CHECK_SECONDS = 2.0
 
 @contextlib.contextmanager
 def naming_damaged_shards(splits: Iterable[ShardedRows | None], end: Callable[[ValueError], None]) -> Iterator[None]:
-    """While training reads these splits, name the shard that was cut or the worker that died. For the main thread.
+    """While training reads these splits, name the shard that was cut or the worker that died; in the main thread.
 
     Args:
         splits: rows whose files are mapped.
@@ -36,7 +36,7 @@ def naming_damaged_shards(splits: Iterable[ShardedRows | None], end: Callable[[V
             thread that faulted cannot continue.
 
     Raises:
-        ChildProcessError: a worker died; the damaged shard, if there is one, is the cause given.
+        ChildProcessError: a worker died; the message names the damaged shard, if there is one.
     """
     watched = tuple(rows for rows in splits if rows is not None)
     _end_on_bus_error(watched, end)

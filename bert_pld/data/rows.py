@@ -127,7 +127,7 @@ class ShardedRows:
         return shard
 
     def read(self, indices: NDArray[np.integer[Any]]) -> dict[str, NDArray[Any]]:
-        """Return the rows at `indices`, in any order, also repeated: one array per column, int64 `[len(indices), …]`.
+        """Return one array per column, int64 `[len(indices), …]`; indices may be repeated and in any order.
 
         Raises:
             ValueError: an index is outside [0, rows), or a shard contradicts the manifest.

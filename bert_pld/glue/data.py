@@ -1,8 +1,8 @@
 """A task's splits, read from the official download's TSV files or from the Hub's dataset, as token ids.
 
-Quotes in these files are text. Some files begin with a byte-order mark, some have CRLF, and CoLA's have no header
-except in its test file. Some rows lack a sentence, or have no label (`-`): these are counted and left out of train and
-dev. All rows of a test file stay, because the leaderboard expects a prediction for each.
+In these files quotes are part of the text. Some files begin with a byte-order mark, some have CRLF, and CoLA's have no
+header except in its test file. Some rows lack a sentence, or have no label (`-`): these are counted and left out of
+train and dev. All rows of a test file stay, because the leaderboard expects a prediction for each.
 """
 
 from __future__ import annotations

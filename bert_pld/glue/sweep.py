@@ -25,7 +25,7 @@ _DEFAULT_LEARNING_RATE = 5e-5
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What the fine-tunings of all tasks have in common."""
+    """The settings that the fine-tunings of all tasks share."""
 
     encoder: PretrainedEncoder
     model: str

@@ -65,7 +65,7 @@ class FinalNorm(nn.LayerNorm):
 
 
 def normalize_eager(norm: FinalNorm, hidden_states: Tensor) -> Tensor:
-    """LayerNorm in eager torch: […, H] → […, H]."""
+    """Apply LayerNorm in eager torch: […, H] → […, H]."""
     return layer_norm(hidden_states, norm.weight, norm.bias, norm.eps)
 
 
@@ -130,7 +130,7 @@ def encode_eager(
     gates: Sequence[BlockGate] | None,
     sequence_lengths: NDArray[np.int64] | None,
 ) -> tuple[Tensor, TokenLayout]:
-    """`Encoder.encode` in eager torch, padding included: [B · S, H]."""
+    """Run `Encoder.encode` in eager torch, padding included: [B · S, H]."""
     hidden_states = encoder.embeddings(input_ids, token_type_ids)
     for index, block in enumerate(encoder.blocks):
         gate = None if gates is None else gates[index]

@@ -123,20 +123,20 @@ def run_on_no_rows(block: SwitchableBlock, stream: Tensor, call: BlockCall) -> T
 
 
 def _attention(block: SwitchableBlock, normed: Tensor, layout: TokenLayout) -> Tensor:
-    """Attention and its output projection without the bias, which `add_norm` adds: [K, H] → [K, H]."""
+    """Apply attention and its output projection without the bias, which `add_norm` adds: [K, H] → [K, H]."""
     qkv = linear(normed, block.qkv_weight, block.qkv_bias)
     context = self_attention(qkv, block.config.num_attention_heads, layout, block.attention_dropout)
     return linear(context, block.attention_output_weight, None)
 
 
 def _feed_forward(block: SwitchableBlock, normed: Tensor) -> Tensor:
-    """Feed-forward without the output's bias, which `add_norm` adds: [K, H] → [K, H]."""
+    """Apply the feed-forward without the output's bias, which `add_norm` adds: [K, H] → [K, H]."""
     inner = bias_gelu(linear(normed, block.ffn_up_weight, None), block.ffn_up_bias, block.config.hidden_act)
     return linear(inner, block.ffn_down_weight, None)
 
 
 def _usable_after_forward(bias: Tensor) -> Tensor:
-    """A parameter's values for use after its module's forward, when ZeRO-3 has released the gathered parameter."""
+    """Return a parameter's values for use after its module's forward, when ZeRO-3 has released the parameter."""
     return bias.clone() if hasattr(bias, "ds_id") else bias.view_as(bias)
 
 

@@ -39,7 +39,7 @@ class BlockGate:
 
     @property
     def rows_on_host(self) -> NDArray[np.int64] | None:
-        """Return `rows` as an array on the host; without `host_rows` this waits for the device."""
+        """`rows` as an array on the host; without `host_rows` this waits for the device."""
         if self.host_rows is not None or self.rows is None:
             return self.host_rows
         return self.rows.cpu().numpy()

@@ -5,20 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from published_config import PUBLISHED_CONFIG
 
 from bert_pld.config import ConfigError, load_config, resolve_batch_sizes
 
-PUBLISHED = {
-    "train_batch_size": 4096,
-    "train_micro_batch_size_per_gpu": 16,
-    "steps_per_print": 1000,
-    "prescale_gradients": True,
-    "optimizer": {"type": "Adam", "params": {"lr": 1e-3, "weight_decay": 0.01, "bias_correction": False}},
-    "gradient_clipping": 1.0,
-    "wall_clock_breakdown": False,
-    "fp16": {"enabled": True, "loss_scale": 0},
-    "progressive_layer_drop": {"enabled": True, "theta": 0.5, "gamma": 0.001},
-}
+PUBLISHED = json.loads(PUBLISHED_CONFIG)
 
 
 def test_published_deepspeed_json_loads_unchanged():
@@ -46,15 +37,8 @@ def test_presets_have_the_published_sizes_and_single_keys_override_them():
 
 
 def test_set_overrides_our_blocks_and_deepspeed_s_keys():
-    config = load_config(
-        PUBLISHED,
-        [
-            "progressive_layer_drop.theta=0.7",
-            "fp16.enabled=false",
-            "optimizer.params.lr=2e-4",
-            "model.kernels=reference",
-        ],
-    )
+    overrides = "progressive_layer_drop.theta=0.7 fp16.enabled=false optimizer.params.lr=2e-4 model.kernels=reference"
+    config = load_config(PUBLISHED, overrides.split())
     assert config.progressive_layer_drop.theta == 0.7
     assert config.precision == "fp32"
     assert config.deepspeed["optimizer"]["params"]["lr"] == 2e-4

@@ -55,12 +55,8 @@ def test_columns_are_found_by_name_and_labels_may_be_words(tmp_path):
 
 def test_rows_without_a_field_or_a_label_are_counted_and_left_out(tmp_path):
     header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
-    write(
-        tmp_path,
-        "QQP",
-        "train.tsv",
-        f"{header}1\t2\t3\tA?\tB?\t1\n2\t3\t4\tonly one\n3\t4\t5\tC?\t\t0\n4\t5\t6\tE?\tF?\t0\n",
-    )
+    rows = "1\t2\t3\tA?\tB?\t1\n2\t3\t4\tonly one\n3\t4\t5\tC?\t\t0\n4\t5\t6\tE?\tF?\t0\n"
+    write(tmp_path, "QQP", "train.tsv", header + rows)
     examples = read(tmp_path, "QQP", "train")
     assert examples.first == ["A?", "E?"]
     assert examples.left_out == 2
@@ -153,8 +149,6 @@ def test_every_leaderboard_file_belongs_to_a_task():
 def test_tasks_are_found_by_name_in_any_case():
     assert [task.name for task in find_tasks(["cola", "rte", "CoLA"])] == ["CoLA", "RTE"]
     assert len(find_tasks(["all"])) == 9
-    with pytest.raises(
-        ValueError,
-        match="--task AX: unknown task; must be all, or .*; the diagnostic set AX is predicted with",
-    ):
+    message = "--task AX: unknown task; must be all, or .*; the diagnostic set AX is predicted with"
+    with pytest.raises(ValueError, match=message):
         find_tasks(["AX"])

@@ -59,7 +59,7 @@ def test_loss_and_every_gradient_equal_those_of_the_eager_model(normalization, g
 
 @pytest.mark.parametrize("num_layers", [1, 4])
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
-def test_one_block_and_four_under_drawn_gates(granularity, num_layers):
+def test_fused_equals_eager_under_drawn_gates(granularity, num_layers):
     schedule = Schedule(num_layers, 0.5, temporal="constant")
     for step in range(3):
         gates = draw_gates(schedule, granularity=granularity, seed=1, step=step, rows=ROWS)
