@@ -171,7 +171,7 @@ def test_fill_mask_script_fills_an_export_s_masks_and_rejects_other_input(make_c
     assert len(guesses.split(", ")) == 5
     for arguments, message in (
         ((tmp_path / "none", "a [MASK]"), "none: has no config.json; must be a folder written by bert_pld.export"),
-        ((tmp_path / "model", "a [MASK]", "the cat"), "'the cat': holds [MASK] 0 times; must hold it once"),
+        ((tmp_path / "model", "a [MASK]", "the cat"), "'the cat': contains [MASK] 0 times; must contain it once"),
     ):
         done = fill(*arguments)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
