@@ -69,13 +69,10 @@ class ModelConfig:
 
     def check(self) -> Iterable[str]:
         """Yield one message for each invalid value, as 'key: given; allowed'."""
-        for key in ("hidden_size", "num_layers", "num_attention_heads", "intermediate_size", "type_vocab_size"):
-            if getattr(self, key) < 1:
-                yield f"{key}: {getattr(self, key)}; must be >= 1"
-        if self.max_position_embeddings < 8:
-            yield f"max_position_embeddings: {self.max_position_embeddings}; must be >= 8"
-        if self.vocab_size is not None and self.vocab_size < 6:
-            yield f"vocab_size: {self.vocab_size}; must be >= 6"
+        sizes = ("hidden_size", "num_layers", "num_attention_heads", "intermediate_size", "type_vocab_size")
+        yield from _check_least(self, 1, *sizes)
+        yield from _check_least(self, 8, "max_position_embeddings")
+        yield from _check_least(self, 6, "vocab_size")
         if self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:
             heads = self.num_attention_heads
             yield f"hidden_size: {self.hidden_size}; must be a multiple of num_attention_heads ({heads})"
@@ -111,15 +108,11 @@ class DataConfig:
 
     def check(self) -> Iterable[str]:
         """Yield one message for each invalid value, as 'key: given; allowed'."""
-        if self.seq_length < 8:
-            yield f"seq_length: {self.seq_length}; must be >= 8"
+        yield from _check_least(self, 8, "seq_length")
         if not 0.0 < self.mask_probability < 1.0:
             yield f"mask_probability: {self.mask_probability}; must be in (0, 1)"
-        for key in ("shuffle_block_rows", "shuffle_window_blocks"):
-            if getattr(self, key) < 1:
-                yield f"{key}: {getattr(self, key)}; must be >= 1"
-        if self.workers < 0:
-            yield f"workers: {self.workers}; must be >= 0"
+        yield from _check_least(self, 1, "shuffle_block_rows", "shuffle_window_blocks")
+        yield from _check_least(self, 0, "workers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,21 +137,21 @@ class TrainingConfig:
 
     def check(self) -> Iterable[str]:
         """Yield one message for each invalid value, as 'key: given; allowed'."""
-        for key in ("max_steps", "log_interval", "keep_checkpoints"):
-            if getattr(self, key) < 1:
-                yield f"{key}: {getattr(self, key)}; must be >= 1"
-        for key in ("eval_interval", "checkpoint_interval"):
-            if getattr(self, key) < 0:
-                yield f"{key}: {getattr(self, key)}; must be >= 0 (0: never)"
-        if self.eval_rows is not None and self.eval_rows < 1:
-            yield f"eval_rows: {self.eval_rows}; must be >= 1"
+        yield from _check_least(self, 1, "max_steps", "log_interval", "keep_checkpoints", "eval_rows")
+        yield from _check_least(self, 0, "eval_interval", "checkpoint_interval", note=" (0: never)")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             yield f"peak_tflops: {self.peak_tflops}; must be > 0"
-        if self.heartbeat_timeout < 2:
-            yield f"heartbeat_timeout: {self.heartbeat_timeout}; must be >= 2 seconds"
+        yield from _check_least(self, 2, "heartbeat_timeout", note=" seconds")
         if self.stall_timeout and self.stall_timeout < self.heartbeat_timeout:
             yield f"stall_timeout: {self.stall_timeout}; must be >= heartbeat_timeout, or 0 (never)"
         yield from _check_seed(self.seed)
+
+
+def _check_least(block: object, least: int, *keys: str, note: str = "") -> Iterable[str]:
+    for key in keys:
+        value = getattr(block, key)
+        if value is not None and value < least:
+            yield f"{key}: {value}; must be >= {least}{note}"
 
 
 def _check_seed(seed: int) -> Iterable[str]:

@@ -55,18 +55,14 @@ class Settings:
         """Raise a ValueError that names the option if these settings cannot run here."""
         if self.precision == "fp16" and device_type == "cpu":
             raise ValueError("--precision fp16: requires a GPU; must be fp32 or bf16 here")
-        if self.max_train_rows is not None and self.max_train_rows < 1:
-            raise ValueError(f"--max_train_rows {self.max_train_rows}: must be >= 1")
         if self.batch_size < 1 or self.batch_size % world_size:
             raise ValueError(f"--batch_size {self.batch_size}: must be a positive multiple of {world_size} rank(s)")
-        if self.epochs < 1:
-            raise ValueError(f"--epochs {self.epochs}: must be >= 1")
-        if self.max_seq_length < 8:
-            raise ValueError(f"--max_seq_length {self.max_seq_length}: must be >= 8")
+        for name, least in (("epochs", 1), ("max_seq_length", 8), ("max_train_rows", 1), ("patience", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} {value}: must be >= {least}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout {self.dropout:g}: must be in [0, 1)")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"--patience {self.patience}: must be >= 1")
 
 
 @dataclasses.dataclass(frozen=True)
