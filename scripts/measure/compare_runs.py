@@ -71,10 +71,9 @@ def main(options: argparse.Namespace) -> None:
             f" {baseline_evaluation['samples']} samples; must be equally many"
         )
     schedule = make_schedule(config.progressive_layer_drop, config.model.num_layers)
-    try:
-        constant_from = schedule.steps_until_theta_within(0.01)
-    except ValueError as error:
-        raise ValueError(f"{options.pld_run}/config.json: progressive_layer_drop: {error}") from None
+    constant_from = schedule.steps_until_theta_within(0.01)
+    if constant_from is None:
+        raise ValueError(f"{options.pld_run}/config.json: progressive_layer_drop: gamma: 0; must be > 0")
     constant = constant_part(pld, options.pld_run, constant_from)
     baseline_constant = constant_part(baseline, options.baseline_run, constant_from)
     flops = ModelFlops(config.model, config.data.seq_length, config.data.mask_probability)
