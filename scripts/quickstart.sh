@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fresh machine → environment → corpus from Python's own documentation → vocabulary → shards → pretraining with PLD and
-# without → held-out loss of both → Hugging Face export → a filled [MASK] → a plot. Five to seven minutes on two cores.
+# without → held-out loss of both → Hugging Face export → a filled [MASK] → a plot. About five minutes on two cores.
 #
 #   bash scripts/quickstart.sh [FOLDER]      default: runs/quickstart; a second run resumes
 set -euo pipefail
