@@ -40,8 +40,9 @@ class _Lines:
     """A file for tqdm that turns each state of the bar, which tqdm would draw over the last one, into a line."""
 
     def write(self, text: str) -> None:
-        if text.strip():
-            print(text.strip(), file=sys.stderr, flush=True)
+        line = text.strip().removesuffix(", ?B/s, ? left")  # The first line has no speed yet.
+        if line:
+            print(line, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
         pass
