@@ -24,7 +24,7 @@ from benchmarks.quality.contenders import CONTENDERS, QualityContender, make_con
 from benchmarks.quality.training import JointTraining, host_memory_of, open_data
 from benchmarks.timing import allocate_workspaces
 from bert_pld.config import RunConfig, load_config
-from bert_pld.training.resolve import resolve_config
+from bert_pld.training.run import resolve_config
 
 EXAMPLE = "python -m benchmarks quality --deepspeed_config ds.json --data_dir shards/ --json quality.json"
 _DEFAULT = "hf_bert,hf_megatron,post,pre,pld_batch,pld_sample"

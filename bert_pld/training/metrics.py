@@ -45,12 +45,8 @@ class Counters:
 class Metrics:
     """Sums a run's metrics and writes them at logging steps.
 
-    Args:
-        run_dir: the run's folder.
-        config: the resolved configuration.
-        device: the device that losses are on.
-        leaves_padding_out: whether the blocks compute only the tokens that are not padding; `tflops` and `mfu` then
-            count only these.
+    If the blocks compute only the tokens that are not padding (`leaves_padding_out`), `tflops` and `mfu` count only
+    these.
     """
 
     def __init__(

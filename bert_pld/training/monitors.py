@@ -18,12 +18,7 @@ WANDB_RUN_ID = "wandb_run_id"
 
 
 class Monitors:
-    """The monitors that a configuration enables; on rank 0 only.
-
-    Args:
-        run_dir: the run's folder; by default the `output_path` of the tensorboard and csv_monitor blocks is in it.
-        config: the run's configuration, with DeepSpeed's monitor blocks.
-    """
+    """The monitors that a configuration enables, on rank 0. TensorBoard and CSV write into `run_dir` by default."""
 
     def __init__(self, run_dir: Path, config: RunConfig) -> None:
         blocks = {key: dict(config.deepspeed[key]) for key in MONITOR_BLOCKS if key in config.deepspeed}

@@ -38,9 +38,6 @@ def build_optimizer(block: Mapping[str, Any], groups: Iterable[dict[str, Any]]) 
 
     `Adam` and `AdamW` are both Adam with decoupled weight decay (the default of DeepSpeed's `Adam` too), from torch's
     fused kernels. `bias_correction: false` is supported. `ApexFusedAdam` and `ApexFusedLAMB` require NVIDIA Apex.
-
-    Raises:
-        ConfigError: an unknown parameter, or an Apex optimizer without NVIDIA Apex.
     """
     name, params = block["type"], dict(block.get("params", {}))
     if name.startswith("ApexFused"):
@@ -51,10 +48,7 @@ def build_optimizer(block: Mapping[str, Any], groups: Iterable[dict[str, Any]]) 
     bias_correction = params.pop("bias_correction", True)
     decoupled = params.pop("adam_w_mode", True)
     params.pop("torch_adam", None)
-    if not decoupled:
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, fused=True, **params)
-    else:
-        optimizer = torch.optim.AdamW(groups, fused=True, **params)
+    optimizer = (torch.optim.AdamW if decoupled else torch.optim.Adam)(groups, fused=True, **params)
     if not bias_correction:
         optimizer.register_step_pre_hook(_skip_bias_correction)
     return optimizer
@@ -112,9 +106,6 @@ def build_scheduler(block: Mapping[str, Any], max_steps: int, optimizer: torch.o
 
     `params`: `warmup_max_lr` (default: the optimizer's lr), `warmup_num_steps` (default: 2 % of max_steps),
     `decay_rate` (0.99), `decay_step` (1000).
-
-    Raises:
-        ConfigError: an unknown parameter, or one out of range.
     """
     params = dict(block.get("params", {}))
     peak = params.pop("warmup_max_lr", None)

@@ -60,14 +60,9 @@ class Progress:
 
 
 def read_progress(run_dir: Path, now: float | None = None) -> Progress:
-    """Read a run's progress from its folder.
+    """Read a run's progress from its folder, at `now`: seconds since the epoch, by default of this machine's clock.
 
-    Args:
-        run_dir: a run's `--output_dir`.
-        now: seconds since the epoch; by default this machine's clock.
-
-    Raises:
-        ValueError: no such folder, not a run's folder, or a damaged line or file.
+    A ValueError tells that the folder is missing or not a run's, or names a damaged line or file.
     """
     now = time.time() if now is None else now
     if not run_dir.is_dir():

@@ -19,9 +19,9 @@ from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cluster.run_lock import RunLock
 from bert_pld.cluster.signals import Preemption
 from bert_pld.cluster.watchdog import Watchdog, collective_timeout
-from bert_pld.config import RunConfig
+from bert_pld.config import BATCH_KEYS, ConfigError, RunConfig, resolve_batch_sizes
 from bert_pld.data.batches import MicroBatch
-from bert_pld.data.loader import evaluation_batches, training_batches
+from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
 from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
@@ -29,7 +29,9 @@ from bert_pld.files import CONFIG, DIVERGED, METRICS, write_atomically
 from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.training.engine import make_engine
 from bert_pld.training.metrics import Metrics
-from bert_pld.training.resolve import resolve_config
+
+_VOCABULARY_MULTIPLE = 8
+"""Tensor cores need matrix sizes that are multiples of 8."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -85,9 +87,6 @@ class Run:
         """Return whether to stop after the present step, with the same answer on every rank.
 
         Also completes a pending checkpoint that all ranks have written.
-
-        Raises:
-            OSError: that checkpoint could not be written.
         """
         stop, written = self.agreement.result()
         if written:
@@ -124,19 +123,11 @@ def prepare_run(
     preemption: Preemption,
     watchdog: Watchdog,
 ) -> Run:
-    """Set up a run, new or resumed; all ranks call it together.
+    """Set up a run, new or resumed; all ranks call it together. A user's mistake raises a ValueError of one line.
 
-    Args:
-        config: the configuration as loaded.
-        data_dir: native or NVIDIA's shards, or a directory with those of `data.seq_length` in `seq_<S>`.
-        output_dir: the run's folder.
-        resume: `auto` (resume from the folder's newest checkpoint, if any), `never`, or a checkpoint's path.
-        initialize_from: a checkpoint whose weights a new run starts with, for example for its second phase.
-        preemption: has caught the scheduler's signals since the process started.
-        watchdog: started here, as soon as the process group exists.
-
-    Raises:
-        ValueError: a mistake that the user can correct, in one line.
+    `resume` is `auto` (the folder's newest checkpoint, if any), `never`, or a checkpoint's path. `initialize_from` is a
+    checkpoint whose weights a new run starts with, for example for its second phase. The watchdog is started as soon as
+    the process group exists.
     """
     timeout = collective_timeout(config.training.stall_timeout)
     device = join_process_group(timeout)
@@ -154,15 +145,18 @@ def prepare_run(
 
     metrics = Metrics(output_dir, config, device, leaves_padding_out=model.encoder.leaves_padding_out)
     host_group = dist.new_group(backend="gloo", timeout=timeout) if dist.get_world_size() > 1 else None
+    manifest = training_rows.manifest
+    data_facts = {"data_source": manifest.attributes.source, "data_fingerprint": manifest.fingerprint()}
+    _, micro_batch_size, accumulation_steps = (config.deepspeed[key] for key in BATCH_KEYS)
     run = Run(
         config=config,
         output_dir=output_dir,
         training_rows=training_rows,
         validation_rows=validation_rows,
-        batch_share=_batch_share(config),
+        batch_share=BatchShare(micro_batch_size, accumulation_steps, dist.get_rank(), dist.get_world_size()),
         engine=engine,
         metrics=metrics,
-        checkpoints=_make_checkpoint_writer(output_dir, engine, config, training_rows, host_group),
+        checkpoints=CheckpointWriter(output_dir, engine, config, data_facts, host_group),
         preemption=preemption,
         watchdog=watchdog,
         agreement=StepAgreement(host_group),
@@ -178,6 +172,25 @@ def prepare_run(
         _write_run_files(output_dir, config, training_rows, fresh=checkpoint is None)
     dist.barrier()
     return run
+
+
+def resolve_config(config: RunConfig, training_rows: ShardedRows, world_size: int, device: torch.device) -> RunConfig:
+    """Return the configuration with the vocabulary size, the NSP head and the batch sizes filled in."""
+    if config.precision == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "fp16.enabled: true, but this machine has no GPU and a CPU cannot train in fp16;"
+            " use --set fp16.enabled=false, or a GPU"
+        )
+    attributes, model = training_rows.attributes, config.model
+    padded_size = -(-attributes.vocabulary_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+    pairs = model.next_sentence_prediction
+    config = config.with_model(
+        vocab_size=model.vocab_size or padded_size,
+        next_sentence_prediction=attributes.objective == "mlm+nsp" if pairs == "auto" else pairs,
+    )
+    check_matches_model(training_rows, config.model, config.data.seq_length)
+    sizes = dict(zip(BATCH_KEYS, resolve_batch_sizes(config.deepspeed, world_size), strict=True))
+    return dataclasses.replace(config, deepspeed={**config.deepspeed, **sizes})
 
 
 def _open_splits(config: RunConfig, data_dir: Path) -> tuple[ShardedRows, ShardedRows | None]:
@@ -209,24 +222,6 @@ def _make_model(
         load_weights(model, other_run)
     use_backend(model, config.model.kernels, device.type)
     return model
-
-
-def _batch_share(config: RunConfig) -> BatchShare:
-    deepspeed = config.deepspeed
-    return BatchShare(
-        micro_batch_size=deepspeed["train_micro_batch_size_per_gpu"],
-        accumulation_steps=deepspeed["gradient_accumulation_steps"],
-        rank=dist.get_rank(),
-        world_size=dist.get_world_size(),
-    )
-
-
-def _make_checkpoint_writer(
-    output_dir: Path, engine: Any, config: RunConfig, training_rows: ShardedRows, host_group: dist.ProcessGroup | None
-) -> CheckpointWriter:
-    manifest = training_rows.manifest
-    data_facts = {"data_source": manifest.attributes.source, "data_fingerprint": manifest.fingerprint()}
-    return CheckpointWriter(output_dir, engine, config, data_facts, host_group)
 
 
 def _write_run_files(output_dir: Path, config: RunConfig, training_rows: ShardedRows, fresh: bool) -> None:
