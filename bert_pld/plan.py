@@ -94,16 +94,10 @@ def make_plan(
     vocabulary_size: int = DEFAULT_VOCABULARY,
     cluster: Cluster | None = None,
 ) -> Plan:
-    """Compute a run's plan.
+    """Compute a run's plan on `world_size` data-parallel ranks.
 
-    Args:
-        run: the run's configuration.
-        world_size: number of data-parallel ranks.
-        vocabulary_size: entries of the data's vocabulary, used if `model.vocab_size` is not given.
-        cluster: the cluster of the predicted step times; None: the default assumptions of `Cluster`.
-
-    Raises:
-        ValueError: inconsistent batch sizes, or an argument that is too small.
+    `vocabulary_size` counts if `model.vocab_size` is not given, and `cluster` is that of the predicted step times. A
+    ValueError names inconsistent batch sizes, or an argument that is too small.
     """
     if world_size < 1:
         raise ValueError(f"--world_size {world_size}: must be at least 1")

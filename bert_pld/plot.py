@@ -43,11 +43,7 @@ class RunCurves:
 
 
 def read_run(run_dir: Path, label: str | None = None) -> RunCurves:
-    """Read a run's `metrics.jsonl` and `config.json`.
-
-    Raises:
-        ValueError: no such folder, no metrics in it, or a damaged line or configuration.
-    """
+    """Read a run's `metrics.jsonl` and `config.json`; a ValueError names what is missing or damaged."""
     path = run_dir / METRICS
     try:
         training, evaluations = read_metrics(path)
@@ -75,9 +71,7 @@ def _num_layers(path: Path) -> int | None:
 def smooth(values: Sequence[float], time_constant: float) -> list[float]:
     """Return the exponential running mean, unbiased at the start; values that are not finite are skipped.
 
-    Args:
-        values: values in the order of steps.
-        time_constant: number of values after which the weight falls to 1/e; 1 or less changes nothing.
+    After `time_constant` values the weight has fallen to 1/e; 1 or less changes nothing.
     """
     decay = math.exp(-1.0 / time_constant) if time_constant > 1.0 else 0.0
     total = weight = 0.0
@@ -91,16 +85,7 @@ def smooth(values: Sequence[float], time_constant: float) -> list[float]:
 
 
 def plot_runs(runs: Sequence[RunCurves], output: Path, title: str | None = None) -> None:
-    """Draw the figure and save it.
-
-    Args:
-        runs: each run has a colour and a line in the legend.
-        output: a file whose suffix gives the format: .png, .svg or .pdf.
-        title: title above the figure.
-
-    Raises:
-        ValueError: another suffix.
-    """
+    """Draw the figure and save it in the format of the file's suffix; each run has a colour and a legend line."""
     if output.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--output {output}: must end in .png, .svg or .pdf")
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -82,9 +82,7 @@ def remove_leftovers(checkpoints_dir: Path) -> None:
 def write_checksums(checkpoint: Path, sums: dict[str, dict[str, Any]] | None = None) -> None:
     """Write `checksums.json`, the last file before a checkpoint gets its name.
 
-    Args:
-        checkpoint: the checkpoint's folder.
-        sums: file name to `{"bytes": …, "sha256": …}`; by default computed from the files.
+    `sums` maps a file's name to `{"bytes": …, "sha256": …}`; by default they are computed from the files.
     """
     if sums is None:
         paths = [path for path in sorted(checkpoint.iterdir()) if path.is_file()]
@@ -121,8 +119,7 @@ def fault(checkpoint: Path) -> str | None:
 def newest_valid(checkpoints_dir: Path) -> Path | None:
     """Return the newest checkpoint without a fault, or None if there are no checkpoints; warn of each that is skipped.
 
-    Raises:
-        ValueError: all checkpoints are damaged.
+    If all are damaged, a ValueError is raised.
     """
     found = list_checkpoints(checkpoints_dir)
     for checkpoint in found:
@@ -138,8 +135,7 @@ def newest_valid(checkpoints_dir: Path) -> Path | None:
 def resolve_checkpoint(path: Path) -> Path:
     """Return the verified checkpoint at a path: a checkpoint itself, or the newest of a run or `checkpoints` folder.
 
-    Raises:
-        ValueError: there is no checkpoint, or it is damaged.
+    If there is none, or the given one is damaged, a ValueError is raised.
     """
     path = Path(path)
     if (path / CHECKSUMS).is_file() or _NAME.fullmatch(path.name):
@@ -157,11 +153,7 @@ def resolve_checkpoint(path: Path) -> Path:
 
 
 def check_same_vocabulary(checkpoint: Path, rows: ShardedRows) -> None:
-    """Check that the data was tokenized with the checkpoint's vocabulary.
-
-    Raises:
-        ValueError: the two vocabularies differ.
-    """
+    """Raise a ValueError if the data was not tokenized with the checkpoint's vocabulary."""
     entries = (checkpoint / VOCABULARY).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     if vocabulary_hash(entries) != rows.attributes.vocabulary_hash:
         raise ValueError(
@@ -177,11 +169,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Read a checkpoint's fp32 weights to the CPU.
-
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
+    """Read a checkpoint's fp32 weights to the CPU; a ValueError tells that the file is missing or damaged."""
     try:
         return load_file(checkpoint / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -189,11 +177,7 @@ def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def load_model(checkpoint: Path) -> tuple[BertForPreTraining, RunConfig]:
-    """Load a checkpoint's fp32 model, in evaluation mode, and the configuration that it was trained with.
-
-    Raises:
-        ValueError: the weights are damaged, or do not fit the configuration.
-    """
+    """Load a checkpoint's fp32 model, in evaluation mode, and the configuration that it was trained with."""
     config = load_config(checkpoint / CONFIG)
     model = BertForPreTraining(config.model)
     try:

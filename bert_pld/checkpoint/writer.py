@@ -69,12 +69,8 @@ class _Pending:
 class CheckpointWriter:
     """Saves, prunes and restores the checkpoints of one run; all ranks call each method together.
 
-    Args:
-        run_dir: the run's folder, on a file system that all ranks share; holds the tokenizer's files.
-        engine: DeepSpeed's engine.
-        config: the configuration that is saved with each checkpoint.
-        data_facts: entries of `state.json` that identify the data.
-        group: a gloo group of all ranks, for small objects on the host; None for a single rank.
+    All ranks share the file system of `run_dir`, which holds the tokenizer's files. `data_facts` are the entries of
+    `state.json` that identify the data. `group` is a gloo group of all ranks for small objects, None for a single rank.
     """
 
     def __init__(
@@ -95,8 +91,7 @@ class CheckpointWriter:
     def begin(self, step: int, counters: dict[str, Any]) -> None:
         """Gather the checkpoint after optimizer step `step` and start writing it; `complete` finishes it.
 
-        Raises:
-            OSError: the disk has no room for it, or the previous checkpoint could not be written.
+        An OSError tells that the disk has no room for it, or that the previous checkpoint could not be written.
         """
         self.complete()
         self._check_room()
@@ -119,12 +114,8 @@ class CheckpointWriter:
     def complete(self) -> str | None:
         """Wait until all ranks have written the pending checkpoint, publish it, and prune to the newest N.
 
-        Returns:
-            A line for the log; None if no checkpoint was pending.
-
-        Raises:
-            OSError: it could not be written; its files are removed, earlier checkpoints are unchanged.
-            NonFiniteTensorError: a tensor is not finite; likewise.
+        Returns a line for the log, None if no checkpoint was pending. An OSError or a NonFiniteTensorError tells that
+        it could not be written. Its files are then removed, and earlier checkpoints are unchanged.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -152,10 +143,6 @@ class CheckpointWriter:
         """Restore the optimizer's weights and states, scheduler, loss scale and counters; return `state.json`.
 
         The model must have had the checkpoint's weights before the engine was made from it.
-
-        Raises:
-            ConfigError: the checkpoint holds no state of an engine.
-            ValueError: its tensors do not fit the model.
         """
         state = checkpoint_format.load_state(checkpoint)
         if "engine" not in state:
@@ -276,18 +263,10 @@ class CheckpointWriter:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> FileChecksum:
-    """Write fp32 tensors as a safetensors file, checked and hashed in the same pass, and flush it to the disk.
+    """Write contiguous fp32 tensors as a safetensors file, checked and hashed in the same pass; flush it to the disk.
 
     The safetensors library's own writer would hold the interpreter's lock until the end, which stops training, and the
-    hash would need a second pass over the file.
-
-    Args:
-        path: the file; overwritten if it exists.
-        tensors: name to contiguous float32 array of any shape.
-
-    Raises:
-        NonFiniteTensorError: names the first tensor with a value that is not finite.
-        OSError: the disk is full, or the write failed.
+    hash would need a second pass over the file. A NonFiniteTensorError names the first tensor that is not finite.
     """
     header, end = {}, 0
     for name, array in tensors.items():

@@ -129,13 +129,14 @@ def read_scalars(engine: Any, pieces: list[Piece]) -> dict[str, Any]:
         elif isinstance(value, (int, float)):
             steps[key] = {"value": value, "tensor": False}
     groups = [{k: v for k, v in group.items() if _is_plain(v)} for group in optimizer.param_groups]
+    scales = ({k: getattr(s, k) for k in _LOSS_SCALE_KEYS if hasattr(s, k)} for s in _loss_scalers(engine))
     scheduler = engine.lr_scheduler.state_dict() if engine.lr_scheduler is not None else None
     return {
         "optimizer": type(optimizer).__name__,
         "state": steps,
         "groups": groups,
         "scheduler": None if scheduler is None else {k: v for k, v in scheduler.items() if _is_plain(v)},
-        "loss_scale": _loss_scale(engine),
+        "loss_scale": next(iter(scales), None),
         "skipped_steps": engine.skipped_steps,
     }
 
@@ -186,12 +187,6 @@ def _loss_scalers(engine: Any) -> list[Any]:
     held = (getattr(engine.optimizer, name, None) for name in ("loss_scaler", "loss_scale_config"))
     found = [holder for holder in held if hasattr(holder, "cur_scale")]
     return found or ([engine.optimizer] if hasattr(engine.optimizer, "cur_scale") else [])
-
-
-def _loss_scale(engine: Any) -> dict[str, Any] | None:
-    for holder in _loss_scalers(engine):
-        return {key: getattr(holder, key) for key in _LOSS_SCALE_KEYS if hasattr(holder, key)}
-    return None
 
 
 def _is_plain(value: Any) -> bool:

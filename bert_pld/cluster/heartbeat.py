@@ -171,11 +171,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(line: bytes) -> Message:
-    """Return the message in one line.
-
-    Raises:
-        ValueError: the line is not a message.
-    """
+    """Return the message in one line; a ValueError tells that it is none."""
     try:
         message = json.loads(line, object_hook=lambda fields: _TYPES[fields.pop("type")](**fields))
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -33,9 +33,7 @@ class RunLockedError(ValueError):
 class RunLock:
     """Holds the lock of a run's folder from `acquire` to `release`, or to the end of the process.
 
-    Args:
-        run_dir: the run's folder; created if it does not exist.
-        heartbeat_s: seconds between two heartbeats of the holder; a run on another machine observes four of them.
+    The holder sends a heartbeat every `heartbeat_s` seconds; a run on another machine observes four of them.
     """
 
     def __init__(self, run_dir: Path, heartbeat_s: float = HEARTBEAT_S) -> None:
@@ -53,12 +51,7 @@ class RunLock:
         }
 
     def acquire(self) -> None:
-        """Acquire the lock, or raise an error at once if another run holds it.
-
-        Raises:
-            RunLockedError: another run uses the folder; names its host, process and job.
-            OSError: the folder cannot be written to.
-        """
+        """Create the folder and acquire its lock; raise a RunLockedError at once if another run holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         has_kernel_lock = True

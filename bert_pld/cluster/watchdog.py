@@ -70,12 +70,7 @@ class Watchdog:
     def start(self, heartbeat_timeout_s: float, stall_timeout_s: float) -> None:
         """Start monitoring; called by all ranks of the default process group together.
 
-        Args:
-            heartbeat_timeout_s: a rank that sends no heartbeat for this long is lost.
-            stall_timeout_s: the run has stalled if a rank reports no progress for this long; 0: never.
-
-        Raises:
-            OSError: rank 0 cannot be reached.
+        `Timing` explains the timeouts. An OSError tells that rank 0 cannot be reached.
         """
         world_size, rank = dist.get_world_size(), dist.get_rank()
         if world_size == 1:
@@ -97,32 +92,24 @@ class Watchdog:
                 f"rank {rank} cannot connect to rank 0 at {host}, port {port} ({error}); check that no firewall blocks"
                 " connections between the nodes"
             ) from None
-        self._thread = _RankThread(
-            RankProcess.current(rank), rank_0, Connection(connected), timing, self._last_progress
-        )
-        self._thread.connection.send(Hello(token, self._thread.process))
+        process, connection = RankProcess.current(rank), Connection(connected)
+        self._thread = _RankThread(process, rank_0, connection, timing, lambda: self._progress)
+        connection.send(Hello(token, process))
         self._thread.start()
 
     def progress(self, where: str, may_take_long: bool = False) -> None:
         """Record that training has reached a new position; every rank must pass the same positions in the same order.
 
-        It is one assignment, which the thread reads at its next heartbeat.
-
-        Args:
-            where: the position, for error messages, such as `step 7, micro-batch 0`.
-            may_take_long: the work that begins now may take longer than `training.stall_timeout`.
+        It is one assignment, which the thread reads at its next heartbeat. `where` names the position in error
+        messages. The work that begins now may take longer than `training.stall_timeout` if `may_take_long` is set.
         """
         self._progress = Progress(self._progress.count + 1, where, may_take_long)
-
-    def _last_progress(self) -> Progress:
-        return self._progress
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
         """Report an exception in this block to the other ranks, and end with the run's error and exit code.
 
-        Raises:
-            SystemExit: another rank was lost or failed, and the error is printed already.
+        If another rank was lost or failed, the error is printed already, so a SystemExit replaces the exception.
         """
         try:
             yield

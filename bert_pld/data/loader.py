@@ -42,18 +42,9 @@ def training_batches(
 ) -> Iterator[list[MicroBatch]]:
     """Yield this rank's micro-batches of `num_steps` steps, a list for each step.
 
-    Args:
-        rows: the training split.
-        data: masks, order and number of worker processes.
-        share: how each global batch is divided, and which part is this rank's.
-        seed: seed of the order and of the masks, in [0, 2^32).
-        num_steps: how many steps to yield.
-        first_sample: samples that earlier steps have consumed, over all ranks.
-        pin_memory: put micro-batches into page-locked memory.
-
-    Raises:
-        ValueError: faulty data (at the step that reads it, or a few before).
-        ChildProcessError: a worker died.
+    `seed`, in [0, 2^32), is that of the order and of the masks. Earlier steps have consumed `first_sample` samples,
+    over all ranks. Faulty data raises a ValueError at the step that reads it or a few before, a dead worker a
+    ChildProcessError.
     """
     groups = TrainingGroups(
         maker=_micro_batch_maker(rows, data, seed),
@@ -82,18 +73,8 @@ def evaluation_batches(
     Every rank yields the same number of micro-batches of the same shape. When the rows run out, a micro-batch is filled
     up with a row that has no targets; its `rows` counts the real ones and may be 0.
 
-    Args:
-        rows: the split, for example `validation`.
-        data: masks; its `workers` do not count here.
-        share: as in `training_batches`; `accumulation_steps` has no effect.
-        seed: seed of the masks, in [0, 2^32).
-        max_rows: evaluate at most this many rows, spread evenly over the split.
-        workers: processes that prepare micro-batches; 0 prepares them in this one.
-        pin_memory: put micro-batches into page-locked memory.
-
-    Raises:
-        ValueError: `max_rows` is below 1, or faulty data.
-        ChildProcessError: a worker died.
+    At most `max_rows` rows are evaluated, spread evenly over the split. `data.workers` and `share.accumulation_steps`
+    have no effect; with `workers` 0 this process prepares the micro-batches. Errors are those of `training_batches`.
     """
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows {max_rows}: must be at least 1")

@@ -30,13 +30,8 @@ _PARENT_CHECK_SECONDS = 2.0
 def naming_damaged_shards(splits: Iterable[ShardedRows | None], end: Callable[[ValueError], None]) -> Iterator[None]:
     """While training reads these splits, name the shard that was cut or the worker that died; in the main thread.
 
-    Args:
-        splits: rows whose files are mapped.
-        end: reports an error of this process's own reading and ends the process. It must not return, because the
-            thread that faulted cannot continue.
-
-    Raises:
-        ChildProcessError: a worker died; the message names the damaged shard, if there is one.
+    `end` reports an error of this process's own reading and ends the process. It must not return, because the thread
+    that faulted cannot continue. For a dead worker, a ChildProcessError names the damaged shard, if there is one.
     """
     watched = tuple(rows for rows in splits if rows is not None)
     _end_on_bus_error(watched, end)
