@@ -88,11 +88,7 @@ class Plan:
 
 
 def make_plan(
-    run: RunConfig,
-    *,
-    world_size: int = 1,
-    vocabulary_size: int = DEFAULT_VOCABULARY,
-    cluster: Cluster | None = None,
+    run: RunConfig, *, world_size: int = 1, vocabulary_size: int = DEFAULT_VOCABULARY, cluster: Cluster | None = None
 ) -> Plan:
     """Compute a run's plan on `world_size` data-parallel ranks.
 

@@ -90,6 +90,7 @@ def plot_runs(runs: Sequence[RunCurves], output: Path, title: str | None = None)
         raise ValueError(f"--output {output}: must end in .png, .svg or .pdf")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(11.0, 8.0), layout="constrained")
     FigureCanvasAgg(figure)
@@ -118,7 +119,7 @@ def plot_runs(runs: Sequence[RunCurves], output: Path, title: str | None = None)
     rate.set(title="learning rate", xlabel="samples", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
     for axes in (by_samples, depth, rate):
-        _count_in_thousands(axes)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axes in (by_samples, by_time, depth, rate):
         axes.grid(True, color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -150,17 +151,13 @@ def _label_loss_axes(by_samples: Any, by_time: Any, runs: Sequence[RunCurves], u
     by_samples.plot([], [], color="#444444", linewidth=1.8, marker="o", markersize=4.0, label="held out, all blocks on")
     by_samples.plot([], [], color="#444444", linewidth=1.0, alpha=0.45, label="training, running mean")
     by_samples.legend(loc="upper right", frameon=False, fontsize=9)
-    best = [
-        min((v for v in run.column("eval_mlm_loss", of="evaluations") if math.isfinite(v)), default=None)
-        for run in runs
-    ]
-    if any(value is not None for value in best):
+    held_out = [v for run in runs for v in run.column("eval_mlm_loss", of="evaluations") if math.isfinite(v)]
+    if held_out:
         # The axis ends below the losses of the first steps, which would compress the rest into the lower edge.
         losses = [v for run in runs for v in smooth(run.column("mlm_loss"), _SMOOTHING_SHARE * len(run.training))]
         finite = sorted(v for v in losses if math.isfinite(v))
         if finite:
-            low, high = finite[0], finite[min(len(finite) - 1, int(0.985 * len(finite)))]
-            low = min([low, *(value for value in best if value is not None)])
+            low, high = min(finite[0], *held_out), finite[min(len(finite) - 1, int(0.985 * len(finite)))]
             margin = 0.04 * max(high - low, 1e-3)
             by_samples.set_ylim(low - margin, high + margin)
 
@@ -183,12 +180,6 @@ def _add_theta(depth: Any, runs: Sequence[RunCurves]) -> None:
     depth.set_title("executed blocks and θ")
 
 
-def _count_in_thousands(axes: Any) -> None:
-    from matplotlib.ticker import EngFormatter
-
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-
 def _time_unit(runs: Sequence[RunCurves]) -> tuple[str, float]:
     seconds = [v for run in runs for of in ("training", "evaluations") for v in run.column("seconds", of=of)]
     longest = max((value for value in seconds if math.isfinite(value)), default=0.0)
@@ -201,12 +192,8 @@ def _legend_line(run: RunCurves) -> str:
     """Return the run's label, its last held-out loss and its training time."""
     parts = []
     if run.evaluations:
-        last = run.evaluations[-1]
-        parts.append(
-            f"held-out loss {last['eval_mlm_loss']:.3f}"
-            if last["eval_mlm_loss"] is not None
-            else "held-out loss not finite"
-        )
+        loss = run.evaluations[-1]["eval_mlm_loss"]
+        parts.append("held-out loss not finite" if loss is None else f"held-out loss {loss:.3f}")
     ends = [lines[-1].get("seconds") for lines in (run.training, run.evaluations) if lines]
     known = [end for end in ends if end is not None]
     if known:

@@ -74,12 +74,7 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        engine: Any,
-        config: RunConfig,
-        data_facts: dict[str, str],
-        group: dist.ProcessGroup | None,
+        self, run_dir: Path, engine: Any, config: RunConfig, data_facts: dict[str, str], group: dist.ProcessGroup | None
     ) -> None:
         self.run_dir, self.directory = run_dir, run_dir / CHECKPOINTS
         self.engine, self.config, self.data_facts, self.group = engine, config, data_facts, group

@@ -68,9 +68,8 @@ def test_run_killed_at_any_time_resumes_bitwise_from_a_complete_checkpoint(corpu
                 os.kill(pid, signal.SIGCONT)
         else:
             until, share = time.monotonic() + rng.uniform(0.1, 1.2), STEPS * (kill + 1) // (KILLS + 1)
-            while (
-                time.monotonic() < until and newest_step(checkpoints) < share
-            ):  # The run must not finish on a fast machine.
+            # The run must not finish on a fast machine.
+            while time.monotonic() < until and newest_step(checkpoints) < share:
                 time.sleep(0.002)
         os.kill(pid, signal.SIGKILL)
         assert runs.wait(pid) == -signal.SIGKILL, log.read_text()
@@ -87,8 +86,5 @@ def test_run_killed_at_any_time_resumes_bitwise_from_a_complete_checkpoint(corpu
     assert runs.wait(runs.start(program(corpus, run_dir), log, log)) == 0, log.read_text()
     assert read_metrics(run_dir) == read_metrics(tmp_path / "uninterrupted")
     assert len(read_metrics(run_dir)) == STEPS
-    assert sorted(path.name for path in checkpoints.iterdir()) == [
-        "latest",
-        f"step_{STEPS - 2:08d}",
-        f"step_{STEPS:08d}",
-    ]
+    left = sorted(path.name for path in checkpoints.iterdir())
+    assert left == ["latest", f"step_{STEPS - 2:08d}", f"step_{STEPS:08d}"]

@@ -13,15 +13,7 @@ import time
 
 import pytest
 import torch
-from runs import (
-    clean_environment,
-    forked_runs,
-    pretrain_command,
-    program_of,
-    read_metrics,
-    run_pretrain,
-    small_config,
-)
+from runs import clean_environment, forked_runs, pretrain_command, program_of, read_metrics, run_pretrain, small_config
 
 from bert_pld.checkpoint.format import fault, list_checkpoints
 

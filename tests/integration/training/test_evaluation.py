@@ -35,10 +35,15 @@ def held_out(corpus, batch_size):
     return evaluation_batches(ShardedRows(corpus, "validation"), DataConfig(), BatchShare(batch_size), seed=1)
 
 
+def command(run_dir, data_dir, *arguments):
+    paths = ["--checkpoint", str(run_dir), "--data_dir", str(data_dir)]
+    return [sys.executable, "-m", "bert_pld.evaluate", *paths, *arguments]
+
+
 def test_evaluation_command_repeats_the_metrics_of_training(corpus, run_dir, tmp_path):
     figures = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "bert_pld.evaluate", "--checkpoint", str(run_dir), "--data_dir", str(corpus)]
-    subprocess.run([*command, "--json", str(figures)], check=True, env=clean_environment(), capture_output=True)
+    repeated = command(run_dir, corpus, "--json", str(figures))
+    subprocess.run(repeated, check=True, env=clean_environment(), capture_output=True)
     figures = json.loads(figures.read_text())
     for key in ("eval_mlm_loss", "eval_mlm_accuracy", "eval_nsp_accuracy"):
         assert figures[key] == pytest.approx(read_metrics(run_dir, key)[-1], rel=1e-5)
@@ -50,8 +55,7 @@ def test_data_with_another_vocabulary_is_refused(corpus, run_dir, tmp_path):
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["attributes"]["vocabulary_hash"] = "0" * 64
     (other / "manifest.json").write_text(json.dumps(manifest))
-    command = [sys.executable, "-m", "bert_pld.evaluate", "--checkpoint", str(run_dir), "--data_dir", str(other)]
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    done = subprocess.run(command(run_dir, other), env=clean_environment(), capture_output=True, text=True)
     assert done.returncode == 1
     assert "its vocabulary (64 entries) differs" in done.stderr
     assert "Traceback" not in done.stderr

@@ -59,8 +59,7 @@ def receive(connection, kind):
 
 
 @pytest.mark.parametrize(
-    "data",
-    [b"GET / HTTP/1.1\r\n\r\n", b"[" * 100_000 + b"\n", encode(Hello("guess", RankProcess(1, "", "", 1, 1)))],
+    "data", [b"GET / HTTP/1.1\r\n\r\n", b"[" * 100_000 + b"\n", encode(Hello("guess", RankProcess(1, "", "", 1, 1)))]
 )
 def test_connection_without_the_token_is_closed_and_ignored(data, connect):
     assert connect(data).recv(1) == b""
