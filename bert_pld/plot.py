@@ -43,11 +43,7 @@ class RunCurves:
 
 
 def read_run(run_dir: Path, label: str | None = None) -> RunCurves:
-    """Read a run's `metrics.jsonl` and `config.json`.
-
-    Raises:
-        ValueError: no such folder, no metrics in it, or a damaged line or configuration.
-    """
+    """Read a run's `metrics.jsonl` and `config.json`; raise a ValueError if they are missing or damaged."""
     path = run_dir / METRICS
     try:
         training, evaluations = read_metrics(path)
@@ -55,12 +51,7 @@ def read_run(run_dir: Path, label: str | None = None) -> RunCurves:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give a run's folder") from error
     if not training and not evaluations:
         raise ValueError(f"{path}: holds no metrics yet")
-    return RunCurves(
-        label=label or run_dir.resolve().name,
-        training=training,
-        evaluations=evaluations,
-        num_layers=_num_layers(run_dir / CONFIG),
-    )
+    return RunCurves(label or run_dir.resolve().name, training, evaluations, _num_layers(run_dir / CONFIG))
 
 
 def _num_layers(path: Path) -> int | None:
@@ -75,9 +66,7 @@ def _num_layers(path: Path) -> int | None:
 def smooth(values: Sequence[float], time_constant: float) -> list[float]:
     """Return the exponential running mean, unbiased at the start; values that are not finite are skipped.
 
-    Args:
-        values: values in the order of steps.
-        time_constant: number of values after which the weight falls to 1/e; 1 or less changes nothing.
+    A value's weight falls to 1/e after `time_constant` values; a time constant of at most 1 changes nothing.
     """
     decay = math.exp(-1.0 / time_constant) if time_constant > 1.0 else 0.0
     total = weight = 0.0
@@ -91,20 +80,12 @@ def smooth(values: Sequence[float], time_constant: float) -> list[float]:
 
 
 def plot_runs(runs: Sequence[RunCurves], output: Path, title: str | None = None) -> None:
-    """Draw the figure and save it.
-
-    Args:
-        runs: each run has a colour and a line in the legend.
-        output: a file whose suffix gives the format: .png, .svg or .pdf.
-        title: title above the figure.
-
-    Raises:
-        ValueError: another suffix.
-    """
+    """Draw the figure, with a colour and a line in the legend for each run, and save it as .png, .svg or .pdf."""
     if output.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--output {output}: must end in .png, .svg or .pdf")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(11.0, 8.0), layout="constrained")
     FigureCanvasAgg(figure)
@@ -133,7 +114,7 @@ def plot_runs(runs: Sequence[RunCurves], output: Path, title: str | None = None)
     rate.set(title="learning rate", xlabel="samples", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
     for axes in (by_samples, depth, rate):
-        _count_in_thousands(axes)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axes in (by_samples, by_time, depth, rate):
         axes.grid(True, color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -165,17 +146,14 @@ def _label_loss_axes(by_samples: Any, by_time: Any, runs: Sequence[RunCurves], u
     by_samples.plot([], [], color="#444444", linewidth=1.8, marker="o", markersize=4.0, label="held out, all blocks on")
     by_samples.plot([], [], color="#444444", linewidth=1.0, alpha=0.45, label="training, running mean")
     by_samples.legend(loc="upper right", frameon=False, fontsize=9)
-    best = [
-        min((v for v in run.column("eval_mlm_loss", of="evaluations") if math.isfinite(v)), default=None)
-        for run in runs
-    ]
-    if any(value is not None for value in best):
+    held_out = [v for run in runs for v in run.column("eval_mlm_loss", of="evaluations") if math.isfinite(v)]
+    if held_out:
         # The axis ends below the losses of the first steps, which would compress the rest into the lower edge.
         losses = [v for run in runs for v in smooth(run.column("mlm_loss"), _SMOOTHING_SHARE * len(run.training))]
         finite = sorted(v for v in losses if math.isfinite(v))
         if finite:
             low, high = finite[0], finite[min(len(finite) - 1, int(0.985 * len(finite)))]
-            low = min([low, *(value for value in best if value is not None)])
+            low = min(low, *held_out)
             margin = 0.04 * max(high - low, 1e-3)
             by_samples.set_ylim(low - margin, high + margin)
 
@@ -183,9 +161,8 @@ def _label_loss_axes(by_samples: Any, by_time: Any, runs: Sequence[RunCurves], u
 def _add_theta(depth: Any, runs: Sequence[RunCurves]) -> None:
     """Draw θ as dotted lines on a second axis if any run drops layers."""
     layers = [run.num_layers for run in runs if run.num_layers is not None]
-    depth.set(
-        title="executed blocks", xlabel="samples", ylabel="blocks", ylim=(0, max(layers) * 1.05 if layers else None)
-    )
+    top = max(layers) * 1.05 if layers else None
+    depth.set(title="executed blocks", xlabel="samples", ylabel="blocks", ylim=(0, top))
     depth.yaxis.get_major_locator().set_params(integer=True)
     thetas = [run.column("theta") for run in runs]
     if all(value == 1.0 for theta in thetas for value in theta if math.isfinite(value)):
@@ -196,12 +173,6 @@ def _add_theta(depth: Any, runs: Sequence[RunCurves]) -> None:
     right.set(ylabel="θ (dotted)", ylim=(0, 1.05))
     right.spines["top"].set_visible(False)
     depth.set_title("executed blocks and θ")
-
-
-def _count_in_thousands(axes: Any) -> None:
-    from matplotlib.ticker import EngFormatter
-
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _time_unit(runs: Sequence[RunCurves]) -> tuple[str, float]:
@@ -216,12 +187,8 @@ def _legend_line(run: RunCurves) -> str:
     """Return the run's label, its last held-out loss and its training time."""
     parts = []
     if run.evaluations:
-        last = run.evaluations[-1]
-        parts.append(
-            f"held-out loss {last['eval_mlm_loss']:.3f}"
-            if last["eval_mlm_loss"] is not None
-            else "held-out loss not finite"
-        )
+        loss = run.evaluations[-1]["eval_mlm_loss"]
+        parts.append("held-out loss not finite" if loss is None else f"held-out loss {loss:.3f}")
     ends = [lines[-1].get("seconds") for lines in (run.training, run.evaluations) if lines]
     known = [end for end in ends if end is not None]
     if known:
@@ -233,9 +200,7 @@ def main(options: argparse.Namespace) -> None:
     """Read the runs, draw the figure, and print its path and the legend."""
     labels = options.label or [None] * len(options.runs)
     if len(labels) != len(options.runs):
-        raise ValueError(
-            f"--label: given {len(labels)} times; must be given once for each of {len(options.runs)} run(s)"
-        )
+        raise ValueError(f"--label: given {len(labels)} times; must be given once for each of {len(options.runs)} runs")
     runs = [read_run(run_dir, label) for run_dir, label in zip(options.runs, labels, strict=True)]
     plot_runs(runs, options.output, options.title)
     print(f"wrote {options.output}")

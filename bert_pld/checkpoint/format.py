@@ -82,9 +82,7 @@ def remove_leftovers(checkpoints_dir: Path) -> None:
 def write_checksums(checkpoint: Path, sums: dict[str, dict[str, Any]] | None = None) -> None:
     """Write `checksums.json`, the last file before a checkpoint gets its name.
 
-    Args:
-        checkpoint: the checkpoint's folder.
-        sums: file name to `{"bytes": …, "sha256": …}`; by default computed from the files.
+    `sums` has `{"bytes": …, "sha256": …}` for each file name; by default they are computed from the files.
     """
     if sums is None:
         paths = [path for path in sorted(checkpoint.iterdir()) if path.is_file()]
@@ -119,10 +117,9 @@ def fault(checkpoint: Path) -> str | None:
 
 
 def newest_valid(checkpoints_dir: Path) -> Path | None:
-    """Return the newest checkpoint without a fault, or None if there are no checkpoints; warn of each that is skipped.
+    """Return the newest checkpoint without a fault, or None if there are no checkpoints.
 
-    Raises:
-        ValueError: all checkpoints are damaged.
+    A warning names each damaged one that is skipped. If all are damaged, a ValueError is raised.
     """
     found = list_checkpoints(checkpoints_dir)
     for checkpoint in found:
@@ -157,11 +154,7 @@ def resolve_checkpoint(path: Path) -> Path:
 
 
 def check_same_vocabulary(checkpoint: Path, rows: ShardedRows) -> None:
-    """Check that the data was tokenized with the checkpoint's vocabulary.
-
-    Raises:
-        ValueError: the two vocabularies differ.
-    """
+    """Raise a ValueError if the data was not tokenized with the checkpoint's vocabulary."""
     entries = (checkpoint / VOCABULARY).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     if vocabulary_hash(entries) != rows.attributes.vocabulary_hash:
         raise ValueError(
@@ -177,11 +170,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Read a checkpoint's fp32 weights to the CPU.
-
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
+    """Read a checkpoint's fp32 weights to the CPU; raise a ValueError if the file is missing or damaged."""
     try:
         return load_file(checkpoint / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -189,11 +178,7 @@ def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def load_model(checkpoint: Path) -> tuple[BertForPreTraining, RunConfig]:
-    """Load a checkpoint's fp32 model, in evaluation mode, and the configuration that it was trained with.
-
-    Raises:
-        ValueError: the weights are damaged, or do not fit the configuration.
-    """
+    """Return a checkpoint's fp32 model, in evaluation mode, and its configuration; a ValueError if they do not fit."""
     config = load_config(checkpoint / CONFIG)
     model = BertForPreTraining(config.model)
     try:

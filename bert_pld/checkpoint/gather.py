@@ -116,13 +116,9 @@ class StateGatherer:
         return owner if kind == WEIGHTS_KIND else base_optimizer(self.engine).state[owner][kind]
 
     def load(self, files: Mapping[str, Path]) -> None:
-        """Load this rank's pieces from files of whole tensors.
+        """Load this rank's pieces from one safetensors file a kind, with a whole tensor for each parameter.
 
-        Args:
-            files: kind to a safetensors file with one tensor for each parameter.
-
-        Raises:
-            ValueError: the parameters in a file, or their shapes, differ from the model's.
+        A ValueError is raised if the parameters in a file, or their shapes, differ from the model's.
         """
         reset_states(self.engine, self.pieces, [kind for kind in files if kind != WEIGHTS_KIND])
         for kind, path in files.items():

@@ -21,13 +21,8 @@ _FREE_MODEL_KEYS = ("kernels", "activation_checkpointing", "preset")
 def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | None:
     """Lock the run's folder and return the checkpoint to resume from, or None for a new run.
 
-    Rank 0 locks and verifies; all ranks return its answer or raise its error.
-
-    Raises:
-        ConfigError: `resume` is `never`, but the folder has checkpoints.
-        RunLockedError: another run uses the folder.
-        ValueError: no checkpoint without a fault was found.
-        OSError: the folder cannot be written to.
+    Rank 0 locks and verifies; all ranks return its answer or raise its error: another run uses the folder, `resume` is
+    `never` but the folder has checkpoints, or no checkpoint is valid (all ValueErrors), or it cannot be written to.
     """
     answer: list[Any] = [None]
     if dist.get_rank() == 0:
@@ -54,11 +49,7 @@ def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | No
 
 
 def load_weights(model: BertForPreTraining, checkpoint: Path) -> None:
-    """Load a checkpoint's weights into a model.
-
-    Raises:
-        ConfigError: the names or shapes of the parameters differ.
-    """
+    """Load a checkpoint's weights into a model; raise a ConfigError if the names or shapes of parameters differ."""
     weights, own = checkpoint_format.load_weights(checkpoint), model.state_dict()
     for name in sorted({*weights, *own}):
         saved, needed = (tuple(tensors[name].shape) if name in tensors else "missing" for tensors in (weights, own))
@@ -71,11 +62,7 @@ def load_weights(model: BertForPreTraining, checkpoint: Path) -> None:
 
 
 def check_same_run(checkpoint: Path, config: RunConfig, data: Manifest) -> None:
-    """Check that a checkpoint was saved by a run with the same settings.
-
-    Raises:
-        ConfigError: its model, PLD block, batch size, optimizer, seed or data differ.
-    """
+    """Raise a ConfigError if the checkpoint's model, PLD block, batch size, optimizer, seed or data differ."""
     # Loading fills in the defaults of keys that did not exist when the checkpoint was saved.
     saved, current = load_config(checkpoint / CONFIG).as_json(), config.as_json()
     for name in _fixed_keys(current):

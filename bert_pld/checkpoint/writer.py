@@ -78,12 +78,7 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        engine: Any,
-        config: RunConfig,
-        data_facts: dict[str, str],
-        group: dist.ProcessGroup | None,
+        self, run_dir: Path, engine: Any, config: RunConfig, data_facts: dict[str, str], group: dist.ProcessGroup | None
     ) -> None:
         self.run_dir, self.directory = run_dir, run_dir / CHECKPOINTS
         self.engine, self.config, self.data_facts, self.group = engine, config, data_facts, group
@@ -95,8 +90,7 @@ class CheckpointWriter:
     def begin(self, step: int, counters: dict[str, Any]) -> None:
         """Gather the checkpoint after optimizer step `step` and start writing it; `complete` finishes it.
 
-        Raises:
-            OSError: the disk has no room for it, or the previous checkpoint could not be written.
+        An OSError is raised if the disk has no room for it, or if the previous checkpoint could not be written.
         """
         self.complete()
         self._check_room()
@@ -119,12 +113,8 @@ class CheckpointWriter:
     def complete(self) -> str | None:
         """Wait until all ranks have written the pending checkpoint, publish it, and prune to the newest N.
 
-        Returns:
-            A line for the log; None if no checkpoint was pending.
-
-        Raises:
-            OSError: it could not be written; its files are removed, earlier checkpoints are unchanged.
-            NonFiniteTensorError: a tensor is not finite; likewise.
+        Returns a line for the log, or None if no checkpoint was pending. An OSError or a NonFiniteTensorError is raised
+        if it could not be written; its files are removed, and earlier checkpoints are unchanged.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -151,11 +141,8 @@ class CheckpointWriter:
     def restore(self, checkpoint: Path) -> dict[str, Any]:
         """Restore the optimizer's weights and states, scheduler, loss scale and counters; return `state.json`.
 
-        The model must have had the checkpoint's weights before the engine was made from it.
-
-        Raises:
-            ConfigError: the checkpoint holds no state of an engine.
-            ValueError: its tensors do not fit the model.
+        The model must have had the checkpoint's weights before the engine was made from it. A ValueError is raised if
+        the checkpoint holds no state of an engine, or if its tensors do not fit the model.
         """
         state = checkpoint_format.load_state(checkpoint)
         if "engine" not in state:
@@ -279,15 +266,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> FileChecksum
     """Write fp32 tensors as a safetensors file, checked and hashed in the same pass, and flush it to the disk.
 
     The safetensors library's own writer would hold the interpreter's lock until the end, which stops training, and the
-    hash would need a second pass over the file.
-
-    Args:
-        path: the file; overwritten if it exists.
-        tensors: name to contiguous float32 array of any shape.
-
-    Raises:
-        NonFiniteTensorError: names the first tensor with a value that is not finite.
-        OSError: the disk is full, or the write failed.
+    hash would need a second pass over the file. A value that is not finite raises a NonFiniteTensorError.
     """
     header, end = {}, 0
     for name, array in tensors.items():

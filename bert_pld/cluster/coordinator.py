@@ -66,13 +66,8 @@ class _Event:
 class Coordinator(threading.Thread):
     """Monitors the ranks until rank 0 has finished or the run has failed; then tells all ranks to end.
 
-    The thread blocks only on its sockets, so a hung rank, rank 0 included, cannot stall it.
-
-    Args:
-        listener: the socket to which the ranks connect.
-        token: a secret that each rank must send first.
-        world_size: number of ranks.
-        timing: timeouts and intervals.
+    The thread blocks only on its sockets, so a hung rank, rank 0 included, cannot stall it. Ranks connect to `listener`
+    and must first send the secret `token`.
     """
 
     def __init__(self, listener: socket.socket, token: str, world_size: int, timing: Timing) -> None:

@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from bert_pld.files import boot_id
 
@@ -159,23 +159,16 @@ class Finished:
 
 
 Message = Hello | Progress | Failed | RankZeroLost | Heartbeat | AllConnected | EndRun | Finished
-_TYPES: dict[str, type] = {
-    each.__name__: each
-    for each in (RankProcess, Hello, Progress, Failed, RankZeroLost, Heartbeat, AllConnected, EndRun, Finished)
-}
+_TYPES: dict[str, type] = {each.__name__: each for each in (RankProcess, *get_args(Message))}
 
 
 def encode(message: Message) -> bytes:
     """Return a message as one line of JSON."""
-    return json.dumps(message, default=_as_object).encode() + b"\n"
+    return json.dumps(message, default=lambda value: {"type": type(value).__name__, **vars(value)}).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
-    """Return the message in one line.
-
-    Raises:
-        ValueError: the line is not a message.
-    """
+    """Return the message in one line; raise a ValueError if the line is not a message."""
     try:
         message = json.loads(line, object_hook=lambda fields: _TYPES[fields.pop("type")](**fields))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -183,11 +176,6 @@ def decode(line: bytes) -> Message:
     if not isinstance(message, Message):
         raise ValueError(f"not a message: {line[:80]!r}")
     return message
-
-
-def _as_object(value: Any) -> dict[str, Any]:
-    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return {"type": type(value).__name__, **fields}
 
 
 class Connection:
@@ -206,10 +194,7 @@ class Connection:
             self.socket.send(encode(message))
 
     def receive(self) -> tuple[list[Message], bool]:
-        """Return the messages that have arrived, and whether the connection has to be closed.
-
-        That is so if the other end has closed it, or has sent something that is not a message.
-        """
+        """Return the messages that have arrived, and whether the connection is closed or has sent something else."""
         closed = False
         while not closed:
             try:

@@ -14,13 +14,7 @@ def describe_rank(environment: MutableMapping[str, str] | None = None) -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT unless a launcher has set them.
 
     A task of `srun` gets them from Slurm's variables. Any other process, such as a shell or a batch script without
-    `srun`, is a run of one rank.
-
-    Args:
-        environment: the variables to read and set; by default those of this process.
-
-    Raises:
-        ValueError: Slurm's variables name no host for rank 0.
+    `srun`, is a run of one rank. By default, `environment` is that of this process.
     """
     environment = os.environ if environment is None else environment
     if "RANK" in environment:
@@ -54,9 +48,6 @@ def first_host(nodes: str) -> str:
     """Return the first host of a list in Slurm's format, such as `gpu[003-006,9],login1`.
 
     `scontrol show hostnames` is not used, because a task in a container usually has no Slurm commands.
-
-    Raises:
-        ValueError: the list is empty.
     """
     found = re.match(r"([^\[,\s]+)(?:\[(\d+)[^\]]*\]([^,\s]*))?", nodes.strip())
     if found is None:

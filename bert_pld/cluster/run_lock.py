@@ -53,12 +53,7 @@ class RunLock:
         }
 
     def acquire(self) -> None:
-        """Acquire the lock, or raise an error at once if another run holds it.
-
-        Raises:
-            RunLockedError: another run uses the folder; names its host, process and job.
-            OSError: the folder cannot be written to.
-        """
+        """Acquire the lock, or raise a RunLockedError that names host, process and job of the run that holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         has_kernel_lock = True

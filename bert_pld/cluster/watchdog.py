@@ -68,14 +68,9 @@ class Watchdog:
         self._coordinator: Coordinator | None = None
 
     def start(self, heartbeat_timeout_s: float, stall_timeout_s: float) -> None:
-        """Start monitoring; called by all ranks of the default process group together.
+        """Start monitoring with the timeouts of `Timing`; all ranks of the default process group call it together.
 
-        Args:
-            heartbeat_timeout_s: a rank that sends no heartbeat for this long is lost.
-            stall_timeout_s: the run has stalled if a rank reports no progress for this long; 0: never.
-
-        Raises:
-            OSError: rank 0 cannot be reached.
+        An OSError is raised if rank 0 cannot be reached.
         """
         world_size, rank = dist.get_world_size(), dist.get_rank()
         if world_size == 1:
@@ -97,9 +92,8 @@ class Watchdog:
                 f"rank {rank} cannot connect to rank 0 at {host}, port {port} ({error}); check that no firewall blocks"
                 " connections between the nodes"
             ) from None
-        self._thread = _RankThread(
-            RankProcess.current(rank), rank_0, Connection(connected), timing, self._last_progress
-        )
+        process, connection = RankProcess.current(rank), Connection(connected)
+        self._thread = _RankThread(process, rank_0, connection, timing, lambda: self._progress)
         self._thread.connection.send(Hello(token, self._thread.process))
         self._thread.start()
 
@@ -113,9 +107,6 @@ class Watchdog:
             may_take_long: the work that begins now may take longer than `training.stall_timeout`.
         """
         self._progress = Progress(self._progress.count + 1, where, may_take_long)
-
-    def _last_progress(self) -> Progress:
-        return self._progress
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:

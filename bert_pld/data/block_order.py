@@ -53,11 +53,7 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class BlockOrder:
-    """The order of samples shuffled by blocks.
-
-    Raises:
-        ValueError: a size below 1, or so many windows that their numbers overflow.
-    """
+    """The order of samples shuffled by blocks."""
 
     num_rows: int
     """N, the number of rows of the split, in [1, 2^48]."""

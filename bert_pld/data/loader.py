@@ -52,7 +52,7 @@ def training_batches(
         pin_memory: put micro-batches into page-locked memory.
 
     Raises:
-        ValueError: faulty data (at the step that reads it, or a few before).
+        ValueError: damaged data, at the step that reads it or a few before.
         ChildProcessError: a worker died.
     """
     groups = TrainingGroups(
@@ -77,7 +77,8 @@ def evaluation_batches(
 ) -> Iterator[MicroBatch]:
     """Yield this rank's share of a split, each row once over all ranks, always with the same masks.
 
-    The masks are those of epoch 0, or with `static` masking those that the shards contain, if any.
+    The masks are those of epoch 0, or with `static` masking those that the shards contain, if any. Errors are those of
+    `training_batches`.
 
     Every rank yields the same number of micro-batches of the same shape. When the rows run out, a micro-batch is filled
     up with a row that has no targets; its `rows` counts the real ones and may be 0.
@@ -90,10 +91,6 @@ def evaluation_batches(
         max_rows: evaluate at most this many rows, spread evenly over the split.
         workers: processes that prepare micro-batches; 0 prepares them in this one.
         pin_memory: put micro-batches into page-locked memory.
-
-    Raises:
-        ValueError: `max_rows` is below 1, or faulty data.
-        ChildProcessError: a worker died.
     """
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows {max_rows}: must be at least 1")

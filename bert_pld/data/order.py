@@ -36,11 +36,7 @@ _SHIFT_32 = np.array(32, np.uint64)
 
 @dataclasses.dataclass(frozen=True)
 class BatchShare:
-    """One rank's share of every global batch, the samples of an optimizer step over all ranks.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
+    """One rank's share of every global batch, the samples of an optimizer step over all ranks."""
 
     micro_batch_size: int
     """Rows of a micro-batch on one rank."""
@@ -88,9 +84,6 @@ class GlobalOrder:
         """Return the rows at these positions of the training stream, int64 `[P]` in [0, N), and their epochs `[P]`.
 
         The positions may lie in different epochs.
-
-        Raises:
-            ValueError: the number of rows or a position is out of range.
         """
         check_positions(positions, self.num_rows)
         if not len(positions):

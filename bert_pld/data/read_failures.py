@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import re
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
@@ -53,9 +52,8 @@ def naming_dead_workers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        found = re.search(
-            r"DataLoader worker \((.*?)\) (is killed by signal: \w+|exited unexpectedly[^.]*)", str(error)
-        )
+        pattern = r"DataLoader worker \((.*?)\) (is killed by signal: \w+|exited unexpectedly[^.]*)"
+        found = re.search(pattern, str(error))
         if found is None:
             raise
         raise ChildProcessError(
@@ -102,8 +100,6 @@ def _damaged_shard(splits: Iterable[ShardedRows]) -> str | None:
 
 def _end_on_bus_error(splits: Iterable[ShardedRows], end: Callable[[ValueError], None]) -> None:
     """From now on, call `end` in a thread if this process gets a bus error; the error names the file if known."""
-    if sys.platform == "win32":
-        return
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     # The handler itself does nothing: it must exist so that the interpreter writes the number into the pipe.

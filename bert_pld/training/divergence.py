@@ -17,12 +17,9 @@ class NonFiniteLossError(ValueError):
 
 
 def stop_if_not_finite(run: Run, step: int) -> None:
-    """Raise an error if any loss up to step `step` was not finite; all ranks call it together.
+    """Raise a NonFiniteLossError if any loss up to step `step` was not finite; all ranks call it together.
 
     With fp16 nothing is raised: its loss scaler skips steps that overflow.
-
-    Raises:
-        NonFiniteLossError: names the first step whose loss was not finite, its rank and its rows.
     """
     found = run.metrics.first_non_finite_loss()
     if found is None or run.config.precision == "fp16":

@@ -18,12 +18,7 @@ WANDB_RUN_ID = "wandb_run_id"
 
 
 class Monitors:
-    """The monitors that a configuration enables; on rank 0 only.
-
-    Args:
-        run_dir: the run's folder; by default the `output_path` of the tensorboard and csv_monitor blocks is in it.
-        config: the run's configuration, with DeepSpeed's monitor blocks.
-    """
+    """The enabled monitors, on rank 0; by default, TensorBoard and CSV write to the run's folder."""
 
     def __init__(self, run_dir: Path, config: RunConfig) -> None:
         blocks = {key: dict(config.deepspeed[key]) for key in MONITOR_BLOCKS if key in config.deepspeed}

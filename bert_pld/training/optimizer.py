@@ -49,12 +49,9 @@ def build_optimizer(block: Mapping[str, Any], groups: Iterable[dict[str, Any]]) 
     if unknown:
         raise ConfigError(f"optimizer.params.{unknown[0]}: unknown key for {name}; valid: {', '.join(_ADAM_KEYS)}")
     bias_correction = params.pop("bias_correction", True)
-    decoupled = params.pop("adam_w_mode", True)
+    cls = torch.optim.AdamW if params.pop("adam_w_mode", True) else torch.optim.Adam
     params.pop("torch_adam", None)
-    if not decoupled:
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, fused=True, **params)
-    else:
-        optimizer = torch.optim.AdamW(groups, fused=True, **params)
+    optimizer = cls(groups, fused=True, **params)
     if not bias_correction:
         optimizer.register_step_pre_hook(_skip_bias_correction)
     return optimizer

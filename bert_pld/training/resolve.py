@@ -17,9 +17,7 @@ _VOCABULARY_MULTIPLE = 8
 def resolve_config(config: RunConfig, training_rows: ShardedRows, world_size: int, device: torch.device) -> RunConfig:
     """Return the configuration with the vocabulary size, the NSP head and the batch sizes filled in.
 
-    Raises:
-        ConfigError: fp16 on a CPU, or batch sizes that do not divide.
-        ValueError: shards that the model cannot read.
+    A ValueError is raised for fp16 on a CPU, batch sizes that do not divide, or shards that the model cannot read.
     """
     if config.precision == "fp16" and device.type == "cpu":
         raise ConfigError(

@@ -127,16 +127,11 @@ def prepare_run(
     """Set up a run, new or resumed; all ranks call it together.
 
     Args:
-        config: the configuration as loaded.
         data_dir: native or NVIDIA's shards, or a directory with those of `data.seq_length` in `seq_<S>`.
-        output_dir: the run's folder.
         resume: `auto` (resume from the folder's newest checkpoint, if any), `never`, or a checkpoint's path.
         initialize_from: a checkpoint whose weights a new run starts with, for example for its second phase.
         preemption: has caught the scheduler's signals since the process started.
         watchdog: started here, as soon as the process group exists.
-
-    Raises:
-        ValueError: a mistake that the user can correct, in one line.
     """
     timeout = collective_timeout(config.training.stall_timeout)
     device = join_process_group(timeout)
@@ -154,6 +149,8 @@ def prepare_run(
 
     metrics = Metrics(output_dir, config, device, leaves_padding_out=model.encoder.leaves_padding_out)
     host_group = dist.new_group(backend="gloo", timeout=timeout) if dist.get_world_size() > 1 else None
+    manifest = training_rows.manifest
+    data_facts = {"data_source": manifest.attributes.source, "data_fingerprint": manifest.fingerprint()}
     run = Run(
         config=config,
         output_dir=output_dir,
@@ -162,7 +159,7 @@ def prepare_run(
         batch_share=_batch_share(config),
         engine=engine,
         metrics=metrics,
-        checkpoints=_make_checkpoint_writer(output_dir, engine, config, training_rows, host_group),
+        checkpoints=CheckpointWriter(output_dir, engine, config, data_facts, host_group),
         preemption=preemption,
         watchdog=watchdog,
         agreement=StepAgreement(host_group),
@@ -219,14 +216,6 @@ def _batch_share(config: RunConfig) -> BatchShare:
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
     )
-
-
-def _make_checkpoint_writer(
-    output_dir: Path, engine: Any, config: RunConfig, training_rows: ShardedRows, host_group: dist.ProcessGroup | None
-) -> CheckpointWriter:
-    manifest = training_rows.manifest
-    data_facts = {"data_source": manifest.attributes.source, "data_fingerprint": manifest.fingerprint()}
-    return CheckpointWriter(output_dir, engine, config, data_facts, host_group)
 
 
 def _write_run_files(output_dir: Path, config: RunConfig, training_rows: ShardedRows, fresh: bool) -> None:
