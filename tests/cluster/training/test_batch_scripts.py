@@ -146,13 +146,8 @@ def test_arguments_are_passed_unchanged(slurm, tmp_path):
     unusual = f"{tmp_path}/a 'b' $(touch {tmp_path}/made) \"c\""
     run("pretrain.sbatch", slurm, "--set", "data.vocab_file=x y", OUTPUT_DIR=unusual, INITIALIZE_FROM="first run")
     command = calls(slurm, "srun")
-    assert command[command.index("--output_dir") + 1 :] == [
-        unusual,
-        "--initialize_from",
-        "first run",
-        "--set",
-        "data.vocab_file=x y",
-    ]
+    given = [unusual, "--initialize_from", "first run", "--set", "data.vocab_file=x y"]
+    assert command[command.index("--output_dir") + 1 :] == given
     assert not (tmp_path / "made").exists()
 
 
@@ -170,13 +165,8 @@ def test_array_element_trains_with_its_seed_or_its_configuration(slurm, tmp_path
     assert seeds[-4:] == ["--set", "training.seed=3", "--set", "progressive_layer_drop.seed=3"]
     (tmp_path / "list").write_text("a.json\nmy configs/b.json\n")
     run("array.sbatch", slurm, SLURM_ARRAY_JOB_ID=5, SLURM_ARRAY_TASK_ID=2, CONFIG_LIST=tmp_path / "list")
-    assert calls(slurm, "srun")[-5:] == [
-        "my configs/b.json",
-        "--data_dir",
-        "shards",
-        "--output_dir",
-        f"{tmp_path}/run/b",
-    ]
+    given = ["my configs/b.json", "--data_dir", "shards", "--output_dir", f"{tmp_path}/run/b"]
+    assert calls(slurm, "srun")[-5:] == given
     done = run("array.sbatch", slurm, SLURM_ARRAY_JOB_ID=5, SLURM_ARRAY_TASK_ID=3, CONFIG_LIST=tmp_path / "list")
     assert done.returncode == 1
     assert f"CONFIG_LIST={tmp_path}/list: must have a line 3" in done.stderr
@@ -187,11 +177,7 @@ def test_second_phase_waits_for_the_first_and_starts_from_its_weights(slurm, tmp
     assert done.stdout.split() == ["1", "2"]
     first, second = (line.split("|") for line in calls(slurm, "sbatch"))
     assert first[:3] == [f"{tmp_path}/run/phase_128", "configs/bert_base_pld_128.json", ""]
-    assert second[:3] == [
-        f"{tmp_path}/run/phase_512",
-        "configs/bert_base_pld_512.json",
-        f"{tmp_path}/run/phase_128",
-    ]
+    assert second[:3] == [f"{tmp_path}/run/phase_512", "configs/bert_base_pld_512.json", f"{tmp_path}/run/phase_128"]
     assert "--dependency=afterok:1" in second[3]
     assert "--nodes=4" in first[3]
 

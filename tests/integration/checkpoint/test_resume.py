@@ -7,11 +7,18 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
-from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
+from runs import (
+    clean_environment,
+    logged_lines,
+    pretrain_command,
+    read_metrics,
+    run_pretrain,
+    small_config,
+    wait_until,
+)
 
 from bert_pld.checkpoint.format import fault, list_checkpoints, newest_valid, write_checksums
 from bert_pld.cluster.signals import EXIT_PREEMPTED
@@ -32,20 +39,13 @@ def series(run_dir):
     return {key: read_metrics(run_dir, key) for key in KEYS}
 
 
-def kill_when(run_dir, command, ready, number=signal.SIGKILL):
+def signal_when(ready, corpus, run_dir, number):
     """Start a run, signal its process once `ready(run_dir)` is true, and return its exit code."""
+    command = pretrain_command(config(), corpus, run_dir)
     process = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not ready(run_dir) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_until(lambda: ready(run_dir) or process.poll() is not None)
     os.kill(process.pid, number)
     return process.wait(timeout=120)
-
-
-def num_metrics_lines(run_dir):
-    path = run_dir / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,7 @@ def uninterrupted(corpus, tmp_path_factory):
 
 def test_killed_run_resumes_bitwise(corpus, uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
-    path = tmp_path / "c.json"
-    path.write_text(json.dumps(config()))
-    kill_when(run_dir, pretrain_command(path, corpus, run_dir), lambda d: num_metrics_lines(d) >= 5)
+    signal_when(lambda folder: logged_lines(folder) >= 5, corpus, run_dir, signal.SIGKILL)
     run_pretrain(config(), corpus, run_dir)
     assert series(run_dir) == uninterrupted
 
@@ -87,9 +85,8 @@ def test_number_of_ranks_and_zero_stage_can_change_when_a_run_is_resumed(corpus,
         done = run_pretrain(changed, corpus, tmp_path / "run", "--set", steps, ranks=ranks)
         assert last == 4 or f"resuming after step {last - 4} from checkpoint" in done.stdout
     whole, changed = (series(tmp_path / name) for name in ("whole", "run"))
-    assert [changed[key] for key in ("tokens", "theta", "kept_blocks")] == [
-        whole[key] for key in ("tokens", "theta", "kept_blocks")
-    ]
+    for key in ("tokens", "theta", "kept_blocks"):
+        assert changed[key] == whole[key]
     assert changed["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     worst = max(abs(a - b) / b for a, b in zip(changed["loss"], whole["loss"], strict=True))
     print(f"largest relative difference of the loss: {worst:.1e}")
@@ -97,11 +94,7 @@ def test_number_of_ranks_and_zero_stage_can_change_when_a_run_is_resumed(corpus,
 
 def test_sigterm_ends_the_run_after_the_step_and_a_checkpoint_with_exit_code_75(corpus, uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
-    path = tmp_path / "c.json"
-    path.write_text(json.dumps(config()))
-    code = kill_when(
-        run_dir, pretrain_command(path, corpus, run_dir), lambda d: num_metrics_lines(d) >= 4, signal.SIGTERM
-    )
+    code = signal_when(lambda folder: logged_lines(folder) >= 4, corpus, run_dir, signal.SIGTERM)
     assert code == EXIT_PREEMPTED
     stopped = read_metrics(run_dir, "step")[-1]
     assert newest_valid(run_dir / "checkpoints").name == f"step_{stopped:08d}"
@@ -111,10 +104,7 @@ def test_sigterm_ends_the_run_after_the_step_and_a_checkpoint_with_exit_code_75(
 
 def test_signal_during_start_up_ends_the_run_after_the_first_step(corpus, tmp_path):
     run_dir = tmp_path / "run"
-    path = tmp_path / "c.json"
-    path.write_text(json.dumps(config()))
-    started = pretrain_command(path, corpus, run_dir)
-    code = kill_when(run_dir, started, lambda folder: (folder / RUN_LOCK).exists(), signal.SIGUSR1)
+    code = signal_when(lambda folder: (folder / RUN_LOCK).exists(), corpus, run_dir, signal.SIGUSR1)
     assert code == EXIT_PREEMPTED
     assert read_metrics(run_dir, "step") == [1]
     assert newest_valid(run_dir / "checkpoints").name == "step_00000001"

@@ -159,11 +159,11 @@ def test_training_contacts_no_host_and_runs_without_a_network(corpus, tmp_path):
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(AUDIT)
-    (tmp_path / "run.json").write_text(json.dumps(small_config(training={"max_steps": 2, "checkpoint_interval": 2})))
+    config = small_config(training={"max_steps": 2, "checkpoint_interval": 2})
     environment = clean_environment()
     environment["PYTHONPATH"] = os.pathsep.join([str(hook), environment["PYTHONPATH"]])
     environment |= {"ASKED_FOR": str(tmp_path / "asked"), "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf")}
-    command = pretrain_command(tmp_path / "run.json", corpus, tmp_path / "run")
+    command = pretrain_command(config, corpus, tmp_path / "run")
     done = subprocess.run(without_network(command), env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     lines = (tmp_path / "asked").read_text().splitlines()

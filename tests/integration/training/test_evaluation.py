@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from runs import clean_environment, read_metrics, run_pretrain, small_config
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from runs import read_metrics, run_evaluate, run_pretrain, small_config
 
 from bert_pld.checkpoint.format import load_model, resolve_checkpoint
 from bert_pld.config import DataConfig
@@ -23,11 +20,7 @@ from bert_pld.training.evaluation import evaluate
 @pytest.fixture(scope="module")
 def run_dir(corpus, tmp_path_factory):
     path = tmp_path_factory.mktemp("evaluated") / "run"
-    monitors = {
-        name: {"enabled": True, "output_path": str(path / name), "job_name": "x"}
-        for name in ("csv_monitor", "tensorboard")
-    }
-    run_pretrain(small_config(**monitors), corpus, path)
+    run_pretrain(small_config(), corpus, path)
     return path
 
 
@@ -36,10 +29,8 @@ def held_out(corpus, batch_size):
 
 
 def test_evaluation_command_repeats_the_metrics_of_training(corpus, run_dir, tmp_path):
-    figures = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "bert_pld.evaluate", "--checkpoint", str(run_dir), "--data_dir", str(corpus)]
-    subprocess.run([*command, "--json", str(figures)], check=True, env=clean_environment(), capture_output=True)
-    figures = json.loads(figures.read_text())
+    run_evaluate(run_dir, corpus, "--json", str(tmp_path / "figures.json"))
+    figures = json.loads((tmp_path / "figures.json").read_text())
     for key in ("eval_mlm_loss", "eval_mlm_accuracy", "eval_nsp_accuracy"):
         assert figures[key] == pytest.approx(read_metrics(run_dir, key)[-1], rel=1e-5)
 
@@ -50,9 +41,7 @@ def test_data_with_another_vocabulary_is_refused(corpus, run_dir, tmp_path):
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["attributes"]["vocabulary_hash"] = "0" * 64
     (other / "manifest.json").write_text(json.dumps(manifest))
-    command = [sys.executable, "-m", "bert_pld.evaluate", "--checkpoint", str(run_dir), "--data_dir", str(other)]
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
-    assert done.returncode == 1
+    done = run_evaluate(run_dir, other, expect=1)
     assert "its vocabulary (64 entries) differs" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -90,7 +79,7 @@ def test_accuracy_counts_the_masked_tokens_that_are_right(corpus, run_dir):
     assert figures["eval_nsp_accuracy"] == pytest.approx(pairs / 12)
 
 
-def test_logging_steps_have_the_documented_keys_and_are_written_to_the_monitors(run_dir):
+def test_logging_steps_have_the_documented_keys(run_dir):
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     documented = (
         "step samples tokens loss mlm_loss nsp_loss lr theta kept_blocks grad_norm tokens_per_s tflops mfu memory_bytes"
@@ -98,10 +87,3 @@ def test_logging_steps_have_the_documented_keys_and_are_written_to_the_monitors(
     assert set(documented.split()) <= set(records[0])
     assert records[0]["grad_norm"] > 0
     assert records[0]["loss"] == pytest.approx(records[0]["mlm_loss"] + records[0]["nsp_loss"], rel=1e-5)
-    written = {path.name for path in (run_dir / "csv_monitor" / "x").iterdir()}
-    assert {"train_loss.csv", "train_theta.csv", "eval_mlm_loss.csv"} <= written
-    events = EventAccumulator(str(run_dir / "tensorboard" / "x")).Reload()
-    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(
-        [r["loss"] for r in records if "loss" in r]
-    )
-    assert [event.step for event in events.Scalars("eval/mlm_loss")] == [48, 96]

@@ -18,7 +18,8 @@ from bert_pld.checkpoint.format import list_checkpoints
 def resumed(corpus, tmp_path_factory):
     """A run of 6 steps that was resumed after step 4 and trained steps 5 and 6 twice."""
     run_dir = tmp_path_factory.mktemp("monitors") / "run"
-    config = small_config(tensorboard={"enabled": True}, csv_monitor={"enabled": True}, training={"max_steps": 6})
+    csv_monitor = {"enabled": True, "output_path": str(run_dir.parent / "given"), "job_name": "x"}
+    config = small_config(tensorboard={"enabled": True}, csv_monitor=csv_monitor, training={"max_steps": 6})
     run_pretrain(config, corpus, run_dir)
     shutil.rmtree(list_checkpoints(run_dir / "checkpoints")[0])
     run_pretrain(config, corpus, run_dir)
@@ -26,7 +27,9 @@ def resumed(corpus, tmp_path_factory):
 
 
 def test_csv_files_have_one_header_and_each_step_once(resumed):
-    with open(resumed / "csv_monitor" / "run" / "train_loss.csv", newline="") as file:
+    folder = resumed.parent / "given" / "x"
+    assert {"train_loss.csv", "train_theta.csv", "eval_mlm_loss.csv"} <= {path.name for path in folder.iterdir()}
+    with open(folder / "train_loss.csv", newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["step", "loss"]
     assert [int(samples) for samples, _ in rows] == [8, 16, 24, 32, 40, 48]
@@ -38,7 +41,8 @@ def test_tensorboard_shows_each_step_once(resumed):
     scalars = events.Scalars("train/loss")
     assert [event.step for event in scalars] == [8, 16, 24, 32, 40, 48]
     assert [event.value for event in scalars] == pytest.approx(read_metrics(resumed), rel=1e-6)
-    assert {"eval/mlm_loss", "train/theta", "train/kept_blocks", "train/tokens_per_s"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("eval/mlm_loss")] == [48]
+    assert {"train/theta", "train/kept_blocks", "train/tokens_per_s"} <= set(events.Tags()["scalars"])
 
 
 def test_resumed_run_stays_the_same_run_in_wandb(corpus, tmp_path):

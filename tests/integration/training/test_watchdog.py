@@ -21,10 +21,6 @@ RANKS = 3
 STALL_S = 3.0
 
 
-def _hang_in_a_collective():
-    dist.barrier()
-
-
 def _scenario(name, rank, watchdog):
     """What a rank does after the watchdog has started."""
     watchdog.progress("step 1, micro-batch 0")
@@ -47,7 +43,7 @@ def _scenario(name, rank, watchdog):
         watchdog.progress("step 1, loading data")
     if name == "same_error":
         raise ValueError("loss is not finite")
-    _hang_in_a_collective()
+    dist.barrier()
 
 
 def _serve(port):
@@ -88,10 +84,7 @@ def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("watchdog")
     done = subprocess.run(
         [sys.executable, __file__, str(free_port())],
-        env={
-            **clean_environment(),
-            "PYTHONPATH": f"{SUPPORT}:{REPOSITORY}",
-        },
+        env={**clean_environment(), "PYTHONPATH": f"{SUPPORT}:{REPOSITORY}"},
         cwd=folder,
         capture_output=True,
         text=True,

@@ -10,6 +10,8 @@ import pytest
 import torch
 from runs import clean_environment
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_initialized(), reason="this process has already initialised CUDA")
+
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
@@ -32,14 +34,12 @@ def is_cuda_chosen() -> bool:
     return torch.cuda.device_count() > 0 and torch.cuda.is_available()
 
 
-@pytest.mark.skipif(torch.cuda.is_initialized(), reason="this process has already initialised CUDA")
 def test_environment_of_runs_keeps_the_cuda_driver_uninitialised(asked, monkeypatch):
     monkeypatch.setenv(NVML_CHECK, clean_environment().get(NVML_CHECK, ""))
     assert is_cuda_chosen()
     assert asked == ["nvml", "nvml"]
 
 
-@pytest.mark.skipif(torch.cuda.is_initialized(), reason="this process has already initialised CUDA")
 def test_without_the_variable_the_cuda_driver_is_asked(asked, monkeypatch):
     monkeypatch.delenv(NVML_CHECK, raising=False)
     assert is_cuda_chosen()
