@@ -72,7 +72,7 @@ def tensor_file(kind: str) -> str:
 
 
 def remove_leftovers(checkpoints_dir: Path) -> None:
-    """Remove checkpoints that killed runs left half-written or half-removed. Only the run that holds the lock may."""
+    """Remove checkpoints that killed runs left half-written or half-removed; only for the run that holds the lock."""
     if checkpoints_dir.is_dir():
         for path in checkpoints_dir.iterdir():
             if path.name.startswith(".") and path.name.endswith((PARTIAL, PRUNED)):

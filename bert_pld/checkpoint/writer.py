@@ -29,7 +29,7 @@ from bert_pld.files import CHECKPOINTS, CONFIG, LATEST, PARTIAL, STATE, sync_dir
 _BYTES_PER_PARAMETER = 12
 """fp32 weights and the two states of Adam."""
 _VALUES_PER_WRITE = 2 << 20
-"""fp32 values: so many that hashing and writing release the interpreter's lock, so few that they release it often."""
+"""fp32 values: enough for hashing and writing to release the interpreter's lock, few enough to release it often."""
 
 
 class NonFiniteTensorError(ValueError):
@@ -189,7 +189,7 @@ class CheckpointWriter:
                 pending.checksums[name] = FileChecksum(len(content), hashlib.sha256(content).hexdigest())
         except (OSError, NonFiniteTensorError) as error:
             pending.failure = _Failure(str(error), isinstance(error, NonFiniteTensorError))
-        except BaseException as error:  # An exception of a thread is lost, and the checkpoint would count as complete.
+        except BaseException as error:  # A thread's exception is lost, and the checkpoint would count as complete.
             pending.failure = _Failure(f"{type(error).__name__}: {error}")
 
     def _gather_outcomes(self, pending: _Pending) -> tuple[_Failure | None, dict[str, FileChecksum]]:

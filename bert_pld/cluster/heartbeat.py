@@ -1,8 +1,8 @@
 """What ranks exchange to monitor each other: processes, messages, and the sockets to the coordinator on rank 0.
 
-A message is one line of JSON. A closed socket tells at once that its process has ended, on whichever host; missing
-heartbeats tell that a process is stopped or its host is gone. Nothing here blocks: a thread that waits for another
-process could not monitor it.
+A message is one line of JSON. A closed socket shows at once that its process has ended, on any host. Missing heartbeats
+show that a process is stopped or that its host is lost. Nothing here blocks: a thread that waits for another process
+could not monitor it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bert_pld.files import boot_id
 
 _MAX_LINE_BYTES = 1 << 20
 _MAX_HEARTBEATS_PER_S = 250
-"""How many heartbeats rank 0 receives at most, from all ranks together."""
+"""Largest number of heartbeats that rank 0 receives from all ranks together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Progress:
     """A rank's heartbeat: how far its main thread is."""
 
     count: int
-    """How many positions it has passed."""
+    """Number of positions that it has passed."""
     where: str
     may_take_long: bool
     """Whether the work at this position may take longer than the stall timeout."""
@@ -155,7 +155,7 @@ class EndRun:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """In both directions: the sender has done all its work. Rank 0's ends the monitoring of all ranks."""
+    """The sender has done all its work; also sent by a rank. Rank 0's message ends the monitoring of all ranks."""
 
 
 Message = Hello | Progress | Failed | RankZeroLost | Heartbeat | AllConnected | EndRun | Finished

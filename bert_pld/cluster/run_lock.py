@@ -2,8 +2,8 @@
 
 The kernel's lock on `run.lock` ends with the process that holds it. It is seen by other machines if the file system
 supports that (NFS, GPFS, Lustre mounted with `flock`), but some file systems keep locks to one machine or have none.
-Therefore the holder also increments a heartbeat counter in the file. A run on another machine that finds a holder in
-the file first observes whether the counter changes. The clocks of different machines are never compared.
+Therefore the holder also increments a heartbeat counter in the file. If a run on another machine finds a holder in the
+file, it first observes whether the counter changes. The clocks of different machines are never compared.
 """
 
 from __future__ import annotations

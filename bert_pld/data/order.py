@@ -25,7 +25,7 @@ UInt64Array = NDArray[np.uint64]
 
 _ROUNDS = 6
 MAX_ROWS = 2**48
-"""For so many rows, the halves of the Feistel network have 24 bits, far fewer than the 32 that a round draws."""
+"""With this many rows, each half of the Feistel network has 24 bits, far fewer than the 32 that a round draws."""
 
 # Multipliers of SplitMix64's finaliser (Steele et al., OOPSLA 2014). They are arrays without axes because NumPy
 # combines these with small arrays twice as fast as its scalars.

@@ -37,10 +37,8 @@ def build_optimizer(block: Mapping[str, Any], groups: Iterable[dict[str, Any]]) 
     """Build the optimizer of an `optimizer` block whose type is in `OUR_OPTIMIZERS`.
 
     `Adam` and `AdamW` are both Adam with decoupled weight decay (the default of DeepSpeed's `Adam` too), from torch's
-    fused kernels. `bias_correction: false` is supported. `ApexFusedAdam` and `ApexFusedLAMB` require NVIDIA Apex.
-
-    Raises:
-        ConfigError: an unknown parameter, or an Apex optimizer without NVIDIA Apex.
+    fused kernels. `bias_correction: false` is supported. `ApexFusedAdam` and `ApexFusedLAMB` require NVIDIA Apex. An
+    unknown parameter raises a ConfigError.
     """
     name, params = block["type"], dict(block.get("params", {}))
     if name.startswith("ApexFused"):
@@ -58,7 +56,7 @@ def build_optimizer(block: Mapping[str, Any], groups: Iterable[dict[str, Any]]) 
 
 
 def _skip_bias_correction(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Give parameters without state the state of an Adam past the steps where bias correction matters."""
+    """Give each parameter without state that of an Adam so late in training that its bias correction is 1."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None and not optimizer.state[parameter]:
@@ -108,10 +106,7 @@ def build_scheduler(block: Mapping[str, Any], max_steps: int, optimizer: torch.o
     """Build the scheduler of a `scheduler` block whose type is in `OUR_SCHEDULERS`.
 
     `params`: `warmup_max_lr` (default: the optimizer's lr), `warmup_num_steps` (default: 2 % of max_steps),
-    `decay_rate` (0.99), `decay_step` (1000).
-
-    Raises:
-        ConfigError: an unknown parameter, or one out of range.
+    `decay_rate` (0.99), `decay_step` (1000). An unknown parameter, or one out of range, raises a ConfigError.
     """
     params = dict(block.get("params", {}))
     peak = params.pop("warmup_max_lr", None)

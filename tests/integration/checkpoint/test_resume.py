@@ -126,14 +126,14 @@ def test_flipped_bit_in_any_file_is_detected_and_the_previous_checkpoint_is_used
     for name in names:
         path = newest / name
         content = path.read_bytes()
-        said = "" if name == "checksums.json" else name
+        named = "" if name == "checksums.json" else name
         for place in {0, len(content) - 1, *rng.integers(0, len(content), 40).tolist()}:
             damaged = bytearray(content)
             damaged[place] ^= 1 << int(rng.integers(8))
             path.write_bytes(damaged)
-            with pytest.warns(UserWarning, match=f"{newest.name} is damaged and skipped: .*{said}") as told:
+            with pytest.warns(UserWarning, match=f"{newest.name} is damaged and skipped: .*{named}") as warnings:
                 assert newest_valid(tmp_path / "checkpoints") == second
-            assert len(told) == 1
+            assert len(warnings) == 1
         path.write_bytes(content[:-1])
         assert fault(newest) is not None
         path.write_bytes(content)

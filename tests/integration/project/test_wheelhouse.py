@@ -133,7 +133,7 @@ def test_damaged_and_missing_wheels_are_fetched_again(checkout, wheelhouse, tmp_
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
     assert (folder / "SHA256SUMS").read_text() == listed
     assert {name: (folder / name).stat().st_mtime_ns for name in intact} == intact, "only what was missing is fetched"
-    assert "complete already" in make(checkout, folder).stdout
+    assert "already complete" in make(checkout, folder).stdout
 
 
 @pytest.mark.parametrize(
