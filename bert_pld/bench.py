@@ -1,4 +1,4 @@
-"""The former name of `python -m benchmarks`, which measurements have moved to."""
+"""The former name of `python -m benchmarks`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The former name of `python -m benchmarks paper`, which the paper's comparison has moved to."""
+"""The former name of `python -m benchmarks paper`."""
 
 import sys
 

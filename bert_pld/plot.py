@@ -43,7 +43,7 @@ class RunCurves:
 
 
 def read_run(run_dir: Path, label: str | None = None) -> RunCurves:
-    """Read a run's `metrics.jsonl` and `config.json`; a ValueError names what is missing or damaged."""
+    """Read a run's `metrics.jsonl` and `config.json`; raise a ValueError if they are missing or damaged."""
     path = run_dir / METRICS
     try:
         training, evaluations = read_metrics(path)
@@ -51,12 +51,7 @@ def read_run(run_dir: Path, label: str | None = None) -> RunCurves:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give a run's folder") from error
     if not training and not evaluations:
         raise ValueError(f"{path}: holds no metrics yet")
-    return RunCurves(
-        label=label or run_dir.resolve().name,
-        training=training,
-        evaluations=evaluations,
-        num_layers=_num_layers(run_dir / CONFIG),
-    )
+    return RunCurves(label or run_dir.resolve().name, training, evaluations, _num_layers(run_dir / CONFIG))
 
 
 def _num_layers(path: Path) -> int | None:
@@ -71,7 +66,7 @@ def _num_layers(path: Path) -> int | None:
 def smooth(values: Sequence[float], time_constant: float) -> list[float]:
     """Return the exponential running mean, unbiased at the start; values that are not finite are skipped.
 
-    After `time_constant` values the weight has fallen to 1/e; 1 or less changes nothing.
+    A value's weight falls to 1/e after `time_constant` values; a time constant of at most 1 changes nothing.
     """
     decay = math.exp(-1.0 / time_constant) if time_constant > 1.0 else 0.0
     total = weight = 0.0
@@ -85,7 +80,7 @@ def smooth(values: Sequence[float], time_constant: float) -> list[float]:
 
 
 def plot_runs(runs: Sequence[RunCurves], output: Path, title: str | None = None) -> None:
-    """Draw the figure and save it in the format of the file's suffix; each run has a colour and a legend line."""
+    """Draw the figure, with a colour and a line in the legend for each run, and save it as .png, .svg or .pdf."""
     if output.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--output {output}: must end in .png, .svg or .pdf")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -165,9 +160,8 @@ def _label_loss_axes(by_samples: Any, by_time: Any, runs: Sequence[RunCurves], u
 def _add_theta(depth: Any, runs: Sequence[RunCurves]) -> None:
     """Draw θ as dotted lines on a second axis if any run drops layers."""
     layers = [run.num_layers for run in runs if run.num_layers is not None]
-    depth.set(
-        title="executed blocks", xlabel="samples", ylabel="blocks", ylim=(0, max(layers) * 1.05 if layers else None)
-    )
+    top = max(layers) * 1.05 if layers else None
+    depth.set(title="executed blocks", xlabel="samples", ylabel="blocks", ylim=(0, top))
     depth.yaxis.get_major_locator().set_params(integer=True)
     thetas = [run.column("theta") for run in runs]
     if all(value == 1.0 for theta in thetas for value in theta if math.isfinite(value)):

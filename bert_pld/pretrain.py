@@ -45,9 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Train; exit 0 at the last step, EXIT_PREEMPTED after a signal and its checkpoint.
+    """Train; return 0 after the last step, EXIT_PREEMPTED after a signal and its checkpoint.
 
-    A SystemExit has the code EXIT_LOST_RANK if another rank died or hangs, 1 if it failed; the cause has been printed.
+    The process exits with EXIT_LOST_RANK if another rank died or hangs, and with 1 if it failed, after printing why.
     """
     preemption = Preemption()
     config = load_config(options.deepspeed_config, options.set)

@@ -73,7 +73,7 @@ sources="$(cat setup.py scripts/constraints.txt | cksum | tr -d ' ')"
 target="# python $version, $platform, extras $extras, torch of ${torch_index:-the index}, pins $sources"
 if [ -f "$folder/SHA256SUMS" ] && [ "$(head -n 1 "$folder/SHA256SUMS")" = "$target" ] &&
     (cd "$folder" && grep -v '^#' SHA256SUMS | sha256sum --check --quiet) >/dev/null 2>&1; then
-    echo "$folder: complete already, every SHA-256 as listed"
+    echo "$folder: already complete; every SHA-256 matches"
     exit 0
 fi
 if [ -f "$folder/SHA256SUMS" ]; then # Remove damaged wheels, and the list until it is complete again.
@@ -111,7 +111,7 @@ wanted=(--only-binary=:all: --python-version "$version" --implementation cp "${t
 echo "fetching for Python $version, $platform"
 # That index's build of torch is chosen by its local version: pip prefers 2.13.0+cpu to 2.13.0.
 pip download --dest "$folder" ${torch_index:+--extra-index-url "$torch_index"} "${wanted[@]}" ||
-    fail "no set of wheels: $(why); run again if the network failed; a package that is published as compiled source" \
+    fail "pip found no complete set of wheels: $(why); run again if the network failed; a package that is published as compiled source" \
         "only must be built on such a machine: pip wheel --no-deps NAME there, copy the wheel to $folder, run again"
 
 # 3. Resolve again from the folder alone: shows that it is complete, and which wheels belong to it.

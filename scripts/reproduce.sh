@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The paper's comparison, from text to tables: nine variants of training on the same samples, and options of a user.
+# The paper's comparison, from text to tables: nine variants of training on the same samples, and other settings of PLD.
 #
 #   WIKIPEDIA=wikiextractor=articles/ BOOKS='books=novels/*.txt' bash scripts/reproduce.sh cpu|gpu [SEEDS]
 #
 # WIKIPEDIA, BOOKS   sources as `python -m data_prep sources` lists them (default: both from the Hugging Face Hub)
 # GLUE               a folder with GLUE's files, or hub; if set, Pre-LN, PLD, PLD with the first block kept and fresh
-#                    weights are fine-tuned on CoLA, SST-2 and RTE (on a CPU after pretraining six times as long;
-#                    on a GPU also Post-LN and PLD by batch)
+#                    weights are fine-tuned on CoLA, SST-2 and RTE. On a CPU, these models are first pretrained six
+#                    times as long. On a GPU, Post-LN and PLD by batch are fine-tuned too.
 # OUT                folder for all output (default: runs/paper_cpu or runs/paper_gpu)
 #
-# Relative paths start at the repository's root. Run it again to continue an interrupted run.
+# Relative paths start at the repository's root. A second run resumes an interrupted one.
 # docs/reproducing.md describes the comparison and the measurement of time.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -3,7 +3,7 @@
 #
 #   bash scripts/second_phase.sh RUN_DIR DATA_DIR OUTPUT_DIR      DATA_DIR: of `data_prep build --seq_length 32 64`
 #
-# θ stays at its limit. Run it again to continue an interrupted run. Requires the environment of scripts/environment.sh.
+# θ stays at its limit. A second run resumes an interrupted one. Requires the environment of scripts/environment.sh.
 set -euo pipefail
 if [ $# != 3 ]; then
     echo "usage: bash scripts/second_phase.sh RUN_DIR DATA_DIR OUTPUT_DIR" >&2

@@ -72,7 +72,7 @@ def tensor_file(kind: str) -> str:
 
 
 def remove_leftovers(checkpoints_dir: Path) -> None:
-    """Remove checkpoints that killed runs left half-written or half-removed. Only the run that holds the lock may."""
+    """Remove checkpoints that killed runs left half-written or half-removed; only for the run that holds the lock."""
     if checkpoints_dir.is_dir():
         for path in checkpoints_dir.iterdir():
             if path.name.startswith(".") and path.name.endswith((PARTIAL, PRUNED)):
@@ -117,9 +117,9 @@ def fault(checkpoint: Path) -> str | None:
 
 
 def newest_valid(checkpoints_dir: Path) -> Path | None:
-    """Return the newest checkpoint without a fault, or None if there are no checkpoints; warn of each that is skipped.
+    """Return the newest checkpoint without a fault, or None if there are no checkpoints.
 
-    If all are damaged, a ValueError is raised.
+    A warning names each damaged one that is skipped. If all are damaged, a ValueError is raised.
     """
     found = list_checkpoints(checkpoints_dir)
     for checkpoint in found:
@@ -169,7 +169,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Read a checkpoint's fp32 weights to the CPU; a ValueError tells that the file is missing or damaged."""
+    """Read a checkpoint's fp32 weights to the CPU; raise a ValueError if the file is missing or damaged."""
     try:
         return load_file(checkpoint / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -177,7 +177,7 @@ def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def load_model(checkpoint: Path) -> tuple[BertForPreTraining, RunConfig]:
-    """Load a checkpoint's fp32 model, in evaluation mode, and the configuration that it was trained with."""
+    """Return a checkpoint's fp32 model, in evaluation mode, and its configuration; a ValueError if they do not fit."""
     config = load_config(checkpoint / CONFIG)
     model = BertForPreTraining(config.model)
     try:

@@ -21,7 +21,8 @@ _FREE_MODEL_KEYS = ("kernels", "activation_checkpointing", "preset")
 def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | None:
     """Lock the run's folder and return the checkpoint to resume from, or None for a new run.
 
-    Rank 0 locks and verifies; all ranks return its answer or raise its error.
+    Rank 0 locks and verifies; all ranks return its answer or raise its error: another run uses the folder, `resume` is
+    `never` but the folder has checkpoints, or no checkpoint is valid (all ValueErrors), or it cannot be written to.
     """
     answer: list[Any] = [None]
     if dist.get_rank() == 0:
@@ -48,7 +49,7 @@ def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | No
 
 
 def load_weights(model: BertForPreTraining, checkpoint: Path) -> None:
-    """Load a checkpoint's weights into a model; a ConfigError names the first parameter of another name or shape."""
+    """Load a checkpoint's weights into a model; raise a ConfigError if the names or shapes of parameters differ."""
     weights, own = checkpoint_format.load_weights(checkpoint), model.state_dict()
     for name in sorted({*weights, *own}):
         saved, needed = (tuple(tensors[name].shape) if name in tensors else "missing" for tensors in (weights, own))

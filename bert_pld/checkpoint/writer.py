@@ -29,7 +29,7 @@ from bert_pld.files import CHECKPOINTS, CONFIG, LATEST, PARTIAL, STATE, sync_dir
 _BYTES_PER_PARAMETER = 12
 """fp32 weights and the two states of Adam."""
 _VALUES_PER_WRITE = 2 << 20
-"""fp32 values: so many that hashing and writing release the interpreter's lock, so few that they release it often."""
+"""fp32 values: enough for hashing and writing to release the interpreter's lock, few enough to release it often."""
 
 
 class NonFiniteTensorError(ValueError):
@@ -86,7 +86,7 @@ class CheckpointWriter:
     def begin(self, step: int, counters: dict[str, Any]) -> None:
         """Gather the checkpoint after optimizer step `step` and start writing it; `complete` finishes it.
 
-        An OSError tells that the disk has no room for it, or that the previous checkpoint could not be written.
+        An OSError is raised if the disk has no room for it, or if the previous checkpoint could not be written.
         """
         self.complete()
         self._check_room()
@@ -109,8 +109,8 @@ class CheckpointWriter:
     def complete(self) -> str | None:
         """Wait until all ranks have written the pending checkpoint, publish it, and prune to the newest N.
 
-        Returns a line for the log, None if no checkpoint was pending. An OSError or a NonFiniteTensorError tells that
-        it could not be written. Its files are then removed, and earlier checkpoints are unchanged.
+        Returns a line for the log, or None if no checkpoint was pending. An OSError or a NonFiniteTensorError is raised
+        if it could not be written; its files are removed, and earlier checkpoints are unchanged.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -137,7 +137,8 @@ class CheckpointWriter:
     def restore(self, checkpoint: Path) -> dict[str, Any]:
         """Restore the optimizer's weights and states, scheduler, loss scale and counters; return `state.json`.
 
-        The model must have had the checkpoint's weights before the engine was made from it.
+        The model must have had the checkpoint's weights before the engine was made from it. A ValueError is raised if
+        the checkpoint holds no state of an engine, or if its tensors do not fit the model.
         """
         state = checkpoint_format.load_state(checkpoint)
         if "engine" not in state:
@@ -184,7 +185,7 @@ class CheckpointWriter:
                 pending.checksums[name] = FileChecksum(len(content), hashlib.sha256(content).hexdigest())
         except (OSError, NonFiniteTensorError) as error:
             pending.failure = _Failure(str(error), isinstance(error, NonFiniteTensorError))
-        except BaseException as error:  # An exception of a thread is lost, and the checkpoint would count as complete.
+        except BaseException as error:  # A thread's exception is lost, and the checkpoint would count as complete.
             pending.failure = _Failure(f"{type(error).__name__}: {error}")
 
     def _gather_outcomes(self, pending: _Pending) -> tuple[_Failure | None, dict[str, FileChecksum]]:

@@ -1,4 +1,4 @@
-"""What all ranks agree on at each step, without waiting for each other."""
+"""The agreement of all ranks at each step on stopping and on completing a checkpoint, without waiting."""
 
 from __future__ import annotations
 

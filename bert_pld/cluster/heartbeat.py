@@ -1,8 +1,8 @@
 """What ranks exchange to monitor each other: processes, messages, and the sockets to the coordinator on rank 0.
 
-A message is one line of JSON. A closed socket tells at once that its process has ended, on whichever host; missing
-heartbeats tell that a process is stopped or its host is gone. Nothing here blocks: a thread that waits for another
-process could not monitor it.
+A message is one line of JSON. A closed socket shows at once that its process has ended, on any host. Missing heartbeats
+show that a process is stopped or that its host is lost. Nothing here blocks: a thread that waits for another process
+could not monitor it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from bert_pld.files import boot_id
 
 _MAX_LINE_BYTES = 1 << 20
 _MAX_HEARTBEATS_PER_S = 250
-"""How many heartbeats rank 0 receives at most, from all ranks together."""
+"""Largest number of heartbeats that rank 0 receives from all ranks together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Progress:
     """A rank's heartbeat: how far its main thread is."""
 
     count: int
-    """How many positions it has passed."""
+    """Number of positions that it has passed."""
     where: str
     may_take_long: bool
     """Whether the work at this position may take longer than the stall timeout."""
@@ -155,23 +155,20 @@ class EndRun:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """In both directions: the sender has done all its work. Rank 0's ends the monitoring of all ranks."""
+    """Sent in both directions: the sender has done all its work. Rank 0's message ends the monitoring of all ranks."""
 
 
 Message = Hello | Progress | Failed | RankZeroLost | Heartbeat | AllConnected | EndRun | Finished
-_TYPES: dict[str, type] = {
-    each.__name__: each
-    for each in (RankProcess, Hello, Progress, Failed, RankZeroLost, Heartbeat, AllConnected, EndRun, Finished)
-}
+_TYPES: dict[str, type] = {each.__name__: each for each in (RankProcess, *get_args(Message))}
 
 
 def encode(message: Message) -> bytes:
     """Return a message as one line of JSON."""
-    return json.dumps(message, default=_as_object).encode() + b"\n"
+    return json.dumps(message, default=lambda value: {"type": type(value).__name__, **vars(value)}).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
-    """Return the message in one line; a ValueError tells that it is none."""
+    """Return the message in one line; raise a ValueError if the line is not a message."""
     try:
         message = json.loads(line, object_hook=lambda fields: _TYPES[fields.pop("type")](**fields))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -179,11 +176,6 @@ def decode(line: bytes) -> Message:
     if not isinstance(message, Message):
         raise ValueError(f"not a message: {line[:80]!r}")
     return message
-
-
-def _as_object(value: Any) -> dict[str, Any]:
-    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return {"type": type(value).__name__, **fields}
 
 
 class Connection:
@@ -202,10 +194,7 @@ class Connection:
             self.socket.send(encode(message))
 
     def receive(self) -> tuple[list[Message], bool]:
-        """Return the messages that have arrived, and whether the connection has to be closed.
-
-        That is so if the other end has closed it, or has sent something that is not a message.
-        """
+        """Return the messages that have arrived, and whether the connection is closed or has sent something else."""
         closed = False
         while not closed:
             try:

@@ -14,7 +14,7 @@ from bert_pld.cluster.rendezvous import describe_rank
 def join_process_group(timeout: timedelta | None = None) -> torch.device:
     """Join the ranks that a launcher or Slurm started, or form a group of one; return this rank's device.
 
-    A collective may wait for `timeout`; by default for DeepSpeed's.
+    A collective may wait for `timeout`, or by default for DeepSpeed's timeout.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed

@@ -2,8 +2,8 @@
 
 The kernel's lock on `run.lock` ends with the process that holds it. It is seen by other machines if the file system
 supports that (NFS, GPFS, Lustre mounted with `flock`), but some file systems keep locks to one machine or have none.
-Therefore the holder also increments a heartbeat counter in the file. A run on another machine that finds a holder in
-the file first observes whether the counter changes. The clocks of different machines are never compared.
+Therefore the holder also increments a heartbeat counter in the file. If a run on another machine finds a holder in the
+file, it first observes whether the counter changes. The clocks of different machines are never compared.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RunLock:
         }
 
     def acquire(self) -> None:
-        """Create the folder and acquire its lock; raise a RunLockedError at once if another run holds it."""
+        """Acquire the lock, or raise a RunLockedError that names host, process and job of the run that holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         has_kernel_lock = True

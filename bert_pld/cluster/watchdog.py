@@ -68,9 +68,9 @@ class Watchdog:
         self._coordinator: Coordinator | None = None
 
     def start(self, heartbeat_timeout_s: float, stall_timeout_s: float) -> None:
-        """Start monitoring; called by all ranks of the default process group together.
+        """Start monitoring with the timeouts of `Timing`; all ranks of the default process group call it together.
 
-        `Timing` explains the timeouts. An OSError tells that rank 0 cannot be reached.
+        An OSError is raised if rank 0 cannot be reached.
         """
         world_size, rank = dist.get_world_size(), dist.get_rank()
         if world_size == 1:

@@ -25,7 +25,7 @@ from bert_pld.data.read_failures import guard_worker, naming_dead_workers
 from bert_pld.data.rows import ShardedRows
 
 _GROUP_TOKENS = 32_768
-"""Micro-batches are prepared and sent in groups of about this many tokens: for smaller groups, calls dominate."""
+"""Micro-batches are prepared and sent in groups of about this many tokens; the cost of a call is then small."""
 _PREFETCHED_GROUPS = 4
 """Groups that each worker prepares in advance."""
 

@@ -25,7 +25,7 @@ UInt64Array = NDArray[np.uint64]
 
 _ROUNDS = 6
 MAX_ROWS = 2**48
-"""For so many rows, the halves of the Feistel network have 24 bits, far fewer than the 32 that a round draws."""
+"""With this many rows, each half of the Feistel network has 24 bits, far fewer than the 32 that a round draws."""
 
 # Multipliers of SplitMix64's finaliser (Steele et al., OOPSLA 2014). They are arrays without axes because NumPy
 # combines these with small arrays twice as fast as its scalars.
@@ -38,8 +38,7 @@ _SHIFT_32 = np.array(32, np.uint64)
 class BatchShare:
     """One rank's share of every global batch, the samples of an optimizer step over all ranks.
 
-    Raises:
-        ValueError: a value is out of range.
+    A value out of range raises a ValueError.
     """
 
     micro_batch_size: int
@@ -87,10 +86,7 @@ class GlobalOrder:
     def rows_at(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Return the rows at these positions of the training stream, int64 `[P]` in [0, N), and their epochs `[P]`.
 
-        The positions may lie in different epochs.
-
-        Raises:
-            ValueError: the number of rows or a position is out of range.
+        The positions may lie in different epochs. A ValueError is raised if one is out of range.
         """
         check_positions(positions, self.num_rows)
         if not len(positions):

@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import re
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
@@ -30,8 +29,8 @@ _PARENT_CHECK_SECONDS = 2.0
 def naming_damaged_shards(splits: Iterable[ShardedRows | None], end: Callable[[ValueError], None]) -> Iterator[None]:
     """While training reads these splits, name the shard that was cut or the worker that died; in the main thread.
 
-    `end` reports an error of this process's own reading and ends the process. It must not return, because the thread
-    that faulted cannot continue. For a dead worker, a ChildProcessError names the damaged shard, if there is one.
+    If this process itself cannot read, `end` reports the error and ends the process. It must not return, because the
+    thread that faulted cannot continue. If a worker died, a ChildProcessError names the damaged shard, if there is one.
     """
     watched = tuple(rows for rows in splits if rows is not None)
     _end_on_bus_error(watched, end)
@@ -44,13 +43,12 @@ def naming_damaged_shards(splits: Iterable[ShardedRows | None], end: Callable[[V
 
 @contextlib.contextmanager
 def naming_dead_workers() -> Iterator[None]:
-    """Replace torch's error for a worker that died, which it may raise anywhere, by a ChildProcessError of one line."""
+    """Turn torch's error for a dead worker, which may be raised anywhere, into a ChildProcessError of one line."""
     try:
         yield
     except RuntimeError as error:
-        found = re.search(
-            r"DataLoader worker \((.*?)\) (is killed by signal: \w+|exited unexpectedly[^.]*)", str(error)
-        )
+        pattern = r"DataLoader worker \((.*?)\) (is killed by signal: \w+|exited unexpectedly[^.]*)"
+        found = re.search(pattern, str(error))
         if found is None:
             raise
         raise ChildProcessError(
@@ -96,9 +94,7 @@ def _damaged_shard(splits: Iterable[ShardedRows]) -> str | None:
 
 
 def _end_on_bus_error(splits: Iterable[ShardedRows], end: Callable[[ValueError], None]) -> None:
-    """From now on, call `end` in a thread if this process gets a bus error; the error names the file if known."""
-    if sys.platform == "win32":
-        return
+    """From now on, call `end` in a thread if this process gets a bus error; its argument names the file if known."""
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     # The handler itself does nothing: it must exist so that the interpreter writes the number into the pipe.

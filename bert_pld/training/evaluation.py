@@ -13,10 +13,9 @@ from bert_pld.data.batches import MicroBatch
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[MicroBatch], device: torch.device) -> dict[str, float]:
-    """Evaluate a model or a DeepSpeed engine on this rank's share of the held-out rows; all ranks call it together.
+    """Return the figures of a model or a DeepSpeed engine on all ranks' held-out rows; all ranks call it together.
 
-    Returns:
-        `eval_mlm_loss` in nats a masked token, `eval_mlm_accuracy`, and `eval_nsp_accuracy` (NaN without pairs).
+    These are `eval_mlm_loss` in nats a masked token, `eval_mlm_accuracy`, and `eval_nsp_accuracy` (NaN without pairs).
     """
     was_training = model.training
     model.eval()
@@ -25,15 +24,11 @@ def evaluate(model: nn.Module, batches: Iterable[MicroBatch], device: torch.devi
         batch = host_batch.to(device)
         outputs = model(**batch.model_inputs(), mlm_denominator=1.0)
         labels = batch.next_sentence_labels
-        totals += torch.stack(
-            [
-                outputs["mlm_loss"].double(),
-                outputs["mlm_correct"].double(),
-                torch.full((), batch.masked_tokens, dtype=torch.float64, device=device),
-                outputs["nsp_correct"].double(),
-                torch.zeros((), device=device).double() if labels is None else (labels >= 0).sum().double(),
-            ]
-        )
+        totals[0] += outputs["mlm_loss"]
+        totals[1] += outputs["mlm_correct"]
+        totals[2] += batch.masked_tokens
+        totals[3] += outputs["nsp_correct"]
+        totals[4] += 0 if labels is None else (labels >= 0).sum()
     model.train(was_training)
     if dist.is_initialized():
         dist.all_reduce(totals)

@@ -1,23 +1,15 @@
-"""The training loop: read, step, log, evaluate, save. A run that diverges ends before that step is saved."""
+"""The training loop: read, step, log, evaluate, save."""
 
 from __future__ import annotations
-
-import dataclasses
-import json
 
 import torch
 import torch.distributed as dist
 
 from bert_pld.data.batches import MicroBatch
-from bert_pld.data.block_order import sample_order
-from bert_pld.files import DIVERGED, write_atomically
 from bert_pld.rng import Stream, random_words
+from bert_pld.training.divergence import stop_if_not_finite
 from bert_pld.training.evaluation import evaluate
 from bert_pld.training.run import Run
-
-
-class NonFiniteLossError(ValueError):
-    """The loss is NaN or infinite."""
 
 
 def train(run: Run) -> bool:
@@ -100,26 +92,3 @@ def seed_dropout(seed: int, step: int, micro_step: int, rank: int) -> None:
 
 def _is_due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
-
-
-def stop_if_not_finite(run: Run, step: int) -> None:
-    """Raise an error if any loss up to step `step` was not finite; all ranks call it together.
-
-    With fp16 nothing is raised: its loss scaler skips steps that overflow.
-    """
-    found = run.metrics.first_non_finite_loss()
-    if found is None or run.config.precision == "fp16":
-        return
-    first_step, rank = found
-    run.complete_checkpoint()
-    if dist.get_rank() == 0:
-        # The exit code is that of any error; a program that starts many runs reads the cause from this file.
-        write_atomically(run.output_dir / DIVERGED, json.dumps({"step": first_step, "rank": rank}) + "\n")
-    positions = dataclasses.replace(run.batch_share, rank=rank).positions(first_step - 1, micro_step=0)
-    order = sample_order(run.config.data, len(run.training_rows), run.config.training.seed)
-    on_rank = f" on rank {rank}" if dist.get_world_size() > 1 else ""
-    raise NonFiniteLossError(
-        f"loss is not finite at step {first_step}{on_rank} (noticed at step {step});"
-        f" rows of its first micro-batch: {order.rows_at(positions)[0].tolist()};"
-        " the last checkpoint is kept; lower the learning rate or use a longer warm-up"
-    )

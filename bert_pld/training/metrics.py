@@ -45,8 +45,8 @@ class Counters:
 class Metrics:
     """Sums a run's metrics and writes them at logging steps.
 
-    If the blocks compute only the tokens that are not padding (`leaves_padding_out`), `tflops` and `mfu` count only
-    these.
+    With `leaves_padding_out`, the blocks compute only the tokens that are not padding; `tflops` and `mfu` then count
+    only these.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class Metrics:
         self.flops = ModelFlops(config.model, config.data.seq_length, config.data.mask_probability)
         self.path = run_dir / METRICS
         self.counters = Counters()
-        self.is_writer = dist.get_rank() == 0
-        self.monitors = Monitors(run_dir, config) if self.is_writer else None
+        self.monitors = Monitors(run_dir, config) if dist.get_rank() == 0 else None
+        """DeepSpeed's monitors; None on ranks other than 0, which write nothing."""
         self.progress_bar: tqdm[Any] | None = None
         self._non_finite_step = torch.full((), -1, dtype=torch.int64, device=device)
         """The first step on this rank whose loss was not finite, on the device; -1 for none."""
-        self._started, self._processor_started = time.perf_counter(), time.process_time()
+        self.start_clock()
         self._reset()
 
     def _reset(self) -> None:
@@ -77,9 +77,8 @@ class Metrics:
         names = (field.name for field in dataclasses.fields(Counters))
         self.counters = Counters(**{name: counters[name] for name in names if name in counters})
         self._reset()
-        if self.is_writer:
-            drop_records_after(self.path, step)
         if self.monitors is not None:
+            drop_records_after(self.path, step)
             self.monitors.drop_after(step * self.train_batch_size)
 
     def start_clock(self) -> None:
@@ -174,30 +173,25 @@ class Metrics:
 
     def _write(self, record: dict[str, Any], group: str) -> None:
         """Append a record to metrics.jsonl and send its values to the monitors as `<group>/<name>`."""
-        if not self.is_writer:
+        if self.monitors is None:
             return
         append_record(self.path, record)
-        if self.monitors is not None:
-            self.monitors.write(
-                [
-                    (f"{group}/{key.removeprefix('eval_')}", value, record["samples"])
-                    for key, value in record.items()
-                    if key not in ("step", "samples") and value is not None
-                ]
-            )
+        values = {k.removeprefix("eval_"): v for k, v in record.items() if k not in ("step", "samples")}
+        events = [(f"{group}/{name}", value, record["samples"]) for name, value in values.items() if value is not None]
+        self.monitors.write(events)
 
     def print_line(self, text: str, step: int | None = None) -> None:
         """Print a line on rank 0; on a terminal, also show a progress bar from the first `step` on."""
-        if not self.is_writer:
+        if self.monitors is None:
             return
         if self.progress_bar is None and step is not None and sys.stderr.isatty():
-            self.progress_bar = tqdm(
-                total=self.config.training.max_steps, initial=step, unit="step", dynamic_ncols=True
-            )
+            total = self.config.training.max_steps
+            self.progress_bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
         if self.progress_bar is None:
             print(text, flush=True)
         else:
-            self.progress_bar.n = self.progress_bar.n if step is None else step
+            if step is not None:
+                self.progress_bar.n = step
             self.progress_bar.write(text)
             self.progress_bar.refresh()
 

@@ -27,9 +27,9 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 def read_metrics(path: Path, newest: int | None = None) -> tuple[list[Record], list[Record]]:
     """Read the records of logging steps and those of evaluations, both in the order of their steps.
 
-    With `newest`, at most this many of each kind are read, from the end of the file. A step that was trained again
-    after a restart counts with its newest record. A last line without its newline is still being written, or was cut
-    off by a kill, and is left out. A ValueError names a damaged line.
+    At most `newest` records of each kind are read, from the end of the file; by default all. If a step was trained
+    again after a restart, its newest record is returned. A last line without its newline is left out: it is still being
+    written, or was cut off by a kill. Any other damaged line raises a ValueError that names file and line.
     """
     lines = path.read_bytes().split(b"\n")[:-1]
     training: dict[int, Record] = {}

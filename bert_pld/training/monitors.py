@@ -18,7 +18,7 @@ WANDB_RUN_ID = "wandb_run_id"
 
 
 class Monitors:
-    """The monitors that a configuration enables, on rank 0. TensorBoard and CSV write into `run_dir` by default."""
+    """The enabled monitors, on rank 0; by default, TensorBoard and CSV write to the run's folder."""
 
     def __init__(self, run_dir: Path, config: RunConfig) -> None:
         blocks = {key: dict(config.deepspeed[key]) for key in MONITOR_BLOCKS if key in config.deepspeed}

@@ -37,7 +37,8 @@ def build_optimizer(block: Mapping[str, Any], groups: Iterable[dict[str, Any]]) 
     """Build the optimizer of an `optimizer` block whose type is in `OUR_OPTIMIZERS`.
 
     `Adam` and `AdamW` are both Adam with decoupled weight decay (the default of DeepSpeed's `Adam` too), from torch's
-    fused kernels. `bias_correction: false` is supported. `ApexFusedAdam` and `ApexFusedLAMB` require NVIDIA Apex.
+    fused kernels. `bias_correction: false` is supported. `ApexFusedAdam` and `ApexFusedLAMB` require NVIDIA Apex. An
+    unknown parameter, or an Apex optimizer without NVIDIA Apex, raises a ConfigError.
     """
     name, params = block["type"], dict(block.get("params", {}))
     if name.startswith("ApexFused"):
@@ -46,16 +47,16 @@ def build_optimizer(block: Mapping[str, Any], groups: Iterable[dict[str, Any]]) 
     if unknown:
         raise ConfigError(f"optimizer.params.{unknown[0]}: unknown key for {name}; valid: {', '.join(_ADAM_KEYS)}")
     bias_correction = params.pop("bias_correction", True)
-    decoupled = params.pop("adam_w_mode", True)
+    cls = torch.optim.AdamW if params.pop("adam_w_mode", True) else torch.optim.Adam
     params.pop("torch_adam", None)
-    optimizer = (torch.optim.AdamW if decoupled else torch.optim.Adam)(groups, fused=True, **params)
+    optimizer = cls(groups, fused=True, **params)
     if not bias_correction:
         optimizer.register_step_pre_hook(_skip_bias_correction)
     return optimizer
 
 
 def _skip_bias_correction(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Give parameters without state the state of an Adam past the steps where bias correction matters."""
+    """Give each parameter without state that of an Adam so late in training that its bias correction is 1."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None and not optimizer.state[parameter]:
@@ -105,7 +106,7 @@ def build_scheduler(block: Mapping[str, Any], max_steps: int, optimizer: torch.o
     """Build the scheduler of a `scheduler` block whose type is in `OUR_SCHEDULERS`.
 
     `params`: `warmup_max_lr` (default: the optimizer's lr), `warmup_num_steps` (default: 2 % of max_steps),
-    `decay_rate` (0.99), `decay_step` (1000).
+    `decay_rate` (0.99), `decay_step` (1000). An unknown parameter, or one out of range, raises a ConfigError.
     """
     params = dict(block.get("params", {}))
     peak = params.pop("warmup_max_lr", None)

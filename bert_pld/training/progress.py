@@ -1,8 +1,8 @@
 """A run's progress, read from its folder by another process, without torch.
 
-Reading disturbs no run: nothing is written, and the kernel is asked for the holder of `run.lock`, which is not locked.
-Times are the modification times of files, so a run on any machine that shares the folder can be watched. Only ages
-compare them with this machine's clock.
+Reading does not disturb a run: nothing is written, and the lock on `run.lock` is queried, never acquired. Times are
+the modification times of files, so a run on any machine that shares the folder can be watched. Only ages are computed
+with this machine's clock.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from bert_pld.training.metrics_file import Record, read_metrics
 
 _CHECKPOINT_NAME = re.compile(r"step_(\d+)")
 _RECENT_RECORDS = 20
-"""Logging steps that the speed is measured over."""
+"""Number of logging steps over which the speed is measured."""
 _LOCK_TIMEOUT_S = 90.0
-"""The holder of `run.lock` writes to it every 5 s, but a network file system may show the content of a minute ago."""
+"""The holder of `run.lock` writes to it every 5 s, but a network file system may show content that is a minute old."""
 _FLOCK = "hhqqi0q"
 """`struct flock` of 64-bit Linux: type, whence, start, length, process."""
 
@@ -36,7 +36,7 @@ class Progress:
 
     run_dir: str
     state: str
-    """`running`, `finished`, `stopped` (the lock was released, or never taken), or `killed` (it was not released)."""
+    """`running`, `finished`, `stopped` (the lock was released or never acquired), or `killed` (it was not released)."""
     since_s: float | None
     """Seconds since metrics or a checkpoint were last written."""
     host: str | None
@@ -52,7 +52,7 @@ class Progress:
     tokens_per_s: float | None
     seconds_per_step: float | None
     seconds_per_step_includes_pauses: bool
-    """Whether evaluations and checkpoints count: they do once a checkpoint's time is known, not from metrics alone."""
+    """Whether evaluations and checkpoints are included; they are if the time of a checkpoint is known."""
     seconds_left: float | None
     """Remaining steps at that speed, also for a run that is not running."""
     checkpoint_step: int | None
@@ -60,9 +60,9 @@ class Progress:
 
 
 def read_progress(run_dir: Path, now: float | None = None) -> Progress:
-    """Read a run's progress from its folder, at `now`: seconds since the epoch, by default of this machine's clock.
+    """Read a run's progress from its folder; raise a ValueError if it is no run's folder, or if a file is damaged.
 
-    A ValueError tells that the folder is missing or not a run's, or names a damaged line or file.
+    `now` is in seconds since the epoch, by default from this machine's clock.
     """
     now = time.time() if now is None else now
     if not run_dir.is_dir():
@@ -190,7 +190,7 @@ def _state(lock: Path, now: float) -> tuple[str, str | None]:
 
 
 def _is_locked(file: int) -> bool:
-    """Return whether a process on this machine holds the kernel's lock; asks for it without trying to lock."""
+    """Return whether the kernel's lock is held, without trying to acquire it."""
     question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
         answer = fcntl.fcntl(file, fcntl.F_GETLK, question)

@@ -86,7 +86,7 @@ class Run:
     def stop_requested(self) -> bool:
         """Return whether to stop after the present step, with the same answer on every rank.
 
-        Also completes a pending checkpoint that all ranks have written.
+        Also completes a pending checkpoint that all ranks have written, or raises the OSError of a rank that could not.
         """
         stop, written = self.agreement.result()
         if written:
@@ -125,9 +125,9 @@ def prepare_run(
 ) -> Run:
     """Set up a run, new or resumed; all ranks call it together. A user's mistake raises a ValueError of one line.
 
-    `resume` is `auto` (the folder's newest checkpoint, if any), `never`, or a checkpoint's path. `initialize_from` is a
-    checkpoint whose weights a new run starts with, for example for its second phase. The watchdog is started as soon as
-    the process group exists.
+    `data_dir` has native or NVIDIA's shards, or those of `data.seq_length` in `seq_<S>`. `resume` is `auto` (the folder's
+    newest checkpoint, if any), `never`, or a checkpoint's path. `initialize_from` is a checkpoint whose weights a new
+    run starts with, for example for its second phase. The watchdog is started as soon as the process group exists.
     """
     timeout = collective_timeout(config.training.stall_timeout)
     device = join_process_group(timeout)
@@ -175,7 +175,10 @@ def prepare_run(
 
 
 def resolve_config(config: RunConfig, training_rows: ShardedRows, world_size: int, device: torch.device) -> RunConfig:
-    """Return the configuration with the vocabulary size, the NSP head and the batch sizes filled in."""
+    """Return the configuration with the vocabulary size, the NSP head and the batch sizes filled in.
+
+    A ValueError is raised for fp16 on a CPU, batch sizes that do not divide, or shards that the model cannot read.
+    """
     if config.precision == "fp16" and device.type == "cpu":
         raise ConfigError(
             "fp16.enabled: true, but this machine has no GPU and a CPU cannot train in fp16;"

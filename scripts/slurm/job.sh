@@ -54,15 +54,15 @@ unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE
 
 terminated=
 run_step() { # SRUN-OPTIONS… -- COMMAND…: runs the command, forwards signals to it, returns its exit code
-    local options=() code status final_status
+    local options=() commit status final_status
     while [ "$1" != -- ]; do
         options+=("$1")
         shift
     done
     shift
-    code="$(git -C "$REPOSITORY" rev-parse --short HEAD 2>/dev/null || echo unknown)"
+    commit="$(git -C "$REPOSITORY" rev-parse --short HEAD 2>/dev/null || echo unknown)"
     log "job $job_label on ${SLURM_JOB_NUM_NODES:-1} node(s) ($SLURM_JOB_NODELIST), ${SLURM_NTASKS:-1} task(s)," \
-        "start $((${SLURM_RESTART_COUNT:-0} + 1)), code $code"
+        "start $((${SLURM_RESTART_COUNT:-0} + 1)), commit $commit"
     log "$(printf '%q ' "$@" | sed -E 's/((key|token|password|secret)=)[^ ]*/\1***/gI')"
     # --wait: after a task has ended, the others get a minute to report the cause and exit before Slurm kills them.
     # --export: tasks get this shell's environment even after `sbatch --export=NAME`.
@@ -115,7 +115,7 @@ conclude() { # STATUS FOLDER [WHAT-WAS-SAVED]: logs what the step's exit code me
         log "job $job_label: done"
         ;;
     75) requeue "job $job_label: stopped by a signal, $saved" ;;
-    130) requeue "job $job_label: interrupted; continues where it stopped" ;; # data preparation
+    130) requeue "job $job_label: interrupted; resumes where it stopped" ;; # data preparation
     69 | 129 | 13[0-9] | 14[0-9] | 15[0-9])
         if slurm_decides_requeue; then
             requeue "job $job_label: killed before it could save (exit $status); resumes from its last checkpoint"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
-from runs import clean_environment, run_forked, start_command, word_tokenizer
+from runs import run_command, start_command, word_tokenizer
 
 SETTINGS = ["--epochs", "3", "--batch_size", "16", "--max_seq_length", "32", "--learning_rates", "3e-3"]
 
@@ -18,14 +17,9 @@ def finetune_command(glue_dir, model, output_dir, *arguments, ranks=1):
 
 
 def finetune(glue_dir, model, output_dir, *arguments, ranks=1, expect=0):
-    """Fine-tune and check the exit code; a single rank starts from the server of `forked_runs`."""
+    """Fine-tune and check the exit code."""
     command = finetune_command(glue_dir, model, output_dir, *arguments, ranks=ranks)
-    if ranks == 1:
-        done = run_forked(command)
-    else:
-        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=240)
-    assert done.returncode == expect, done.stderr[-3000:]
-    return done
+    return run_command(command, ranks=ranks, expect=expect)
 
 
 def result_of(output_dir, seed=1, rate="0.003"):

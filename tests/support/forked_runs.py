@@ -1,7 +1,7 @@
 """Commands that start in a fraction of a second: they are forked off a server that has imported torch and DeepSpeed.
 
     with ForkedRuns(clean_environment()) as runs:
-        pid = runs.start(["bert_pld.pretrain", *arguments], stdout_file, stderr_file)
+        pid = runs.start(["python", "-m", "bert_pld.pretrain", *arguments], stdout_file, stderr_file)
         os.kill(pid, signal.SIGKILL)
         code = runs.wait(pid)
 
@@ -50,9 +50,9 @@ class ForkedRuns:
         print(json.dumps(request), file=self._server.stdin, flush=True)
         return int(self._server.stdout.readline())
 
-    def start(self, program: list[str], stdout: Path, stderr: Path) -> int:
-        """Start a command, given as module and arguments; append its output to two files; return its process id."""
-        pid = self._ask(start=program, stdout=str(stdout), stderr=str(stderr), cwd=os.getcwd())
+    def start(self, command: list[str], stdout: Path, stderr: Path) -> int:
+        """Start a command, `python -m MODULE …`; append its output to two files; return its process id."""
+        pid = self._ask(start=command[2:], stdout=str(stdout), stderr=str(stderr), cwd=os.getcwd())
         self._running.add(pid)
         return pid
 
@@ -65,6 +65,7 @@ class ForkedRuns:
 
 # Modules whose import takes longest; the commands import the rest themselves.
 _SHARED_IMPORTS = {
+    "bert_pld.evaluate": [],
     "bert_pld.pretrain": ["bert_pld.training.loop"],
     "bert_pld.finetune_glue": ["bert_pld.glue.finetune", "transformers.models.auto", "sklearn.metrics"],
 }

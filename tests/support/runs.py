@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,32 +131,26 @@ def start_command(module: str, ranks: int) -> list[str]:
     return [launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()), "--module", module]
 
 
-def pretrain_command(config: Path, data_dir: Path, output_dir: Path, *arguments: str, ranks: int = 1) -> list[str]:
-    """Return the command of a pretraining run."""
-    paths = ["--deepspeed_config", str(config), "--data_dir", str(data_dir), "--output_dir", str(output_dir)]
-    return [*start_command("bert_pld.pretrain", ranks), *paths, *arguments]
-
-
-def program_of(command: list[str]) -> list[str]:
-    """Return module and arguments of a command of one rank, `python -m MODULE …`."""
-    return command[2:]
-
-
-def run_pretrain(
-    config: dict[str, Any], data_dir: Path, output_dir: Path, *arguments: str, ranks: int = 1, expect: int | None = 0
-) -> subprocess.CompletedProcess[str]:
-    """Pretrain in separate processes and check the exit code; a single rank starts from the server of `forked_runs`."""
+def pretrain_command(
+    config: dict[str, Any], data_dir: Path, output_dir: Path, *arguments: str, ranks: int = 1
+) -> list[str]:
+    """Return the command of a pretraining run, whose configuration is written beside its folder."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     path = output_dir.parent / f"{output_dir.name}.json"
     path.write_text(json.dumps(config))
-    command = pretrain_command(path, data_dir, output_dir, *arguments, ranks=ranks)
-    if ranks == 1:
-        done = run_forked(command)
-    else:
-        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=300)
-    if expect is not None:
-        assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-    return done
+    paths = ["--deepspeed_config", str(path), "--data_dir", str(data_dir), "--output_dir", str(output_dir)]
+    return [*start_command("bert_pld.pretrain", ranks), *paths, *arguments]
+
+
+def run_pretrain(*arguments: Any, ranks: int = 1, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `pretrain_command` and check its exit code."""
+    return run_command(pretrain_command(*arguments, ranks=ranks), ranks=ranks, expect=expect)
+
+
+def run_evaluate(run_dir: Path, data_dir: Path, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    """Evaluate a run with the command and check its exit code."""
+    command = [*start_command("bert_pld.evaluate", 1), "--checkpoint", str(run_dir), "--data_dir", str(data_dir)]
+    return run_command([*command, *arguments], expect=expect)
 
 
 _servers: list[ForkedRuns] = []
@@ -170,19 +166,38 @@ def forked_runs() -> ForkedRuns:
     return _servers[0]
 
 
-def run_forked(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command of one rank, forked off the server; like `subprocess.run` with captured output."""
-    runs = forked_runs()
-    with tempfile.TemporaryDirectory() as folder:
-        streams = Path(folder) / "stdout", Path(folder) / "stderr"
-        code = runs.wait(runs.start(program_of(command), *streams))
-        return subprocess.CompletedProcess(command, code, *(stream.read_text() for stream in streams))
+def run_command(command: list[str], *, ranks: int = 1, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command of `start_command` and check its exit code; a single rank is forked off the server."""
+    if ranks > 1:
+        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=300)
+    else:
+        runs = forked_runs()
+        with tempfile.TemporaryDirectory() as folder:
+            streams = Path(folder) / "stdout", Path(folder) / "stderr"
+            code = runs.wait(runs.start(command, *streams))
+            done = subprocess.CompletedProcess(command, code, *(stream.read_text() for stream in streams))
+    assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done
 
 
 @atexit.register
 def _end_servers() -> None:
     while _servers:
         _servers.pop().__exit__()
+
+
+def logged_lines(run_dir: Path) -> int:
+    """Return the number of complete lines in a run's metrics.jsonl; 0 without the file."""
+    path = run_dir / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0, describe: Callable[[], str] = str) -> None:
+    """Wait until a condition holds; fail with a description after some seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, describe()
+        time.sleep(0.01)
 
 
 def read_metrics(run_dir: Path, key: str = "loss") -> list[Any]:

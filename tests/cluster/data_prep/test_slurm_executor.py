@@ -2,12 +2,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from made_up_corpus import build, digests, start_build
 from made_up_tasks import bad_line_at_one, bug_at_one, die_at_two, new_build_dir, no_room_at_one, results, square
 from repository import SUPPORT
+from runs import wait_until
 from slurm_cluster import SlurmCluster, require_slurm
 
 from data_prep.__main__ import main
@@ -58,13 +58,6 @@ def jobs(cluster, build_dir, form, states="all"):
 
 def running(cluster, build_dir):
     return jobs(cluster, build_dir, "%i", "pending,running,completing,suspended")
-
-
-def wait_until(is_so, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def driver(corpus, output_dir):

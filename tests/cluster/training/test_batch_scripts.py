@@ -68,7 +68,7 @@ def calls(environment, name):
         (0, False, "job 7: done"),
         (75, True, "stopped by a signal, checkpoint saved; requeued"),
         (69, True, "lost a rank (exit 69), fault 1 of at most 3; requeued"),
-        (130, True, "job 7: interrupted; continues where it stopped; requeued"),
+        (130, True, "job 7: interrupted; resumes where it stopped; requeued"),
         (137, True, "lost a rank (exit 137), fault 1 of at most 3; requeued"),
         (1, False, "failed (exit 1); see the error above; not requeued"),
     ],
@@ -84,7 +84,7 @@ def test_exit_code_of_the_ranks_decides_about_requeuing(code, requeued, message,
 def test_interrupted_data_preparation_is_not_a_fault(code, slurm):
     for _ in range(5):
         done = run("data_prep.sbatch", slurm, SRUN_EXIT=code)
-        assert done.stdout.endswith("job 7: interrupted; continues where it stopped; requeued\n")
+        assert done.stdout.endswith("job 7: interrupted; resumes where it stopped; requeued\n")
     assert calls(slurm, "scontrol") == ["requeue 7"] * 5
 
 
@@ -111,7 +111,7 @@ ALONE = "JobState=RUNNING Reason=None"
         (ALONE, 0, 0, False, "job 7: done"),
     ],
 )
-def test_after_sigterm_the_reason_of_slurm_decides(state, code, ends_with, requeued, message, slurm):
+def test_after_sigterm_the_reason_of_slurm_decides_about_requeuing(state, code, ends_with, requeued, message, slurm):
     started = subprocess.Popen(
         ["bash", str(SCRIPTS / "pretrain.sbatch")],
         env={**slurm, "SRUN_EXIT": str(code), "SRUN_SECONDS": "1", "JOB_STATE": state},
@@ -206,7 +206,7 @@ def test_stopped_fine_tuning_is_requeued_without_a_limit(slurm):
 
 
 def test_import_error_of_the_environment_is_shown(slurm, tmp_path):
-    """The step's Python says what is missing; the script has no guess of its own."""
+    """Python's own message is shown, and the script adds no guess."""
     broken = tmp_path / "venv" / "bin"
     broken.mkdir(parents=True)
     (broken / "python").write_text("#!/bin/bash\necho 'ModuleNotFoundError: no torch' >&2\nexit 1\n")

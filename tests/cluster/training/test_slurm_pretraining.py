@@ -11,7 +11,7 @@ import time
 
 import pytest
 from repository import REPOSITORY
-from runs import read_metrics, small_config
+from runs import logged_lines, read_metrics, small_config, wait_until
 from slurm_cluster import SlurmCluster, require_slurm
 
 from bert_pld.checkpoint.format import list_checkpoints
@@ -50,13 +50,6 @@ def job_fields(cluster, job):
     return dict(part.split("=", 1) for part in shown.split() if "=" in part)
 
 
-def wait_until(condition, describe, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, describe()
-        time.sleep(0.1)
-
-
 def fields_without_requeue_delay(cluster, job):
     """Return the fields of a job; let a requeued one start in 3 s instead of Slurm's two minutes.
 
@@ -72,25 +65,17 @@ def fields_without_requeue_delay(cluster, job):
 
 def finish(cluster, job, folder):
     """Wait until a job has ended; return its fields."""
-    wait_until(
-        lambda: fields_without_requeue_delay(cluster, job)["JobState"] in ENDED,
-        lambda: (folder / f"{job}.log").read_text(),
-    )
+    has_ended = lambda: fields_without_requeue_delay(cluster, job)["JobState"] in ENDED  # noqa: E731
+    wait_until(has_ended, describe=(folder / f"{job}.log").read_text)
     return job_fields(cluster, job)
-
-
-def logged_steps(run_dir):
-    path = run_dir / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
 
 
 @pytest.fixture(scope="module")
 def shards(cluster, tmp_path_factory):
     folder = tmp_path_factory.mktemp("text of a job")
     rng = random.Random(0)
-    words = [
-        "".join(rng.choices(["ba", "ke", "li", "mo", "nu", "ras", "tig"], k=rng.randint(2, 4))) for _ in range(400)
-    ]
+    syllables = ["ba", "ke", "li", "mo", "nu", "ras", "tig"]
+    words = ["".join(rng.choices(syllables, k=rng.randint(2, 4))) for _ in range(400)]
     documents = (" ".join(" ".join(rng.choices(words, k=8)).capitalize() + "." for _ in range(12)) for _ in range(80))
     (folder / "text.txt").write_text("\n\n".join(documents) + "\n")
     arguments = ["--source", f"text={folder}/text.txt", "--vocab_size", "300", "--seq_length", "32"]
@@ -103,11 +88,10 @@ def shards(cluster, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def variables(shards, tmp_path_factory):
-    config = tmp_path_factory.mktemp("config") / "c.json"
-    config.write_text(
-        json.dumps(small_config(training={"max_steps": STEPS, "checkpoint_interval": 30, "eval_interval": 0}))
-    )
-    return {"CONFIG": config, "DATA_DIR": shards}
+    path = tmp_path_factory.mktemp("config") / "c.json"
+    config = small_config(training={"max_steps": STEPS, "checkpoint_interval": 30, "eval_interval": 0})
+    path.write_text(json.dumps(config))
+    return {"CONFIG": path, "DATA_DIR": shards}
 
 
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
@@ -130,19 +114,19 @@ def test_job_on_two_nodes_resumes_bitwise_after_two_preemptions_and_a_kill(clust
     log = tmp_path / f"{job}.log"
     stopped = []
     for stop_it in ("scontrol requeue", "scancel --signal=USR1", "kill -9"):
-        enough = logged_steps(run_dir) + 10
+        enough = logged_lines(run_dir) + 10
 
         def is_training(enough=enough):
             fields_without_requeue_delay(cluster, job)
-            return logged_steps(run_dir) >= enough
+            return logged_lines(run_dir) >= enough
 
-        wait_until(is_training, log.read_text)
+        wait_until(is_training, describe=log.read_text)
         target = job if stop_it != "kill -9" else str(json.loads((run_dir / RUN_LOCK).read_text())["pid"])
         subprocess.run([*stop_it.split(), target], env=cluster.environment, check=True)
-        wait_until(lambda: job_fields(cluster, job)["JobState"] == "PENDING", log.read_text)
+        wait_until(lambda: job_fields(cluster, job)["JobState"] == "PENDING", describe=log.read_text)
         stopped.append(int(list_checkpoints(run_dir / "checkpoints")[0].name.split("_")[1]))
         if stop_it != "kill -9":
-            assert stopped[-1] == logged_steps(run_dir)
+            assert stopped[-1] == logged_lines(run_dir)
     ended = finish(cluster, job, tmp_path)
     output = log.read_text()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "3"), output

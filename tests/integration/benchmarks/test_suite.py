@@ -7,11 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from repository import REPOSITORY
-from runs import clean_environment, write_corpus
+from runs import clean_environment, wait_until, write_corpus
 
 from benchmarks.paper.command import record_conditions
 from benchmarks.paper.curves import read_curve
@@ -164,13 +163,6 @@ def test_changes_merge_sections_and_null_removes_a_key():
     values = {"a": {"b": 1, "c": 2}, "d": {"e": 1}}
     apply_changes(values, {"a": {"b": 3}, "d": None, "f": [1]})
     assert values == {"a": {"b": 3, "c": 2}, "f": [1]}
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 DRIVER = """

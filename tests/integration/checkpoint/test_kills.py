@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 import signal
 import time
 
-from runs import forked_runs, pretrain_command, program_of, read_metrics, small_config
+from runs import forked_runs, pretrain_command, read_metrics, small_config
 
 from bert_pld.checkpoint.format import PARTIAL, fault, list_checkpoints
 
@@ -20,15 +19,13 @@ KILLS = int(os.environ.get("BERT_PLD_KILLS", "12"))
 STEPS = 8 * KILLS
 
 
-def program(corpus, run_dir):
+def command(corpus, run_dir):
     config = small_config(
         progressive_layer_drop={"temporal": "exponential", "gamma": 0.02},
         model={"hidden_size": 64, "intermediate_size": 256},
     )
     config["training"].update(max_steps=STEPS, checkpoint_interval=2, eval_interval=0, keep_checkpoints=2)
-    path = run_dir.parent / "c.json"
-    path.write_text(json.dumps(config))
-    return program_of(pretrain_command(path, corpus, run_dir))
+    return pretrain_command(config, corpus, run_dir)
 
 
 def is_writing(checkpoints):
@@ -45,17 +42,16 @@ def newest_step(checkpoints):
 def test_run_killed_at_any_time_resumes_bitwise_from_a_complete_checkpoint(corpus, tmp_path):
     runs = forked_runs()
     log = tmp_path / "uninterrupted.log"
-    assert runs.wait(runs.start(program(corpus, tmp_path / "uninterrupted"), log, log)) == 0, log.read_text()
+    assert runs.wait(runs.start(command(corpus, tmp_path / "uninterrupted"), log, log)) == 0, log.read_text()
 
     rng = random.Random(0)
     run_dir, while_writing = tmp_path / "killed", 0
     checkpoints = run_dir / "checkpoints"
     for kill in range(KILLS):
         log, before = tmp_path / f"{kill}.log", newest_step(checkpoints)
-        pid = runs.start(program(corpus, run_dir), log, log)
-        wanted = kill % 2 == 0
+        pid = runs.start(command(corpus, run_dir), log, log)
         deadline = time.monotonic() + 60
-        if wanted:
+        if kill % 2 == 0:
             while newest_step(checkpoints) == before and time.monotonic() < deadline:
                 time.sleep(0.002)
             while time.monotonic() < deadline:
@@ -83,7 +79,7 @@ def test_run_killed_at_any_time_resumes_bitwise_from_a_complete_checkpoint(corpu
     assert while_writing >= 0.4 * KILLS
 
     log = tmp_path / "last.log"
-    assert runs.wait(runs.start(program(corpus, run_dir), log, log)) == 0, log.read_text()
+    assert runs.wait(runs.start(command(corpus, run_dir), log, log)) == 0, log.read_text()
     assert read_metrics(run_dir) == read_metrics(tmp_path / "uninterrupted")
     assert len(read_metrics(run_dir)) == STEPS
     left = sorted(path.name for path in checkpoints.iterdir())

@@ -109,8 +109,8 @@ def test_engine_continues_bitwise_from_a_restored_state(setting, batches, tmp_pa
     tensors, scalars = snapshot(engine)
     whole = train(engine, batches, 3, 6)
     assert list(tensors) == ["weights", "exp_avg", "exp_avg_sq"]
-    updated = sum(np.abs(array).max() > 0 for array in tensors["exp_avg"].values())
-    assert updated > 30  # Blocks that were dropped have no gradient.
+    # Blocks that were dropped have no gradient.
+    assert sum(np.abs(array).max() > 0 for array in tensors["exp_avg"].values()) > 30
     resumed = restore(setting, tensors, scalars, tmp_path, 3)
     assert train(resumed, batches, 3, 6) == whole
     assert resumed.global_steps == 6

@@ -7,11 +7,18 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
-from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
+from runs import (
+    clean_environment,
+    logged_lines,
+    pretrain_command,
+    read_metrics,
+    run_pretrain,
+    small_config,
+    wait_until,
+)
 
 from bert_pld.checkpoint.format import fault, list_checkpoints, newest_valid, write_checksums
 from bert_pld.cluster.signals import EXIT_PREEMPTED
@@ -32,23 +39,13 @@ def series(run_dir):
     return {key: read_metrics(run_dir, key) for key in KEYS}
 
 
-def kill_when(ready, corpus, run_dir, number):
+def signal_when(ready, corpus, run_dir, number):
     """Start a run, signal its process once `ready(run_dir)` is true, and return its exit code."""
-    path = run_dir.with_suffix(".json")
-    path.write_text(json.dumps(config()))
-    command = pretrain_command(path, corpus, run_dir)
+    command = pretrain_command(config(), corpus, run_dir)
     process = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not ready(run_dir) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_until(lambda: ready(run_dir) or process.poll() is not None)
     os.kill(process.pid, number)
     return process.wait(timeout=120)
-
-
-def num_metrics_lines(run_dir):
-    path = run_dir / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +62,7 @@ def uninterrupted(finished):
 
 def test_killed_run_resumes_bitwise(corpus, uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
-    kill_when(lambda d: num_metrics_lines(d) >= 5, corpus, run_dir, signal.SIGKILL)
+    signal_when(lambda folder: logged_lines(folder) >= 5, corpus, run_dir, signal.SIGKILL)
     run_pretrain(config(), corpus, run_dir)
     assert series(run_dir) == uninterrupted
 
@@ -102,7 +99,8 @@ def test_number_of_ranks_and_zero_stage_can_change_when_a_run_is_resumed(corpus,
 
 def test_sigterm_ends_the_run_after_the_step_and_a_checkpoint_with_exit_code_75(corpus, uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
-    assert kill_when(lambda d: num_metrics_lines(d) >= 4, corpus, run_dir, signal.SIGTERM) == EXIT_PREEMPTED
+    code = signal_when(lambda folder: logged_lines(folder) >= 4, corpus, run_dir, signal.SIGTERM)
+    assert code == EXIT_PREEMPTED
     stopped = read_metrics(run_dir, "step")[-1]
     assert newest_valid(run_dir / "checkpoints").name == f"step_{stopped:08d}"
     run_pretrain(config(), corpus, run_dir)
@@ -111,7 +109,8 @@ def test_sigterm_ends_the_run_after_the_step_and_a_checkpoint_with_exit_code_75(
 
 def test_signal_during_start_up_ends_the_run_after_the_first_step(corpus, tmp_path):
     run_dir = tmp_path / "run"
-    assert kill_when(lambda d: (d / RUN_LOCK).exists(), corpus, run_dir, signal.SIGUSR1) == EXIT_PREEMPTED
+    code = signal_when(lambda folder: (folder / RUN_LOCK).exists(), corpus, run_dir, signal.SIGUSR1)
+    assert code == EXIT_PREEMPTED
     assert read_metrics(run_dir, "step") == [1]
     assert newest_valid(run_dir / "checkpoints").name == "step_00000001"
 
@@ -125,14 +124,14 @@ def test_flipped_bit_in_any_file_is_detected_and_the_previous_checkpoint_is_used
     for name in names:
         path = newest / name
         content = path.read_bytes()
-        said = "" if name == "checksums.json" else name
+        named = "" if name == "checksums.json" else name
         for place in {0, len(content) - 1, *rng.integers(0, len(content), 40).tolist()}:
             damaged = bytearray(content)
             damaged[place] ^= 1 << int(rng.integers(8))
             path.write_bytes(damaged)
-            with pytest.warns(UserWarning, match=f"{newest.name} is damaged and skipped: .*{said}") as told:
+            with pytest.warns(UserWarning, match=f"{newest.name} is damaged and skipped: .*{named}") as warnings:
                 assert newest_valid(tmp_path / "checkpoints") == second
-            assert len(told) == 1
+            assert len(warnings) == 1
         path.write_bytes(content[:-1])
         assert fault(newest) is not None
         path.write_bytes(content)

@@ -133,7 +133,7 @@ def test_damaged_and_missing_wheels_are_fetched_again(checkout, wheelhouse, tmp_
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
     assert (folder / "SHA256SUMS").read_text() == listed
     assert {name: (folder / name).stat().st_mtime_ns for name in intact} == intact, "only what was missing is fetched"
-    assert "complete already" in make(checkout, folder).stdout
+    assert "already complete" in make(checkout, folder).stdout
 
 
 @pytest.mark.parametrize(
@@ -159,11 +159,11 @@ def test_training_contacts_no_host_and_runs_without_a_network(corpus, tmp_path):
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(AUDIT)
-    (tmp_path / "run.json").write_text(json.dumps(small_config(training={"max_steps": 2, "checkpoint_interval": 2})))
+    config = small_config(training={"max_steps": 2, "checkpoint_interval": 2})
     environment = clean_environment()
     environment["PYTHONPATH"] = os.pathsep.join([str(hook), environment["PYTHONPATH"]])
     environment |= {"ASKED_FOR": str(tmp_path / "asked"), "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf")}
-    command = pretrain_command(tmp_path / "run.json", corpus, tmp_path / "run")
+    command = pretrain_command(config, corpus, tmp_path / "run")
     done = subprocess.run(without_network(command), env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     lines = (tmp_path / "asked").read_text().splitlines()

@@ -13,7 +13,7 @@ import time
 
 import pytest
 import torch
-from runs import clean_environment, forked_runs, pretrain_command, program_of, read_metrics, run_pretrain, small_config
+from runs import clean_environment, forked_runs, pretrain_command, read_metrics, run_pretrain, small_config
 
 from bert_pld.checkpoint.format import fault, list_checkpoints
 
@@ -106,25 +106,19 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(corpus, tmp
     assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000001"]
 
 
-def start_limited(command, limit_bytes):
-    return subprocess.run(
-        command,
+def test_previous_checkpoint_is_kept_if_a_write_fails(corpus, finished_run, tmp_path):
+    """The file-size limit is below the size of the optimizer's files, so a write fails in the middle."""
+    config = small_config(training={"max_steps": 8}, progressive_layer_drop={"gamma": 25.0})
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished_run, run_dir)
+    done = subprocess.run(
+        pretrain_command(config, corpus, run_dir),
         env=clean_environment(),
         capture_output=True,
         text=True,
         timeout=200,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
     )
-
-
-def test_previous_checkpoint_is_kept_if_a_write_fails(corpus, finished_run, tmp_path):
-    """The file-size limit is below the size of the optimizer's files, so a write fails in the middle."""
-    config = small_config(training={"max_steps": 8}, progressive_layer_drop={"gamma": 25.0})
-    path = tmp_path / "c.json"
-    path.write_text(json.dumps(config))
-    run_dir = tmp_path / "run"
-    subprocess.run(["cp", "-r", finished_run, run_dir], check=True)
-    done = start_limited(pretrain_command(path, corpus, run_dir), 100_000)
     assert done.returncode == 1
     message = error_of(done)
     assert "step_00000008 could not be written" in message
@@ -186,10 +180,9 @@ def test_previous_checkpoint_is_kept_if_the_file_system_fills_up_during_a_write(
 
 def _fill_while_writing(config, corpus, run_dir, other_file, log):
     """Fill all but 4 MB of the file system once a run begins its second checkpoint; return the run's exit code."""
-    path, runs = log.with_suffix(".json"), forked_runs()
-    path.write_text(json.dumps(config))
+    runs = forked_runs()
     partial, whole = (run_dir / "checkpoints" / name for name in (".step_00000004.partial", "step_00000004"))
-    pid = runs.start(program_of(pretrain_command(path, corpus, run_dir)), log, log)
+    pid = runs.start(pretrain_command(config, corpus, run_dir), log, log)
     deadline = time.monotonic() + 60
     while not partial.exists() and not whole.exists() and time.monotonic() < deadline:
         pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -38,8 +37,6 @@ def installed(release: str) -> Path:
 @pytest.mark.parametrize("release", [OLDEST, pytest.param(BEFORE_PINNED, marks=pytest.mark.thorough)])
 def test_losses_and_theta_do_not_depend_on_the_release(release, corpus, expected, tmp_path):
     folder = installed(release)
-    path = tmp_path / "c.json"
-    path.write_text(json.dumps(config()))
     environment = clean_environment()
     environment["PYTHONPATH"] = os.pathsep.join([str(folder), environment["PYTHONPATH"]])
     version = subprocess.run(
@@ -49,7 +46,7 @@ def test_losses_and_theta_do_not_depend_on_the_release(release, corpus, expected
         text=True,
     )
     assert version.stdout.strip().splitlines()[-1].startswith(release)
-    command = pretrain_command(path, corpus, tmp_path / "run")
+    command = pretrain_command(config(), corpus, tmp_path / "run")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     losses = read_metrics(tmp_path / "run")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from runs import clean_environment, read_metrics, run_pretrain, small_config
+from runs import read_metrics, run_evaluate, run_pretrain, small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bert_pld.checkpoint.format import load_model, resolve_checkpoint
@@ -23,10 +21,8 @@ from bert_pld.training.evaluation import evaluate
 @pytest.fixture(scope="module")
 def run_dir(corpus, tmp_path_factory):
     path = tmp_path_factory.mktemp("evaluated") / "run"
-    monitors = {
-        name: {"enabled": True, "output_path": str(path / name), "job_name": "x"}
-        for name in ("csv_monitor", "tensorboard")
-    }
+    enabled = {"enabled": True, "job_name": "x"}
+    monitors = {name: {**enabled, "output_path": str(path / name)} for name in ("csv_monitor", "tensorboard")}
     run_pretrain(small_config(**monitors), corpus, path)
     return path
 
@@ -35,16 +31,9 @@ def held_out(corpus, batch_size):
     return evaluation_batches(ShardedRows(corpus, "validation"), DataConfig(), BatchShare(batch_size), seed=1)
 
 
-def command(run_dir, data_dir, *arguments):
-    paths = ["--checkpoint", str(run_dir), "--data_dir", str(data_dir)]
-    return [sys.executable, "-m", "bert_pld.evaluate", *paths, *arguments]
-
-
 def test_evaluation_command_repeats_the_metrics_of_training(corpus, run_dir, tmp_path):
-    figures = tmp_path / "figures.json"
-    repeated = command(run_dir, corpus, "--json", str(figures))
-    subprocess.run(repeated, check=True, env=clean_environment(), capture_output=True)
-    figures = json.loads(figures.read_text())
+    run_evaluate(run_dir, corpus, "--json", str(tmp_path / "figures.json"))
+    figures = json.loads((tmp_path / "figures.json").read_text())
     for key in ("eval_mlm_loss", "eval_mlm_accuracy", "eval_nsp_accuracy"):
         assert figures[key] == pytest.approx(read_metrics(run_dir, key)[-1], rel=1e-5)
 
@@ -55,8 +44,7 @@ def test_data_with_another_vocabulary_is_refused(corpus, run_dir, tmp_path):
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["attributes"]["vocabulary_hash"] = "0" * 64
     (other / "manifest.json").write_text(json.dumps(manifest))
-    done = subprocess.run(command(run_dir, other), env=clean_environment(), capture_output=True, text=True)
-    assert done.returncode == 1
+    done = run_evaluate(run_dir, other, expect=1)
     assert "its vocabulary (64 entries) differs" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -105,7 +93,5 @@ def test_logging_steps_have_the_documented_keys_and_are_written_to_the_monitors(
     written = {path.name for path in (run_dir / "csv_monitor" / "x").iterdir()}
     assert {"train_loss.csv", "train_theta.csv", "eval_mlm_loss.csv"} <= written
     events = EventAccumulator(str(run_dir / "tensorboard" / "x")).Reload()
-    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(
-        [r["loss"] for r in records if "loss" in r]
-    )
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(read_metrics(run_dir))
     assert [event.step for event in events.Scalars("eval/mlm_loss")] == [48, 96]

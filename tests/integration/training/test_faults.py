@@ -14,7 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config, write_corpus
+from runs import (
+    clean_environment,
+    logged_lines,
+    pretrain_command,
+    read_metrics,
+    run_pretrain,
+    small_config,
+    wait_until,
+    write_corpus,
+)
 
 from bert_pld.cluster.coordinator import EXIT_LOST_RANK
 from bert_pld.data.rows import ShardedRows
@@ -30,25 +39,20 @@ class RunningRanks:
     """Two ranks under the real launcher, in a run that would take hours."""
 
     def __init__(self, corpus, folder, *arguments, **blocks):
-        self.run_dir, self.path = folder / "run", folder / "c.json"
+        self.run_dir, self.path = folder / "run", folder / "run.json"
         config = small_config(**blocks)
         config["training"].update(max_steps=1_000_000, checkpoint_interval=0, eval_interval=0)
         config["training"].update({"heartbeat_timeout": HEARTBEAT_S, **blocks.get("training", {})})
-        self.path.write_text(json.dumps(config))
         self.error_file = folder / "stderr"
-        command = pretrain_command(self.path, corpus, self.run_dir, *arguments, ranks=2)
+        command = pretrain_command(config, corpus, self.run_dir, *arguments, ranks=2)
         with open(self.error_file, "wb") as errors:
             self.launcher = subprocess.Popen(
                 command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
             )
 
     def wait_for_steps(self, count):
-        metrics = self.run_dir / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while not metrics.exists() or metrics.read_text().count("\n") < count:
-            assert self.launcher.poll() is None, self.stderr()[-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: logged_lines(self.run_dir) >= count or self.launcher.poll() is not None)
+        assert self.launcher.poll() is None, self.stderr()[-3000:]
 
     def processes(self):
         """Return the rank of each process of this run by its id (None for launchers), without zombies."""
@@ -118,10 +122,8 @@ def test_lost_rank_is_named_once_and_all_ranks_end(rank, number, running):
     killed = number == signal.SIGKILL
     how = " exited unexpectedly" if killed else f" sent no heartbeat for {HEARTBEAT_S} s"
     assert error.startswith(f"error: {named(rank, pid)}{how}")
-    position = (
-        r"; (its last reported position|the position of rank 1) is .+; all ranks stop; run the same command again"
-    )
-    assert re.search(position, error)
+    position = "(its last reported position|the position of rank 1)"
+    assert re.search(rf"; {position} is .+; all ranks stop; run the same command again", error)
     assert code in (AFTER_SIGKILL if killed else (EXIT_LOST_RANK,))
     # If ranks hung, gloo would wait for half an hour and the launcher for 30 seconds.
     assert seconds < (15 if killed else HEARTBEAT_S + 15)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
-from runs import VOCABULARY, clean_environment, read_metrics, run_pretrain, small_config
+from runs import VOCABULARY, read_metrics, run_evaluate, run_pretrain, small_config
 from static_shards import write_static_corpus
 
 from bert_pld.checkpoint.format import list_checkpoints
@@ -85,8 +83,7 @@ def test_two_ranks_with_uneven_shards_train_into_the_second_epoch(nvidia, tmp_pa
 
 def test_evaluation_repeats_the_metrics_of_training_and_checkpoints_have_the_tokenizer(nvidia, whole, tmp_path):
     run_dir, figures = whole["static"], tmp_path / "figures.json"
-    command = [sys.executable, "-m", "bert_pld.evaluate", "--checkpoint", str(run_dir), "--json", str(figures)]
-    subprocess.run([*command, "--data_dir", str(nvidia)], check=True, env=clean_environment(), capture_output=True)
+    run_evaluate(run_dir, nvidia, "--json", str(figures))
     expected = read_metrics(run_dir, "eval_mlm_loss")[-1]
     assert json.loads(figures.read_text())["eval_mlm_loss"] == pytest.approx(expected, rel=1e-5)
     for folder in (run_dir, list_checkpoints(run_dir / "checkpoints")[0]):
@@ -105,9 +102,4 @@ def test_shards_without_labels_train_mlm_and_without_test_files_are_not_evaluate
     assert not read_metrics(tmp_path / "run", "eval_mlm_loss")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["next_sentence_prediction"] is False
     vocabulary.unlink()  # the checkpoint contains a copy
-    command = [sys.executable, "-m", "bert_pld.evaluate", "--checkpoint", str(tmp_path / "run"), "--split", "train"]
-    done = subprocess.run(
-        [*command, "--data_dir", str(academic)], env=clean_environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "eval_mlm_loss" in done.stdout
+    assert "eval_mlm_loss" in run_evaluate(tmp_path / "run", academic, "--split", "train").stdout

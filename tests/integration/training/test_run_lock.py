@@ -14,7 +14,7 @@ import threading
 import time
 
 import pytest
-from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
+from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config, wait_until
 
 from bert_pld.cluster.run_lock import RunLock, RunLockedError
 from bert_pld.files import RUN_LOCK
@@ -115,17 +115,12 @@ def test_pretraining_refuses_a_folder_in_use_and_does_not_change_it(corpus, hold
 
 
 def test_second_job_on_a_folder_does_not_disturb_the_first(corpus, tmp_path):
-    run_dir, config = tmp_path / "run", tmp_path / "c.json"
-    config.write_text(
-        json.dumps(small_config(training={"max_steps": 400, "checkpoint_interval": 0, "eval_interval": 0}))
-    )
+    run_dir = tmp_path / "run"
+    config = small_config(training={"max_steps": 400, "checkpoint_interval": 0, "eval_interval": 0})
     command = pretrain_command(config, corpus, run_dir)
     first = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
-        while not (run_dir / "metrics.jsonl").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until((run_dir / "metrics.jsonl").exists)
         second = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=120)
         assert second.returncode == 1
         assert f"process {first.pid}" in second.stderr

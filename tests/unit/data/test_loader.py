@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import wait_until
 
 from bert_pld.config import DataConfig, ModelConfig
 from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
@@ -352,10 +353,7 @@ def test_workers_end_when_the_training_process_is_killed(train_rows):
         workers = [int(pid) for pid in process.stdout.readline().split()]
         assert process.wait(30) == -signal.SIGKILL
     assert len(workers) == 2
-    deadline = time.monotonic() + 20
-    while any(is_running(pid) for pid in workers):
-        assert time.monotonic() < deadline, "workers run on without their parent"
-        time.sleep(0.2)
+    wait_until(lambda: not any(is_running(pid) for pid in workers), 20, lambda: "workers run on without their parent")
 
 
 def is_running(pid):

@@ -11,6 +11,7 @@ import torch
 from runs import clean_environment
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_initialized(), reason="this process has already initialised CUDA")
+
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
