@@ -53,7 +53,7 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class BlockOrder:
-    """The order of samples shuffled by blocks; a ValueError is raised if a size is below 1 or there are too many windows."""
+    """The order of samples shuffled by blocks; a size below 1 or too many windows raise a ValueError."""
 
     num_rows: int
     """N, the number of rows of the split, in [1, 2^48]."""

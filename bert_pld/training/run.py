@@ -125,9 +125,9 @@ def prepare_run(
 ) -> Run:
     """Set up a run, new or resumed; all ranks call it together. A user's mistake raises a ValueError of one line.
 
-    `data_dir` has native or NVIDIA's shards, or those of `data.seq_length` in `seq_<S>`. `resume` is `auto` (the folder's
-    newest checkpoint, if any), `never`, or a checkpoint's path. `initialize_from` is a checkpoint whose weights a new
-    run starts with, for example for its second phase. The watchdog is started as soon as the process group exists.
+    `data_dir` has native or NVIDIA's shards, or those of `data.seq_length` in `seq_<S>`. `resume` is `auto` (the
+    folder's newest checkpoint, if any), `never`, or a checkpoint's path. `initialize_from` is a checkpoint for the
+    weights of a new run, for example of its second phase. The watchdog is started as soon as the process group exists.
     """
     timeout = collective_timeout(config.training.stall_timeout)
     device = join_process_group(timeout)
