@@ -84,15 +84,10 @@ OUR_BLOCKS: dict[str, type[Any]] = {
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
-    """Read and validate a run's JSON.
+    """Read and validate a run's JSON; a ConfigError names the mistake.
 
-    Args:
-        source: path of the JSON file, name of a shipped one (see `find_config`), or the content as a mapping.
-        overrides: `section.key=value` strings; a value that is not JSON is a string.
-
-    Raises:
-        ConfigError: the file is missing or not a JSON object; one of our blocks has an unknown key, or a value of the
-            wrong type or out of range; sizes contradict each other.
+    `source` is the path of a file, the name of a shipped one (see `find_config`), or the content as a mapping.
+    `overrides` are `section.key=value` strings, in which a value that is not JSON is a string.
     """
     where = "configuration" if isinstance(source, Mapping) else str(source)
     values = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_json(find_config(source))
@@ -172,11 +167,8 @@ def apply_override(values: dict[str, Any], override: str, option: str = "--set")
 def resolve_batch_sizes(deepspeed: Mapping[str, Any], world_size: int) -> tuple[int, int, int]:
     """Solve train_batch_size = train_micro_batch_size_per_gpu × gradient_accumulation_steps × ranks.
 
-    Returns:
-        train_batch_size and micro-batch size per rank, in sequences, and accumulation steps.
-
-    Raises:
-        ConfigError: too few of the three keys are given, or their product is not train_batch_size.
+    Returns train_batch_size and the micro-batch size of a rank, in sequences, and the accumulation steps. A ConfigError
+    is raised if too few of the three keys are given, or if their product is not train_batch_size.
     """
     given = {key: deepspeed.get(key) for key in BATCH_KEYS}
     given = {key: None if value == "auto" else value for key, value in given.items()}
@@ -270,8 +262,7 @@ def _is_float(hint: Any, value: Any) -> bool:
 
 def _describe(hint: Any) -> str:
     words = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
-    parts = [
-        "one of " + ", ".join(repr(choice) for choice in get_args(kind)) if get_origin(kind) is Literal else words[kind]
+    return " or ".join(
+        f"one of {', '.join(map(repr, get_args(kind)))}" if get_origin(kind) is Literal else words[kind]
         for kind in _alternatives(hint)
-    ]
-    return " or ".join(parts)
+    )

@@ -42,16 +42,11 @@ _TOKEN_SETTINGS = {f"{name}_token": token for name, token in SPECIAL_TOKENS.item
 
 
 def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = False) -> None:
-    """Write a checkpoint's model, with all blocks, as a stock Hugging Face model.
+    """Write the model of a run's folder or of one checkpoint, with all blocks, as a stock Hugging Face model.
 
-    Args:
-        checkpoint: a run's folder, its `checkpoints` folder, or one `step_N` folder.
-        output_dir: created if missing. Its files are replaced only after all of them have been written completely.
-        overwrite: write even if the folder contains other files; those are kept.
-
-    Raises:
-        ValueError: the checkpoint is missing or damaged, its tokenizer does not match the model, or `output_dir`
-            contains files that no export wrote.
+    The files of `output_dir` are replaced only after all of them have been written completely. A ValueError is raised
+    if the checkpoint is missing or damaged, if its tokenizer does not match the model, or if `output_dir` contains
+    files that no export wrote; with `overwrite`, these are kept.
     """
     from safetensors.torch import save_file
 
@@ -81,9 +76,8 @@ def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = F
 def _check_output_dir(output_dir: Path, overwrite: bool) -> None:
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"--output_dir {output_dir}: is a file; must be a directory")
-    other_files = (
-        sorted(p.name for p in output_dir.iterdir() if p.name not in EXPORTED_FILES) if output_dir.is_dir() else []
-    )
+    names = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
+    other_files = sorted(names - set(EXPORTED_FILES))
     if other_files and not overwrite:
         raise ValueError(
             f"--output_dir {output_dir}: contains {other_files[0]}, which no export wrote; give an empty or new"
@@ -104,10 +98,9 @@ def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     if missing:
         raise ValueError(f"{path}: special tokens {', '.join(missing)} are missing; must contain {', '.join(ids)}")
     assert config.vocab_size is not None
-    if tokenizer.get_vocab_size() > config.vocab_size:
-        raise ValueError(
-            f"{path}: {tokenizer.get_vocab_size()} entries; must be at most the model's {config.vocab_size}"
-        )
+    entries = tokenizer.get_vocab_size()
+    if entries > config.vocab_size:
+        raise ValueError(f"{path}: {entries} entries; must be at most the model's {config.vocab_size}")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if tokenizer.decoder is None:
@@ -140,26 +133,23 @@ def model_card(run: RunConfig, model: ModelConfig, architecture: str, state: dic
     pld = run.progressive_layer_drop
     norm = {"pre": "pre-normalization (Pre-LN)", "post": "post-normalization (the original BERT)"}[model.normalization]
     objective = "masked language model" + (" and next sentence" if model.next_sentence_prediction else "")
-    if pld.enabled:
-        dropping = (
-            f"Progressive Layer Dropping (arXiv:2010.13369): θ → {pld.theta:g}, γ = {float(pld.gamma):g},"
-            f" {pld.temporal} over steps, {pld.depth} over depth, granularity {pld.granularity}"
-        )
-    else:
-        dropping = "no layer dropping"
+    dropping = (
+        f"Progressive Layer Dropping (arXiv:2010.13369): θ → {pld.theta:g}, γ = {float(pld.gamma):g},"
+        f" {pld.temporal} over steps, {pld.depth} over depth, granularity {pld.granularity}"
+    )
     auto_class = "AutoModelForPreTraining" if model.next_sentence_prediction else "AutoModelForMaskedLM"
+    size = (
+        f"{model.num_layers} blocks × {model.hidden_size}, {model.num_attention_heads} heads,"
+        f" {parameter_count(model) / 1e6:.1f} M parameters, vocabulary {model.vocab_size:,}"
+    )
     rows = [
         ("Class", f"`{architecture}`, {norm}"),
-        (
-            "Size",
-            f"{model.num_layers} blocks × {model.hidden_size}, {model.num_attention_heads} heads,"
-            f" {parameter_count(model) / 1e6:.1f} M parameters, vocabulary {model.vocab_size:,}",
-        ),
+        ("Size", size),
         ("Objective", objective),
         ("Training data", state.get("data_source") or "not recorded"),
         ("Training", _training_row(run, state)),
         ("Sequence length", f"{run.data.seq_length} tokens (positions up to {model.max_position_embeddings})"),
-        ("Layer dropping", dropping),
+        ("Layer dropping", dropping if pld.enabled else "no layer dropping"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""---

@@ -75,9 +75,8 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """Return the plan in JSON's types, without the configuration's DeepSpeed keys."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "run"}
-        values["theta_by_step"] = [
-            {"step": step, "theta": theta, "expected_depth": depth} for step, theta, depth in self.theta_by_step
-        ]
+        names = ("step", "theta", "expected_depth")
+        values["theta_by_step"] = [dict(zip(names, each, strict=True)) for each in self.theta_by_step]
         values["keep_probabilities_at_limit"] = list(self.keep_probabilities_at_limit)
         values["memory"] = self.memory.as_json()
         values["cluster"] = dataclasses.asdict(self.cluster)
@@ -208,21 +207,17 @@ def _dropping_lines(plan: Plan) -> list[str]:
 
 def _memory_lines(plan: Plan) -> list[str]:
     run, memory = plan.run, plan.memory
-    in_use = " (in use)"
-    plain, recomputed = (in_use, "") if not run.model.activation_checkpointing else ("", in_use)
-    depth, shallow = plan.depth_at_limit, []
-    if depth < run.model.num_layers:
-        at_limit = _gib(memory.activation_bytes_at_depth(depth))
-        shallow = [
-            f"  activations at the limit, {depth:.2f} blocks executed: {at_limit}; early steps execute all blocks"
-        ]
+    plain, recomputed = ("", " (in use)") if run.model.activation_checkpointing else (" (in use)", "")
+    depth = plan.depth_at_limit
+    at_limit = _gib(memory.activation_bytes_at_depth(depth))
+    shallow = f"  activations at the limit, {depth:.2f} blocks executed: {at_limit}; early steps execute all blocks"
     return [
         f"memory per rank, estimated: ZeRO-{run.zero_stage}, {run.precision}, {plan.world_size} rank(s)",
         f"  parameters {_gib(memory.parameters_bytes)}, gradients {_gib(memory.gradients_bytes)},"
         f" optimizer {_gib(memory.optimizer_bytes)}" + (" (off the device)" if memory.optimizer_offloaded else ""),
         f"  activations of all {run.model.num_layers} blocks {_gib(memory.activation_bytes)}{plain};"
         f" with activation checkpointing {_gib(memory.activation_bytes_checkpointed)}{recomputed}",
-        *shallow,
+        *([shallow] if depth < run.model.num_layers else []),
         f"  total {_gib(memory.total_bytes)}, without the allocator's reserve and communication buffers",
     ]
 

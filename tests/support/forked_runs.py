@@ -23,11 +23,7 @@ from typing import Any
 
 
 class ForkedRuns:
-    """A server of commands; on exit it ends with every process that it has started.
-
-    Args:
-        environment: environment variables of the server and all its commands.
-    """
+    """A server of commands, which get its environment; on exit it ends with every process that it has started."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = dict(environment)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,15 +169,36 @@ def forked_runs() -> ForkedRuns:
 def run_command(command: list[str], *, ranks: int = 1, expect: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a command of `start_command` and check its exit code; a single rank is forked off the server."""
     if ranks > 1:
-        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=300)
-    else:
-        runs = forked_runs()
-        with tempfile.TemporaryDirectory() as folder:
-            streams = Path(folder) / "stdout", Path(folder) / "stderr"
-            code = runs.wait(runs.start(command, *streams))
-            done = subprocess.CompletedProcess(command, code, *(stream.read_text() for stream in streams))
-    assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        return run_captured(command, expect=expect)
+    runs = forked_runs()
+    with tempfile.TemporaryDirectory() as folder:
+        streams = Path(folder) / "stdout", Path(folder) / "stderr"
+        code = runs.wait(runs.start(command, *streams))
+        done = subprocess.CompletedProcess(command, code, *(stream.read_text() for stream in streams))
+    return check_exit_code(done, expect)
+
+
+def run_captured(
+    command: Sequence[object], *, expect: int | None = 0, timeout: float = 300, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run any command, by default in `clean_environment`, capture its text and check its exit code (None: any)."""
+    words, options = [str(word) for word in command], {"env": clean_environment(), **options}
+    return check_exit_code(subprocess.run(words, capture_output=True, text=True, timeout=timeout, **options), expect)
+
+
+def check_exit_code(done: subprocess.CompletedProcess[str], expect: int | None) -> subprocess.CompletedProcess[str]:
+    """Return the process if its exit code is as expected; None expects any."""
+    if expect is not None:
+        assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done
+
+
+def error_of(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the only error line of a failed command; other lines on stderr are log lines."""
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr[-3000:]
+    return errors[0]
 
 
 @atexit.register

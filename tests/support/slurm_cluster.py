@@ -50,13 +50,9 @@ def _path() -> str:
 
 
 class SlurmCluster:
-    """Context manager that runs virtual nodes in one partition, `main`; on entry all nodes are idle.
+    """Context manager that runs virtual nodes node1, node2, … in one partition, `main`; on entry all are idle.
 
-    Args:
-        nodes: number of nodes; their names are node1, node2, …
-        cpus: CPUs of each node, as Slurm sees it.
-        settings: additional lines of slurm.conf.
-        kill_wait_s: seconds between SIGTERM and SIGKILL.
+    `settings` are additional lines of slurm.conf. Slurm sends SIGKILL `kill_wait_s` seconds after SIGTERM.
     """
 
     def __init__(self, nodes: int = 2, cpus: int = 1, settings: str = "", kill_wait_s: int = 2) -> None:
@@ -68,12 +64,8 @@ class SlurmCluster:
     def __enter__(self) -> SlurmCluster:
         # Not in a test's own folder, whose path is long: the path of a socket has at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm_"))
-        self.environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("SLURM_") and name not in LAUNCHER_VARIABLES
-        }
-        self.environment |= {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _path()}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") and k not in LAUNCHER_VARIABLES}
+        self.environment = {**inherited, "SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _path()}
         try:
             self._start()
         except BaseException:

@@ -13,9 +13,10 @@ import time
 
 import pytest
 from repository import REPOSITORY
-from runs import clean_environment
+from runs import clean_environment, run_captured
 
 SCRIPTS = REPOSITORY / "scripts" / "slurm"
+GLUE = {"MODEL": "m", "GLUE_DIR": "g", "SLURM_ARRAY_TASK_ID": 0}
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def slurm(tmp_path):
 
 def run(script, environment, *arguments, **variables):
     environment = {**environment, **{name: str(value) for name, value in variables.items()}}
-    return subprocess.run(["bash", str(SCRIPTS / script), *arguments], env=environment, capture_output=True, text=True)
+    return run_captured(["bash", SCRIPTS / script, *arguments], expect=None, env=environment)
 
 
 def calls(environment, name):
@@ -80,11 +81,18 @@ def test_exit_code_of_the_ranks_decides_about_requeuing(code, requeued, message,
     assert calls(slurm, "scontrol") == (["requeue 7"] if requeued else [])
 
 
-@pytest.mark.parametrize("code", [130, 143])
-def test_interrupted_data_preparation_is_not_a_fault(code, slurm):
+@pytest.mark.parametrize(
+    ("script", "code", "message"),
+    [
+        ("data_prep.sbatch", 130, "job 7: interrupted; resumes where it stopped; requeued\n"),
+        ("data_prep.sbatch", 143, "job 7: interrupted; resumes where it stopped; requeued\n"),
+        ("finetune_glue.sbatch", 75, "stopped by a signal, finished fine-tunings are kept; requeued\n"),
+    ],
+)
+def test_interrupted_data_preparation_and_fine_tuning_are_requeued_without_a_limit(script, code, message, slurm):
+    variables = GLUE if script == "finetune_glue.sbatch" else {}
     for _ in range(5):
-        done = run("data_prep.sbatch", slurm, SRUN_EXIT=code)
-        assert done.stdout.endswith("job 7: interrupted; resumes where it stopped; requeued\n")
+        assert run(script, slurm, SRUN_EXIT=code, **variables).stdout.endswith(message)
     assert calls(slurm, "scontrol") == ["requeue 7"] * 5
 
 
@@ -193,16 +201,9 @@ def test_missing_checkout_or_environment_is_a_one_line_error(slurm, tmp_path):
 
 
 def test_array_index_without_a_task_is_an_error(slurm):
-    done = run("finetune_glue.sbatch", slurm, MODEL="m", GLUE_DIR="g", SLURM_ARRAY_TASK_ID=9)
+    done = run("finetune_glue.sbatch", slurm, **{**GLUE, "SLURM_ARRAY_TASK_ID": 9})
     assert done.returncode == 1
     assert "--array: element 9; must be in 0 to 8, the index of a task" in done.stderr
-
-
-def test_stopped_fine_tuning_is_requeued_without_a_limit(slurm):
-    for _ in range(5):
-        done = run("finetune_glue.sbatch", slurm, MODEL="m", GLUE_DIR="g", SLURM_ARRAY_TASK_ID=0, SRUN_EXIT=75)
-        assert done.stdout.endswith("stopped by a signal, finished fine-tunings are kept; requeued\n")
-    assert calls(slurm, "scontrol") == ["requeue 7"] * 5
 
 
 def test_import_error_of_the_environment_is_shown(slurm, tmp_path):
@@ -211,11 +212,10 @@ def test_import_error_of_the_environment_is_shown(slurm, tmp_path):
     broken.mkdir(parents=True)
     (broken / "python").write_text("#!/bin/bash\necho 'ModuleNotFoundError: no torch' >&2\nexit 1\n")
     (broken / "python").chmod(0o755)
-    glue = {"MODEL": "m", "GLUE_DIR": "g", "SLURM_ARRAY_TASK_ID": 0}
     step = os.path.join(slurm["PATH"].split(":")[0], "srun")
     with open(step, "w") as file:
         file.write('#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
-    done = run("finetune_glue.sbatch", slurm, BERT_PLD_VENV=tmp_path / "venv", **glue)
+    done = run("finetune_glue.sbatch", slurm, BERT_PLD_VENV=tmp_path / "venv", **GLUE)
     assert done.returncode == 1
     assert done.stderr.splitlines() == ["ModuleNotFoundError: no torch"]
     assert "failed (exit 1); see the error above; not requeued" in done.stdout

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from repository import REPOSITORY
-from runs import logged_lines, read_metrics, small_config, wait_until
+from runs import logged_lines, read_metrics, run_captured, small_config, wait_until
 from slurm_cluster import SlurmCluster, require_slurm
 
 from bert_pld.checkpoint.format import list_checkpoints
@@ -39,9 +39,7 @@ def submit(cluster, script, folder, *arguments, options=(), **variables):
     """Submit a batch script whose log is `folder/<job>.log`; returns the job's number."""
     environment = {**cluster.environment, **{name: str(value) for name, value in variables.items()}}
     command = ["sbatch", "--parsable", f"--output={folder}/%j.log", *options, str(SCRIPTS / script), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return run_captured(command, env=environment, cwd=folder).stdout.strip()
 
 
 def job_fields(cluster, job):
@@ -65,8 +63,8 @@ def fields_without_requeue_delay(cluster, job):
 
 def finish(cluster, job, folder):
     """Wait until a job has ended; return its fields."""
-    has_ended = lambda: fields_without_requeue_delay(cluster, job)["JobState"] in ENDED  # noqa: E731
-    wait_until(has_ended, describe=(folder / f"{job}.log").read_text)
+    log = folder / f"{job}.log"
+    wait_until(lambda: fields_without_requeue_delay(cluster, job)["JobState"] in ENDED, describe=log.read_text)
     return job_fields(cluster, job)
 
 

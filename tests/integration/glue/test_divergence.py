@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 from finetune_runs import finetune, result_of, write_tokenizer
-from runs import VOCABULARY, clean_environment
+from runs import VOCABULARY, clean_environment, run_captured
 
 from bert_pld.glue.batches import training_order
 
@@ -108,9 +107,8 @@ def test_non_finite_weights_are_a_divergence_even_if_all_losses_are_finite(glue_
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_fp16_supported(), reason="this CPU cannot compute in fp16")
 def test_fp16_overflow_at_the_lowest_loss_scale_is_a_divergence(glue_dir, unnormalized):
     """The command allows fp16 on GPUs only, but DeepSpeed's loss scaler is the same on a CPU."""
-    command = [sys.executable, "-c", IN_FP16, str(unnormalized), str(glue_dir)]
-    done = subprocess.run(command, env={**clean_environment(), "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [sys.executable, "-c", IN_FP16, unnormalized, glue_dir]
+    done = run_captured(command, env={**clean_environment(), "DS_ACCELERATOR": "cpu"})
     step, steps = map(int, done.stdout.splitlines()[-1].removeprefix("diverged at step ").split(" of "))
     assert (step < 20, steps) == (True, 50)
 

@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
 from repository import REPOSITORY
+from runs import run_captured
 from safetensors.torch import load_file, save_file
 
 from bert_pld import cli, export
@@ -16,6 +16,10 @@ from bert_pld.config import load_config
 from bert_pld.model.bert import BertForPreTraining
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat", "a", "dog", "##s", ".", "ran"]
+
+SIZES = {"preset": None, "hidden_size": 24, "num_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+SIZES |= {"max_position_embeddings": 32, "vocab_size": 16, "initializer_range": 0.3}
+TRAINING = {"train_batch_size": 32, "data": {"seq_length": 16}, "training": {"max_steps": 2000}}
 
 # Runs in a process that cannot import bert_pld or DeepSpeed.
 READER = """
@@ -60,26 +64,9 @@ def make_tokenizer():
 @pytest.fixture
 def make_checkpoint(tmp_path):
     def make(normalization="pre", nsp=True, tokenizer=None, facts=None):
-        run = load_config(
-            {
-                "train_batch_size": 32,
-                "progressive_layer_drop": {"theta": 0.6, "gamma": 0.01},
-                "model": {
-                    "preset": None,
-                    "hidden_size": 24,
-                    "num_layers": 2,
-                    "num_attention_heads": 3,
-                    "intermediate_size": 40,
-                    "max_position_embeddings": 32,
-                    "vocab_size": 16,
-                    "initializer_range": 0.3,
-                    "normalization": normalization,
-                    "next_sentence_prediction": nsp,
-                },
-                "data": {"seq_length": 16},
-                "training": {"max_steps": 2000},
-            }
-        )
+        model = {**SIZES, "normalization": normalization, "next_sentence_prediction": nsp}
+        pld = {"theta": 0.6, "gamma": 0.01}
+        run = load_config({**TRAINING, "progressive_layer_drop": pld, "model": model})
         torch.manual_seed(7)
         model = BertForPreTraining(run.model).eval()
         with torch.no_grad():
@@ -98,8 +85,9 @@ def make_checkpoint(tmp_path):
     return make
 
 
-def run_main(*arguments):
-    export.main(export.build_parser().parse_args([str(a) for a in arguments]))
+def run_main(checkpoint, output_dir, *flags):
+    arguments = ["--checkpoint", str(checkpoint), "--output_dir", str(output_dir), *flags]
+    export.main(export.build_parser().parse_args(arguments))
 
 
 def test_export_loads_without_bert_pld_and_gives_the_same_logits(make_checkpoint, tmp_path):
@@ -108,21 +96,15 @@ def test_export_loads_without_bert_pld_and_gives_the_same_logits(make_checkpoint
     for (normalization, nsp), name in kinds.items():
         checkpoint, model = make_checkpoint(normalization, nsp)
         folder = tmp_path / f"exported_{normalization}_{nsp}"
-        run_main("--checkpoint", checkpoint.parent.parent, "--output_dir", folder)
+        run_main(checkpoint.parent.parent, folder)
         head = "ForPreTraining" if nsp else "ForMaskedLM"
         models[folder] = model
         arguments += [str(folder), f"AutoModel{head}"]
         printed.append(f"{name}{head} {name}ForMaskedLM 4 32")
     reader = tmp_path / "reader.py"
     reader.write_text(READER)
-    result = subprocess.run(
-        [sys.executable, "-I", str(reader), *arguments],
-        cwd=tmp_path,
-        env={"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    environment = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    result = run_captured([sys.executable, "-I", reader, *arguments], cwd=tmp_path, env=environment)
     assert result.stdout.splitlines() == printed
     for folder, model in models.items():
         assert_agrees(model, load_file(f"{folder}.outputs"))
@@ -143,7 +125,7 @@ def assert_agrees(model, theirs):
 
 def test_model_card_describes_the_training_run(make_checkpoint, tmp_path):
     checkpoint, _ = make_checkpoint(facts={"data_source": "text=corpus/*.txt"})
-    run_main("--checkpoint", checkpoint, "--output_dir", tmp_path / "exported")
+    run_main(checkpoint, tmp_path / "exported")
     card = (tmp_path / "exported" / "README.md").read_text()
     for text in (
         "`MegatronBertForPreTraining`",
@@ -159,11 +141,12 @@ def test_model_card_describes_the_training_run(make_checkpoint, tmp_path):
 
 def test_fill_mask_script_fills_an_export_s_masks_and_rejects_other_input(make_checkpoint, tmp_path):
     checkpoint, _ = make_checkpoint()
-    run_main("--checkpoint", checkpoint, "--output_dir", tmp_path / "model")
+    run_main(checkpoint, tmp_path / "model")
 
     def fill(*arguments):
-        command = [sys.executable, str(REPOSITORY / "scripts" / "fill_mask.py"), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        return run_captured(
+            [sys.executable, REPOSITORY / "scripts/fill_mask.py", *arguments], expect=None, cwd=tmp_path
+        )
 
     done = fill(tmp_path / "model", "The cat [MASK] on the mat.", "A [MASK].")
     sentence, guesses = done.stdout.splitlines()[:2]
@@ -181,14 +164,14 @@ def test_fill_mask_script_fills_an_export_s_masks_and_rejects_other_input(make_c
 def test_output_dir_with_other_files_is_rejected_and_an_earlier_export_is_replaced(make_checkpoint, tmp_path):
     checkpoint, _ = make_checkpoint()
     target = tmp_path / "exported"
-    run_main("--checkpoint", checkpoint, "--output_dir", target)
+    run_main(checkpoint, target)
     (target / "README.md").write_text("old")
-    run_main("--checkpoint", checkpoint, "--output_dir", target)
+    run_main(checkpoint, target)
     assert (target / "README.md").read_text() != "old"
     (target / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match=r"contains thesis.txt, which no export wrote"):
-        run_main("--checkpoint", checkpoint, "--output_dir", target)
-    run_main("--checkpoint", checkpoint, "--output_dir", target, "--overwrite")
+        run_main(checkpoint, target)
+    run_main(checkpoint, target, "--overwrite")
     assert (target / "thesis.txt").read_text() == "precious"
 
 
@@ -197,7 +180,7 @@ def test_tokenizer_with_more_entries_than_the_model_is_rejected(make_checkpoint,
     tokenizer.add_tokens([f"word{i}" for i in range(10)])
     checkpoint, _ = make_checkpoint(tokenizer=tokenizer)
     with pytest.raises(ValueError, match=r"tokenizer.json: 25 entries; must be at most the model's 16"):
-        run_main("--checkpoint", checkpoint, "--output_dir", tmp_path / "exported")
+        run_main(checkpoint, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from repository import REPOSITORY
+from runs import run_captured
 
 
 def make_incomplete(folder: Path, partial_pip: bool) -> Path:
@@ -33,16 +34,11 @@ def test_interrupted_environment_gets_a_complete_pip(partial_pip, tmp_path):
     wheels.mkdir()
     (wheels / "none").write_bytes(b"")
     (wheels / "SHA256SUMS").write_text(f"{hashlib.sha256(b'').hexdigest()}  none\n")
-    done = subprocess.run(
-        ["bash", "-c", f'source "{REPOSITORY}/scripts/environment.sh" tensorboard'],
-        env={**os.environ, "BERT_PLD_VENV": str(venv), "BERT_PLD_WHEELHOUSE": str(wheels), "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 1
+    command = ["bash", "-c", f'source "{REPOSITORY}/scripts/environment.sh" tensorboard']
+    paths = {"BERT_PLD_VENV": str(venv), "BERT_PLD_WHEELHOUSE": str(wheels), "PYTHON": sys.executable}
+    done = run_captured(command, expect=1, env={**os.environ, **paths}, timeout=120)
     assert "No module named" not in done.stderr
     assert "torch" in done.stderr
-    pip = subprocess.run([venv / "bin" / "python", "-m", "pip", "--version"], capture_output=True, text=True)
+    pip = run_captured([venv / "bin" / "python", "-m", "pip", "--version"], expect=None)
     assert pip.stdout.startswith(f"pip {ensurepip.version()} from {packages}"), pip.stderr
     assert (packages / "own.py").exists()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 
 import pytest
 from repository import REPOSITORY
+from runs import run_captured
 
 SCRIPT = REPOSITORY / "scripts" / "gpu_check.sh"
 STAGES = ["setup", "tests", "base", "training", "large", "kernels", "cudnn"]
@@ -34,8 +34,7 @@ exec /usr/bin/timeout -k 1 1 "${@:4}"
 
 def dry_run(*arguments: str) -> list[tuple[str, int, int]]:
     """Name, limit and latest end of each stage."""
-    command = ["bash", str(SCRIPT), "--dry-run", *arguments]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    printed = run_captured(["bash", SCRIPT, "--dry-run", *arguments]).stdout
     found = re.findall(r"^(\w+) +limit +(\d+) s, must end at +(\d+) s$", printed, re.MULTILINE)
     assert len(found) == len(printed.splitlines())
     return [(name, int(limit), int(end)) for name, limit, end in found]
@@ -60,8 +59,7 @@ def test_rerun_ends_within_four_minutes(stages):
     [(["nonsense"], "nonsense: must be one of tests, base"), (["quality"], "quality: SHARDS '' is not a folder")],
 )
 def test_wrong_arguments_are_one_line(arguments, message):
-    done = subprocess.run(["bash", str(SCRIPT), *arguments], capture_output=True, text=True)
-    assert done.returncode == 2
+    done = run_captured(["bash", SCRIPT, *arguments], expect=2)
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -74,8 +72,7 @@ def test_failed_and_hung_stages_lose_no_other_stage(tmp_path):
         (programs / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "OUT": str(out), "CALLS": str(calls)}
     environment.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-    done = subprocess.run(["bash", str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
+    done = run_captured(["bash", SCRIPT], expect=1, env=environment, timeout=60)
     rows = dict(re.findall(r"^(\w+) +\d+ s  (.*)$", done.stdout, re.MULTILINE))
     assert list(rows) == STAGES
     assert rows["tests"] == rows["training"] == "FAILED: exit 1"

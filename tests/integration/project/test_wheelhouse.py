@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from repository import REPOSITORY
-from runs import clean_environment, pretrain_command, small_config
+from runs import clean_environment, pretrain_command, run_captured, small_config
 
 SETUP = """
 from setuptools import setup, find_packages
@@ -56,11 +57,7 @@ def checkout(tmp_path_factory) -> Path:
     for name in ("make_wheelhouse.sh", "environment.sh", "constraints.txt"):
         shutil.copy(REPOSITORY / "scripts" / name, root / "scripts" / name)
     (root / "setup.py").write_text(SETUP)
-    version = next(
-        line.removeprefix("torch==").split()[0]
-        for line in (root / "scripts" / "constraints.txt").read_text().splitlines()
-        if line.startswith("torch==")
-    )
+    version = re.search(r"^torch==(\S+)", (root / "scripts" / "constraints.txt").read_text(), re.MULTILINE)[1]
     index = root / "index" / "torch"
     index.mkdir(parents=True)
     wheel, info = f"torch-{version}+zero-py3-none-any.whl", f"torch-{version}+zero.dist-info"
@@ -72,34 +69,25 @@ def checkout(tmp_path_factory) -> Path:
     return root
 
 
-def make(checkout: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    script = ["bash", str(checkout / "scripts" / "make_wheelhouse.sh"), "--extras", "none"]
+def make(checkout: Path, folder: Path, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    script = ["bash", checkout / "scripts" / "make_wheelhouse.sh", "--extras", "none"]
     index = ["--torch_index", (checkout / "index").as_uri()]
     environment = {**os.environ, "PYTHON": sys.executable}
-    return subprocess.run(
-        [*script, *index, *arguments, str(folder)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    return run_captured([*script, *index, *arguments, folder], expect=expect, env=environment)
 
 
 @pytest.fixture(scope="module")
 def wheelhouse(checkout) -> Path:
     folder = checkout / "wheels"
-    done = make(checkout, folder)
-    assert done.returncode == 0, done.stdout + done.stderr
+    make(checkout, folder)
     return folder
 
 
-def install(checkout: Path, folder: Path, environment: Path) -> subprocess.CompletedProcess[str]:
+def install(checkout: Path, folder: Path, environment: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
     """Source environment.sh without a network."""
     names = {"BERT_PLD_VENV": str(environment), "BERT_PLD_WHEELHOUSE": str(folder), "PYTHON": sys.executable}
     command = f'source "{checkout}/scripts/environment.sh" none && python -m pip list --format json'
-    return subprocess.run(
-        without_network(["bash", "-c", command]),
-        env={**os.environ, **names},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_captured(without_network(["bash", "-c", command]), expect=expect, env={**os.environ, **names})
 
 
 def test_environment_is_installed_from_the_folder_without_a_network(checkout, wheelhouse, tmp_path):
@@ -108,7 +96,6 @@ def test_environment_is_installed_from_the_folder_without_a_network(checkout, wh
         assert hashlib.sha256((wheelhouse / name).read_bytes()).hexdigest() == digest
     assert sorted(name for _, name in listed) == sorted(path.name for path in wheelhouse.glob("*.whl"))
     done = install(checkout, wheelhouse, tmp_path / "venv")
-    assert done.returncode == 0, done.stdout + done.stderr
     installed = {item["name"].lower(): item["version"] for item in json.loads(done.stdout.splitlines()[-1])}
     pins = (REPOSITORY / "scripts" / "constraints.txt").read_text().split()
     assert f"deepspeed=={installed['deepspeed']}" in pins
@@ -125,12 +112,10 @@ def test_damaged_and_missing_wheels_are_fetched_again(checkout, wheelhouse, tmp_
     damaged.write_bytes(damaged.read_bytes()[:-1000])
     missing.unlink()
     intact = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.whl") if path != damaged}
-    refused = install(checkout, folder, tmp_path / "venv")
-    assert refused.returncode == 1
+    refused = install(checkout, folder, tmp_path / "venv", expect=1)
     assert damaged.name in refused.stderr
     assert refused.stderr.splitlines()[-1].startswith(f"error: BERT_PLD_WHEELHOUSE={folder}: ")
-    repaired = make(checkout, folder)
-    assert repaired.returncode == 0, repaired.stdout + repaired.stderr
+    make(checkout, folder)
     assert (folder / "SHA256SUMS").read_text() == listed
     assert {name: (folder / name).stat().st_mtime_ns for name in intact} == intact, "only what was missing is fetched"
     assert "already complete" in make(checkout, folder).stdout
@@ -147,8 +132,7 @@ def test_damaged_and_missing_wheels_are_fetched_again(checkout, wheelhouse, tmp_
     ],
 )
 def test_wrong_argument_is_one_line_and_creates_nothing(checkout, tmp_path, arguments, says):
-    done = make(checkout, tmp_path / "wheels", *arguments)
-    assert done.returncode == 1
+    done = make(checkout, tmp_path / "wheels", *arguments, expect=1)
     assert done.stderr.startswith("error: ")
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -164,8 +148,7 @@ def test_training_contacts_no_host_and_runs_without_a_network(corpus, tmp_path):
     environment["PYTHONPATH"] = os.pathsep.join([str(hook), environment["PYTHONPATH"]])
     environment |= {"ASKED_FOR": str(tmp_path / "asked"), "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf")}
     command = pretrain_command(config, corpus, tmp_path / "run")
-    done = subprocess.run(without_network(command), env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run_captured(without_network(command), env=environment, timeout=120)
     lines = (tmp_path / "asked").read_text().splitlines()
     assert len([line for line in lines if line.startswith("started")]) >= 1
     local = ("127.0.0.1", "localhost", "::1", "None", os.uname().nodename, "started")

@@ -13,17 +13,9 @@ import time
 
 import pytest
 import torch
-from runs import clean_environment, forked_runs, pretrain_command, read_metrics, run_pretrain, small_config
+from runs import error_of, forked_runs, pretrain_command, read_metrics, run_captured, run_pretrain, small_config
 
 from bert_pld.checkpoint.format import fault, list_checkpoints
-
-
-def error_of(done):
-    """Return the only error line of a failed command; other lines on stderr are log lines."""
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, done.stderr[-3000:]
-    return errors[0]
 
 
 @pytest.fixture(scope="module")
@@ -111,16 +103,9 @@ def test_previous_checkpoint_is_kept_if_a_write_fails(corpus, finished_run, tmp_
     config = small_config(training={"max_steps": 8}, progressive_layer_drop={"gamma": 25.0})
     run_dir = tmp_path / "run"
     shutil.copytree(finished_run, run_dir)
-    done = subprocess.run(
-        pretrain_command(config, corpus, run_dir),
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
-    )
-    assert done.returncode == 1
-    message = error_of(done)
+    command = pretrain_command(config, corpus, run_dir)
+    limits = (resource.RLIMIT_FSIZE, (100_000, 100_000))
+    message = error_of(run_captured(command, expect=1, preexec_fn=lambda: resource.setrlimit(*limits)))
     assert "step_00000008 could not be written" in message
     assert "the previous checkpoint step_00000004 is unchanged" in message
     left = sorted(p.name for p in (run_dir / "checkpoints").iterdir())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config
+from runs import clean_environment, pretrain_command, read_metrics, run_captured, run_pretrain, small_config
 
 OLDEST, BEFORE_PINNED = "0.16.9", "0.19.6"
 
@@ -39,16 +38,9 @@ def test_losses_and_theta_do_not_depend_on_the_release(release, corpus, expected
     folder = installed(release)
     environment = clean_environment()
     environment["PYTHONPATH"] = os.pathsep.join([str(folder), environment["PYTHONPATH"]])
-    version = subprocess.run(
-        [sys.executable, "-c", "import deepspeed; print(deepspeed.__version__)"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    version = run_captured([sys.executable, "-c", "import deepspeed; print(deepspeed.__version__)"], env=environment)
     assert version.stdout.strip().splitlines()[-1].startswith(release)
-    command = pretrain_command(config(), corpus, tmp_path / "run")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_captured(pretrain_command(config(), corpus, tmp_path / "run"), env=environment)
     losses = read_metrics(tmp_path / "run")
     assert np.array(losses) == pytest.approx(np.array(expected), rel=1e-6)
     thetas = read_metrics(tmp_path / "run", "theta")

@@ -14,7 +14,15 @@ import threading
 import time
 
 import pytest
-from runs import clean_environment, pretrain_command, read_metrics, run_pretrain, small_config, wait_until
+from runs import (
+    clean_environment,
+    pretrain_command,
+    read_metrics,
+    run_captured,
+    run_pretrain,
+    small_config,
+    wait_until,
+)
 
 from bert_pld.cluster.run_lock import RunLock, RunLockedError
 from bert_pld.files import RUN_LOCK
@@ -121,9 +129,7 @@ def test_second_job_on_a_folder_does_not_disturb_the_first(corpus, tmp_path):
     first = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_until((run_dir / "metrics.jsonl").exists)
-        second = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=120)
-        assert second.returncode == 1
-        assert f"process {first.pid}" in second.stderr
+        assert f"process {first.pid}" in run_captured(command, expect=1).stderr
     finally:
         first.terminate()
         assert first.wait(timeout=60) == 75

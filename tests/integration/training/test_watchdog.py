@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import subprocess
 import sys
 import time
 
 import pytest
 import torch.distributed as dist
 from repository import REPOSITORY, SUPPORT
-from runs import clean_environment, free_port
+from runs import clean_environment, free_port, run_captured
 
 from bert_pld.cluster.coordinator import EXIT_LOST_RANK
 from bert_pld.cluster.watchdog import Watchdog
@@ -82,14 +81,8 @@ SCENARIOS = ("own_error", "bug", "exit", "exit_of_rank_0", "stall", "slow_phase"
 def outcomes(tmp_path_factory):
     """Scenario → (exit code of each rank, what each wrote to stderr)."""
     folder = tmp_path_factory.mktemp("watchdog")
-    done = subprocess.run(
-        [sys.executable, __file__, str(free_port())],
-        env={**clean_environment(), "PYTHONPATH": f"{SUPPORT}:{REPOSITORY}"},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    environment = {**clean_environment(), "PYTHONPATH": f"{SUPPORT}:{REPOSITORY}"}
+    done = run_captured([sys.executable, __file__, free_port()], expect=None, env=environment, cwd=folder, timeout=120)
     lines = [line.split() for line in done.stdout.splitlines()]
     found = {name: [int(code) for code in codes] for name, *codes in lines}
     return {name: (found[name], [(folder / f"{name}.{rank}").read_text() for rank in range(RANKS)]) for name in found}
@@ -134,9 +127,8 @@ def test_stalled_rank_is_reported_with_its_stack(outcomes):
     codes, texts = outcomes["stall"]
     assert codes == [EXIT_LOST_RANK] * RANKS
     [error] = errors(texts)
-    assert re.match(
-        rf"error: no progress for {STALL_S:g} s: rank 1 \(.*\) is at step 1, micro-batch 0, others at", error
-    )
+    expected = rf"error: no progress for {STALL_S:g} s: rank 1 \(.*\) is at step 1, micro-batch 0, others at"
+    assert re.match(expected, error)
     assert "time.sleep(60)" in texts[1]
     assert "rank 1" in texts[1]
     assert "time.sleep" not in texts[0] + texts[2]
