@@ -21,8 +21,9 @@ _FREE_MODEL_KEYS = ("kernels", "activation_checkpointing", "preset")
 def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | None:
     """Lock the run's folder and return the checkpoint to resume from, or None for a new run.
 
-    Rank 0 locks and verifies; all ranks return its answer or raise its error: another run uses the folder, `resume` is
-    `never` but the folder has checkpoints, or no checkpoint is valid (all ValueErrors), or it cannot be written to.
+    Rank 0 locks and verifies; all ranks return its answer or raise its error. It is a ValueError if another run uses
+    the folder, if no checkpoint is valid, or if `resume` is `never` but there are some, and an OSError if the folder
+    cannot be written to.
     """
     answer: list[Any] = [None]
     if dist.get_rank() == 0:

@@ -43,8 +43,8 @@ def training_batches(
     """Yield this rank's micro-batches of `num_steps` steps, a list for each step.
 
     `seed`, in [0, 2^32), is that of the order and of the masks. Earlier steps have consumed `first_sample` samples,
-    over all ranks. Faulty data raises a ValueError at the step that reads it or a few before, a dead worker a
-    ChildProcessError.
+    over all ranks. Faulty data raises a ValueError at the step that reads it or a few before. A worker that died raises
+    a ChildProcessError.
     """
     groups = TrainingGroups(
         maker=_micro_batch_maker(rows, data, seed),

@@ -213,12 +213,14 @@ def logged_lines(run_dir: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120.0, describe: Callable[[], str] = str) -> None:
-    """Wait until a condition holds; fail with a description after some seconds."""
+def wait_until(
+    condition: Callable[[], object], seconds: float = 120.0, describe: Callable[[], str] = str, pause_s: float = 0.002
+) -> None:
+    """Wait until a condition holds, with a pause between checks; fail with a description after some seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, describe()
-        time.sleep(0.01)
+        time.sleep(pause_s)
 
 
 def read_metrics(run_dir: Path, key: str = "loss") -> list[Any]:

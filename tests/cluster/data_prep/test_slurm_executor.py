@@ -181,7 +181,7 @@ def test_orphaned_jobs_are_cancelled_before_any_executor_resumes_the_build(clust
 def test_interrupted_driver_cancels_its_jobs(cluster, corpus, tmp_path, number):
     output_dir = tmp_path / "data"
     process = driver(corpus, output_dir)
-    wait_until(lambda: running(cluster, output_dir / ".build"))
+    wait_until(lambda: running(cluster, output_dir / ".build"), pause_s=0.05)
     process.send_signal(number)
     assert process.communicate()[1].splitlines()[-1].startswith("interrupted; the same command resumes")
     assert process.returncode == 130

@@ -64,7 +64,9 @@ def fields_without_requeue_delay(cluster, job):
 def finish(cluster, job, folder):
     """Wait until a job has ended; return its fields."""
     log = folder / f"{job}.log"
-    wait_until(lambda: fields_without_requeue_delay(cluster, job)["JobState"] in ENDED, describe=log.read_text)
+    wait_until(
+        lambda: fields_without_requeue_delay(cluster, job)["JobState"] in ENDED, describe=log.read_text, pause_s=0.1
+    )
     return job_fields(cluster, job)
 
 
@@ -118,10 +120,10 @@ def test_job_on_two_nodes_resumes_bitwise_after_two_preemptions_and_a_kill(clust
             fields_without_requeue_delay(cluster, job)
             return logged_lines(run_dir) >= enough
 
-        wait_until(is_training, describe=log.read_text)
+        wait_until(is_training, describe=log.read_text, pause_s=0.1)
         target = job if stop_it != "kill -9" else str(json.loads((run_dir / RUN_LOCK).read_text())["pid"])
         subprocess.run([*stop_it.split(), target], env=cluster.environment, check=True)
-        wait_until(lambda: job_fields(cluster, job)["JobState"] == "PENDING", describe=log.read_text)
+        wait_until(lambda: job_fields(cluster, job)["JobState"] == "PENDING", describe=log.read_text, pause_s=0.1)
         stopped.append(int(list_checkpoints(run_dir / "checkpoints")[0].name.split("_")[1]))
         if stop_it != "kill -9":
             assert stopped[-1] == logged_lines(run_dir)
