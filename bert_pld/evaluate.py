@@ -17,15 +17,9 @@ def build_parser() -> argparse.ArgumentParser:
         "python -m bert_pld.evaluate --checkpoint runs/base --data_dir shards/",
     )
     parser.add_argument("--checkpoint", required=True, type=Path, help="run folder, or one step_N folder")
-    parser.add_argument(
-        "--data_dir",
-        required=True,
-        type=Path,
-        help="directory of native or NVIDIA shards, or one that contains seq_<S>",
-    )
-    parser.add_argument(
-        "--split", default="validation", choices=["validation", "train"], help="which rows (default validation)"
-    )
+    parser.add_argument("--data_dir", required=True, type=Path, help="native or NVIDIA shards, or a folder of seq_<S>")
+    splits = ["validation", "train"]
+    parser.add_argument("--split", default=splits[0], choices=splits, help="which rows (default validation)")
     parser.add_argument("--batch_size", type=int, default=64, help="sequences per forward (default 64)")
     parser.add_argument("--max_rows", type=int, help="largest number of rows to evaluate (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")

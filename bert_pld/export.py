@@ -206,13 +206,9 @@ def build_parser() -> argparse.ArgumentParser:
         "Export a checkpoint as a stock Hugging Face model: config, safetensors, tokenizer, model card.",
         "python -m bert_pld.export --checkpoint runs/base --output_dir exported",
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="run folder, its checkpoints folder, or one step_N folder"
-    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="run, checkpoints or step_N folder")
     parser.add_argument("--output_dir", type=Path, required=True, help="new or empty directory, or an earlier export")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="allow other files in the output directory; they are kept"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="allow other files in --output_dir; they are kept")
     return parser
 
 

@@ -252,9 +252,7 @@ def build_parser() -> argparse.ArgumentParser:
         "python -m bert_pld.plan --deepspeed_config configs/base.json --world_size 64 --set model.preset=large",
     )
     parser.add_argument("--deepspeed_config", type=Path, required=True, help="the run's JSON")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value of the JSON"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
     parser.add_argument("--world_size", type=int, default=1, help="number of data-parallel ranks (default 1)")
     parser.add_argument(
         "--vocab_size",

@@ -219,11 +219,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run, with metrics.jsonl")
     parser.add_argument("--output", type=Path, required=True, help=".png, .svg or .pdf file to write")
     parser.add_argument("--title", help="title above the figure")
-    parser.add_argument(
-        "--label",
-        action="append",
-        help="name of a run in the legend; repeat for each run, in order (default: its folder's name)",
-    )
+    label = "name of a run in the legend; repeat for each run, in order (default: its folder's name)"
+    parser.add_argument("--label", action="append", help=label)
     return parser
 
 

@@ -19,26 +19,14 @@ def build_parser() -> argparse.ArgumentParser:
         " --data_dir shards/ --output_dir runs/base --set training.max_steps=100000",
     )
     parser.add_argument("--deepspeed_config", required=True, type=Path, help="DeepSpeed JSON with our blocks")
-    parser.add_argument(
-        "--data_dir",
-        required=True,
-        type=Path,
-        help="output of `data_prep build` (shards, or seq_<S> directories of them), or NVIDIA's shards",
-    )
+    shards = "output of `data_prep build` (shards, or seq_<S> directories of them), or NVIDIA's shards"
+    parser.add_argument("--data_dir", required=True, type=Path, help=shards)
     parser.add_argument("--output_dir", required=True, type=Path, help="the run's folder")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
-    parser.add_argument(
-        "--resume",
-        default="auto",
-        metavar="auto|never|PATH",
-        help="checkpoint to resume from: the newest of --output_dir, none, or PATH (default auto)",
-    )
-    parser.add_argument(
-        "--initialize_from",
-        type=Path,
-        metavar="PATH",
-        help="start a new run from the weights of this run or checkpoint",
-    )
+    resume = "checkpoint to resume from: the newest of --output_dir, none, or PATH (default auto)"
+    parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help=resume)
+    weights = "start a new run from the weights of this run or checkpoint"
+    parser.add_argument("--initialize_from", type=Path, metavar="PATH", help=weights)
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
     parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
     return parser

@@ -14,9 +14,8 @@ SIZES = {"preset": None, "hidden_size": 32, "num_attention_heads": 2, "intermedi
 
 def make_model(seed=0, **options):
     settings = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "initializer_range": 0.2, "num_layers": 4, **options}
-    config = load_config(
-        {"model": {**SIZES, "next_sentence_prediction": True, **settings}, "data": {"seq_length": SEQ}}
-    )
+    model = {**SIZES, "next_sentence_prediction": True, **settings}
+    config = load_config({"model": model, "data": {"seq_length": SEQ}})
     torch.manual_seed(seed)
     return BertForPreTraining(config.model)
 

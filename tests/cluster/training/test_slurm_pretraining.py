@@ -26,12 +26,8 @@ STEPS = 120
 def cluster():
     require_slurm()
     with SlurmCluster(kill_wait_s=20) as cluster:
-        cluster.environment |= {
-            "REPOSITORY": str(REPOSITORY),
-            "BERT_PLD_VENV": sys.prefix,
-            "OMP_NUM_THREADS": "1",
-            "TMPDIR": str(cluster.folder),
-        }
+        cluster.environment |= {"REPOSITORY": str(REPOSITORY), "BERT_PLD_VENV": sys.prefix}
+        cluster.environment |= {"OMP_NUM_THREADS": "1", "TMPDIR": str(cluster.folder)}
         yield cluster
 
 
@@ -64,9 +60,11 @@ def fields_without_requeue_delay(cluster, job):
 def finish(cluster, job, folder):
     """Wait until a job has ended; return its fields."""
     log = folder / f"{job}.log"
-    wait_until(
-        lambda: fields_without_requeue_delay(cluster, job)["JobState"] in ENDED, describe=log.read_text, pause_s=0.1
-    )
+
+    def has_ended():
+        return fields_without_requeue_delay(cluster, job)["JobState"] in ENDED
+
+    wait_until(has_ended, describe=log.read_text, pause_s=0.1)
     return job_fields(cluster, job)
 
 

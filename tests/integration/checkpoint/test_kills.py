@@ -20,18 +20,14 @@ STEPS = 8 * KILLS
 
 
 def command(corpus, run_dir):
-    config = small_config(
-        progressive_layer_drop={"temporal": "exponential", "gamma": 0.02},
-        model={"hidden_size": 64, "intermediate_size": 256},
-    )
+    pld, sizes = {"temporal": "exponential", "gamma": 0.02}, {"hidden_size": 64, "intermediate_size": 256}
+    config = small_config(progressive_layer_drop=pld, model=sizes)
     config["training"].update(max_steps=STEPS, checkpoint_interval=2, eval_interval=0, keep_checkpoints=2)
     return pretrain_command(config, corpus, run_dir)
 
 
 def is_writing(checkpoints):
-    return checkpoints.is_dir() and any(
-        path.name.startswith(".step") and path.name.endswith(PARTIAL) for path in checkpoints.iterdir()
-    )
+    return any(checkpoints.glob(f".step*{PARTIAL}"))
 
 
 def newest_step(checkpoints):

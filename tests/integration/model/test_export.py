@@ -144,9 +144,8 @@ def test_fill_mask_script_fills_an_export_s_masks_and_rejects_other_input(make_c
     run_main(checkpoint, tmp_path / "model")
 
     def fill(*arguments):
-        return run_captured(
-            [sys.executable, REPOSITORY / "scripts/fill_mask.py", *arguments], expect=None, cwd=tmp_path
-        )
+        script = REPOSITORY / "scripts" / "fill_mask.py"
+        return run_captured([sys.executable, script, *arguments], expect=None, cwd=tmp_path)
 
     done = fill(tmp_path / "model", "The cat [MASK] on the mat.", "A [MASK].")
     sentence, guesses = done.stdout.splitlines()[:2]

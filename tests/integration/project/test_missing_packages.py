@@ -100,11 +100,8 @@ def test_other_missing_modules_are_bugs_and_keep_their_traceback():
 
 
 def test_command_s_own_extra_is_recommended(capsys):
-    for command, extra in (
-        ("data_prep build", "data"),
-        ("bert_pld.finetune_glue", "glue"),
-        ("bert_pld.plan", "pretrain"),
-    ):
+    expected = {"data_prep build": "data", "bert_pld.finetune_glue": "glue", "bert_pld.plan": "pretrain"}
+    for command, extra in expected.items():
         with pytest.raises(SystemExit, match="1"), explain_missing_package(command):
             raise ModuleNotFoundError(name="tokenizers.models")
         assert f'"bert_pld[{extra}]"' in capsys.readouterr().err

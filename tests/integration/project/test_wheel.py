@@ -18,9 +18,8 @@ def wheel(tmp_path_factory):
     """Built from the tracked files alone, so that nothing left in the checkout gets in or is changed."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    for path in tracked(
-        "setup.py", "pyproject.toml", "README.md", "LICENSE", "bert_pld", "data_prep", "configs", "tests"
-    ):
+    names = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "bert_pld", "data_prep", "configs", "tests")
+    for path in tracked(*names):
         target = source / path.relative_to(REPOSITORY)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
@@ -34,10 +33,8 @@ def test_wheel_holds_the_two_packages_and_the_configurations(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     code = {str(path.relative_to(REPOSITORY)) for path in tracked("bert_pld/*.py", "data_prep/*.py")}
-    configs = {
-        f"bert_pld/{path.relative_to(REPOSITORY)}" for path in tracked("configs/*.json") if path.parent.name != "scales"
-    }
-    assert names == code | configs
+    configs = [path for path in tracked("configs/*.json") if path.parent.name != "scales"]
+    assert names == code | {f"bert_pld/{path.relative_to(REPOSITORY)}" for path in configs}
 
 
 def test_installed_commands_find_shipped_configurations_by_name_in_any_folder(wheel, tmp_path):

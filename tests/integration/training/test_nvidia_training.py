@@ -39,9 +39,8 @@ def academic(cache, tmp_path_factory):
 
 
 def config(masking, workers=0, **training):
-    return small_config(
-        data={"masking": masking, "workers": workers}, training={"checkpoint_interval": 3, "max_steps": 9, **training}
-    )
+    training = {"checkpoint_interval": 3, "max_steps": 9, **training}
+    return small_config(data={"masking": masking, "workers": workers}, training=training)
 
 
 def series(run_dir):

@@ -17,9 +17,8 @@ def make_run(tmp_path):
         for step in range(10, steps + 1, 10):
             loss = 3 + 6 * math.exp(-step / 50)
             common = {"step": step, "samples": step * 32, "seconds": step * 0.5 * theta}
-            records.append(
-                {**common, "loss": loss, "mlm_loss": loss, "theta": theta, "kept_blocks": 4 * theta, "lr": 1e-3}
-            )
+            losses = {"loss": loss, "mlm_loss": loss}
+            records.append({**common, **losses, "theta": theta, "kept_blocks": 4 * theta, "lr": 1e-3})
             if evaluations and step % 50 == 0:
                 records.append({**common, "eval_mlm_loss": loss + 0.1})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

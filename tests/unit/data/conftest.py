@@ -28,9 +28,8 @@ def make_data_dir(tmp_path):
         splits, written = {}, {}
         for split, sizes in (("train", counts), ("validation", (validation,))):
             shards = [make_rows(generator, n, seq_length, vocabulary_size, objective, full) for n in sizes]
-            splits[split] = [
-                write_shard(tmp_path / shard_name(split, i), shard, attributes) for i, shard in enumerate(shards)
-            ]
+            paths = [tmp_path / shard_name(split, i) for i in range(len(shards))]
+            splits[split] = [write_shard(path, shard, attributes) for path, shard in zip(paths, shards, strict=True)]
             written[split] = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
         (tmp_path / "vocab.txt").write_text("".join(entry + "\n" for entry in entries), encoding="utf-8")
         Manifest(attributes, splits, {"train": 1, "validation": 1}, dict(SPECIAL_TOKENS)).write(tmp_path)

@@ -146,9 +146,8 @@ def test_resuming_with_other_ranks_and_another_batch_size_continues_at_the_next_
     """4 ranks with micro-batches of 8 stop; 2 ranks with 3 micro-batches of 4 continue, across an epoch's end."""
     rows = ShardedRows(make_data_dir(counts=(1, 7, 0, 512))[0], "train")
     first = samples_by_step(rows, micro=8, accumulation=1, world=4, steps=stop, **options)
-    rest = samples_by_step(
-        rows, micro=4, accumulation=3, world=2, first=stop, steps=20, first_sample=32 * stop, **options
-    )
+    split = {"micro": 4, "accumulation": 3, "world": 2}
+    rest = samples_by_step(rows, **split, first=stop, steps=20, first_sample=32 * stop, **options)
     straight = [step[0] for step in train(rows, micro=1, steps=32 * stop + 20 * 24, **options)]
     expected = [sample for batch in straight for sample in samples_of(batch)]
     ends = [0, *np.cumsum([32] * stop + [24] * 20).tolist()]
