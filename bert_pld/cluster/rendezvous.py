@@ -14,8 +14,8 @@ def describe_rank(environment: MutableMapping[str, str] | None = None) -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT unless a launcher has set them.
 
     A task of `srun` gets them from Slurm's variables. Any other process, such as a shell or a batch script without
-    `srun`, is a run of one rank. By default, `environment` is that of this process. A
-    ValueError is raised if Slurm's variables name no host for rank 0.
+    `srun`, is a run of one rank. By default, `environment` is that of this process. A ValueError is raised if Slurm's
+    variables name no host for rank 0.
     """
     environment = os.environ if environment is None else environment
     if "RANK" in environment:
