@@ -111,8 +111,9 @@ wanted=(--only-binary=:all: --python-version "$version" --implementation cp "${t
 echo "fetching for Python $version, $platform"
 # That index's build of torch is chosen by its local version: pip prefers 2.13.0+cpu to 2.13.0.
 pip download --dest "$folder" ${torch_index:+--extra-index-url "$torch_index"} "${wanted[@]}" ||
-    fail "pip found no complete set of wheels: $(why); run again if the network failed; a package that is published as compiled source" \
-        "only must be built on such a machine: pip wheel --no-deps NAME there, copy the wheel to $folder, run again"
+    fail "pip found no complete set of wheels: $(why); run again if the network failed; a package that is published as" \
+        "compiled source only must be built on such a machine: pip wheel --no-deps NAME there, copy the wheel to" \
+        "$folder, run again"
 
 # 3. Resolve again from the folder alone: shows that it is complete, and which wheels belong to it.
 pip install --dry-run --ignore-installed --no-index --target "$scratch/target" --report "$scratch/report.json" \
