@@ -20,14 +20,7 @@ from typing import Any
 from data_prep.sources import hub_loading, parquet
 from data_prep.sources.kind import Document, Piece, SourceKind
 from data_prep.sources.local_files import PIECE_BYTES
-from data_prep.sources.parquet import (
-    RowRange,
-    open_table,
-    part_start,
-    read_rows,
-    rows_as_pieces,
-    selection_text,
-)
+from data_prep.sources.parquet import RowRange, open_table, part_start, read_rows, rows_as_pieces, selection_text
 from data_prep.sources.tables import OPTIONS, Columns, batch_rows, choose_columns, documents_of, split_options
 
 DEFAULT_SPLIT = "train"
