@@ -39,14 +39,8 @@ _SAMPLE_BATCH_SENTENCES = 1 << 13
 def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, executor: Executor) -> None:
     """Make a data directory, or resume an interrupted build with the same arguments.
 
-    Args:
-        arguments: everything that determines the bytes.
-        vocab: the vocabulary file whose digest is `arguments.vocab`; None trains a vocabulary.
-        output_dir: a new or empty directory, or one that holds this build.
-        executor: runs the tasks; it does not influence the result.
-
-    Raises:
-        ValueError: the sources, the vocabulary or the directory cannot be used.
+    `vocab` is the file whose digest is `arguments.vocab`; None trains a vocabulary. `output_dir` must be new or empty,
+    or hold this build. Sources, a vocabulary or a directory that cannot be used are a ValueError.
     """
     began = time.monotonic()
     given = read_vocabulary(vocab, arguments.cased) if vocab else None

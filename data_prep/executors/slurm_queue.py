@@ -55,11 +55,7 @@ def largest_array() -> int:
 
 
 def submit(script: Path, arguments: list[str]) -> str:
-    """Submit a script and return the number of the job; no shell interprets the arguments of sbatch.
-
-    Raises:
-        OSError: Slurm has refused the job; the message is Slurm's.
-    """
+    """Submit a script and return the number of the job; an OSError has Slurm's message if it refuses the job."""
     return _output("sbatch", "--parsable", *arguments, str(script), environment=_environment()).strip().split(";")[0]
 
 
@@ -79,10 +75,8 @@ def stop_orphaned_jobs(build_dir: Path) -> None:
 
     A resumed build with the same plan could ignore such jobs: files appear complete and with the same bytes. A build
     with another plan could not, because its tasks with the same numbers are different tasks. Ray ends the tasks of a
-    lost driver by itself.
-
-    Raises:
-        OSError: there are Slurm jobs to cancel, and Slurm does not answer or is not on the PATH.
+    lost driver by itself. If Slurm jobs must be cancelled and Slurm is not on the PATH or does not answer, that is an
+    OSError.
     """
     attempts = open_attempts(build_dir)
     for attempt in attempts:
@@ -108,11 +102,7 @@ class JobArray:
         self._shown_reason = ""
 
     def ended(self) -> bool:
-        """Return whether no job of the array runs or waits.
-
-        Raises:
-            OSError: a job can never start, or Slurm has not answered for ten minutes.
-        """
+        """Return whether no job runs or waits; raise OSError if one can never start, or Slurm is silent for 10 minutes."""
         now = time.monotonic()
         if now < self._last_query + QUEUE_S:
             return False

@@ -31,9 +31,8 @@ _STREAM_BATCH_ROWS = 64
 def list_pieces(where: str) -> list[Piece]:
     """List the pieces of a split, in the order of its files; of remote Parquet files only the footers are read.
 
-    Raises:
-        ValueError: the data set, configuration, split or column does not exist, or access is denied.
-        OSError: the Hub cannot be reached.
+    A data set, configuration, split or column that does not exist or may not be read is a ValueError, and a Hub that
+    cannot be reached an OSError.
     """
     place, options = split_options(where, (*OPTIONS, "split", "revision"))
     name, config = _name_and_config(place)

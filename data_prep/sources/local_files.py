@@ -37,10 +37,8 @@ MOST_CONTROLS = 0.01
 def find_files(where: str, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
     """Return a file, the files of a folder, or the files that match a glob (`**` matches any depth), sorted by name.
 
-    A folder is searched recursively for files with one of the suffixes, without hidden files.
-
-    Raises:
-        ValueError: the path does not exist, or nothing matches.
+    A folder is searched recursively for files with one of the suffixes, without hidden files. If nothing is found, that
+    is a ValueError.
     """
     place = Path(os.path.expanduser(where))
     if place.is_dir():
@@ -114,8 +112,7 @@ def read_bytes(piece: Piece) -> bytes:
 def read_utf8(piece: Piece) -> str:
     """Return the text of a piece, without a byte order mark and with line feeds as line ends.
 
-    Raises:
-        ValueError: the text is not UTF-8 or contains NUL.
+    A text that is not UTF-8 or contains NUL is a ValueError.
     """
     data = read_bytes(piece)
     try:

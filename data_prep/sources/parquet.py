@@ -52,8 +52,7 @@ def selection_text(**content: Any) -> str:
 def list_pieces(where: str) -> list[Piece]:
     """Cut the `.parquet` files of a folder (recursively), a file or a glob into ranges of rows.
 
-    Raises:
-        ValueError: a file is not Parquet or truncated, or a column is missing or not of strings.
+    A file that is not Parquet or is truncated, and a column that is missing or not of strings, are a ValueError.
     """
     place, options = split_options(where, OPTIONS)
     pieces = []
@@ -72,15 +71,9 @@ def read_piece(piece: Piece) -> Iterator[Document]:
 def rows_as_pieces(
     kind: str, path: str, file: Any, options: dict[str, str], where: str, cut_row_groups: bool = True
 ) -> list[Piece]:
-    """Cut a file into pieces of about 8 MiB of text: whole row groups, or parts of one of at least two pieces.
+    """Cut the open `file` into pieces of about 8 MiB of text: whole row groups, or parts of one of at least two pieces.
 
-    Args:
-        kind: name of the source kind.
-        path: path of the file for the pieces.
-        file: the file, open for reading bytes.
-        options: the given options for columns.
-        where: the user's argument, for messages.
-        cut_row_groups: allow a piece to be a part of a row group.
+    `where` is the user's argument, for messages. Without `cut_row_groups`, no piece is a part of a row group.
     """
     table = open_table(path, file)
     columns = choose_columns(table.schema_arrow, options, where, path)

@@ -44,8 +44,7 @@ _REDIRECT = re.compile(r"\s*#\w{2,30}\s{0,9}:?\s{0,9}\[\[")
 def list_pieces(where: str, piece_bytes: int | None = None) -> list[Piece]:
     """Cut the dumps of a folder (recursively), a file or a glob into ranges of bytes; index files are left out.
 
-    Raises:
-        ValueError: a file is not a MediaWiki export, or two files hold the same pages.
+    A file that is not a MediaWiki export, and two files with the same pages, are a ValueError.
     """
     paths = find_files(where)
     if Path(os.path.expanduser(where)).is_dir():

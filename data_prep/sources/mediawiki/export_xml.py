@@ -48,12 +48,9 @@ def read_pages(
 ) -> Iterator[Page]:
     """Yield the pages whose `<page>` begins in an owned chunk, in order.
 
-    Args:
-        chunks: the bytes of the export from any byte on; the last chunk ends the file.
-        path: path of the file for messages.
-        from_file_start: whether the first chunk begins the file; if not, the bytes before the first `<page>` are the
-            rest of an earlier page.
-        locate: describes (place of a chunk, offset in the chunk) in words, for messages.
+    The chunks are the bytes of the export from any byte on, up to the end of the file. Unless the first chunk begins the
+    file, the bytes before the first `<page>` are the rest of an earlier page. For messages, `locate` describes (place of
+    a chunk, offset in the chunk) in words.
     """
     reader = _Reader(chunks, path, locate)
     closed = from_file_start
