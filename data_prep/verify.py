@@ -31,7 +31,7 @@ _BLOCK_ROWS = 1 << 14
 
 
 def verify(data_dir: Path, samples: int = 3) -> list[str]:
-    """Check all files, print `samples` decoded rows of the training split and a summary; return a line for each fault."""
+    """Check all files, print `samples` decoded training rows and a summary, and return a line for each fault."""
     try:
         manifest = Manifest.read(data_dir)
     except ValueError as error:

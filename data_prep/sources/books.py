@@ -104,9 +104,6 @@ def _tidy(paragraph: str) -> str:
 
 
 KIND = SourceKind(
-    "books",
-    "a folder of books, one per file; UTF-8, BOM or Latin-1; without Project Gutenberg's header and footer",
-    "books=gutenberg/",
-    list_pieces,
-    read_piece,
-)
+    "books", "a folder of books, one per file; UTF-8, BOM or Latin-1; without Project Gutenberg's header and footer",
+    "books=gutenberg/", list_pieces, read_piece,
+)  # fmt: skip

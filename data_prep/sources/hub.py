@@ -32,7 +32,7 @@ def list_pieces(where: str) -> list[Piece]:
     """List the pieces of a split, in the order of its files; of remote Parquet files only the footers are read.
 
     A data set, configuration, split or column that does not exist or may not be read is a ValueError, and a Hub that
-    cannot be reached an OSError.
+    cannot be reached is an OSError.
     """
     place, options = split_options(where, (*OPTIONS, "split", "revision"))
     name, config = _name_and_config(place)
@@ -204,9 +204,6 @@ def _stream(where: str, name: str, config: str | None, revision: str | None, spl
 
 
 KIND = SourceKind(
-    "hub",
-    "a data set of the Hugging Face Hub, streamed; ,split=NAME ,column=NAME ,revision=NAME",
-    "hub=wikimedia/wikipedia:20231101.en",
-    list_pieces,
-    read_piece,
-)
+    "hub", "a data set of the Hugging Face Hub, streamed; ,split=NAME ,column=NAME ,revision=NAME",
+    "hub=wikimedia/wikipedia:20231101.en", list_pieces, read_piece,
+)  # fmt: skip

@@ -49,9 +49,9 @@ def is_offline() -> bool:
 def load_builder(where: str, name: str, config: str | None, revision: str | None) -> Any:
     """Return the `datasets.DatasetBuilder` of a data set, without downloading its text.
 
-    `where` is the user's argument, for messages; `name` an id on the Hub, or a folder in the Hub's layout. On the branch
-    `PARQUET_COPY`, `config` is a folder. A data set, configuration or revision that does not exist or may not be read is
-    a ValueError, and a Hub that cannot be reached an OSError.
+    `where` is the user's argument, for messages; `name` is an id on the Hub, or a folder in the Hub's layout. On the
+    branch `PARQUET_COPY`, `config` is a folder. A data set, configuration or revision that does not exist or may not be
+    read is a ValueError, and a Hub that cannot be reached is an OSError.
     """
     datasets = quiet_datasets()
     if os.path.isdir(name):

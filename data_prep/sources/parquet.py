@@ -181,9 +181,6 @@ def _between(batches: Iterator[Any], first: int, end: int) -> Iterator[Any]:
 
 
 KIND = SourceKind(
-    "parquet",
-    "one document per row, in the column 'text' or ,column=NAME",
-    "parquet=wiki/,column=body",
-    list_pieces,
-    read_piece,
-)
+    "parquet", "one document per row, in the column 'text' or ,column=NAME", "parquet=wiki/,column=body",
+    list_pieces, read_piece,
+)  # fmt: skip

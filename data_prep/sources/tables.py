@@ -60,8 +60,8 @@ class Columns:
 def choose_columns(schema: Any, options: dict[str, str], where: str, place: str) -> Columns:
     """Return the columns that the options name; the defaults are `text`, and `id` and `title` if the table has them.
 
-    The schema is a `pyarrow.Schema`. Messages name the user's argument, `where`, or the file or data set, `place`. It is
-    a ValueError if a column is missing, repeated, or not of strings, or `join_rows` is not a positive integer.
+    The schema is a `pyarrow.Schema`. Messages name `where`, the user's argument, or `place`, the file or data set. A
+    column that is missing, repeated or not of strings, and an invalid `join_rows`, are a ValueError.
     """
     join_rows = options.get("join_rows", "1")
     if not re.fullmatch(r"[0-9]{1,9}", join_rows) or int(join_rows) < 1:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.sources.kind import NO_TEXT, Document, Piece, SourceKind
+from data_prep.sources.kind import NO_TEXT, WIKIPEDIA_LICENCE, Document, Piece, SourceKind
 from data_prep.sources.local_files import find_files, line_of
 from data_prep.sources.mediawiki.bz2_blocks import SIGNATURE, read_blocks
 from data_prep.sources.mediawiki.export_xml import Chunk, Page, read_pages
@@ -160,10 +160,6 @@ def _site_info_of_version(path: str, size: int, modified_ns: int) -> SiteInfo:
 
 
 KIND = SourceKind(
-    "wikipedia-dump",
-    "MediaWiki export XML, plain or bzip2, also multistream; gives articles as prose",
-    "'wikipedia-dump=enwiki-*-pages-articles*.xml*.bz2'",
-    list_pieces,
-    read_piece,
-    licence="CC BY-SA (Wikipedia's contributors)",
-)
+    "wikipedia-dump", "MediaWiki export XML, plain or bzip2, also multistream; gives articles as prose",
+    "'wikipedia-dump=enwiki-*-pages-articles*.xml*.bz2'", list_pieces, read_piece, licence=WIKIPEDIA_LICENCE,
+)  # fmt: skip
