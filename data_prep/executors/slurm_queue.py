@@ -102,7 +102,7 @@ class JobArray:
         self._shown_reason = ""
 
     def ended(self) -> bool:
-        """Return whether no job runs or waits; a job that can never start, or 10 minutes without Slurm, is an OSError."""
+        """Return whether no job runs or waits; raise OSError if one can never start or Slurm does not answer."""
         now = time.monotonic()
         if now < self._last_query + QUEUE_S:
             return False

@@ -75,9 +75,6 @@ def read_piece(piece: Piece) -> Iterator[Document]:
 
 
 KIND = SourceKind(
-    "jsonl",
-    'one JSON object per line: {"text": "…"}; also .gz and .zst',
-    "'jsonl=corpus/*.jsonl'",
-    list_pieces,
-    read_piece,
-)
+    "jsonl", 'one JSON object per line: {"text": "…"}; also .gz and .zst', "'jsonl=corpus/*.jsonl'",
+    list_pieces, read_piece,
+)  # fmt: skip
