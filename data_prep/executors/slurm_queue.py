@@ -56,7 +56,13 @@ def largest_array() -> int:
 
 def submit(script: Path, arguments: list[str]) -> str:
     """Submit a script and return the number of the job; an OSError has Slurm's message if it refuses the job."""
-    return _output("sbatch", "--parsable", *arguments, str(script), environment=_environment()).strip().split(";")[0]
+    # The driver may itself run in a job: without the variables that Slurm sets there.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "RUN_OFFSET" and (not name.startswith("SLURM_") or name == "SLURM_CONF")
+    }
+    return _output("sbatch", "--parsable", *arguments, str(script), environment=environment).strip().split(";")[0]
 
 
 def cancel_named(name: str) -> None:
@@ -150,15 +156,6 @@ def _rows(name: str) -> list[tuple[str, str, str]]:
         number, state, reason = line.strip().split("|", 2)
         rows.append((number, state, reason.strip("()").replace(" ", "_")))
     return rows
-
-
-def _environment() -> dict[str, str]:
-    """Return this environment without the variables that Slurm sets in a job, as the driver may run in one."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name != "RUN_OFFSET" and (not name.startswith("SLURM_") or name == "SLURM_CONF")
-    }
 
 
 def _output(*command: str, environment: dict[str, str] | None = None) -> str:

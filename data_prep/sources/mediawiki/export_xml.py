@@ -48,9 +48,9 @@ def read_pages(
 ) -> Iterator[Page]:
     """Yield the pages whose `<page>` begins in an owned chunk, in order.
 
-    The chunks are the bytes of the export from any byte on to the end of the file. Unless `from_file_start` is true, the
-    bytes before the first `<page>` are the rest of an earlier page. For messages, `locate` describes (place of a
-    chunk, offset in the chunk) in words.
+    The chunks are the bytes of the export from any byte on to the end of the file. Unless they begin the file, what is
+    before the first `<page>` is the rest of an earlier page. For messages, `locate` describes (place of a chunk, offset
+    in the chunk) in words.
     """
     reader = _Reader(chunks, path, locate)
     closed = from_file_start

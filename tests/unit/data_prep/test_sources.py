@@ -139,25 +139,6 @@ def test_invalid_source_is_an_error_that_lists_what_is_allowed(argument, message
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("kind", "content", "message"),
-    [
-        ("text", b"Good line.\nBad \xff line.\n", "a.txt: not UTF-8 text at byte 15 (line 2): 0xff"),
-        ("jsonl", b'{"text": "ok"}\n{"text": \n', "a.txt:2: not JSON"),
-        ("jsonl", b'{"body": "ok"}\n', 'a.txt:1: expected an object with a string under "text" (keys here: body)'),
-        ("jsonl", b"[1]\n", "a.txt:1: expected an object"),
-        ("wikiextractor", b"plain text\n", "a.txt:1: expected '<doc …>' or a JSON object, found 'plain text'"),
-        ("wikiextractor", b'<doc id="1" title="A">\nA\n', "is the file truncated?"),
-        ("wikiextractor", b'<doc id="1" title="A">\nA\n<doc id="2" title="B">\nB\n</doc>\n', "article 'A' is not"),
-    ],
-)
-def test_damaged_input_is_reported_with_file_and_place(tmp_path, kind, content, message):
-    (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(ValueError, match="a.txt") as caught:
-        read_source(f"{kind}={tmp_path}/a.txt")
-    assert message in str(caught.value)
-
-
 def test_line_numbers_count_from_the_beginning_of_a_file_in_several_pieces(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "ok"}\n' * 20 + "broken\n")
