@@ -61,10 +61,9 @@ def read_source(argument: str) -> list[Document]:
 
 
 def source_error(argument: str) -> str:
-    """Return the one-line message of the ValueError that reading a source raises."""
+    """Return the message of the ValueError that reading a source raises."""
     with pytest.raises(ValueError) as caught:
         read_source(argument)
-    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 

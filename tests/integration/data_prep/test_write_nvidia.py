@@ -10,7 +10,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from made_up_corpus import build, digests
+from made_up_corpus import build, card_of, digests
 
 from bert_pld.data.masking import MaskingVocabulary, mask_tokens
 from bert_pld.data.nvidia_rows import open_rows
@@ -126,7 +126,7 @@ def test_verify_accepts_a_sound_build_and_prints_unmasked_rows(pair, capsys):
     out = capsys.readouterr().out
     assert "sound" in out
     assert "[MASK]" not in out
-    card = json.loads((pair / "nvidia" / "data_card.json").read_text())
+    card = card_of(pair / "nvidia")
     assert (card["arguments"]["format"], card["arguments"]["dupe_factor"]) == ("nvidia", DUPLICATES)
 
 

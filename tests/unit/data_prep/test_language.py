@@ -1,8 +1,7 @@
-import json
 import sys
 
 import pytest
-from made_up_corpus import build
+from made_up_corpus import build, card_of
 
 from data_prep.text import language
 from data_prep.text.language import UNCERTAIN, language_drop_reason, language_of, parse_languages
@@ -110,7 +109,7 @@ def test_documents_in_other_languages_are_dropped_and_counted(tmp_path, tiny_voc
         output_dir = tmp_path / languages
         flags = ("--vocab", tiny_vocab, "--deduplicate", "none", "--keep_language", languages)
         assert build(tmp_path / "a.txt", output_dir, *flags) == 0
-        dropped[languages] = json.loads((output_dir / "data_card.json").read_text())["documents"]["dropped"]
+        dropped[languages] = card_of(output_dir)["documents"]["dropped"]
     assert dropped == {"en": {"language de": 3}, "en,de": {}}
 
 

@@ -96,6 +96,7 @@ def test_invalid_option_is_an_error_of_one_line(tmp_path, options, message):
     error = source_error(f"parquet={tmp_path}/a.parquet{options}")
     assert "a.parquet" in error
     assert message in error
+    assert "\n" not in error
 
 
 def test_options_are_parsed_from_the_end_of_the_path():

@@ -64,8 +64,8 @@ PLAIN = ("text", "jsonl", "wikiextractor")
     [
         (PLAIN, PNG, "a.txt: not UTF-8 text at byte 0 (line 1): 0x89; the file is a PNG image"),
         (PLAIN, "Eins.\n".encode("utf-16"), "a.txt: not UTF-8 text at byte 0 (line 1): 0xff; the file is UTF-16"),
-        (PLAIN, b"caf\xc3\xa9\nna\xefve\n", "a.txt: not UTF-8 text at byte 8 (line 2): 0xef; convert it, for example with"),
-        (PLAIN, b"fine\n\nfi\0ne\n", "a.txt: not UTF-8 text at byte 8 (line 3): NUL; the file is not text, or is damaged"),
+        (PLAIN, b"caf\xc3\xa9\nna\xefve\n", "a.txt: not UTF-8 text at byte 8 (line 2): 0xef; convert it, for example"),
+        (PLAIN, b"fine\n\nfi\0ne\n", "not UTF-8 text at byte 8 (line 3): NUL; the file is not text, or is damaged"),
         ((*PLAIN, "books"), b"", "a.txt: nothing to read: the files are empty"),
         (["text"], b"Good line.\nBad \xff line.\n", "a.txt: not UTF-8 text at byte 15 (line 2): 0xff"),
         (["jsonl"], b'{"text": "ok"}\n{"text": \n', "a.txt:2: not JSON"),
