@@ -111,8 +111,3 @@ def test_documents_in_other_languages_are_dropped_and_counted(tmp_path, tiny_voc
         assert build(tmp_path / "a.txt", output_dir, *flags) == 0
         dropped[languages] = card_of(output_dir)["documents"]["dropped"]
     assert dropped == {"en": {"language de": 3}, "en,de": {}}
-
-
-def test_unknown_language_is_an_error_of_one_line(tmp_path, corpus, capsys):
-    assert build(corpus, tmp_path / "out", "--keep_language", "en,xx") == 1
-    assert "--keep_language en,xx: unknown language xx; allowed" in capsys.readouterr().err
