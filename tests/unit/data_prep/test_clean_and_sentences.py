@@ -77,14 +77,10 @@ def test_letters_of_other_scripts_are_prose():
 @pytest.mark.parametrize(
     ("text", "sentences"),
     [
-        (
-            "Dr. Smith met Mr. J. R. Jones in Washington, D.C. on Jan. 5. It cost $3.50. See Fig. 3 (p. 12).",
-            ["Dr. Smith met Mr. J. R. Jones in Washington, D.C. on Jan. 5.", "It cost $3.50.", "See Fig. 3 (p. 12)."],
-        ),
-        (
-            '"Where are you?" he asked. “I am here,” said Mrs. Bennet. Then all left.',
-            ['"Where are you?" he asked.', "“I am here,” said Mrs. Bennet.", "Then all left."],
-        ),
+        ("Dr. Smith met Mr. J. R. Jones in Washington, D.C. on Jan. 5. It cost $3.50. See Fig. 3 (p. 12).",
+         ["Dr. Smith met Mr. J. R. Jones in Washington, D.C. on Jan. 5.", "It cost $3.50.", "See Fig. 3 (p. 12)."]),
+        ('"Where are you?" he asked. “I am here,” said Mrs. Bennet. Then all left.',
+         ['"Where are you?" he asked.', "“I am here,” said Mrs. Bennet.", "Then all left."]),
         ("No full stop here\nA new paragraph", ["No full stop here", "A new paragraph"]),
         ("One. * * *\n/>\nTwo.", ["One.", "Two."]),
     ],
