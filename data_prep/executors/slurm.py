@@ -27,7 +27,10 @@ class SlurmExecutor(ClusterExecutor):
     """Runs each attempt as a job array, at most `workers` of its jobs at a time, with more arguments for sbatch."""
 
     def __init__(self, workers: int, sbatch_arguments: Sequence[str] = ()) -> None:
-        slurm_queue.require_commands()
+        if missing := slurm_queue.missing_command():
+            raise ValueError(
+                f"--executor slurm: {missing} is not on the PATH; start the build where jobs can be submitted"
+            )
         super().__init__(workers, most_ranks=slurm_queue.largest_array())
         self.sbatch_arguments = sbatch_arguments
 

@@ -32,12 +32,6 @@ _NEVER_STARTS = {
 }  # fmt: skip
 
 
-def require_commands() -> None:
-    """Raise ValueError if a command of Slurm is missing on this machine."""
-    if missing := missing_command():
-        raise ValueError(f"--executor slurm: {missing} is not on the PATH; start the build where jobs can be submitted")
-
-
 def missing_command() -> str | None:
     """Return the first of Slurm's commands that is not on the PATH."""
     return next((command for command in COMMANDS if not shutil.which(command)), None)

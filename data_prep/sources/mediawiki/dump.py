@@ -71,7 +71,9 @@ def read_piece(piece: Piece) -> Iterator[Document]:
     """Yield the articles of a piece as prose, and other pages with the reason to drop them."""
     site = _site_info(piece.path)
     if _is_bz2(piece.path):
-        chunks, locate = _bz2_chunks(piece), _bz2_place
+        blocks = read_blocks(piece.path, piece.start)
+        chunks: Iterator[Chunk] = (Chunk(block.data, block.offset < piece.end, block.offset) for block in blocks)
+        locate = _bz2_place
     else:
         chunks, locate = _xml_chunks(piece), functools.partial(_xml_place, piece.path)
     for page in read_pages(chunks, piece.path, piece.start == 0, locate):
@@ -117,11 +119,6 @@ def _xml_chunks(piece: Piece) -> Iterator[Chunk]:
                 return
             yield Chunk(data, owned, position)
             position += len(data)
-
-
-def _bz2_chunks(piece: Piece) -> Iterator[Chunk]:
-    for block in read_blocks(piece.path, piece.start):
-        yield Chunk(block.data, block.offset < piece.end, block.offset)
 
 
 def _xml_place(path: str, place: int, offset: int) -> str:

@@ -95,13 +95,8 @@ def without_external_links(text: str) -> str:
     """Replace `[http://… label]` by its label; remove bare URLs."""
     if "//" not in text and "[mailto:" not in text:
         return text
-    text = _EXTERNAL_LINK.sub(_label, text)
+    text = _EXTERNAL_LINK.sub(lambda match: "".join(match[1].split(None, 1)[1:]), text)
     return _URL.sub(_punctuation_after_url, text) if "://" in text else text
-
-
-def _label(match: re.Match[str]) -> str:
-    parts = match[1].split(None, 1)
-    return parts[1] if len(parts) > 1 else ""
 
 
 def _punctuation_after_url(match: re.Match[str]) -> str:

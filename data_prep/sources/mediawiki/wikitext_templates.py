@@ -6,6 +6,7 @@ All other templates (infoboxes, citations, navigation, maintenance marks) are re
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import methodcaller
 
 from data_prep.sources.mediawiki.template_numbers import (
     TemplateArguments,
@@ -72,10 +73,6 @@ def _suffixed(suffix: str) -> Callable[[TemplateArguments], str]:
     return lambda arguments: arguments.at(1) + suffix if arguments.at(1) else ""
 
 
-def _nth(number: int) -> Callable[[TemplateArguments], str]:
-    return lambda arguments: arguments.at(number)
-
-
 def _as_of(arguments: TemplateArguments) -> str:
     if "alt" in arguments.named:
         return arguments.named["alt"]
@@ -83,10 +80,6 @@ def _as_of(arguments: TemplateArguments) -> str:
     if arguments.named.get("lc") not in ("y", "yes", "on"):
         start = start.capitalize()
     return f"{start} {date(arguments)}" if arguments.at(1) else ""
-
-
-def _circa(arguments: TemplateArguments) -> str:
-    return "c. " + "–".join(arguments.positional[:2]) if arguments.at(1) else "c."
 
 
 def _language(arguments: TemplateArguments) -> str:
@@ -105,10 +98,6 @@ def _chinese(arguments: TemplateArguments) -> str:
     return "; ".join(
         part for part in (f"Chinese: {word}" if word else "", f"pinyin: {pinyin}" if pinyin else "") if part
     )
-
-
-def _ship_class(arguments: TemplateArguments) -> str:
-    return f"{arguments.at(1)}-class {arguments.at(2)}".strip() if arguments.at(1) else ""
 
 
 def _quotation(arguments: TemplateArguments) -> str:
@@ -131,10 +120,6 @@ def _authors_and_year(arguments: TemplateArguments) -> str:
     return f"{' and '.join(parts[:-1])} ({parts[-1]})" if len(parts) > 1 else ""
 
 
-def _french_century(arguments: TemplateArguments) -> str:
-    return f"{arguments.at(1)}{arguments.at(2) or 'e'} siècle" if arguments.at(1) else ""
-
-
 _EXPANSIONS: dict[str, str | Callable[[TemplateArguments], str]] = {}
 
 
@@ -150,11 +135,12 @@ _add(
     "track gauge;railgauge;rail gauge;trackgauge;section link;slink;linktext;poem;asiantitle;angbr;gval;numero;"
     "no italic;italic title prefixed;zh-full;transl-text;avoid wrap;nsmdns;ipac;resize;dunno;"
     "citation bref;allmusic name;usd name;snamei;tld;cquotetext;bold;italics;nobots text",
-    _nth(1),
+    methodcaller("at", 1),
 )
 _add(
-    "lang;langue;lang2;color;colour;font color;font colour;fontcolor;rtl-lang;wikt-lang;unité-lien;text color", _nth(2)
-)
+    "lang;langue;lang2;color;colour;font color;font colour;fontcolor;rtl-lang;wikt-lang;unité-lien;text color;"
+    "citation étrangère", methodcaller("at", 2),
+)  # fmt: skip
 _add("transliteration;transl;translit;translation;literal translation;lit;linktext-last", TemplateArguments.last)
 _add("langx", _language)
 _add("nbsp;nbs;space;thin space;thinsp;hair space;hsp;sp;spaces;0;emsp;ensp;clear;-", " ")
@@ -176,12 +162,15 @@ _add(
     date,
 )
 _add("as of;as of?;asof", _as_of)
-_add("circa;c.;ca.;ca;c", _circa)
+_add("circa;c.;ca.;ca;c", lambda given: "c. " + "–".join(given.positional[:2]) if given.at(1) else "c.")
 _add("fl.;floruit;fl", _prefixed("fl. "))
 _add("nihongo;nihongo2;nihongo3;nihongo foot;nihongo krt", _nihongo)
 _add("zh;zh-cn;chinese;zh-tsp", _chinese)
 _add("ship;ships", _joined(" ", 2))
-_add("sclass;sclass-;sclass2;sclass2-", _ship_class)
+_add(
+    "sclass;sclass-;sclass2;sclass2-",
+    lambda given: f"{given.at(1)}-class {given.at(2)}".strip() if given.at(1) else "",
+)
 for _prefix in _SHIP_PREFIXES.split():
     _add(_prefix.lower(), _prefixed(f"{_prefix} "))
 _add("gs", _prefixed("German submarine "))
@@ -209,8 +198,7 @@ _add("harvtxt;harvtxt2;harvcoltxt;harvs", _authors_and_year)
 _add("bibleverse;bibleref;bibleref2;bibleverse-nb", lambda arguments: f"{arguments.at(1)} {arguments.at(2)}".strip())
 _add("us patent;uspatent", _prefixed("U.S. Patent "))
 _add("unité;unidad;unit;nombre;nb;num;formatnum;fmtn;formatnr;m;nau;heure;jh;datum", _joined(" "))
-_add("s;siècle;s-;s mini;sp-;siecle", _french_century)
+_add("s;siècle;s-;s mini;sp-;siecle", lambda given: f"{given.at(1)}{given.at(2) or 'e'} siècle" if given.at(1) else "")
 _add("1er", "1er")
 _add("ier", "Ier")
 _add("ire", "Ire")
-_add("citation étrangère", _nth(2))
