@@ -103,7 +103,6 @@ def shard_attributes(plan: BuildPlan, vocabulary: Vocabulary, seq_length: int) -
 
 
 def _texts(build_dir: Path, plan: BuildPlan, group: Group) -> Iterator[list[str]]:
-    """Yield the sentences of each document of a group."""
     groups, duplicates = _groups(build_dir), Duplicates(build_dir)
     for number, first, end in group.members:
         spool = Spool(build_dir / "spool", number)

@@ -102,7 +102,6 @@ def _file_faults(data_dir: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _file_damage(path: Path, record: ShardRecord) -> Iterator[str]:
-    """Check that a shard has the bytes that were written."""
     size = path.stat().st_size
     if size != record.bytes:
         yield f"{path}: {size} bytes, but the manifest lists {record.bytes}"

@@ -174,7 +174,6 @@ def _candidate_pairs(keys: UInt64Array, numbers: UInt64Array) -> UInt64Array:
 
 
 def _similarities(build_dir: Path, pairs: UInt64Array) -> NDArray[np.float64]:
-    """Return the estimated Jaccard similarity of each pair."""
     numbers, places = np.unique(pairs, return_inverse=True)
     tasks = (numbers >> _HALF).astype(np.int64)
     starts = np.flatnonzero(np.concatenate([[True], tasks[1:] != tasks[:-1]]))

@@ -124,7 +124,6 @@ def _cluster_executor(options: ExecutorOptions) -> ClusterExecutor:
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Make SIGTERM raise KeyboardInterrupt in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -94,7 +94,6 @@ class _RayTasks:
         return not self._running and not self._waiting
 
     def state(self) -> str:
-        """Name the types of the errors that ended ranks."""
         return f"Ray: {', '.join(sorted(set(self._errors))) or 'ended without an error'}"
 
     def cancel(self) -> None:

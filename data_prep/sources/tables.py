@@ -139,7 +139,6 @@ def _type(schema: Any, name: str) -> str:
 
 
 def _strings(batch: Any, name: str, first_row: int, place: str) -> list[Any]:
-    """Return the values of a column as Python objects."""
     column = batch.column(name)
     try:
         values: list[Any] = column.to_pylist()
