@@ -92,11 +92,8 @@ def rows_as_pieces(
             waiting_from, waiting_bytes = row, 0
         if cut_row_groups and group_bytes >= 2 * PIECE_BYTES:
             parts = min(MOST_PARTS, group_bytes // PIECE_BYTES)
-            for part in range(parts):
-                first, end = (part_start(n, parts, group_rows, columns.join_rows) for n in (part, part + 1))
-                size = group_bytes * (part + 1) // parts - group_bytes * part // parts
-                if end > first:
-                    add(row + first, row + end, size)
+            for first, end, begin, stop in cut_rows(group_rows, group_bytes, parts, columns.join_rows):
+                add(row + first, row + end, stop - begin)
             waiting_from = row + group_rows
         else:
             waiting_bytes += group_bytes
@@ -106,10 +103,13 @@ def rows_as_pieces(
     return pieces
 
 
-def part_start(part: int, parts: int, rows: int, join_rows: int) -> int:
-    """Return the first row of a part, or with `part == parts` the end of the last; it never splits a document."""
+def cut_rows(rows: int, size: int, parts: int, join_rows: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (first row, end, first byte, end) of at most `parts` parts of `size` bytes; none splits a document."""
     documents = -(-rows // join_rows)
-    return min(documents * part // parts * join_rows, rows)
+    for part in range(parts):
+        first, end = (min(documents * n // parts * join_rows, rows) for n in (part, part + 1))
+        if end > first:
+            yield first, end, size * part // parts, size * (part + 1) // parts
 
 
 def read_rows(piece: Piece, file: Any, metadata: Any = None) -> Iterator[Document]:

@@ -32,10 +32,8 @@ def test_task_of_a_killed_worker_is_retried(executor, tmp_path):
     executor.run(die_once_at_two, build_dir, range(6), finished.append)
     assert results(build_dir) == {task: task * task for task in range(6)}
     assert sorted(finished) == list(range(6))
-    assert sorted(path.name for path in (build_dir / "logs").iterdir()) == [
-        "die_once_at_two_000",
-        "die_once_at_two_001",
-    ]
+    logs = sorted(path.name for path in (build_dir / "logs").iterdir())
+    assert logs == ["die_once_at_two_000", "die_once_at_two_001"]
 
 
 def test_error_of_a_task_is_raised_and_ends_the_other_tasks(executor, tmp_path):

@@ -44,24 +44,16 @@ def test_text_is_normalized(raw, clean):
 
 
 def test_dropped_documents_are_counted_by_reason():
-    texts = [
-        PROSE,
-        "Too short.",
-        "",
-        "12 34 | 56 78 | 90 12 || 34.5 % 67.8 % 90.1 % 23 45 67 89 10 11 12 13",
-        PROSE + " B",
-    ]
+    numbers = "12 34 | 56 78 | 90 12 || 34.5 % 67.8 % 90.1 % 23 45 67 89 10 11 12 13"
+    texts = [PROSE, "Too short.", "", numbers, PROSE + " B"]
     step = Drop("unfit", drop_reason)
     assert [document.text for document in step(Document(text, "") for text in texts)] == [PROSE, PROSE + " B"]
     assert run_recipe([Given(texts), Normalise(), Drop("unfit", drop_reason)]) == {TOO_SHORT: 2, NOT_PROSE: 1}
 
 
 def test_documents_dropped_by_a_source_are_counted_by_reason(monkeypatch):
-    documents = [
-        SourceDocument("", "1", dropped="redirect"),
-        SourceDocument(PROSE, "2"),
-        SourceDocument("", "3", dropped="redirect"),
-    ]
+    redirect = SourceDocument("", "1", dropped="redirect")
+    documents = [redirect, SourceDocument(PROSE, "2"), redirect]
     kind = dataclasses.replace(KINDS["text"], read_piece=lambda piece: iter(documents))
     monkeypatch.setitem(KINDS, "text", kind)
     reader = ReadPieces([Piece("text", "nowhere", 0, 1)])

@@ -79,9 +79,8 @@ def test_only_three_excerpts_of_a_long_document_are_used(monkeypatch):
 def test_invalid_language_list_is_an_error():
     assert parse_languages("en") == ("en",)
     assert parse_languages(" de, en,de") == ("de", "en")
-    with pytest.raises(
-        ValueError, match="--keep_language en,english: unknown language english; allowed, .*: af, als, "
-    ):
+    message = "--keep_language en,english: unknown language english; allowed, .*: af, als, "
+    with pytest.raises(ValueError, match=message):
         parse_languages("en,english")
     with pytest.raises(ValueError, match="--keep_language ,: no language given; allowed"):
         parse_languages(",")

@@ -70,12 +70,8 @@ def test_lines_of_a_paragraph_are_joined_and_headings_removed():
         f"== One ==\n{SUBJECT}dog.\nIt goes on here.\n\n{SUBJECT}cat.\n=== Two ===\nShort line.\n{SUBJECT}cow."
         f"<br><br>{SUBJECT}hen."
     )
-    assert prose(text).split("\n") == [
-        SUBJECT + "dog. It goes on here.",
-        SUBJECT + "cat.",
-        "Short line. " + SUBJECT + "cow.",
-        SUBJECT + "hen.",
-    ]
+    expected = [f"{SUBJECT}dog. It goes on here.", f"{SUBJECT}cat.", f"Short line. {SUBJECT}cow.", f"{SUBJECT}hen."]
+    assert prose(text).split("\n") == expected
 
 
 @pytest.mark.parametrize(
