@@ -8,15 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import methodcaller
 
-from data_prep.sources.mediawiki.template_numbers import (
-    TemplateArguments,
-    date,
-    fraction,
-    height,
-    ordinal,
-    quantity,
-    value,
-)
+from data_prep.sources.mediawiki import template_numbers as numbers
+from data_prep.sources.mediawiki.template_numbers import TemplateArguments
 from data_prep.sources.mediawiki.wiki_words import DISAMBIGUATION_TEMPLATES, DISAMBIGUATION_TITLE, LANGUAGES
 
 DROPPED = frozenset({
@@ -79,7 +72,7 @@ def _as_of(arguments: TemplateArguments) -> str:
     start = "since" if arguments.named.get("since") in ("y", "yes") else "as of"
     if arguments.named.get("lc") not in ("y", "yes", "on"):
         start = start.capitalize()
-    return f"{start} {date(arguments)}" if arguments.at(1) else ""
+    return f"{start} {numbers.date(arguments)}" if arguments.at(1) else ""
 
 
 def _language(arguments: TemplateArguments) -> str:
@@ -154,12 +147,12 @@ _add("·;dot;middot;•;bull;bullet", " · ")
 _add("=", "=")
 _add("pb;paragraph;parabr;paragraph break;par", "\n\n")
 _add("shy;wbr;zwj;zwnj;zwsp", "")
-_add("convert;cvt;conv;convertir;umrechnen", quantity)
-_add("frac;fraction;sfrac;tfrac;dfrac;frac2", fraction)
+_add("convert;cvt;conv;convertir;umrechnen", numbers.quantity)
+_add("frac;fraction;sfrac;tfrac;dfrac;frac2", numbers.fraction)
 _add(
     "date;start date;end date;birth date;death date;birth date and age;death date and age;start date and age;dts;"
     "film date;bda;dob;birth-date;death-date;date-;date de naissance;date de décès;fecha",
-    date,
+    numbers.date,
 )
 _add("as of;as of?;asof", _as_of)
 _add("circa;c.;ca.;ca;c", lambda given: "c. " + "–".join(given.positional[:2]) if given.at(1) else "c.")
@@ -174,8 +167,8 @@ _add(
 for _prefix in _SHIP_PREFIXES.split():
     _add(_prefix.lower(), _prefixed(f"{_prefix} "))
 _add("gs", _prefixed("German submarine "))
-_add("val;value", value)
-_add("ordinal;ord", ordinal)
+_add("val;value", numbers.value)
+_add("ordinal;ord", numbers.ordinal)
 _add("chem;chem/link;gaps;formula;auto chem", _joined(""))
 _add("e;esp;x10^;10^", _prefixed("×10^"))
 _add("us$;usd;us dollar;dollar", _prefixed("US$"))
@@ -192,7 +185,7 @@ _add("bc;b.c.", _suffixed(" BC"))
 _add("ce;c.e.", _suffixed(" CE"))
 _add("quote;blockquote;cquote;quotation;bquote;zitat;citation bloc;quoteblock;block quote;cita;cytat;citat", _quotation)
 _add("block indent;indent;block", _quotation)
-_add("height", height)
+_add("height", numbers.height)
 _add("ipa;ipa link;ipalink;angle bracket;angbr ipa;grapheme", _sounds)
 _add("harvtxt;harvtxt2;harvcoltxt;harvs", _authors_and_year)
 _add("bibleverse;bibleref;bibleref2;bibleverse-nb", lambda arguments: f"{arguments.at(1)} {arguments.at(2)}".strip())
