@@ -11,19 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from bert_pld.data import shards
 from bert_pld.data.nvidia_format import read_blocks, read_header
-from bert_pld.data.shards import (
-    COLUMNS,
-    IS_NEXT,
-    NO_PAIR,
-    NVIDIA_FORMAT_NAME,
-    RANDOM_NEXT,
-    SPLITS,
-    Manifest,
-    Shard,
-    ShardRecord,
-    vocabulary_hash,
-)
+from bert_pld.data.shards import COLUMNS, SPLITS, Manifest, Shard, ShardRecord, vocabulary_hash
 from bert_pld.files import TOKENIZER, VOCABULARY, file_sha256
 from data_prep.rows.vocabulary import SPECIAL_TOKENS
 
@@ -38,7 +28,7 @@ def verify(data_dir: Path, samples: int = 3) -> list[str]:
         return [str(error)]
     tokenizer_faults = list(_tokenizer_faults(data_dir, manifest))
     faults = [*tokenizer_faults, *_file_faults(data_dir, manifest)]
-    is_nvidia = manifest.format == NVIDIA_FORMAT_NAME
+    is_nvidia = manifest.format == shards.NVIDIA_FORMAT_NAME
     shard_faults = _nvidia_shard_faults if is_nvidia else _shard_faults
     sound: list[Path] = []
     for records in manifest.splits.values():
@@ -181,9 +171,9 @@ def _row_faults(block: dict[str, NDArray[Any]], manifest: Manifest) -> Iterator[
     beyond = positions >= length[:, None]
     yield "padding does not begin at position length", np.any(is_padding != beyond, axis=1)
     if attributes.objective == "mlm":
-        yield "has a next sentence label or a segment B", (label != NO_PAIR) | (b_start != length)
+        yield "has a next sentence label or a segment B", (label != shards.NO_PAIR) | (b_start != length)
         return
-    yield "next_sentence_label is neither 0 nor 1", (label != IS_NEXT) & (label != RANDOM_NEXT)
+    yield "next_sentence_label is neither 0 nor 1", (label != shards.IS_NEXT) & (label != shards.RANDOM_NEXT)
     yield "segment_b_start is outside the row", (b_start < 3) | (b_start > length - 2)
     before = np.clip(b_start - 1, 0, attributes.seq_length - 1)
     yield "no [SEP] before segment B", ids[rows, before] != special["sep"]
@@ -191,7 +181,7 @@ def _row_faults(block: dict[str, NDArray[Any]], manifest: Manifest) -> Iterator[
 
 def _show(tokenizer: Tokenizer, columns: dict[str, NDArray[Any]], samples: int) -> None:
     """Print rows as text, evenly spread over a shard."""
-    labels = {IS_NEXT: "B follows A", RANDOM_NEXT: "B is random", NO_PAIR: "no pair"}
+    labels = {shards.IS_NEXT: "B follows A", shards.RANDOM_NEXT: "B is random", shards.NO_PAIR: "no pair"}
     for index in np.unique(np.linspace(0, len(columns["length"]) - 1, samples).astype(int)):
         ids = columns["input_ids"][index, : int(columns["length"][index])].tolist()
         label = labels[int(columns["next_sentence_label"][index])]
