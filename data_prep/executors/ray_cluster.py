@@ -40,16 +40,12 @@ class RayExecutor(ClusterExecutor):
 
         logger.disable("datatrove")
         python_path = os.pathsep.join(filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH")]))
-        options: dict[str, Any] = {"address": self.address}
+        environment = {"env_vars": {"PYTHONPATH": python_path, "TOKENIZERS_PARALLELISM": "false"}}
+        options: dict[str, Any] = {"address": self.address, "runtime_env": environment}
         if self.address == "local":
             options |= {"num_cpus": self.workers, "include_dashboard": False}
         try:
-            ray.init(
-                **options,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": {"PYTHONPATH": python_path, "TOKENIZERS_PARALLELISM": "false"}},
-            )
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ValueError(f"--ray_address {self.address}: {str(error).splitlines()[0]}") from None
         return self
