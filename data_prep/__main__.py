@@ -80,22 +80,14 @@ def _build(arguments: argparse.Namespace) -> int:
     if arguments.vocab is not None and not arguments.vocab.is_file():
         raise ValueError(f"--vocab {arguments.vocab}: no such file; required is a vocab.txt with one entry per line")
     build_arguments = BuildArguments(
-        sources=sources,
-        vocab=file_sha256(arguments.vocab) if arguments.vocab else None,
-        vocab_size=arguments.vocab_size,
-        cased=arguments.cased,
-        seq_lengths=tuple(sorted(set(arguments.seq_length))),
-        objective=arguments.objective,
-        validation_fraction=arguments.validation_fraction,
-        seed=arguments.seed,
-        shard_rows=arguments.shard_rows,
-        language=arguments.language,
+        sources=sources, vocab=file_sha256(arguments.vocab) if arguments.vocab else None,
+        vocab_size=arguments.vocab_size, cased=arguments.cased, seq_lengths=tuple(sorted(set(arguments.seq_length))),
+        objective=arguments.objective, validation_fraction=arguments.validation_fraction, seed=arguments.seed,
+        shard_rows=arguments.shard_rows, language=arguments.language,
         keep_languages=parse_languages(arguments.keep_language) if arguments.keep_language else (),
-        deduplicate=arguments.deduplicate,
-        similarity=arguments.similarity,
-        format=arguments.format,
+        deduplicate=arguments.deduplicate, similarity=arguments.similarity, format=arguments.format,
         dupe_factor=dupe_factor,
-    )
+    )  # fmt: skip
     with make_executor(options) as executor:
         build(build_arguments, arguments.vocab, arguments.output_dir, executor)
     return 0
@@ -137,11 +129,9 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `build`, `verify` and `sources`."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep",
-        description="Make pretraining shards from text.",
-        epilog=_EXAMPLE,
+        prog="python -m data_prep", description="Make pretraining shards from text.", epilog=_EXAMPLE,
         formatter_class=form,
-    )
+    )  # fmt: skip
     commands = parser.add_subparsers(required=True, metavar="build | verify | sources")
 
     add = commands.add_parser(

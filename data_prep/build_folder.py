@@ -79,8 +79,7 @@ def is_finished(output_dir: Path, plan: BuildPlan) -> bool:
 def open_build_folder(output_dir: Path, plan: BuildPlan) -> Iterator[Path]:
     """Make or resume the build folder of `output_dir`, an absolute path, and hold its lock while the build runs.
 
-    Raises:
-        ValueError: the directory holds other files, a different build, or a build that is running.
+    A directory with other files, a different build or a running build is a ValueError.
     """
     build_dir = output_dir / BUILD_FOLDER
     output_dir.mkdir(parents=True, exist_ok=True)

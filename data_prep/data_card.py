@@ -42,7 +42,7 @@ def make_card(
 
     `reading` and `writing` are the counts of the reading and the writing tasks; `removed` counts duplicates by kind.
     """
-    arguments = plan.arguments
+    arguments, stored = plan.arguments, manifest.attributes
     sources: list[dict[str, Any]] = []
     for number, source in enumerate(arguments.sources):
         own = [counts for task, counts in zip(plan.source_of_task, reading, strict=True) if task == number]
@@ -51,11 +51,11 @@ def make_card(
         sources.append({"source": source, "licence": licence, **totals, "dropped": dropped_by_reason(own)})
     dropped = dropped_by_reason(reading)
     tokens = sum(counts["tokens"] for counts in writing)
-    length_counts = [counts["lengths"][str(manifest.attributes.seq_length)] for counts in writing]
+    length_counts = [counts["lengths"][str(stored.seq_length)] for counts in writing]
     return {
         "build": plan.identity(),
         "arguments": dataclasses.asdict(arguments),
-        "seq_length": manifest.attributes.seq_length,
+        "seq_length": stored.seq_length,
         "sources": sources,
         "documents": {
             "read": sum(source["documents"] for source in sources) + sum(dropped.values()),
@@ -76,11 +76,7 @@ def make_card(
         "row_tokens": {split: manifest.tokens(split) for split in manifest.splits},
         "shards": {split: len(records) for split, records in manifest.splits.items()},
         "random_next_rows": sum(counts["random_next"] for counts in length_counts),
-        "vocabulary": {
-            "size": manifest.attributes.vocabulary_size,
-            "sha256": manifest.attributes.vocabulary_hash,
-            "casing": manifest.attributes.casing,
-        },
+        "vocabulary": {"size": stored.vocabulary_size, "sha256": stored.vocabulary_hash, "casing": stored.casing},
         "made_with": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("sentencex", "tokenizers", "h5py", "numpy")},

@@ -13,6 +13,7 @@ import numpy as np
 
 from bert_pld.data.shards import FORMAT_NAME, NVIDIA_FORMAT_NAME, Manifest
 from bert_pld.files import TOKENIZER, VOCABULARY
+from data_prep import tasks
 from data_prep.build_folder import BUILD_FOLDER, Markers, is_finished, open_build_folder, remove_build_folder
 from data_prep.data_card import Counts, dropped_by_reason, make_card, summary, write_card
 from data_prep.dedup.duplicates import Comparisons, Duplicates, cluster_near, join_exact
@@ -23,14 +24,6 @@ from data_prep.rows.shard_files import MaskingPart, masking_parts, place_nvidia_
 from data_prep.rows.splitting import Group, Groups, make_groups
 from data_prep.rows.vocabulary import Vocabulary, read_vocabulary, train_vocabulary
 from data_prep.spool import Spool
-from data_prep.tasks import (
-    run_exact_task,
-    run_masking_task,
-    run_near_task,
-    run_reading_task,
-    run_writing_task,
-    shard_attributes,
-)
 
 VOCABULARY_SAMPLE_BYTES = 128 << 20
 _SAMPLE_BATCH_SENTENCES = 1 << 13
@@ -39,14 +32,8 @@ _SAMPLE_BATCH_SENTENCES = 1 << 13
 def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, executor: Executor) -> None:
     """Make a data directory, or resume an interrupted build with the same arguments.
 
-    Args:
-        arguments: everything that determines the bytes.
-        vocab: the vocabulary file whose digest is `arguments.vocab`; None trains a vocabulary.
-        output_dir: a new or empty directory, or one that holds this build.
-        executor: runs the tasks; it does not influence the result.
-
-    Raises:
-        ValueError: the sources, the vocabulary or the directory cannot be used.
+    `vocab` is the file whose digest is `arguments.vocab`; None trains a vocabulary. `output_dir` must be new or empty,
+    or hold this build. Sources, a vocabulary or a directory that cannot be used are a ValueError.
     """
     began = time.monotonic()
     given = read_vocabulary(vocab, arguments.cased) if vocab else None
@@ -66,7 +53,7 @@ def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, execu
         vocabulary = run.vocabulary(given)
         groups = make_groups(build_dir, len(plan.tasks), arguments.seed, arguments.validation_fraction)
         groups.write(build_dir)
-        writing = run.stage("tokenizing", "write", run_writing_task, [group.bytes for group in groups.tasks])
+        writing = run.stage("tokenizing", "write", tasks.run_writing_task, [group.bytes for group in groups.tasks])
         masking = run.mask(groups, writing) if arguments.format == "nvidia" else []
         cards = {}
         for seq_length, data_dir in arguments.data_dirs(output_dir).items():
@@ -78,7 +65,7 @@ def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, execu
                 native = _native_records(groups, writing, seq_length)
                 splits = place_shards(run.shard_dir(seq_length), data_dir, native)
             manifest = Manifest(
-                shard_attributes(plan, vocabulary, seq_length),
+                tasks.shard_attributes(plan, vocabulary, seq_length),
                 splits,
                 {split: sum(group.documents for group in groups.tasks if group.split == split) for split in splits},
                 vocabulary.special_ids(),
@@ -124,7 +111,7 @@ class _Build:
     def read(self) -> Counts:
         """Read, clean and spool all sources; raise ValueError if cleaning leaves no document."""
         sizes = [sum(piece.bytes for piece in task) for task in self.plan.tasks]
-        counts = self.stage("reading", "read", run_reading_task, sizes)
+        counts = self.stage("reading", "read", tasks.run_reading_task, sizes)
         if not any(task_counts["documents"] for task_counts in counts):
             reasons = "; ".join(f"{count} {reason}" for reason, count in dropped_by_reason(counts).items())
             sources = ", ".join(self.plan.arguments.sources)
@@ -140,11 +127,11 @@ class _Build:
         comparisons.write(self.build_dir)
         digest_bytes, band_bytes = 16 * documents, 8 * documents
         exact = [digest_bytes // share.parts for share in comparisons.exact]
-        self.stage("exact duplicates", "exact", run_exact_task, exact)
+        self.stage("exact duplicates", "exact", tasks.run_exact_task, exact)
         removed["exact"] = join_exact(self.build_dir, len(exact))
         if self.plan.arguments.deduplicate == "near":
             near = [band_bytes * (s.end_band - s.first_band) // s.parts for s in comparisons.near]
-            self.stage("near duplicates", "near", run_near_task, near)
+            self.stage("near duplicates", "near", tasks.run_near_task, near)
             removed["near"] = cluster_near(self.build_dir, len(near))
         return removed
 
@@ -173,7 +160,7 @@ class _Build:
         ]
         write_parts(self.build_dir, parts)
         sizes = [part.rows * part.seq_length * part.dupe_factor(arguments.dupe_factor) for part in parts]
-        counts = self.stage("masking", "mask", run_masking_task, sizes)
+        counts = self.stage("masking", "mask", tasks.run_masking_task, sizes)
         return [(part, done["records"]) for part, done in zip(parts, counts, strict=True)]
 
     def shard_dir(self, seq_length: int) -> Path:
@@ -181,9 +168,9 @@ class _Build:
         return self.build_dir / "shards" / str(seq_length)
 
 
-def _vocabulary_sample(build_dir: Path, tasks: int) -> Callable[[], Iterator[list[str]]]:
+def _vocabulary_sample(build_dir: Path, task_count: int) -> Callable[[], Iterator[list[str]]]:
     """Return a function that yields batches of sentences: the first part of each spool, at most 128 MiB together."""
-    spools, duplicates = [Spool(build_dir / "spool", task) for task in range(tasks)], Duplicates(build_dir)
+    spools, duplicates = [Spool(build_dir / "spool", task) for task in range(task_count)], Duplicates(build_dir)
     share = min(VOCABULARY_SAMPLE_BYTES / max(sum(spool.path.stat().st_size for spool in spools), 1), 1.0)
 
     def batches() -> Iterator[list[str]]:

@@ -25,16 +25,10 @@ _SIGNATURE_BATCH_BYTES = 1 << 20
 
 
 def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], signed: bool) -> dict[str, int]:
-    """Write the documents of a reading task; each file appears only when it is complete.
+    """Write the documents of a reading task, and return the number of `documents`, `sentences` and `bytes` written.
 
-    Args:
-        spool_dir: the folder of the spool.
-        task: number of the reading task.
-        documents: the sentences of each document; a sentence has no line feed.
-        signed: whether to write MinHash signatures.
-
-    Returns:
-        The number of `documents`, `sentences` and `bytes` written.
+    A document is a list of sentences without line feeds. MinHash signatures are written only if `signed` is true. Each
+    file appears only when it is complete.
     """
     ends: list[int] = []
     digests, signed_blocks = [], [np.empty((0, BANDS, BAND_ROWS), np.uint16)]

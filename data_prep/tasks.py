@@ -97,18 +97,12 @@ def shard_attributes(plan: BuildPlan, vocabulary: Vocabulary, seq_length: int) -
     """Return the HDF5 attributes of the shards of a sequence length."""
     arguments = plan.arguments
     return ShardAttributes(
-        vocabulary_hash=vocabulary.hash,
-        vocabulary_size=len(vocabulary.entries),
-        casing=vocabulary.casing,
-        seq_length=seq_length,
-        objective=arguments.objective,
-        source=", ".join(arguments.sources),
-        seed=arguments.seed,
-    )
+        vocabulary_hash=vocabulary.hash, vocabulary_size=len(vocabulary.entries), casing=vocabulary.casing,
+        seq_length=seq_length, objective=arguments.objective, source=", ".join(arguments.sources), seed=arguments.seed,
+    )  # fmt: skip
 
 
 def _texts(build_dir: Path, plan: BuildPlan, group: Group) -> Iterator[list[str]]:
-    """Yield the sentences of each document of a group."""
     groups, duplicates = _groups(build_dir), Duplicates(build_dir)
     for number, first, end in group.members:
         spool = Spool(build_dir / "spool", number)

@@ -11,19 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from bert_pld.data import shards
 from bert_pld.data.nvidia_format import read_blocks, read_header
-from bert_pld.data.shards import (
-    COLUMNS,
-    IS_NEXT,
-    NO_PAIR,
-    NVIDIA_FORMAT_NAME,
-    RANDOM_NEXT,
-    SPLITS,
-    Manifest,
-    Shard,
-    ShardRecord,
-    vocabulary_hash,
-)
+from bert_pld.data.shards import COLUMNS, SPLITS, Manifest, Shard, ShardRecord, vocabulary_hash
 from bert_pld.files import TOKENIZER, VOCABULARY, file_sha256
 from data_prep.rows.vocabulary import SPECIAL_TOKENS
 
@@ -31,17 +21,15 @@ _BLOCK_ROWS = 1 << 14
 
 
 def verify(data_dir: Path, samples: int = 3) -> list[str]:
-    """Check all files, and print `samples` decoded rows of the training split and a summary.
-
-    Returns:
-        One line for each fault; an empty list for a sound directory.
-    """
+    """Check all files, print `samples` decoded training rows and a summary, and return a line for each fault."""
     try:
         manifest = Manifest.read(data_dir)
     except ValueError as error:
         return [str(error)]
-    faults = [*_tokenizer_faults(data_dir, manifest), *_file_faults(data_dir, manifest)]
-    is_nvidia = manifest.format == NVIDIA_FORMAT_NAME
+    tokenizer_faults = list(_tokenizer_faults(data_dir, manifest))
+    faults = [*tokenizer_faults, *_file_faults(data_dir, manifest)]
+    is_nvidia = manifest.format == shards.NVIDIA_FORMAT_NAME
+    shard_faults = _nvidia_shard_faults if is_nvidia else _shard_faults
     sound: list[Path] = []
     for records in manifest.splits.values():
         for record in records:
@@ -49,12 +37,14 @@ def verify(data_dir: Path, samples: int = 3) -> list[str]:
             if not path.is_file():
                 faults.append(f"{path}: missing, but the manifest lists it")
                 continue
-            found = list(_file_damage(path, record))
-            found = found or list((_nvidia_shard_faults if is_nvidia else _shard_faults)(path, record, manifest))
+            try:
+                found = list(_file_damage(path, record) or shard_faults(path, record, manifest))
+            except ValueError as error:
+                found = [str(error)]
             faults += found
             if not found:
                 sound.append(path)
-    if sound and (data_dir / TOKENIZER).is_file() and not _tokenizer_faults(data_dir, manifest):
+    if sound and not tokenizer_faults:
         columns = next(read_blocks(sound[0]))[1] if is_nvidia else Shard(sound[0]).columns
         _show(Tokenizer.from_file(str(data_dir / TOKENIZER)), columns, samples)
     rows = {split: manifest.rows(split) for split in manifest.splits}
@@ -64,14 +54,13 @@ def verify(data_dir: Path, samples: int = 3) -> list[str]:
     return faults
 
 
-def _tokenizer_faults(data_dir: Path, manifest: Manifest) -> list[str]:
+def _tokenizer_faults(data_dir: Path, manifest: Manifest) -> Iterator[str]:
     """Check that both tokenizer files hold the vocabulary of the shards, with the special tokens at their ids."""
-    faults = []
-    wanted = manifest.attributes.vocabulary_hash
+    size = manifest.attributes.vocabulary_size
     for name in (TOKENIZER, VOCABULARY):
         path = data_dir / name
         if not path.is_file():
-            faults.append(f"{path}: missing")
+            yield f"{path}: missing"
             continue
         try:
             text = path.read_text(encoding="utf-8")
@@ -81,17 +70,14 @@ def _tokenizer_faults(data_dir: Path, manifest: Manifest) -> list[str]:
                 vocabulary = json.loads(text)["model"]["vocab"]
                 entries = sorted(vocabulary, key=vocabulary.__getitem__)
         except (ValueError, KeyError, TypeError) as error:
-            faults.append(f"{path}: cannot be read ({error!r})")
+            yield f"{path}: cannot be read ({error!r})"
             continue
-        if vocabulary_hash(entries) != wanted:
-            faults.append(f"{path}: not the vocabulary of these shards (SHA-256 differs from the manifest's)")
-        elif len(entries) != manifest.attributes.vocabulary_size:
-            faults.append(
-                f"{path}: {len(entries)} entries, but the manifest lists {manifest.attributes.vocabulary_size}"
-            )
+        if vocabulary_hash(entries) != manifest.attributes.vocabulary_hash:
+            yield f"{path}: not the vocabulary of these shards (SHA-256 differs from the manifest's)"
+        elif len(entries) != size:
+            yield f"{path}: {len(entries)} entries, but the manifest lists {size}"
         elif manifest.special_tokens != {key: entries.index(token) for key, token in SPECIAL_TOKENS.items()}:
-            faults.append(f"{path}: the ids of the special tokens differ from the manifest's")
-    return faults
+            yield f"{path}: the ids of the special tokens differ from the manifest's"
 
 
 def _file_faults(data_dir: Path, manifest: Manifest) -> Iterator[str]:
@@ -105,40 +91,34 @@ def _file_faults(data_dir: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{path}: unlisted shard, not in the manifest"
 
 
-def _file_damage(path: Path, record: ShardRecord) -> Iterator[str]:
-    """Check that a shard has the bytes that were written."""
+def _file_damage(path: Path, record: ShardRecord) -> list[str]:
     size = path.stat().st_size
     if size != record.bytes:
-        yield f"{path}: {size} bytes, but the manifest lists {record.bytes}"
-    elif file_sha256(path) != record.sha256:
-        yield f"{path}: damaged (SHA-256 differs from the manifest's)"
+        return [f"{path}: {size} bytes, but the manifest lists {record.bytes}"]
+    return [] if file_sha256(path) == record.sha256 else [f"{path}: damaged (SHA-256 differs from the manifest's)"]
 
 
 def _nvidia_shard_faults(path: Path, record: ShardRecord, manifest: Manifest) -> Iterator[str]:
     """Yield the first fault of a shard in NVIDIA's format: in its datasets, its rows and masks, or its counts."""
     rows = tokens = 0
     attributes, special = manifest.attributes, list(manifest.special_tokens.values())
-    try:
-        header = read_header(path)
-        if (header.seq_length, header.has_pairs) != (attributes.seq_length, attributes.objective != "mlm"):
-            yield f"{path}: holds {header}, which differs from the manifest"
-            return
-        for first, block in read_blocks(path):
-            rows, tokens = rows + len(block["length"]), tokens + int(block["length"].sum())
-            positions = np.minimum(block["mask_positions"], attributes.seq_length - 1)
-            listed = np.arange(header.predictions) < block["mask_count"][:, None]
-            originals = np.take_along_axis(block["input_ids"], positions, axis=1)
-            mask_faults = [
-                ("has no masks", (block["mask_count"] == 0) & ~np.isin(block["input_ids"], special).all(axis=1)),
-                ("a special token is masked", (np.isin(originals, special) & listed).any(axis=1)),
-                ("an id is outside the vocabulary", (block["mask_inputs"] >= attributes.vocabulary_size).any(axis=1)),
-            ]
-            if fault := _first_fault(first, [*_row_faults(block, manifest), *mask_faults]):
-                yield f"{path}: {fault}"
-                return
-    except ValueError as error:
-        yield str(error)
+    header = read_header(path)
+    if (header.seq_length, header.has_pairs) != (attributes.seq_length, attributes.objective != "mlm"):
+        yield f"{path}: holds {header}, which differs from the manifest"
         return
+    for first, block in read_blocks(path):
+        rows, tokens = rows + len(block["length"]), tokens + int(block["length"].sum())
+        positions = np.minimum(block["mask_positions"], attributes.seq_length - 1)
+        listed = np.arange(header.predictions) < block["mask_count"][:, None]
+        originals = np.take_along_axis(block["input_ids"], positions, axis=1)
+        mask_faults = [
+            ("has no masks", (block["mask_count"] == 0) & ~np.isin(block["input_ids"], special).all(axis=1)),
+            ("a special token is masked", (np.isin(originals, special) & listed).any(axis=1)),
+            ("an id is outside the vocabulary", (block["mask_inputs"] >= attributes.vocabulary_size).any(axis=1)),
+        ]
+        if fault := _first_fault(first, [*_row_faults(block, manifest), *mask_faults]):
+            yield f"{path}: {fault}"
+            return
     for what, found, expected in (("rows", rows, record.rows), ("tokens", tokens, record.tokens)):
         if found != expected:
             yield f"{path}: {found} {what}, but the manifest lists {expected}"
@@ -146,11 +126,7 @@ def _nvidia_shard_faults(path: Path, record: ShardRecord, manifest: Manifest) ->
 
 def _shard_faults(path: Path, record: ShardRecord, manifest: Manifest) -> Iterator[str]:
     """Yield the faults of a native shard: of its attributes and columns, or else of its rows."""
-    try:
-        shard = Shard(path)
-    except ValueError as error:
-        yield str(error)
-        return
+    shard = Shard(path)
     if shard.attributes != manifest.attributes:
         yield f"{path}: belongs to another build (attributes differ from the manifest's)"
         return
@@ -184,10 +160,8 @@ def _row_faults(block: dict[str, NDArray[Any]], manifest: Manifest) -> Iterator[
     ids, label = block["input_ids"], block["next_sentence_label"]
     length, b_start = block["length"].astype(np.int64), block["segment_b_start"].astype(np.int64)
     rows = np.arange(len(ids))
-    yield (
-        f"an id is outside the vocabulary of {attributes.vocabulary_size}",
-        np.any(ids >= attributes.vocabulary_size, axis=1),
-    )
+    size = attributes.vocabulary_size
+    yield f"an id is outside the vocabulary of {size}", np.any(ids >= size, axis=1)
     yield f"length is not between 3 and {attributes.seq_length}", (length < 3) | (length > attributes.seq_length)
     yield "does not begin with [CLS]", ids[:, 0] != special["cls"]
     positions = np.arange(attributes.seq_length)
@@ -197,9 +171,9 @@ def _row_faults(block: dict[str, NDArray[Any]], manifest: Manifest) -> Iterator[
     beyond = positions >= length[:, None]
     yield "padding does not begin at position length", np.any(is_padding != beyond, axis=1)
     if attributes.objective == "mlm":
-        yield "has a next sentence label or a segment B", (label != NO_PAIR) | (b_start != length)
+        yield "has a next sentence label or a segment B", (label != shards.NO_PAIR) | (b_start != length)
         return
-    yield "next_sentence_label is neither 0 nor 1", (label != IS_NEXT) & (label != RANDOM_NEXT)
+    yield "next_sentence_label is neither 0 nor 1", (label != shards.IS_NEXT) & (label != shards.RANDOM_NEXT)
     yield "segment_b_start is outside the row", (b_start < 3) | (b_start > length - 2)
     before = np.clip(b_start - 1, 0, attributes.seq_length - 1)
     yield "no [SEP] before segment B", ids[rows, before] != special["sep"]
@@ -207,7 +181,7 @@ def _row_faults(block: dict[str, NDArray[Any]], manifest: Manifest) -> Iterator[
 
 def _show(tokenizer: Tokenizer, columns: dict[str, NDArray[Any]], samples: int) -> None:
     """Print rows as text, evenly spread over a shard."""
-    labels = {IS_NEXT: "B follows A", RANDOM_NEXT: "B is random", NO_PAIR: "no pair"}
+    labels = {shards.IS_NEXT: "B follows A", shards.RANDOM_NEXT: "B is random", shards.NO_PAIR: "no pair"}
     for index in np.unique(np.linspace(0, len(columns["length"]) - 1, samples).astype(int)):
         ids = columns["input_ids"][index, : int(columns["length"][index])].tolist()
         label = labels[int(columns["next_sentence_label"][index])]

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.files import write_atomically
-from data_prep.dedup.minhash import BANDS, HASHES
+from data_prep.dedup.minhash import BANDS, HASHES, UInt64Array
 from data_prep.spool import Spool, write_array
 
 DEDUPLICATION = ("near", "exact", "none")
@@ -33,8 +33,6 @@ _PAIR_BATCH = 1 << 18
 _HALF = np.uint64(32)
 _LOW_HALF = np.uint64(0xFFFFFFFF)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-
-UInt64Array = NDArray[np.uint64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +174,6 @@ def _candidate_pairs(keys: UInt64Array, numbers: UInt64Array) -> UInt64Array:
 
 
 def _similarities(build_dir: Path, pairs: UInt64Array) -> NDArray[np.float64]:
-    """Return the estimated Jaccard similarity of each pair."""
     numbers, places = np.unique(pairs, return_inverse=True)
     tasks = (numbers >> _HALF).astype(np.int64)
     starts = np.flatnonzero(np.concatenate([[True], tasks[1:] != tasks[:-1]]))

@@ -16,6 +16,5 @@ class Executor(Protocol):
     def run(self, function: Task, build_dir: Path, tasks: Sequence[int], finished: Callable[[int], None]) -> None:
         """Run `function(build_dir, task)` for every task, and call `finished(task)` once after each.
 
-        Raises:
-            ValueError, OSError: a task raised it, or a worker was lost.
+        ValueError and OSError of a task are raised again; a lost worker is an OSError.
         """

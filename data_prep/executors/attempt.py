@@ -76,14 +76,9 @@ class Attempt:
 
     def write_error(self, task: int, error: Exception) -> None:
         """Write the exception of a task for the driver."""
-        content: dict[str, Any] = {
-            "type": type(error).__name__,
-            "message": str(error),
-            "traceback": traceback.format_exc(),
-        }
-        if isinstance(error, ValueError):
-            content["type"] = "ValueError"
-        elif isinstance(error, OSError):
+        kind = "ValueError" if isinstance(error, ValueError) else type(error).__name__
+        content: dict[str, Any] = {"type": kind, "message": str(error), "traceback": traceback.format_exc()}
+        if kind != "ValueError" and isinstance(error, OSError):
             content |= {"type": "OSError", "errno": error.errno, "strerror": error.strerror, "file": error.filename}
         write_atomically(self.folder / _ERRORS / f"{task:05d}.json", json.dumps(content, default=str) + "\n")
 

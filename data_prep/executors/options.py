@@ -59,7 +59,14 @@ class ExecutorOptions:
         if self.slurm_memory_gb is not None and not 0.0625 <= self.slurm_memory_gb <= 65536:
             raise ValueError(f"--slurm_memory_gb {self.slurm_memory_gb}: must be between 0.0625 and 65536")
         for argument in self.slurm_args:
-            _check_sbatch_argument(argument)
+            key = argument.partition("=")[0]
+            if not _SLURM_KEY.fullmatch(key):
+                what = "must be key=value or key, a long option of sbatch without the leading --"
+                raise ValueError(f"--slurm_args {argument!r}: {what}")
+            if key in _SET_BY_BUILD:
+                raise ValueError(f"--slurm_args {argument!r}: the build sets {key} itself, or has another flag for it")
+            if not argument.isprintable():
+                raise ValueError(f"--slurm_args {argument!r}: contains a character that cannot be printed")
         if self.ray_address is not None and not _RAY_ADDRESS.fullmatch(self.ray_address):
             raise ValueError(f"--ray_address {self.ray_address!r}: must be auto, local or HOST:PORT")
 
@@ -68,18 +75,6 @@ class ExecutorOptions:
         """Take the options from parsed flags; raise ValueError for a wrong value or a flag of another executor."""
         values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)}
         return cls(**{**values, "slurm_args": tuple(values["slurm_args"])})
-
-
-def _check_sbatch_argument(argument: str) -> None:
-    key = argument.partition("=")[0]
-    if not _SLURM_KEY.fullmatch(key):
-        raise ValueError(
-            f"--slurm_args {argument!r}: must be key=value or key, a long option of sbatch without the leading --"
-        )
-    if key in _SET_BY_BUILD:
-        raise ValueError(f"--slurm_args {argument!r}: the build sets {key} itself, or has another flag for it")
-    if not argument.isprintable():
-        raise ValueError(f"--slurm_args {argument!r}: contains a character that cannot be printed")
 
 
 def add_executor_flags(parser: argparse.ArgumentParser) -> None:
@@ -119,17 +114,16 @@ def _cluster_executor(options: ExecutorOptions) -> ClusterExecutor:
         from data_prep.executors.ray_cluster import RayExecutor
 
         return RayExecutor(options.workers, options.ray_address or "local")
-    from data_prep.executors.slurm import SlurmExecutor, SlurmOptions
+    from data_prep.executors.slurm import SlurmExecutor
 
-    arguments = tuple(f"--{argument}" for argument in options.slurm_args)
-    return SlurmExecutor(
-        options.workers, SlurmOptions(options.slurm_partition, options.slurm_time, options.slurm_memory_gb, arguments)
-    )
+    memory = f"{round(1024 * options.slurm_memory_gb)}M" if options.slurm_memory_gb else None
+    given = {"partition": options.slurm_partition, "time": options.slurm_time, "mem": memory}
+    arguments = [f"--{key}={value}" for key, value in given.items() if value]
+    return SlurmExecutor(options.workers, arguments + [f"--{argument}" for argument in options.slurm_args])
 
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Make SIGTERM raise KeyboardInterrupt in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -40,16 +40,12 @@ class RayExecutor(ClusterExecutor):
 
         logger.disable("datatrove")
         python_path = os.pathsep.join(filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH")]))
-        options: dict[str, Any] = {"address": self.address}
+        environment = {"env_vars": {"PYTHONPATH": python_path, "TOKENIZERS_PARALLELISM": "false"}}
+        options: dict[str, Any] = {"address": self.address, "runtime_env": environment}
         if self.address == "local":
             options |= {"num_cpus": self.workers, "include_dashboard": False}
         try:
-            ray.init(
-                **options,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": {"PYTHONPATH": python_path, "TOKENIZERS_PARALLELISM": "false"}},
-            )
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ValueError(f"--ray_address {self.address}: {str(error).splitlines()[0]}") from None
         return self
@@ -94,7 +90,6 @@ class _RayTasks:
         return not self._running and not self._waiting
 
     def state(self) -> str:
-        """Name the types of the errors that ended ranks."""
         return f"Ray: {', '.join(sorted(set(self._errors))) or 'ended without an error'}"
 
     def cancel(self) -> None:

@@ -6,12 +6,12 @@ no shell interprets. Jobs use the driver's interpreter, environment and working 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shlex
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import dill
@@ -23,30 +23,21 @@ from data_prep.executors.attempt import Attempt, RunTasks
 from data_prep.executors.cluster import SOURCE_ROOT, ClusterExecutor
 
 
-@dataclasses.dataclass(frozen=True)
-class SlurmOptions:
-    """Resources of a job; None leaves a value to the site's default."""
-
-    partition: str | None = None
-    time: str | None = None
-    """Time limit of a job, in the format of sbatch."""
-    memory_gb: float | None = None
-    sbatch_arguments: tuple[str, ...] = ()
-    """Additional arguments, each `--key` or `--key=value`."""
-
-
 class SlurmExecutor(ClusterExecutor):
-    """Runs each attempt as a job array, at most `workers` of its jobs at a time."""
+    """Runs each attempt as a job array, at most `workers` of its jobs at a time, with more arguments for sbatch."""
 
-    def __init__(self, workers: int, options: SlurmOptions) -> None:
-        slurm_queue.require_commands()
+    def __init__(self, workers: int, sbatch_arguments: Sequence[str] = ()) -> None:
+        if missing := slurm_queue.missing_command():
+            raise ValueError(
+                f"--executor slurm: {missing} is not on the PATH; start the build where jobs can be submitted"
+            )
         super().__init__(workers, most_ranks=slurm_queue.largest_array())
-        self.options = options
+        self.sbatch_arguments = sbatch_arguments
 
     def launch(self, step: RunTasks, ranks: int, attempt: Attempt) -> _ArrayOfRanks:
         """Submit a job array with one job for each rank."""
         name = slurm_queue.job_name(step.build_dir)
-        executor = _Executor(step, ranks, self.workers, attempt, name, self.options)
+        executor = _Executor(step, ranks, self.workers, attempt, name, self.sbatch_arguments)
         try:
             executor.launch_job()
         except BaseException:  # an interrupt may arrive after Slurm has accepted the array and before it answers
@@ -71,14 +62,14 @@ class _Executor(SlurmPipelineExecutor):
     """datatrove's executor with its own submission: no extra job for statistics, and only basic options of sbatch."""
 
     def __init__(
-        self, step: RunTasks, ranks: int, workers: int, attempt: Attempt, name: str, options: SlurmOptions
+        self, step: RunTasks, ranks: int, workers: int, attempt: Attempt, name: str, more_arguments: Sequence[str]
     ) -> None:
         super().__init__(
-            [step], tasks=ranks, workers=workers, time=options.time, partition=options.partition, job_name=name,
-            qos=None, max_array_size=ranks, logging_dir=str(attempt.folder),
-            slurm_logs_folder=str(attempt.folder / "slurm"), with_srun=False,
+            [step], tasks=ranks, workers=workers, time=None, partition=None, job_name=name, qos=None,
+            max_array_size=ranks, logging_dir=str(attempt.folder), slurm_logs_folder=str(attempt.folder / "slurm"),
+            with_srun=False,
         )  # fmt: skip
-        self.folder, self.options = attempt.folder, options
+        self.folder, self.more_arguments = attempt.folder, more_arguments
 
     def launch_job(self) -> None:
         """Submit the array and set `job_id` to its number."""
@@ -92,36 +83,21 @@ class _Executor(SlurmPipelineExecutor):
         script.write_text(f"#!/bin/sh\n{settings}\nexec {shlex.join(command)}\n", encoding="utf-8")
         Path(self.slurm_logs_folder).mkdir()
         arguments = [f"--{key}={value}" if value else f"--{key}" for key, value in self.get_sbatch_args().items()]
-        self.job_id = slurm_queue.submit(script, [*arguments, *self.options.sbatch_arguments])
+        self.job_id = slurm_queue.submit(script, [*arguments, *self.more_arguments])
 
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, str]:
-        """Return the arguments of sbatch for this array, without the user's additional ones."""
+        """Return the arguments of sbatch for this array, without the user's."""
         # Slurm replaces % in paths: double every one except those of the array's and the task's number.
         log = str(Path(self.slurm_logs_folder) / "%A_%a.out").replace("%", "%%").replace("%%A_%%a", "%A_%a")
-        optional = {
-            "partition": self.partition,
-            "time": self.time,
-            "mem": f"{round(1024 * self.options.memory_gb)}M" if self.options.memory_gb else None,
-        }
         return {
-            "job-name": self.job_name,
-            "array": f"0-{self.tasks - 1}%{self.workers}",
-            "ntasks": "1",
-            "cpus-per-task": "1",
-            "chdir": os.getcwd(),
-            "export": "ALL",
-            "output": log,
-            "open-mode": "append",
+            "job-name": self.job_name, "array": f"0-{self.tasks - 1}%{self.workers}", "ntasks": "1",
+            "cpus-per-task": "1", "chdir": os.getcwd(), "export": "ALL", "output": log, "open-mode": "append",
             "requeue": "",
-            **{key: value for key, value in optional.items() if value},
-        }
+        }  # fmt: skip
 
     def get_distributed_env(self, node_rank: int = -1) -> DistributedEnvVars:
         """Return datatrove's description of the machine without asking Slurm, whose commands a node may lack."""
         return DistributedEnvVars(
-            datatrove_node_ips=socket.gethostname(),
-            datatrove_cpus_per_task="1",
-            datatrove_mem_per_cpu="-1",
-            datatrove_gpus_on_node="0",
-            datatrove_executor="SLURM",
-        )
+            datatrove_node_ips=socket.gethostname(), datatrove_cpus_per_task="1", datatrove_mem_per_cpu="-1",
+            datatrove_gpus_on_node="0", datatrove_executor="SLURM",
+        )  # fmt: skip

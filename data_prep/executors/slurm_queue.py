@@ -32,12 +32,6 @@ _NEVER_STARTS = {
 }  # fmt: skip
 
 
-def require_commands() -> None:
-    """Raise ValueError if a command of Slurm is missing on this machine."""
-    if missing := missing_command():
-        raise ValueError(f"--executor slurm: {missing} is not on the PATH; start the build where jobs can be submitted")
-
-
 def missing_command() -> str | None:
     """Return the first of Slurm's commands that is not on the PATH."""
     return next((command for command in COMMANDS if not shutil.which(command)), None)
@@ -55,12 +49,14 @@ def largest_array() -> int:
 
 
 def submit(script: Path, arguments: list[str]) -> str:
-    """Submit a script and return the number of the job; no shell interprets the arguments of sbatch.
-
-    Raises:
-        OSError: Slurm has refused the job; the message is Slurm's.
-    """
-    return _output("sbatch", "--parsable", *arguments, str(script), environment=_environment()).strip().split(";")[0]
+    """Submit a script and return the number of the job; an OSError has Slurm's message if it refuses the job."""
+    # The driver may itself run in a job: without the variables that Slurm sets there.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "RUN_OFFSET" and (not name.startswith("SLURM_") or name == "SLURM_CONF")
+    }
+    return _output("sbatch", "--parsable", *arguments, str(script), environment=environment).strip().split(";")[0]
 
 
 def cancel_named(name: str) -> None:
@@ -79,10 +75,8 @@ def stop_orphaned_jobs(build_dir: Path) -> None:
 
     A resumed build with the same plan could ignore such jobs: files appear complete and with the same bytes. A build
     with another plan could not, because its tasks with the same numbers are different tasks. Ray ends the tasks of a
-    lost driver by itself.
-
-    Raises:
-        OSError: there are Slurm jobs to cancel, and Slurm does not answer or is not on the PATH.
+    lost driver by itself. If Slurm jobs must be cancelled and Slurm is not on the PATH or does not answer, that is an
+    OSError.
     """
     attempts = open_attempts(build_dir)
     for attempt in attempts:
@@ -108,11 +102,7 @@ class JobArray:
         self._shown_reason = ""
 
     def ended(self) -> bool:
-        """Return whether no job of the array runs or waits.
-
-        Raises:
-            OSError: a job can never start, or Slurm has not answered for ten minutes.
-        """
+        """Return whether no job runs or waits; raise OSError if one can never start or Slurm does not answer."""
         now = time.monotonic()
         if now < self._last_query + QUEUE_S:
             return False
@@ -160,15 +150,6 @@ def _rows(name: str) -> list[tuple[str, str, str]]:
         number, state, reason = line.strip().split("|", 2)
         rows.append((number, state, reason.strip("()").replace(" ", "_")))
     return rows
-
-
-def _environment() -> dict[str, str]:
-    """Return this environment without the variables that Slurm sets in a job, as the driver may run in one."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name != "RUN_OFFSET" and (not name.startswith("SLURM_") or name == "SLURM_CONF")
-    }
 
 
 def _output(*command: str, environment: dict[str, str] | None = None) -> str:

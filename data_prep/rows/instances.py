@@ -34,23 +34,14 @@ def pair_rows(
     split: str,
     group: int,
 ) -> Rows:
-    """Rows `[CLS] A [SEP] B [SEP]` of at most `seq_length` tokens.
+    """Rows `[CLS] A [SEP] B [SEP]` of at most `seq_length` tokens (at least 8), as the columns of a shard.
 
     Consecutive segments of a document form a chunk of the target length: the full length, or for one chunk in ten a
     shorter one, drawn uniformly from 2 to the full length. The chunk is cut between two segments into A and B. In half
     of the pairs, B is instead taken from another document of the same group, and the displaced segments begin the next
     chunk. A pair that is too long is trimmed at both ends of the longer of A and B. In a group of a single document,
-    the random B is taken from elsewhere in that document.
-
-    Args:
-        documents: D tokenized documents.
-        seq_length: S, at least 8.
-        special_ids: ids of pad, unk, cls, sep and mask.
-        is_continuation: bool [vocabulary size]; true for entries that continue a word.
-        seed, split, group: key of the random numbers; each group has its own.
-
-    Returns:
-        The columns of a shard, N rows.
+    the random B is taken from elsewhere in that document. The random numbers depend on `seed`, `split` and `group`.
+    `is_continuation`, bool [vocabulary size], is true for entries that continue a word.
     """
     room = seq_length - 3
     documents = split_long_segments(documents, room // 2, is_continuation)

@@ -115,22 +115,17 @@ def read_parts(build_dir: Path) -> list[MaskingPart]:
 def write_nvidia_shards(
     folder: Path, part: MaskingPart, dupe_factor: int, vocabulary: MaskingVocabulary, seed: int
 ) -> list[dict[str, Any]]:
-    """Mask a native shard of `folder`, and write one shard in NVIDIA's format beside it for each duplicate.
+    """Mask a native shard of `folder`, write a shard in NVIDIA's format for each duplicate, and return their records.
 
-    Returns:
-        The records of the shards, in the order of the duplicates, as dictionaries.
-
-    Raises:
-        ValueError: a row has more masks than the format can store.
+    A row with more masks than the format can store is a ValueError.
     """
     shard = Shard(folder / part.file)
     records = []
     for duplicate in range(part.dupe_factor(dupe_factor)):
         blocks = []
         for first in range(0, part.rows, _BLOCK_ROWS):
-            rows = {
-                name: column[first : first + _BLOCK_ROWS].astype(np.int64) for name, column in shard.columns.items()
-            }
+            block = slice(first, first + _BLOCK_ROWS)
+            rows = {name: column[block].astype(np.int64) for name, column in shard.columns.items()}
             indices = part.first_row + first + np.arange(len(rows["length"]))
             epochs = np.full(len(indices), duplicate)
             masked = mask_tokens(rows["input_ids"], rows["length"], indices, epochs, vocabulary=vocabulary, seed=seed)

@@ -60,10 +60,7 @@ def make_groups(build_dir: Path, tasks: int, seed: int, validation_fraction: flo
 
     The document with the lowest draw is always a validation document, and the one with the highest a training document.
     Equal texts have equal draws, so the validation split never contains a copy of a training document, even where
-    duplicates are kept.
-
-    Raises:
-        ValueError: the spools hold fewer than two different documents.
+    duplicates are kept. Spools with fewer than two different documents are a ValueError.
     """
     duplicates = Duplicates(build_dir)
     lowest, highest = 2**64 - 1, 0

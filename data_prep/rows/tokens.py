@@ -58,12 +58,8 @@ def split_long_segments(
     """Cut segments of more than `longest` tokens into equal parts, and the only segment of a document into two.
 
     Afterwards every document of at least two tokens has two segments or more, as a sentence pair needs. A cut is placed
-    at the nearest word start where the parts stay short enough.
-
-    Args:
-        documents: output of `encode_documents`.
-        longest: largest number of tokens in a segment, at least 1.
-        is_continuation: bool [vocabulary size]; true for entries that continue a word (`##…`).
+    at the nearest word start where the parts stay short enough. `is_continuation`, bool [vocabulary size], is true for
+    entries that continue a word (`##…`).
     """
     starts = documents.segment_starts
     lengths = np.diff(starts)

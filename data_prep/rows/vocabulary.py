@@ -55,9 +55,8 @@ class Vocabulary:
 def read_vocabulary(path: Path, cased: bool) -> Vocabulary:
     """Read a `vocab.txt`, one entry per line in id order.
 
-    Raises:
-        ValueError: the file is not UTF-8, an entry is repeated or empty, a special token is missing, or the casing
-            does not match.
+    It is a ValueError if the file is not UTF-8, an entry is repeated or empty, a special token is missing, or the
+    casing does not match.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -90,13 +89,8 @@ def train_vocabulary(texts: Callable[[], Iterable[list[str]]], size: int, cased:
     The trainer numbers characters in the order of a hash table, and breaks ties between merges by these numbers. Both
     become deterministic because it gets the sorted alphabet as special tokens, which it numbers first.
 
-    Args:
-        texts: returns batches of sentences; called twice.
-        size: number of entries, including the special tokens (ids 0 to 4).
-        cased: whether to keep capitals and accents.
-
-    Raises:
-        ValueError: the text does not give enough entries.
+    `texts` returns batches of sentences and is called twice. `size` includes the special tokens (ids 0 to 4); a text
+    that does not give as many entries is a ValueError.
     """
     tokenizer = Tokenizer(WordPiece({}, unk_token=SPECIAL_TOKENS["unk"]))
     tokenizer.normalizer = bert_normalizer(cased)

@@ -31,8 +31,7 @@ _CHECKED_BYTES = 1 << 12
 def list_pieces(where: str) -> list[Piece]:
     """List the `.txt` files of a folder (recursively), a file or a glob; each book is one piece.
 
-    Raises:
-        ValueError: files are not text according to their first bytes; the message counts them.
+    Files that are not text according to their first bytes are a ValueError, which counts them.
     """
     pieces = whole_files("books", find_files(where, (".txt",)))
     not_text = []
@@ -105,9 +104,6 @@ def _tidy(paragraph: str) -> str:
 
 
 KIND = SourceKind(
-    "books",
-    "a folder of books, one per file; UTF-8, BOM or Latin-1; without Project Gutenberg's header and footer",
-    "books=gutenberg/",
-    list_pieces,
-    read_piece,
-)
+    "books", "a folder of books, one per file; UTF-8, BOM or Latin-1; without Project Gutenberg's header and footer",
+    "books=gutenberg/", list_pieces, read_piece,
+)  # fmt: skip

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -20,14 +21,7 @@ from typing import Any
 from data_prep.sources import hub_loading, parquet
 from data_prep.sources.kind import Document, Piece, SourceKind
 from data_prep.sources.local_files import PIECE_BYTES
-from data_prep.sources.parquet import (
-    RowRange,
-    open_table,
-    part_start,
-    read_rows,
-    rows_as_pieces,
-    selection_text,
-)
+from data_prep.sources.parquet import RowRange, cut_rows, open_table, read_rows, rows_as_pieces, selection_text
 from data_prep.sources.tables import OPTIONS, Columns, batch_rows, choose_columns, documents_of, split_options
 
 DEFAULT_SPLIT = "train"
@@ -38,9 +32,8 @@ _STREAM_BATCH_ROWS = 64
 def list_pieces(where: str) -> list[Piece]:
     """List the pieces of a split, in the order of its files; of remote Parquet files only the footers are read.
 
-    Raises:
-        ValueError: the data set, configuration, split or column does not exist, or access is denied.
-        OSError: the Hub cannot be reached.
+    A data set, configuration, split or column that does not exist or may not be read is a ValueError, and a Hub that
+    cannot be reached is an OSError.
     """
     place, options = split_options(where, (*OPTIONS, "split", "revision"))
     name, config = _name_and_config(place)
@@ -127,13 +120,9 @@ def _pieces_of_prepared(where: str, builder: Any, split: str, options: dict[str,
     for path in files:
         table = _arrow_file(path).data
         columns = choose_columns(table.schema, options, where, path)
-        rows, size = table.num_rows, table.column(columns.text).nbytes
-        parts = max(1, size // PIECE_BYTES)
-        for part in range(parts):
-            first, end = (part_start(n, parts, rows, columns.join_rows) for n in (part, part + 1))
-            if end > first:
-                span = (size * part // parts, size * (part + 1) // parts)
-                pieces.append(Piece(KIND.name, path, *span, str(RowRange(first, end, columns))))
+        size = table.column(columns.text).nbytes
+        for first, end, start, stop in cut_rows(table.num_rows, size, max(1, size // PIECE_BYTES), columns.join_rows):
+            pieces.append(Piece(KIND.name, path, start, stop, str(RowRange(first, end, columns))))
     return pieces
 
 
@@ -170,10 +159,8 @@ def _pieces_of_stream(where: str, builder: Any, split: str, files: list[str], op
     revision = builder.hash if any(_is_remote(file) for file in files) else given.get("revision")
     pieces, offset = [], 0
     for shard, size in enumerate(sizes):
-        selection = selection_text(
-            config=config, split=split, revision=revision, shard=shard, shards=shards,
-            columns=[columns.text, columns.id, columns.title, columns.join_rows],
-        )  # fmt: skip
+        chosen = {"config": config, "split": split, "revision": revision, "columns": dataclasses.astuple(columns)}
+        selection = selection_text(**chosen, shard=shard, shards=shards)
         pieces.append(Piece(KIND.name, name, offset, offset + max(size, 1), selection))
         offset += max(size, 1)
     return pieces
@@ -212,9 +199,6 @@ def _stream(where: str, name: str, config: str | None, revision: str | None, spl
 
 
 KIND = SourceKind(
-    "hub",
-    "a data set of the Hugging Face Hub, streamed; ,split=NAME ,column=NAME ,revision=NAME",
-    "hub=wikimedia/wikipedia:20231101.en",
-    list_pieces,
-    read_piece,
-)
+    "hub", "a data set of the Hugging Face Hub, streamed; ,split=NAME ,column=NAME ,revision=NAME",
+    "hub=wikimedia/wikipedia:20231101.en", list_pieces, read_piece,
+)  # fmt: skip

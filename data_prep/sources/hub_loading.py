@@ -49,15 +49,9 @@ def is_offline() -> bool:
 def load_builder(where: str, name: str, config: str | None, revision: str | None) -> Any:
     """Return the `datasets.DatasetBuilder` of a data set, without downloading its text.
 
-    Args:
-        where: the user's argument, for messages.
-        name: an id on the Hub, or a folder in the Hub's layout.
-        config: a configuration; None if there is only one.
-        revision: a branch, tag or commit; on the branch `PARQUET_COPY`, `config` is a folder.
-
-    Raises:
-        ValueError: the data set, configuration or revision does not exist, or access is denied.
-        OSError: the Hub cannot be reached.
+    `where` is the user's argument, for messages; `name` is an id on the Hub, or a folder in the Hub's layout. On the
+    branch `PARQUET_COPY`, `config` is a folder. A data set, configuration or revision that does not exist or may not be
+    read is a ValueError, and a Hub that cannot be reached is an OSError.
     """
     datasets = quiet_datasets()
     if os.path.isdir(name):
@@ -135,8 +129,7 @@ def _is_listed(name: str, revision: str | None) -> bool:
 def require_complete(where: str, builder: Any, split: str, rows: int | None) -> None:
     """Check that a download holds a whole split, by the numbers in its file names and by its rows, if they are known.
 
-    Raises:
-        ValueError: files are missing, or it cannot be determined whether all files are present.
+    A split that is incomplete, or cannot be shown to be complete, is a ValueError.
     """
     files = [os.path.basename(str(path)) for path in builder.config.data_files[split]]
     numbered = [match for match in (re.search(r"-(\d{5})-of-(\d{5})", file) for file in files) if match]

@@ -30,11 +30,7 @@ def list_pieces(where: str) -> list[Piece]:
 
 
 def read_objects(piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of a piece, each with its place `file:line`.
-
-    Raises:
-        ValueError: a line is not an object with a string under "text".
-    """
+    """Yield the objects of a piece with their places `file:line`; each must have a string under "text" (ValueError)."""
     compressed = os.path.splitext(piece.path)[1] in COMPRESSIONS
     lines = _decompressed_lines(piece.path) if compressed else iter(read_utf8(piece).split("\n"))
     for number, line in enumerate(lines, start=1 if compressed else line_of(piece.path, piece.start)):
@@ -79,9 +75,6 @@ def read_piece(piece: Piece) -> Iterator[Document]:
 
 
 KIND = SourceKind(
-    "jsonl",
-    'one JSON object per line: {"text": "…"}; also .gz and .zst',
-    "'jsonl=corpus/*.jsonl'",
-    list_pieces,
-    read_piece,
-)
+    "jsonl", 'one JSON object per line: {"text": "…"}; also .gz and .zst', "'jsonl=corpus/*.jsonl'",
+    list_pieces, read_piece,
+)  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 NO_TEXT = "no text"
 """Reason to drop a document without text."""
+WIKIPEDIA_LICENCE = "CC BY-SA (Wikipedia's contributors)"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,22 +13,12 @@ PIECE_BYTES = 8 << 20
 """Larger files are cut into pieces; a whole piece is read into memory."""
 LONGEST_DOCUMENT_BYTES = 64 << 20
 _FORMAT_OF_PREFIX = {
-    b"\x89PNG": "a PNG image",
-    b"\xff\xd8\xff": "a JPEG image",
-    b"GIF8": "a GIF image",
-    b"%PDF-": "a PDF",
-    b"PK\x03\x04": "a zip archive (or EPUB, DOCX, ODT)",
-    b"\x1f\x8b": "compressed with gzip",
-    b"BZh": "compressed with bzip2",
-    b"\xfd7zXZ": "compressed with xz",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
-    b"Rar!": "a RAR archive",
-    b"{\\rtf": "an RTF document",
-    b"\xd0\xcf\x11\xe0": "an old Word document",
-    b"PAR1": "a Parquet file",
-    b"\x7fELF": "a program",
-}
+    b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"GIF8": "a GIF image", b"%PDF-": "a PDF",
+    b"PK\x03\x04": "a zip archive (or EPUB, DOCX, ODT)", b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!": "a RAR archive", b"\x1f\x8b": "compressed with gzip", b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz", b"\x28\xb5\x2f\xfd": "compressed with zstd", b"{\\rtf": "an RTF document",
+    b"\xd0\xcf\x11\xe0": "an old Word document", b"PAR1": "a Parquet file", b"\x7fELF": "a program",
+}  # fmt: skip
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1a\x1b"))
 MOST_CONTROLS = 0.01
@@ -37,10 +27,8 @@ MOST_CONTROLS = 0.01
 def find_files(where: str, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
     """Return a file, the files of a folder, or the files that match a glob (`**` matches any depth), sorted by name.
 
-    A folder is searched recursively for files with one of the suffixes, without hidden files.
-
-    Raises:
-        ValueError: the path does not exist, or nothing matches.
+    A folder is searched recursively for files with one of the suffixes, without hidden files. If nothing is found, that
+    is a ValueError.
     """
     place = Path(os.path.expanduser(where))
     if place.is_dir():
@@ -114,8 +102,7 @@ def read_bytes(piece: Piece) -> bytes:
 def read_utf8(piece: Piece) -> str:
     """Return the text of a piece, without a byte order mark and with line feeds as line ends.
 
-    Raises:
-        ValueError: the text is not UTF-8 or contains NUL.
+    A text that is not UTF-8 or contains NUL is a ValueError.
     """
     data = read_bytes(piece)
     try:

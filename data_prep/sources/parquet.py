@@ -52,8 +52,7 @@ def selection_text(**content: Any) -> str:
 def list_pieces(where: str) -> list[Piece]:
     """Cut the `.parquet` files of a folder (recursively), a file or a glob into ranges of rows.
 
-    Raises:
-        ValueError: a file is not Parquet or truncated, or a column is missing or not of strings.
+    A file that is not Parquet or is truncated, and a column that is missing or not of strings, are a ValueError.
     """
     place, options = split_options(where, OPTIONS)
     pieces = []
@@ -72,15 +71,9 @@ def read_piece(piece: Piece) -> Iterator[Document]:
 def rows_as_pieces(
     kind: str, path: str, file: Any, options: dict[str, str], where: str, cut_row_groups: bool = True
 ) -> list[Piece]:
-    """Cut a file into pieces of about 8 MiB of text: whole row groups, or parts of one of at least two pieces.
+    """Cut the open `file` into pieces of about 8 MiB of text: whole row groups, or parts of one of at least two pieces.
 
-    Args:
-        kind: name of the source kind.
-        path: path of the file for the pieces.
-        file: the file, open for reading bytes.
-        options: the given options for columns.
-        where: the user's argument, for messages.
-        cut_row_groups: allow a piece to be a part of a row group.
+    `where` is the user's argument, for messages. Without `cut_row_groups`, no piece is a part of a row group.
     """
     table = open_table(path, file)
     columns = choose_columns(table.schema_arrow, options, where, path)
@@ -99,11 +92,8 @@ def rows_as_pieces(
             waiting_from, waiting_bytes = row, 0
         if cut_row_groups and group_bytes >= 2 * PIECE_BYTES:
             parts = min(MOST_PARTS, group_bytes // PIECE_BYTES)
-            for part in range(parts):
-                first, end = (part_start(n, parts, group_rows, columns.join_rows) for n in (part, part + 1))
-                size = group_bytes * (part + 1) // parts - group_bytes * part // parts
-                if end > first:
-                    add(row + first, row + end, size)
+            for first, end, begin, stop in cut_rows(group_rows, group_bytes, parts, columns.join_rows):
+                add(row + first, row + end, stop - begin)
             waiting_from = row + group_rows
         else:
             waiting_bytes += group_bytes
@@ -113,10 +103,13 @@ def rows_as_pieces(
     return pieces
 
 
-def part_start(part: int, parts: int, rows: int, join_rows: int) -> int:
-    """Return the first row of a part, or with `part == parts` the end of the last; it never splits a document."""
+def cut_rows(rows: int, size: int, parts: int, join_rows: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (first row, end, first byte, end) of at most `parts` parts of `size` bytes; none splits a document."""
     documents = -(-rows // join_rows)
-    return min(documents * part // parts * join_rows, rows)
+    for part in range(parts):
+        first, end = (min(documents * n // parts * join_rows, rows) for n in (part, part + 1))
+        if end > first:
+            yield first, end, size * part // parts, size * (part + 1) // parts
 
 
 def read_rows(piece: Piece, file: Any, metadata: Any = None) -> Iterator[Document]:
@@ -188,9 +181,6 @@ def _between(batches: Iterator[Any], first: int, end: int) -> Iterator[Any]:
 
 
 KIND = SourceKind(
-    "parquet",
-    "one document per row, in the column 'text' or ,column=NAME",
-    "parquet=wiki/,column=body",
-    list_pieces,
-    read_piece,
-)
+    "parquet", "one document per row, in the column 'text' or ,column=NAME", "parquet=wiki/,column=body",
+    list_pieces, read_piece,
+)  # fmt: skip

@@ -89,11 +89,6 @@ def _topics(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 KIND = SourceKind(
-    "python-docs",
-    "documentation of the running Python; takes no path",
-    "python-docs",
-    list_pieces,
-    read_piece,
-    needs_path=False,
-    licence="Python Software Foundation License",
-)
+    "python-docs", "documentation of the running Python; takes no path", "python-docs", list_pieces, read_piece,
+    needs_path=False, licence="Python Software Foundation License",
+)  # fmt: skip

@@ -22,10 +22,7 @@ def split_options(where: str, allowed: tuple[str, ...]) -> tuple[str, dict[str, 
     """Split `PATH,name=value,…` into the path and its options.
 
     Options are taken from the end as long as the text matches one. A value must not contain a comma, and the path must
-    not end like an option.
-
-    Raises:
-        ValueError: an option is unknown, repeated or empty, or there is no path before the options.
+    not end like an option. An unknown, repeated or empty option or path is a ValueError.
     """
     options: dict[str, str] = {}
     place = where
@@ -63,14 +60,8 @@ class Columns:
 def choose_columns(schema: Any, options: dict[str, str], where: str, place: str) -> Columns:
     """Return the columns that the options name; the defaults are `text`, and `id` and `title` if the table has them.
 
-    Args:
-        schema: the `pyarrow.Schema` of the table.
-        options: the given options, a subset of `OPTIONS`.
-        where: the user's argument, for messages.
-        place: the file or data set, for messages.
-
-    Raises:
-        ValueError: a column is missing, repeated, or does not hold strings; `join_rows` is not a positive integer.
+    The schema is a `pyarrow.Schema`. Messages name `where`, the user's argument, or `place`, the file or data set. A
+    column that is missing, repeated or not of strings, and an invalid `join_rows`, are a ValueError.
     """
     join_rows = options.get("join_rows", "1")
     if not re.fullmatch(r"[0-9]{1,9}", join_rows) or int(join_rows) < 1:
@@ -90,18 +81,11 @@ def choose_columns(schema: Any, options: dict[str, str], where: str, place: str)
 
 
 def documents_of(batches: Iterable[Any], first_row: int, columns: Columns, place: str) -> Iterator[Document]:
-    """Yield the documents of consecutive rows.
+    """Yield the documents of consecutive rows, given as record batches or tables.
 
-    With `join_rows` above 1, a document has one line for each of its rows; the last document may have fewer rows.
-
-    Args:
-        batches: record batches or tables that have the columns.
-        first_row: number of the first row, for messages and ids.
-        columns: names of the columns.
-        place: the file or data set, for messages and ids.
-
-    Raises:
-        ValueError: a text is not UTF-8; the message names the row.
+    With `join_rows` above 1, a document has one line for each of its rows; the last document may have fewer rows. Ids
+    and messages contain `place`, the file or data set, and the number of the row. A text that is not UTF-8 is a
+    ValueError.
     """
     row = first_row
     lines: list[str] = []
@@ -155,7 +139,6 @@ def _type(schema: Any, name: str) -> str:
 
 
 def _strings(batch: Any, name: str, first_row: int, place: str) -> list[Any]:
-    """Return the values of a column as Python objects."""
     column = batch.column(name)
     try:
         values: list[Any] = column.to_pylist()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from data_prep.sources.jsonl import LINE_END, read_objects
-from data_prep.sources.kind import Document, Piece, SourceKind
+from data_prep.sources.kind import WIKIPEDIA_LICENCE, Document, Piece, SourceKind
 from data_prep.sources.local_files import cut_file, find_files, line_of, read_utf8
 from data_prep.sources.mediawiki.article_prose import prose_of_article
 
@@ -55,10 +55,6 @@ def _unclosed(piece: Piece, name: str) -> ValueError:
 
 
 KIND = SourceKind(
-    "wikiextractor",
-    "output of WikiExtractor, <doc> text or JSON lines",
-    "wikiextractor=extracted/",
-    list_pieces,
-    read_piece,
-    licence="CC BY-SA (Wikipedia's contributors)",
-)
+    "wikiextractor", "output of WikiExtractor, <doc> text or JSON lines", "wikiextractor=extracted/",
+    list_pieces, read_piece, licence=WIKIPEDIA_LICENCE,
+)  # fmt: skip

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from data_prep.__main__ import main
 from data_prep.sources import Source
@@ -55,6 +58,17 @@ def read_source(argument: str) -> list[Document]:
     """Return all documents of a source, `KIND=WHERE`."""
     source = Source.parse(argument)
     return [document for piece in source.pieces() for document in source.kind.read_piece(piece)]
+
+
+def source_error(argument: str) -> str:
+    """Return the message of the ValueError that reading a source raises."""
+    with pytest.raises(ValueError) as caught:
+        read_source(argument)
+    return str(caught.value)
+
+
+def card_of(data_dir: Path) -> dict[str, Any]:
+    return json.loads((data_dir / "data_card.json").read_text())
 
 
 def build_arguments(corpus: Path, output_dir: Path, *flags: str) -> list[str]:

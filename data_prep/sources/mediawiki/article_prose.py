@@ -84,13 +84,10 @@ def repair_line(line: str) -> str:
 def prose_of_lines(text: str, title: str, table_characters: int) -> tuple[str, bool]:
     """Return the prose of an article, and whether the article is a list.
 
-    Consecutive lines form a paragraph. Headings are removed, and sections such as References with all their content.
-    List entries are kept only if they are sentences. Paragraphs of at most six words are removed (see `is_prose`).
-
-    Args:
-        text: wikitext without templates, tables, links and tags, with entities resolved.
-        title: title of the article.
-        table_characters: number of characters removed in tables, which count as list.
+    The text is wikitext without templates, tables, links and tags, with entities resolved; the `table_characters` that
+    were removed in tables count as list. Consecutive lines form a paragraph. Headings are removed, and sections such as
+    References with all their content. List entries are kept only if they are sentences. Paragraphs of at most six words
+    are removed (see `is_prose`).
     """
     if LIST_TITLE.search(title):
         return "", True

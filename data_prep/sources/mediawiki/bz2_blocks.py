@@ -45,7 +45,8 @@ def read_blocks(path: str | Path, start: int = 0) -> Iterator[Block]:
         if start == 0 and (len(head := magics.bytes_at(0, HEADER_BYTES)) < HEADER_BYTES or not _is_header(head)):
             raise ValueError(f"{path}: not a bzip2 file: begins with {head!r}, not b'BZh1' to b'BZh9'")
         first = magics.next(8 * start)
-        if start == 0 and first != 8 * HEADER_BYTES and not _is_empty_file(magics):
+        starts_empty = magics.bytes_at(HEADER_BYTES, len(_EMPTY_STREAM)) == _EMPTY_STREAM
+        if start == 0 and first != 8 * HEADER_BYTES and not starts_empty:
             raise _damaged(path, 0)
         known = start == 0
         while first is not None:
@@ -116,11 +117,6 @@ def _decode(bits: tuple[int, int]) -> bytes | None:
 
 def _is_header(data: bytes) -> bool:
     return data[:3] == SIGNATURE and data[3:4] in b"123456789"
-
-
-def _is_empty_file(magics: _Magics) -> bool:
-    """Return whether the file begins with an empty stream."""
-    return magics.bytes_at(HEADER_BYTES, len(_EMPTY_STREAM)) == _EMPTY_STREAM
 
 
 class _Magics:

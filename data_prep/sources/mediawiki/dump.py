@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.sources.kind import NO_TEXT, Document, Piece, SourceKind
+from data_prep.sources.kind import NO_TEXT, WIKIPEDIA_LICENCE, Document, Piece, SourceKind
 from data_prep.sources.local_files import find_files, line_of
 from data_prep.sources.mediawiki.bz2_blocks import SIGNATURE, read_blocks
 from data_prep.sources.mediawiki.export_xml import Chunk, Page, read_pages
@@ -44,8 +44,7 @@ _REDIRECT = re.compile(r"\s*#\w{2,30}\s{0,9}:?\s{0,9}\[\[")
 def list_pieces(where: str, piece_bytes: int | None = None) -> list[Piece]:
     """Cut the dumps of a folder (recursively), a file or a glob into ranges of bytes; index files are left out.
 
-    Raises:
-        ValueError: a file is not a MediaWiki export, or two files hold the same pages.
+    A file that is not a MediaWiki export, and two files with the same pages, are a ValueError.
     """
     paths = find_files(where)
     if Path(os.path.expanduser(where)).is_dir():
@@ -72,7 +71,9 @@ def read_piece(piece: Piece) -> Iterator[Document]:
     """Yield the articles of a piece as prose, and other pages with the reason to drop them."""
     site = _site_info(piece.path)
     if _is_bz2(piece.path):
-        chunks, locate = _bz2_chunks(piece), _bz2_place
+        blocks = read_blocks(piece.path, piece.start)
+        chunks: Iterator[Chunk] = (Chunk(block.data, block.offset < piece.end, block.offset) for block in blocks)
+        locate = _bz2_place
     else:
         chunks, locate = _xml_chunks(piece), functools.partial(_xml_place, piece.path)
     for page in read_pages(chunks, piece.path, piece.start == 0, locate):
@@ -120,11 +121,6 @@ def _xml_chunks(piece: Piece) -> Iterator[Chunk]:
             position += len(data)
 
 
-def _bz2_chunks(piece: Piece) -> Iterator[Chunk]:
-    for block in read_blocks(piece.path, piece.start):
-        yield Chunk(block.data, block.offset < piece.end, block.offset)
-
-
 def _xml_place(path: str, place: int, offset: int) -> str:
     return f"byte {place + offset} (line {line_of(path, place + offset)})"
 
@@ -161,10 +157,6 @@ def _site_info_of_version(path: str, size: int, modified_ns: int) -> SiteInfo:
 
 
 KIND = SourceKind(
-    "wikipedia-dump",
-    "MediaWiki export XML, plain or bzip2, also multistream; gives articles as prose",
-    "'wikipedia-dump=enwiki-*-pages-articles*.xml*.bz2'",
-    list_pieces,
-    read_piece,
-    licence="CC BY-SA (Wikipedia's contributors)",
-)
+    "wikipedia-dump", "MediaWiki export XML, plain or bzip2, also multistream; gives articles as prose",
+    "'wikipedia-dump=enwiki-*-pages-articles*.xml*.bz2'", list_pieces, read_piece, licence=WIKIPEDIA_LICENCE,
+)  # fmt: skip

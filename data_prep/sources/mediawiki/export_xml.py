@@ -48,12 +48,9 @@ def read_pages(
 ) -> Iterator[Page]:
     """Yield the pages whose `<page>` begins in an owned chunk, in order.
 
-    Args:
-        chunks: the bytes of the export from any byte on; the last chunk ends the file.
-        path: path of the file for messages.
-        from_file_start: whether the first chunk begins the file; if not, the bytes before the first `<page>` are the
-            rest of an earlier page.
-        locate: describes (place of a chunk, offset in the chunk) in words, for messages.
+    The chunks are the bytes of the export from any byte on to the end of the file. Unless they begin the file, what is
+    before the first `<page>` is the rest of an earlier page. For messages, `locate` describes (place of a chunk, offset
+    in the chunk) in words.
     """
     reader = _Reader(chunks, path, locate)
     closed = from_file_start
@@ -91,7 +88,6 @@ class _Reader:
         return True
 
     def drop(self, count: int) -> None:
-        """Drop bytes from the front of the buffer."""
         del self._buffer[:count]
         self._owned = max(0, self._owned - count)
         self._places = [(index - count, place) for index, place in self._places]
@@ -99,7 +95,6 @@ class _Reader:
             del self._places[0]
 
     def location(self, index: int = 0) -> str:
-        """Describe a place in the buffer in words."""
         before = [(start, place) for start, place in self._places if start <= index]
         start, place = before[-1] if before else (0, 0)
         return self._locate(place, index - start)
@@ -194,7 +189,6 @@ def _parse(data: bytes, path: str, where: str) -> Page:
 
 
 def _fault(data: bytes, error: ElementTree.ParseError) -> str:
-    """Describe the fault of a page that the XML parser has refused."""
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as not_utf8:

@@ -7,25 +7,17 @@ import re
 _PIPE = re.compile(r"\[\[[^\[\]]*\]\]|\|")
 _NAMED = re.compile(r"\s*([\w .-]{1,30}?)\s*=(.*)", re.DOTALL)
 UNIT_NAMES = {
-    "km": ("kilometre", "kilometres"), "m": ("metre", "metres"), "cm": ("centimetre", "centimetres"),
-    "mm": ("millimetre", "millimetres"), "mi": ("mile", "miles"), "nmi": ("nautical mile", "nautical miles"),
-    "yd": ("yard", "yards"), "ft": ("foot", "feet"), "in": ("inch", "inches"), "kg": ("kilogram", "kilograms"),
-    "g": ("gram", "grams"), "t": ("tonne", "tonnes"), "lb": ("pound", "pounds"), "oz": ("ounce", "ounces"),
-    "LT": ("long ton", "long tons"), "ST": ("short ton", "short tons"), "long ton": ("long ton", "long tons"),
-    "short ton": ("short ton", "short tons"), "ton": ("ton", "tons"), "tonne": ("tonne", "tonnes"),
-    "ha": ("hectare", "hectares"), "acre": ("acre", "acres"), "acres": ("acre", "acres"),
-    "sqmi": ("square mile", "square miles"), "sqkm": ("square kilometre", "square kilometres"),
-    "km2": ("square kilometre", "square kilometres"), "mi2": ("square mile", "square miles"),
-    "m2": ("square metre", "square metres"), "sqm": ("square metre", "square metres"),
-    "sqft": ("square foot", "square feet"), "ft2": ("square foot", "square feet"),
-    "m3": ("cubic metre", "cubic metres"), "cuft": ("cubic foot", "cubic feet"), "l": ("litre", "litres"),
-    "L": ("litre", "litres"), "ml": ("millilitre", "millilitres"), "gal": ("gallon", "gallons"),
-    "km/h": ("kilometre per hour", "kilometres per hour"), "kph": ("kilometre per hour", "kilometres per hour"),
-    "mph": ("mile per hour", "miles per hour"), "kn": ("knot", "knots"), "hp": ("horsepower", "horsepower"),
-    "kW": ("kilowatt", "kilowatts"), "MW": ("megawatt", "megawatts"), "chain": ("chain", "chains"),
-    "fathom": ("fathom", "fathoms"), "furlong": ("furlong", "furlongs"), "stone": ("stone", "stone"),
-    "feet": ("foot", "feet"), "foot": ("foot", "feet"), "metre": ("metre", "metres"), "meter": ("metre", "metres"),
-    "mile": ("mile", "miles"), "miles": ("mile", "miles"), "pound": ("pound", "pounds"), "inch": ("inch", "inches"),
+    "km": "kilometre", "m": "metre", "cm": "centimetre", "mm": "millimetre", "mi": "mile", "nmi": "nautical mile",
+    "yd": "yard", "ft": "foot", "in": "inch", "kg": "kilogram", "g": "gram", "t": "tonne", "lb": "pound", "oz": "ounce",
+    "LT": "long ton", "ST": "short ton", "long ton": "long ton", "short ton": "short ton", "ton": "ton",
+    "tonne": "tonne", "ha": "hectare", "acre": "acre", "acres": "acre", "sqmi": "square mile",
+    "sqkm": "square kilometre", "km2": "square kilometre", "mi2": "square mile", "m2": "square metre",
+    "sqm": "square metre", "sqft": "square foot", "ft2": "square foot", "m3": "cubic metre", "cuft": "cubic foot",
+    "l": "litre", "L": "litre", "ml": "millilitre", "gal": "gallon", "km/h": "kilometre per hour",
+    "kph": "kilometre per hour", "mph": "mile per hour", "kn": "knot", "hp": "horsepower", "kW": "kilowatt",
+    "MW": "megawatt", "chain": "chain", "fathom": "fathom", "furlong": "furlong", "stone": "stone", "feet": "foot",
+    "foot": "foot", "metre": "metre", "meter": "metre", "mile": "mile", "miles": "mile", "pound": "pound",
+    "inch": "inch",
 }  # fmt: skip
 UNIT_SYMBOLS = {
     "km2": "km²", "m2": "m²", "mi2": "sq mi", "sqmi": "sq mi", "sqkm": "km²", "sqm": "m²", "ft2": "sq ft",
@@ -91,10 +83,19 @@ def quantity(arguments: TemplateArguments) -> str:
         return f"{shown} {first} {parts[index + 1]} {second}"
     if short:
         return f"{shown} {UNIT_SYMBOLS.get(unit, unit)}".strip()
-    singular, plural = UNIT_NAMES[unit]
+    name = UNIT_NAMES[unit]
+    if not adjective and shown != "1":
+        name = _plural(name)
     if arguments.named.get("sp") == "us":
-        singular, plural = (word.replace("metre", "meter").replace("litre", "liter") for word in (singular, plural))
-    return f"{shown}-{singular}" if adjective else f"{shown} {singular if shown == '1' else plural}"
+        name = name.replace("metre", "meter").replace("litre", "liter")
+    return f"{shown}-{name}" if adjective else f"{shown} {name}"
+
+
+def _plural(name: str) -> str:
+    measure, per, time = name.partition(" per ")
+    if measure.endswith(("foot", "inch", "horsepower", "stone")):
+        return measure.replace("foot", "feet").replace("inch", "inches")
+    return f"{measure}s{per}{time}"
 
 
 def _grouped(number: str) -> str:

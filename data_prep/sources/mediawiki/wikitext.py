@@ -52,6 +52,7 @@ _BLOCK_TAGS = {
     "p", "div", "blockquote", "center", "table", "tr", "td", "th", "ul", "ol", "li", "dl", "dt", "dd", "poem", "hr",
     "h1", "h2", "h3", "h4", "h5", "h6", "caption",
 }  # fmt: skip
+_TEXT_OF_TAG = {"br": " ", **dict.fromkeys(_BLOCK_TAGS, "\n")}
 
 
 class Article(NamedTuple):
@@ -205,22 +206,11 @@ def without_html(text: str) -> str:
         text = _SUPERSCRIPT.sub(lambda match: match[1].translate(SUPERSCRIPTS), text)
         if "<br" in text or "<BR" in text:
             text = _BREAK.sub("\n\n", text)
-        text = _TAG.sub(_replaced_tag, text)
+        text = _TAG.sub(lambda match: _TEXT_OF_TAG.get(match[2].lower(), ""), text)
     if "-{" in text:
-        text = _VARIANT.sub(_variant, text)
+        # The first variant of `-{zh-hans:…; zh-hant:…}-`.
+        text = _VARIANT.sub(lambda match: match[1].split(";")[0].rpartition(":")[2], text)
     return _SWITCH.sub("", text) if "__" in text else text
-
-
-def _replaced_tag(match: re.Match[str]) -> str:
-    name = match[2].lower()
-    if name == "br":
-        return " "
-    return "\n" if name in _BLOCK_TAGS else ""
-
-
-def _variant(match: re.Match[str]) -> str:
-    """Return the first variant of `-{zh-hans:…; zh-hant:…}-`."""
-    return match[1].split(";")[0].rpartition(":")[2]
 
 
 def without_quotes(text: str) -> str:
@@ -232,7 +222,7 @@ def without_quotes(text: str) -> str:
 
 def _unquoted(line: str) -> str:
     sizes = [len(run) for run in _QUOTES.findall(line)]
-    bold = sum(size in (3, 4) or size >= 5 for size in sizes)
+    bold = sum(size >= 3 for size in sizes)
     italic = sum(size == 2 or size >= 5 for size in sizes)
     chosen = None
     if bold % 2 and italic % 2:

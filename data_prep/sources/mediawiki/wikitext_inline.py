@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html.entities import html5
 
 from data_prep.sources.mediawiki.site_info import CATEGORIES, FILES, SiteInfo
 
@@ -20,21 +21,19 @@ _LANGUAGE_PREFIX = re.compile(
 _OTHER_PROJECTS = {"mw", "voy", "doi", "oeis", "rfc", "hdl", "arxiv"}
 LONGEST_FORMULA_CHARACTERS = 200
 """Longer formulas are removed."""
+# Commands of LaTeX with the name of the character in HTML.
+_NAMED_AS_IN_HTML = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi omega Gamma"
+    " Delta Theta Lambda Xi Pi Sigma Phi Psi Omega times pm mp le leq ge geq ne approx equiv propto in notin subset"
+    " subseteq cup cap emptyset rightarrow mapsto leftarrow Rightarrow leftrightarrow forall wedge vee nabla sum prod"
+    " int ell prime langle rangle otimes oplus"
+)
+_FUNCTIONS = "sin cos tan log ln exp lim max min mod"
 _WORDS = {
-    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "varepsilon": "ε", "zeta": "ζ", "eta": "η",
-    "theta": "θ", "vartheta": "θ", "iota": "ι", "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ", "pi": "π",
-    "rho": "ρ", "sigma": "σ", "tau": "τ", "phi": "φ", "varphi": "φ", "chi": "χ", "psi": "ψ", "omega": "ω",
-    "Gamma": "Γ", "Delta": "Δ", "Theta": "Θ", "Lambda": "Λ", "Xi": "Ξ", "Pi": "Π", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ",
-    "Omega": "Ω", "infty": "∞", "times": "×", "cdot": "·", "pm": "±", "mp": "∓", "le": "≤", "leq": "≤", "ge": "≥",
-    "geq": "≥", "ne": "≠", "neq": "≠", "approx": "≈", "equiv": "≡", "sim": "~", "propto": "∝", "in": "∈", "notin": "∉",
-    "subset": "⊂", "subseteq": "⊆", "cup": "∪", "cap": "∩", "emptyset": "∅", "to": "→", "rightarrow": "→",
-    "mapsto": "↦",
-    "leftarrow": "←", "Rightarrow": "⇒", "leftrightarrow": "↔", "forall": "∀", "exists": "∃", "neg": "¬", "land": "∧",
-    "wedge": "∧", "lor": "∨", "vee": "∨", "partial": "∂", "nabla": "∇", "sum": "∑", "prod": "∏", "int": "∫",
-    "ldots": "…",
-    "dots": "…", "cdots": "⋯", "hbar": "ħ", "ell": "ℓ", "circ": "∘", "degree": "°", "prime": "′", "langle": "⟨",
-    "rangle": "⟩", "otimes": "⊗", "oplus": "⊕", "sin": "sin", "cos": "cos", "tan": "tan", "log": "log", "ln": "ln",
-    "exp": "exp", "lim": "lim", "max": "max", "min": "min", "mod": "mod", "quad": " ", "qquad": " ", "sqrt": "√",
+    **{name: html5[f"{name};"] for name in _NAMED_AS_IN_HTML.split()}, **{name: name for name in _FUNCTIONS.split()},
+    "varepsilon": "ε", "vartheta": "θ", "varphi": "φ", "infty": "∞", "cdot": "·", "neq": "≠", "sim": "~", "to": "→",
+    "exists": "∃", "neg": "¬", "land": "∧", "lor": "∨", "partial": "∂", "ldots": "…", "dots": "…", "cdots": "⋯",
+    "hbar": "ħ", "circ": "∘", "degree": "°", "quad": " ", "qquad": " ", "sqrt": "√",
 }  # fmt: skip
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]{0,60})\}\s*\{([^{}]{0,60})\}")
 _RAISED_NUMBER = re.compile(r"\^\s*\{?\s*(-?\d{1,3})\s*\}?")
@@ -96,13 +95,8 @@ def without_external_links(text: str) -> str:
     """Replace `[http://… label]` by its label; remove bare URLs."""
     if "//" not in text and "[mailto:" not in text:
         return text
-    text = _EXTERNAL_LINK.sub(_label, text)
+    text = _EXTERNAL_LINK.sub(lambda match: "".join(match[1].split(None, 1)[1:]), text)
     return _URL.sub(_punctuation_after_url, text) if "://" in text else text
-
-
-def _label(match: re.Match[str]) -> str:
-    parts = match[1].split(None, 1)
-    return parts[1] if len(parts) > 1 else ""
 
 
 def _punctuation_after_url(match: re.Match[str]) -> str:

@@ -6,16 +6,10 @@ All other templates (infoboxes, citations, navigation, maintenance marks) are re
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import methodcaller
 
-from data_prep.sources.mediawiki.template_numbers import (
-    TemplateArguments,
-    date,
-    fraction,
-    height,
-    ordinal,
-    quantity,
-    value,
-)
+from data_prep.sources.mediawiki import template_numbers as numbers
+from data_prep.sources.mediawiki.template_numbers import TemplateArguments
 from data_prep.sources.mediawiki.wiki_words import DISAMBIGUATION_TEMPLATES, DISAMBIGUATION_TITLE, LANGUAGES
 
 DROPPED = frozenset({
@@ -72,21 +66,13 @@ def _suffixed(suffix: str) -> Callable[[TemplateArguments], str]:
     return lambda arguments: arguments.at(1) + suffix if arguments.at(1) else ""
 
 
-def _nth(number: int) -> Callable[[TemplateArguments], str]:
-    return lambda arguments: arguments.at(number)
-
-
 def _as_of(arguments: TemplateArguments) -> str:
     if "alt" in arguments.named:
         return arguments.named["alt"]
     start = "since" if arguments.named.get("since") in ("y", "yes") else "as of"
     if arguments.named.get("lc") not in ("y", "yes", "on"):
         start = start.capitalize()
-    return f"{start} {date(arguments)}" if arguments.at(1) else ""
-
-
-def _circa(arguments: TemplateArguments) -> str:
-    return "c. " + "–".join(arguments.positional[:2]) if arguments.at(1) else "c."
+    return f"{start} {numbers.date(arguments)}" if arguments.at(1) else ""
 
 
 def _language(arguments: TemplateArguments) -> str:
@@ -105,10 +91,6 @@ def _chinese(arguments: TemplateArguments) -> str:
     return "; ".join(
         part for part in (f"Chinese: {word}" if word else "", f"pinyin: {pinyin}" if pinyin else "") if part
     )
-
-
-def _ship_class(arguments: TemplateArguments) -> str:
-    return f"{arguments.at(1)}-class {arguments.at(2)}".strip() if arguments.at(1) else ""
 
 
 def _quotation(arguments: TemplateArguments) -> str:
@@ -131,10 +113,6 @@ def _authors_and_year(arguments: TemplateArguments) -> str:
     return f"{' and '.join(parts[:-1])} ({parts[-1]})" if len(parts) > 1 else ""
 
 
-def _french_century(arguments: TemplateArguments) -> str:
-    return f"{arguments.at(1)}{arguments.at(2) or 'e'} siècle" if arguments.at(1) else ""
-
-
 _EXPANSIONS: dict[str, str | Callable[[TemplateArguments], str]] = {}
 
 
@@ -150,11 +128,12 @@ _add(
     "track gauge;railgauge;rail gauge;trackgauge;section link;slink;linktext;poem;asiantitle;angbr;gval;numero;"
     "no italic;italic title prefixed;zh-full;transl-text;avoid wrap;nsmdns;ipac;resize;dunno;"
     "citation bref;allmusic name;usd name;snamei;tld;cquotetext;bold;italics;nobots text",
-    _nth(1),
+    methodcaller("at", 1),
 )
 _add(
-    "lang;langue;lang2;color;colour;font color;font colour;fontcolor;rtl-lang;wikt-lang;unité-lien;text color", _nth(2)
-)
+    "lang;langue;lang2;color;colour;font color;font colour;fontcolor;rtl-lang;wikt-lang;unité-lien;text color;"
+    "citation étrangère", methodcaller("at", 2),
+)  # fmt: skip
 _add("transliteration;transl;translit;translation;literal translation;lit;linktext-last", TemplateArguments.last)
 _add("langx", _language)
 _add("nbsp;nbs;space;thin space;thinsp;hair space;hsp;sp;spaces;0;emsp;ensp;clear;-", " ")
@@ -168,25 +147,28 @@ _add("·;dot;middot;•;bull;bullet", " · ")
 _add("=", "=")
 _add("pb;paragraph;parabr;paragraph break;par", "\n\n")
 _add("shy;wbr;zwj;zwnj;zwsp", "")
-_add("convert;cvt;conv;convertir;umrechnen", quantity)
-_add("frac;fraction;sfrac;tfrac;dfrac;frac2", fraction)
+_add("convert;cvt;conv;convertir;umrechnen", numbers.quantity)
+_add("frac;fraction;sfrac;tfrac;dfrac;frac2", numbers.fraction)
 _add(
     "date;start date;end date;birth date;death date;birth date and age;death date and age;start date and age;dts;"
     "film date;bda;dob;birth-date;death-date;date-;date de naissance;date de décès;fecha",
-    date,
+    numbers.date,
 )
 _add("as of;as of?;asof", _as_of)
-_add("circa;c.;ca.;ca;c", _circa)
+_add("circa;c.;ca.;ca;c", lambda given: "c. " + "–".join(given.positional[:2]) if given.at(1) else "c.")
 _add("fl.;floruit;fl", _prefixed("fl. "))
 _add("nihongo;nihongo2;nihongo3;nihongo foot;nihongo krt", _nihongo)
 _add("zh;zh-cn;chinese;zh-tsp", _chinese)
 _add("ship;ships", _joined(" ", 2))
-_add("sclass;sclass-;sclass2;sclass2-", _ship_class)
+_add(
+    "sclass;sclass-;sclass2;sclass2-",
+    lambda given: f"{given.at(1)}-class {given.at(2)}".strip() if given.at(1) else "",
+)
 for _prefix in _SHIP_PREFIXES.split():
     _add(_prefix.lower(), _prefixed(f"{_prefix} "))
 _add("gs", _prefixed("German submarine "))
-_add("val;value", value)
-_add("ordinal;ord", ordinal)
+_add("val;value", numbers.value)
+_add("ordinal;ord", numbers.ordinal)
 _add("chem;chem/link;gaps;formula;auto chem", _joined(""))
 _add("e;esp;x10^;10^", _prefixed("×10^"))
 _add("us$;usd;us dollar;dollar", _prefixed("US$"))
@@ -203,14 +185,13 @@ _add("bc;b.c.", _suffixed(" BC"))
 _add("ce;c.e.", _suffixed(" CE"))
 _add("quote;blockquote;cquote;quotation;bquote;zitat;citation bloc;quoteblock;block quote;cita;cytat;citat", _quotation)
 _add("block indent;indent;block", _quotation)
-_add("height", height)
+_add("height", numbers.height)
 _add("ipa;ipa link;ipalink;angle bracket;angbr ipa;grapheme", _sounds)
 _add("harvtxt;harvtxt2;harvcoltxt;harvs", _authors_and_year)
 _add("bibleverse;bibleref;bibleref2;bibleverse-nb", lambda arguments: f"{arguments.at(1)} {arguments.at(2)}".strip())
 _add("us patent;uspatent", _prefixed("U.S. Patent "))
 _add("unité;unidad;unit;nombre;nb;num;formatnum;fmtn;formatnr;m;nau;heure;jh;datum", _joined(" "))
-_add("s;siècle;s-;s mini;sp-;siecle", _french_century)
+_add("s;siècle;s-;s mini;sp-;siecle", lambda given: f"{given.at(1)}{given.at(2) or 'e'} siècle" if given.at(1) else "")
 _add("1er", "1er")
 _add("ier", "Ier")
 _add("ire", "Ire")
-_add("citation étrangère", _nth(2))

@@ -13,7 +13,8 @@ from slurm_cluster import SlurmCluster, require_slurm
 from data_prep.__main__ import main
 from data_prep.executors import cluster as cluster_executor
 from data_prep.executors import slurm_queue
-from data_prep.executors.slurm import SlurmExecutor, SlurmOptions
+from data_prep.executors.options import ExecutorOptions, make_executor
+from data_prep.executors.slurm import SlurmExecutor
 from data_prep.executors.slurm_queue import job_name, stop_orphaned_jobs
 
 LOCAL_FLAGS = ["--shard_rows", "50", "--deduplicate", "exact"]
@@ -48,7 +49,7 @@ def local_digests(corpus, cluster, tmp_path_factory):
 
 @pytest.fixture
 def executor(cluster):
-    return SlurmExecutor(2, SlurmOptions())
+    return SlurmExecutor(2)
 
 
 def jobs(cluster, build_dir, form, states="all"):
@@ -154,8 +155,8 @@ _SLOW_DRIVER = """
 import sys
 from pathlib import Path
 from made_up_tasks import square
-from data_prep.executors.slurm import SlurmExecutor, SlurmOptions
-SlurmExecutor(2, SlurmOptions()).run(square, Path(sys.argv[1]), range(400), lambda task: None)
+from data_prep.executors.slurm import SlurmExecutor
+SlurmExecutor(2).run(square, Path(sys.argv[1]), range(400), lambda task: None)
 """
 
 
@@ -189,24 +190,26 @@ def test_interrupted_driver_cancels_its_jobs(cluster, corpus, tmp_path, number):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("arguments", "message"),
     [
-        (SlurmOptions(partition="nonesuch"), "invalid partition"),
-        (SlurmOptions(sbatch_arguments=("--nonesuch=1",)), "unrecognized option"),
-        (SlurmOptions(partition="short", time="02:00:00"), r"job \d+ can never start: PartitionTimeLimit"),
+        (["--partition=nonesuch"], "invalid partition"),
+        (["--nonesuch=1"], "unrecognized option"),
+        (["--partition=short", "--time=02:00:00"], r"job \d+ can never start: PartitionTimeLimit"),
     ],
 )
-def test_jobs_that_slurm_refuses_are_an_error(cluster, tmp_path, options, message):
+def test_jobs_that_slurm_refuses_are_an_error(cluster, tmp_path, arguments, message):
     build_dir = new_build_dir(tmp_path / "build")
     with pytest.raises(OSError, match=message):
-        SlurmExecutor(2, options).run(square, build_dir, range(2), lambda task: None)
+        SlurmExecutor(2, arguments).run(square, build_dir, range(2), lambda task: None)
     assert running(cluster, build_dir) == []
 
 
 def test_flags_reach_sbatch(cluster, tmp_path):
     build_dir = new_build_dir(tmp_path / "build")
-    options = SlurmOptions(partition="main", time="00:07:00", sbatch_arguments=("--comment=two words; $HOME", "--nice"))
-    SlurmExecutor(1, options).run(square, build_dir, [3], lambda task: None)
+    more = ("comment=two words; $HOME", "nice")
+    options = ExecutorOptions("slurm", slurm_partition="main", slurm_time="00:07:00", slurm_args=more)
+    with make_executor(options) as executor:
+        executor.run(square, build_dir, [3], lambda task: None)
     (number,) = jobs(cluster, build_dir, "%A")
     shown = cluster.output("scontrol", "show", "job", number)
     for part in ("TimeLimit=00:07:00", "Partition=main", "Comment=two words; $HOME", "Nice=100"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_corpus import build, digests, start_build, write_corpus
+from made_up_corpus import build, card_of, digests, start_build, write_corpus
 
 from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import Manifest
@@ -32,7 +32,7 @@ def test_bytes_do_not_depend_on_the_number_of_workers(corpus, reference, tmp_pat
 
 
 def test_small_and_large_groups_contain_the_same_tokens(reference, sound_build):
-    cards = [json.loads((folder / "data_card.json").read_text()) for folder in (reference, sound_build)]
+    cards = [card_of(folder) for folder in (reference, sound_build)]
     for name in ("documents", "sentences", "tokens", "vocabulary"):
         assert cards[0][name] == cards[1][name]
     assert cards[0]["shards"]["train"] > cards[1]["shards"]["train"] == 1
@@ -108,7 +108,7 @@ def test_unfinished_build_with_other_arguments_is_an_error(corpus, tmp_path, cap
 
 
 def test_card_and_manifest_agree_with_the_shards(sound_build):
-    card = json.loads((sound_build / "data_card.json").read_text())
+    card = card_of(sound_build)
     manifest = Manifest.read(sound_build)
     assert card["documents"]["train"] + card["documents"]["validation"] == 160 == sum(manifest.documents.values())
     assert sum(card["documents"]["dropped"].values()) == 0
@@ -132,7 +132,7 @@ def test_card_and_manifest_agree_with_the_shards(sound_build):
 def test_mlm_build_packs_every_token(corpus, sound_build, tmp_path):
     flags = ["--objective", "mlm", "--vocab", str(sound_build / "vocab.txt")]
     assert build(corpus, tmp_path / "data", *flags) == 0
-    card = json.loads((tmp_path / "data" / "data_card.json").read_text())
+    card = card_of(tmp_path / "data")
     documents, rows = card["documents"]["train"] + card["documents"]["validation"], sum(card["rows"].values())
     separators = documents - 2  # one between two documents of a group; each split has one group
     assert sum(card["row_tokens"].values()) == card["tokens"] + separators + 2 * rows
@@ -164,7 +164,7 @@ def test_two_tiny_documents_give_a_row_in_each_split(tmp_path, tiny_vocab):
 def test_several_sequence_lengths_contain_the_same_documents(corpus, sound_build, tmp_path, capsys):
     flags = ["--seq_length", "64", "32", "--vocab", str(sound_build / "vocab.txt")]
     assert build(corpus, tmp_path / "both", *flags) == 0
-    one = [json.loads((folder / "data_card.json").read_text()) for folder in (sound_build, tmp_path / "both/seq_32")]
+    one = [card_of(folder) for folder in (sound_build, tmp_path / "both/seq_32")]
     for name in ("documents", "sentences", "tokens", "rows", "row_tokens", "random_next_rows", "histograms"):
         assert one[0][name] == one[1][name]
     rows = [ShardedRows(folder, "train").read(np.arange(50)) for folder in (sound_build, tmp_path / "both/seq_32")]
@@ -185,11 +185,9 @@ def test_data_card_lists_documents_and_drops_of_each_source(corpus, tmp_path):
     texts = ["Short.", "word " * 30]
     (tmp_path / "more.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     assert build(corpus, tmp_path / "data", "--source", f"jsonl={tmp_path}/more.jsonl") == 0
-    card = json.loads((tmp_path / "data" / "data_card.json").read_text())
-    assert [(source["documents"], source["dropped"]) for source in card["sources"]] == [
-        (160, {}),
-        (1, {"shorter than 64 characters": 1}),
-    ]
+    card = card_of(tmp_path / "data")
+    kept_and_dropped = [(source["documents"], source["dropped"]) for source in card["sources"]]
+    assert kept_and_dropped == [(160, {}), (1, {"shorter than 64 characters": 1})]
     assert all("not recorded" in source["licence"] for source in card["sources"])
     histogram = card["histograms"]
     assert sum(histogram["document_tokens"]) == card["documents"]["train"] + card["documents"]["validation"] == 161

@@ -1,31 +1,25 @@
 """Data sets of the Hub through `datasets`: from a folder, from a local HTTP server, and from the caches."""
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import h5py
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hub_server import SHA, HubServer
-from made_up_corpus import made_up_documents, read_source
+from made_up_corpus import digests, made_up_documents, read_source
 
 from data_prep.sources import hub, hub_loading
 
 CARD = """---
 configs:
-- config_name: en
-  data_files:
-  - split: train
-    path: en/train-*
-  - split: validation
-    path: en/validation-*
-- config_name: de
-  data_files: de/*.parquet
+- {config_name: en, data_files: [{split: train, path: en/train-*}, {split: validation, path: en/validation-*}]}
+- {config_name: de, data_files: de/*.parquet}
 ---
 """
 READ = """
@@ -87,12 +81,10 @@ def repositories(tmp_path_factory, texts):
     lines.mkdir()
     for number, part in enumerate((texts[:50], texts[50:])):
         (lines / f"part_{number}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
-    (folder / "org" / "script").mkdir()
-    (folder / "org" / "script" / "script.py").write_text("raise SystemExit\n")
-    write_parquet(
-        folder / "org" / "script" / "parquet_copy" / "plain" / "train" / "0000.parquet", ["a b .", "c .", "d"]
-    )
-    write_parquet(folder / "org" / "script" / "parquet_copy" / "other" / "train" / "0000.parquet", ["Other."])
+    copy = folder / "org" / "script" / "parquet_copy"
+    write_parquet(copy / "plain" / "train" / "0000.parquet", ["a b .", "c .", "d"])
+    write_parquet(copy / "other" / "train" / "0000.parquet", ["Other."])
+    (copy.parent / "script.py").write_text("raise SystemExit\n")
     (folder / "org" / "gated").mkdir()
     return folder
 
@@ -113,10 +105,8 @@ def caches(server, tmp_path_factory):
 
 def run(code, *arguments, home, server=None, **environment):
     """Run Python in a separate process, with `server` as its Hub and its caches in `home`."""
-    environment = {
-        **os.environ, "HF_HOME": str(home), "HF_ENDPOINT": server.address if server else "http://127.0.0.1:9",
-        **environment,
-    }  # fmt: skip
+    address = server.address if server else "http://127.0.0.1:9"
+    environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": address, **environment}
     command = [sys.executable, "-c", code, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr
@@ -139,7 +129,7 @@ def build(source, output_dir, workers, **where):
 
 
 def shard_digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.hdf5")}
+    return {name: digest for name, digest in digests(folder).items() if name.endswith(".hdf5")}
 
 
 def rows(folder):
@@ -234,23 +224,16 @@ def test_unavailable_data_set_is_an_error_of_one_line(mistakes, argument):
 def test_missing_network_raises_os_error(monkeypatch):
     import datasets
 
-    def refuse(*_, **__):
-        raise ConnectionError("Couldn't reach 'org/wiki' on the Hub (LocalEntryNotFoundError)")
-
+    refuse = Mock(side_effect=ConnectionError("Couldn't reach 'org/wiki' on the Hub (LocalEntryNotFoundError)"))
     monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
-    with pytest.raises(
-        OSError, match="hub=org/wiki:en: the Hub cannot be reached; HF_HUB_OFFLINE=1 reads the local cache"
-    ):
+    message = "hub=org/wiki:en: the Hub cannot be reached; HF_HUB_OFFLINE=1 reads the local cache"
+    with pytest.raises(OSError, match=message):
         hub.list_pieces("org/wiki:en")
 
 
 def test_lost_connection_raises_os_error_so_that_the_build_can_be_resumed(monkeypatch):
     """A ValueError would be a mistake in the input, for which a build may be discarded."""
-
-    def refuse(*_, **__):
-        raise ConnectionError("connection reset")
-
-    monkeypatch.setattr(hub, "open_data_file", refuse)
+    monkeypatch.setattr(hub, "open_data_file", Mock(side_effect=ConnectionError("connection reset")))
     piece = hub.Piece("hub", "hf://datasets/org/wiki@main/en/0.parquet", 0, 9, "{}")
     with pytest.raises(OSError, match=r"the Hub cannot be reached \(connection reset\); HF_HUB_OFFLINE=1 reads"):
         list(hub.read_piece(piece))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import shutil
 
 import h5py
 import numpy as np
 import pytest
-from made_up_corpus import build, digests
+from data_prep_fixtures import rewrite_shard
+from made_up_corpus import build, card_of, digests
 
 from bert_pld.data.masking import MaskingVocabulary, mask_tokens
 from bert_pld.data.nvidia_rows import open_rows
@@ -97,8 +95,7 @@ def test_file_names_select_the_split_as_other_projects_expect(pair):
 
 
 def test_rows_are_the_same_without_the_manifest(pair, tmp_path):
-    bare = tmp_path / "bare"
-    shutil.copytree(pair / "nvidia", bare)
+    bare = shutil.copytree(pair / "nvidia", tmp_path / "bare")
     (bare / "manifest.json").unlink()
     for split in ("train", "validation"):
         ours, theirs = open_rows(pair / "nvidia", split), open_rows(bare, split)
@@ -126,49 +123,30 @@ def test_verify_accepts_a_sound_build_and_prints_unmasked_rows(pair, capsys):
     out = capsys.readouterr().out
     assert "sound" in out
     assert "[MASK]" not in out
-    card = json.loads((pair / "nvidia" / "data_card.json").read_text())
+    card = card_of(pair / "nvidia")
     assert (card["arguments"]["format"], card["arguments"]["dupe_factor"]) == ("nvidia", DUPLICATES)
-
-
-def rewritten(folder, change):
-    """Change a shard's datasets and update the manifest, so that only the content is invalid."""
-    path = folder / "bert_training_1.hdf5"
-    with h5py.File(path, "r+") as file:
-        change(file)
-    content = json.loads((folder / "manifest.json").read_text())
-    record = next(record for record in content["splits"]["train"] if record["file"] == path.name)
-    record.update(bytes=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    (folder / "manifest.json").write_text(json.dumps(content))
-
-
-def put(name, *place, value):
-    def change(file):
-        file[name][place] = value
-
-    return change
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("masked_lm_ids", 4, 0, value=2), "row 4: a special token is masked"),
-        (put("masked_lm_ids", 4, 0, value=300), "row 4: an id is outside the vocabulary of 300"),
-        (put("masked_lm_positions", 4, value=0), r"row 4: "),
-        (put("input_ids", 3, 0, value=77), r"row 3: does not begin with \[CLS\]"),
-        (put("input_mask", 2, 5, value=0), "row 2: input_mask is not ones and then zeros"),
+        (("masked_lm_ids", (4, 0), 2), "row 4: a special token is masked"),
+        (("masked_lm_ids", (4, 0), 300), "row 4: an id is outside the vocabulary of 300"),
+        (("masked_lm_positions", 4, 0), "row 4: "),
+        (("input_ids", (3, 0), 77), "row 3: does not begin with [CLS]"),
+        (("input_mask", (2, 5), 0), "row 2: input_mask is not ones and then zeros"),
     ],
 )
 def test_verify_names_the_invalid_row(pair, tmp_path, change, message):
-    shutil.copytree(pair / "nvidia", tmp_path / "data")
-    rewritten(tmp_path / "data", change)
+    path = shutil.copytree(pair / "nvidia", tmp_path / "data") / "bert_training_1.hdf5"
+    rewrite_shard(path, *change)
     (fault,) = verify(tmp_path / "data")
-    assert fault.startswith(f"{tmp_path / 'data' / 'bert_training_1.hdf5'}: ")
-    assert re.search(message, fault), fault
+    assert fault.startswith(f"{path}: ")
+    assert message in fault
 
 
 def test_verify_finds_damaged_missing_and_unlisted_shards(pair, tmp_path):
-    data = tmp_path / "data"
-    shutil.copytree(pair / "nvidia", data)
+    data = shutil.copytree(pair / "nvidia", tmp_path / "data")
     content = bytearray((data / "bert_training_0.hdf5").read_bytes())
     content[len(content) // 2] ^= 1
     (data / "bert_training_0.hdf5").write_bytes(content)
@@ -178,19 +156,6 @@ def test_verify_finds_damaged_missing_and_unlisted_shards(pair, tmp_path):
     assert "bert_training_0.hdf5: damaged (SHA-256 differs" in faults
     assert "bert_training_1.hdf5: missing" in faults
     assert "bert_training_999.hdf5: unlisted shard" in faults
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--format", "nvidia", "--dupe_factor", "0"], "--dupe_factor 0: must be between 1 and 1000"),
-        (["--dupe_factor", "5"], "--dupe_factor: requires --format nvidia; native rows hold no masks"),
-    ],
-)
-def test_invalid_flag_is_an_error_of_one_line(corpus, tmp_path, capsys, flags, message):
-    assert build(corpus, tmp_path / "data", *flags) == 1
-    assert f"error: {message}" in capsys.readouterr().err
-    assert not (tmp_path / "data").exists()
 
 
 def test_vocabulary_with_nonzero_padding_id_is_an_error(corpus, tmp_path, capsys):

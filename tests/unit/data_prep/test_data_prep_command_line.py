@@ -24,23 +24,24 @@ def build_flags(tmp_path, source):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--executor", "condor"], "--executor condor: not available; allowed: local, slurm, ray"),
-        (["--format", "parquet"], "--format parquet: not available; allowed: native, nvidia"),
-        (["--seq_length", "4"], "--seq_length 4: must be between 8 and 65535"),
-        (["--validation_fraction", "1.5"], "--validation_fraction 1.5: must be between 0 and 1"),
-        (["--seed", "-1"], "--seed -1: must be between 0 and 4294967295"),
-        (["--source", "book=x"], "unknown kind 'book'; did you mean 'books'?"),
-        (["--source", "text=/no/such/place"], "/no/such/place: no such file, and no file matches it as a glob"),
+        ("--executor condor", "--executor condor: not available; allowed: local, slurm, ray"),
+        ("--format parquet", "--format parquet: not available; allowed: native, nvidia"),
+        ("--format nvidia --dupe_factor 0", "error: --dupe_factor 0: must be between 1 and 1000"),
+        ("--dupe_factor 5", "error: --dupe_factor: requires --format nvidia; native rows hold no masks"),
+        ("--seq_length 4", "--seq_length 4: must be between 8 and 65535"),
+        ("--validation_fraction 1.5", "--validation_fraction 1.5: must be between 0 and 1"),
+        ("--seed -1", "--seed -1: must be between 0 and 4294967295"),
+        ("--similarity 0", "--similarity 0.0: must be above 0 and at most 1"),
+        ("--similarity 1.5", "--similarity 1.5: must be above 0 and at most 1"),
+        ("--keep_language en,xx", "--keep_language en,xx: unknown language xx; allowed"),
+        ("--vocab /no/vocab.txt", "--vocab /no/vocab.txt: no such file"),
+        ("--source book=x", "unknown kind 'book'; did you mean 'books'?"),
+        ("--source text=/no/such/place", "/no/such/place: no such file, and no file matches it as a glob"),
     ],
 )
 def test_invalid_argument_is_an_error_of_one_line(tmp_path, corpus, capfd, flags, message):
-    assert message in failed(capfd, *build_flags(tmp_path, f"text={corpus}"), *flags)
+    assert message in failed(capfd, *build_arguments(corpus, tmp_path / "out", *flags.split()))
     assert not (tmp_path / "out").exists()
-
-
-def test_missing_vocabulary_file_is_an_error_of_one_line(tmp_path, corpus, capfd):
-    arguments = build_arguments(corpus, tmp_path / "out", "--vocab", "/no/vocab.txt")
-    assert "--vocab /no/vocab.txt: no such file" in failed(capfd, *arguments)
 
 
 def test_damaged_input_in_a_worker_is_an_error_of_one_line(tmp_path, capfd):

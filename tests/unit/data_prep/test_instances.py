@@ -39,15 +39,19 @@ def document_of(documents, ids):
     return np.searchsorted(bounds, np.asarray(ids, np.int64) - FIRST_ID, side="right") - 1
 
 
-@pytest.mark.parametrize("lengths", [(1, 12), (5, 40), (30, 200)])
-def test_pair_rows_have_the_layout_of_bert(lengths):
-    documents = random_documents(60, (1, 30), lengths)
-    rows = pairs(documents)
-    ids, length, b_start = rows["input_ids"], rows["length"], rows["segment_b_start"]
+def assert_framed_and_padded(rows, seq_length):
+    ids, length = rows["input_ids"], rows["length"]
     assert np.all(ids[:, 0] == SPECIAL["cls"])
     assert np.all(ids[np.arange(len(ids)), length - 1] == SPECIAL["sep"])
+    assert np.all((ids == SPECIAL["pad"]) == (np.arange(seq_length) >= length[:, None]))
+
+
+@pytest.mark.parametrize("lengths", [(1, 12), (5, 40), (30, 200)])
+def test_pair_rows_have_the_layout_of_bert(lengths):
+    rows = pairs(random_documents(60, (1, 30), lengths))
+    assert_framed_and_padded(rows, 64)
+    ids, length, b_start = rows["input_ids"], rows["length"], rows["segment_b_start"]
     assert np.all(ids[np.arange(len(ids)), b_start - 1] == SPECIAL["sep"])
-    assert np.all((ids == SPECIAL["pad"]) == (np.arange(64) >= length[:, None]))
     assert np.all((ids == SPECIAL["sep"]).sum(1) == 2)
     assert np.all(b_start >= 3)
     assert np.all(b_start <= length - 2)
@@ -97,10 +101,9 @@ def test_random_numbers_depend_only_on_seed_split_and_group():
     documents = random_documents(30, (5, 30), (5, 25))
     first = pairs(documents)
     assert all(np.array_equal(first[name], column) for name, column in pairs(documents).items())
-    for other in ({"seed": 6}, {"group": 1}, {"split": "validation"}):
-        assert not np.array_equal(
-            first["next_sentence_label"][:40], pairs(documents, **other)["next_sentence_label"][:40]
-        )
+    for change in ({"seed": 6}, {"group": 1}, {"split": "validation"}):
+        other = pairs(documents, **change)
+        assert not np.array_equal(first["next_sentence_label"][:40], other["next_sentence_label"][:40])
 
 
 def test_random_b_of_a_single_document_comes_from_elsewhere_in_it():
@@ -137,8 +140,6 @@ def test_packed_rows_contain_every_token_once_in_order(sizes):
     assert np.array_equal(body[body >= FIRST_ID], documents.tokens)
     assert (body == SPECIAL["sep"]).sum() == len(sizes) - 1
     assert np.all(length[:-1] == 32)
-    assert np.all(ids[:, 0] == SPECIAL["cls"])
-    assert np.all(ids[np.arange(len(ids)), length - 1] == SPECIAL["sep"])
-    assert np.all((ids == SPECIAL["pad"]) == (np.arange(32) >= length[:, None]))
+    assert_framed_and_padded(rows, 32)
     assert np.array_equal(rows["segment_b_start"], length)
     assert set(rows["next_sentence_label"]) == {-1}

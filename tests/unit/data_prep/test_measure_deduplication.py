@@ -6,9 +6,6 @@ import random
 
 import pytest
 from made_up_corpus import WORDS
-from repository import REPOSITORY
-
-SCRIPTS = REPOSITORY / "scripts" / "measure"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_up_corpus import made_up_documents, read_source
+from made_up_corpus import made_up_documents, read_source, source_error
 
 from data_prep.sources import Source, parquet, tables
 from data_prep.sources.parquet import RowRange
@@ -19,9 +19,8 @@ def write(path, texts, row_group_size=None, **more):
 
 def test_rows_are_read_in_order_with_ids_and_titles(tmp_path):
     for name, numbers in (("b", range(5, 9)), ("a", range(5))):
-        write(
-            tmp_path / f"{name}.parquet", [f"Text {n}." for n in numbers], 2, id=[*numbers], title=["T"] * len(numbers)
-        )
+        more = {"id": [*numbers], "title": ["T"] * len(numbers)}
+        write(tmp_path / f"{name}.parquet", [f"Text {n}." for n in numbers], 2, **more)
     found = read_source(f"parquet={tmp_path}")
     assert [(d.text, d.id, d.title) for d in found] == [(f"Text {n}.", str(n), "T") for n in range(9)]
 
@@ -36,11 +35,8 @@ def test_column_option_selects_the_text_and_ids_default_to_file_and_row(tmp_path
 
 def test_null_is_dropped_with_a_reason_and_empty_text_is_kept(tmp_path):
     write(tmp_path / "a.parquet", ["One.", None, ""])
-    assert [(d.text, d.dropped) for d in read_source(f"parquet={tmp_path}")] == [
-        ("One.", None),
-        ("", "no text"),
-        ("", None),
-    ]
+    found = [(d.text, d.dropped) for d in read_source(f"parquet={tmp_path}")]
+    assert found == [("One.", None), ("", "no text"), ("", None)]
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
@@ -97,17 +93,15 @@ def test_joined_rows_skip_nulls_and_keep_the_first_id(tmp_path):
 def test_invalid_option_is_an_error_of_one_line(tmp_path, options, message):
     arrays = [pa.array(["x"]), pa.array([1]), pa.array(["x"]), pa.array(["x"]), pa.array([[1]])]
     pq.write_table(pa.Table.from_arrays(arrays, ["text", "n", "twice", "twice", "list"]), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="a.parquet") as caught:
-        read_source(f"parquet={tmp_path}/a.parquet{options}")
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    error = source_error(f"parquet={tmp_path}/a.parquet{options}")
+    assert "a.parquet" in error
+    assert message in error
+    assert "\n" not in error
 
 
 def test_options_are_parsed_from_the_end_of_the_path():
-    assert split_options("a:b=c,d.parquet,column=x=y,id=n", ("column", "id")) == (
-        "a:b=c,d.parquet",
-        {"column": "x=y", "id": "n"},
-    )
+    found = split_options("a:b=c,d.parquet,column=x=y,id=n", ("column", "id"))
+    assert found == ("a:b=c,d.parquet", {"column": "x=y", "id": "n"})
     with pytest.raises(ValueError, match="no path before the options"):
         split_options(",column=x", ("column",))
 
@@ -118,14 +112,12 @@ def test_truncated_or_non_parquet_file_is_named(tmp_path):
     data = whole.read_bytes()
     for name, content, message in [
         ("a.parquet", data[:-100], "truncated: begins as a Parquet file, but its end is missing"),
-        ("b.parquet", b"text\n" * 100, "b.parquet: not a Parquet file"),
-        ("c.parquet", b"", "c.parquet: not a Parquet file"),
-        ("d.parquet", data[:-400] + bytes(392) + data[-8:], "d.parquet: the footer is damaged"),
+        ("b.parquet", b"text\n" * 100, "not a Parquet file"),
+        ("c.parquet", b"", "not a Parquet file"),
+        ("d.parquet", data[:-400] + bytes(392) + data[-8:], "the footer is damaged"),
     ]:
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=name) as caught:
-            read_source(f"parquet={tmp_path / name}")
-        assert message in str(caught.value)
+        assert f"{name}: {message}" in source_error(f"parquet={tmp_path / name}")
 
 
 def test_damaged_row_group_is_named(tmp_path):
@@ -137,15 +129,14 @@ def test_damaged_row_group_is_named(tmp_path):
     begin = chunk.dictionary_page_offset or chunk.data_page_offset
     data[begin : begin + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"a\.parquet: damaged in row group 1"):
-        read_source(f"parquet={path}")
+    assert "a.parquet: damaged in row group 1" in source_error(f"parquet={path}")
 
 
 def test_text_that_is_not_utf_8_is_reported_with_row_and_byte(tmp_path):
     text = pa.array([b"fine", b"na\xefve"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet: row 1: column 'text' is not UTF-8 at byte 2 of its text: 0xef"):
-        read_source(f"parquet={tmp_path}")
+    message = "a.parquet: row 1: column 'text' is not UTF-8 at byte 2 of its text: 0xef"
+    assert message in source_error(f"parquet={tmp_path}")
 
 
 def test_file_with_fewer_rows_than_listed_is_an_error(tmp_path):
@@ -159,8 +150,7 @@ def test_file_with_fewer_rows_than_listed_is_an_error(tmp_path):
 
 def test_source_without_rows_is_an_error(tmp_path):
     write(tmp_path / "a.parquet", pa.array([], pa.string()))
-    with pytest.raises(ValueError, match="nothing to read: the files are empty"):
-        Source.parse(f"parquet={tmp_path}").pieces()
+    assert "nothing to read: the files are empty" in source_error(f"parquet={tmp_path}")
 
 
 def test_memory_stays_below_the_size_of_a_row_group(tmp_path):

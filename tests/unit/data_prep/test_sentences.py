@@ -1,3 +1,4 @@
+import functools
 import json
 import subprocess
 import sys
@@ -136,10 +137,11 @@ def test_speed_is_finite_on_a_coarse_clock(monkeypatch):
 @pytest.mark.parametrize(
     ("language", "sentences"),
     [
-        (
-            "de",
-            ["Dr. Maier wohnt z. B. in Köln.", "Am 3. Mai 1999 kam er an.", "„Wo bist du?“, fragte sie.", "Er ging."],
-        ),
+        ("en", ["Dr. Smith met Mr. J. R. Jones in Washington, D.C. on Jan. 5.", "It cost $3.50.",
+                "See Fig. 3 (p. 12)."]),
+        ("en", ['"Where are you?" he asked.', "“I am here,” said Mrs. Bennet.", "Then all left."]),
+        ("de", ["Dr. Maier wohnt z. B. in Köln.", "Am 3. Mai 1999 kam er an.", "„Wo bist du?“, fragte sie.",
+                "Er ging."]),
         ("de", ["»Komm her!«", "Dann sagte er nichts mehr.", "Prof. Schmidt las ca. 20 Seiten."]),
         ("fr", ["M. Dupont est arrivé.", "Il a dit : « Je suis là. »", "Mme Martin est partie à 15 h.", "Et alors ?"]),
         ("es", ["El Sr. García llegó ayer.", "¿Dónde está la Sra. López?", "¡No lo sé!", "«No puedo», dijo Ana."]),
@@ -147,9 +149,18 @@ def test_speed_is_finite_on_a_coarse_clock(monkeypatch):
         ("it", ["Il sig. Rossi è arrivato.", "«Dove sei?» chiese lei.", "Nessuno rispose."]),
         ("pl", ["Jis dzims 1900. godā Rēzeknē.", "„Es asmu,“ jis saceja.", "Tai ir."]),
     ],
-)
-def test_sentences_of_other_languages_are_split(language, sentences):
+)  # fmt: skip
+def test_sentences_of_every_language_are_split(language, sentences):
     assert split_sentences(" ".join(sentences), language) == sentences
+
+
+def test_long_speech_is_split_within_quotation_marks():
+    speech = "“" + " ".join(f"This is sentence number {n} of a long speech." for n in range(20)) + "”"
+    sentences = split_sentences(speech)
+    assert len(sentences) == 20
+    assert sentences[0].startswith("“This")
+    assert sentences[-1].endswith("speech.”")
+    assert " ".join(sentences) == speech
 
 
 def test_scripts_without_spaces_are_split():
@@ -160,6 +171,8 @@ def test_only_white_space_and_pieces_without_words_are_removed():
     text = "\n".join(text.replace("‖", "").replace("¦", "") for texts in GOLD.values() for text in texts)
     parts = split_sentences(text)
     assert "".join("".join(parts).split()) == "".join(text.split())
+    assert split_sentences("No full stop here\nA new paragraph") == ["No full stop here", "A new paragraph"]
+    assert split_sentences("One. * * *\n/>\nTwo.") == ["One.", "Two."]
     assert split_sentences("") == split_sentences("\"\n' \n…") == []
     assert split_sentences("'") == []
     assert split_sentences("He left.\" '") == ["He left.\" '"]
@@ -167,12 +180,10 @@ def test_only_white_space_and_pieces_without_words_are_removed():
 
 def test_unknown_language_is_an_error_that_lists_the_known_ones():
     for language in ("ltg", "EN", ""):
-        with pytest.raises(
-            ValueError, match=f"--language {language}: no sentence rules for this language; allowed: am, ar, .*, zh"
-        ):
-            check_language(language)
-        with pytest.raises(ValueError, match="no sentence rules"):
-            split_sentences("Some text.", language)
+        message = f"--language {language}: no sentence rules for this language; allowed: am, ar, .*, zh"
+        for check in (check_language, functools.partial(split_sentences, "Some text.")):
+            with pytest.raises(ValueError, match=message):
+                check(language)
     assert len(LANGUAGES) == 34
 
 

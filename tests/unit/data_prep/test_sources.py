@@ -76,21 +76,13 @@ GUTENBERG = (
 PARAGRAPHS = ["It was a very cold, well-known café, and the wind blew.", "“Come in,” said she; and he came."]
 
 
-@pytest.mark.parametrize(
-    ("encoding", "mark"), [("utf-8", b""), ("utf-8", b"\xef\xbb\xbf"), ("cp1252", b""), ("utf-16", b"")]
-)
-def test_book_in_any_encoding_is_unwrapped_and_loses_its_gutenberg_header(tmp_path, encoding, mark):
-    (tmp_path / "tale.txt").write_bytes(mark + GUTENBERG.encode(encoding))
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16", "latin-1"])
+def test_book_in_any_encoding_is_unwrapped_and_loses_its_gutenberg_header(tmp_path, encoding):
+    quotes = str.maketrans("“”", '""') if encoding == "latin-1" else {}
+    (tmp_path / "tale.txt").write_bytes(GUTENBERG.translate(quotes).encode(encoding))
     (book,) = read_source(f"books={tmp_path}")
-    assert book.text.split("\n") == PARAGRAPHS
+    assert book.text.split("\n") == [paragraph.translate(quotes) for paragraph in PARAGRAPHS]
     assert book.title == "tale"
-
-
-def test_latin_1_book_keeps_its_accents(tmp_path):
-    text = GUTENBERG.replace("“", '"').replace("”", '"')
-    (tmp_path / "tale.txt").write_bytes(text.encode("latin-1"))
-    (book,) = read_source(f"books={tmp_path}")
-    assert book.text.split("\n")[0] == PARAGRAPHS[0]
 
 
 def test_book_with_one_paragraph_per_line_is_not_joined(tmp_path):
@@ -136,25 +128,6 @@ def test_python_docs_are_prose_and_repeat():
 def test_invalid_source_is_an_error_that_lists_what_is_allowed(argument, message):
     with pytest.raises(ValueError, match="--source") as caught:
         Source.parse(argument)
-    assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("kind", "content", "message"),
-    [
-        ("text", b"Good line.\nBad \xff line.\n", "a.txt: not UTF-8 text at byte 15 (line 2): 0xff"),
-        ("jsonl", b'{"text": "ok"}\n{"text": \n', "a.txt:2: not JSON"),
-        ("jsonl", b'{"body": "ok"}\n', 'a.txt:1: expected an object with a string under "text" (keys here: body)'),
-        ("jsonl", b"[1]\n", "a.txt:1: expected an object"),
-        ("wikiextractor", b"plain text\n", "a.txt:1: expected '<doc …>' or a JSON object, found 'plain text'"),
-        ("wikiextractor", b'<doc id="1" title="A">\nA\n', "is the file truncated?"),
-        ("wikiextractor", b'<doc id="1" title="A">\nA\n<doc id="2" title="B">\nB\n</doc>\n', "article 'A' is not"),
-    ],
-)
-def test_damaged_input_is_reported_with_file_and_place(tmp_path, kind, content, message):
-    (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(ValueError, match="a.txt") as caught:
-        read_source(f"{kind}={tmp_path}/a.txt")
     assert message in str(caught.value)
 
 

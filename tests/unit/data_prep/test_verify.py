@@ -1,12 +1,11 @@
 import dataclasses
 import shutil
 
-import h5py
 import numpy as np
 import pytest
+from data_prep_fixtures import rewrite_shard
 
 from bert_pld.data.shards import Manifest, Shard, write_shard
-from bert_pld.files import file_sha256
 from data_prep.__main__ import main
 
 
@@ -19,18 +18,6 @@ def verified(folder, capsys):
     status = main(["verify", str(folder)])
     captured = capsys.readouterr()
     return status, captured.out, captured.err.splitlines()
-
-
-def rewrite(folder, change):
-    """Change rows of the first training shard, and update its checksum in the manifest."""
-    path = folder / "train_00000.hdf5"
-    with h5py.File(path, "r+") as file:
-        change(file)
-        tokens = int(np.sum(file["length"], dtype=np.int64))
-    manifest = Manifest.read(folder)
-    record = dataclasses.replace(manifest.splits["train"][0], tokens=tokens, sha256=file_sha256(path))
-    manifest.splits["train"][0] = record
-    manifest.write(folder)
 
 
 def test_sound_directory_prints_three_rows_and_exits_with_0(copy, capsys):
@@ -59,11 +46,10 @@ def test_truncated_missing_and_unlisted_shards_are_all_reported(copy, capsys):
     missing.unlink()
     status, _, err = verified(copy, capsys)
     assert status == 1
-    assert [line.split("copy/")[1].split(",")[0] for line in err] == [
-        "train_00007.hdf5: unlisted shard",
-        f"train_00000.hdf5: {cut.stat().st_size} bytes",
-        "validation_00000.hdf5: missing",
-    ]
+    unlisted, damaged, absent = (line.split("copy/")[1].split(",")[0] for line in err)
+    assert unlisted == "train_00007.hdf5: unlisted shard"
+    assert damaged == f"train_00000.hdf5: {cut.stat().st_size} bytes"
+    assert absent == "validation_00000.hdf5: missing"
 
 
 def test_wrong_vocabulary_is_found_in_either_file(copy, capsys):
@@ -72,30 +58,25 @@ def test_wrong_vocabulary_is_found_in_either_file(copy, capsys):
     lines[20], lines[21] = lines[21], lines[20]
     path.write_text("\n".join(lines))
     status, _, err = verified(copy, capsys)
-    assert (status, err) == (
-        1, [f"error: {path}: not the vocabulary of these shards (SHA-256 differs from the manifest's)"]
-    )  # fmt: skip
+    fault = f"error: {path}: not the vocabulary of these shards (SHA-256 differs from the manifest's)"
+    assert (status, err) == (1, [fault])
     (copy / "tokenizer.json").write_text("{}")
     assert len(verified(copy, capsys)[2]) == 2
-
-
-def set_value(name, index, value):
-    return lambda file: file[name].__setitem__(index, value)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_value("input_ids", (3, 5), 300), "row 3: an id is outside the vocabulary of 300 (1 such rows)"),
-        (set_value("input_ids", (4, 0), 9), "row 4: does not begin with [CLS]"),
-        (set_value("input_ids", (5, 2), 0), "row 5: padding does not begin at position length"),
-        (set_value("length", 6, 40), "row 6: length is not between 3 and 32"),
-        (set_value("next_sentence_label", 7, -1), "row 7: next_sentence_label is neither 0 nor 1"),
-        (set_value("segment_b_start", 8, 31), "row 8: segment_b_start is outside the row"),
+        (("input_ids", (3, 5), 300), "row 3: an id is outside the vocabulary of 300 (1 such rows)"),
+        (("input_ids", (4, 0), 9), "row 4: does not begin with [CLS]"),
+        (("input_ids", (5, 2), 0), "row 5: padding does not begin at position length"),
+        (("length", 6, 40), "row 6: length is not between 3 and 32"),
+        (("next_sentence_label", 7, -1), "row 7: next_sentence_label is neither 0 nor 1"),
+        (("segment_b_start", 8, 31), "row 8: segment_b_start is outside the row"),
     ],
 )
 def test_invalid_row_is_found(copy, capsys, change, message):
-    rewrite(copy, change)
+    rewrite_shard(copy / "train_00000.hdf5", *change)
     status, _, err = verified(copy, capsys)
     assert (status, len(err)) == (1, 1)
     assert message in err[0]

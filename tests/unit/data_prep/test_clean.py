@@ -9,7 +9,6 @@ from data_prep.sources import KINDS
 from data_prep.sources.kind import Document as SourceDocument
 from data_prep.sources.kind import Piece
 from data_prep.text.clean import NOT_PROSE, TOO_SHORT, clean_text, drop_reason
-from data_prep.text.sentences import split_sentences
 
 
 class Given(PipelineStep):
@@ -45,24 +44,16 @@ def test_text_is_normalized(raw, clean):
 
 
 def test_dropped_documents_are_counted_by_reason():
-    texts = [
-        PROSE,
-        "Too short.",
-        "",
-        "12 34 | 56 78 | 90 12 || 34.5 % 67.8 % 90.1 % 23 45 67 89 10 11 12 13",
-        PROSE + " B",
-    ]
+    numbers = "12 34 | 56 78 | 90 12 || 34.5 % 67.8 % 90.1 % 23 45 67 89 10 11 12 13"
+    texts = [PROSE, "Too short.", "", numbers, PROSE + " B"]
     step = Drop("unfit", drop_reason)
     assert [document.text for document in step(Document(text, "") for text in texts)] == [PROSE, PROSE + " B"]
     assert run_recipe([Given(texts), Normalise(), Drop("unfit", drop_reason)]) == {TOO_SHORT: 2, NOT_PROSE: 1}
 
 
 def test_documents_dropped_by_a_source_are_counted_by_reason(monkeypatch):
-    documents = [
-        SourceDocument("", "1", dropped="redirect"),
-        SourceDocument(PROSE, "2"),
-        SourceDocument("", "3", dropped="redirect"),
-    ]
+    redirect = SourceDocument("", "1", dropped="redirect")
+    documents = [redirect, SourceDocument(PROSE, "2"), redirect]
     kind = dataclasses.replace(KINDS["text"], read_piece=lambda piece: iter(documents))
     monkeypatch.setitem(KINDS, "text", kind)
     reader = ReadPieces([Piece("text", "nowhere", 0, 1)])
@@ -72,31 +63,3 @@ def test_documents_dropped_by_a_source_are_counted_by_reason(monkeypatch):
 
 def test_letters_of_other_scripts_are_prose():
     assert drop_reason("Это обыкновенное предложение, достаточно длинное, чтобы его не выбросили.") is None
-
-
-@pytest.mark.parametrize(
-    ("text", "sentences"),
-    [
-        (
-            "Dr. Smith met Mr. J. R. Jones in Washington, D.C. on Jan. 5. It cost $3.50. See Fig. 3 (p. 12).",
-            ["Dr. Smith met Mr. J. R. Jones in Washington, D.C. on Jan. 5.", "It cost $3.50.", "See Fig. 3 (p. 12)."],
-        ),
-        (
-            '"Where are you?" he asked. “I am here,” said Mrs. Bennet. Then all left.',
-            ['"Where are you?" he asked.', "“I am here,” said Mrs. Bennet.", "Then all left."],
-        ),
-        ("No full stop here\nA new paragraph", ["No full stop here", "A new paragraph"]),
-        ("One. * * *\n/>\nTwo.", ["One.", "Two."]),
-    ],
-)  # fmt: skip
-def test_sentences_are_split_as_a_reader_would(text, sentences):
-    assert split_sentences(text) == sentences
-
-
-def test_long_speech_is_split_within_quotation_marks():
-    speech = "“" + " ".join(f"This is sentence number {n} of a long speech." for n in range(20)) + "”"
-    sentences = split_sentences(speech)
-    assert len(sentences) == 20
-    assert sentences[0].startswith("“This")
-    assert sentences[-1].endswith("speech.”")
-    assert " ".join(sentences) == speech
