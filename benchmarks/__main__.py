@@ -1,4 +1,4 @@
-"""`python -m benchmarks SUBJECT …`: a subject is a folder beside this file with a `command.py`."""
+"""`python -m benchmarks SUBJECT …`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from benchmarks.results import add_json_option, check_json_option, save
-from benchmarks.subject import Subject
 from bert_pld.cli import make_parser, run_as_rank
 
 
@@ -45,14 +44,10 @@ def build_parser(subject: str | None) -> argparse.ArgumentParser:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run one subject; return 1 if a part of it failed."""
-    if not hasattr(options.module, "measure"):
-        return options.module.main(options)
-    return _measure(options.module, options)
-
-
-def _measure(subject: Subject, options: argparse.Namespace) -> int:
-    """Measure; on rank 0, print the report and write the result."""
+    """Run one subject; print the report and write the result on rank 0; return 1 if a part of it failed."""
+    subject = options.module
+    if not hasattr(subject, "measure"):
+        return subject.main(options)
     check_json_option(options.json)
     result = subject.measure(options)
     if os.environ.get("RANK", "0") != "0":

@@ -1,4 +1,4 @@
-"""Command-line options that are lists joined by commas."""
+"""Checks of command-line options: lists joined by commas, and positive integers."""
 
 from __future__ import annotations
 

@@ -31,6 +31,10 @@ from bert_pld.training.engine import make_engine
 
 EXAMPLE = "python -m benchmarks checkpoint --model_preset base --json checkpoint.json"
 KINDS = ("none", "beside", "waiting", "deepspeed")
+_RECORDED_OPTIONS = (
+    *("model_preset", "zero_stage", "micro_batch_size", "seq_length", "idle_step_s", "steps_per_block", "rounds"),
+    "interval",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,9 +63,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Returns:
         The set-up, `step_s`, and for each of `kinds` the `cost_s` (median, least and most of a block, over the median
         without a checkpoint), `stopped_s`, `whole_s` and `share` of training time at the interval.
-
-    Raises:
-        ValueError: no rounds or no steps.
     """
     require_positive(options, "rounds", "steps_per_block", "interval")
     with single_rank("cuda" if torch.cuda.is_available() else "cpu") as device:
@@ -90,8 +91,7 @@ def _measure(options: argparse.Namespace, device: torch.device, folder: Path) ->
     model = BertForPreTraining(config.model)
     use_backend(model, "auto", device.type)
     engine = make_engine(config, model)
-    batch = pattern_batch(config.model, options.micro_batch_size, options.seq_length, 0)
-    moved = {name: value if value is None else value.to(device) for name, value in batch.items()}
+    batch = pattern_batch(config.model, options.micro_batch_size, options.seq_length, 0, device)
     for name in checkpoint_format.TOKENIZER_FILES:
         (folder / name).write_text("[PAD]\n")
     writer = CheckpointWriter(folder, engine, config, {"data_source": "none", "data_fingerprint": "none"}, None)
@@ -100,50 +100,41 @@ def _measure(options: argparse.Namespace, device: torch.device, folder: Path) ->
         if options.idle_step_s is not None and engine.global_steps > 1:
             time.sleep(options.idle_step_s)
             return
-        engine.backward(engine(**moved)["loss"])
+        engine.backward(engine(**batch)["loss"])
         engine.step()
 
-    blocks: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    stopped: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    whole: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    blocks: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in KINDS}
     for _ in range(2):
         step()
     for round_ in range(options.rounds + 1):  # the first of each kind allocates buffers and does not count
         for kind in KINDS:
-            seconds, waited, ready = _block(kind, step, options.steps_per_block, engine, writer, folder)
+            figures = _block(kind, step, options.steps_per_block, engine, writer, folder)
             if round_ > 0:
-                blocks[kind].append(seconds)
-                stopped[kind].append(waited)
-                whole[kind].append(ready)
-    plain = statistics.median(blocks["none"])
+                blocks[kind].append(figures)
+    without = [seconds for seconds, _, _ in blocks["none"]]
+    plain = statistics.median(without)
     step_s = plain / options.steps_per_block
     kinds = {}
     for kind in KINDS[1:]:
-        costs = [seconds - plain for seconds in blocks[kind]]
+        seconds, stopped, whole = zip(*blocks[kind], strict=True)
+        costs = [one - plain for one in seconds]
         cost = statistics.median(costs)
         kinds[kind] = {
             "cost_s": cost,
             "cost_least_s": min(costs),
             "cost_most_s": max(costs),
-            "stopped_s": statistics.median(stopped[kind]),
-            "whole_s": statistics.median(whole[kind]),
+            "stopped_s": statistics.median(stopped),
+            "whole_s": statistics.median(whole),
             "share": cost / (options.interval * step_s + cost),
         }
     newest = checkpoint_format.list_checkpoints(folder / CHECKPOINTS)[0]
     return {
         **describe_device(device),
-        "model_preset": options.model_preset,
+        **{key: getattr(options, key) for key in _RECORDED_OPTIONS},
         "parameters": sum(p.numel() for p in model.parameters()),
-        "zero_stage": options.zero_stage,
-        "micro_batch_size": options.micro_batch_size,
-        "seq_length": options.seq_length,
-        "idle_step_s": options.idle_step_s,
-        "steps_per_block": options.steps_per_block,
-        "rounds": options.rounds,
-        "interval": options.interval,
         "checkpoint_bytes": sum(path.stat().st_size for path in newest.iterdir()),
         "step_s": step_s,
-        "blocks_without_s": blocks["none"],
+        "blocks_without_s": without,
         "kinds": kinds,
     }
 

@@ -54,11 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the chosen parts; all ranks must call it together and get the same result.
-
-    Raises:
-        ValueError: invalid options, or a single rank.
-    """
+    """Measure the chosen parts; all ranks must call it together and get the same result."""
     parts = chosen("--parts", options.parts, _PARTS)
     stages = [int(stage) for stage in chosen("--stages", options.stages, ("0", "1", "2", "3"))]
     precisions = chosen("--precisions", options.precisions, _PRECISIONS)

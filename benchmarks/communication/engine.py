@@ -69,15 +69,12 @@ class Setting:
 
 
 class Trainer:
-    """An engine that trains on random tokens, different on every rank."""
+    """A warm engine that trains on random tokens, different on every rank."""
 
     def __init__(self, setting: Setting, device: torch.device, same_gates: bool = False) -> None:
-        """Make the engine.
+        """Make and warm up the engine.
 
-        Args:
-            setting: sizes and options.
-            device: where it trains.
-            same_gates: use in every step the first gates that keep about the expected number of blocks.
+        With `same_gates`, every step uses the first gates that keep about the expected number of blocks.
         """
         self.setting, self.device, self.run = setting, device, setting.run
         torch.manual_seed(0)
@@ -93,6 +90,8 @@ class Trainer:
             for index in range(setting.accumulation)
         ]
         self.gates = self._average_gates() if same_gates and self.engine.layer_dropper is not None else None
+        for _ in range(2):
+            self.step()
 
     def step(self) -> list[list[float]]:
         """Run one optimizer step; return for each micro-batch the share of rows that each block ran on."""
@@ -101,12 +100,7 @@ class Trainer:
         kept = []
         for batch in self.batches:
             outputs = self.engine(
-                input_ids=batch.input_ids,
-                token_type_ids=batch.token_type_ids,
-                attention_mask=batch.attention_mask,
-                masked_positions=batch.masked_positions,
-                masked_labels=batch.masked_labels,
-                next_sentence_labels=batch.next_sentence_labels,
+                **batch.model_inputs(),
                 sequence_lengths=batch.sequence_lengths,
                 mlm_denominator=denominator,
                 gates=self.gates,

@@ -18,7 +18,8 @@ import torch.distributed as dist
 
 from benchmarks.batches import random_batch
 from benchmarks.communication.engine import Setting, Trainer
-from benchmarks.communication.links import Links, lower_quartile, slowest_rank_seconds
+from benchmarks.communication.links import Links, fit_seconds, lower_quartile, slowest_rank_seconds
+from benchmarks.markdown import markdown_table
 from bert_pld.config import RunConfig
 from bert_pld.cost.flops import ModelFlops, parameter_tensors
 from bert_pld.cost.memory import estimate_memory
@@ -58,9 +59,6 @@ def predict_and_measure(
     """Measure parts and steps in turns, and predict the steps from the parts; also return the links' times."""
     machine = _Machine(stages, device)
     trainers = [Trainer(setting, device, same_gates=True) for setting in settings_to_predict(stages)]
-    for trainer in trainers:
-        for _ in range(2):
-            trainer.step()
     measured: dict[int, list[float]] = {}
     for _ in range(rounds):
         machine.turn()
@@ -107,17 +105,14 @@ def report_steps(result: dict[str, Any]) -> list[str]:
         f" {cluster['copy_bytes_per_s'] / 1e9:.2f} in copies, {cluster['intra_bytes_per_s'] / 1e9:.2f} GB/s and"
         f" {cluster['intra_latency_s'] * 1e6:.0f} µs between ranks; lower quartiles of {steps['rounds']} turns",
         "",
-        "| setting | predicted, ms | of it communication | measured, ms | fastest–median | predicted / measured |",
-        "|---|---|---|---|---|---|",
     ]
+    header = ("setting", "predicted, ms", "of it communication", "measured, ms", "fastest–median")
+    rows = []
     for one in steps["settings"]:
-        lines.append(
-            f"| {one['name']} | {one['predicted_s'] * 1e3:.0f} | {one['prediction']['exposed'] * 1e3:.0f}"
-            f" | {one['measured_s'] * 1e3:.0f}"
-            f" | {one['measured_range_s'][0] * 1e3:.0f}–{one['measured_median_s'] * 1e3:.0f}"
-            f" | {one['ratio']:.2f} |"
-        )
-    return lines
+        seconds = (one["predicted_s"], one["prediction"]["exposed"], one["measured_s"])
+        spread = (f"{1e3 * value:.0f}" for value in (one["measured_range_s"][0], one["measured_median_s"]))
+        rows.append((one["name"], *(f"{1e3 * s:.0f}" for s in seconds), "–".join(spread), f"{one['ratio']:.2f}"))
+    return lines + markdown_table((*header, "predicted / measured"), rows)
 
 
 class _Machine:
@@ -128,9 +123,6 @@ class _Machine:
         self._passes = [_forward_backward(setting, device) for setting in _CALIBRATION]
         self._update, self._copy = _update(device), _copy(device)
         self._narrow = {stage: Trainer(dataclasses.replace(_NARROW, stage=stage), device) for stage in stages}
-        for trainer in self._narrow.values():
-            for _ in range(2):
-                trainer.step()
         self._seconds: dict[Any, list[float]] = {}
 
     def turn(self) -> None:
@@ -145,14 +137,14 @@ class _Machine:
 
     def cluster(self, gloo: bool) -> Cluster:
         """These ranks as one node of the cost model."""
-        rows, seconds, ranks = [], [], dist.get_world_size()
+        flops, activations, seconds, ranks = [], [], [], dist.get_world_size()
         for index, setting in enumerate(_CALIBRATION):
             run = setting.run
-            flops = ModelFlops(run.model, setting.seq_length, run.data.mask_probability).per_sequence()
-            memory = estimate_memory(run, setting.micro_batch_size, 1)
-            rows.append([setting.micro_batch_size * flops, memory.activation_bytes])
+            a_sequence = ModelFlops(run.model, setting.seq_length, run.data.mask_probability).per_sequence()
+            flops.append(setting.micro_batch_size * a_sequence)
+            activations.append(estimate_memory(run, setting.micro_batch_size, 1).activation_bytes)
             seconds.append(self._typical(index))
-        per_flop, per_byte = _fit_two(rows, seconds)
+        per_flop, per_byte = (max(weight, 1e-30) for weight in fit_seconds([flops, activations], seconds))
         links = self.links.result()
         rate = {kind: one["bytes_per_s"] for kind, one in links.items()}
         return Cluster(
@@ -185,18 +177,6 @@ class _Machine:
         return lower_quartile(self._seconds[name])
 
 
-def _fit_two(rows: list[list[float]], seconds: list[float]) -> tuple[float, float]:
-    """Fit seconds a FLOP and a byte with the least squared relative error; FLOPs alone where one would be negative."""
-    matrix = torch.tensor(rows, dtype=torch.float64) / torch.tensor(seconds, dtype=torch.float64)[:, None]
-    scale = matrix.mean(0)
-    target = torch.ones(len(rows), 1, dtype=torch.float64)
-    solution = torch.linalg.lstsq(matrix / scale, target).solution.flatten() / scale
-    if float(solution.min()) <= 0.0:
-        column = matrix[:, :1]
-        return float(column.sum() / column.square().sum()), 1e-30
-    return float(solution[0]), float(solution[1])
-
-
 def _forward_backward(setting: Setting, device: torch.device) -> Callable[[], None]:
     """A call of a whole network's forward and backward, without engine and communication."""
     config = setting.run.model
@@ -205,14 +185,7 @@ def _forward_backward(setting: Setting, device: torch.device) -> Callable[[], No
 
     def once() -> None:
         model.zero_grad(set_to_none=True)
-        model(
-            input_ids=batch.input_ids,
-            token_type_ids=batch.token_type_ids,
-            attention_mask=batch.attention_mask,
-            masked_positions=batch.masked_positions,
-            masked_labels=batch.masked_labels,
-            next_sentence_labels=batch.next_sentence_labels,
-        )["loss"].backward()
+        model(**batch.model_inputs())["loss"].backward()
 
     once()
     return once

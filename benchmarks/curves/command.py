@@ -27,6 +27,7 @@ from bert_pld.pld.gates import draw_gates
 from bert_pld.pld.schedule import Schedule
 
 EXAMPLE = "python -m benchmarks curves --dtypes bf16,fp16 --json curves.json"
+_RECORDED_OPTIONS = ("granularity", "theta", "steps", "seeds", "learning_rate", "micro_batch_size", "seq_length")
 FALSE_ALARMS = 0.02
 """Probability that two equal backends are reported as different in any of the precisions."""
 
@@ -53,14 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Train every run.
+    """Train every run; for each precision, return the curves, final losses, differences and their interval.
 
-    Returns:
-        The set-up, and for each precision the curves, final losses, differences and their interval; `failed` if the
-        backends differ in any precision.
-
-    Raises:
-        ValueError: invalid options, or a backend that cannot run here.
+    `failed` is set if the backends differ in any precision.
     """
     backends = chosen("--backends", options.backends, BACKENDS)
     dtypes = chosen("--dtypes", options.dtypes, tuple(DTYPES))
@@ -88,9 +84,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         **described,
         "model": dataclasses.asdict(config),
-        **{key: getattr(options, key) for key in ("granularity", "theta", "steps", "seeds", "learning_rate")},
-        "micro_batch_size": options.micro_batch_size,
-        "seq_length": options.seq_length,
+        **{key: getattr(options, key) for key in _RECORDED_OPTIONS},
         "backends": backends,
         "figures": figures,
         "failed": any(one["differs"] for one in figures),
@@ -110,7 +104,7 @@ def _train(
     schedule = Schedule(config.num_layers, options.theta, temporal="constant")
     losses = []
     for step in range(options.steps):
-        batch = pattern_batch(config, options.micro_batch_size, options.seq_length, seed=1000 * seed + step)
+        batch = pattern_batch(config, options.micro_batch_size, options.seq_length, 1000 * seed + step, device)
         gates = draw_gates(
             schedule,
             granularity=options.granularity,
@@ -119,8 +113,7 @@ def _train(
             rows=options.micro_batch_size,
             device=device,
         )
-        moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-        loss = engine(**moved, gates=gates)["loss"]
+        loss = engine(**batch, gates=gates)["loss"]
         engine.backward(loss)
         engine.step()
         losses.append(loss.detach())

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.batches import pattern_batch
 from benchmarks.machine import describe_device
+from benchmarks.markdown import markdown_table
 from benchmarks.options import fractions, positive_integers
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.model import BertForPreTraining
@@ -31,6 +32,9 @@ EXAMPLE = "python -m benchmarks gradient_variance --json gradient_variance.json"
 PARTS = ("first third", "middle third", "last third", "embeddings", "head")
 """Thirds of the blocks in depth order, and the rest of the model; the head includes the last LayerNorm."""
 GRANULARITIES: tuple[Literal["batch", "sample"], ...] = ("batch", "sample")
+_RECORDED_OPTIONS = (
+    *("seq_length", "draws", "trained_steps", "trained_theta", "clip", "keep_first_block", "learning_rate"),
+)
 _CHUNKS = 8
 _TRAINING_ROWS = 16
 
@@ -86,9 +90,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Returns:
         The set-up, `losses` (nats, of the fixed batch of 16 before and after training), `between_batches` and
         `figures`, one entry for each combination of weights, micro-batch size and θ.
-
-    Raises:
-        ValueError: invalid options.
     """
     sizes = positive_integers("--micro_batch_sizes", options.micro_batch_sizes)
     thetas = fractions("--thetas", options.thetas)
@@ -104,7 +105,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if weights == "trained":
             _train(model, options)
         with torch.no_grad():
-            losses[weights] = _loss(model, pattern_batch(model.config, _TRAINING_ROWS, options.seq_length, 0)).item()
+            losses[weights] = _loss(model, _batch(model, _TRAINING_ROWS, options, 0)).item()
         for rows in sizes:
             key = {"weights": weights, "micro_batch_size": rows}
             between.append({**key, **_between_batches(model, rows, options)})
@@ -112,33 +113,28 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         **describe_device(device),
         "model": dataclasses.asdict(model.config),
-        "seq_length": options.seq_length,
-        "draws": options.draws,
-        "trained_steps": options.trained_steps,
-        "trained_theta": options.trained_theta,
-        "clip": options.clip,
-        "keep_first_block": options.keep_first_block,
-        "learning_rate": options.learning_rate,
+        **{key: getattr(options, key) for key in _RECORDED_OPTIONS},
         "losses": losses,
         "between_batches": between,
         "figures": figures,
     }
 
 
+def _batch(model: BertForPreTraining, rows: int, options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    return pattern_batch(model.config, rows, options.seq_length, seed, options.device)
+
+
 def _loss(model: BertForPreTraining, batch: dict[str, Any], gates: Gates | None = None) -> Tensor:
-    device = next(model.parameters()).device
-    moved = {name: value if value is None else value.to(device) for name, value in batch.items()}
-    return model(**moved, gates=gates)["loss"]
+    return model(**batch, gates=gates)["loss"]
+
+
+def _schedule(model: BertForPreTraining, theta: float, options: argparse.Namespace) -> Schedule:
+    return Schedule(model.num_gated_blocks, theta, temporal="constant", keep_first_block=options.keep_first_block)
 
 
 def _train(model: BertForPreTraining, options: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, fused=True)
-    schedule = Schedule(
-        model.num_gated_blocks,
-        theta_limit=options.trained_theta,
-        temporal="constant",
-        keep_first_block=options.keep_first_block,
-    )
+    schedule = _schedule(model, options.trained_theta, options)
     for step in range(options.trained_steps):
         # Seed 1: training must not use the gates that are measured.
         gates = draw_gates(
@@ -149,7 +145,7 @@ def _train(model: BertForPreTraining, options: argparse.Namespace) -> None:
             rows=_TRAINING_ROWS,
             device=options.device,
         )
-        _loss(model, pattern_batch(model.config, _TRAINING_ROWS, options.seq_length, 1 + step), gates).backward()
+        _loss(model, _batch(model, _TRAINING_ROWS, options, 1 + step), gates).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -207,21 +203,18 @@ def moments_of(gradients: Iterable[dict[str, Tensor]], draws: int) -> dict[str, 
 def _between_batches(model: BertForPreTraining, rows: int, options: argparse.Namespace) -> dict[str, Any]:
     """The variance between batches without gates, over the mean squared norm of one batch's gradient."""
     seeds = range(10_000, 10_000 + options.draws)
-    batches = (pattern_batch(model.config, rows, options.seq_length, seed) for seed in seeds)
+    batches = (_batch(model, rows, options, seed) for seed in seeds)
     moments = moments_of((_gradient(model, batch, None, options.clip) for batch in batches), options.draws)
     return {"relative_variance": moments["variance"] / (moments["variance"] + moments["mean_squared"])}
 
 
 def _under_gates(model: BertForPreTraining, rows: int, theta: float, options: argparse.Namespace) -> dict[str, Any]:
-    schedule = Schedule(
-        model.num_gated_blocks, theta_limit=theta, temporal="constant", keep_first_block=options.keep_first_block
-    )
-    batch = pattern_batch(model.config, rows, options.seq_length, 0)
-    device = next(model.parameters()).device
+    schedule = _schedule(model, theta, options)
+    batch = _batch(model, rows, options, 0)
     figures: dict[str, Any] = {"blocks_expected": schedule.expected_depth(0)}
     for granularity in GRANULARITIES:
         drawn = [
-            draw_gates(schedule, granularity=granularity, seed=0, step=step, rows=rows, device=device)
+            draw_gates(schedule, granularity=granularity, seed=0, step=step, rows=rows, device=options.device)
             for step in range(options.draws)
         ]
         figures[granularity] = {
@@ -268,31 +261,24 @@ def report(result: dict[str, Any]) -> str:
         f" {result['trained_steps']} steps",
         "",
     ]
+    whole, by_part = [], []
+    for one in result["figures"]:
+        setting, pair = (
+            (one["weights"], f"{one['micro_batch_size']}", f"{one['theta']:g}"),
+            [one["batch"], one["sample"]],
+        )
+        whole.append(
+            [
+                *setting,
+                *(f"{of['relative_variance']:.3f}" for of in pair),
+                f"{one['ratio']:.2f} ± {one['ratio'] * one['ratio_relative_standard_error']:.2f}",
+                f"{between[one['weights'], one['micro_batch_size']]:.2f}",
+                *(f"{of['blocks_mean']:.2f} ± {of['blocks_standard_deviation']:.2f}" for of in pair),
+            ]
+        )
+        ratios = one["ratio_by_part"]
+        by_part.append([*setting, *(f"{ratios[part]:.2f}" if part in ratios else "–" for part in PARTS)])
     columns = ("batch", "sample", "batch / sample", "between batches", "blocks, batch", "blocks, sample")
-    lines += _table(
-        ("weights", "sequences", "θ", *columns),
-        result["figures"],
-        lambda one: [
-            *(f"{one[granularity]['relative_variance']:.3f}" for granularity in GRANULARITIES),
-            f"{one['ratio']:.2f} ± {one['ratio'] * one['ratio_relative_standard_error']:.2f}",
-            f"{between[one['weights'], one['micro_batch_size']]:.2f}",
-            *(
-                f"{one[name]['blocks_mean']:.2f} ± {one[name]['blocks_standard_deviation']:.2f}"
-                for name in GRANULARITIES
-            ),
-        ],
-    )
+    lines += markdown_table(("weights", "sequences", "θ", *columns), whole)
     lines += ["", "batch / sample by part:", ""]
-    lines += _table(
-        ("weights", "sequences", "θ", *PARTS),
-        result["figures"],
-        lambda one: [f"{one['ratio_by_part'][part]:.2f}" if part in one["ratio_by_part"] else "–" for part in PARTS],
-    )
-    return "\n".join(lines)
-
-
-def _table(
-    header: tuple[str, ...], figures: list[dict[str, Any]], cells: Callable[[dict[str, Any]], list[str]]
-) -> list[str]:
-    rows = [[one["weights"], str(one["micro_batch_size"]), f"{one['theta']:g}", *cells(one)] for one in figures]
-    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines + markdown_table(("weights", "sequences", "θ", *PARTS), by_part))
