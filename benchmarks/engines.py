@@ -14,8 +14,6 @@ from torch import nn
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.training.optimizer import build_optimizer, parameter_groups
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precision of the whole model, as DeepSpeed casts it."""
 _NEVER = 1 << 30
 _MOST_RECOMPILATIONS = 64
 """Compiled versions of one function, over all contenders."""

@@ -6,6 +6,11 @@ import argparse
 import math
 from collections.abc import Sequence
 
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions by their name in options; with DeepSpeed, the precision of the whole model."""
+
 
 def chosen(option: str, text: str, allowed: Sequence[str]) -> list[str]:
     """Parse a list of names; a repeated one counts once.
@@ -48,11 +53,7 @@ def fractions(option: str, text: str) -> list[float]:
 
 
 def require_positive(options: argparse.Namespace, *names: str) -> None:
-    """Check integer options.
-
-    Raises:
-        ValueError: one of them is below 1.
-    """
+    """Raise ValueError if one of these integer options is below 1."""
     for name in names:
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} {getattr(options, name)}: must be at least 1")

@@ -21,13 +21,12 @@ from benchmarks.communication.links import Links, report_links
 from benchmarks.communication.measured_bytes import count_bytes, report_bytes, settings_to_count
 from benchmarks.communication.steps import predict_and_measure, report_steps
 from benchmarks.machine import describe_device
-from benchmarks.options import chosen, fractions, positive_integers
+from benchmarks.options import DTYPES, chosen, fractions, positive_integers
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cost.flops import parameter_count
 
 EXAMPLE = "deepspeed --no_local_rank --num_gpus 2 --module benchmarks communication --parts bytes --json bytes.json"
 _PARTS = ("bytes", "links", "steps")
-_PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parts", default="bytes", help=f"list of {', '.join(_PARTS)} (default bytes); steps includes links"
     )
     parser.add_argument("--stages", default="0,1,2,3", help="ZeRO stages, joined by commas (default 0,1,2,3)")
-    parser.add_argument("--precisions", default="fp32", help=f"list of {', '.join(_PRECISIONS)} (default fp32)")
+    parser.add_argument("--precisions", default="fp32", help=f"list of {', '.join(DTYPES)} (default fp32)")
     parser.add_argument(
         "--thetas", default="0.5,0.1", help="constant θ; sample granularity uses the first (default 0.5,0.1)"
     )
@@ -57,7 +56,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the chosen parts; all ranks must call it together and get the same result."""
     parts = chosen("--parts", options.parts, _PARTS)
     stages = [int(stage) for stage in chosen("--stages", options.stages, ("0", "1", "2", "3"))]
-    precisions = chosen("--precisions", options.precisions, _PRECISIONS)
+    precisions = chosen("--precisions", options.precisions, tuple(DTYPES))
     options.gates = chosen("--gates", options.gates, GATES)
     options.overlap_comm = chosen("--overlap_comm", options.overlap_comm, ("default", "on"))
     options.accumulations = positive_integers("--accumulations", options.accumulations)

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from benchmarks.batches import pattern_batch
-from benchmarks.engines import DTYPES, deepspeed_json, single_rank, wrap_in_engine
+from benchmarks.engines import deepspeed_json, single_rank, wrap_in_engine
 from benchmarks.intervals import mean_interval
 from benchmarks.machine import describe_device
-from benchmarks.options import chosen
+from benchmarks.options import DTYPES, chosen
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.kernels import BACKENDS, select_backend
 from bert_pld.model import BertForPreTraining, use_backend

@@ -20,6 +20,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
@@ -58,9 +59,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     Returns:
         The set-up, `contenders` with the `seconds` of every round, and `ratios` of their tokens/s.
-
-    Raises:
-        ValueError: an invalid option, or a command that failed, with its error.
     """
     workers = positive_integers("--workers", options.workers)
     require_positive(options, "rounds", "python_bytes", "vocab_size")
@@ -102,7 +100,7 @@ def _measure(
             _add(contenders, f"build {count}", count, both[0], size)
             summed = {key: both[0][key] + both[1][key] for key in ("seconds", "processor_seconds")}
             _add(contenders, f"build + verify {count}", count, summed, size)
-            _remove(output)
+            shutil.rmtree(output)
         _add(contenders, _NVIDIA, 1, _build_static(base, first, folder / f"static_{turn}"), size)
         for name in (PURE_PYTHON, PYTHON_STATIC):
             figures = _run_contender(name, sentences, first, options.python_bytes, 1, options.seq_length)
@@ -132,7 +130,7 @@ def _build_static(base: list[str], vocabulary: Path, output: Path) -> dict[str, 
     """Run a build with as many statically masked copies as the Python approach makes."""
     options = ["--format", "nvidia", "--dupe_factor", str(DUPE_FACTOR), "--workers", "1", "--output_dir", str(output)]
     built = run_measured([*base, "--vocab", str(vocabulary / "vocab.txt"), *options])
-    _remove(output)
+    shutil.rmtree(output)
     return dataclasses.asdict(built)
 
 
@@ -156,12 +154,6 @@ def _add(
     for key in ("peak_process_bytes", "peak_total_bytes"):
         if key in run:
             entry[key] = max(entry.get(key, 0), run[key])
-
-
-def _remove(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
 
 
 def _ratios(contenders: dict[str, dict[str, Any]], workers: list[int]) -> dict[str, dict[str, float]]:

@@ -19,11 +19,11 @@ import torch
 from benchmarks.kernels.cases import DROPOUT, OPERATIONS
 from benchmarks.kernels.device_timing import TimingOptions, copy_bandwidth, own_stream
 from benchmarks.kernels.implementations import PEERS
-from benchmarks.kernels.operation import DTYPES, Size
+from benchmarks.kernels.operation import Size
 from benchmarks.kernels.report import report
 from benchmarks.kernels.rows import failed_row, measure_rows
 from benchmarks.machine import describe_device
-from benchmarks.options import chosen, positive_integers
+from benchmarks.options import DTYPES, chosen, positive_integers
 from benchmarks.results import save
 
 __all__ = ["EXAMPLE", "add_arguments", "measure", "report"]
@@ -63,9 +63,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Returns:
         The device, versions and conditions, `copy_gb_s` (before and after all rows), `rows`, one for each operation,
         direction and size, and `failed`: the rows whose kernel is wrong or did not run.
-
-    Raises:
-        ValueError: an unknown name, or sizes that do not fit.
     """
     device = torch.device(options.device)
     if device.type not in _DEFAULTS:
@@ -90,7 +87,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
         def result() -> dict[str, Any]:
             compare_with_copy(rows, max(copies))
-            return {**_conditions(device, timing), "copy_gb_s": copies, "peers": peers, **_rows_and_failures(rows)}
+            failed = [f"{row['operation']} {row['direction']}: {row['failed']}" for row in rows if row["failed"]]
+            conditions = _conditions(device, timing)
+            return {**conditions, "copy_gb_s": copies, "peers": peers, "rows": rows, "failed": failed}
 
         for size in sizes:
             for name in names:
@@ -117,11 +116,6 @@ def _conditions(device: torch.device, timing: TimingOptions) -> dict[str, Any]:
         "rounds": timing.rounds,
         "graphs": timing.graphs and device.type == "cuda",
     }
-
-
-def _rows_and_failures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    failed = [f"{row['operation']} {row['direction']}: {row['failed']}" for row in rows if row["failed"]]
-    return {"rows": rows, "failed": failed}
 
 
 def _sizes(given: dict[str, Any], seq_length: int, vocabulary: int) -> list[Size]:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from benchmarks.options import DTYPES
+
 if TYPE_CHECKING:
     from bert_pld.kernels.tiles import Tile
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Formula = Callable[..., tuple[Tensor, ...]]
 

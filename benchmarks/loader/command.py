@@ -51,9 +51,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     Returns:
         The machine, `figures` of each setting, and `orders`: figures of each sequence length and order of rows.
-
-    Raises:
-        ValueError: invalid options or data.
     """
     names = chosen("--contenders", options.contenders, (OURS, HUGGING_FACE))
     masking = chosen("--masking", options.masking, MASKING)

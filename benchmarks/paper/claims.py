@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.intervals import mean_interval
+from benchmarks.markdown import markdown_table
 from benchmarks.paper.curves import (
     Curve,
     loss_difference,
@@ -64,14 +65,12 @@ CLAIMS = (
 
 
 def check_claims(curves: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, Any]]:
-    """Test the claims about variants that have runs.
+    """Test the claims about variants that have runs; `curves` has variant → seed → its run.
 
     A value compares two runs of one seed, which saw the same samples with the same masks; it is None where one of them
     does not reach the loss or time in question. `mean` is the mean of the other values; `low` and `high` are its 95 %
-    interval, where no value is None. The intervals are not corrected for the number of claims.
-
-    Args:
-        curves: variant → seed → its run; those that diverged are left out.
+    interval, where no value is None. The intervals are not corrected for the number of claims. Runs that diverged are
+    left out.
     """
     found = []
     for claim in CLAIMS:
@@ -104,13 +103,13 @@ def check_claims(curves: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, An
 
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
     """Format a Markdown table, a row for each claim."""
-    lines = ["| | mean | 95 % interval | seeds | |", "|---|---|---|---|---|"]
+    rows = []
     for one in claims:
         mean, low, high = (_figure(one[key], one["unit"]) for key in ("mean", "low", "high"))
         spread = "–" if one["low"] is None else f"{low} … {high}"
         unit = "" if one["unit"] == "nats" or one["mean"] is None else f" {one['unit']}"
-        lines.append(f"| {one['claim']} | {mean}{unit} | {spread} | {len(one['values'])} | {one['verdict']} |")
-    return "\n".join(lines) + "\n"
+        rows.append((one["claim"], f"{mean}{unit}", spread, f"{len(one['values'])}", one["verdict"]))
+    return "\n".join(markdown_table(("", "mean", "95 % interval", "seeds", ""), rows)) + "\n"
 
 
 def _figure(value: float | None, unit: str) -> str:

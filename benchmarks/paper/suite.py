@@ -125,10 +125,11 @@ class Suite:
     def run(self, jobs: list[Job]) -> list[str]:
         """Run all jobs that are not done, in their order; return a line for each that failed.
 
+        Must be called from the main thread, where signals can be handled.
+
         Raises:
             KeyboardInterrupt: a signal came; all runs have saved a checkpoint.
             OSError: a run cannot be started; the others have saved a checkpoint.
-            ValueError: not called from the main thread, where signals can be handled.
         """
         waiting = [job for job in jobs if not job.is_done()]
         print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them done, {self.at_once} at a time", flush=True)

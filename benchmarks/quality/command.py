@@ -60,9 +60,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         The set-up, the matrix product's GFLOP/s, the target, and for each contender its curve, tokens/s, MFU, memory
         (None where not measured), time and samples to the target, and `speedup`: the first contender's time to the
         target over its own, None where it did not reach the target. `failed` names those that failed.
-
-    Raises:
-        ValueError: invalid options or data.
     """
     names = chosen("--contenders", options.contenders, CONTENDERS)
     config = load_config(options.deepspeed_config, options.set)

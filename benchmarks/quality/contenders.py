@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.hugging_face import HUGGING_FACE, HUGGING_FACE_CONTENDERS, as_hugging_face
+from benchmarks.hugging_face import HUGGING_FACE, HUGGING_FACE_CONTENDERS, make_hugging_face
 from benchmarks.timing import PeakMemory, StepClock, allocated_bytes
 from bert_pld.config import RunConfig
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.data.batches import IGNORED_LABEL, MicroBatch
-from bert_pld.kernels import select_backend
 from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.training.engine import make_engine
 from bert_pld.training.evaluation import evaluate
@@ -38,12 +37,9 @@ class HuggingFaceModel(nn.Module):
     """A Hugging Face class with our model's arguments. It trains as its users run it: MLM head on all positions."""
 
     def __init__(self, wrapped: nn.Module, always_masked: bool = False) -> None:
-        """Wrap a model.
+        """Wrap a model. With `always_masked`, pass an attention mask even without padding.
 
-        Args:
-            wrapped: Hugging Face's model.
-            always_masked: pass an attention mask even without padding; else a compiled model would be compiled again
-                for the first batch without padding.
+        A compiled model would otherwise be compiled again for the first batch without padding.
         """
         super().__init__()
         self.wrapped, self.always_masked = wrapped, always_masked
@@ -164,12 +160,9 @@ class QualityContender:
 
 
 def make_contender(name: str, config: RunConfig, device: torch.device) -> QualityContender:
-    """Make a contender; those of one normalization start from the same weights.
+    """Make one of `CONTENDERS`; those of one normalization start from the same weights.
 
-    Args:
-        name: one of `CONTENDERS`.
-        config: resolved for the data; normalization and dropping are replaced by the contender's own.
-        device: where it trains.
+    `config` is resolved for the data; normalization and dropping are replaced by the contender's own.
 
     Raises:
         ValueError: it cannot run here; the message says why.
@@ -184,22 +177,15 @@ def make_contender(name: str, config: RunConfig, device: torch.device) -> Qualit
     before = allocated_bytes(device)
     model_config = dataclasses.replace(config.model, normalization=normalization)
     config = dataclasses.replace(config, progressive_layer_drop=dropping, model=model_config)
-    torch.manual_seed(config.training.seed)
-    model: nn.Module = BertForPreTraining(model_config)
-    attention = "sdpa"
     if eager in HUGGING_FACE:
-        compiled = name != eager
-        if compiled:
-            select_backend("compiled", device.type, model_config.hidden_size)
-        assert isinstance(model, BertForPreTraining)
-        model = HuggingFaceModel(as_hugging_face(model), always_masked=compiled)
-        attention = model.wrapped.config._attn_implementation
-        if compiled:
-            model.wrapped.compile()
+        theirs = make_hugging_face(name, model_config, config.training.seed, device)
+        attention = theirs.config._attn_implementation
+        engine = make_engine(config, HuggingFaceModel(theirs, always_masked=name != eager))
     else:
-        assert isinstance(model, BertForPreTraining)
-        use_backend(model, model_config.kernels, device.type)
-    engine = make_engine(config, model)
+        torch.manual_seed(config.training.seed)
+        ours = BertForPreTraining(model_config)
+        use_backend(ours, model_config.kernels, device.type)
+        attention, engine = "sdpa", make_engine(config, ours)
     engine.train()
     after = allocated_bytes(device)
     resident = None if before is None or after is None else after - before

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.engines import DTYPES, recompiling, single_rank
+from benchmarks.engines import recompiling, single_rank
 from benchmarks.host_memory import HostMemory
 from benchmarks.hugging_face import import_hugging_face
+from benchmarks.options import DTYPES
 from benchmarks.quality.contenders import QualityContender, make_contender
 from benchmarks.results import one_line
 from benchmarks.timing import ceiling_gflops

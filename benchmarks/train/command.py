@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from benchmarks.batches import random_batch
-from benchmarks.engines import DTYPES, deepspeed_json, recompiling, single_rank
+from benchmarks.engines import deepspeed_json, recompiling, single_rank
 from benchmarks.host_memory import HostMemory, in_own_process
 from benchmarks.hugging_face import HUGGING_FACE, HUGGING_FACE_CONTENDERS, import_hugging_face
 from benchmarks.machine import describe_libraries
-from benchmarks.options import chosen, require_positive
+from benchmarks.options import DTYPES, chosen, require_positive
 from benchmarks.results import one_line, save
 from benchmarks.timing import allocate_workspaces, matmul_gflops
 from benchmarks.train.contenders import (
@@ -97,9 +97,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Returns:
         The set-up, the DeepSpeed configuration and `matmul_gflops` for each dtype, `contenders` that ran, `skipped`
         ones with the reason, and `failed`: those of the skipped that met an error, not a limit.
-
-    Raises:
-        ValueError: an unknown dtype or contender, sizes that do not fit, or no contender that can run here.
     """
     on_gpu = options.device == "cuda"
     dtypes = chosen("--dtypes", options.dtypes or ("bf16" if on_gpu else "fp32,bf16"), tuple(DTYPES))
@@ -144,11 +141,7 @@ class _Measurement:
         self.difference = loss_difference(setup.config, setup.batches[0], setup.device)
 
     def prepare(self, names: list[str], dtypes: list[str]) -> None:
-        """Make and warm up all contenders that can run here.
-
-        Raises:
-            ValueError: none can.
-        """
+        """Make and warm up all contenders that can run here; raise ValueError if none can."""
         for dtype in dtypes:
             for name in names:
                 slow = self.gflops[dtype] < _SLOW_MATMUL * self.gflops["fp32"]
@@ -171,11 +164,7 @@ class _Measurement:
             raise ValueError(f"--contenders: none can run here; {first['name']}: {first['reason']}")
 
     def measure_round(self) -> None:
-        """Give each contender a turn.
-
-        Raises:
-            ValueError: all contenders have failed.
-        """
+        """Give each contender a turn; raise ValueError if all have failed."""
         for contender in list(self.contenders):
             try:
                 contender.measure_round(self.setup.batches)

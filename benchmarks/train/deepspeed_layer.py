@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import cpp_extension
 
-from benchmarks.engines import DTYPES
+from benchmarks.options import DTYPES
 from bert_pld.config import ModelConfig
 from bert_pld.model.block import SwitchableBlock
 
@@ -83,11 +83,7 @@ class DeepSpeedBlock(nn.Module):
 
 
 def use_deepspeed_blocks(model: nn.Module, rows: int, seq: int, dtype: str, device: torch.device) -> None:
-    """Replace the blocks of `model`'s encoder by DeepSpeed's layers, after a trial in another process.
-
-    Raises:
-        ValueError: the layers cannot run here; the message says why.
-    """
+    """Replace the blocks of `model`'s encoder by DeepSpeed's layers, after `check_can_run`."""
     check_can_run(model.config, rows, seq, dtype, device)
     blocks = [DeepSpeedBlock(block, rows, dtype) for block in model.encoder.blocks]
     model.encoder.blocks = nn.ModuleList(blocks)

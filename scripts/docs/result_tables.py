@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from benchmarks.markdown import markdown_table
 from bert_pld.pld.schedule import Schedule
 
 _GATES = ("no PLD", "batch, θ 0.5")
@@ -14,8 +15,7 @@ _PHENOMENA = ("quotation", "ellipsis", "abbreviation", "number", "other")
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "\n".join(markdown_table(header, rows)) + "\n"
 
 
 def segmenters(result: dict[str, Any]) -> str:

@@ -58,30 +58,22 @@ def _first_table(report: Callable[[dict[str, Any]], str]) -> Callable[[dict[str,
     return lambda result: report(result).split("\n\n")[1] + "\n"
 
 
-def _comparison(result: dict[str, Any]) -> str:
-    return tables.table(result["comparison"], "paper", "choices")
+def _of_part(part: str, table: Callable[..., str], *groups: str) -> Callable[[dict[str, Any]], str]:
+    return lambda result: table(result[part], *groups)
 
 
-def _claims(result: dict[str, Any]) -> str:
-    return claims.claims_table(result["claims"])
-
-
-def _choices(result: dict[str, Any]) -> str:
-    return tables.choices_table(result["comparison"])
-
-
-def _short_comparison(result: dict[str, Any]) -> str:
-    return tables.short_table(result["comparison"])
-
-
+_COMPARISON = _of_part("comparison", tables.table, "paper", "choices")
+_CHOICES = _of_part("comparison", tables.choices_table)
+_SHORT_COMPARISON = _of_part("comparison", tables.short_table)
+_CLAIMS = _of_part("claims", claims.claims_table)
 _README = "docs/results/README.md"
 SHOWN = (
-    Shown("variants_cpu", "docs/pld.md", "paper_cpu.json", _short_comparison),
+    Shown("variants_cpu", "docs/pld.md", "paper_cpu.json", _SHORT_COMPARISON),
     Shown("scale_cpu", "docs/reproducing.md", "scale_cpu.json", result_tables.scale_search),
-    Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _comparison),
-    Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _claims),
-    Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _comparison),
-    Shown("choices_cpu", "docs/pld.md", "paper_cpu.json", _choices),
+    Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _COMPARISON),
+    Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _CLAIMS),
+    Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _COMPARISON),
+    Shown("choices_cpu", "docs/pld.md", "paper_cpu.json", _CHOICES),
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
     Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.differences_table),
     Shown("glue_few_cpu", "docs/results/glue_cpu.md", "glue_few_cpu.json", summary.table),

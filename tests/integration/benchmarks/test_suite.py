@@ -46,10 +46,8 @@ SCALE = Scale("tiny", {"0.0001": 1e-3, "0.001": 3e-3}, 0.7292, TINY)
 def test_variants_differ_in_normalization_rate_and_schedule():
     configs = {variant.name: configuration(variant, SCALE, 7) for variant in VARIANTS}
     assert len(configs) == 9
-    assert {name for name, c in configs.items() if c["model"]["normalization"] == "post"} == {
-        "post_ln",
-        "post_ln_high_lr",
-    }
+    post = {name for name, c in configs.items() if c["model"]["normalization"] == "post"}
+    assert post == {"post_ln", "post_ln_high_lr"}
     low = {name for name, c in configs.items() if c["optimizer"]["params"]["lr"] == 1e-3}
     assert low == {"post_ln", "pre_ln"}
     schedules = {}
@@ -89,19 +87,10 @@ def test_ablations_have_one_seed_unless_named(tmp_path):
 
     everything = planned()
     assert [name for name, seed in everything if seed == 1] == [variant.name for variant in VARIANTS]
-    assert {name for name, seed in everything if seed == 2} == {
-        "post_ln",
-        "pre_ln",
-        "pld_batch",
-        "pld_sample",
-        "pre_ln_high_lr",
-    }
-    assert planned(["theta_0_7", "depth_only"]) == [
-        ("depth_only", 1),
-        ("theta_0_7", 1),
-        ("depth_only", 2),
-        ("theta_0_7", 2),
-    ]
+    twice = {name for name, seed in everything if seed == 2}
+    assert twice == {"post_ln", "pre_ln", "pld_batch", "pld_sample", "pre_ln_high_lr"}
+    named = [(name, seed) for seed in (1, 2) for name in ("depth_only", "theta_0_7")]
+    assert planned(["theta_0_7", "depth_only"]) == named
 
 
 @pytest.fixture
@@ -233,17 +222,8 @@ def test_interrupted_suite_continues_and_is_summarized(command):
 
     again = command(300, *arguments)
     assert "2 runs, 2 of them done" in again.communicate(timeout=60)[0]
-    summary = command(
-        300,
-        "summarize",
-        str(out),
-        "--json",
-        str(out / "x.json"),
-        "--plot",
-        str(out / "x.png"),
-        "--time_plot",
-        str(out / "t.png"),
-    )
+    plots = (f"--plot={out / 'x.png'}", f"--time_plot={out / 't.png'}")
+    summary = command(300, "summarize", str(out), f"--json={out / 'x.json'}", *plots)
     said, errors = summary.communicate(timeout=60)
     assert summary.returncode == 0, errors
     result = json.loads((out / "x.json").read_text())

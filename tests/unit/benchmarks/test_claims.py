@@ -5,16 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from benchmark_command import curve
 
 from benchmarks.intervals import mean_interval
 from benchmarks.paper.claims import CLAIMS, check_claims, claims_table
-from benchmarks.paper.curves import Curve
 from benchmarks.paper.variants import KNOWN, VARIANTS
-
-
-def curve(loss, seconds, diverged=False):
-    samples = [100 * (i + 1) for i in range(len(loss))]
-    return Curve(samples, list(map(float, seconds)), list(loss), [0.1] * len(loss), 1, 1.0, 4.0, diverged)
 
 
 def by_text(curves):
@@ -44,10 +39,8 @@ def test_claims_compare_runs_of_one_seed():
     found = by_text({"post_ln": post, "pld_batch": pld})
     assert found["PLD by batch: 24 % less time a sample than Post-LN"]["values"] == [0.3, 0.28]
     # Post-LN's last loss is that of PLD's first evaluation: 100 s over 35 s, and over 36 s.
-    assert found["PLD by batch: 2.5 × sooner at Post-LN's last loss"]["values"] == [
-        round(100 / 35, 5),
-        round(100 / 36, 5),
-    ]
+    sooner = found["PLD by batch: 2.5 × sooner at Post-LN's last loss"]["values"]
+    assert sooner == [round(100 / 35, 5), round(100 / 36, 5)]
     below = found["PLD by batch: below Post-LN after as many samples"]
     assert below["values"] == [-1.0, -0.99]
     assert below["verdict"] == "holds"
@@ -56,17 +49,15 @@ def test_claims_compare_runs_of_one_seed():
 
 
 def test_conclusions_follow_the_interval():
-    def verdict(losses, others):
-        curves = {
-            "pre_ln_high_lr": {seed: curve([loss], [1]) for seed, loss in enumerate(losses)},
-            "pre_ln": {seed: curve([loss], [1]) for seed, loss in enumerate(others)},
-        }
-        return by_text(curves)["Pre-LN: lower at the high rate"]["verdict"]
-
-    assert verdict([3.0, 3.1, 2.9], [4.0, 4.0, 4.0]) == "holds"
-    assert verdict([5.0, 5.1, 4.9], [4.0, 4.0, 4.0]) == "does not hold"
-    assert verdict([3.0, 5.1, 3.9], [4.0, 4.0, 4.0]) == "undecided"
-    assert verdict([3.0], [4.0]) == "one seed"
+    for conclusion, losses in (
+        ("holds", [3.0, 3.1, 2.9]),
+        ("does not hold", [5.0, 5.1, 4.9]),
+        ("undecided", [3.0, 5.1, 3.9]),
+        ("one seed", [3.0]),
+    ):
+        runs = {"pre_ln_high_lr": losses, "pre_ln": [4.0] * len(losses)}
+        curves = {name: {seed: curve([loss], [1]) for seed, loss in enumerate(of)} for name, of in runs.items()}
+        assert by_text(curves)["Pre-LN: lower at the high rate"]["verdict"] == conclusion
 
 
 def test_loss_that_is_never_reached_has_no_interval():

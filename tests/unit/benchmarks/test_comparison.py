@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import pytest
+from benchmark_command import curve
 
+from benchmarks.loss_curve import loss_after, time_to
 from benchmarks.paper.comparison import compare, spread
-from benchmarks.paper.curves import Curve
 from benchmarks.paper.tables import choices_table, figure, found_in, put_into, short_table, table
 
 
-def curve(loss, seconds, *, flops=100.0, diverged=False):
-    samples = [100 * (i + 1) for i in range(len(loss))]
-    return Curve(
-        samples, list(map(float, seconds)), list(loss), [0.1] * len(loss), 64 * len(samples), flops, 4.0, diverged
-    )
-
-
 def test_loss_is_interpolated_between_evaluations():
-    one = curve([6.0, 5.0, 4.5], [10, 20, 30])
-    assert one.loss_at(15) == pytest.approx(5.5)
-    assert one.loss_at(30) == 4.5
-    assert one.loss_at(5) is None
-    assert one.loss_at(31) is None
+    times, losses = [10, 20, 30], [6.0, 5.0, 4.5]
+    assert [loss_after(at, times, losses) for at in (5, 15, 30, 31)] == [None, 5.5, 4.5, None]
 
 
 def test_time_to_a_loss_is_the_first_crossing():
-    one = curve([6.0, 5.0, 5.2, 4.0], [10, 20, 30, 40])
-    assert one.seconds_to(5.5) == pytest.approx(15)
-    assert one.seconds_to(4.6) == pytest.approx(35)
-    assert one.seconds_to(6.5) == 10
-    assert one.seconds_to(3.9) is None
+    times, losses = [10, 20, 30, 40], [6.0, 5.0, 5.2, 4.0]
+    assert [time_to(loss, times, losses) for loss in (5.5, 4.6, 6.5, 3.9)] == [15, pytest.approx(35), 10, None]
 
 
 def test_spread_is_the_sample_deviation():
