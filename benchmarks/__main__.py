@@ -31,7 +31,7 @@ def build_parser(subject: str | None) -> argparse.ArgumentParser:
         module.add_arguments(parser)
         if hasattr(module, "measure"):
             add_json_option(parser)
-        parser.set_defaults(module=module)
+        parser.set_defaults(subject=subject)
         return parser
     parser = make_parser(
         "benchmarks",
@@ -45,7 +45,7 @@ def build_parser(subject: str | None) -> argparse.ArgumentParser:
 
 def main(options: argparse.Namespace) -> int:
     """Run one subject; print the report and write the result on rank 0; return 1 if a part of it failed."""
-    subject = options.module
+    subject = importlib.import_module(f"benchmarks.{options.subject}.command")
     if not hasattr(subject, "measure"):
         return subject.main(options)
     check_json_option(options.json)

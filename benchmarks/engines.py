@@ -57,19 +57,13 @@ def wrap_in_engine(model: nn.Module, config: Mapping[str, Any]) -> Any:
 
 def without_optimizer(config: Mapping[str, Any]) -> dict[str, Any]:
     """A DeepSpeed configuration for an engine that is given its optimizer as an object."""
-    return {
-        **{key: value for key, value in config.items() if key != "optimizer"},
-        "zero_allow_untested_optimizer": True,
-    }
+    others = {key: value for key, value in config.items() if key != "optimizer"}
+    return {**others, "zero_allow_untested_optimizer": True}
 
 
 @contextlib.contextmanager
 def single_rank(device_type: str) -> Iterator[torch.device]:
-    """A process group of this process alone, destroyed at the end; yields the device.
-
-    Raises:
-        ValueError: several ranks were started, or DeepSpeed uses another type of device.
-    """
+    """Yield the device of a process group of this process alone, which is destroyed at the end."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("this benchmark measures one rank: start it with python, without a launcher")
     if device_type == "cpu" and "deepspeed" not in sys.modules:

@@ -6,7 +6,6 @@ can be reset, so that it covers one piece of work.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import gc
 import multiprocessing
@@ -21,12 +20,11 @@ _RESET_PEAK = "5"
 
 
 def resident_bytes(process: int | str = "self") -> tuple[int, int]:
-    """Resident memory of a process: (now, at its peak).
-
-    Raises:
-        OSError: the process has ended.
-    """
-    lines = (PROC / str(process) / "status").read_text().splitlines()
+    """Resident memory of a process: (now, at its peak); zeros if it has ended."""
+    try:
+        lines = (PROC / str(process) / "status").read_text().splitlines()
+    except OSError:
+        return 0, 0
     fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
     now, peak = (int(fields[name][0]) * 1024 if name in fields else 0 for name in ("VmRSS", "VmHWM"))
     return now, peak
@@ -53,14 +51,8 @@ def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
     Raises:
         RuntimeError: the process was killed.
     """
-    sent = [_without_module(one) if isinstance(one, argparse.Namespace) else one for one in arguments]
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(work, *sent).result()
+            return pool.submit(work, *arguments).result()
         except BrokenProcessPool as error:
-            raise RuntimeError(f"{work.__name__}{tuple(sent)}: its process was killed; out of memory?") from error
-
-
-def _without_module(options: argparse.Namespace) -> argparse.Namespace:
-    """Options without the subject's module, which cannot be pickled."""
-    return argparse.Namespace(**{key: value for key, value in vars(options).items() if key != "module"})
+            raise RuntimeError(f"{work.__name__}{arguments}: its process was killed; out of memory?") from error

@@ -37,15 +37,11 @@ def as_hugging_face(model: BertForPreTraining) -> nn.Module:
 
 
 def make_hugging_face(name: str, config: ModelConfig, seed: int, device: torch.device) -> nn.Module:
-    """Make one of `HUGGING_FACE_CONTENDERS`, with the weights of our model of the same normalization and seed.
-
-    Raises:
-        ValueError: it is compiled, and nothing can be compiled here.
-    """
+    """Make one of `HUGGING_FACE_CONTENDERS`, with the weights of our model of the same normalization and seed."""
     eager = name.removesuffix("_compiled")
     config = dataclasses.replace(config, normalization=HUGGING_FACE[eager])
     if name != eager:
-        select_backend("compiled", device.type, config.hidden_size)
+        select_backend("compiled", device.type, config.hidden_size)  # raises where nothing can be compiled
     torch.manual_seed(seed)
     model = as_hugging_face(BertForPreTraining(config))
     if name != eager:

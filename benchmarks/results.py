@@ -19,11 +19,7 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 
 
 def check_json_option(path: Path | None) -> None:
-    """Fail before hours of measurement rather than after them.
-
-    Raises:
-        ValueError: the file's folder does not exist.
-    """
+    """Raise ValueError if the file's folder does not exist: before hours of measurement, not after them."""
     if path is not None and not path.resolve().parent.is_dir():
         raise ValueError(f"--json {path}: its folder does not exist; nothing was measured")
 

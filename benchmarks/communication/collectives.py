@@ -85,11 +85,7 @@ def counted_calls() -> Iterator[list[Call]]:
 
 
 def transmitted_bytes(interface: str) -> int | None:
-    """Bytes that a network device of this machine has sent so far, for all processes; None without Linux's counters.
-
-    Raises:
-        ValueError: no such device.
-    """
+    """Bytes that a network device of this machine has sent so far, for all processes; None without Linux's counters."""
     devices = Path("/proc/net/dev")
     if not devices.is_file():
         return None

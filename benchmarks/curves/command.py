@@ -123,16 +123,10 @@ def _train(
 def compare(
     curves: Mapping[str, Sequence[Sequence[float]]], backends: Sequence[str], comparisons: int = 1
 ) -> dict[str, Any]:
-    """Compare the final losses of two backends.
+    """Compare the final losses of two backends, given the losses of each seed's run: the second's minus the first's.
 
-    Args:
-        curves: losses of each seed's run, for both backends.
-        backends: the second one minus the first one is tested.
-        comparisons: number of comparisons that share `FALSE_ALARMS` (Bonferroni).
-
-    Returns:
-        Final losses, differences by seed, their mean with its interval, and whether they differ: the interval excludes
-        0, or a loss is not finite.
+    `comparisons` share `FALSE_ALARMS` (Bonferroni). The backends differ if the interval of the mean difference excludes
+    0, or a loss is not finite.
     """
     final = {
         backend: [statistics.fmean(losses[-(len(losses) // 4) :]) for losses in runs]

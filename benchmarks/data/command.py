@@ -167,17 +167,14 @@ def _ratios(contenders: dict[str, dict[str, Any]], workers: list[int]) -> dict[s
         least_and_most = {"least": min(found), "most": max(found)}
         return {"median": statistics.median(found), **least_and_most, "processor_time": statistics.median(used)}
 
-    found = {}
+    pairs = []
     for count in workers:
-        for bare in (BARE, BARE_FAST):
-            found[f"build {count} / {bare} {count}"] = ratio(f"build {count}", f"{bare} {count}")
-        found[f"build + verify {count} / {BARE} {count}"] = ratio(f"build + verify {count}", f"{BARE} {count}")
-    for count in workers[1:]:
-        found[f"build {count} / build {workers[0]}"] = ratio(f"build {count}", f"build {workers[0]}")
-    found[f"build {workers[0]} / {PURE_PYTHON}"] = ratio(f"build {workers[0]}", PURE_PYTHON)
-    found[f"build {workers[0]} / {PYTHON_STATIC}"] = ratio(f"build {workers[0]}", PYTHON_STATIC)
-    found[f"{_NVIDIA} / {PYTHON_STATIC}"] = ratio(_NVIDIA, PYTHON_STATIC)
-    return found
+        pairs += [(f"build {count}", f"{bare} {count}") for bare in (BARE, BARE_FAST)]
+        pairs.append((f"build + verify {count}", f"{BARE} {count}"))
+    first = f"build {workers[0]}"
+    pairs += [(f"build {count}", first) for count in workers[1:]]
+    pairs += [(first, PURE_PYTHON), (first, PYTHON_STATIC), (_NVIDIA, PYTHON_STATIC)]
+    return {f"{name} / {other}": ratio(name, other) for name, other in pairs}
 
 
 def report(result: dict[str, Any]) -> str:

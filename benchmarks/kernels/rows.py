@@ -111,11 +111,8 @@ def failed_row(name: str, size: Size, error: BaseException) -> dict[str, Any]:
         "operation": name,
         "direction": "–",
         **dataclasses.asdict(size),
-        "bytes": None,
-        "sets": None,
+        **dict.fromkeys(("bytes", "sets", "sweep", "error")),
         "times": {},
         "absent": {},
-        "sweep": None,
-        "error": None,
         "failed": one_line(error),
     }

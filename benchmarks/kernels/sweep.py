@@ -6,9 +6,10 @@ import dataclasses
 import statistics
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from benchmarks.kernels.check import largest_error, passes, relative_error
+from benchmarks.kernels.check import passes, relative_error
 from benchmarks.kernels.device_timing import TimingOptions, prepare, take_turns
 from benchmarks.kernels.implementations import overwritable, triton_implementation
 from benchmarks.kernels.operation import Case
@@ -27,10 +28,8 @@ _TRIAL_ROUNDS = 5
 def candidate_tiles(default: Tile, direction: str) -> list[Tile]:
     """The default and its neighbours that fit; all sizes but `programs_per_multiprocessor` are powers of two.
 
-    Args:
-        default: the launcher's own tile.
-        direction: `backward` reduces over rows, so the number of programs varies too; in `both` a program has one row,
-            so its piece of it (`width`) varies instead of the rows.
+    `backward` reduces over rows, so the number of programs varies too. In `both` a program has one row, so its piece of
+    it (`width`) varies instead of the rows.
     """
     shapes = (
         [(1, default.width * factor // 2) for factor in (1, 2, 4)]
@@ -107,4 +106,4 @@ def _difference(case: Case, tile: Tile) -> float:
         return operation.backward(own, operation.forward(own), tile)
 
     pairs = zip(results(tile), results(None), strict=True)
-    return largest_error([relative_error(mine, other) for mine, other in pairs])
+    return float(np.max([relative_error(mine, other) for mine, other in pairs]))

@@ -115,17 +115,17 @@ def _tokens_per_second(directory: Path, setting: LoaderSetting, seconds: float) 
         next(batches)
         workers_started()
         _consume(batches, seconds / 3)
-        places, passed = _consume(batches, seconds)
+        positions, elapsed = _consume(batches, seconds)
         del batches
         gc.collect()  # stops the workers
-    return places / passed
+    return positions / elapsed
 
 
 def _consume(batches: Iterator[torch.Tensor], seconds: float) -> tuple[int, float]:
-    places, started = 0, time.perf_counter()
-    while (passed := time.perf_counter() - started) < seconds:
-        places += next(batches).numel()
-    return places, passed
+    positions, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        positions += next(batches).numel()
+    return positions, elapsed
 
 
 def _order_figures(directory: Path, shuffle: str, cold_rows: int) -> dict[str, Any]:

@@ -100,15 +100,15 @@ class _Examples(Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         columns = self.rows.read(np.array(indices))
         ids, length = columns["input_ids"], columns["length"][:, None]
-        places = np.arange(ids.shape[1])
+        positions = np.arange(ids.shape[1])
         features = {
             "input_ids": ids,
-            "token_type_ids": (places >= columns["segment_b_start"][:, None]) & (places < length),
-            "attention_mask": places < length,
+            "token_type_ids": (positions >= columns["segment_b_start"][:, None]) & (positions < length),
+            "attention_mask": positions < length,
             "special_tokens_mask": ~self.vocabulary.is_ordinary[ids],
         }
         if self.offsets:  # as if each token had one character, with a gap before each word
-            begins = places + np.cumsum(~self.vocabulary.is_continuation[ids], axis=1)
+            begins = positions + np.cumsum(~self.vocabulary.is_continuation[ids], axis=1)
             features["offset_mapping"] = np.stack((begins, begins + 1), axis=2)
         listed = {name: values.astype(np.int64).tolist() for name, values in features.items()}
         return [{name: values[i] for name, values in listed.items()} for i in range(len(indices))]

@@ -16,8 +16,6 @@ from benchmarks.machine import processor_name
 from benchmarks.paper.variants import BASELINE, CHOICES, VARIANTS, load_scale
 
 CONDITIONS = "conditions.json"
-
-
 EXAMPLE = "python -m benchmarks paper run --scale cpu --data_dir shards/ --output_dir runs/paper --seeds 3"
 
 
@@ -85,8 +83,7 @@ def _visible_gpus(count: int) -> list[str]:
 def record_conditions(path: Path, described: dict[str, Any]) -> None:
     """Write the conditions of a suite; if it is continued, add those that have changed.
 
-    Raises:
-        ValueError: the suite was started at another scale, on another type of device or on other data.
+    Raise ValueError if it was started at another scale, on another type of device or on other data.
     """
     from bert_pld.files import write_atomically
 

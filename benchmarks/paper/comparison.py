@@ -30,9 +30,6 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
 
     The `n` of a figure is its number of runs: at equal time those that lasted until then, and for ratios those whose
     seed has a run of the baseline. `curves` has variant → seed → its finished run.
-
-    Raises:
-        ValueError: the baseline is missing.
     """
     completed = {
         name: {seed: curve for seed, curve in seeds.items() if not curve.diverged} for name, seeds in curves.items()

@@ -47,8 +47,7 @@ class Curve:
 def read_curve(run_dir: Path, clock: str) -> Curve:
     """Read a run's curve by a clock of `CLOCKS`; that of a diverged run is empty.
 
-    Raises:
-        ValueError: no metrics, or no evaluation.
+    Raise ValueError if the run has no metrics or no evaluation.
     """
     if (run_dir / DIVERGED).exists():
         return Curve([], [], [], [], tokens=0, flops=0.0, kept_blocks=0.0, diverged=True)

@@ -20,10 +20,7 @@ _HIDDEN_SHARE = 0.1
 def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) -> None:
     """Draw the three figures side by side: losses of every seed (thin) and their mean (thick), depth of one seed.
 
-    Args:
-        curves: variant → seed → run; only the paper's variants and those of `FIRST_PAGE` are drawn.
-        output: .png, .svg or .pdf.
-        title: the conditions, in one line.
+    `curves` has variant → seed → run; only the paper's variants and those of `FIRST_PAGE` are drawn.
     """
     from matplotlib.figure import Figure
 

@@ -51,13 +51,10 @@ class Job:
 
 
 def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] | None = None) -> list[Job]:
-    """List all runs, ordered so that runs to be compared are close in time: seed by seed.
+    """List the runs of variants (default: all of the paper's) seed by seed, so that compared runs are close in time.
 
-    Args:
-        scale: applied to every variant.
-        output_dir: run folders are `<variant>/seed_<k>` below it.
-        seeds: number of seeds of main variants and of variants in `names`; other ablations have seed 1 only.
-        names: names of variants; by default all of the paper's.
+    Run folders are `<variant>/seed_<k>` below `output_dir`. `seeds` is the number of seeds of main variants and of
+    variants in `names`; other ablations have seed 1 only.
 
     Raises:
         ValueError: an unknown name, or the folder has a run with other settings.
@@ -100,13 +97,9 @@ class Suite:
 
     However the suite ends (SIGKILL included, on Linux), its runs save a checkpoint and end too.
 
-    Args:
-        data_dir: shards for all runs.
-        at_once: number of concurrent runs.
-        threads: processor threads of each run.
-        gpus: at least `at_once` names of devices, as in CUDA_VISIBLE_DEVICES; each run has one to itself. None: runs
-            use the processor.
-        command: the command of a run, without its arguments.
+    `at_once` runs have `threads` processor threads each. `gpus` are at least as many names of devices, as in
+    CUDA_VISIBLE_DEVICES; each run has one to itself. Without `gpus`, runs use the processor. `command` is that of a
+    run, without its arguments.
     """
 
     def __init__(

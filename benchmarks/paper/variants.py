@@ -77,11 +77,7 @@ class Scale:
 
 
 def load_scale(name: str, folder: Path = CONFIGS / "scales") -> Scale:
-    """Read a scale.
-
-    Raises:
-        ConfigError: no such scale, or a part of it is missing.
-    """
+    """Read a scale; raise ConfigError if it is unknown or a part of it is missing."""
     known = sorted(path.stem for path in folder.glob("*.json"))
     if name not in known:
         raise ConfigError(f"--scale {name}: must be one of {', '.join(known)}")
@@ -99,9 +95,6 @@ def configuration(variant: Variant, scale: Scale, seed: int, folder: Path = CONF
     γ follows the paper's rule 100 / steps; a variant with a fraction of the paper's 0.001 gets that fraction of it.
     Variants that drop uniformly over depth keep as many blocks as the others. Runs of a seed differ only in the keys of
     the variant.
-
-    Raises:
-        ConfigError: the scale has no learning rate in place of the variant's.
     """
     values = read_json(folder / variant.group / f"{variant.name}.json")
     rate = values["optimizer"]["params"]["lr"]

@@ -122,11 +122,9 @@ def _finite(value: float) -> float | None:
 def against_target(figures: list[dict[str, Any]], target: float | None = None) -> dict[str, Any]:
     """Add time and samples until the target to each contender's figures.
 
-    Args:
-        figures: with `samples`, `seconds` and `loss` at the evaluations.
-        target: nats; by default the first contender's last loss and half to one and a half thousandths more, because
-            two implementations of one model differ by less, which must not decide whether they reach it. None if that
-            loss is not finite; then no contender reaches the target.
+    The default target is the first contender's last loss and half to one and a half thousandths more: two
+    implementations of one model differ by less, which must not decide whether they reach it. It is None if that loss is
+    not finite; then no contender reaches it.
     """
     last = figures[0]["loss"][-1]
     if target is None and last is not None:

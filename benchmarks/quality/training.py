@@ -48,11 +48,7 @@ class JointTraining:
     def run(self, steps_per_turn: int) -> float:
         """Train in turns of `steps_per_turn` steps; batches are made before each turn.
 
-        Returns:
-            GFLOP/s of a matrix product in the run's precision: the median of measurements at the evaluations.
-
-        Raises:
-            ValueError: all contenders failed.
+        Return GFLOP/s of a matrix product in the run's precision: the median of measurements at the evaluations.
         """
         settings, rates, step = self.config.training, [], 0
         batches = training_turns(self.config, self.training, settings.max_steps)

@@ -184,13 +184,13 @@ class _Measurement:
     def result(self) -> dict[str, Any]:
         """The figures of the rounds so far."""
         setup, options = self.setup, self.options
-        places = len(setup.batches) * setup.micro_batch_size * setup.seq_length
+        positions = len(setup.batches) * setup.micro_batch_size * setup.seq_length
         return {
             **describe_libraries(setup.device),
             "model": dataclasses.asdict(setup.config),
             "micro_batch_size": setup.micro_batch_size,
             "seq_length": setup.seq_length,
-            "padding": 1 - self.round.tokens / places,
+            "padding": 1 - self.round.tokens / positions,
             "rounds": len(self.contenders[0].step_seconds),
             "steps_per_round": len(setup.batches),
             "theta": options.theta,

@@ -90,11 +90,7 @@ def use_deepspeed_blocks(model: nn.Module, rows: int, seq: int, dtype: str, devi
 
 
 def check_can_run(config: ModelConfig, rows: int, seq: int, dtype: str, device: torch.device) -> None:
-    """Try one layer in another process; the end of a failed trial's output goes to stderr.
-
-    Raises:
-        ValueError: no GPU, no CUDA compiler, an unsupported dtype, or a trial that failed.
-    """
+    """Try one layer in another process; raise ValueError if it fails, with the end of its output on stderr."""
     if device.type != "cuda":
         raise ValueError(f"requires an NVIDIA GPU, and the device is {device.type}")
     if dtype not in _KERNEL_DTYPES:

@@ -22,11 +22,7 @@ LOGGED, EVALUATED = ("samples", "seconds", "kept_blocks"), ("samples", "eval_mlm
 
 
 def read_complete_run(run_dir: Path) -> RunCurves:
-    """Read a run's metrics and check that they have all values that are compared.
-
-    Raises:
-        ValueError: no metrics, a damaged line, no evaluation, or a line without a required value.
-    """
+    """Read a run's metrics; raise ValueError if a value that is compared is missing."""
     found = read_run(run_dir)
     if not found.evaluations:
         raise ValueError(f"{run_dir}: has no evaluation; must have at least one (training.eval_interval)")
@@ -38,11 +34,7 @@ def read_complete_run(run_dir: Path) -> RunCurves:
 
 
 def constant_part(found: RunCurves, run_dir: Path, first_step: int) -> list[dict[str, Any]]:
-    """The records of logging steps from `first_step` on.
-
-    Raises:
-        ValueError: there are fewer than two, or the time does not increase.
-    """
+    """Logging steps from `first_step` on; raise ValueError for fewer than two, or if the time does not increase."""
     records = [record for record in found.training if record["step"] >= first_step]
     if len(records) < 2 or records[-1]["seconds"] <= records[0]["seconds"]:
         raise ValueError(

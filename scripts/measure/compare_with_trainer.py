@@ -101,11 +101,7 @@ def by_trainer(encoder: PretrainedEncoder, data: TaskData, rate: float, seed: in
 
 
 def refuse_several_gpus(visible: int) -> None:
-    """Refuse several GPUs: `Trainer` would use DataParallel with a full batch on each.
-
-    Raises:
-        ValueError: more than one GPU is visible.
-    """
+    """Raise ValueError for several GPUs: `Trainer` would use DataParallel with a full batch on each."""
     if visible > 1:
         raise ValueError(
             f"CUDA_VISIBLE_DEVICES: {visible} GPUs are visible, and Trainer's batch would be {visible} times as"
