@@ -39,22 +39,17 @@ _RECORDED_OPTIONS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
-    parser.add_argument("--model_preset", default="base", help="tiny, mini, small, medium, base, large (default base)")
-    parser.add_argument("--vocab_size", type=int, default=30528)
-    parser.add_argument("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
-    parser.add_argument("--micro_batch_size", type=int, default=8, help="sequences a step (default 8)")
-    parser.add_argument("--zero_stage", type=int, default=1, choices=range(4), help="(default 1)")
-    parser.add_argument(
-        "--steps_per_block", type=int, default=4, help="steps a block, which has one checkpoint (default 4)"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="blocks of each kind (default 5)")
-    parser.add_argument("--interval", type=int, default=1000, help="steps a checkpoint, for the share (default 1000)")
-    parser.add_argument(
-        "--idle_step_s",
-        type=float,
-        help="replace each step by a pause of so many seconds: an idle processor, as beside a GPU",
-    )
-    parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: a temporary folder)")
+    add = parser.add_argument
+    add("--model_preset", default="base", help="tiny, mini, small, medium, base, large (default base)")
+    add("--vocab_size", type=int, default=30528)
+    add("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
+    add("--micro_batch_size", type=int, default=8, help="sequences a step (default 8)")
+    add("--zero_stage", type=int, default=1, choices=range(4), help="(default 1)")
+    add("--steps_per_block", type=int, default=4, help="steps a block, which has one checkpoint (default 4)")
+    add("--rounds", type=int, default=5, help="blocks of each kind (default 5)")
+    add("--interval", type=int, default=1000, help="steps a checkpoint, for the share (default 1000)")
+    add("--idle_step_s", type=float, help="seconds to sleep in place of each step, as if a GPU trained")
+    add("--folder", type=Path, help="where checkpoints are written (default: a temporary folder)")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -34,23 +34,19 @@ FALSE_ALARMS = 0.02
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
-    parser.add_argument("--model_preset", default="small", help="tiny, mini, small, … (default small)")
-    parser.add_argument("--vocab_size", type=int, default=8192)
-    parser.add_argument("--backends", default="reference,triton", help="two; the second is compared with the first")
-    parser.add_argument("--dtypes", default="bf16", help=f"list of {', '.join(DTYPES)} (default bf16)")
-    parser.add_argument("--granularity", choices=("batch", "sample"), default="batch")
-    parser.add_argument("--theta", type=float, default=0.5, help="constant θ (default 0.5)")
-    parser.add_argument("--steps", type=int, default=200, help="steps a run (default 200)")
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        default=6,
-        help="runs of each backend and precision, at least 2 (default 6; fewer miss larger differences)",
-    )
-    parser.add_argument("--micro_batch_size", type=int, default=64, help="sequences (default 64)")
-    parser.add_argument("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add = parser.add_argument
+    add("--model_preset", default="small", help="tiny, mini, small, … (default small)")
+    add("--vocab_size", type=int, default=8192)
+    add("--backends", default="reference,triton", help="two; the second is compared with the first")
+    add("--dtypes", default="bf16", help=f"list of {', '.join(DTYPES)} (default bf16)")
+    add("--granularity", choices=("batch", "sample"), default="batch")
+    add("--theta", type=float, default=0.5, help="constant θ (default 0.5)")
+    add("--steps", type=int, default=200, help="steps a run (default 200)")
+    add("--seeds", type=int, default=6, help="runs of each backend and precision, at least 2 (default 6)")
+    add("--micro_batch_size", type=int, default=64, help="sequences (default 64)")
+    add("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
+    add("--learning_rate", type=float, default=1e-3)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

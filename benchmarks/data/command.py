@@ -39,19 +39,14 @@ _DATA_PREP = [sys.executable, "-m", "data_prep"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
-    parser.add_argument(
-        "--source", action="append", metavar="KIND=WHERE", help="as `data_prep build` takes it (default: python-docs)"
-    )
-    parser.add_argument("--vocab", type=Path, metavar="FILE", help="vocab.txt (default: a new one is trained first)")
-    parser.add_argument(
-        "--vocab_size", type=int, default=8192, help="size of a vocabulary that is trained (default 8192)"
-    )
-    parser.add_argument("--seq_length", type=int, default=128, help="tokens a row (default 128)")
-    parser.add_argument("--workers", default="1,2", help="numbers of build workers and of threads (default 1,2)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default 3)")
-    parser.add_argument(
-        "--python_bytes", type=int, default=300_000, help="bytes of text for the Python contenders (default 300000)"
-    )
+    add = parser.add_argument
+    add("--source", action="append", metavar="KIND=WHERE", help="as `data_prep build` takes it (default: python-docs)")
+    add("--vocab", type=Path, metavar="FILE", help="vocab.txt (default: a new one is trained first)")
+    add("--vocab_size", type=int, default=8192, help="size of a vocabulary that is trained (default 8192)")
+    add("--seq_length", type=int, default=128, help="tokens a row (default 128)")
+    add("--workers", default="1,2", help="numbers of build workers and of threads (default 1,2)")
+    add("--rounds", type=int, default=3, help="turns of each contender (default 3)")
+    add("--python_bytes", type=int, default=300_000, help="bytes of text for the Python contenders (default 300000)")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -41,26 +41,21 @@ _TRAINING_ROWS = 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
-    parser.add_argument("--num_layers", type=int, default=8, help="blocks (default 8)")
-    parser.add_argument("--hidden_size", type=int, default=128, help="width (default 128)")
-    parser.add_argument("--num_attention_heads", type=int, help="heads (default: width / 64)")
-    parser.add_argument("--vocab_size", type=int, default=2048)
-    parser.add_argument("--seq_length", type=int, default=64, help="tokens a sequence (default 64)")
-    parser.add_argument("--micro_batch_sizes", default="4,16,64", help="sequences, joined by commas (default 4,16,64)")
-    parser.add_argument("--thetas", default="0.5", help="θ, joined by commas (default 0.5)")
-    parser.add_argument(
-        "--draws", type=int, default=64, help=f"gate draws a figure, a multiple of {_CHUNKS} (default 64)"
-    )
-    parser.add_argument("--trained_steps", type=int, default=300, help="AdamW steps of 16 sequences (default 300)")
-    parser.add_argument("--trained_theta", type=float, default=0.5, help="θ of those steps (default 0.5)")
-    parser.add_argument(
-        "--clip", type=float, default=1.0, help="norm that gradients are clipped to; 0: no clipping (default 1)"
-    )
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="learning rate of those steps (default 1e-3)")
-    parser.add_argument(
-        "--keep_first_block", action="store_true", help="never drop block 1 (default: p_l = 1 − l/L·(1 − θ))"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add = parser.add_argument
+    add("--num_layers", type=int, default=8, help="blocks (default 8)")
+    add("--hidden_size", type=int, default=128, help="width (default 128)")
+    add("--num_attention_heads", type=int, help="heads (default: width / 64)")
+    add("--vocab_size", type=int, default=2048)
+    add("--seq_length", type=int, default=64, help="tokens a sequence (default 64)")
+    add("--micro_batch_sizes", default="4,16,64", help="sequences, joined by commas (default 4,16,64)")
+    add("--thetas", default="0.5", help="θ, joined by commas (default 0.5)")
+    add("--draws", type=int, default=64, help=f"gate draws a figure, a multiple of {_CHUNKS} (default 64)")
+    add("--trained_steps", type=int, default=300, help="AdamW steps of 16 sequences (default 300)")
+    add("--trained_theta", type=float, default=0.5, help="θ of those steps (default 0.5)")
+    add("--clip", type=float, default=1.0, help="norm that gradients are clipped to; 0: no clipping (default 1)")
+    add("--learning_rate", type=float, default=1e-3, help="learning rate of those steps (default 1e-3)")
+    add("--keep_first_block", action="store_true", help="never drop block 1 (default: p_l = 1 − l/L·(1 − θ))")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 class StreamingMoments:

@@ -33,17 +33,18 @@ EXAMPLE = "python -m benchmarks loader --data_dir shards/ --json loader.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
-    parser.add_argument("--data_dir", type=Path, help="shards, or seq_<S> directories of them (default: random rows)")
-    parser.add_argument("--rows", type=int, default=262_144, help="random rows of 128 tokens (default 262,144)")
-    parser.add_argument("--seq_lengths", default="128,512", help="(default 128,512)")
-    parser.add_argument("--micro_batch_sizes", default="32,256", help="sequences (default 32,256)")
-    parser.add_argument("--workers", default="0,1,2", help="(default 0,1,2)")
-    parser.add_argument("--masking", default=",".join(MASKING), help=f"list of {', '.join(MASKING)} (default all)")
-    parser.add_argument("--shuffles", default=",".join(SHUFFLES), help=f"list of {', '.join(SHUFFLES)} (default all)")
-    parser.add_argument("--contenders", default=f"{OURS},{HUGGING_FACE}", help=f"(default {OURS},{HUGGING_FACE})")
-    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of each turn (default 1)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each setting (default 3)")
-    parser.add_argument("--cold_rows", type=int, default=65_536, help="rows to read without a page cache; 0: none")
+    add = parser.add_argument
+    add("--data_dir", type=Path, help="shards, or seq_<S> directories of them (default: random rows)")
+    add("--rows", type=int, default=262_144, help="random rows of 128 tokens (default 262,144)")
+    add("--seq_lengths", default="128,512", help="(default 128,512)")
+    add("--micro_batch_sizes", default="32,256", help="sequences (default 32,256)")
+    add("--workers", default="0,1,2", help="(default 0,1,2)")
+    add("--masking", default=",".join(MASKING), help=f"list of {', '.join(MASKING)} (default all)")
+    add("--shuffles", default=",".join(SHUFFLES), help=f"list of {', '.join(SHUFFLES)} (default all)")
+    add("--contenders", default=f"{OURS},{HUGGING_FACE}", help=f"(default {OURS},{HUGGING_FACE})")
+    add("--seconds", type=float, default=1.0, help="seconds of each turn (default 1)")
+    add("--rounds", type=int, default=3, help="turns of each setting (default 3)")
+    add("--cold_rows", type=int, default=65_536, help="rows to read without a page cache; 0: none")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -23,25 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the commands `run` and `summarize`, each with its options."""
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run", help="train the runs that are not finished")
-    runs.add_argument("--scale", required=True, help="name of a file of configs/scales/, without .json")
-    runs.add_argument("--data_dir", required=True, type=Path, help="shards of `data_prep build`")
-    runs.add_argument("--output_dir", required=True, type=Path, help="a folder for all runs")
-    runs.add_argument(
-        "--seeds", type=int, default=3, help="(default 3); ablations have 1, unless --variants names them"
-    )
+    add = runs.add_argument
+    add("--scale", required=True, help="name of a file of configs/scales/, without .json")
+    add("--data_dir", required=True, type=Path, help="shards of `data_prep build`")
+    add("--output_dir", required=True, type=Path, help="a folder for all runs")
+    add("--seeds", type=int, default=3, help="(default 3); ablations have 1, unless --variants names them")
     paper, choices = (", ".join(variant.name for variant in group) for group in (VARIANTS, CHOICES))
-    runs.add_argument(
-        "--variants", nargs="+", metavar="NAME", help=f"names of {paper} (default: all of these), or of {choices}"
-    )
-    runs.add_argument(
-        "--at_once", type=int, help="concurrent runs (default: one a GPU; without a GPU, one a processor)"
-    )
+    add("--variants", nargs="+", metavar="NAME", help=f"names of {paper} (default: all of these), or of {choices}")
+    add("--at_once", type=int, help="concurrent runs (default: one a GPU; without a GPU, one a processor)")
     summary = commands.add_parser("summarize", help="compute the figures of the finished runs")
-    summary.add_argument("output_dir", type=Path, help="the --output_dir of `run`")
-    summary.add_argument("--json", type=Path, required=True, help="file to write the figures to")
-    summary.add_argument("--plot", type=Path, help="file for the curves: .png, .svg or .pdf")
-    summary.add_argument("--time_plot", type=Path, help="file for the loss of the main variants against time")
-    summary.add_argument("--baseline", default=BASELINE, help=f"variant to compare with (default {BASELINE})")
+    add = summary.add_argument
+    add("output_dir", type=Path, help="the --output_dir of `run`")
+    add("--json", type=Path, required=True, help="file to write the figures to")
+    add("--plot", type=Path, help="file for the curves: .png, .svg or .pdf")
+    add("--time_plot", type=Path, help="file for the loss of the main variants against time")
+    add("--baseline", default=BASELINE, help=f"variant to compare with (default {BASELINE})")
 
 
 def main(options: argparse.Namespace) -> int:

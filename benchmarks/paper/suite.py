@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -9,12 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks.paper.parent_death import stop_with_parent
 from benchmarks.paper.variants import KNOWN, VARIANTS, Scale, Variant, configuration
 from bert_pld.checkpoint.format import list_checkpoints
 from bert_pld.cluster.signals import EXIT_PREEMPTED
@@ -23,6 +23,8 @@ from bert_pld.training.metrics_file import read_metrics
 
 POLL_S = 0.2
 GIVEN_CONFIG, LOG = "given.json", "log.txt"
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +179,7 @@ class Suite:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that a terminal's Ctrl-C reaches runs through this process only
-                preexec_fn=stop_with_parent(),
+                preexec_fn=_stop_with_parent(),
             )
             self._running[process] = RunningJob(job, gpu, log_start)
         if self._stopping:  # the signal came before this run was in the list
@@ -195,6 +197,25 @@ class Suite:
             if failure and not self._stopping:
                 failures.append(f"{job.run_dir}: {failure}")
         return failures
+
+
+def _stop_with_parent() -> Callable[[], None] | None:
+    """A `preexec_fn` for `Popen`: the child gets SIGTERM when its parent dies. None on other systems than Linux.
+
+    For the kernel the parent is the thread that forks, so that thread must live as long as the process.
+    """
+    if _LIBC is None:
+        return None
+    libc, parent = _LIBC, os.getpid()
+
+    def in_child() -> None:
+        # Until the program is loaded the parent's handler is installed, which would ignore the signal.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
+        if os.getppid() != parent:  # the parent has died before prctl
+            os._exit(128 + signal.SIGTERM)
+
+    return in_child
 
 
 def _stop_signals() -> list[signal.Signals]:

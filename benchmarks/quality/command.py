@@ -32,25 +32,18 @@ _DEFAULT = "hf_bert,hf_megatron,post,pre,pld_batch,pld_sample"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
-    parser.add_argument(
-        "--deepspeed_config", required=True, type=Path, help="as for bert_pld.pretrain; the same for all"
-    )
-    parser.add_argument("--data_dir", required=True, type=Path, help="shards with held-out rows")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--deepspeed_config", required=True, type=Path, help="as for bert_pld.pretrain; the same for all")
+    add("--data_dir", required=True, type=Path, help="shards with held-out rows")
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
+    add(
         "--contenders",
         default=_DEFAULT,
         help=f"list of {', '.join(CONTENDERS)} (default {_DEFAULT}); the others are compared with the first",
     )
-    parser.add_argument(
-        "--host_memory", action="store_true", help="on a CPU: also measure memory, each contender in its own process"
-    )
-    parser.add_argument("--steps_per_turn", type=int, default=25, help="(default 25)")
-    parser.add_argument(
-        "--target_loss",
-        type=float,
-        help="nats a masked token (default: the first contender's last loss and about a thousandth)",
-    )
+    add("--host_memory", action="store_true", help="on a CPU: also measure memory, each contender in its own process")
+    add("--steps_per_turn", type=int, default=25, help="(default 25)")
+    add("--target_loss", type=float, help="nats a masked token (default: about the first contender's last loss)")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

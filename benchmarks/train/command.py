@@ -51,44 +51,35 @@ fp32's rate: unlike ours they do not compute in fp32 then, and a step takes minu
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
-    parser.add_argument("--model_preset", help="tiny, mini, small, medium, base, large (default: 8 blocks × 256)")
+    add = parser.add_argument
+    add("--model_preset", help="tiny, mini, small, medium, base, large (default: 8 blocks × 256)")
     for key, what in (
         ("num_layers", "number of blocks"),
         ("hidden_size", "width"),
         ("num_attention_heads", "number of heads (default: width / 64)"),
         ("intermediate_size", "width of the feed-forward layer (default: 4 × width)"),
     ):
-        parser.add_argument(f"--{key}", type=int, help=what)
-    parser.add_argument("--normalization", choices=("pre", "post"), default="pre")
-    parser.add_argument("--vocab_size", type=int, default=8192)
-    parser.add_argument("--micro_batch_size", type=int, default=16, help="sequences (default 16)")
-    parser.add_argument("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
-    parser.add_argument("--padding", type=float, default=0.0, help="share of padding, below 0.5 (default 0)")
-    parser.add_argument(
-        "--dtypes", help=f"list of {', '.join(DTYPES)} (the whole model); default bf16 on a GPU, fp32,bf16 on a CPU"
-    )
-    parser.add_argument(
+        add(f"--{key}", type=int, help=what)
+    add("--normalization", choices=("pre", "post"), default="pre")
+    add("--vocab_size", type=int, default=8192)
+    add("--micro_batch_size", type=int, default=16, help="sequences (default 16)")
+    add("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
+    add("--padding", type=float, default=0.0, help="share of padding, below 0.5 (default 0)")
+    add("--dtypes", help=f"list of {', '.join(DTYPES)} (the whole model); default bf16 on a GPU, fp32,bf16 on a CPU")
+    add(
         "--contenders",
         help=f"list of {', '.join(CONTENDERS)}; or {_ALIAS}: Hugging Face's class with our normalization"
         f" (default: all on a GPU; on a CPU {','.join(_DEFAULT_ON_CPU)})",
     )
-    parser.add_argument("--zero_stage", type=int, choices=(0, 1, 2), default=1, help="ZeRO stage (default 1)")
-    parser.add_argument(
-        "--pld_kernels", choices=(*BACKENDS, "auto"), default="auto", help="backend of the PLD contenders"
-    )
-    parser.add_argument("--theta", type=float, default=0.5, help="θ of the PLD contenders (default 0.5)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default 5)")
-    parser.add_argument(
-        "--steps_per_round", type=int, default=6, help="steps a turn, each with its own gates (default 6)"
-    )
-    parser.add_argument(
-        "--warmup_steps", type=int, default=2, help="steps before the first turn; at least a turn's where it compiles"
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--host_memory", action="store_true", help="on a CPU: also measure memory, each contender in its own process"
-    )
-    parser.add_argument("--force", action="store_true", help="measure Hugging Face even where a dtype is very slow")
+    add("--zero_stage", type=int, choices=(0, 1, 2), default=1, help="ZeRO stage (default 1)")
+    add("--pld_kernels", choices=(*BACKENDS, "auto"), default="auto", help="backend of the PLD contenders")
+    add("--theta", type=float, default=0.5, help="θ of the PLD contenders (default 0.5)")
+    add("--rounds", type=int, default=5, help="turns of each contender (default 5)")
+    add("--steps_per_round", type=int, default=6, help="steps a turn, each with its own gates (default 6)")
+    add("--warmup_steps", type=int, default=2, help="steps before the first turn; at least one turn's if it compiles")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--host_memory", action="store_true", help="on a CPU: also measure memory, each contender in its own process")
+    add("--force", action="store_true", help="measure Hugging Face even where a dtype is very slow")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
