@@ -1,4 +1,4 @@
-"""Measurements beside peers: `python -m benchmarks SUBJECT`, from a checkout.
+"""Benchmarks against other software: `python -m benchmarks SUBJECT`, from a checkout.
 
 A subject is a folder here. Its `command.py` has
 

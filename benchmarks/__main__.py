@@ -35,7 +35,7 @@ def build_parser(subject: str | None) -> argparse.ArgumentParser:
         return parser
     parser = make_parser(
         "benchmarks",
-        "Measure beside peers, all in one run.\n\nsubjects (each has its own --help):\n"
+        "Measure against other software, all contenders in one run.\n\nsubjects (each has its own --help):\n"
         + "\n".join(f"  {name:17} {line}" for name, line in known.items()),
         "python -m benchmarks train --dtypes fp32 --json train.json",
     )

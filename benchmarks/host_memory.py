@@ -1,7 +1,7 @@
-"""Host memory as Linux counts it: of a process now and at its peak, and of work in a process of its own.
+"""Host memory as Linux counts it, and work in a separate process, whose memory is its own.
 
-psutil reports the present size only. The peak (VmHWM) also has what is allocated and freed between two samples, and
-can be reset, so that it covers one piece of work.
+psutil reports the present size only. The peak (VmHWM) includes memory that is allocated and freed between two samples.
+It can be reset, so that it covers one piece of work.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class HostMemory:
         self._before, _ = resident_bytes()
 
     def figures(self) -> dict[str, int]:
-        """Bytes: `resident`, by which the process has grown, and `rise`, by which its peak was above that."""
+        """Bytes: `resident` is the growth of the process; `rise` is how far its peak was above that."""
         gc.collect()
         now, peak = resident_bytes()
         return {"resident": now - self._before, "rise": peak - now}

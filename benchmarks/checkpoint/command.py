@@ -1,6 +1,6 @@
 """Cost of a checkpoint: seconds that training stops, seconds until it is complete, share of time at an interval.
 
-Blocks of training steps in turns: without a checkpoint, with one that is written beside training (as runs do), with
+Blocks of training steps take turns: without a checkpoint, with one that is written beside training (as runs do), with
 one that training waits for, and with DeepSpeed's own `save_checkpoint`, which neither hashes nor flushes. The cost is
 the block's extra time over a block without a checkpoint; it includes slower steps beside the writing thread.
 """
@@ -31,10 +31,8 @@ from bert_pld.training.engine import make_engine
 
 EXAMPLE = "python -m benchmarks checkpoint --model_preset base --json checkpoint.json"
 KINDS = ("none", "beside", "waiting", "deepspeed")
-_RECORDED_OPTIONS = (
-    *("model_preset", "zero_stage", "micro_batch_size", "seq_length", "idle_step_s", "steps_per_block", "rounds"),
-    "interval",
-)
+_SIZES = ("model_preset", "zero_stage", "micro_batch_size", "seq_length")
+_RECORDED_OPTIONS = (*_SIZES, "idle_step_s", "steps_per_block", "rounds", "interval")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

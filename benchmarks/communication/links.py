@@ -1,4 +1,4 @@
-"""Links: times of single collectives by size, and the latency and bandwidth that fit them."""
+"""Times of single collectives by size, and the latency and bandwidth that fit them."""
 
 from __future__ import annotations
 

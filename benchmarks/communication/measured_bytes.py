@@ -1,4 +1,4 @@
-"""Bytes: payload of a step's collectives, against the cost model and the network device's counter."""
+"""Payload bytes of a step's collectives, against the cost model and the network device's counter."""
 
 from __future__ import annotations
 

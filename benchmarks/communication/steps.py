@@ -1,9 +1,10 @@
-"""Steps: step times, predicted from separate measurements, and measured.
+"""Step times: predicted from separate measurements, and measured.
 
-The rate of compute is fitted to forward and backward of other models than the predicted ones, on all ranks at once as
-in training; that of copies and of the update to a concatenation and to AdamW's step; the links to single collectives.
-DeepSpeed's own time a tensor is what remains of the steps of a network so narrow that the rest is small. All of these
-take turns with the predicted steps, so that other work on the machine affects both. All times are lower quartiles.
+The rate of compute is fitted to forward and backward of models other than the predicted ones, on all ranks at once as
+in training. A concatenation gives the rate of copies, AdamW's step that of the update, and single collectives those of
+the links. DeepSpeed's own time a tensor is what remains of the steps of a network so narrow that the rest is small. All
+of these take turns with the predicted steps, so that other work on the machine affects both. All times are lower
+quartiles.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Loss curves of two kernel backends from the same seeds: does the faster one train as well?
 
 Each backend, precision and seed trains its own model on the same learnable batches under the same gates, through
-DeepSpeed. Dropout is on, so the backends' masks differ as those of two runs do. Compared is the mean loss over the last
-quarter of the steps: the differences within a seed, by a paired t test.
+DeepSpeed. Dropout is on, so the backends' masks differ as those of two runs do. A paired t test compares the mean
+losses over the last quarter of the steps; runs of the same seed form a pair.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _train(
 def compare(
     curves: Mapping[str, Sequence[Sequence[float]]], backends: Sequence[str], comparisons: int = 1
 ) -> dict[str, Any]:
-    """Compare the final losses of two backends, given the losses of each seed's run: the second's minus the first's.
+    """Compare the final losses of two backends, seed by seed: the second's minus the first's.
 
     `comparisons` share `FALSE_ALARMS` (Bonferroni). The backends differ if the interval of the mean difference excludes
     0, or a loss is not finite.

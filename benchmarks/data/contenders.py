@@ -8,6 +8,7 @@ token (for `python_static`, to the closed HDF5 file), without imports and withou
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -27,20 +28,16 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+(?=[\"'“‘(]*[A-Z])")
 
 def read_documents(path: Path, most_bytes: int) -> Iterator[list[str]]:
     """Yield the documents of a file of sentences until `most_bytes` are read; 0 reads all."""
-    document: list[str] = []
     size = 0
     with open(path, encoding="utf-8") as lines:
-        for line in lines:
-            size += len(line.encode())
-            if line != "\n":
-                document.append(line.rstrip("\n"))
+        for is_blank, group in itertools.groupby(lines, "\n".__eq__):
+            if is_blank:
                 continue
+            document = [line.rstrip("\n") for line in group]
+            size += sum(len(sentence.encode()) + 1 for sentence in document) + 1
             yield document
-            document = []
-            if most_bytes and size >= most_bytes:
+            if 0 < most_bytes <= size:
                 return
-    if document:
-        yield document
 
 
 def tokenize_bare(contender: str, documents: list[list[str]], tokenizer_folder: Path) -> dict[str, float]:

@@ -32,9 +32,8 @@ EXAMPLE = "python -m benchmarks gradient_variance --json gradient_variance.json"
 PARTS = ("first third", "middle third", "last third", "embeddings", "head")
 """Thirds of the blocks in depth order, and the rest of the model; the head includes the last LayerNorm."""
 GRANULARITIES: tuple[Literal["batch", "sample"], ...] = ("batch", "sample")
-_RECORDED_OPTIONS = (
-    *("seq_length", "draws", "trained_steps", "trained_theta", "clip", "keep_first_block", "learning_rate"),
-)
+_TRAINING = ("trained_steps", "trained_theta", "learning_rate")
+_RECORDED_OPTIONS = ("seq_length", "draws", "clip", "keep_first_block", *_TRAINING)
 _CHUNKS = 8
 _TRAINING_ROWS = 16
 

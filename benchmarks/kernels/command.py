@@ -1,4 +1,4 @@
-"""Fused kernels: bandwidth of each, forward and backward, beside a copy's and beside peers.
+"""Fused kernels: bandwidth of each, forward and backward, against a copy and other implementations.
 
 All implementations take turns in one run on the same random inputs; there are many sets of inputs, so that none is in
 the cache. Bytes are the fewest that the operation must move. Rows below the target share of a large copy's bandwidth

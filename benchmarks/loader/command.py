@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--rounds, --seconds, --rows: must be above 0, and --cold_rows at least 0")
     with tempfile.TemporaryDirectory(prefix="bench_loader_") as scratch:
         splits = _splits(options, Path(scratch))
-        # A setting of ours stands beside the peer's of the same kind. The peer's masks are always dynamic.
+        # Our setting takes its turn next to the same setting of the peer, whose masks are always dynamic.
         settings = [
             LoaderSetting(length, mask, count, size, name, shuffle)
             for length, mask, count, size, name in itertools.product(splits, masking, workers, sizes, names)

@@ -91,11 +91,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """
     on_gpu = options.device == "cuda"
     dtypes = chosen("--dtypes", options.dtypes or ("bf16" if on_gpu else "fp32,bf16"), tuple(DTYPES))
-    names = chosen(
-        "--contenders",
-        options.contenders or ",".join(CONTENDERS if on_gpu else _DEFAULT_ON_CPU),
-        (_ALIAS, *CONTENDERS),
-    )
+    default = ",".join(CONTENDERS if on_gpu else _DEFAULT_ON_CPU)
+    names = chosen("--contenders", options.contenders or default, (_ALIAS, *CONTENDERS))
     require_positive(options, "rounds", "steps_per_round", "micro_batch_size")
     if not 0 <= options.padding < 0.5:
         raise ValueError(f"--padding {options.padding:g}: must be from 0 to below 0.5")
@@ -135,14 +132,10 @@ class _Measurement:
         """Make and warm up all contenders that can run here; raise ValueError if none can."""
         for dtype in dtypes:
             for name in names:
-                slow = self.gflops[dtype] < _SLOW_MATMUL * self.gflops["fp32"]
-                if name in HUGGING_FACE_CONTENDERS and slow and not self.options.force:
-                    self._skip(
-                        name,
-                        dtype,
-                        f"matrix products at {self.gflops[dtype]:,.1f} GFLOP/s against fp32's"
-                        f" {self.gflops['fp32']:,.0f}; --force measures it",
-                    )
+                rate, fp32_rate = self.gflops[dtype], self.gflops["fp32"]
+                if name in HUGGING_FACE_CONTENDERS and rate < _SLOW_MATMUL * fp32_rate and not self.options.force:
+                    rates = f"matrix products at {rate:,.1f} GFLOP/s against fp32's {fp32_rate:,.0f}"
+                    self._skip(name, dtype, f"{rates}; --force measures it")
                     continue
                 try:
                     self.contenders.append(prepare_contender(name, dtype, self.setup))

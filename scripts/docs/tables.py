@@ -3,7 +3,7 @@
     python scripts/docs/tables.py            # check; exit code 1 and a line for each difference
     python scripts/docs/tables.py --write    # write the tables into the pages
 
-A table is between two marks, `<!-- table of NAME: begin -->` and `end`.
+A table is between two markers, `<!-- table of NAME: begin -->` and `end`.
 """
 
 # ruff: noqa: E402 – imports follow the change of sys.path

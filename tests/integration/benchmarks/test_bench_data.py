@@ -28,7 +28,7 @@ def source(tmp_path_factory):
     return f"text={path}"
 
 
-def test_build_makes_the_tokens_of_bare_tokenization_and_ratios_come_from_the_seconds(source, tmp_path, capsys):
+def test_build_has_as_many_tokens_as_bare_tokenization_and_ratios_follow_from_the_times(source, tmp_path, capsys):
     options = ["--workers=1", "--rounds=2", "--vocab_size=300", "--seq_length=32", "--python_bytes=2000"]
     result = measure(tmp_path, "data", f"--source={source}", *options)
     assert data.report(result) in capsys.readouterr().out

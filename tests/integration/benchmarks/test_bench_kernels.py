@@ -109,7 +109,7 @@ def measured_on_gpu(request, tmp_path_factory):
 
 
 @pytest.mark.gpu
-def test_every_kernel_is_timed_beside_its_peers_on_a_gpu(measured_on_gpu):
+def test_every_kernel_and_its_peers_are_timed_on_a_gpu(measured_on_gpu):
     result, graphs = measured_on_gpu
     assert [(row["operation"], row["direction"]) for row in result["rows"]] == list(BYTES)
     for row in result["rows"]:

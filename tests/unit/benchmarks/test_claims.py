@@ -21,7 +21,7 @@ def test_claims_are_about_known_variants():
     assert {variant.name for variant in VARIANTS} < claimed < {variant.name for variant in KNOWN}
 
 
-def test_mean_interval_is_students():
+def test_mean_interval_is_students_t_interval():
     # The mean 2, the deviation 1, t(2 degrees of freedom) 4.302653: 2 ± 4.302653 / √3.
     assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
     assert mean_interval([1.0, 2.0])[1] == pytest.approx(1.5 + 12.706205 * 0.5**0.5 / 2**0.5)

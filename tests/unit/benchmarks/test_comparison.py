@@ -20,7 +20,7 @@ def test_time_to_a_loss_is_the_first_crossing():
     assert [time_to(loss, times, losses) for loss in (5.5, 4.6, 6.5, 3.9)] == [15, pytest.approx(35), 10, None]
 
 
-def test_spread_is_the_sample_deviation():
+def test_spread_has_the_sample_standard_deviation():
     assert spread([1.0, 2.0, 3.0]) == {"mean": 2.0, "deviation": 1.0, "n": 3}
     assert spread([2.0]) == {"mean": 2.0, "deviation": 0.0, "n": 1}
     assert spread([]) is None
@@ -108,7 +108,7 @@ def cells(text, label):
     return next(line.split(" | ") for line in text.splitlines() if line.startswith(f"| {label} |"))
 
 
-def test_figure_of_fewer_runs_than_its_row_has_their_number():
+def test_figure_from_fewer_runs_than_its_row_states_their_number():
     pld = {1: curve([5.1, 4.0], [40, 80]), 2: curve([5.5, 5.3], [40, 80]), 3: curve([5.0, 3.9], [40, 80])}
     post = {1: curve([6.0, 5.0], [50, 100]), 2: curve([6.0, 5.2], [50, 100])}
     compared = compare({"post_ln": post, "pld_batch": pld})
@@ -124,7 +124,7 @@ def test_figure_of_fewer_runs_than_its_row_has_their_number():
     assert cells(table(compared), "PLD, by batch")[6] == speed.replace("1 of 2", "1 of 1")
 
 
-def test_mean_at_equal_time_has_the_number_of_runs_that_lasted_until_then():
+def test_loss_at_equal_time_counts_only_runs_that_lasted_until_then():
     runs = {
         "post_ln": {seed: curve([6.0, 5.0], [50, 100]) for seed in (1, 2, 3)},
         "theta_0_7": {1: curve([6.0, 5.5], [45, 90]), 2: curve([6.0, 5.4], [45, 90]), 3: curve([6.0, 5.3], [52, 104])},
