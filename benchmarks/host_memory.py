@@ -20,11 +20,8 @@ _RESET_PEAK = "5"
 
 
 def resident_bytes(process: int | str = "self") -> tuple[int, int]:
-    """Resident memory of a process: (now, at its peak); zeros if it has ended."""
-    try:
-        lines = (PROC / str(process) / "status").read_text().splitlines()
-    except OSError:
-        return 0, 0
+    """Resident memory of a process: (now, at its peak); raises OSError if it has ended."""
+    lines = (PROC / str(process) / "status").read_text().splitlines()
     fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
     now, peak = (int(fields[name][0]) * 1024 if name in fields else 0 for name in ("VmRSS", "VmHWM"))
     return now, peak

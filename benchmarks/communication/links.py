@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -35,20 +34,19 @@ class Links:
     def result(self) -> dict[str, Any]:
         """For each kind, the lower quartile over turns of the slowest rank's time, and the fit.
 
-        The fit is `latency_s` + bytes sent / `bytes_per_s`.
+        The fit is `latency_s` + bytes sent / `bytes_per_s`, by least squares of the relative error.
         """
         ranks, links = dist.get_world_size(), {}
         doubled = {"all_reduce", "reduce_scatter"} if dist.get_backend() == "gloo" else {"all_reduce"}
         for kind, by_size in self._times.items():
             typical = {size: lower_quartile(values) for size, values in by_size.items()}
             sent = {size: size * (ranks - 1) / ranks * (2 if kind in doubled else 1) for size in typical}
-            columns = [[1.0] * len(sent), list(sent.values())]
-            latency, per_byte = fit_seconds(columns, list(typical.values()))
+            latency, per_byte = _fit(list(sent.values()), list(typical.values()))
             links[kind] = {
                 "seconds": {str(size): value for size, value in typical.items()},
                 "spread": {str(size): (max(v) - min(v)) / typical[size] for size, v in by_size.items()},
                 "latency_s": latency,
-                "bytes_per_s": 1.0 / max(per_byte, 1e-15),
+                "bytes_per_s": 1.0 / per_byte,
                 "fitted_over_measured": {str(s): (latency + sent[s] * per_byte) / typical[s] for s in typical},
             }
         return links
@@ -91,11 +89,11 @@ def slowest_rank_seconds(call: Callable[[], Any], device: torch.device, calls: i
     return float(elapsed)
 
 
-def fit_seconds(columns: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
-    """Fit seconds as a weighted sum of columns, by least squares of the relative error; no weight is below 0."""
-    from scipy.optimize import nnls
-
-    relative = np.array(columns) / np.array(seconds)
-    scale = relative.mean(1)
-    weights, _ = nnls((relative / scale[:, None]).T, np.ones(len(seconds)))
-    return (weights / scale).tolist()
+def _fit(sizes: list[float], seconds: list[float]) -> tuple[float, float]:
+    """Fit (latency, seconds a byte) with the least squared relative error; neither is below 0."""
+    weights = 1.0 / torch.tensor(seconds, dtype=torch.float64)
+    columns = torch.stack([torch.ones(len(sizes), dtype=torch.float64), torch.tensor(sizes, dtype=torch.float64)], 1)
+    latency, per_byte = torch.linalg.lstsq(
+        columns * weights[:, None], torch.ones_like(weights)[:, None]
+    ).solution.flatten()
+    return max(float(latency), 0.0), max(float(per_byte), 1e-15)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from benchmarks.batches import random_batch
 from benchmarks.communication.engine import Setting, Trainer
-from benchmarks.communication.links import Links, fit_seconds, lower_quartile, slowest_rank_seconds
+from benchmarks.communication.links import Links, lower_quartile, slowest_rank_seconds
 from benchmarks.markdown import markdown_table
 from bert_pld.config import RunConfig
 from bert_pld.cost.flops import ModelFlops, parameter_tensors
@@ -138,14 +138,14 @@ class _Machine:
 
     def cluster(self, gloo: bool) -> Cluster:
         """These ranks as one node of the cost model."""
-        flops, activations, seconds, ranks = [], [], [], dist.get_world_size()
+        rows, seconds, ranks = [], [], dist.get_world_size()
         for index, setting in enumerate(_CALIBRATION):
             run = setting.run
-            a_sequence = ModelFlops(run.model, setting.seq_length, run.data.mask_probability).per_sequence()
-            flops.append(setting.micro_batch_size * a_sequence)
-            activations.append(estimate_memory(run, setting.micro_batch_size, 1).activation_bytes)
+            flops = ModelFlops(run.model, setting.seq_length, run.data.mask_probability).per_sequence()
+            memory = estimate_memory(run, setting.micro_batch_size, 1)
+            rows.append([setting.micro_batch_size * flops, memory.activation_bytes])
             seconds.append(self._typical(index))
-        per_flop, per_byte = (max(weight, 1e-30) for weight in fit_seconds([flops, activations], seconds))
+        per_flop, per_byte = _fit_two(rows, seconds)
         links = self.links.result()
         rate = {kind: one["bytes_per_s"] for kind, one in links.items()}
         return Cluster(
@@ -176,6 +176,18 @@ class _Machine:
 
     def _typical(self, name: Any) -> float:
         return lower_quartile(self._seconds[name])
+
+
+def _fit_two(rows: list[list[float]], seconds: list[float]) -> tuple[float, float]:
+    """Fit seconds a FLOP and a byte with the least squared relative error; FLOPs alone where one would be negative."""
+    matrix = torch.tensor(rows, dtype=torch.float64) / torch.tensor(seconds, dtype=torch.float64)[:, None]
+    scale = matrix.mean(0)
+    target = torch.ones(len(rows), 1, dtype=torch.float64)
+    solution = torch.linalg.lstsq(matrix / scale, target).solution.flatten() / scale
+    if float(solution.min()) <= 0.0:
+        column = matrix[:, :1]
+        return float(column.sum() / column.square().sum()), 1e-30
+    return float(solution[0]), float(solution[1])
 
 
 def _forward_backward(setting: Setting, device: torch.device) -> Callable[[], None]:

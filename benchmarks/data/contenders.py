@@ -8,7 +8,6 @@ token (for `python_static`, to the closed HDF5 file), without imports and withou
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import sys
@@ -28,16 +27,20 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+(?=[\"'“‘(]*[A-Z])")
 
 def read_documents(path: Path, most_bytes: int) -> Iterator[list[str]]:
     """Yield the documents of a file of sentences until `most_bytes` are read; 0 reads all."""
+    document: list[str] = []
     size = 0
     with open(path, encoding="utf-8") as lines:
-        for is_blank, group in itertools.groupby(lines, "\n".__eq__):
-            if is_blank:
+        for line in lines:
+            size += len(line.encode())
+            if line != "\n":
+                document.append(line.rstrip("\n"))
                 continue
-            document = [line.rstrip("\n") for line in group]
-            size += sum(len(sentence.encode()) + 1 for sentence in document) + 1
             yield document
-            if 0 < most_bytes <= size:
+            document = []
+            if most_bytes and size >= most_bytes:
                 return
+    if document:
+        yield document
 
 
 def tokenize_bare(contender: str, documents: list[list[str]], tokenizer_folder: Path) -> dict[str, float]:
@@ -62,6 +65,9 @@ def tokenize_in_python(documents: list[list[str]], tokenizer_folder: Path) -> di
 
     Sentences are split by a regular expression, as the published preparation scripts do. Those also make pairs and
     masks in Python, which is not included.
+
+    Raises:
+        ValueError: this version of transformers has no such tokenizer.
     """
     tokenizer = _slow_tokenizer(tokenizer_folder)
     texts = [" ".join(document) for document in documents]
@@ -69,7 +75,11 @@ def tokenize_in_python(documents: list[list[str]], tokenizer_folder: Path) -> di
 
 
 def prepare_in_python(documents: list[list[str]], tokenizer_folder: Path, seq_length: int) -> dict[str, float]:
-    """Time the whole published approach, from split sentences to HDF5 with static masks."""
+    """Time the whole published approach, from split sentences to HDF5 with static masks.
+
+    Raises:
+        ValueError: this version of transformers has no Python tokenizer.
+    """
     tokenizer = _slow_tokenizer(tokenizer_folder)
     entries = tokenizer.get_vocab()
     with tempfile.TemporaryDirectory(prefix="bench_static_") as folder:

@@ -29,7 +29,11 @@ class FinishedCommand:
 
 
 def run_measured(command: Sequence[str], environment: Mapping[str, str] | None = None) -> FinishedCommand:
-    """Run a command to its end; raise ValueError with the last line of its stderr if it fails."""
+    """Run a command to its end.
+
+    Raises:
+        ValueError: the command failed; the message has the last line of its stderr.
+    """
     start, used = time.perf_counter(), _processor_seconds_of_children()
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
@@ -66,7 +70,7 @@ class _MemorySampler:
 
     def watch(self) -> None:
         while not self.finished.wait(_SAMPLING_INTERVAL_S):
-            sizes = [resident_bytes(pid) for pid in _descendants(self.root)]
+            sizes = [_memory_bytes(pid) for pid in _descendants(self.root)]
             self.of_one = max([self.of_one, *(highest for _, highest in sizes)])
             self.of_all = max(self.of_all, sum(now for now, _ in sizes))
 
@@ -82,3 +86,11 @@ def _descendants(root: int) -> list[int]:
         except OSError:
             continue  # the process has just ended
     return found
+
+
+def _memory_bytes(pid: int) -> tuple[int, int]:
+    """Resident memory: (now, at its peak); zeros for a process that has ended."""
+    try:
+        return resident_bytes(pid)
+    except OSError:
+        return 0, 0

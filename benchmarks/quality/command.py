@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--host_memory", action="store_true", help="on a CPU: also measure memory, each contender in its own process")
     add("--steps_per_turn", type=int, default=25, help="(default 25)")
-    add("--target_loss", type=float, help="nats a masked token (default: about the first contender's last loss)")
+    target = "nats a masked token (default: the first contender's last loss and about a thousandth)"
+    add("--target_loss", type=float, help=target)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from benchmarks.paper.tables import choices_table, figure, found_in, put_into, s
 def test_loss_is_interpolated_between_evaluations():
     times, losses = [10, 20, 30], [6.0, 5.0, 4.5]
     assert [loss_after(at, times, losses) for at in (5, 15, 30, 31)] == [None, 5.5, 4.5, None]
+    assert [loss_after(at, times, [5.0, 4.0, 4.5]) for at in (5, 15, 25, 31)] == [None, 4.5, 4.25, None]
 
 
 def test_time_to_a_loss_is_the_first_crossing():
     times, losses = [10, 20, 30, 40], [6.0, 5.0, 5.2, 4.0]
     assert [time_to(loss, times, losses) for loss in (5.5, 4.6, 6.5, 3.9)] == [15, pytest.approx(35), 10, None]
+    assert [time_to(loss, [10, 20, 30], [5.0, 4.0, 4.5]) for loss in (6.0, 4.5, 3.9)] == [10, 15, None]
 
 
 def test_spread_has_the_sample_standard_deviation():
