@@ -9,13 +9,7 @@ from typing import Any
 
 from benchmarks.intervals import mean_interval
 from benchmarks.markdown import markdown_table
-from benchmarks.paper.curves import (
-    Curve,
-    loss_difference,
-    loss_difference_at_equal_time,
-    speed_to_loss,
-    time_saved,
-)
+from benchmarks.paper.curves import Curve, loss_difference, loss_difference_at_equal_time, speed_to_loss, time_saved
 
 Measure = Callable[[Curve, Curve], float | None]
 

@@ -23,14 +23,7 @@ from benchmarks.machine import describe_libraries
 from benchmarks.options import DTYPES, chosen, require_positive
 from benchmarks.results import one_line, save
 from benchmarks.timing import allocate_workspaces, matmul_gflops
-from benchmarks.train.contenders import (
-    CONTENDERS,
-    PLD,
-    Setup,
-    ThroughputContender,
-    loss_difference,
-    prepare_contender,
-)
+from benchmarks.train.contenders import CONTENDERS, PLD, Setup, ThroughputContender, loss_difference, prepare_contender
 from benchmarks.train.figures import Round, figures_of
 from benchmarks.train.report import report
 from bert_pld.config import ModelConfig, load_config

@@ -129,11 +129,7 @@ def main(options: argparse.Namespace) -> int:
     with hugging_face_folder(options.model) as folder:
         encoder = load_encoder(folder, settings.max_seq_length)
         data = read_task(
-            task,
-            options.glue_dir,
-            encoder.tokenizer,
-            settings.max_seq_length,
-            max_train_rows=settings.max_train_rows,
+            task, options.glue_dir, encoder.tokenizer, settings.max_seq_length, max_train_rows=settings.max_train_rows
         )
         data = dataclasses.replace(data, test={})  # no predictions for the leaderboard
         for seed in options.seeds:
