@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.results import add_json_option, check_json_option, save
+from benchmarks.results import check_json_option, save
 from bert_pld.cli import make_parser, run_as_rank
 
 
@@ -30,7 +30,7 @@ def build_parser(subject: str | None) -> argparse.ArgumentParser:
         parser = make_parser(f"benchmarks {subject}", known[subject], module.EXAMPLE)
         module.add_arguments(parser)
         if hasattr(module, "measure"):
-            add_json_option(parser)
+            parser.add_argument("--json", type=Path, help="also write all figures to this file")
         parser.set_defaults(subject=subject)
         return parser
     parser = make_parser(

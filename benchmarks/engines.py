@@ -24,6 +24,7 @@ def deepspeed_json(dtype: str, zero_stage: int, micro_batch_size: int) -> dict[s
 
     The learning rate is small because random tokens teach nothing and the loss must not overflow.
     """
+    adamw = {"lr": 1e-5, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.01}
     precision: dict[str, Any] = {}
     if dtype == "bf16":
         precision["bf16"] = {"enabled": True}
@@ -35,10 +36,7 @@ def deepspeed_json(dtype: str, zero_stage: int, micro_batch_size: int) -> dict[s
         "gradient_clipping": 1.0,
         "zero_optimization": {"stage": zero_stage},
         **precision,
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": 1e-5, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.01},
-        },
+        "optimizer": {"type": "AdamW", "params": adamw},
         "steps_per_print": _NEVER,
         # DeepSpeed's throughput timer synchronizes with the device at every step.
         "timers": {"throughput": {"enabled": False}},

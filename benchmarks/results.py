@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
@@ -11,11 +10,6 @@ from typing import Any
 from bert_pld.files import write_atomically
 
 _MOST_CHARACTERS = 300
-
-
-def add_json_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--json`."""
-    parser.add_argument("--json", type=Path, help="also write all figures to this file")
 
 
 def check_json_option(path: Path | None) -> None:

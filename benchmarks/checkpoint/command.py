@@ -67,17 +67,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(options: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
+    sizes = {"preset": options.model_preset, "vocab_size": options.vocab_size}
     config = load_config(
         {
             "train_batch_size": options.micro_batch_size,
             "optimizer": {"type": "AdamW", "params": {"lr": 1e-5}},
             "zero_optimization": {"stage": options.zero_stage},
             "bf16": {"enabled": device.type == "cuda"},
-            "model": {
-                "preset": options.model_preset,
-                "vocab_size": options.vocab_size,
-                "next_sentence_prediction": True,
-            },
+            "model": {**sizes, "next_sentence_prediction": True},
             "training": {"keep_checkpoints": 1},
         }
     )

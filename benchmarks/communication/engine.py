@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -95,17 +96,12 @@ class Trainer:
 
     def step(self) -> list[list[float]]:
         """Run one optimizer step; return for each micro-batch the share of rows that each block ran on."""
-        counts: Any = [_MaskedCount(batch.masked_labels.numel()) for batch in self.batches]
+        counts: Any = [SimpleNamespace(masked_tokens=batch.masked_labels.numel()) for batch in self.batches]
         denominator = masked_tokens_per_micro_batch(counts, self.device)
         kept = []
         for batch in self.batches:
-            outputs = self.engine(
-                **batch.model_inputs(),
-                sequence_lengths=batch.sequence_lengths,
-                mlm_denominator=denominator,
-                gates=self.gates,
-            )
-            self.engine.backward(outputs["loss"])
+            given = {**batch.model_inputs(), "sequence_lengths": batch.sequence_lengths}
+            self.engine.backward(self.engine(**given, mlm_denominator=denominator, gates=self.gates)["loss"])
             self.engine.step()
             dropper = self.engine.layer_dropper
             if dropper is None:
@@ -130,17 +126,6 @@ class Trainer:
             for step in itertools.count()
         )
         return next(gates for gates in drawn if abs(gates.kept_blocks - schedule.expected_depth(0)) <= 0.5)
-
-    def close(self) -> None:
-        """Release the engine's hooks and buffers."""
-        self.engine.destroy()
-
-
-@dataclasses.dataclass(frozen=True)
-class _MaskedCount:
-    """The part of a micro-batch that `masked_tokens_per_micro_batch` reads."""
-
-    masked_tokens: int
 
 
 def _shares(gates: Gates, rows: int) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import table_lines
 from benchmarks.timing import synchronize
 
 _SIZES_BYTES = [1 << exponent for exponent in range(10, 27, 2)]
@@ -63,7 +63,7 @@ def report_links(result: dict[str, Any]) -> list[str]:
     for kind, one in result["links"].items():
         fits = " ".join(f"{ratio:.2f}" for ratio in one["fitted_over_measured"].values())
         rows.append((kind, f"{one['latency_s'] * 1e6:.0f}", f"{one['bytes_per_s'] / 1e9:.2f}", fits))
-    return markdown_table(("collective", "latency, µs", "GB/s sent a rank", "fit over measured, 1 KiB … 64 MiB"), rows)
+    return table_lines(("collective", "latency, µs", "GB/s sent a rank", "fit over measured, 1 KiB … 64 MiB"), rows)
 
 
 def _calls(elements: int, ranks: int, device: torch.device) -> dict[str, Callable[[], Any]]:

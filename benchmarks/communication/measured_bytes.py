@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from benchmarks.communication.collectives import Call, counted_calls, transmitted_bytes
 from benchmarks.communication.engine import Setting, Trainer
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import table_lines
 from bert_pld.cost.communication import bytes_sent, payload_bytes, step_collectives
 from bert_pld.cost.flops import parameter_tensors
 
@@ -60,7 +60,7 @@ def count_bytes(setting: Setting, device: torch.device, interface: str, steps: i
         predicted += bytes_sent(step_collectives(trainer.run, ranks, has_gradient), ranks, gloo)
     dist.barrier()
     after = transmitted_bytes(interface)
-    trainer.close()
+    trainer.engine.destroy()
     local = torch.tensor([predicted], dtype=torch.float64, device=device)
     dist.all_reduce(local)
     if before is not None and after is not None:
@@ -126,13 +126,5 @@ def report_bytes(result: dict[str, Any]) -> list[str]:
         calls = (f"{last['gradient_calls']} + {last['parameter_calls']}", f"{last['scalar_calls']}")
         gradients = f"{'+'.join(last['kinds'])} {gradients}"
         rows.append((one["name"], gradients, f"{mean['gradient_zero_bytes']:,.0f}", parameters, *calls, over))
-    header = (
-        "setting",
-        "gradients",
-        "zeros sent",
-        "parameters",
-        "calls",
-        "scalars",
-        "device, all ranks, over modelled",
-    )
-    return lines + markdown_table(header, rows)
+    header = ("setting", "gradients", "zeros sent", "parameters", "calls", "scalars")
+    return lines + table_lines((*header, "device, all ranks, over modelled"), rows)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from benchmarks.batches import random_batch
 from benchmarks.communication.engine import Setting, Trainer
 from benchmarks.communication.links import Links, lower_quartile, slowest_rank_seconds
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import table_lines
 from bert_pld.config import RunConfig
 from bert_pld.cost.flops import ModelFlops, parameter_tensors
 from bert_pld.cost.memory import estimate_memory
@@ -64,7 +64,7 @@ def predict_and_measure(
     for _ in range(rounds):
         machine.turn()
         for index, trainer in enumerate(trainers):
-            measured.setdefault(index, []).append(_timed_step(trainer)[1])
+            measured.setdefault(index, []).append(slowest_rank_seconds(trainer.step, device))
     cluster, results = machine.cluster(gloo), []
     for index, trainer in enumerate(trainers):
         setting = trainer.setting
@@ -83,7 +83,7 @@ def predict_and_measure(
                 "prediction": predicted.as_json(),
             }
         )
-        trainer.close()
+        trainer.engine.destroy()
     return machine.links, {"cluster": dataclasses.asdict(cluster), "rounds": rounds, "settings": results}
 
 
@@ -113,7 +113,7 @@ def report_steps(result: dict[str, Any]) -> list[str]:
         seconds = (one["predicted_s"], one["prediction"]["exposed"], one["measured_s"])
         spread = (f"{1e3 * value:.0f}" for value in (one["measured_range_s"][0], one["measured_median_s"]))
         rows.append((one["name"], *(f"{1e3 * s:.0f}" for s in seconds), "–".join(spread), f"{one['ratio']:.2f}"))
-    return lines + markdown_table((*header, "predicted / measured"), rows)
+    return lines + table_lines((*header, "predicted / measured"), rows)
 
 
 class _Machine:
@@ -134,7 +134,7 @@ class _Machine:
         for name, call in parts.items():
             self._seconds.setdefault(name, []).append(slowest_rank_seconds(call, self.device))
         for stage, trainer in self._narrow.items():
-            self._seconds.setdefault(("narrow", stage), []).append(_timed_step(trainer)[1])
+            self._seconds.setdefault(("narrow", stage), []).append(slowest_rank_seconds(trainer.step, self.device))
 
     def cluster(self, gloo: bool) -> Cluster:
         """These ranks as one node of the cost model."""
@@ -222,10 +222,3 @@ def _copy(device: torch.device) -> Callable[[], Any]:
     """A call of a concatenation into a new tensor, as gradients are flattened for a reduction."""
     parts = list(torch.randn(_FLAT_ELEMENTS, device=device).split(_FLAT_ELEMENTS // 16))
     return lambda: torch.cat(parts)
-
-
-def _timed_step(trainer: Trainer) -> tuple[list[list[float]], float]:
-    """Run a step; return the shares of rows that blocks ran on, and the seconds."""
-    kept: list[list[float]] = []
-    seconds = slowest_rank_seconds(lambda: kept.extend(trainer.step()), trainer.device)
-    return kept, seconds

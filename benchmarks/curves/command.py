@@ -99,17 +99,10 @@ def _train(
     settings["optimizer"]["params"]["lr"] = options.learning_rate
     engine = wrap_in_engine(model.to(device).train(), settings)
     schedule = Schedule(config.num_layers, options.theta, temporal="constant")
-    losses = []
+    rows, losses = options.micro_batch_size, []
     for step in range(options.steps):
-        batch = pattern_batch(config, options.micro_batch_size, options.seq_length, 1000 * seed + step, device)
-        gates = draw_gates(
-            schedule,
-            granularity=options.granularity,
-            seed=seed,
-            step=step,
-            rows=options.micro_batch_size,
-            device=device,
-        )
+        batch = pattern_batch(config, rows, options.seq_length, 1000 * seed + step, device)
+        gates = draw_gates(schedule, granularity=options.granularity, seed=seed, step=step, rows=rows, device=device)
         loss = engine(**batch, gates=gates)["loss"]
         engine.backward(loss)
         engine.step()

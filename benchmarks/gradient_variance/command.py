@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.batches import pattern_batch
 from benchmarks.machine import describe_device
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import table_lines
 from benchmarks.options import fractions, positive_integers
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.model import BertForPreTraining
@@ -130,15 +130,9 @@ def _train(model: BertForPreTraining, options: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, fused=True)
     schedule = _schedule(model, options.trained_theta, options)
     for step in range(options.trained_steps):
+        kind = GRANULARITIES[step % len(GRANULARITIES)]
         # Seed 1: training must not use the gates that are measured.
-        gates = draw_gates(
-            schedule,
-            granularity=GRANULARITIES[step % len(GRANULARITIES)],
-            seed=1,
-            step=step,
-            rows=_TRAINING_ROWS,
-            device=options.device,
-        )
+        gates = draw_gates(schedule, granularity=kind, seed=1, step=step, rows=_TRAINING_ROWS, device=options.device)
         _loss(model, _batch(model, _TRAINING_ROWS, options, 1 + step), gates).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -257,10 +251,8 @@ def report(result: dict[str, Any]) -> str:
     ]
     whole, by_part = [], []
     for one in result["figures"]:
-        setting, pair = (
-            (one["weights"], f"{one['micro_batch_size']}", f"{one['theta']:g}"),
-            [one["batch"], one["sample"]],
-        )
+        setting = (one["weights"], f"{one['micro_batch_size']}", f"{one['theta']:g}")
+        pair = (one["batch"], one["sample"])
         whole.append(
             [
                 *setting,
@@ -273,6 +265,6 @@ def report(result: dict[str, Any]) -> str:
         ratios = one["ratio_by_part"]
         by_part.append([*setting, *(f"{ratios[part]:.2f}" if part in ratios else "–" for part in PARTS)])
     columns = ("batch", "sample", "batch / sample", "between batches", "blocks, batch", "blocks, sample")
-    lines += markdown_table(("weights", "sequences", "θ", *columns), whole)
+    lines += table_lines(("weights", "sequences", "θ", *columns), whole)
     lines += ["", "batch / sample by part:", ""]
-    return "\n".join(lines + markdown_table(("weights", "sequences", "θ", *PARTS), by_part))
+    return "\n".join(lines + table_lines(("weights", "sequences", "θ", *PARTS), by_part))

@@ -23,7 +23,7 @@ from benchmarks.kernels.operation import Size
 from benchmarks.kernels.report import report
 from benchmarks.kernels.rows import failed_row, measure_rows
 from benchmarks.machine import describe_device
-from benchmarks.options import DTYPES, chosen, positive_integers
+from benchmarks.options import DTYPES, chosen, positive_integers, require_positive
 from benchmarks.results import save
 
 __all__ = ["EXAMPLE", "add_arguments", "measure", "report"]
@@ -69,17 +69,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--device {options.device}: must be cuda or cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {options.device}: this machine has no GPU")
-    default = _DEFAULTS[device.type]
-    given = {
-        key: getattr(options, key) if getattr(options, key) is not None else value for key, value in default.items()
-    }
-    for key, value in (("rounds", given["rounds"]), *((k, getattr(options, k)) for k in ("seq_length", "vocab_size"))):
-        if value < 1:
-            raise ValueError(f"--{key} {value}: must be at least 1")
-    sizes = _sizes(given, options.seq_length, options.vocab_size)
+    for key, value in _DEFAULTS[device.type].items():
+        if getattr(options, key) is None:
+            setattr(options, key, value)
+    require_positive(options, "rounds", "seq_length", "vocab_size")
+    sizes = _sizes(options)
     names = chosen("--operations", options.operations, tuple(OPERATIONS))
-    peers = [] if given["peers"] == "none" else chosen("--peers", given["peers"], PEERS)
-    timing = TimingOptions(given["rounds"], graphs=not options.no_graphs)
+    peers = [] if options.peers == "none" else chosen("--peers", options.peers, PEERS)
+    timing = TimingOptions(options.rounds, graphs=not options.no_graphs)
 
     rows: list[dict[str, Any]] = []
     with own_stream(device):
@@ -118,14 +115,14 @@ def _conditions(device: torch.device, timing: TimingOptions) -> dict[str, Any]:
     }
 
 
-def _sizes(given: dict[str, Any], seq_length: int, vocabulary: int) -> list[Size]:
-    tokens = positive_integers("--tokens", given["tokens"])
-    if uneven := [count for count in tokens if count % seq_length]:
-        raise ValueError(f"--tokens {uneven[0]}: must be a multiple of --seq_length {seq_length}")
+def _sizes(options: argparse.Namespace) -> list[Size]:
+    tokens = positive_integers("--tokens", options.tokens)
+    if uneven := [count for count in tokens if count % options.seq_length]:
+        raise ValueError(f"--tokens {uneven[0]}: must be a multiple of --seq_length {options.seq_length}")
     return [
-        Size(count, hidden, dtype, seq_length, vocabulary)
-        for dtype in chosen("--dtypes", given["dtypes"], tuple(DTYPES))
-        for hidden in positive_integers("--hidden", given["hidden"])
+        Size(count, hidden, dtype, options.seq_length, options.vocab_size)
+        for dtype in chosen("--dtypes", options.dtypes, tuple(DTYPES))
+        for hidden in positive_integers("--hidden", options.hidden)
         for count in tokens
     ]
 

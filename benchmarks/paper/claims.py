@@ -103,7 +103,7 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
         spread = "–" if one["low"] is None else f"{low} … {high}"
         unit = "" if one["unit"] == "nats" or one["mean"] is None else f" {one['unit']}"
         rows.append((one["claim"], f"{mean}{unit}", spread, f"{len(one['values'])}", one["verdict"]))
-    return "\n".join(markdown_table(("", "mean", "95 % interval", "seeds", ""), rows)) + "\n"
+    return markdown_table(("", "mean", "95 % interval", "seeds", ""), rows)
 
 
 def _figure(value: float | None, unit: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def table(comparison: dict[str, Any], *groups: str) -> str:
         for row in comparison["rows"]
         if row["group"] in (groups or ("paper",))
     ]
-    return _lines(header, rows)
+    return markdown_table(header, rows)
 
 
 def short_table(comparison: dict[str, Any]) -> str:
@@ -54,7 +53,7 @@ def short_table(comparison: dict[str, Any]) -> str:
         for row in comparison["rows"]
         if row["variant"] in FIRST_PAGE and row["loss_at_equal_samples"] is not None
     ]
-    return _lines(("", *losses, "time a sample", _to_baseline(comparison)), rows)
+    return markdown_table(("", *losses, "time a sample", _to_baseline(comparison)), rows)
 
 
 def choices_table(comparison: dict[str, Any]) -> str:
@@ -73,11 +72,7 @@ def choices_table(comparison: dict[str, Any]) -> str:
         for row in comparison["rows"]
         if _runs(row) and (row["group"] == "choices" or row["variant"] in beside)
     ]
-    return _lines(("", "held-out loss", *costs, _to_baseline(comparison), "runs"), rows)
-
-
-def _lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(markdown_table(header, rows)) + "\n"
+    return markdown_table(("", "held-out loss", *costs, _to_baseline(comparison), "runs"), rows)
 
 
 def _runs(row: dict[str, Any]) -> int:

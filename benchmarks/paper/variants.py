@@ -51,15 +51,7 @@ CHOICES = tuple(
 KNOWN = VARIANTS + CHOICES
 _PAPER_GAMMA = 0.001
 BASELINE = "post_ln"
-FIRST_PAGE = (
-    "post_ln",
-    "pre_ln",
-    "pre_ln_high_lr",
-    "pld_batch",
-    "pld_sample",
-    "keep_first_block",
-    "keep_first_block_sample",
-)
+FIRST_PAGE = {*(variant.name for variant in VARIANTS if variant.is_main), "keep_first_block", "keep_first_block_sample"}
 """The variants in README.md: the main ones (`pre_ln_high_lr` is PLD without dropping), and those that we recommend."""
 
 

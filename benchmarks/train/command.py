@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -238,17 +238,11 @@ def model_config(options: argparse.Namespace) -> ModelConfig:
 
 def _draw_all_gates(options: argparse.Namespace, blocks: int, device: torch.device) -> dict[str, list[Gates]]:
     """Gates of each step of a round, for each PLD contender."""
-    schedule = Schedule(blocks, theta_limit=options.theta, temporal="constant")
+    schedule, rows = Schedule(blocks, theta_limit=options.theta, temporal="constant"), options.micro_batch_size
+    kinds: dict[str, Literal["batch", "sample"]] = {"pld_batch": "batch", "pld_sample": "sample"}
     return {
         name: [
-            draw_gates(
-                schedule,
-                granularity="batch" if name == "pld_batch" else "sample",
-                seed=0,
-                step=step,
-                rows=options.micro_batch_size,
-                device=device,
-            )
+            draw_gates(schedule, granularity=kinds[name], seed=0, step=step, rows=rows, device=device)
             for step in range(options.steps_per_round)
         ]
         for name in PLD

@@ -15,6 +15,7 @@ from repository import REPOSITORY
 from benchmarks import __main__ as bench
 from benchmarks.curves import command as curves_command
 from benchmarks.gradient_variance import command as gradient_variance
+from benchmarks.paper.tables import found_in
 
 DOCS = REPOSITORY / "docs"
 
@@ -64,25 +65,12 @@ def test_streaming_moments_equal_those_of_stored_vectors():
     assert of_parts["relative_variance"] == pytest.approx(of_parts["variance"] / squared)
 
 
-def markdown_tables(path):
-    """Each table of a page: its header and its rows, as lists of cells."""
-    tables, previous = [], ""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("|"):
-            if not previous.startswith("|"):
-                tables.append((cells, []))
-            elif set(line) - set("|-: "):
-                tables[-1][1].append(cells)
-        previous = line
-    return tables
-
-
 def test_documented_gradient_variance_equals_the_result_file():
-    tables = [rows for header, rows in markdown_tables(DOCS / "pld.md") if header[:2] == ["weights", "sequences"]]
-    names = ("gradient_variance_keep_first_block_cpu.json", "gradient_variance_cpu.json")
-    for rows, name in zip(tables, names, strict=True):
-        result = json.loads((DOCS / "results" / name).read_text())
+    for name in ("gradient_variance_keep_first_block", "gradient_variance"):
+        header, _, *lines = found_in(DOCS / "pld.md", name).splitlines()
+        assert header.startswith("| weights | sequences |")
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        result = json.loads((DOCS / "results" / f"{name}_cpu.json").read_text())
         of = {(one["weights"], str(one["micro_batch_size"]), f"{one['theta']:g}"): one for one in result["figures"]}
         between = {
             (b["weights"], str(b["micro_batch_size"])): b["relative_variance"] for b in result["between_batches"]
