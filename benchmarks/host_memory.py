@@ -43,11 +43,7 @@ class HostMemory:
 
 
 def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Run `work(*arguments)` in a new process, and return or raise what it returns or raises.
-
-    Raises:
-        RuntimeError: the process was killed.
-    """
+    """Run `work(*arguments)` in a new process with the same outcome; raise RuntimeError if the process was killed."""
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(work, *arguments).result()

@@ -53,9 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure every kind of block in turns.
 
-    Returns:
-        The set-up, `step_s`, and for each of `kinds` the `cost_s` (median, least and most of a block, over the median
-        without a checkpoint), `stopped_s`, `whole_s` and `share` of training time at the interval.
+    The cost of a kind is the median, least and most of a block over the median without a checkpoint; `share` is its
+    part of training time at the interval.
     """
     require_positive(options, "rounds", "steps_per_block", "interval")
     with single_rank("cuda" if torch.cuda.is_available() else "cpu") as device:

@@ -50,11 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Run every contender in turns.
-
-    Returns:
-        The set-up, `contenders` with the `seconds` of every round, and `ratios` of their tokens/s.
-    """
+    """Run every contender in turns; return the `seconds` of every round, and `ratios` of tokens/s."""
     workers = positive_integers("--workers", options.workers)
     require_positive(options, "rounds", "python_bytes", "vocab_size")
     cores = len(os.sched_getaffinity(0))

@@ -32,10 +32,8 @@ def write_static_shard(
 ) -> int:
     """Write documents, which are lists of sentences, to one HDF5 file in NVIDIA's format.
 
-    `tokenize` splits a sentence into word pieces; `entries` gives their ids.
-
-    Returns:
-        Number of tokens of the text; a token that is written several times counts once.
+    `tokenize` splits a sentence into word pieces; `entries` gives their ids. Returns the number of tokens of the text;
+    a token that is written several times counts once.
     """
     draw = random.Random(0)
     tokenized = [[pieces for sentence in document if (pieces := tokenize(sentence))] for document in documents]

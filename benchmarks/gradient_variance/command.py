@@ -81,9 +81,8 @@ class StreamingMoments:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure at the initial and at the trained weights, for every θ and micro-batch size.
 
-    Returns:
-        The set-up, `losses` (nats, of the fixed batch of 16 before and after training), `between_batches` and
-        `figures`, one entry for each combination of weights, micro-batch size and θ.
+    `losses` are those of a fixed batch of 16 before and after training, in nats; `figures` has an entry for each
+    combination of weights, micro-batch size and θ.
     """
     sizes = positive_integers("--micro_batch_sizes", options.micro_batch_sizes)
     thetas = fractions("--thetas", options.thetas)

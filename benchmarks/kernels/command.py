@@ -58,11 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure all operations at all sizes.
+    """Measure all operations at all sizes; return a row for each operation, direction and size.
 
-    Returns:
-        The device, versions and conditions, `copy_gb_s` (before and after all rows), `rows`, one for each operation,
-        direction and size, and `failed`: the rows whose kernel is wrong or did not run.
+    `copy_gb_s` was measured before and after all rows; `failed` names the rows whose kernel is wrong or did not run.
     """
     device = torch.device(options.device)
     if device.type not in _DEFAULTS:

@@ -31,11 +31,10 @@ from benchmarks.results import one_line
 def measure_rows(
     operation: Operation, peers: Sequence[str], timing: TimingOptions, with_sweep: bool
 ) -> list[dict[str, Any]]:
-    """Check and time one operation.
+    """Check and time one operation; return a row for each direction.
 
-    Returns:
-        A row for each direction: the size, `bytes`, `sets`, `times` by implementation, `absent` implementations with
-        the reason, the kernel's `error`, `failed` (the reason, or None) and `sweep`.
+    A row has the size, `bytes`, `sets`, `times` by implementation, `absent` implementations with the reason, the
+    kernel's `error`, `failed` (the reason, or None) and `sweep`.
     """
     sets = number_of_sets(operation.moved_bytes("forward"), operation.device)
     input_sets = [operation.random_inputs(seed) for seed in range(sets)]

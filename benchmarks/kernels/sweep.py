@@ -64,9 +64,7 @@ def fits(tile: Tile) -> bool:
 def sweep(case: Case, timing: TimingOptions) -> dict[str, Any]:
     """Time every candidate, then the best and the default again, in turns.
 
-    Returns:
-        `default` and `best`, each with its tile and µs, and `tried`: all candidates, with the error of those that did
-        not compile or gave other results.
+    `tried` has all candidates, with the error of those that did not compile or gave other results.
     """
     tried: list[dict[str, Any]] = []
     tiles = candidate_tiles(case.operation.default_tile(case.direction), case.direction)

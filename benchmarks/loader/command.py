@@ -48,11 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure every setting.
-
-    Returns:
-        The machine, `figures` of each setting, and `orders`: figures of each sequence length and order of rows.
-    """
+    """Measure every setting (`figures`), and every sequence length and order of rows (`orders`)."""
     names = chosen("--contenders", options.contenders, (OURS, HUGGING_FACE))
     masking = chosen("--masking", options.masking, MASKING)
     shuffles = chosen("--shuffles", options.shuffles, SHUFFLES)

@@ -56,10 +56,8 @@ def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] |
     """List the runs of variants (default: all of the paper's) seed by seed, so that compared runs are close in time.
 
     Run folders are `<variant>/seed_<k>` below `output_dir`. `seeds` is the number of seeds of main variants and of
-    variants in `names`; other ablations have seed 1 only.
-
-    Raises:
-        ValueError: an unknown name, or the folder has a run with other settings.
+    variants in `names`; other ablations have seed 1 only. Raises ValueError for an unknown name, and if the folder has
+    a run with other settings.
     """
     known = {variant.name: variant for variant in KNOWN}
     if unknown := sorted(set(names or ()) - set(known)):
@@ -120,11 +118,8 @@ class Suite:
     def run(self, jobs: list[Job]) -> list[str]:
         """Run all jobs that are not done, in their order; return a line for each that failed.
 
-        Must be called from the main thread, where signals can be handled.
-
-        Raises:
-            KeyboardInterrupt: a signal came; all runs have saved a checkpoint.
-            OSError: a run cannot be started; the others have saved a checkpoint.
+        Must be called from the main thread, where signals can be handled. Raises KeyboardInterrupt after a signal, and
+        OSError if a run cannot be started; the other runs have saved a checkpoint then.
         """
         waiting = [job for job in jobs if not job.is_done()]
         print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them done, {self.at_once} at a time", flush=True)

@@ -50,10 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train all contenders for `training.max_steps`.
 
-    Returns:
-        The set-up, the matrix product's GFLOP/s, the target, and for each contender its curve, tokens/s, MFU, memory
-        (None where not measured), time and samples to the target, and `speedup`: the first contender's time to the
-        target over its own, None where it did not reach the target. `failed` names those that failed.
+    The memory of a contender is None where it was not measured; its `speedup` is the first contender's time to the
+    target over its own, None where it did not reach the target. `failed` names the contenders that failed.
     """
     names = chosen("--contenders", options.contenders, CONTENDERS)
     config = load_config(options.deepspeed_config, options.set)

@@ -162,10 +162,8 @@ class QualityContender:
 def make_contender(name: str, config: RunConfig, device: torch.device) -> QualityContender:
     """Make one of `CONTENDERS`; those of one normalization start from the same weights.
 
-    `config` is resolved for the data; normalization and dropping are replaced by the contender's own.
-
-    Raises:
-        ValueError: it cannot run here; the message says why.
+    `config` is resolved for the data; normalization and dropping are replaced by the contender's own. Raises ValueError
+    with the reason if the contender cannot run here.
     """
     eager = name.removesuffix("_compiled")
     normalization, granularity = (HUGGING_FACE[eager], None) if eager in HUGGING_FACE else OURS[name]

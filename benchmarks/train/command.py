@@ -78,9 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure all contenders in all dtypes.
 
-    Returns:
-        The set-up, the DeepSpeed configuration and `matmul_gflops` for each dtype, `contenders` that ran, `skipped`
-        ones with the reason, and `failed`: those of the skipped that met an error, not a limit.
+    `skipped` has the contenders that did not run, with the reason; `failed` has those of them that met an error, not a
+    limit.
     """
     on_gpu = options.device == "cuda"
     dtypes = chosen("--dtypes", options.dtypes or ("bf16" if on_gpu else "fp32,bf16"), tuple(DTYPES))

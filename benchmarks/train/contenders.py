@@ -120,8 +120,7 @@ class ThroughputContender:
 def prepare_contender(name: str, dtype: str, setup: Setup) -> ThroughputContender:
     """Make a contender of `CONTENDERS` and warm it up; those of one normalization start from the same weights.
 
-    Raises:
-        ValueError: it cannot run here; the message says why.
+    Raises ValueError with the reason if it cannot run here.
     """
     before = allocated_bytes(setup.device)
     if name in HUGGING_FACE_CONTENDERS:

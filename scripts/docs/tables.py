@@ -25,7 +25,7 @@ import result_tables
 
 from benchmarks.checkpoint import command as checkpoint
 from benchmarks.data import command as data
-from benchmarks.gradient_variance import command as gradient_variance
+from benchmarks.gradient_variance import command as variance
 from benchmarks.paper import claims, tables
 from benchmarks.quality import command as quality
 from benchmarks.train import report as train
@@ -52,10 +52,6 @@ class Shown:
 
 def _as_printed(report: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:
     return lambda result: f"```\n{report(result)}\n```\n"
-
-
-def _first_table(report: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:
-    return lambda result: report(result).split("\n\n")[1] + "\n"
 
 
 def _of_part(part: str, table: Callable[..., str], *groups: str) -> Callable[[dict[str, Any]], str]:
@@ -91,12 +87,9 @@ SHOWN = (
     Shown("steps_bf16", _README, "bench_train_8x256_bf16_cpu.json", result_tables.training_steps),
     Shown("steps_small", _README, "bench_train_small_cpu.json", result_tables.training_steps),
     Shown("quickstart", _README, "quickstart.json", result_tables.quickstart),
-    Shown("gradient_variance", "docs/pld.md", "gradient_variance_cpu.json", _first_table(gradient_variance.report)),
-    Shown(
-        "gradient_variance_keep_first_block",
-        "docs/pld.md",
-        "gradient_variance_keep_first_block_cpu.json",
-        _first_table(gradient_variance.report),
+    *(
+        Shown(name, "docs/pld.md", f"{name}_cpu.json", lambda result: variance.report(result).split("\n\n")[1] + "\n")
+        for name in ("gradient_variance", "gradient_variance_keep_first_block")
     ),
     Shown("bytes_sent", "docs/scaling.md", "communication_bytes_cpu.json", result_tables.bytes_sent),
     Shown("step_times", "docs/scaling.md", "communication_steps_cpu.json", result_tables.step_times),
@@ -107,11 +100,8 @@ SHOWN = (
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    parser = make_parser(
-        "scripts.docs.tables",
-        "Compare the tables in the docs with their result files.",
-        "python scripts/docs/tables.py",
-    )
+    what = "Compare the tables in the docs with their result files."
+    parser = make_parser("scripts.docs.tables", what, "python scripts/docs/tables.py")
     parser.add_argument("--write", action="store_true", help="write the tables into the pages")
     return parser
 

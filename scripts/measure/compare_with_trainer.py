@@ -118,12 +118,8 @@ def main(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("accelerate") is None:
         raise ValueError("transformers' Trainer requires accelerate; pip install accelerate")
     device = join_process_group()
-    settings = Settings(
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        max_seq_length=options.max_seq_length,
-        max_train_rows=options.max_train_rows,
-    )
+    names = ("epochs", "batch_size", "max_seq_length", "max_train_rows")
+    settings = Settings(**{name: getattr(options, name) for name in names})
     settings.check(dist.get_world_size(), device.type)
     figures: dict[str, list[float]] = {"bert_pld": [], "trainer": []}
     with hugging_face_folder(options.model) as folder:
@@ -135,9 +131,8 @@ def main(options: argparse.Namespace) -> int:
         for seed in options.seeds:
             outcome = finetune(encoder, data, settings, learning_rate=options.learning_rate, seed=seed, device=device)
             if outcome.diverged_at_step is not None:
-                raise ValueError(
-                    f"{task.name}, seed {seed}: diverged at step {outcome.diverged_at_step}; no comparison"
-                )
+                at = f"step {outcome.diverged_at_step}"
+                raise ValueError(f"{task.name}, seed {seed}: diverged at {at}; no comparison")
             figures["bert_pld"].append(statistics.fmean(map(mean_score, outcome.scores.values())))
             figures["trainer"].append(by_trainer(encoder, data, options.learning_rate, seed, settings))
             ours, theirs = figures["bert_pld"][-1], figures["trainer"][-1]

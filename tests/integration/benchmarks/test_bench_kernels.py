@@ -122,9 +122,7 @@ def test_every_kernel_and_its_peers_are_timed_on_a_gpu(measured_on_gpu):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    "PYTEST_XDIST_WORKER" in os.environ, reason="other workers use the GPU and slow some calls down, not others"
-)
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="other workers slow some calls on the GPU down")
 def test_no_call_is_faster_than_memory(measured_on_gpu):
     """Inputs do not come from the cache: a large copy's bandwidth is the limit."""
     for row in measured_on_gpu[0]["rows"]:
@@ -152,12 +150,8 @@ def test_check_rejects_nan_and_unwritten_outputs(interpreted, monkeypatch):
 
 @pytest.mark.parametrize("width", [32, 768, 1024, 4096])
 def test_sweep_tries_only_tiles_that_fit(width):
-    for default, direction in (
-        (row_tile(width), "forward"),
-        (reducing_row_tile(width), "backward"),
-        (element_tile(width), "backward"),
-        (Tile(1, 4096, 16), "both"),
-    ):
+    backward = [(make(width), "backward") for make in (reducing_row_tile, element_tile)]
+    for default, direction in ((row_tile(width), "forward"), *backward, (Tile(1, 4096, 16), "both")):
         tiles = candidate_tiles(default, direction)
         assert tiles[0] == default
         assert len(set(tiles)) == len(tiles)
@@ -192,12 +186,11 @@ def test_peers_are_timed_on_a_cpu_and_absent_kernels_are_explained(tmp_path, cap
 
 def test_command_works_without_triton(tmp_path):
     code = (
-        "import sys; sys.modules['triton'] = None; sys.argv = ['bench', 'kernels', *sys.argv[1:]]\n"
-        "import runpy; runpy.run_module('benchmarks', run_name='__main__')"
+        "import runpy, sys; sys.modules['triton'] = None; sys.argv = ['bench', 'kernels', *sys.argv[1:]]\n"
+        "runpy.run_module('benchmarks', run_name='__main__')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *TINY, "--operations=layer_norm,cross_entropy"], capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", code, *TINY, "--operations=layer_norm,cross_entropy"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "triton not installed" in done.stdout
     assert "cross_entropy           both" in done.stdout

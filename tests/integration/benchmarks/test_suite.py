@@ -30,16 +30,12 @@ TINY = {
     "zero_optimization": None,
     "scheduler": {"params": {"warmup_num_steps": 2, "decay_step": 2}},
     "model": {
-        "preset": None,
-        "hidden_size": 32,
-        "num_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
+        "preset": None, "hidden_size": 32, "num_layers": 3, "num_attention_heads": 2, "intermediate_size": 64,
         "max_position_embeddings": 64,
     },
     "data": {"seq_length": 32, "workers": 0},
     "training": {"max_steps": 12, "log_interval": 2, "eval_interval": 4, "checkpoint_interval": 4},
-}
+}  # fmt: skip
 SCALE = Scale("tiny", {"0.0001": 1e-3, "0.001": 3e-3}, 0.7292, TINY)
 
 
@@ -71,9 +67,8 @@ def test_scales_load_and_invalid_ones_are_errors():
     for scale in map(load_scale, ("cpu", "cpu_long", "gpu")):
         runs = [load_config(configuration(variant, scale, 1)) for variant in VARIANTS]
         dropping = [run for run in runs if run.progressive_layer_drop.enabled]
-        depths = [
-            make_schedule(run.progressive_layer_drop, run.model.num_layers).expected_depth(10**6) for run in dropping
-        ]
+        schedules = (make_schedule(run.progressive_layer_drop, run.model.num_layers) for run in dropping)
+        depths = [schedule.expected_depth(10**6) for schedule in schedules]
         assert depths == pytest.approx([depths[0]] * 5)
     with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, cpu_long, gpu"):
         load_scale("tpu")

@@ -31,11 +31,8 @@ def test_mean_interval_is_students_t_interval():
 
 def test_claims_compare_runs_of_one_seed():
     post = {1: curve([6.0, 5.0], [50, 100]), 2: curve([6.1, 5.2], [50, 100]), 3: curve([6.0, 4.9], [50, 100])}
-    pld = {
-        1: curve([5.0, 4.0], [35, 70]),
-        2: curve([5.2, 4.21], [36, 72]),
-        3: curve([6.0, 5.9], [35, 71], diverged=True),
-    }
+    pld = {1: curve([5.0, 4.0], [35, 70]), 2: curve([5.2, 4.21], [36, 72])}
+    pld[3] = curve([6.0, 5.9], [35, 71], diverged=True)
     found = by_text({"post_ln": post, "pld_batch": pld})
     assert found["PLD by batch: 24 % less time a sample than Post-LN"]["values"] == [0.3, 0.28]
     # Post-LN's last loss is that of PLD's first evaluation: 100 s over 35 s, and over 36 s.
@@ -49,12 +46,9 @@ def test_claims_compare_runs_of_one_seed():
 
 
 def test_conclusions_follow_the_interval():
-    for conclusion, losses in (
-        ("holds", [3.0, 3.1, 2.9]),
-        ("does not hold", [5.0, 5.1, 4.9]),
-        ("undecided", [3.0, 5.1, 3.9]),
-        ("one seed", [3.0]),
-    ):
+    below, above, both = [3.0, 3.1, 2.9], [5.0, 5.1, 4.9], [3.0, 5.1, 3.9]
+    conclusions = {"holds": below, "does not hold": above, "undecided": both, "one seed": [3.0]}
+    for conclusion, losses in conclusions.items():
         runs = {"pre_ln_high_lr": losses, "pre_ln": [4.0] * len(losses)}
         curves = {name: {seed: curve([loss], [1]) for seed, loss in enumerate(of)} for name, of in runs.items()}
         assert by_text(curves)["Pre-LN: lower at the high rate"]["verdict"] == conclusion
@@ -62,9 +56,8 @@ def test_conclusions_follow_the_interval():
 
 def test_loss_that_is_never_reached_has_no_interval():
     post = {seed: curve([6.0, 5.0], [50, 100]) for seed in (1, 2)}
-    found = check_claims(
-        {"post_ln": post, "pld_sample": {1: curve([6.0, 5.5], [40, 80]), 2: curve([5.0, 4.9], [40, 80])}}
-    )
+    pld = {1: curve([6.0, 5.5], [40, 80]), 2: curve([5.0, 4.9], [40, 80])}
+    found = check_claims({"post_ln": post, "pld_sample": pld})
     sooner = next(one for one in found if "2.5 ×" in one["claim"])
     assert sooner["values"] == [None, 2.5]
     assert (sooner["mean"], sooner["low"], sooner["verdict"]) == (2.5, None, "reached by 1 of 2")

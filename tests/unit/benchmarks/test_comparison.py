@@ -64,9 +64,8 @@ def test_missing_baseline_is_an_error():
 
 
 def test_another_variant_can_be_the_baseline():
-    comparison = compare(
-        {"pre_ln": {1: curve([6.0, 5.0], [50, 100])}, "pld_batch": {1: curve([5.5, 4.5], [40, 80])}}, "pre_ln"
-    )
+    runs = {"pre_ln": {1: curve([6.0, 5.0], [50, 100])}, "pld_batch": {1: curve([5.5, 4.5], [40, 80])}}
+    comparison = compare(runs, "pre_ln")
     pld = comparison["rows"][1]
     assert pld["time_a_sample"]["mean"] == pytest.approx(0.8)
     assert pld["speedup_to_baseline_loss"]["mean"] == pytest.approx(100 / 60, rel=1e-4)
