@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.batches import random_batch
-from benchmarks.engines import deepspeed_json, without_optimizer
+from benchmarks.engines import deepspeed_json, model_section, without_optimizer
 from bert_pld.config import RunConfig, load_config
 from bert_pld.model import BertForPreTraining
 from bert_pld.pld.engine import initialize
@@ -48,16 +48,8 @@ class Setting:
         config["gradient_accumulation_steps"] = self.accumulation
         if self.overlap_comm is not None:
             config["zero_optimization"]["overlap_comm"] = self.overlap_comm
-        config["model"] = {
-            "preset": None,
-            "num_layers": self.num_layers,
-            "hidden_size": self.hidden_size,
-            "num_attention_heads": max(self.hidden_size // 64, 1),
-            "intermediate_size": 4 * self.hidden_size,
-            "vocab_size": self.vocab_size,
-            "next_sentence_prediction": True,
-            "kernels": "reference",
-        }
+        sizes = {"num_layers": self.num_layers, "vocab_size": self.vocab_size}
+        config["model"] = model_section(self.hidden_size, **sizes, next_sentence_prediction=True, kernels="reference")
         config["data"] = {"seq_length": self.seq_length}
         drop = {"theta": self.theta, "temporal": "constant", "granularity": self.gates}
         config["progressive_layer_drop"] = {"enabled": False} if self.gates == "none" else drop

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.batches import pattern_batch
+from benchmarks.engines import model_section
 from benchmarks.machine import describe_device
 from benchmarks.markdown import table_lines
 from benchmarks.options import fractions, positive_integers
@@ -222,19 +223,11 @@ def _under_gates(model: BertForPreTraining, rows: int, theta: float, options: ar
 
 
 def _model_config(options: argparse.Namespace) -> ModelConfig:
-    width = options.hidden_size
-    sizes = {
-        "preset": None,
-        "num_layers": options.num_layers,
-        "hidden_size": width,
-        "num_attention_heads": options.num_attention_heads or max(width // 64, 1),
-        "intermediate_size": 4 * width,
-        "vocab_size": options.vocab_size,
-        "next_sentence_prediction": False,
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-    }
-    return load_config({"model": sizes, "data": {"seq_length": options.seq_length}}).model
+    heads = {"num_attention_heads": options.num_attention_heads} if options.num_attention_heads else {}
+    sizes = {**heads, "num_layers": options.num_layers, "vocab_size": options.vocab_size}
+    fixed = {"next_sentence_prediction": False, "hidden_dropout": 0.0, "attention_dropout": 0.0}
+    model = model_section(options.hidden_size, **sizes, **fixed)
+    return load_config({"model": model, "data": {"seq_length": options.seq_length}}).model
 
 
 def report(result: dict[str, Any]) -> str:

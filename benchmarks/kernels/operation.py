@@ -112,8 +112,3 @@ class Case:
     operation: Operation
     direction: str
     input_sets: list[InputSet]
-
-    @property
-    def device(self) -> torch.device:
-        """The operation's device."""
-        return self.operation.device

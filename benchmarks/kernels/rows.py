@@ -78,7 +78,8 @@ def _formulas(operation: Operation, peers: Sequence[str]) -> tuple[dict[str, For
 
 def _row(case: Case, formulas: dict[str, Formula], absent: dict[str, str], timing: TimingOptions) -> dict[str, Any]:
     """Time one direction."""
-    device, sets, moved = case.device, len(case.input_sets), case.operation.moved_bytes(case.direction)
+    operation, sets = case.operation, len(case.input_sets)
+    device, moved = operation.device, operation.moved_bytes(case.direction)
     timed = []
     if "triton" not in absent:
         timed.append(prepare(triton_implementation(case), sets, device, timing.graphs))
@@ -94,9 +95,9 @@ def _row(case: Case, formulas: dict[str, Formula], absent: dict[str, str], timin
         for one in timed:
             times[one.implementation.name]["host_us"] = host_seconds(one.implementation, sets, device) * 1e6
     return {
-        "operation": case.operation.name,
+        "operation": operation.name,
         "direction": case.direction,
-        **dataclasses.asdict(case.operation.size),
+        **dataclasses.asdict(operation.size),
         "bytes": moved,
         "sets": sets,
         "times": times,

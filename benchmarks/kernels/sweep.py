@@ -87,9 +87,9 @@ def sweep(case: Case, timing: TimingOptions) -> dict[str, Any]:
 
 def _time(tiles: list[Tile], case: Case, timing: TimingOptions) -> list[float]:
     """Median seconds of a call with each tile."""
-    sets = len(case.input_sets)
-    timed = [prepare(triton_implementation(case, tile), sets, case.device, timing.graphs) for tile in tiles]
-    take_turns(timed, sets, timing.rounds, case.device)
+    sets, device = len(case.input_sets), case.operation.device
+    timed = [prepare(triton_implementation(case, tile), sets, device, timing.graphs) for tile in tiles]
+    take_turns(timed, sets, timing.rounds, device)
     return [statistics.median(one.seconds) for one in timed]
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.batches import random_batch
-from benchmarks.engines import deepspeed_json, recompiling, single_rank
+from benchmarks.engines import deepspeed_json, model_section, recompiling, single_rank
 from benchmarks.host_memory import HostMemory, in_own_process
 from benchmarks.hugging_face import HUGGING_FACE, HUGGING_FACE_CONTENDERS, import_hugging_face
 from benchmarks.machine import describe_libraries
@@ -225,9 +225,7 @@ def model_config(options: argparse.Namespace) -> ModelConfig:
         if getattr(options, key) is not None
     }
     if options.model_preset is None:
-        given = {"preset": None, "num_layers": 8, "hidden_size": 256, **given}
-        width = given["hidden_size"]
-        given = {"num_attention_heads": max(width // 64, 1), "intermediate_size": 4 * width, **given}
+        given = model_section(given.pop("hidden_size", 256), **{"num_layers": 8, **given})
     else:
         given["preset"] = options.model_preset
     model = {**given, "normalization": options.normalization, "vocab_size": options.vocab_size}

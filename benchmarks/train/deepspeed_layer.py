@@ -27,15 +27,11 @@ _BUILD_SECONDS = 400
 _REPORTED_LINES = 40
 _MASKED_SCORE = -10_000.0
 _PARAMETERS = {
-    "attn_qkvw": "qkv_weight",
-    "attn_qkvb": "qkv_bias",
-    "attn_ow": "attention_output_weight",
-    "attn_ob": "attention_output_bias",
-    "inter_w": "ffn_up_weight",
-    "inter_b": "ffn_up_bias",
-    "output_w": "ffn_down_weight",
-    "output_b": "ffn_down_bias",
-}
+    "attn_qkvw": "qkv_weight", "attn_qkvb": "qkv_bias",
+    "attn_ow": "attention_output_weight", "attn_ob": "attention_output_bias",
+    "inter_w": "ffn_up_weight", "inter_b": "ffn_up_bias",
+    "output_w": "ffn_down_weight", "output_b": "ffn_down_bias",
+}  # fmt: skip
 
 
 class DeepSpeedBlock(nn.Module):
@@ -45,19 +41,16 @@ class DeepSpeedBlock(nn.Module):
         super().__init__()
         from deepspeed.ops.transformer import DeepSpeedTransformerConfig, DeepSpeedTransformerLayer
 
-        config = block.config
+        config, same_name = block.config, ("hidden_size", "intermediate_size", "initializer_range", "layer_norm_eps")
         with contextlib.redirect_stdout(sys.stderr):  # the layer prints its configuration
             self.layer = DeepSpeedTransformerLayer(
                 DeepSpeedTransformerConfig(
+                    **{name: getattr(config, name) for name in same_name},
                     batch_size=rows,
-                    hidden_size=config.hidden_size,
-                    intermediate_size=config.intermediate_size,
                     heads=config.num_attention_heads,
                     attn_dropout_ratio=config.attention_dropout,
                     hidden_dropout_ratio=config.hidden_dropout,
                     num_hidden_layers=config.num_layers,
-                    initializer_range=config.initializer_range,
-                    layer_norm_eps=config.layer_norm_eps,
                     seed=0,
                     fp16=dtype == "fp16",
                     pre_layer_norm=config.normalization == "pre",

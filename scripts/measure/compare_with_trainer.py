@@ -72,23 +72,12 @@ def by_trainer(encoder: PretrainedEncoder, data: TaskData, rate: float, seed: in
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            per_device_eval_batch_size=2 * settings.batch_size,
-            learning_rate=rate,
-            lr_scheduler_type="linear",
-            warmup_steps=math.ceil(settings.warmup_share * steps),
-            weight_decay=settings.weight_decay,
-            adam_epsilon=1e-6,
-            max_grad_norm=settings.gradient_clipping,
-            seed=seed,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            logging_strategy="no",
-            use_cpu=not torch.cuda.is_available(),
-        )
+            output_dir=folder, seed=seed, num_train_epochs=settings.epochs, use_cpu=not torch.cuda.is_available(),
+            per_device_train_batch_size=settings.batch_size, per_device_eval_batch_size=2 * settings.batch_size,
+            learning_rate=rate, lr_scheduler_type="linear", warmup_steps=math.ceil(settings.warmup_share * steps),
+            weight_decay=settings.weight_decay, adam_epsilon=1e-6, max_grad_norm=settings.gradient_clipping,
+            save_strategy="no", report_to="none", logging_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
         trainer = Trainer(
             model=encoder.classifier(task, seed),
             args=arguments,
