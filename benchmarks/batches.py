@@ -108,9 +108,8 @@ def pattern_batch(
     words = config.vocab_size // _TOPICS
     topics = torch.randint(_TOPICS, (rows, 1), generator=generator)
     zipf = 1.0 / torch.arange(1, words)
-    tokens = (
-        topics * words + 1 + torch.multinomial(zipf, rows * seq, replacement=True, generator=generator).view(rows, seq)
-    )
+    drawn = torch.multinomial(zipf, rows * seq, replacement=True, generator=generator).view(rows, seq)
+    tokens = topics * words + 1 + drawn
     columns = torch.rand(rows, seq, generator=generator).argsort(dim=1)[:, : targets_of(seq)]
     positions = (columns + torch.arange(rows)[:, None] * seq).flatten()
     return {

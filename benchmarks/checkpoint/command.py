@@ -8,7 +8,6 @@ the block's extra time over a block without a checkpoint; it includes slower ste
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import tempfile
 import time
@@ -57,12 +56,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     part of training time at the interval.
     """
     require_positive(options, "rounds", "steps_per_block", "interval")
-    with single_rank("cuda" if torch.cuda.is_available() else "cpu") as device:
-        folder = Path(tempfile.mkdtemp(prefix="bench_checkpoint_", dir=options.folder))
-        try:
-            return _measure(options, device, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    temporary = tempfile.TemporaryDirectory("", "bench_checkpoint_", options.folder, ignore_cleanup_errors=True)
+    with single_rank("cuda" if torch.cuda.is_available() else "cpu") as device, temporary as folder:
+        return _measure(options, device, Path(folder))
 
 
 def _measure(options: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:

@@ -73,21 +73,14 @@ def _measure(
     import deepspeed
 
     gloo = dist.get_backend() == "gloo"
-    result: dict[str, Any] = {
-        "ranks": dist.get_world_size(),
-        "backend": dist.get_backend(),
-        "deepspeed": deepspeed.__version__,
-        **describe_device(device),
-    }
+    group = {"ranks": dist.get_world_size(), "backend": dist.get_backend()}
+    result: dict[str, Any] = {**group, "deepspeed": deepspeed.__version__, **describe_device(device)}
     if "bytes" in parts:
         settings = settings_to_count(options, stages, precisions)
         result["parameters"] = parameter_count(settings[0].run.model)
+        interface, steps = options.interface, options.counted_steps
         result["settings"] = [
-            {
-                "name": str(one),
-                **vars(one),
-                "steps": count_bytes(one, device, options.interface, options.counted_steps, gloo),
-            }
+            {"name": str(one), **vars(one), "steps": count_bytes(one, device, interface, steps, gloo)}
             for one in settings
         ]
     if "steps" in parts:

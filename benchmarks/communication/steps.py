@@ -167,10 +167,8 @@ class _Machine:
     def fixed_seconds(self, setting: Setting, cluster: Cluster) -> float:
         """DeepSpeed's own time in a step, taken as proportional to tensors and micro-batches."""
         narrow = self._narrow[setting.stage]
-        kept = [[1.0] * _NARROW.num_layers]
-        rest = (
-            self._typical(("narrow", setting.stage)) - predicted_step(narrow.run, narrow.setting, cluster, kept).total
-        )
+        predicted = predicted_step(narrow.run, narrow.setting, cluster, [[1.0] * _NARROW.num_layers]).total
+        rest = self._typical(("narrow", setting.stage)) - predicted
         tensors = [len(parameter_tensors(run.model)) for run in (setting.run, narrow.run)]
         return max(rest, 0.0) * tensors[0] / tensors[1] * setting.accumulation
 

@@ -145,9 +145,8 @@ def report(result: dict[str, Any]) -> str:
     ]
     for one in result["figures"]:
         for backend in (first, second):
-            lines.append(
-                f"{one['dtype']:6}{backend:12}" + "".join(f"{loss:9.4f}" for loss in one["final_losses"][backend])
-            )
+            losses = "".join(f"{loss:9.4f}" for loss in one["final_losses"][backend])
+            lines.append(f"{one['dtype']:6}{backend:12}{losses}")
         low, high = one["interval"]
         lines.append(
             f"{one['dtype']:6}{second} − {first}: {one['mean_difference']:+.4f} on average, interval"

@@ -211,14 +211,13 @@ def _under_gates(model: BertForPreTraining, rows: int, theta: float, options: ar
             "blocks_standard_deviation": statistics.stdev(gates.kept_blocks for gates in drawn),
         }
     by_sample, by_batch = figures["sample"], figures["batch"]
+    sample_parts, batch_parts = by_sample["by_part"], by_batch["by_part"]
     error = (by_sample["relative_standard_error"] ** 2 + by_batch["relative_standard_error"] ** 2) ** 0.5
     return {
         **figures,
         "ratio": by_batch["relative_variance"] / by_sample["relative_variance"],
         "ratio_relative_standard_error": error,
-        "ratio_by_part": {
-            part: by_batch["by_part"][part] / by_sample["by_part"][part] for part in by_sample["by_part"]
-        },
+        "ratio_by_part": {part: batch_parts[part] / sample_parts[part] for part in sample_parts},
     }
 
 

@@ -47,9 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("dtypes", f"list of {', '.join(DTYPES)}")
     add("peers", f"list of {', '.join(PEERS)}, or none")
     parser.add_argument("--rounds", type=int, help=f"turns (default {gpu['rounds']}; on a CPU {cpu['rounds']})")
-    parser.add_argument(
-        "--operations", default=",".join(OPERATIONS), help=f"list of {', '.join(OPERATIONS)} (default all)"
-    )
+    operations = f"list of {', '.join(OPERATIONS)} (default all)"
+    parser.add_argument("--operations", default=",".join(OPERATIONS), help=operations)
     parser.add_argument("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
     parser.add_argument("--vocab_size", type=int, default=30528, help="vocabulary of cross entropy (default 30528)")
     parser.add_argument("--no_graphs", action="store_true", help="launch each call instead of replaying a CUDA graph")

@@ -89,9 +89,8 @@ def record_conditions(path: Path, described: dict[str, Any]) -> None:
         before = dict(described)
     for key in ("scale", "device", "data"):
         if before[key] != described[key]:
-            raise ValueError(
-                f"{path.parent}: was started with {key} {before[key]}, now {described[key]}; use another --output_dir"
-            )
+            changed = f"was started with {key} {before[key]}, now {described[key]}"
+            raise ValueError(f"{path.parent}: {changed}; use another --output_dir")
     now = {key: described[key] for key in ("commit", "command", "hardware", "versions", "runs_at_once")}
     later = before.setdefault("later", [])
     if now not in later and any(before[key] != value for key, value in now.items()):
@@ -104,19 +103,15 @@ def describe(options: argparse.Namespace, seq_length: int, gpus: int, at_once: i
     import deepspeed
     import torch
 
-    commit = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
+    command = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "deepspeed": deepspeed.__version__}
     return {
         "device": "gpu" if gpus else "cpu",
         "hardware": torch.cuda.get_device_name(0) if gpus else processor_name(),
         "processors": len(os.sched_getaffinity(0)),
         "runs_at_once": at_once,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "deepspeed": deepspeed.__version__,
-        },
+        "versions": versions,
         "commit": commit or "unknown",
         "data": describe_data(options.data_dir, seq_length),
         "scale": options.scale,

@@ -75,9 +75,8 @@ def load_scale(name: str, folder: Path = CONFIGS / "scales") -> Scale:
         raise ConfigError(f"--scale {name}: must be one of {', '.join(known)}")
     values = read_json(folder / f"{name}.json")
     if set(values) != {"learning_rates", "uniform_theta", "config"}:
-        raise ConfigError(
-            f"{folder / name}.json: has {', '.join(values)}; must have learning_rates, uniform_theta and config"
-        )
+        has = ", ".join(values)
+        raise ConfigError(f"{folder / name}.json: has {has}; must have learning_rates, uniform_theta and config")
     return Scale(name, values["learning_rates"], values["uniform_theta"], values["config"])
 
 

@@ -57,10 +57,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     config = load_config(options.deepspeed_config, options.set)
     every, steps = config.training.eval_interval, config.training.max_steps
     if options.steps_per_turn < 1 or every % options.steps_per_turn or not every:
-        raise ValueError(
-            f"--steps_per_turn {options.steps_per_turn}: must divide training.eval_interval, which is {every} and"
-            " must not be 0"
-        )
+        allowed = f"must divide training.eval_interval, which is {every} and must not be 0"
+        raise ValueError(f"--steps_per_turn {options.steps_per_turn}: {allowed}")
     if steps < 2 * every:
         raise ValueError(f"training.max_steps {steps}: must be at least two evaluations, every {every} steps")
     if options.target_loss is not None and not 0 < options.target_loss < math.inf:

@@ -167,14 +167,11 @@ def make_contender(name: str, config: RunConfig, device: torch.device) -> Qualit
     """
     eager = name.removesuffix("_compiled")
     normalization, granularity = (HUGGING_FACE[eager], None) if eager in HUGGING_FACE else OURS[name]
-    dropping = dataclasses.replace(
-        config.progressive_layer_drop,
-        enabled=granularity is not None,
-        granularity=granularity or config.progressive_layer_drop.granularity,
-    )
+    drop = config.progressive_layer_drop
+    drop = dataclasses.replace(drop, enabled=granularity is not None, granularity=granularity or drop.granularity)
     before = allocated_bytes(device)
     model_config = dataclasses.replace(config.model, normalization=normalization)
-    config = dataclasses.replace(config, progressive_layer_drop=dropping, model=model_config)
+    config = dataclasses.replace(config, progressive_layer_drop=drop, model=model_config)
     if eager in HUGGING_FACE:
         theirs = make_hugging_face(name, model_config, config.training.seed, device)
         attention = theirs.config._attn_implementation

@@ -1,7 +1,5 @@
 """benchmarks kernels on tiny sizes: moved bytes, peer formulas, correctness checks, and the command."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Curves of finished runs: the clock, FLOPs and executed blocks."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

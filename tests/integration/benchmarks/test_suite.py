@@ -1,7 +1,5 @@
 """The suite on a small corpus: configurations of variants, interruption and continuation."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """However a suite ends, it stops its runs and, where possible, waits for them."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

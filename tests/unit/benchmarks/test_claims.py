@@ -1,7 +1,5 @@
 """The paper's claims, tested on curves with known answers."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

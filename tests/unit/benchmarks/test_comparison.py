@@ -1,7 +1,5 @@
 """Figures and tables of the comparison, on curves with known answers."""
 
-from __future__ import annotations
-
 import pytest
 from benchmark_command import curve
 
