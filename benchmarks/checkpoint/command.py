@@ -56,8 +56,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     part of training time at the interval.
     """
     require_positive(options, "rounds", "steps_per_block", "interval")
-    temporary = tempfile.TemporaryDirectory("", "bench_checkpoint_", options.folder, ignore_cleanup_errors=True)
-    with single_rank("cuda" if torch.cuda.is_available() else "cpu") as device, temporary as folder:
+    with (
+        single_rank("cuda" if torch.cuda.is_available() else "cpu") as device,
+        tempfile.TemporaryDirectory("", "bench_checkpoint_", options.folder, ignore_cleanup_errors=True) as folder,
+    ):
         return _measure(options, device, Path(folder))
 
 

@@ -77,9 +77,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             }
             rounded = {backend: [[round(loss, 4) for loss in run] for run in runs] for backend, runs in curves.items()}
             figures.append({"dtype": dtype, **compare(curves, backends, len(dtypes)), "curves": rounded})
-        described = describe_device(device)
     return {
-        **described,
+        **describe_device(device),
         "model": dataclasses.asdict(config),
         **{key: getattr(options, key) for key in _RECORDED_OPTIONS},
         "backends": backends,

@@ -76,23 +76,25 @@ def _measure(
     sentences = folder / "sentences.txt"
     run_measured([sys.executable, "-m", "benchmarks.data.extract", str(sentences), *sources])
 
+    output = folder / "build"
+    build = [*base, "--vocab", str(first / "vocab.txt"), "--output_dir", str(output)]
     contenders: dict[str, dict[str, Any]] = {}
-    for turn in range(options.rounds):
+    for _ in range(options.rounds):
         for count in workers:
             for name in (BARE, BARE_FAST):
                 figures = _run_contender(name, sentences, first, 0, count)
                 _add(contenders, f"{name} {count}", count, figures, figures)
-            output = folder / f"build_{turn}_{count}"
-            vocabulary = ["--vocab", str(first / "vocab.txt")]
-            built = run_measured([*base, *vocabulary, "--workers", str(count), "--output_dir", str(output)])
+            built = run_measured([*build, "--workers", str(count)])
             checked = run_measured([*_DATA_PREP, "verify", str(output)])
-            size = {"tokens": card["tokens"], "text_bytes": card["text_bytes"]}
             both = [dataclasses.asdict(run) for run in (built, checked)]
-            _add(contenders, f"build {count}", count, both[0], size)
+            _add(contenders, f"build {count}", count, both[0], card)
             summed = {key: both[0][key] + both[1][key] for key in ("seconds", "processor_seconds")}
-            _add(contenders, f"build + verify {count}", count, summed, size)
+            _add(contenders, f"build + verify {count}", count, summed, card)
             shutil.rmtree(output)
-        _add(contenders, _NVIDIA, 1, _build_static(base, first, folder / f"static_{turn}"), size)
+        # As many statically masked copies as the Python approach makes.
+        built = run_measured([*build, "--workers", "1", "--format", "nvidia", "--dupe_factor", str(DUPE_FACTOR)])
+        _add(contenders, _NVIDIA, 1, dataclasses.asdict(built), card)
+        shutil.rmtree(output)
         for name in (PURE_PYTHON, PYTHON_STATIC):
             figures = _run_contender(name, sentences, first, options.python_bytes, 1, options.seq_length)
             _add(contenders, name, 1, figures, figures)
@@ -115,14 +117,6 @@ def _measure(
         "contenders": contenders,
         "ratios": _ratios(contenders, workers),
     }
-
-
-def _build_static(base: list[str], vocabulary: Path, output: Path) -> dict[str, Any]:
-    """Run a build with as many statically masked copies as the Python approach makes."""
-    options = ["--format", "nvidia", "--dupe_factor", str(DUPE_FACTOR), "--workers", "1", "--output_dir", str(output)]
-    built = run_measured([*base, "--vocab", str(vocabulary / "vocab.txt"), *options])
-    shutil.rmtree(output)
-    return dataclasses.asdict(built)
 
 
 def _run_contender(

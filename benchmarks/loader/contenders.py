@@ -73,15 +73,11 @@ def hugging_face_batches(rows: ShardedRows, setting: LoaderSetting) -> Iterator[
         collator = DataCollatorForLanguageModeling(_tokenizer(rows), mlm_probability=0.15, whole_word_mask=whole_word)
     loader = DataLoader(
         _Examples(rows, vocabulary, offsets=whole_word),
-        batch_size=setting.micro_batch_size,
-        shuffle=True,
-        drop_last=True,
-        collate_fn=collator,
-        num_workers=setting.workers,
+        batch_size=setting.micro_batch_size, drop_last=True, collate_fn=collator,
+        shuffle=True, generator=torch.Generator().manual_seed(0),
+        num_workers=setting.workers, persistent_workers=setting.workers > 0,
         prefetch_factor=_PREFETCHED_BATCHES if setting.workers else None,
-        persistent_workers=setting.workers > 0,
-        generator=torch.Generator().manual_seed(0),
-    )
+    )  # fmt: skip
     return (batch["input_ids"] for _epoch in itertools.count() for batch in loader)
 
 

@@ -11,8 +11,6 @@ from benchmarks.intervals import mean_interval
 from benchmarks.markdown import markdown_table
 from benchmarks.paper.curves import Curve, loss_difference, loss_difference_at_equal_time, speed_to_loss, time_saved
 
-Measure = Callable[[Curve, Curve], float | None]
-
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
@@ -21,7 +19,7 @@ class Claim:
     text: str
     variant: str
     other: str
-    measure: Measure = loss_difference
+    measure: Callable[[Curve, Curve], float | None] = loss_difference
     unit: str = "nats"
     at_least: float | None = None
     """The published value; None if the claim is that the variant's loss is lower."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.hugging_face import HUGGING_FACE, HUGGING_FACE_CONTENDERS, make_hugging_face
-from benchmarks.timing import PeakMemory, StepClock, allocated_bytes
+from benchmarks.timing import PeakMemory, StepClock, allocated_bytes, allocated_since
 from bert_pld.config import RunConfig
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.data.batches import IGNORED_LABEL, MicroBatch
@@ -122,10 +122,10 @@ class QualityContender:
             clock.mark()
         self.turns.append(clock.seconds())
         self.processor_seconds += time.process_time() - used
-        rise, after = memory.rise_bytes(), allocated_bytes(self.engine.device)
-        if rise is not None and before is not None and after is not None and self.resident_bytes is not None:
-            self.resident_bytes += after - before
-            self.rise_bytes = max(self.rise_bytes or 0, rise - (after - before))
+        rise, growth = memory.rise_bytes(), allocated_since(before, self.engine.device)
+        if rise is not None and growth is not None and self.resident_bytes is not None:
+            self.resident_bytes += growth
+            self.rise_bytes = max(self.rise_bytes or 0, rise - growth)
 
     @property
     def peak_bytes(self) -> int | None:
@@ -182,6 +182,4 @@ def make_contender(name: str, config: RunConfig, device: torch.device) -> Qualit
         use_backend(ours, model_config.kernels, device.type)
         attention, engine = "sdpa", make_engine(config, ours)
     engine.train()
-    after = allocated_bytes(device)
-    resident = None if before is None or after is None else after - before
-    return QualityContender(name, attention, engine, config, resident)
+    return QualityContender(name, attention, engine, config, allocated_since(before, device))

@@ -46,13 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
     add = parser.add_argument
     add("--model_preset", help="tiny, mini, small, medium, base, large (default: 8 blocks × 256)")
-    for key, what in (
-        ("num_layers", "number of blocks"),
-        ("hidden_size", "width"),
-        ("num_attention_heads", "number of heads (default: width / 64)"),
-        ("intermediate_size", "width of the feed-forward layer (default: 4 × width)"),
-    ):
-        add(f"--{key}", type=int, help=what)
+    add("--num_layers", type=int, help="number of blocks")
+    add("--hidden_size", type=int, help="width")
+    add("--num_attention_heads", type=int, help="number of heads (default: width / 64)")
+    add("--intermediate_size", type=int, help="width of the feed-forward layer (default: 4 × width)")
     add("--normalization", choices=("pre", "post"), default="pre")
     add("--vocab_size", type=int, default=8192)
     add("--micro_batch_size", type=int, default=16, help="sequences (default 16)")
@@ -76,11 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure all contenders in all dtypes.
-
-    `skipped` has the contenders that did not run, with the reason; `failed` has those of them that met an error, not a
-    limit.
-    """
+    """Measure all contenders in all dtypes; `failed` names those of the `skipped` that met an error, not a limit."""
     on_gpu = options.device == "cuda"
     dtypes = chosen("--dtypes", options.dtypes or ("bf16" if on_gpu else "fp32,bf16"), tuple(DTYPES))
     default = ",".join(CONTENDERS if on_gpu else _DEFAULT_ON_CPU)
@@ -115,9 +108,8 @@ class _Measurement:
         self.contenders: list[ThroughputContender] = []
         self.skipped: list[dict[str, Any]] = []
         self.round = Round(setup.config, setup.batches, setup.gates, options.theta)
-        self.gflops = {
-            dtype: matmul_gflops(DTYPES[dtype], setup.device) for dtype in dict.fromkeys(("fp32", *setup.deepspeed))
-        }
+        dtypes = dict.fromkeys(("fp32", *setup.deepspeed))
+        self.gflops = {dtype: matmul_gflops(DTYPES[dtype], setup.device) for dtype in dtypes}
         self.difference = loss_difference(setup.config, setup.batches[0], setup.device)
 
     def prepare(self, names: list[str], dtypes: list[str]) -> None:
@@ -219,11 +211,8 @@ def _memory_of(name: str, dtype: str, config: ModelConfig, options: argparse.Nam
 
 def model_config(options: argparse.Namespace) -> ModelConfig:
     """The model that the options describe."""
-    given = {
-        key: getattr(options, key)
-        for key in ("num_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-        if getattr(options, key) is not None
-    }
+    sizes = ("num_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    given = {key: getattr(options, key) for key in sizes if getattr(options, key) is not None}
     if options.model_preset is None:
         given = model_section(given.pop("hidden_size", 256), **{"num_layers": 8, **given})
     else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.batches import Batch
 from benchmarks.engines import wrap_in_engine
 from benchmarks.hugging_face import HUGGING_FACE_CONTENDERS, as_hugging_face, make_hugging_face
-from benchmarks.timing import PeakMemory, StepClock, allocated_bytes, synchronize
+from benchmarks.timing import PeakMemory, StepClock, allocated_bytes, allocated_since, synchronize
 from benchmarks.train.deepspeed_layer import use_deepspeed_blocks
 from bert_pld.config import ModelConfig
 from bert_pld.kernels import select_backend
@@ -138,8 +138,7 @@ def prepare_contender(name: str, dtype: str, setup: Setup) -> ThroughputContende
     engine = wrap_in_engine(model.to(setup.device).train(), setup.deepspeed[dtype])
     contender = ThroughputContender(name, dtype, backend, attention, engine, forward)
     contender.warm_up(setup.batches, setup.warmup_steps)
-    after = allocated_bytes(setup.device)
-    contender.resident_bytes = None if before is None or after is None else after - before
+    contender.resident_bytes = allocated_since(before, setup.device)
     return contender
 
 

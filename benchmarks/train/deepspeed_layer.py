@@ -41,22 +41,16 @@ class DeepSpeedBlock(nn.Module):
         super().__init__()
         from deepspeed.ops.transformer import DeepSpeedTransformerConfig, DeepSpeedTransformerLayer
 
-        config, same_name = block.config, ("hidden_size", "intermediate_size", "initializer_range", "layer_norm_eps")
+        config = block.config
+        settings = DeepSpeedTransformerConfig(
+            batch_size=rows, seed=0, fp16=dtype == "fp16", pre_layer_norm=config.normalization == "pre",
+            hidden_size=config.hidden_size, intermediate_size=config.intermediate_size,
+            heads=config.num_attention_heads, num_hidden_layers=config.num_layers,
+            attn_dropout_ratio=config.attention_dropout, hidden_dropout_ratio=config.hidden_dropout,
+            initializer_range=config.initializer_range, layer_norm_eps=config.layer_norm_eps, adjust_init_range=False,
+        )  # fmt: skip
         with contextlib.redirect_stdout(sys.stderr):  # the layer prints its configuration
-            self.layer = DeepSpeedTransformerLayer(
-                DeepSpeedTransformerConfig(
-                    **{name: getattr(config, name) for name in same_name},
-                    batch_size=rows,
-                    heads=config.num_attention_heads,
-                    attn_dropout_ratio=config.attention_dropout,
-                    hidden_dropout_ratio=config.hidden_dropout,
-                    num_hidden_layers=config.num_layers,
-                    seed=0,
-                    fp16=dtype == "fp16",
-                    pre_layer_norm=config.normalization == "pre",
-                    adjust_init_range=False,
-                )
-            )
+            self.layer = DeepSpeedTransformerLayer(settings)
         # DeepSpeed's `norm` comes first in pre-norm and last in post-norm, its `attn_n` the other way round.
         norms = ("norm_{}", "attn_n{}") if config.normalization == "pre" else ("attn_n{}", "norm_{}")
         names = dict(_PARAMETERS)

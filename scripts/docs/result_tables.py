@@ -117,10 +117,8 @@ def theta(num_blocks: int = 12) -> str:
     """Return executed blocks and the saved share at the limit, for several θ, computed from the schedule."""
     rows = []
     for value in (0.9, 0.8, 0.7, 0.6, 0.5, 0.3):
-        depths = [
-            Schedule(num_blocks, value, temporal="constant", keep_first_block=first).expected_depth(0)
-            for first in (False, True)
-        ]
+        schedules = [Schedule(num_blocks, value, temporal="constant", keep_first_block=one) for one in (False, True)]
+        depths = [schedule.expected_depth(0) for schedule in schedules]
         saved = [f"{100 * (1 - depth / num_blocks):.1f} %" for depth in depths]
         rows.append([f"**{value}**" if value == 0.5 else f"{value}", f"{depths[0]:.2f}", *saved])
     return markdown_table(["θ", "executed blocks", "saved", "with `keep_first_block`"], rows)

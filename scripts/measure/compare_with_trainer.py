@@ -147,11 +147,9 @@ def main(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parser = make_parser(
-        "scripts.compare_with_trainer",
-        "Fine-tune the same encoder with bert_pld and with transformers' Trainer.",
-        "python scripts/measure/compare_with_trainer.py --model exported/ --task CoLA --glue_dir glue/",
-    )
+    what = "Fine-tune the same encoder with bert_pld and with transformers' Trainer."
+    example = "python scripts/measure/compare_with_trainer.py --model exported/ --task CoLA --glue_dir glue/"
+    parser = make_parser("scripts.compare_with_trainer", what, example)
     parser.add_argument("--model", required=True)
     parser.add_argument("--task", required=True)
     parser.add_argument("--glue_dir", required=True)

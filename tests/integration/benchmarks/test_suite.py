@@ -184,14 +184,15 @@ def command(tmp_path_factory):
             text=True,
         )
 
-    start.corpus, start.folder = corpus, folder
+    shared = ["run", "--scale", "tiny", "--data_dir", str(corpus), "--seeds", "1", "--at_once", "2"]
+    start.folder = folder
+    start.two_runs = lambda out, *variants: [*shared, "--output_dir", str(out), "--variants", *variants]
     return start
 
 
 def test_interrupted_suite_continues_and_is_summarized(command):
     out = command.folder / "runs"
-    shared = ["--scale", "tiny", "--data_dir", str(command.corpus), "--output_dir", str(out)]
-    arguments = ["run", *shared, "--seeds", "1", "--variants", "post_ln", "pld_batch", "--at_once", "2"]
+    arguments = command.two_runs(out, "post_ln", "pld_batch")
     first = command(300, *arguments)
     metrics = [out / name / "seed_1" / "metrics.jsonl" for name in ("post_ln", "pld_batch")]
     wait_until(lambda: all(path.exists() for path in metrics))
@@ -239,8 +240,7 @@ def test_interrupted_suite_continues_and_is_summarized(command):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent death signal")
 def test_runs_of_a_killed_suite_save_a_checkpoint_and_end(command):
     out = command.folder / "killed"
-    shared = ["--scale", "tiny", "--data_dir", str(command.corpus), "--output_dir", str(out)]
-    suite = command(100_000, "run", *shared, "--seeds", "1", "--variants", "post_ln", "pre_ln", "--at_once", "2")
+    suite = command(100_000, *command.two_runs(out, "post_ln", "pre_ln"))
     folders = [out / name / "seed_1" for name in ("post_ln", "pre_ln")]
     wait_until(lambda: all((folder / "metrics.jsonl").exists() for folder in folders))
     suite.kill()
