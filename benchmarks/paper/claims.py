@@ -66,10 +66,8 @@ def check_claims(curves: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, An
     """
     found = []
     for claim in CLAIMS:
-        run, other = (
-            {seed: curve for seed, curve in curves.get(name, {}).items() if not curve.diverged}
-            for name in (claim.variant, claim.other)
-        )
+        both = (curves.get(name, {}).items() for name in (claim.variant, claim.other))
+        run, other = ({seed: curve for seed, curve in seeds if not curve.diverged} for seeds in both)
         pairs = [claim.measure(run[seed], other[seed]) for seed in sorted(run.keys() & other.keys())]
         if not pairs:
             continue

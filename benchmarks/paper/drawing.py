@@ -30,7 +30,7 @@ def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) ->
     for variant in KNOWN:
         seeds = [curve for curve in curves.get(variant.name, {}).values() if not curve.diverged]
         if seeds and variant.name in _COLOURS:
-            style = "-" if variant.is_main or variant.name in FIRST_PAGE else "--"
+            style = "-" if variant.name in FIRST_PAGE else "--"
             colour = _COLOURS[variant.name]
             _draw_means(by_samples, [curve.samples for curve in seeds], seeds, variant.label, style, colour)
             _draw_against_minutes(by_time, seeds, variant.label, style, colour)

@@ -36,11 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--deepspeed_config", required=True, type=Path, help="as for bert_pld.pretrain; the same for all")
     add("--data_dir", required=True, type=Path, help="shards with held-out rows")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
-    add(
-        "--contenders",
-        default=_DEFAULT,
-        help=f"list of {', '.join(CONTENDERS)} (default {_DEFAULT}); the others are compared with the first",
-    )
+    contenders = f"list of {', '.join(CONTENDERS)} (default {_DEFAULT}); the others are compared with the first"
+    add("--contenders", default=_DEFAULT, help=contenders)
     add("--host_memory", action="store_true", help="on a CPU: also measure memory, each contender in its own process")
     add("--steps_per_turn", type=int, default=25, help="(default 25)")
     target = "nats a masked token (default: the first contender's last loss and about a thousandth)"

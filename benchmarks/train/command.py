@@ -56,11 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
     add("--padding", type=float, default=0.0, help="share of padding, below 0.5 (default 0)")
     add("--dtypes", help=f"list of {', '.join(DTYPES)} (the whole model); default bf16 on a GPU, fp32,bf16 on a CPU")
-    add(
-        "--contenders",
-        help=f"list of {', '.join(CONTENDERS)}; or {_ALIAS}: Hugging Face's class with our normalization"
-        f" (default: all on a GPU; on a CPU {','.join(_DEFAULT_ON_CPU)})",
-    )
+    alias = f"{_ALIAS}: Hugging Face's class with our normalization"
+    default = f"all on a GPU; on a CPU {','.join(_DEFAULT_ON_CPU)}"
+    add("--contenders", help=f"list of {', '.join(CONTENDERS)}; or {alias} (default: {default})")
     add("--zero_stage", type=int, choices=(0, 1, 2), default=1, help="ZeRO stage (default 1)")
     add("--pld_kernels", choices=(*BACKENDS, "auto"), default="auto", help="backend of the PLD contenders")
     add("--theta", type=float, default=0.5, help="θ of the PLD contenders (default 0.5)")

@@ -32,11 +32,8 @@ class Round:
         self.tokens = sum(batch.tokens for batch in batches)
         self._model = ModelFlops(config, max(int(batch.sequence_lengths.max()) for batch in batches))
         self._lengths = [batch.sequence_lengths for batch in batches]
-        self.heads_flops = sum(
-            ModelFlops(config, n, targets_of(n) / n).heads_per_sequence
-            for lengths in self._lengths
-            for n in lengths.tolist()
-        )
+        lengths = np.concatenate(self._lengths).tolist()
+        self.heads_flops = sum(ModelFlops(config, n, targets_of(n) / n).heads_per_sequence for n in lengths)
 
     def flops_at_depth(self, depth: float) -> float:
         """FLOPs of `depth` blocks on all rows, and of the heads."""
