@@ -44,7 +44,7 @@ def deepspeed_json(dtype: str, zero_stage: int, micro_batch_size: int) -> dict[s
 
 
 def model_section(width: int, **others: Any) -> dict[str, Any]:
-    """The configuration of a model without a preset: 64 wide heads, a feed-forward layer of 4 × width, and `others`."""
+    """A model's section without a preset: heads of width 64, a feed-forward layer of 4 × width, and `others`."""
     shape = {"hidden_size": width, "num_attention_heads": max(width // 64, 1), "intermediate_size": 4 * width}
     return {"preset": None, **shape, **others}
 
