@@ -1,4 +1,4 @@
-"""`python -m benchmarks SUBJECT …`: a subject is a folder beside this file with a `command.py`."""
+"""`python -m benchmarks SUBJECT …`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.results import add_json_option, check_json_option, save
-from benchmarks.subject import Subject
+from benchmarks.results import check_json_option, save
 from bert_pld.cli import make_parser, run_as_rank
 
 
@@ -31,12 +30,12 @@ def build_parser(subject: str | None) -> argparse.ArgumentParser:
         parser = make_parser(f"benchmarks {subject}", known[subject], module.EXAMPLE)
         module.add_arguments(parser)
         if hasattr(module, "measure"):
-            add_json_option(parser)
-        parser.set_defaults(module=module)
+            parser.add_argument("--json", type=Path, help="also write all figures to this file")
+        parser.set_defaults(subject=subject)
         return parser
     parser = make_parser(
         "benchmarks",
-        "Measure beside peers, all in one run.\n\nsubjects (each has its own --help):\n"
+        "Measure against other software, all contenders in one run.\n\nsubjects (each has its own --help):\n"
         + "\n".join(f"  {name:17} {line}" for name, line in known.items()),
         "python -m benchmarks train --dtypes fp32 --json train.json",
     )
@@ -45,14 +44,10 @@ def build_parser(subject: str | None) -> argparse.ArgumentParser:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run one subject; return 1 if a part of it failed."""
-    if not hasattr(options.module, "measure"):
-        return options.module.main(options)
-    return _measure(options.module, options)
-
-
-def _measure(subject: Subject, options: argparse.Namespace) -> int:
-    """Measure; on rank 0, print the report and write the result."""
+    """Run one subject; print the report and write the result on rank 0; return 1 if a part of it failed."""
+    subject = importlib.import_module(f"benchmarks.{options.subject}.command")
+    if not hasattr(subject, "measure"):
+        return subject.main(options)
     check_json_option(options.json)
     result = subject.measure(options)
     if os.environ.get("RANK", "0") != "0":

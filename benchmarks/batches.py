@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +41,11 @@ class Batch:
     def tokens(self) -> int:
         """Number of tokens, without padding."""
         return int(self.sequence_lengths.sum())
+
+    def model_inputs(self) -> dict[str, Tensor | None]:
+        """Our model's arguments, without `sequence_lengths`."""
+        ours = ("input_ids", "token_type_ids", "attention_mask", "masked_positions", "masked_labels")
+        return {name: getattr(self, name) for name in (*ours, "next_sentence_labels")}
 
 
 def targets_of(length: int) -> int:
@@ -92,7 +96,9 @@ def random_batch(
     )
 
 
-def pattern_batch(config: ModelConfig, rows: int, seq: int, seed: int) -> dict[str, Any]:
+def pattern_batch(
+    config: ModelConfig, rows: int, seq: int, seed: int, device: torch.device | str
+) -> dict[str, Tensor | None]:
     """The model's arguments for B = `rows` learnable sequences of S = `seq` tokens, with equally many masked in each.
 
     Each sequence has one of 16 topics; a topic is a sixteenth of the vocabulary under a Zipf distribution.
@@ -102,16 +108,14 @@ def pattern_batch(config: ModelConfig, rows: int, seq: int, seed: int) -> dict[s
     words = config.vocab_size // _TOPICS
     topics = torch.randint(_TOPICS, (rows, 1), generator=generator)
     zipf = 1.0 / torch.arange(1, words)
-    tokens = (
-        topics * words + 1 + torch.multinomial(zipf, rows * seq, replacement=True, generator=generator).view(rows, seq)
-    )
-    masked = max(round(MASK_PROBABILITY * seq), 1)
-    columns = torch.rand(rows, seq, generator=generator).argsort(dim=1)[:, :masked]
+    drawn = torch.multinomial(zipf, rows * seq, replacement=True, generator=generator).view(rows, seq)
+    tokens = topics * words + 1 + drawn
+    columns = torch.rand(rows, seq, generator=generator).argsort(dim=1)[:, : targets_of(seq)]
     positions = (columns + torch.arange(rows)[:, None] * seq).flatten()
     return {
-        "input_ids": tokens.scatter(1, columns, _MASK_ID),
-        "token_type_ids": torch.zeros_like(tokens),
+        "input_ids": tokens.scatter(1, columns, _MASK_ID).to(device),
+        "token_type_ids": torch.zeros_like(tokens, device=device),
         "attention_mask": None,
-        "masked_positions": positions,
-        "masked_labels": tokens.flatten()[positions],
+        "masked_positions": positions.to(device),
+        "masked_labels": tokens.flatten()[positions].to(device),
     }

@@ -14,8 +14,6 @@ from torch import nn
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.training.optimizer import build_optimizer, parameter_groups
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precision of the whole model, as DeepSpeed casts it."""
 _NEVER = 1 << 30
 _MOST_RECOMPILATIONS = 64
 """Compiled versions of one function, over all contenders."""
@@ -26,6 +24,7 @@ def deepspeed_json(dtype: str, zero_stage: int, micro_batch_size: int) -> dict[s
 
     The learning rate is small because random tokens teach nothing and the loss must not overflow.
     """
+    adamw = {"lr": 1e-5, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.01}
     precision: dict[str, Any] = {}
     if dtype == "bf16":
         precision["bf16"] = {"enabled": True}
@@ -37,14 +36,17 @@ def deepspeed_json(dtype: str, zero_stage: int, micro_batch_size: int) -> dict[s
         "gradient_clipping": 1.0,
         "zero_optimization": {"stage": zero_stage},
         **precision,
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": 1e-5, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.01},
-        },
+        "optimizer": {"type": "AdamW", "params": adamw},
         "steps_per_print": _NEVER,
         # DeepSpeed's throughput timer synchronizes with the device at every step.
         "timers": {"throughput": {"enabled": False}},
     }
+
+
+def model_section(width: int, **others: Any) -> dict[str, Any]:
+    """A model's section without a preset: heads of width 64, a feed-forward layer of 4 × width, and `others`."""
+    shape = {"hidden_size": width, "num_attention_heads": max(width // 64, 1), "intermediate_size": 4 * width}
+    return {"preset": None, **shape, **others}
 
 
 def wrap_in_engine(model: nn.Module, config: Mapping[str, Any]) -> Any:
@@ -59,19 +61,13 @@ def wrap_in_engine(model: nn.Module, config: Mapping[str, Any]) -> Any:
 
 def without_optimizer(config: Mapping[str, Any]) -> dict[str, Any]:
     """A DeepSpeed configuration for an engine that is given its optimizer as an object."""
-    return {
-        **{key: value for key, value in config.items() if key != "optimizer"},
-        "zero_allow_untested_optimizer": True,
-    }
+    others = {key: value for key, value in config.items() if key != "optimizer"}
+    return {**others, "zero_allow_untested_optimizer": True}
 
 
 @contextlib.contextmanager
 def single_rank(device_type: str) -> Iterator[torch.device]:
-    """A process group of this process alone, destroyed at the end; yields the device.
-
-    Raises:
-        ValueError: several ranks were started, or DeepSpeed uses another type of device.
-    """
+    """Yield the device of a process group of this process alone, which is destroyed at the end."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("this benchmark measures one rank: start it with python, without a launcher")
     if device_type == "cpu" and "deepspeed" not in sys.modules:

@@ -1,12 +1,11 @@
-"""Host memory as Linux counts it: of a process now and at its peak, and of work in a process of its own.
+"""Host memory as Linux counts it, and work in a separate process, whose memory is its own.
 
-psutil reports the present size only. The peak (VmHWM) also has what is allocated and freed between two samples, and
-can be reset, so that it covers one piece of work.
+psutil reports the present size only. The peak (VmHWM) includes memory that is allocated and freed between two samples.
+It can be reset, so that it covers one piece of work.
 """
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import gc
 import multiprocessing
@@ -21,11 +20,7 @@ _RESET_PEAK = "5"
 
 
 def resident_bytes(process: int | str = "self") -> tuple[int, int]:
-    """Resident memory of a process: (now, at its peak).
-
-    Raises:
-        OSError: the process has ended.
-    """
+    """Resident memory of a process: (now, at its peak); raises OSError if it has ended."""
     lines = (PROC / str(process) / "status").read_text().splitlines()
     fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
     now, peak = (int(fields[name][0]) * 1024 if name in fields else 0 for name in ("VmRSS", "VmHWM"))
@@ -41,26 +36,16 @@ class HostMemory:
         self._before, _ = resident_bytes()
 
     def figures(self) -> dict[str, int]:
-        """Bytes: `resident`, by which the process has grown, and `rise`, by which its peak was above that."""
+        """Bytes: `resident` is the growth of the process; `rise` is how far its peak was above that."""
         gc.collect()
         now, peak = resident_bytes()
         return {"resident": now - self._before, "rise": peak - now}
 
 
 def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Run `work(*arguments)` in a new process, and return or raise what it returns or raises.
-
-    Raises:
-        RuntimeError: the process was killed.
-    """
-    sent = [_without_module(one) if isinstance(one, argparse.Namespace) else one for one in arguments]
+    """Run `work(*arguments)` in a new process with the same outcome; raise RuntimeError if the process was killed."""
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(work, *sent).result()
+            return pool.submit(work, *arguments).result()
         except BrokenProcessPool as error:
-            raise RuntimeError(f"{work.__name__}{tuple(sent)}: its process was killed; out of memory?") from error
-
-
-def _without_module(options: argparse.Namespace) -> argparse.Namespace:
-    """Options without the subject's module, which cannot be pickled."""
-    return argparse.Namespace(**{key: value for key, value in vars(options).items() if key != "module"})
+            raise RuntimeError(f"{work.__name__}{arguments}: its process was killed; out of memory?") from error

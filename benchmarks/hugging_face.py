@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
+import torch
 from torch import nn
 
+from bert_pld.config import ModelConfig
+from bert_pld.kernels import select_backend
 from bert_pld.model import BertForPreTraining
 from bert_pld.model.hugging_face import to_hugging_face
 
@@ -30,3 +34,16 @@ def as_hugging_face(model: BertForPreTraining) -> nn.Module:
     converted = cls._from_config(hf_config, attn_implementation="sdpa" if cls._supports_sdpa else "eager")
     converted.load_state_dict(state, strict=False)
     return converted
+
+
+def make_hugging_face(name: str, config: ModelConfig, seed: int, device: torch.device) -> nn.Module:
+    """Make one of `HUGGING_FACE_CONTENDERS`, with the weights of our model of the same normalization and seed."""
+    eager = name.removesuffix("_compiled")
+    config = dataclasses.replace(config, normalization=HUGGING_FACE[eager])
+    if name != eager:
+        select_backend("compiled", device.type, config.hidden_size)  # raises where nothing can be compiled
+    torch.manual_seed(seed)
+    model = as_hugging_face(BertForPreTraining(config))
+    if name != eager:
+        model.compile()
+    return model

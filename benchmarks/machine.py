@@ -35,8 +35,5 @@ def describe_libraries(device: torch.device) -> dict[str, Any]:
     import deepspeed
     import transformers
 
-    return {
-        **describe_device(device),
-        "deepspeed_version": deepspeed.__version__,
-        "transformers": transformers.__version__,
-    }
+    versions = {"deepspeed_version": deepspeed.__version__, "transformers": transformers.__version__}
+    return {**describe_device(device), **versions}

@@ -1,4 +1,4 @@
-"""Command-line options that are lists joined by commas."""
+"""Checks of command-line options: lists joined by commas, and positive integers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import argparse
 import math
 from collections.abc import Sequence
 
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions by their name in options; with DeepSpeed, the precision of the whole model."""
+
 
 def chosen(option: str, text: str, allowed: Sequence[str]) -> list[str]:
-    """Parse a list of names; a repeated one counts once.
-
-    Raises:
-        ValueError: the list is empty, or a name is not allowed.
-    """
+    """Parse a list of names; a repeated one counts once. Raise ValueError if it is empty or a name is not allowed."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in allowed]
     if unknown or not names:
@@ -21,11 +22,7 @@ def chosen(option: str, text: str, allowed: Sequence[str]) -> list[str]:
 
 
 def positive_integers(option: str, text: str) -> list[int]:
-    """Parse a list of positive integers; a repeated one counts once.
-
-    Raises:
-        ValueError: an entry is not a positive integer.
-    """
+    """Parse a list of positive integers; a repeated one counts once. Raise ValueError for any other entry."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(f"{option} {text}: must be positive integers joined by commas")
@@ -33,11 +30,7 @@ def positive_integers(option: str, text: str) -> list[int]:
 
 
 def fractions(option: str, text: str) -> list[float]:
-    """Parse a list of numbers above 0 and at most 1.
-
-    Raises:
-        ValueError: an entry is not such a number.
-    """
+    """Parse a list of numbers above 0 and at most 1; raise ValueError for any other entry."""
     try:
         values = [float(value) for value in text.split(",")]
     except ValueError:
@@ -48,11 +41,7 @@ def fractions(option: str, text: str) -> list[float]:
 
 
 def require_positive(options: argparse.Namespace, *names: str) -> None:
-    """Check integer options.
-
-    Raises:
-        ValueError: one of them is below 1.
-    """
+    """Raise ValueError if one of these integer options is below 1."""
     for name in names:
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} {getattr(options, name)}: must be at least 1")

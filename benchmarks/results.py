@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
@@ -13,17 +12,8 @@ from bert_pld.files import write_atomically
 _MOST_CHARACTERS = 300
 
 
-def add_json_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--json`."""
-    parser.add_argument("--json", type=Path, help="also write all figures to this file")
-
-
 def check_json_option(path: Path | None) -> None:
-    """Fail before hours of measurement rather than after them.
-
-    Raises:
-        ValueError: the file's folder does not exist.
-    """
+    """Raise ValueError if the file's folder does not exist: before hours of measurement, not after them."""
     if path is not None and not path.resolve().parent.is_dir():
         raise ValueError(f"--json {path}: its folder does not exist; nothing was measured")
 

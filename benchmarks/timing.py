@@ -83,6 +83,12 @@ def allocated_bytes(device: torch.device) -> int | None:
     return torch.cuda.memory_allocated(device)
 
 
+def allocated_since(before: int | None, device: torch.device) -> int | None:
+    """The growth of `allocated_bytes` since it was `before`; None on a CPU."""
+    after = allocated_bytes(device)
+    return None if before is None or after is None else after - before
+
+
 class PeakMemory:
     """Rise of allocated GPU memory since the object was made."""
 

@@ -1,6 +1,6 @@
 """Cost of a checkpoint: seconds that training stops, seconds until it is complete, share of time at an interval.
 
-Blocks of training steps in turns: without a checkpoint, with one that is written beside training (as runs do), with
+Blocks of training steps take turns: without a checkpoint, with one that is written beside training (as runs do), with
 one that training waits for, and with DeepSpeed's own `save_checkpoint`, which neither hashes nor flushes. The cost is
 the block's extra time over a block without a checkpoint; it includes slower steps beside the writing thread.
 """
@@ -8,7 +8,6 @@ the block's extra time over a block without a checkpoint; it includes slower ste
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import tempfile
 import time
@@ -31,67 +30,55 @@ from bert_pld.training.engine import make_engine
 
 EXAMPLE = "python -m benchmarks checkpoint --model_preset base --json checkpoint.json"
 KINDS = ("none", "beside", "waiting", "deepspeed")
+_SIZES = ("model_preset", "zero_stage", "micro_batch_size", "seq_length")
+_RECORDED_OPTIONS = (*_SIZES, "idle_step_s", "steps_per_block", "rounds", "interval")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
-    parser.add_argument("--model_preset", default="base", help="tiny, mini, small, medium, base, large (default base)")
-    parser.add_argument("--vocab_size", type=int, default=30528)
-    parser.add_argument("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
-    parser.add_argument("--micro_batch_size", type=int, default=8, help="sequences a step (default 8)")
-    parser.add_argument("--zero_stage", type=int, default=1, choices=range(4), help="(default 1)")
-    parser.add_argument(
-        "--steps_per_block", type=int, default=4, help="steps a block, which has one checkpoint (default 4)"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="blocks of each kind (default 5)")
-    parser.add_argument("--interval", type=int, default=1000, help="steps a checkpoint, for the share (default 1000)")
-    parser.add_argument(
-        "--idle_step_s",
-        type=float,
-        help="replace each step by a pause of so many seconds: an idle processor, as beside a GPU",
-    )
-    parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: a temporary folder)")
+    add = parser.add_argument
+    add("--model_preset", default="base", help="tiny, mini, small, medium, base, large (default base)")
+    add("--vocab_size", type=int, default=30528)
+    add("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
+    add("--micro_batch_size", type=int, default=8, help="sequences a step (default 8)")
+    add("--zero_stage", type=int, default=1, choices=range(4), help="(default 1)")
+    add("--steps_per_block", type=int, default=4, help="steps a block, which has one checkpoint (default 4)")
+    add("--rounds", type=int, default=5, help="blocks of each kind (default 5)")
+    add("--interval", type=int, default=1000, help="steps a checkpoint, for the share (default 1000)")
+    add("--idle_step_s", type=float, help="seconds to sleep in place of each step, as if a GPU trained")
+    add("--folder", type=Path, help="where checkpoints are written (default: a temporary folder)")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure every kind of block in turns.
 
-    Returns:
-        The set-up, `step_s`, and for each of `kinds` the `cost_s` (median, least and most of a block, over the median
-        without a checkpoint), `stopped_s`, `whole_s` and `share` of training time at the interval.
-
-    Raises:
-        ValueError: no rounds or no steps.
+    The cost of a kind is the median, least and most of a block over the median without a checkpoint; `share` is its
+    part of training time at the interval.
     """
     require_positive(options, "rounds", "steps_per_block", "interval")
-    with single_rank("cuda" if torch.cuda.is_available() else "cpu") as device:
-        folder = Path(tempfile.mkdtemp(prefix="bench_checkpoint_", dir=options.folder))
-        try:
-            return _measure(options, device, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    with (
+        single_rank("cuda" if torch.cuda.is_available() else "cpu") as device,
+        tempfile.TemporaryDirectory("", "bench_checkpoint_", options.folder, ignore_cleanup_errors=True) as folder,
+    ):
+        return _measure(options, device, Path(folder))
 
 
 def _measure(options: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
+    sizes = {"preset": options.model_preset, "vocab_size": options.vocab_size}
     config = load_config(
         {
             "train_batch_size": options.micro_batch_size,
             "optimizer": {"type": "AdamW", "params": {"lr": 1e-5}},
             "zero_optimization": {"stage": options.zero_stage},
             "bf16": {"enabled": device.type == "cuda"},
-            "model": {
-                "preset": options.model_preset,
-                "vocab_size": options.vocab_size,
-                "next_sentence_prediction": True,
-            },
+            "model": {**sizes, "next_sentence_prediction": True},
             "training": {"keep_checkpoints": 1},
         }
     )
     model = BertForPreTraining(config.model)
     use_backend(model, "auto", device.type)
     engine = make_engine(config, model)
-    batch = pattern_batch(config.model, options.micro_batch_size, options.seq_length, 0)
-    moved = {name: value if value is None else value.to(device) for name, value in batch.items()}
+    batch = pattern_batch(config.model, options.micro_batch_size, options.seq_length, 0, device)
     for name in checkpoint_format.TOKENIZER_FILES:
         (folder / name).write_text("[PAD]\n")
     writer = CheckpointWriter(folder, engine, config, {"data_source": "none", "data_fingerprint": "none"}, None)
@@ -100,50 +87,41 @@ def _measure(options: argparse.Namespace, device: torch.device, folder: Path) ->
         if options.idle_step_s is not None and engine.global_steps > 1:
             time.sleep(options.idle_step_s)
             return
-        engine.backward(engine(**moved)["loss"])
+        engine.backward(engine(**batch)["loss"])
         engine.step()
 
-    blocks: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    stopped: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    whole: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    blocks: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in KINDS}
     for _ in range(2):
         step()
     for round_ in range(options.rounds + 1):  # the first of each kind allocates buffers and does not count
         for kind in KINDS:
-            seconds, waited, ready = _block(kind, step, options.steps_per_block, engine, writer, folder)
+            figures = _block(kind, step, options.steps_per_block, engine, writer, folder)
             if round_ > 0:
-                blocks[kind].append(seconds)
-                stopped[kind].append(waited)
-                whole[kind].append(ready)
-    plain = statistics.median(blocks["none"])
+                blocks[kind].append(figures)
+    without = [seconds for seconds, _, _ in blocks["none"]]
+    plain = statistics.median(without)
     step_s = plain / options.steps_per_block
     kinds = {}
     for kind in KINDS[1:]:
-        costs = [seconds - plain for seconds in blocks[kind]]
+        seconds, stopped, whole = zip(*blocks[kind], strict=True)
+        costs = [one - plain for one in seconds]
         cost = statistics.median(costs)
         kinds[kind] = {
             "cost_s": cost,
             "cost_least_s": min(costs),
             "cost_most_s": max(costs),
-            "stopped_s": statistics.median(stopped[kind]),
-            "whole_s": statistics.median(whole[kind]),
+            "stopped_s": statistics.median(stopped),
+            "whole_s": statistics.median(whole),
             "share": cost / (options.interval * step_s + cost),
         }
     newest = checkpoint_format.list_checkpoints(folder / CHECKPOINTS)[0]
     return {
         **describe_device(device),
-        "model_preset": options.model_preset,
+        **{key: getattr(options, key) for key in _RECORDED_OPTIONS},
         "parameters": sum(p.numel() for p in model.parameters()),
-        "zero_stage": options.zero_stage,
-        "micro_batch_size": options.micro_batch_size,
-        "seq_length": options.seq_length,
-        "idle_step_s": options.idle_step_s,
-        "steps_per_block": options.steps_per_block,
-        "rounds": options.rounds,
-        "interval": options.interval,
         "checkpoint_bytes": sum(path.stat().st_size for path in newest.iterdir()),
         "step_s": step_s,
-        "blocks_without_s": blocks["none"],
+        "blocks_without_s": without,
         "kinds": kinds,
     }
 

@@ -11,31 +11,17 @@ from typing import Any
 import torch
 from torch.distributed import ProcessGroup
 
-# Methods of torch's process groups (the names differ between releases from 2.11 on), and their kind.
-_KINDS = {
-    "allreduce": "all_reduce",
-    "allreduce_coalesced": "all_reduce",
-    "reduce": "reduce",
-    "broadcast": "broadcast",
-    "allgather": "all_gather",
-    "_allgather_base": "all_gather",
-    "all_gather_single": "all_gather",
-    "allgather_coalesced": "all_gather",
-    "allgather_into_tensor_coalesced": "all_gather",
-    "all_gather_single_coalesced": "all_gather",
-    "reduce_scatter": "reduce_scatter",
-    "_reduce_scatter_base": "reduce_scatter",
-    "reduce_scatter_single": "reduce_scatter",
-    "reduce_scatter_tensor_coalesced": "reduce_scatter",
-    "reduce_scatter_single_coalesced": "reduce_scatter",
-    "alltoall": "all_to_all",
-    "alltoall_base": "all_to_all",
-    "all_to_all_single": "all_to_all",
-    "gather": "gather",
-    "scatter": "scatter",
-    "send": "send",
-    "recv": "recv",
+# Kinds of collectives, and the methods of torch's process groups (the names differ between releases from 2.11 on).
+_METHODS = {
+    "all_reduce": "allreduce allreduce_coalesced",
+    "all_gather": "allgather _allgather_base all_gather_single allgather_coalesced allgather_into_tensor_coalesced"
+    " all_gather_single_coalesced",
+    "reduce_scatter": "reduce_scatter _reduce_scatter_base reduce_scatter_single reduce_scatter_tensor_coalesced"
+    " reduce_scatter_single_coalesced",
+    "all_to_all": "alltoall alltoall_base all_to_all_single",
+    **{kind: kind for kind in ("reduce", "broadcast", "gather", "scatter", "send", "recv")},
 }
+_KINDS = {method: kind for kind, methods in _METHODS.items() for method in methods.split()}
 _PAYLOAD_IS_FIRST_ARGUMENT = {"all_reduce", "reduce", "broadcast", "all_gather", "send"}
 
 
@@ -85,11 +71,7 @@ def counted_calls() -> Iterator[list[Call]]:
 
 
 def transmitted_bytes(interface: str) -> int | None:
-    """Bytes that a network device of this machine has sent so far, for all processes; None without Linux's counters.
-
-    Raises:
-        ValueError: no such device.
-    """
+    """Bytes that a network device of this machine has sent so far, for all processes; None without Linux's counters."""
     devices = Path("/proc/net/dev")
     if not devices.is_file():
         return None

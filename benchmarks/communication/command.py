@@ -21,47 +21,39 @@ from benchmarks.communication.links import Links, report_links
 from benchmarks.communication.measured_bytes import count_bytes, report_bytes, settings_to_count
 from benchmarks.communication.steps import predict_and_measure, report_steps
 from benchmarks.machine import describe_device
-from benchmarks.options import chosen, fractions, positive_integers
+from benchmarks.options import DTYPES, chosen, fractions, positive_integers
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cost.flops import parameter_count
 
 EXAMPLE = "deepspeed --no_local_rank --num_gpus 2 --module benchmarks communication --parts bytes --json bytes.json"
 _PARTS = ("bytes", "links", "steps")
-_PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
-    parser.add_argument(
-        "--parts", default="bytes", help=f"list of {', '.join(_PARTS)} (default bytes); steps includes links"
-    )
-    parser.add_argument("--stages", default="0,1,2,3", help="ZeRO stages, joined by commas (default 0,1,2,3)")
-    parser.add_argument("--precisions", default="fp32", help=f"list of {', '.join(_PRECISIONS)} (default fp32)")
-    parser.add_argument(
-        "--thetas", default="0.5,0.1", help="constant θ; sample granularity uses the first (default 0.5,0.1)"
-    )
-    parser.add_argument("--accumulations", default="1,2", help="micro-batches a step (default 1,2)")
-    parser.add_argument("--gates", default="none,batch,sample", help=f"list of {', '.join(GATES)} (default all)")
-    parser.add_argument("--overlap_comm", default="default", help="default, on, or both (default default)")
-    parser.add_argument("--num_layers", type=int, default=4, help="blocks, for bytes (default 4)")
-    parser.add_argument("--hidden_size", type=int, default=256, help="width, for bytes (default 256)")
-    parser.add_argument("--vocab_size", type=int, default=2048)
-    parser.add_argument("--micro_batch_size", type=int, default=4, help="sequences, for bytes (default 4)")
-    parser.add_argument("--seq_length", type=int, default=64, help="tokens a sequence (default 64)")
-    parser.add_argument("--counted_steps", type=int, default=4, help="steps a setting, for bytes (default 4)")
-    parser.add_argument("--rounds", type=int, default=7, help="turns, for links and steps (default 7)")
-    parser.add_argument("--interface", default="lo", help="network device whose counter to read (default lo)")
+    add = parser.add_argument
+    add("--parts", default="bytes", help=f"list of {', '.join(_PARTS)} (default bytes); steps includes links")
+    add("--stages", default="0,1,2,3", help="ZeRO stages, joined by commas (default 0,1,2,3)")
+    add("--precisions", default="fp32", help=f"list of {', '.join(DTYPES)} (default fp32)")
+    add("--thetas", default="0.5,0.1", help="constant θ; sample granularity uses the first (default 0.5,0.1)")
+    add("--accumulations", default="1,2", help="micro-batches a step (default 1,2)")
+    add("--gates", default="none,batch,sample", help=f"list of {', '.join(GATES)} (default all)")
+    add("--overlap_comm", default="default", help="default, on, or both (default default)")
+    add("--num_layers", type=int, default=4, help="blocks, for bytes (default 4)")
+    add("--hidden_size", type=int, default=256, help="width, for bytes (default 256)")
+    add("--vocab_size", type=int, default=2048)
+    add("--micro_batch_size", type=int, default=4, help="sequences, for bytes (default 4)")
+    add("--seq_length", type=int, default=64, help="tokens a sequence (default 64)")
+    add("--counted_steps", type=int, default=4, help="steps a setting, for bytes (default 4)")
+    add("--rounds", type=int, default=7, help="turns, for links and steps (default 7)")
+    add("--interface", default="lo", help="network device whose counter to read (default lo)")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the chosen parts; all ranks must call it together and get the same result.
-
-    Raises:
-        ValueError: invalid options, or a single rank.
-    """
+    """Measure the chosen parts; all ranks must call it together and get the same result."""
     parts = chosen("--parts", options.parts, _PARTS)
     stages = [int(stage) for stage in chosen("--stages", options.stages, ("0", "1", "2", "3"))]
-    precisions = chosen("--precisions", options.precisions, _PRECISIONS)
+    precisions = chosen("--precisions", options.precisions, tuple(DTYPES))
     options.gates = chosen("--gates", options.gates, GATES)
     options.overlap_comm = chosen("--overlap_comm", options.overlap_comm, ("default", "on"))
     options.accumulations = positive_integers("--accumulations", options.accumulations)
@@ -81,21 +73,14 @@ def _measure(
     import deepspeed
 
     gloo = dist.get_backend() == "gloo"
-    result: dict[str, Any] = {
-        "ranks": dist.get_world_size(),
-        "backend": dist.get_backend(),
-        "deepspeed": deepspeed.__version__,
-        **describe_device(device),
-    }
+    group = {"ranks": dist.get_world_size(), "backend": dist.get_backend()}
+    result: dict[str, Any] = {**group, "deepspeed": deepspeed.__version__, **describe_device(device)}
     if "bytes" in parts:
         settings = settings_to_count(options, stages, precisions)
         result["parameters"] = parameter_count(settings[0].run.model)
+        interface, steps = options.interface, options.counted_steps
         result["settings"] = [
-            {
-                "name": str(one),
-                **vars(one),
-                "steps": count_bytes(one, device, options.interface, options.counted_steps, gloo),
-            }
+            {"name": str(one), **vars(one), "steps": count_bytes(one, device, interface, steps, gloo)}
             for one in settings
         ]
     if "steps" in parts:

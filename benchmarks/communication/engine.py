@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from benchmarks.batches import random_batch
-from benchmarks.engines import deepspeed_json, without_optimizer
+from benchmarks.engines import deepspeed_json, model_section, without_optimizer
 from bert_pld.config import RunConfig, load_config
 from bert_pld.model import BertForPreTraining
 from bert_pld.pld.engine import initialize
@@ -47,16 +48,8 @@ class Setting:
         config["gradient_accumulation_steps"] = self.accumulation
         if self.overlap_comm is not None:
             config["zero_optimization"]["overlap_comm"] = self.overlap_comm
-        config["model"] = {
-            "preset": None,
-            "num_layers": self.num_layers,
-            "hidden_size": self.hidden_size,
-            "num_attention_heads": max(self.hidden_size // 64, 1),
-            "intermediate_size": 4 * self.hidden_size,
-            "vocab_size": self.vocab_size,
-            "next_sentence_prediction": True,
-            "kernels": "reference",
-        }
+        sizes = {"num_layers": self.num_layers, "vocab_size": self.vocab_size}
+        config["model"] = model_section(self.hidden_size, **sizes, next_sentence_prediction=True, kernels="reference")
         config["data"] = {"seq_length": self.seq_length}
         drop = {"theta": self.theta, "temporal": "constant", "granularity": self.gates}
         config["progressive_layer_drop"] = {"enabled": False} if self.gates == "none" else drop
@@ -69,15 +62,12 @@ class Setting:
 
 
 class Trainer:
-    """An engine that trains on random tokens, different on every rank."""
+    """A warm engine that trains on random tokens, different on every rank."""
 
     def __init__(self, setting: Setting, device: torch.device, same_gates: bool = False) -> None:
-        """Make the engine.
+        """Make and warm up the engine.
 
-        Args:
-            setting: sizes and options.
-            device: where it trains.
-            same_gates: use in every step the first gates that keep about the expected number of blocks.
+        With `same_gates`, every step uses the first gates that keep about the expected number of blocks.
         """
         self.setting, self.device, self.run = setting, device, setting.run
         torch.manual_seed(0)
@@ -93,25 +83,17 @@ class Trainer:
             for index in range(setting.accumulation)
         ]
         self.gates = self._average_gates() if same_gates and self.engine.layer_dropper is not None else None
+        for _ in range(2):
+            self.step()
 
     def step(self) -> list[list[float]]:
         """Run one optimizer step; return for each micro-batch the share of rows that each block ran on."""
-        counts: Any = [_MaskedCount(batch.masked_labels.numel()) for batch in self.batches]
+        counts: Any = [SimpleNamespace(masked_tokens=batch.masked_labels.numel()) for batch in self.batches]
         denominator = masked_tokens_per_micro_batch(counts, self.device)
         kept = []
         for batch in self.batches:
-            outputs = self.engine(
-                input_ids=batch.input_ids,
-                token_type_ids=batch.token_type_ids,
-                attention_mask=batch.attention_mask,
-                masked_positions=batch.masked_positions,
-                masked_labels=batch.masked_labels,
-                next_sentence_labels=batch.next_sentence_labels,
-                sequence_lengths=batch.sequence_lengths,
-                mlm_denominator=denominator,
-                gates=self.gates,
-            )
-            self.engine.backward(outputs["loss"])
+            given = {**batch.model_inputs(), "sequence_lengths": batch.sequence_lengths}
+            self.engine.backward(self.engine(**given, mlm_denominator=denominator, gates=self.gates)["loss"])
             self.engine.step()
             dropper = self.engine.layer_dropper
             if dropper is None:
@@ -136,17 +118,6 @@ class Trainer:
             for step in itertools.count()
         )
         return next(gates for gates in drawn if abs(gates.kept_blocks - schedule.expected_depth(0)) <= 0.5)
-
-    def close(self) -> None:
-        """Release the engine's hooks and buffers."""
-        self.engine.destroy()
-
-
-@dataclasses.dataclass(frozen=True)
-class _MaskedCount:
-    """The part of a micro-batch that `masked_tokens_per_micro_batch` reads."""
-
-    masked_tokens: int
 
 
 def _shares(gates: Gates, rows: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""Links: times of single collectives by size, and the latency and bandwidth that fit them."""
+"""Times of single collectives by size, and the latency and bandwidth that fit them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from benchmarks.markdown import table_lines
 from benchmarks.timing import synchronize
 
 _SIZES_BYTES = [1 << exponent for exponent in range(10, 27, 2)]
@@ -58,11 +59,11 @@ def lower_quartile(values: Sequence[float]) -> float:
 
 def report_links(result: dict[str, Any]) -> list[str]:
     """Format a Markdown table, a row for each kind."""
-    lines = ["| collective | latency, µs | GB/s sent a rank | fit over measured, 1 KiB … 64 MiB |", "|---|---|---|---|"]
+    rows = []
     for kind, one in result["links"].items():
         fits = " ".join(f"{ratio:.2f}" for ratio in one["fitted_over_measured"].values())
-        lines.append(f"| {kind} | {one['latency_s'] * 1e6:.0f} | {one['bytes_per_s'] / 1e9:.2f} | {fits} |")
-    return lines
+        rows.append((kind, f"{one['latency_s'] * 1e6:.0f}", f"{one['bytes_per_s'] / 1e9:.2f}", fits))
+    return table_lines(("collective", "latency, µs", "GB/s sent a rank", "fit over measured, 1 KiB … 64 MiB"), rows)
 
 
 def _calls(elements: int, ranks: int, device: torch.device) -> dict[str, Callable[[], Any]]:

@@ -1,4 +1,4 @@
-"""Bytes: payload of a step's collectives, against the cost model and the network device's counter."""
+"""Payload bytes of a step's collectives, against the cost model and the network device's counter."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from benchmarks.communication.collectives import Call, counted_calls, transmitted_bytes
 from benchmarks.communication.engine import Setting, Trainer
+from benchmarks.markdown import table_lines
 from bert_pld.cost.communication import bytes_sent, payload_bytes, step_collectives
 from bert_pld.cost.flops import parameter_tensors
 
@@ -24,20 +25,10 @@ def settings_to_count(options: argparse.Namespace, stages: list[int], precisions
         "sample": [("sample", options.thetas[0])],
     }
     gates = [one for name in options.gates for one in by_gates[name]]
+    names = ("micro_batch_size", "num_layers", "hidden_size", "vocab_size", "seq_length")
+    sizes = {name: getattr(options, name) for name in names}
     return [
-        Setting(
-            stage=stage,
-            precision=precision,
-            gates=granularity,
-            theta=theta,
-            accumulation=accumulation,
-            micro_batch_size=options.micro_batch_size,
-            num_layers=options.num_layers,
-            hidden_size=options.hidden_size,
-            vocab_size=options.vocab_size,
-            seq_length=options.seq_length,
-            overlap_comm={"default": None, "on": True}[overlap],
-        )
+        Setting(stage, precision, granularity, theta, accumulation, **sizes, overlap_comm={"on": True}.get(overlap))
         for overlap in options.overlap_comm
         for precision in precisions
         for stage in stages
@@ -47,14 +38,12 @@ def settings_to_count(options: argparse.Namespace, stages: list[int], precisions
 
 
 def count_bytes(setting: Setting, device: torch.device, interface: str, steps: int, gloo: bool) -> list[dict[str, Any]]:
-    """Count the collectives of `steps` optimizer steps after two that are not counted; return an entry for each step.
+    """Count the collectives of `steps` optimizer steps; return an entry for each step.
 
     Network bytes are the mean of a second series of steps, in which no call is counted: those of all ranks on this
     machine, and of anything else that uses the device.
     """
     trainer, ranks = Trainer(setting, device), dist.get_world_size()
-    for _ in range(2):
-        trainer.step()
     entries = []
     for _ in range(steps):
         with counted_calls() as calls:
@@ -71,7 +60,7 @@ def count_bytes(setting: Setting, device: torch.device, interface: str, steps: i
         predicted += bytes_sent(step_collectives(trainer.run, ranks, has_gradient), ranks, gloo)
     dist.barrier()
     after = transmitted_bytes(interface)
-    trainer.close()
+    trainer.engine.destroy()
     local = torch.tensor([predicted], dtype=torch.float64, device=device)
     dist.all_reduce(local)
     if before is not None and after is not None:
@@ -123,18 +112,19 @@ def report_bytes(result: dict[str, Any]) -> list[str]:
         f"bytes a step, payload of the collectives ({result['ranks']} ranks, {result['parameters']:,} parameters;"
         " counted | modelled):",
         "",
-        "| setting | gradients | zeros sent | parameters | calls | scalars | device, all ranks, over modelled |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
+    rows = []
     for one in result["settings"]:
         steps, last = one["steps"], one["steps"][-1]
         mean = {key: sum(step[key] for step in steps) / len(steps) for key in steps[0] if key.endswith("bytes")}
         wire = last.get("device_bytes_per_step")
         over = "–" if not wire else f"{wire / last['modelled_device_bytes_per_step']:.3f}"
-        lines.append(
-            f"| {one['name']} | {'+'.join(last['kinds'])} {mean['gradient_bytes']:,.0f}"
-            f" \\| {mean['modelled_gradient_bytes']:,.0f} | {mean['gradient_zero_bytes']:,.0f}"
-            f" | {mean['parameter_bytes']:,.0f} \\| {mean['modelled_parameter_bytes']:,.0f}"
-            f" | {last['gradient_calls']} + {last['parameter_calls']} | {last['scalar_calls']} | {over} |"
+        gradients, parameters = (
+            f"{mean[f'{kind}_bytes']:,.0f} \\| {mean[f'modelled_{kind}_bytes']:,.0f}"
+            for kind in ("gradient", "parameter")
         )
-    return lines
+        calls = (f"{last['gradient_calls']} + {last['parameter_calls']}", f"{last['scalar_calls']}")
+        gradients = f"{'+'.join(last['kinds'])} {gradients}"
+        rows.append((one["name"], gradients, f"{mean['gradient_zero_bytes']:,.0f}", parameters, *calls, over))
+    header = ("setting", "gradients", "zeros sent", "parameters", "calls", "scalars")
+    return lines + table_lines((*header, "device, all ranks, over modelled"), rows)

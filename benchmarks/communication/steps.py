@@ -1,9 +1,10 @@
-"""Steps: step times, predicted from separate measurements, and measured.
+"""Step times: predicted from separate measurements, and measured.
 
-The rate of compute is fitted to forward and backward of other models than the predicted ones, on all ranks at once as
-in training; that of copies and of the update to a concatenation and to AdamW's step; the links to single collectives.
-DeepSpeed's own time a tensor is what remains of the steps of a network so narrow that the rest is small. All of these
-take turns with the predicted steps, so that other work on the machine affects both. All times are lower quartiles.
+The rate of compute is fitted to forward and backward of models other than the predicted ones, on all ranks at once as
+in training. A concatenation gives the rate of copies, AdamW's step that of the update, and single collectives those of
+the links. DeepSpeed's own time a tensor is what remains of the steps of a network so narrow that the rest is small. All
+of these take turns with the predicted steps, so that other work on the machine affects both. All times are lower
+quartiles.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from benchmarks.batches import random_batch
 from benchmarks.communication.engine import Setting, Trainer
 from benchmarks.communication.links import Links, lower_quartile, slowest_rank_seconds
+from benchmarks.markdown import table_lines
 from bert_pld.config import RunConfig
 from bert_pld.cost.flops import ModelFlops, parameter_tensors
 from bert_pld.cost.memory import estimate_memory
@@ -58,14 +60,11 @@ def predict_and_measure(
     """Measure parts and steps in turns, and predict the steps from the parts; also return the links' times."""
     machine = _Machine(stages, device)
     trainers = [Trainer(setting, device, same_gates=True) for setting in settings_to_predict(stages)]
-    for trainer in trainers:
-        for _ in range(2):
-            trainer.step()
     measured: dict[int, list[float]] = {}
     for _ in range(rounds):
         machine.turn()
         for index, trainer in enumerate(trainers):
-            measured.setdefault(index, []).append(_timed_step(trainer)[1])
+            measured.setdefault(index, []).append(slowest_rank_seconds(trainer.step, device))
     cluster, results = machine.cluster(gloo), []
     for index, trainer in enumerate(trainers):
         setting = trainer.setting
@@ -84,7 +83,7 @@ def predict_and_measure(
                 "prediction": predicted.as_json(),
             }
         )
-        trainer.close()
+        trainer.engine.destroy()
     return machine.links, {"cluster": dataclasses.asdict(cluster), "rounds": rounds, "settings": results}
 
 
@@ -107,17 +106,14 @@ def report_steps(result: dict[str, Any]) -> list[str]:
         f" {cluster['copy_bytes_per_s'] / 1e9:.2f} in copies, {cluster['intra_bytes_per_s'] / 1e9:.2f} GB/s and"
         f" {cluster['intra_latency_s'] * 1e6:.0f} µs between ranks; lower quartiles of {steps['rounds']} turns",
         "",
-        "| setting | predicted, ms | of it communication | measured, ms | fastest–median | predicted / measured |",
-        "|---|---|---|---|---|---|",
     ]
+    header = ("setting", "predicted, ms", "of it communication", "measured, ms", "fastest–median")
+    rows = []
     for one in steps["settings"]:
-        lines.append(
-            f"| {one['name']} | {one['predicted_s'] * 1e3:.0f} | {one['prediction']['exposed'] * 1e3:.0f}"
-            f" | {one['measured_s'] * 1e3:.0f}"
-            f" | {one['measured_range_s'][0] * 1e3:.0f}–{one['measured_median_s'] * 1e3:.0f}"
-            f" | {one['ratio']:.2f} |"
-        )
-    return lines
+        seconds = (one["predicted_s"], one["prediction"]["exposed"], one["measured_s"])
+        spread = (f"{1e3 * value:.0f}" for value in (one["measured_range_s"][0], one["measured_median_s"]))
+        rows.append((one["name"], *(f"{1e3 * s:.0f}" for s in seconds), "–".join(spread), f"{one['ratio']:.2f}"))
+    return lines + table_lines((*header, "predicted / measured"), rows)
 
 
 class _Machine:
@@ -128,9 +124,6 @@ class _Machine:
         self._passes = [_forward_backward(setting, device) for setting in _CALIBRATION]
         self._update, self._copy = _update(device), _copy(device)
         self._narrow = {stage: Trainer(dataclasses.replace(_NARROW, stage=stage), device) for stage in stages}
-        for trainer in self._narrow.values():
-            for _ in range(2):
-                trainer.step()
         self._seconds: dict[Any, list[float]] = {}
 
     def turn(self) -> None:
@@ -141,7 +134,7 @@ class _Machine:
         for name, call in parts.items():
             self._seconds.setdefault(name, []).append(slowest_rank_seconds(call, self.device))
         for stage, trainer in self._narrow.items():
-            self._seconds.setdefault(("narrow", stage), []).append(_timed_step(trainer)[1])
+            self._seconds.setdefault(("narrow", stage), []).append(slowest_rank_seconds(trainer.step, self.device))
 
     def cluster(self, gloo: bool) -> Cluster:
         """These ranks as one node of the cost model."""
@@ -174,10 +167,8 @@ class _Machine:
     def fixed_seconds(self, setting: Setting, cluster: Cluster) -> float:
         """DeepSpeed's own time in a step, taken as proportional to tensors and micro-batches."""
         narrow = self._narrow[setting.stage]
-        kept = [[1.0] * _NARROW.num_layers]
-        rest = (
-            self._typical(("narrow", setting.stage)) - predicted_step(narrow.run, narrow.setting, cluster, kept).total
-        )
+        predicted = predicted_step(narrow.run, narrow.setting, cluster, [[1.0] * _NARROW.num_layers]).total
+        rest = self._typical(("narrow", setting.stage)) - predicted
         tensors = [len(parameter_tensors(run.model)) for run in (setting.run, narrow.run)]
         return max(rest, 0.0) * tensors[0] / tensors[1] * setting.accumulation
 
@@ -205,14 +196,7 @@ def _forward_backward(setting: Setting, device: torch.device) -> Callable[[], No
 
     def once() -> None:
         model.zero_grad(set_to_none=True)
-        model(
-            input_ids=batch.input_ids,
-            token_type_ids=batch.token_type_ids,
-            attention_mask=batch.attention_mask,
-            masked_positions=batch.masked_positions,
-            masked_labels=batch.masked_labels,
-            next_sentence_labels=batch.next_sentence_labels,
-        )["loss"].backward()
+        model(**batch.model_inputs())["loss"].backward()
 
     once()
     return once
@@ -236,10 +220,3 @@ def _copy(device: torch.device) -> Callable[[], Any]:
     """A call of a concatenation into a new tensor, as gradients are flattened for a reduction."""
     parts = list(torch.randn(_FLAT_ELEMENTS, device=device).split(_FLAT_ELEMENTS // 16))
     return lambda: torch.cat(parts)
-
-
-def _timed_step(trainer: Trainer) -> tuple[list[list[float]], float]:
-    """Run a step; return the shares of rows that blocks ran on, and the seconds."""
-    kept: list[list[float]] = []
-    seconds = slowest_rank_seconds(lambda: kept.extend(trainer.step()), trainer.device)
-    return kept, seconds

@@ -1,8 +1,8 @@
 """Loss curves of two kernel backends from the same seeds: does the faster one train as well?
 
 Each backend, precision and seed trains its own model on the same learnable batches under the same gates, through
-DeepSpeed. Dropout is on, so the backends' masks differ as those of two runs do. Compared is the mean loss over the last
-quarter of the steps: the differences within a seed, by a paired t test.
+DeepSpeed. Dropout is on, so the backends' masks differ as those of two runs do. A paired t test compares the mean
+losses over the last quarter of the steps; runs of the same seed form a pair.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from benchmarks.batches import pattern_batch
-from benchmarks.engines import DTYPES, deepspeed_json, single_rank, wrap_in_engine
+from benchmarks.engines import deepspeed_json, single_rank, wrap_in_engine
 from benchmarks.intervals import mean_interval
 from benchmarks.machine import describe_device
-from benchmarks.options import chosen
+from benchmarks.options import DTYPES, chosen
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.kernels import BACKENDS, select_backend
 from bert_pld.model import BertForPreTraining, use_backend
@@ -27,40 +27,33 @@ from bert_pld.pld.gates import draw_gates
 from bert_pld.pld.schedule import Schedule
 
 EXAMPLE = "python -m benchmarks curves --dtypes bf16,fp16 --json curves.json"
+_RECORDED_OPTIONS = ("granularity", "theta", "steps", "seeds", "learning_rate", "micro_batch_size", "seq_length")
 FALSE_ALARMS = 0.02
 """Probability that two equal backends are reported as different in any of the precisions."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
-    parser.add_argument("--model_preset", default="small", help="tiny, mini, small, … (default small)")
-    parser.add_argument("--vocab_size", type=int, default=8192)
-    parser.add_argument("--backends", default="reference,triton", help="two; the second is compared with the first")
-    parser.add_argument("--dtypes", default="bf16", help=f"list of {', '.join(DTYPES)} (default bf16)")
-    parser.add_argument("--granularity", choices=("batch", "sample"), default="batch")
-    parser.add_argument("--theta", type=float, default=0.5, help="constant θ (default 0.5)")
-    parser.add_argument("--steps", type=int, default=200, help="steps a run (default 200)")
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        default=6,
-        help="runs of each backend and precision, at least 2 (default 6; fewer miss larger differences)",
-    )
-    parser.add_argument("--micro_batch_size", type=int, default=64, help="sequences (default 64)")
-    parser.add_argument("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add = parser.add_argument
+    add("--model_preset", default="small", help="tiny, mini, small, … (default small)")
+    add("--vocab_size", type=int, default=8192)
+    add("--backends", default="reference,triton", help="two; the second is compared with the first")
+    add("--dtypes", default="bf16", help=f"list of {', '.join(DTYPES)} (default bf16)")
+    add("--granularity", choices=("batch", "sample"), default="batch")
+    add("--theta", type=float, default=0.5, help="constant θ (default 0.5)")
+    add("--steps", type=int, default=200, help="steps a run (default 200)")
+    seeds_help = "runs of each backend and precision, at least 2 (default 6; fewer miss larger differences)"
+    add("--seeds", type=int, default=6, help=seeds_help)
+    add("--micro_batch_size", type=int, default=64, help="sequences (default 64)")
+    add("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
+    add("--learning_rate", type=float, default=1e-3)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Train every run.
+    """Train every run; for each precision, return the curves, final losses, differences and their interval.
 
-    Returns:
-        The set-up, and for each precision the curves, final losses, differences and their interval; `failed` if the
-        backends differ in any precision.
-
-    Raises:
-        ValueError: invalid options, or a backend that cannot run here.
+    `failed` is set if the backends differ in any precision.
     """
     backends = chosen("--backends", options.backends, BACKENDS)
     dtypes = chosen("--dtypes", options.dtypes, tuple(DTYPES))
@@ -84,13 +77,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             }
             rounded = {backend: [[round(loss, 4) for loss in run] for run in runs] for backend, runs in curves.items()}
             figures.append({"dtype": dtype, **compare(curves, backends, len(dtypes)), "curves": rounded})
-        described = describe_device(device)
     return {
-        **described,
+        **describe_device(device),
         "model": dataclasses.asdict(config),
-        **{key: getattr(options, key) for key in ("granularity", "theta", "steps", "seeds", "learning_rate")},
-        "micro_batch_size": options.micro_batch_size,
-        "seq_length": options.seq_length,
+        **{key: getattr(options, key) for key in _RECORDED_OPTIONS},
         "backends": backends,
         "figures": figures,
         "failed": any(one["differs"] for one in figures),
@@ -108,19 +98,11 @@ def _train(
     settings["optimizer"]["params"]["lr"] = options.learning_rate
     engine = wrap_in_engine(model.to(device).train(), settings)
     schedule = Schedule(config.num_layers, options.theta, temporal="constant")
-    losses = []
+    rows, losses = options.micro_batch_size, []
     for step in range(options.steps):
-        batch = pattern_batch(config, options.micro_batch_size, options.seq_length, seed=1000 * seed + step)
-        gates = draw_gates(
-            schedule,
-            granularity=options.granularity,
-            seed=seed,
-            step=step,
-            rows=options.micro_batch_size,
-            device=device,
-        )
-        moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-        loss = engine(**moved, gates=gates)["loss"]
+        batch = pattern_batch(config, rows, options.seq_length, 1000 * seed + step, device)
+        gates = draw_gates(schedule, granularity=options.granularity, seed=seed, step=step, rows=rows, device=device)
+        loss = engine(**batch, gates=gates)["loss"]
         engine.backward(loss)
         engine.step()
         losses.append(loss.detach())
@@ -130,16 +112,10 @@ def _train(
 def compare(
     curves: Mapping[str, Sequence[Sequence[float]]], backends: Sequence[str], comparisons: int = 1
 ) -> dict[str, Any]:
-    """Compare the final losses of two backends.
+    """Compare the final losses of two backends, seed by seed: the second's minus the first's.
 
-    Args:
-        curves: losses of each seed's run, for both backends.
-        backends: the second one minus the first one is tested.
-        comparisons: number of comparisons that share `FALSE_ALARMS` (Bonferroni).
-
-    Returns:
-        Final losses, differences by seed, their mean with its interval, and whether they differ: the interval excludes
-        0, or a loss is not finite.
+    `comparisons` share `FALSE_ALARMS` (Bonferroni). The backends differ if the interval of the mean difference excludes
+    0, or a loss is not finite.
     """
     final = {
         backend: [statistics.fmean(losses[-(len(losses) // 4) :]) for losses in runs]
@@ -168,9 +144,8 @@ def report(result: dict[str, Any]) -> str:
     ]
     for one in result["figures"]:
         for backend in (first, second):
-            lines.append(
-                f"{one['dtype']:6}{backend:12}" + "".join(f"{loss:9.4f}" for loss in one["final_losses"][backend])
-            )
+            losses = "".join(f"{loss:9.4f}" for loss in one["final_losses"][backend])
+            lines.append(f"{one['dtype']:6}{backend:12}{losses}")
         low, high = one["interval"]
         lines.append(
             f"{one['dtype']:6}{second} − {first}: {one['mean_difference']:+.4f} on average, interval"

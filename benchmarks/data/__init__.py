@@ -1,1 +1,1 @@
-"""Data preparation beside bare tokenization and the approach of other projects."""
+"""Data preparation against bare tokenization and the approach of other projects."""

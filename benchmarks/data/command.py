@@ -20,6 +20,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
@@ -38,30 +39,18 @@ _DATA_PREP = [sys.executable, "-m", "data_prep"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
-    parser.add_argument(
-        "--source", action="append", metavar="KIND=WHERE", help="as `data_prep build` takes it (default: python-docs)"
-    )
-    parser.add_argument("--vocab", type=Path, metavar="FILE", help="vocab.txt (default: a new one is trained first)")
-    parser.add_argument(
-        "--vocab_size", type=int, default=8192, help="size of a vocabulary that is trained (default 8192)"
-    )
-    parser.add_argument("--seq_length", type=int, default=128, help="tokens a row (default 128)")
-    parser.add_argument("--workers", default="1,2", help="numbers of build workers and of threads (default 1,2)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default 3)")
-    parser.add_argument(
-        "--python_bytes", type=int, default=300_000, help="bytes of text for the Python contenders (default 300000)"
-    )
+    add = parser.add_argument
+    add("--source", action="append", metavar="KIND=WHERE", help="as `data_prep build` takes it (default: python-docs)")
+    add("--vocab", type=Path, metavar="FILE", help="vocab.txt (default: a new one is trained first)")
+    add("--vocab_size", type=int, default=8192, help="size of a vocabulary that is trained (default 8192)")
+    add("--seq_length", type=int, default=128, help="tokens a row (default 128)")
+    add("--workers", default="1,2", help="numbers of build workers and of threads (default 1,2)")
+    add("--rounds", type=int, default=3, help="turns of each contender (default 3)")
+    add("--python_bytes", type=int, default=300_000, help="bytes of text for the Python contenders (default 300000)")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Run every contender in turns.
-
-    Returns:
-        The set-up, `contenders` with the `seconds` of every round, and `ratios` of their tokens/s.
-
-    Raises:
-        ValueError: an invalid option, or a command that failed, with its error.
-    """
+    """Run every contender in turns; return the `seconds` of every round, and `ratios` of tokens/s."""
     workers = positive_integers("--workers", options.workers)
     require_positive(options, "rounds", "python_bytes", "vocab_size")
     cores = len(os.sched_getaffinity(0))
@@ -87,23 +76,25 @@ def _measure(
     sentences = folder / "sentences.txt"
     run_measured([sys.executable, "-m", "benchmarks.data.extract", str(sentences), *sources])
 
+    output = folder / "build"
+    build = [*base, "--vocab", str(first / "vocab.txt"), "--output_dir", str(output)]
     contenders: dict[str, dict[str, Any]] = {}
-    for turn in range(options.rounds):
+    for _ in range(options.rounds):
         for count in workers:
             for name in (BARE, BARE_FAST):
                 figures = _run_contender(name, sentences, first, 0, count)
                 _add(contenders, f"{name} {count}", count, figures, figures)
-            output = folder / f"build_{turn}_{count}"
-            vocabulary = ["--vocab", str(first / "vocab.txt")]
-            built = run_measured([*base, *vocabulary, "--workers", str(count), "--output_dir", str(output)])
+            built = run_measured([*build, "--workers", str(count)])
             checked = run_measured([*_DATA_PREP, "verify", str(output)])
-            size = {"tokens": card["tokens"], "text_bytes": card["text_bytes"]}
             both = [dataclasses.asdict(run) for run in (built, checked)]
-            _add(contenders, f"build {count}", count, both[0], size)
+            _add(contenders, f"build {count}", count, both[0], card)
             summed = {key: both[0][key] + both[1][key] for key in ("seconds", "processor_seconds")}
-            _add(contenders, f"build + verify {count}", count, summed, size)
-            _remove(output)
-        _add(contenders, _NVIDIA, 1, _build_static(base, first, folder / f"static_{turn}"), size)
+            _add(contenders, f"build + verify {count}", count, summed, card)
+            shutil.rmtree(output)
+        # As many statically masked copies as the Python approach makes.
+        built = run_measured([*build, "--workers", "1", "--format", "nvidia", "--dupe_factor", str(DUPE_FACTOR)])
+        _add(contenders, _NVIDIA, 1, dataclasses.asdict(built), card)
+        shutil.rmtree(output)
         for name in (PURE_PYTHON, PYTHON_STATIC):
             figures = _run_contender(name, sentences, first, options.python_bytes, 1, options.seq_length)
             _add(contenders, name, 1, figures, figures)
@@ -128,14 +119,6 @@ def _measure(
     }
 
 
-def _build_static(base: list[str], vocabulary: Path, output: Path) -> dict[str, Any]:
-    """Run a build with as many statically masked copies as the Python approach makes."""
-    options = ["--format", "nvidia", "--dupe_factor", str(DUPE_FACTOR), "--workers", "1", "--output_dir", str(output)]
-    built = run_measured([*base, "--vocab", str(vocabulary / "vocab.txt"), *options])
-    _remove(output)
-    return dataclasses.asdict(built)
-
-
 def _run_contender(
     name: str, sentences: Path, tokenizer_folder: Path, most_bytes: int, threads: int, seq_length: int = 0
 ) -> dict[str, Any]:
@@ -158,12 +141,6 @@ def _add(
             entry[key] = max(entry.get(key, 0), run[key])
 
 
-def _remove(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-
-
 def _ratios(contenders: dict[str, dict[str, Any]], workers: list[int]) -> dict[str, dict[str, float]]:
     """Ratios of tokens/s within a round: by wall-clock time, and their median by processor time."""
 
@@ -175,17 +152,14 @@ def _ratios(contenders: dict[str, dict[str, Any]], workers: list[int]) -> dict[s
         least_and_most = {"least": min(found), "most": max(found)}
         return {"median": statistics.median(found), **least_and_most, "processor_time": statistics.median(used)}
 
-    found = {}
+    pairs = []
     for count in workers:
-        for bare in (BARE, BARE_FAST):
-            found[f"build {count} / {bare} {count}"] = ratio(f"build {count}", f"{bare} {count}")
-        found[f"build + verify {count} / {BARE} {count}"] = ratio(f"build + verify {count}", f"{BARE} {count}")
-    for count in workers[1:]:
-        found[f"build {count} / build {workers[0]}"] = ratio(f"build {count}", f"build {workers[0]}")
-    found[f"build {workers[0]} / {PURE_PYTHON}"] = ratio(f"build {workers[0]}", PURE_PYTHON)
-    found[f"build {workers[0]} / {PYTHON_STATIC}"] = ratio(f"build {workers[0]}", PYTHON_STATIC)
-    found[f"{_NVIDIA} / {PYTHON_STATIC}"] = ratio(_NVIDIA, PYTHON_STATIC)
-    return found
+        pairs += [(f"build {count}", f"{bare} {count}") for bare in (BARE, BARE_FAST)]
+        pairs.append((f"build + verify {count}", f"{BARE} {count}"))
+    first = f"build {workers[0]}"
+    pairs += [(f"build {count}", first) for count in workers[1:]]
+    pairs += [(first, PURE_PYTHON), (first, PYTHON_STATIC), (_NVIDIA, PYTHON_STATIC)]
+    return {f"{name} / {other}": ratio(name, other) for name, other in pairs}
 
 
 def report(result: dict[str, Any]) -> str:

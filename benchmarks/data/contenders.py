@@ -65,9 +65,6 @@ def tokenize_in_python(documents: list[list[str]], tokenizer_folder: Path) -> di
 
     Sentences are split by a regular expression, as the published preparation scripts do. Those also make pairs and
     masks in Python, which is not included.
-
-    Raises:
-        ValueError: this version of transformers has no such tokenizer.
     """
     tokenizer = _slow_tokenizer(tokenizer_folder)
     texts = [" ".join(document) for document in documents]
@@ -75,11 +72,7 @@ def tokenize_in_python(documents: list[list[str]], tokenizer_folder: Path) -> di
 
 
 def prepare_in_python(documents: list[list[str]], tokenizer_folder: Path, seq_length: int) -> dict[str, float]:
-    """Time the whole published approach, from split sentences to HDF5 with static masks.
-
-    Raises:
-        ValueError: this version of transformers has no Python tokenizer.
-    """
+    """Time the whole published approach, from split sentences to HDF5 with static masks."""
     tokenizer = _slow_tokenizer(tokenizer_folder)
     entries = tokenizer.get_vocab()
     with tempfile.TemporaryDirectory(prefix="bench_static_") as folder:

@@ -29,11 +29,7 @@ class FinishedCommand:
 
 
 def run_measured(command: Sequence[str], environment: Mapping[str, str] | None = None) -> FinishedCommand:
-    """Run a command to its end.
-
-    Raises:
-        ValueError: the command failed; the message has the last line of its stderr.
-    """
+    """Run a command to its end; raise ValueError with the last line of its stderr if it fails."""
     start, used = time.perf_counter(), _processor_seconds_of_children()
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"

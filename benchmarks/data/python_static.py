@@ -29,22 +29,13 @@ def write_static_shard(
     entries: dict[str, int],
     path: Path,
     seq_length: int,
-    seed: int = 0,
 ) -> int:
-    """Write documents to one HDF5 file in NVIDIA's format.
+    """Write documents, which are lists of sentences, to one HDF5 file in NVIDIA's format.
 
-    Args:
-        documents: lists of sentences.
-        tokenize: splits a sentence into word pieces.
-        entries: the vocabulary, word piece → id.
-        path: the file to write.
-        seq_length: S, tokens a row.
-        seed: seed of all random choices.
-
-    Returns:
-        Number of tokens of the text; a token that is written several times counts once.
+    `tokenize` splits a sentence into word pieces; `entries` gives their ids. Returns the number of tokens of the text;
+    a token that is written several times counts once.
     """
-    draw = random.Random(seed)
+    draw = random.Random(0)
     tokenized = [[pieces for sentence in document if (pieces := tokenize(sentence))] for document in documents]
     tokenized = [document for document in tokenized if document]
     words = list(entries)

@@ -13,14 +13,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from benchmarks.batches import pattern_batch
+from benchmarks.engines import model_section
 from benchmarks.machine import describe_device
+from benchmarks.markdown import table_lines
 from benchmarks.options import fractions, positive_integers
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.model import BertForPreTraining
@@ -31,32 +33,29 @@ EXAMPLE = "python -m benchmarks gradient_variance --json gradient_variance.json"
 PARTS = ("first third", "middle third", "last third", "embeddings", "head")
 """Thirds of the blocks in depth order, and the rest of the model; the head includes the last LayerNorm."""
 GRANULARITIES: tuple[Literal["batch", "sample"], ...] = ("batch", "sample")
+_TRAINING = ("trained_steps", "trained_theta", "learning_rate")
+_RECORDED_OPTIONS = ("seq_length", "draws", "clip", "keep_first_block", *_TRAINING)
 _CHUNKS = 8
 _TRAINING_ROWS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
-    parser.add_argument("--num_layers", type=int, default=8, help="blocks (default 8)")
-    parser.add_argument("--hidden_size", type=int, default=128, help="width (default 128)")
-    parser.add_argument("--num_attention_heads", type=int, help="heads (default: width / 64)")
-    parser.add_argument("--vocab_size", type=int, default=2048)
-    parser.add_argument("--seq_length", type=int, default=64, help="tokens a sequence (default 64)")
-    parser.add_argument("--micro_batch_sizes", default="4,16,64", help="sequences, joined by commas (default 4,16,64)")
-    parser.add_argument("--thetas", default="0.5", help="θ, joined by commas (default 0.5)")
-    parser.add_argument(
-        "--draws", type=int, default=64, help=f"gate draws a figure, a multiple of {_CHUNKS} (default 64)"
-    )
-    parser.add_argument("--trained_steps", type=int, default=300, help="AdamW steps of 16 sequences (default 300)")
-    parser.add_argument("--trained_theta", type=float, default=0.5, help="θ of those steps (default 0.5)")
-    parser.add_argument(
-        "--clip", type=float, default=1.0, help="norm that gradients are clipped to; 0: no clipping (default 1)"
-    )
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="learning rate of those steps (default 1e-3)")
-    parser.add_argument(
-        "--keep_first_block", action="store_true", help="never drop block 1 (default: p_l = 1 − l/L·(1 − θ))"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add = parser.add_argument
+    add("--num_layers", type=int, default=8, help="blocks (default 8)")
+    add("--hidden_size", type=int, default=128, help="width (default 128)")
+    add("--num_attention_heads", type=int, help="heads (default: width / 64)")
+    add("--vocab_size", type=int, default=2048)
+    add("--seq_length", type=int, default=64, help="tokens a sequence (default 64)")
+    add("--micro_batch_sizes", default="4,16,64", help="sequences, joined by commas (default 4,16,64)")
+    add("--thetas", default="0.5", help="θ, joined by commas (default 0.5)")
+    add("--draws", type=int, default=64, help=f"gate draws a figure, a multiple of {_CHUNKS} (default 64)")
+    add("--trained_steps", type=int, default=300, help="AdamW steps of 16 sequences (default 300)")
+    add("--trained_theta", type=float, default=0.5, help="θ of those steps (default 0.5)")
+    add("--clip", type=float, default=1.0, help="norm that gradients are clipped to; 0: no clipping (default 1)")
+    add("--learning_rate", type=float, default=1e-3, help="learning rate of those steps (default 1e-3)")
+    add("--keep_first_block", action="store_true", help="never drop block 1 (default: p_l = 1 − l/L·(1 − θ))")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 class StreamingMoments:
@@ -83,12 +82,8 @@ class StreamingMoments:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure at the initial and at the trained weights, for every θ and micro-batch size.
 
-    Returns:
-        The set-up, `losses` (nats, of the fixed batch of 16 before and after training), `between_batches` and
-        `figures`, one entry for each combination of weights, micro-batch size and θ.
-
-    Raises:
-        ValueError: invalid options.
+    `losses` are those of a fixed batch of 16 before and after training, in nats; `figures` has an entry for each
+    combination of weights, micro-batch size and θ.
     """
     sizes = positive_integers("--micro_batch_sizes", options.micro_batch_sizes)
     thetas = fractions("--thetas", options.thetas)
@@ -104,7 +99,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if weights == "trained":
             _train(model, options)
         with torch.no_grad():
-            losses[weights] = _loss(model, pattern_batch(model.config, _TRAINING_ROWS, options.seq_length, 0)).item()
+            losses[weights] = _loss(model, _batch(model, _TRAINING_ROWS, options, 0)).item()
         for rows in sizes:
             key = {"weights": weights, "micro_batch_size": rows}
             between.append({**key, **_between_batches(model, rows, options)})
@@ -112,44 +107,33 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         **describe_device(device),
         "model": dataclasses.asdict(model.config),
-        "seq_length": options.seq_length,
-        "draws": options.draws,
-        "trained_steps": options.trained_steps,
-        "trained_theta": options.trained_theta,
-        "clip": options.clip,
-        "keep_first_block": options.keep_first_block,
-        "learning_rate": options.learning_rate,
+        **{key: getattr(options, key) for key in _RECORDED_OPTIONS},
         "losses": losses,
         "between_batches": between,
         "figures": figures,
     }
 
 
+def _batch(model: BertForPreTraining, rows: int, options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    return pattern_batch(model.config, rows, options.seq_length, seed, options.device)
+
+
 def _loss(model: BertForPreTraining, batch: dict[str, Any], gates: Gates | None = None) -> Tensor:
-    device = next(model.parameters()).device
-    moved = {name: value if value is None else value.to(device) for name, value in batch.items()}
-    return model(**moved, gates=gates)["loss"]
+    return model(**batch, gates=gates)["loss"]
+
+
+def _schedule(model: BertForPreTraining, theta: float, options: argparse.Namespace) -> Schedule:
+    return Schedule(model.num_gated_blocks, theta, temporal="constant", keep_first_block=options.keep_first_block)
 
 
 def _train(model: BertForPreTraining, options: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, fused=True)
-    schedule = Schedule(
-        model.num_gated_blocks,
-        theta_limit=options.trained_theta,
-        temporal="constant",
-        keep_first_block=options.keep_first_block,
-    )
+    schedule = _schedule(model, options.trained_theta, options)
     for step in range(options.trained_steps):
+        kind = GRANULARITIES[step % len(GRANULARITIES)]
         # Seed 1: training must not use the gates that are measured.
-        gates = draw_gates(
-            schedule,
-            granularity=GRANULARITIES[step % len(GRANULARITIES)],
-            seed=1,
-            step=step,
-            rows=_TRAINING_ROWS,
-            device=options.device,
-        )
-        _loss(model, pattern_batch(model.config, _TRAINING_ROWS, options.seq_length, 1 + step), gates).backward()
+        gates = draw_gates(schedule, granularity=kind, seed=1, step=step, rows=_TRAINING_ROWS, device=options.device)
+        _loss(model, _batch(model, _TRAINING_ROWS, options, 1 + step), gates).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -207,21 +191,18 @@ def moments_of(gradients: Iterable[dict[str, Tensor]], draws: int) -> dict[str, 
 def _between_batches(model: BertForPreTraining, rows: int, options: argparse.Namespace) -> dict[str, Any]:
     """The variance between batches without gates, over the mean squared norm of one batch's gradient."""
     seeds = range(10_000, 10_000 + options.draws)
-    batches = (pattern_batch(model.config, rows, options.seq_length, seed) for seed in seeds)
+    batches = (_batch(model, rows, options, seed) for seed in seeds)
     moments = moments_of((_gradient(model, batch, None, options.clip) for batch in batches), options.draws)
     return {"relative_variance": moments["variance"] / (moments["variance"] + moments["mean_squared"])}
 
 
 def _under_gates(model: BertForPreTraining, rows: int, theta: float, options: argparse.Namespace) -> dict[str, Any]:
-    schedule = Schedule(
-        model.num_gated_blocks, theta_limit=theta, temporal="constant", keep_first_block=options.keep_first_block
-    )
-    batch = pattern_batch(model.config, rows, options.seq_length, 0)
-    device = next(model.parameters()).device
+    schedule = _schedule(model, theta, options)
+    batch = _batch(model, rows, options, 0)
     figures: dict[str, Any] = {"blocks_expected": schedule.expected_depth(0)}
     for granularity in GRANULARITIES:
         drawn = [
-            draw_gates(schedule, granularity=granularity, seed=0, step=step, rows=rows, device=device)
+            draw_gates(schedule, granularity=granularity, seed=0, step=step, rows=rows, device=options.device)
             for step in range(options.draws)
         ]
         figures[granularity] = {
@@ -230,31 +211,22 @@ def _under_gates(model: BertForPreTraining, rows: int, theta: float, options: ar
             "blocks_standard_deviation": statistics.stdev(gates.kept_blocks for gates in drawn),
         }
     by_sample, by_batch = figures["sample"], figures["batch"]
+    sample_parts, batch_parts = by_sample["by_part"], by_batch["by_part"]
     error = (by_sample["relative_standard_error"] ** 2 + by_batch["relative_standard_error"] ** 2) ** 0.5
     return {
         **figures,
         "ratio": by_batch["relative_variance"] / by_sample["relative_variance"],
         "ratio_relative_standard_error": error,
-        "ratio_by_part": {
-            part: by_batch["by_part"][part] / by_sample["by_part"][part] for part in by_sample["by_part"]
-        },
+        "ratio_by_part": {part: batch_parts[part] / sample_parts[part] for part in sample_parts},
     }
 
 
 def _model_config(options: argparse.Namespace) -> ModelConfig:
-    width = options.hidden_size
-    sizes = {
-        "preset": None,
-        "num_layers": options.num_layers,
-        "hidden_size": width,
-        "num_attention_heads": options.num_attention_heads or max(width // 64, 1),
-        "intermediate_size": 4 * width,
-        "vocab_size": options.vocab_size,
-        "next_sentence_prediction": False,
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-    }
-    return load_config({"model": sizes, "data": {"seq_length": options.seq_length}}).model
+    heads = {"num_attention_heads": options.num_attention_heads} if options.num_attention_heads else {}
+    sizes = {**heads, "num_layers": options.num_layers, "vocab_size": options.vocab_size}
+    fixed = {"next_sentence_prediction": False, "hidden_dropout": 0.0, "attention_dropout": 0.0}
+    model = model_section(options.hidden_size, **sizes, **fixed)
+    return load_config({"model": model, "data": {"seq_length": options.seq_length}}).model
 
 
 def report(result: dict[str, Any]) -> str:
@@ -268,31 +240,22 @@ def report(result: dict[str, Any]) -> str:
         f" {result['trained_steps']} steps",
         "",
     ]
+    whole, by_part = [], []
+    for one in result["figures"]:
+        setting = (one["weights"], f"{one['micro_batch_size']}", f"{one['theta']:g}")
+        pair = (one["batch"], one["sample"])
+        whole.append(
+            [
+                *setting,
+                *(f"{of['relative_variance']:.3f}" for of in pair),
+                f"{one['ratio']:.2f} ± {one['ratio'] * one['ratio_relative_standard_error']:.2f}",
+                f"{between[one['weights'], one['micro_batch_size']]:.2f}",
+                *(f"{of['blocks_mean']:.2f} ± {of['blocks_standard_deviation']:.2f}" for of in pair),
+            ]
+        )
+        ratios = one["ratio_by_part"]
+        by_part.append([*setting, *(f"{ratios[part]:.2f}" if part in ratios else "–" for part in PARTS)])
     columns = ("batch", "sample", "batch / sample", "between batches", "blocks, batch", "blocks, sample")
-    lines += _table(
-        ("weights", "sequences", "θ", *columns),
-        result["figures"],
-        lambda one: [
-            *(f"{one[granularity]['relative_variance']:.3f}" for granularity in GRANULARITIES),
-            f"{one['ratio']:.2f} ± {one['ratio'] * one['ratio_relative_standard_error']:.2f}",
-            f"{between[one['weights'], one['micro_batch_size']]:.2f}",
-            *(
-                f"{one[name]['blocks_mean']:.2f} ± {one[name]['blocks_standard_deviation']:.2f}"
-                for name in GRANULARITIES
-            ),
-        ],
-    )
+    lines += table_lines(("weights", "sequences", "θ", *columns), whole)
     lines += ["", "batch / sample by part:", ""]
-    lines += _table(
-        ("weights", "sequences", "θ", *PARTS),
-        result["figures"],
-        lambda one: [f"{one['ratio_by_part'][part]:.2f}" if part in one["ratio_by_part"] else "–" for part in PARTS],
-    )
-    return "\n".join(lines)
-
-
-def _table(
-    header: tuple[str, ...], figures: list[dict[str, Any]], cells: Callable[[dict[str, Any]], list[str]]
-) -> list[str]:
-    rows = [[one["weights"], str(one["micro_batch_size"]), f"{one['theta']:g}", *cells(one)] for one in figures]
-    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines + table_lines(("weights", "sequences", "θ", *PARTS), by_part))

@@ -1,1 +1,1 @@
-"""Fused kernels beside copy bandwidth and peers."""
+"""Fused kernels against the bandwidth of a copy and other implementations."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.batches import targets_of
 from benchmarks.kernels.operation import Formula, InputSet, Operation, Size
 from bert_pld.kernels import reference
 from bert_pld.kernels.dropout import CounterDropout
@@ -26,7 +27,6 @@ DROPOUT = 0.1
 EPS = 1e-5
 GATE_SCALE = 1.25
 KEPT_SHARE = 0.75
-MASK_PROBABILITY = 0.15
 _FP32 = 4
 _INT32 = 4
 _INT64 = 8
@@ -193,7 +193,7 @@ class CrossEntropy(Operation):
 
     def __init__(self, size: Size, device: torch.device) -> None:
         super().__init__(size, device)
-        self.rows = max(round(MASK_PROBABILITY * size.tokens), 1)
+        self.rows = targets_of(size.tokens)
 
     def moved_bytes(self, direction: str) -> int:
         """The fewest bytes: logits are read once, their gradient is written once."""

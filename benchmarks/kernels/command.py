@@ -1,4 +1,4 @@
-"""Fused kernels: bandwidth of each, forward and backward, beside a copy's and beside peers.
+"""Fused kernels: bandwidth of each, forward and backward, against a copy and other implementations.
 
 All implementations take turns in one run on the same random inputs; there are many sets of inputs, so that none is in
 the cache. Bytes are the fewest that the operation must move. Rows below the target share of a large copy's bandwidth
@@ -19,11 +19,11 @@ import torch
 from benchmarks.kernels.cases import DROPOUT, OPERATIONS
 from benchmarks.kernels.device_timing import TimingOptions, copy_bandwidth, own_stream
 from benchmarks.kernels.implementations import PEERS
-from benchmarks.kernels.operation import DTYPES, Size
+from benchmarks.kernels.operation import Size
 from benchmarks.kernels.report import report
 from benchmarks.kernels.rows import failed_row, measure_rows
 from benchmarks.machine import describe_device
-from benchmarks.options import chosen, positive_integers
+from benchmarks.options import DTYPES, chosen, positive_integers, require_positive
 from benchmarks.results import save
 
 __all__ = ["EXAMPLE", "add_arguments", "measure", "report"]
@@ -47,9 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("dtypes", f"list of {', '.join(DTYPES)}")
     add("peers", f"list of {', '.join(PEERS)}, or none")
     parser.add_argument("--rounds", type=int, help=f"turns (default {gpu['rounds']}; on a CPU {cpu['rounds']})")
-    parser.add_argument(
-        "--operations", default=",".join(OPERATIONS), help=f"list of {', '.join(OPERATIONS)} (default all)"
-    )
+    operations = f"list of {', '.join(OPERATIONS)} (default all)"
+    parser.add_argument("--operations", default=",".join(OPERATIONS), help=operations)
     parser.add_argument("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
     parser.add_argument("--vocab_size", type=int, default=30528, help="vocabulary of cross entropy (default 30528)")
     parser.add_argument("--no_graphs", action="store_true", help="launch each call instead of replaying a CUDA graph")
@@ -58,31 +57,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure all operations at all sizes.
+    """Measure all operations at all sizes; return a row for each operation, direction and size.
 
-    Returns:
-        The device, versions and conditions, `copy_gb_s` (before and after all rows), `rows`, one for each operation,
-        direction and size, and `failed`: the rows whose kernel is wrong or did not run.
-
-    Raises:
-        ValueError: an unknown name, or sizes that do not fit.
+    `copy_gb_s` was measured before and after all rows; `failed` names the rows whose kernel is wrong or did not run.
     """
     device = torch.device(options.device)
     if device.type not in _DEFAULTS:
         raise ValueError(f"--device {options.device}: must be cuda or cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {options.device}: this machine has no GPU")
-    default = _DEFAULTS[device.type]
-    given = {
-        key: getattr(options, key) if getattr(options, key) is not None else value for key, value in default.items()
-    }
-    for key, value in (("rounds", given["rounds"]), *((k, getattr(options, k)) for k in ("seq_length", "vocab_size"))):
-        if value < 1:
-            raise ValueError(f"--{key} {value}: must be at least 1")
-    sizes = _sizes(given, options.seq_length, options.vocab_size)
+    for key, value in _DEFAULTS[device.type].items():
+        if getattr(options, key) is None:
+            setattr(options, key, value)
+    require_positive(options, "rounds", "seq_length", "vocab_size")
+    sizes = _sizes(options)
     names = chosen("--operations", options.operations, tuple(OPERATIONS))
-    peers = [] if given["peers"] == "none" else chosen("--peers", given["peers"], PEERS)
-    timing = TimingOptions(given["rounds"], graphs=not options.no_graphs)
+    peers = [] if options.peers == "none" else chosen("--peers", options.peers, PEERS)
+    timing = TimingOptions(options.rounds, graphs=not options.no_graphs)
 
     rows: list[dict[str, Any]] = []
     with own_stream(device):
@@ -90,7 +81,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
         def result() -> dict[str, Any]:
             compare_with_copy(rows, max(copies))
-            return {**_conditions(device, timing), "copy_gb_s": copies, "peers": peers, **_rows_and_failures(rows)}
+            failed = [f"{row['operation']} {row['direction']}: {row['failed']}" for row in rows if row["failed"]]
+            conditions = _conditions(device, timing)
+            return {**conditions, "copy_gb_s": copies, "peers": peers, "rows": rows, "failed": failed}
 
         for size in sizes:
             for name in names:
@@ -119,19 +112,14 @@ def _conditions(device: torch.device, timing: TimingOptions) -> dict[str, Any]:
     }
 
 
-def _rows_and_failures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    failed = [f"{row['operation']} {row['direction']}: {row['failed']}" for row in rows if row["failed"]]
-    return {"rows": rows, "failed": failed}
-
-
-def _sizes(given: dict[str, Any], seq_length: int, vocabulary: int) -> list[Size]:
-    tokens = positive_integers("--tokens", given["tokens"])
-    if uneven := [count for count in tokens if count % seq_length]:
-        raise ValueError(f"--tokens {uneven[0]}: must be a multiple of --seq_length {seq_length}")
+def _sizes(options: argparse.Namespace) -> list[Size]:
+    tokens = positive_integers("--tokens", options.tokens)
+    if uneven := [count for count in tokens if count % options.seq_length]:
+        raise ValueError(f"--tokens {uneven[0]}: must be a multiple of --seq_length {options.seq_length}")
     return [
-        Size(count, hidden, dtype, seq_length, vocabulary)
-        for dtype in chosen("--dtypes", given["dtypes"], tuple(DTYPES))
-        for hidden in positive_integers("--hidden", given["hidden"])
+        Size(count, hidden, dtype, options.seq_length, options.vocab_size)
+        for dtype in chosen("--dtypes", options.dtypes, tuple(DTYPES))
+        for hidden in positive_integers("--hidden", options.hidden)
         for count in tokens
     ]
 

@@ -4,7 +4,7 @@ A pass calls an implementation once on each input set and keeps the outputs, so 
 the cache. Before a pass a large copy clears the cache and keeps the device busy while the host enqueues the pass. On a
 CPU a pass is timed with the wall clock.
 
-`triton.testing.do_bench` would not do: it times one implementation on one input set, so other work on the machine
+`triton.testing.do_bench` is not used: it times one implementation on one input set, so other work on the machine
 would not affect all implementations alike, and it needs Triton and a GPU.
 """
 
@@ -194,13 +194,9 @@ def _time(run: Callable[[], Any], device: torch.device) -> float:
     return float(start.elapsed_time(end)) / 1e3
 
 
-def _evictor(device: torch.device) -> Callable[[], None]:
+def _evictor(device: torch.device) -> Callable[[], Any]:
     if device.type != "cuda":
         return lambda: None
     source = random_values(_EVICTING_BYTES, device)
     target = torch.empty_like(source)
-
-    def evict() -> None:
-        target.copy_(source)
-
-    return evict
+    return lambda: target.copy_(source)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,15 +78,13 @@ def peer_formula(peer: str, operation: Operation) -> Formula | str | None:
     if operation.name != "layer_norm":
         return None
     try:
-        fused: Callable[..., Any] = importlib.import_module(
-            "apex.normalization.fused_layer_norm"
-        ).fused_layer_norm_affine
+        from apex.normalization.fused_layer_norm import fused_layer_norm_affine
     except (ImportError, AttributeError):
         return "not installed"
     if operation.device.type != "cuda":
         return "needs a GPU"
     width = operation.size.hidden
-    return lambda stream, weight, norm_bias: (fused(stream, weight, norm_bias, (width,), EPS),)
+    return lambda stream, weight, norm_bias: (fused_layer_norm_affine(stream, weight, norm_bias, (width,), EPS),)
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from benchmarks.options import DTYPES
+
 if TYPE_CHECKING:
     from bert_pld.kernels.tiles import Tile
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Formula = Callable[..., tuple[Tensor, ...]]
 
@@ -112,8 +112,3 @@ class Case:
     operation: Operation
     direction: str
     input_sets: list[InputSet]
-
-    @property
-    def device(self) -> torch.device:
-        """The operation's device."""
-        return self.operation.device

@@ -31,11 +31,10 @@ from benchmarks.results import one_line
 def measure_rows(
     operation: Operation, peers: Sequence[str], timing: TimingOptions, with_sweep: bool
 ) -> list[dict[str, Any]]:
-    """Check and time one operation.
+    """Check and time one operation; return a row for each direction.
 
-    Returns:
-        A row for each direction: the size, `bytes`, `sets`, `times` by implementation, `absent` implementations with
-        the reason, the kernel's `error`, `failed` (the reason, or None) and `sweep`.
+    A row has the size, `bytes`, `sets`, `times` by implementation, `absent` implementations with the reason, the
+    kernel's `error`, `failed` (the reason, or None) and `sweep`.
     """
     sets = number_of_sets(operation.moved_bytes("forward"), operation.device)
     input_sets = [operation.random_inputs(seed) for seed in range(sets)]
@@ -79,7 +78,8 @@ def _formulas(operation: Operation, peers: Sequence[str]) -> tuple[dict[str, For
 
 def _row(case: Case, formulas: dict[str, Formula], absent: dict[str, str], timing: TimingOptions) -> dict[str, Any]:
     """Time one direction."""
-    device, sets, moved = case.device, len(case.input_sets), case.operation.moved_bytes(case.direction)
+    operation, sets = case.operation, len(case.input_sets)
+    device, moved = operation.device, operation.moved_bytes(case.direction)
     timed = []
     if "triton" not in absent:
         timed.append(prepare(triton_implementation(case), sets, device, timing.graphs))
@@ -95,9 +95,9 @@ def _row(case: Case, formulas: dict[str, Formula], absent: dict[str, str], timin
         for one in timed:
             times[one.implementation.name]["host_us"] = host_seconds(one.implementation, sets, device) * 1e6
     return {
-        "operation": case.operation.name,
+        "operation": operation.name,
         "direction": case.direction,
-        **dataclasses.asdict(case.operation.size),
+        **dataclasses.asdict(operation.size),
         "bytes": moved,
         "sets": sets,
         "times": times,
@@ -111,11 +111,8 @@ def failed_row(name: str, size: Size, error: BaseException) -> dict[str, Any]:
         "operation": name,
         "direction": "–",
         **dataclasses.asdict(size),
-        "bytes": None,
-        "sets": None,
+        **dict.fromkeys(("bytes", "sets", "sweep", "error")),
         "times": {},
         "absent": {},
-        "sweep": None,
-        "error": None,
         "failed": one_line(error),
     }

@@ -6,9 +6,10 @@ import dataclasses
 import statistics
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from benchmarks.kernels.check import largest_error, passes, relative_error
+from benchmarks.kernels.check import passes, relative_error
 from benchmarks.kernels.device_timing import TimingOptions, prepare, take_turns
 from benchmarks.kernels.implementations import overwritable, triton_implementation
 from benchmarks.kernels.operation import Case
@@ -27,10 +28,8 @@ _TRIAL_ROUNDS = 5
 def candidate_tiles(default: Tile, direction: str) -> list[Tile]:
     """The default and its neighbours that fit; all sizes but `programs_per_multiprocessor` are powers of two.
 
-    Args:
-        default: the launcher's own tile.
-        direction: `backward` reduces over rows, so the number of programs varies too; in `both` a program has one row,
-            so its piece of it (`width`) varies instead of the rows.
+    `backward` reduces over rows, so the number of programs varies too. In `both` a program has one row, so its piece of
+    it (`width`) varies instead of the rows.
     """
     shapes = (
         [(1, default.width * factor // 2) for factor in (1, 2, 4)]
@@ -65,9 +64,7 @@ def fits(tile: Tile) -> bool:
 def sweep(case: Case, timing: TimingOptions) -> dict[str, Any]:
     """Time every candidate, then the best and the default again, in turns.
 
-    Returns:
-        `default` and `best`, each with its tile and µs, and `tried`: all candidates, with the error of those that did
-        not compile or gave other results.
+    `tried` has all candidates, with the error of those that did not compile or gave other results.
     """
     tried: list[dict[str, Any]] = []
     tiles = candidate_tiles(case.operation.default_tile(case.direction), case.direction)
@@ -90,9 +87,9 @@ def sweep(case: Case, timing: TimingOptions) -> dict[str, Any]:
 
 def _time(tiles: list[Tile], case: Case, timing: TimingOptions) -> list[float]:
     """Median seconds of a call with each tile."""
-    sets = len(case.input_sets)
-    timed = [prepare(triton_implementation(case, tile), sets, case.device, timing.graphs) for tile in tiles]
-    take_turns(timed, sets, timing.rounds, case.device)
+    sets, device = len(case.input_sets), case.operation.device
+    timed = [prepare(triton_implementation(case, tile), sets, device, timing.graphs) for tile in tiles]
+    take_turns(timed, sets, timing.rounds, device)
     return [statistics.median(one.seconds) for one in timed]
 
 
@@ -107,4 +104,4 @@ def _difference(case: Case, tile: Tile) -> float:
         return operation.backward(own, operation.forward(own), tile)
 
     pairs = zip(results(tile), results(None), strict=True)
-    return largest_error([relative_error(mine, other) for mine, other in pairs])
+    return float(np.max([relative_error(mine, other) for mine, other in pairs]))

@@ -1,1 +1,1 @@
-"""The data loader beside Hugging Face's collators."""
+"""The data loader against Hugging Face's collators."""

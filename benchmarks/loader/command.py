@@ -33,28 +33,22 @@ EXAMPLE = "python -m benchmarks loader --data_dir shards/ --json loader.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
-    parser.add_argument("--data_dir", type=Path, help="shards, or seq_<S> directories of them (default: random rows)")
-    parser.add_argument("--rows", type=int, default=262_144, help="random rows of 128 tokens (default 262,144)")
-    parser.add_argument("--seq_lengths", default="128,512", help="(default 128,512)")
-    parser.add_argument("--micro_batch_sizes", default="32,256", help="sequences (default 32,256)")
-    parser.add_argument("--workers", default="0,1,2", help="(default 0,1,2)")
-    parser.add_argument("--masking", default=",".join(MASKING), help=f"list of {', '.join(MASKING)} (default all)")
-    parser.add_argument("--shuffles", default=",".join(SHUFFLES), help=f"list of {', '.join(SHUFFLES)} (default all)")
-    parser.add_argument("--contenders", default=f"{OURS},{HUGGING_FACE}", help=f"(default {OURS},{HUGGING_FACE})")
-    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of each turn (default 1)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each setting (default 3)")
-    parser.add_argument("--cold_rows", type=int, default=65_536, help="rows to read without a page cache; 0: none")
+    add = parser.add_argument
+    add("--data_dir", type=Path, help="shards, or seq_<S> directories of them (default: random rows)")
+    add("--rows", type=int, default=262_144, help="random rows of 128 tokens (default 262,144)")
+    add("--seq_lengths", default="128,512", help="(default 128,512)")
+    add("--micro_batch_sizes", default="32,256", help="sequences (default 32,256)")
+    add("--workers", default="0,1,2", help="(default 0,1,2)")
+    add("--masking", default=",".join(MASKING), help=f"list of {', '.join(MASKING)} (default all)")
+    add("--shuffles", default=",".join(SHUFFLES), help=f"list of {', '.join(SHUFFLES)} (default all)")
+    add("--contenders", default=f"{OURS},{HUGGING_FACE}", help=f"(default {OURS},{HUGGING_FACE})")
+    add("--seconds", type=float, default=1.0, help="seconds of each turn (default 1)")
+    add("--rounds", type=int, default=3, help="turns of each setting (default 3)")
+    add("--cold_rows", type=int, default=65_536, help="rows to read without a page cache; 0: none")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure every setting.
-
-    Returns:
-        The machine, `figures` of each setting, and `orders`: figures of each sequence length and order of rows.
-
-    Raises:
-        ValueError: invalid options or data.
-    """
+    """Measure every setting (`figures`), and every sequence length and order of rows (`orders`)."""
     names = chosen("--contenders", options.contenders, (OURS, HUGGING_FACE))
     masking = chosen("--masking", options.masking, MASKING)
     shuffles = chosen("--shuffles", options.shuffles, SHUFFLES)
@@ -66,7 +60,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--rounds, --seconds, --rows: must be above 0, and --cold_rows at least 0")
     with tempfile.TemporaryDirectory(prefix="bench_loader_") as scratch:
         splits = _splits(options, Path(scratch))
-        # A setting of ours stands beside the peer's of the same kind. The peer's masks are always dynamic.
+        # Our setting takes its turn next to the same setting of the peer, whose masks are always dynamic.
         settings = [
             LoaderSetting(length, mask, count, size, name, shuffle)
             for length, mask, count, size, name in itertools.product(splits, masking, workers, sizes, names)
@@ -118,17 +112,17 @@ def _tokens_per_second(directory: Path, setting: LoaderSetting, seconds: float) 
         next(batches)
         workers_started()
         _consume(batches, seconds / 3)
-        places, passed = _consume(batches, seconds)
+        positions, elapsed = _consume(batches, seconds)
         del batches
         gc.collect()  # stops the workers
-    return places / passed
+    return positions / elapsed
 
 
 def _consume(batches: Iterator[torch.Tensor], seconds: float) -> tuple[int, float]:
-    places, started = 0, time.perf_counter()
-    while (passed := time.perf_counter() - started) < seconds:
-        places += next(batches).numel()
-    return places, passed
+    positions, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        positions += next(batches).numel()
+    return positions, elapsed
 
 
 def _order_figures(directory: Path, shuffle: str, cold_rows: int) -> dict[str, Any]:

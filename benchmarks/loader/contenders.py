@@ -73,15 +73,11 @@ def hugging_face_batches(rows: ShardedRows, setting: LoaderSetting) -> Iterator[
         collator = DataCollatorForLanguageModeling(_tokenizer(rows), mlm_probability=0.15, whole_word_mask=whole_word)
     loader = DataLoader(
         _Examples(rows, vocabulary, offsets=whole_word),
-        batch_size=setting.micro_batch_size,
-        shuffle=True,
-        drop_last=True,
-        collate_fn=collator,
-        num_workers=setting.workers,
+        batch_size=setting.micro_batch_size, drop_last=True, collate_fn=collator,
+        shuffle=True, generator=torch.Generator().manual_seed(0),
+        num_workers=setting.workers, persistent_workers=setting.workers > 0,
         prefetch_factor=_PREFETCHED_BATCHES if setting.workers else None,
-        persistent_workers=setting.workers > 0,
-        generator=torch.Generator().manual_seed(0),
-    )
+    )  # fmt: skip
     return (batch["input_ids"] for _epoch in itertools.count() for batch in loader)
 
 
@@ -100,15 +96,15 @@ class _Examples(Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         columns = self.rows.read(np.array(indices))
         ids, length = columns["input_ids"], columns["length"][:, None]
-        places = np.arange(ids.shape[1])
+        positions = np.arange(ids.shape[1])
         features = {
             "input_ids": ids,
-            "token_type_ids": (places >= columns["segment_b_start"][:, None]) & (places < length),
-            "attention_mask": places < length,
+            "token_type_ids": (positions >= columns["segment_b_start"][:, None]) & (positions < length),
+            "attention_mask": positions < length,
             "special_tokens_mask": ~self.vocabulary.is_ordinary[ids],
         }
         if self.offsets:  # as if each token had one character, with a gap before each word
-            begins = places + np.cumsum(~self.vocabulary.is_continuation[ids], axis=1)
+            begins = positions + np.cumsum(~self.vocabulary.is_continuation[ids], axis=1)
             features["offset_mapping"] = np.stack((begins, begins + 1), axis=2)
         listed = {name: values.astype(np.int64).tolist() for name, values in features.items()}
         return [{name: values[i] for name, values in listed.items()} for i in range(len(indices))]

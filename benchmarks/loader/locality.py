@@ -20,8 +20,7 @@ _ROWS = 1000
 def regions_read(rows: ShardedRows, data: DataConfig) -> dict[str, float]:
     """Number of 1 MiB regions of the token ids that hold rows which are consecutive in the order.
 
-    Returns:
-        `of_1000_rows`, the mean over ten places of an epoch; `of_a_window`, for `window_rows` rows; and `in_all`.
+    `of_1000_rows` is the mean over ten places of an epoch; `of_a_window` is for `window_rows` rows.
     """
     order = sample_order(data, len(rows), seed=0)
     row_bytes = rows.attributes.seq_length * np.dtype(rows.attributes.token_dtype).itemsize
@@ -42,10 +41,8 @@ def regions_read(rows: ShardedRows, data: DataConfig) -> dict[str, float]:
 def cold_cache_seconds(rows: ShardedRows, shuffle: str, micro_batch_size: int, num_rows: int) -> dict[str, Any]:
     """Time our loader, without workers, on `num_rows` rows of shards that are not in the page cache.
 
-    No process may have the shards mapped, because Linux does not drop mapped pages.
-
-    Returns:
-        `seconds`, `rows`, and `read_bytes`: bytes that the storage delivered to this process.
+    No process may have the shards mapped, because Linux does not drop mapped pages. `read_bytes` is what the storage
+    delivered to this process.
     """
     for record in rows.records:
         descriptor = os.open(rows.data_dir / record.file, os.O_RDONLY)

@@ -8,15 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.intervals import mean_interval
-from benchmarks.paper.curves import (
-    Curve,
-    loss_difference,
-    loss_difference_at_equal_time,
-    speed_to_loss,
-    time_saved,
-)
-
-Measure = Callable[[Curve, Curve], float | None]
+from benchmarks.markdown import markdown_table
+from benchmarks.paper.curves import Curve, loss_difference, loss_difference_at_equal_time, speed_to_loss, time_saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +19,7 @@ class Claim:
     text: str
     variant: str
     other: str
-    measure: Measure = loss_difference
+    measure: Callable[[Curve, Curve], float | None] = loss_difference
     unit: str = "nats"
     at_least: float | None = None
     """The published value; None if the claim is that the variant's loss is lower."""
@@ -64,21 +57,17 @@ CLAIMS = (
 
 
 def check_claims(curves: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, Any]]:
-    """Test the claims about variants that have runs.
+    """Test the claims about variants that have runs; `curves` has variant → seed → its run.
 
     A value compares two runs of one seed, which saw the same samples with the same masks; it is None where one of them
     does not reach the loss or time in question. `mean` is the mean of the other values; `low` and `high` are its 95 %
-    interval, where no value is None. The intervals are not corrected for the number of claims.
-
-    Args:
-        curves: variant → seed → its run; those that diverged are left out.
+    interval, where no value is None. The intervals are not corrected for the number of claims. Runs that diverged are
+    left out.
     """
     found = []
     for claim in CLAIMS:
-        run, other = (
-            {seed: curve for seed, curve in curves.get(name, {}).items() if not curve.diverged}
-            for name in (claim.variant, claim.other)
-        )
+        both = (curves.get(name, {}).items() for name in (claim.variant, claim.other))
+        run, other = ({seed: curve for seed, curve in seeds if not curve.diverged} for seeds in both)
         pairs = [claim.measure(run[seed], other[seed]) for seed in sorted(run.keys() & other.keys())]
         if not pairs:
             continue
@@ -104,13 +93,13 @@ def check_claims(curves: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, An
 
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
     """Format a Markdown table, a row for each claim."""
-    lines = ["| | mean | 95 % interval | seeds | |", "|---|---|---|---|---|"]
+    rows = []
     for one in claims:
         mean, low, high = (_figure(one[key], one["unit"]) for key in ("mean", "low", "high"))
         spread = "–" if one["low"] is None else f"{low} … {high}"
         unit = "" if one["unit"] == "nats" or one["mean"] is None else f" {one['unit']}"
-        lines.append(f"| {one['claim']} | {mean}{unit} | {spread} | {len(one['values'])} | {one['verdict']} |")
-    return "\n".join(lines) + "\n"
+        rows.append((one["claim"], f"{mean}{unit}", spread, f"{len(one['values'])}", one["verdict"]))
+    return markdown_table(("", "mean", "95 % interval", "seeds", ""), rows)
 
 
 def _figure(value: float | None, unit: str) -> str:

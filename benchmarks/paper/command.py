@@ -16,8 +16,6 @@ from benchmarks.machine import processor_name
 from benchmarks.paper.variants import BASELINE, CHOICES, VARIANTS, load_scale
 
 CONDITIONS = "conditions.json"
-
-
 EXAMPLE = "python -m benchmarks paper run --scale cpu --data_dir shards/ --output_dir runs/paper --seeds 3"
 
 
@@ -25,25 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the commands `run` and `summarize`, each with its options."""
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run", help="train the runs that are not finished")
-    runs.add_argument("--scale", required=True, help="name of a file of configs/scales/, without .json")
-    runs.add_argument("--data_dir", required=True, type=Path, help="shards of `data_prep build`")
-    runs.add_argument("--output_dir", required=True, type=Path, help="a folder for all runs")
-    runs.add_argument(
-        "--seeds", type=int, default=3, help="(default 3); ablations have 1, unless --variants names them"
-    )
+    add = runs.add_argument
+    add("--scale", required=True, help="name of a file of configs/scales/, without .json")
+    add("--data_dir", required=True, type=Path, help="shards of `data_prep build`")
+    add("--output_dir", required=True, type=Path, help="a folder for all runs")
+    add("--seeds", type=int, default=3, help="(default 3); ablations have 1, unless --variants names them")
     paper, choices = (", ".join(variant.name for variant in group) for group in (VARIANTS, CHOICES))
-    runs.add_argument(
-        "--variants", nargs="+", metavar="NAME", help=f"names of {paper} (default: all of these), or of {choices}"
-    )
-    runs.add_argument(
-        "--at_once", type=int, help="concurrent runs (default: one a GPU; without a GPU, one a processor)"
-    )
+    add("--variants", nargs="+", metavar="NAME", help=f"names of {paper} (default: all of these), or of {choices}")
+    add("--at_once", type=int, help="concurrent runs (default: one a GPU; without a GPU, one a processor)")
     summary = commands.add_parser("summarize", help="compute the figures of the finished runs")
-    summary.add_argument("output_dir", type=Path, help="the --output_dir of `run`")
-    summary.add_argument("--json", type=Path, required=True, help="file to write the figures to")
-    summary.add_argument("--plot", type=Path, help="file for the curves: .png, .svg or .pdf")
-    summary.add_argument("--time_plot", type=Path, help="file for the loss of the main variants against time")
-    summary.add_argument("--baseline", default=BASELINE, help=f"variant to compare with (default {BASELINE})")
+    add = summary.add_argument
+    add("output_dir", type=Path, help="the --output_dir of `run`")
+    add("--json", type=Path, required=True, help="file to write the figures to")
+    add("--plot", type=Path, help="file for the curves: .png, .svg or .pdf")
+    add("--time_plot", type=Path, help="file for the loss of the main variants against time")
+    add("--baseline", default=BASELINE, help=f"variant to compare with (default {BASELINE})")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -85,8 +79,7 @@ def _visible_gpus(count: int) -> list[str]:
 def record_conditions(path: Path, described: dict[str, Any]) -> None:
     """Write the conditions of a suite; if it is continued, add those that have changed.
 
-    Raises:
-        ValueError: the suite was started at another scale, on another type of device or on other data.
+    Raise ValueError if it was started at another scale, on another type of device or on other data.
     """
     from bert_pld.files import write_atomically
 
@@ -96,9 +89,8 @@ def record_conditions(path: Path, described: dict[str, Any]) -> None:
         before = dict(described)
     for key in ("scale", "device", "data"):
         if before[key] != described[key]:
-            raise ValueError(
-                f"{path.parent}: was started with {key} {before[key]}, now {described[key]}; use another --output_dir"
-            )
+            changed = f"was started with {key} {before[key]}, now {described[key]}"
+            raise ValueError(f"{path.parent}: {changed}; use another --output_dir")
     now = {key: described[key] for key in ("commit", "command", "hardware", "versions", "runs_at_once")}
     later = before.setdefault("later", [])
     if now not in later and any(before[key] != value for key, value in now.items()):
@@ -111,19 +103,15 @@ def describe(options: argparse.Namespace, seq_length: int, gpus: int, at_once: i
     import deepspeed
     import torch
 
-    commit = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
+    command = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "deepspeed": deepspeed.__version__}
     return {
         "device": "gpu" if gpus else "cpu",
         "hardware": torch.cuda.get_device_name(0) if gpus else processor_name(),
         "processors": len(os.sched_getaffinity(0)),
         "runs_at_once": at_once,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "deepspeed": deepspeed.__version__,
-        },
+        "versions": versions,
         "commit": commit or "unknown",
         "data": describe_data(options.data_dir, seq_length),
         "scale": options.scale,

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.loss_curve import loss_after
 from benchmarks.paper.curves import Curve, loss_difference, speed_to_loss, time_saved
 from benchmarks.paper.variants import BASELINE, KNOWN, VARIANTS
 
@@ -28,14 +29,7 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
     - `loss_over_baseline`: the difference of the last losses, same seed.
 
     The `n` of a figure is its number of runs: at equal time those that lasted until then, and for ratios those whose
-    seed has a run of the baseline.
-
-    Args:
-        curves: variant → seed → its finished run.
-        baseline_name: the variant that the others are compared with.
-
-    Raises:
-        ValueError: the baseline is missing.
+    seed has a run of the baseline. `curves` has variant → seed → its finished run.
     """
     completed = {
         name: {seed: curve for seed, curve in seeds.items() if not curve.diverged} for name, seeds in curves.items()
@@ -52,6 +46,7 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
             continue
         seeds = completed[variant.name]
         paired = [(curve, baseline[seed]) for seed, curve in seeds.items() if seed in baseline]
+        at_equal_time = (loss_after(equal_seconds, curve.seconds, curve.loss) for curve in seeds.values())
         reached = [speed for a, b in paired if (speed := speed_to_loss(a, b)) is not None]
         rows.append(
             {
@@ -60,9 +55,7 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
                 "group": variant.group,
                 "diverged": len(curves[variant.name]) - len(seeds),
                 "loss_at_equal_samples": spread([curve.loss[-1] for curve in seeds.values()]),
-                "loss_at_equal_time": spread(
-                    [loss for curve in seeds.values() if (loss := curve.loss_at(equal_seconds)) is not None]
-                ),
+                "loss_at_equal_time": spread([loss for loss in at_equal_time if loss is not None]),
                 "kept_blocks": spread([curve.kept_blocks for curve in seeds.values()]),
                 "seconds": spread([curve.seconds[-1] for curve in seeds.values()]),
                 "time_a_sample": spread([1 - time_saved(a, b) for a, b in paired]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,6 @@ class Curve:
     depth: list[float] = dataclasses.field(default_factory=list)
     """Mean number of executed blocks since the previous value."""
 
-    def loss_at(self, seconds: float) -> float | None:
-        """The loss at a time, interpolated between evaluations; None before the first and after the last."""
-        return loss_after(seconds, self.seconds, self.loss)
-
-    def seconds_to(self, loss: float) -> float | None:
-        """The first time at which the loss is at most `loss`, interpolated between evaluations; None if never."""
-        return time_to(loss, self.seconds, self.loss)
-
     def as_json(self) -> dict[str, Any]:
         """All values, rounded to the precision of the measurement."""
         values = dataclasses.asdict(self)
@@ -54,14 +45,9 @@ class Curve:
 
 
 def read_curve(run_dir: Path, clock: str) -> Curve:
-    """Read a run's curve; that of a diverged run is empty.
+    """Read a run's curve by a clock of `CLOCKS`; that of a diverged run is empty.
 
-    Args:
-        run_dir: holds `metrics.jsonl`.
-        clock: a value of `CLOCKS`.
-
-    Raises:
-        ValueError: no metrics, or no evaluation.
+    Raise ValueError if the run has no metrics or no evaluation.
     """
     if (run_dir / DIVERGED).exists():
         return Curve([], [], [], [], tokens=0, flops=0.0, kept_blocks=0.0, diverged=True)
@@ -73,7 +59,7 @@ def read_curve(run_dir: Path, clock: str) -> Curve:
         flops += line["tflops"] * 1e12 * (line["seconds"] - before)
         before = line["seconds"]
     steps = [line["step"] for line in run.training]
-    kept = sum(line["kept_blocks"] * n for line, n in zip(run.training, _differences(steps), strict=True))
+    kept = sum(line["kept_blocks"] * (n - m) for line, m, n in zip(run.training, [0, *steps], steps, strict=False))
     return Curve(
         samples=[line["samples"] for line in run.evaluations],
         seconds=[float(line[clock]) for line in run.evaluations],
@@ -96,7 +82,7 @@ def time_saved(run: Curve, other: Curve) -> float:
 
 def speed_to_loss(run: Curve, other: Curve) -> float | None:
     """The other run's total time over the time until its last loss is reached; None if it is never reached."""
-    reached = run.seconds_to(other.loss[-1])
+    reached = time_to(other.loss[-1], run.seconds, run.loss)
     return None if reached is None else other.seconds[-1] / reached
 
 
@@ -108,9 +94,5 @@ def loss_difference(run: Curve, other: Curve) -> float:
 def loss_difference_at_equal_time(run: Curve, other: Curve) -> float | None:
     """The difference of held-out losses at the end of the faster run; None where a run has no evaluation until then."""
     end = min(run.seconds[-1], other.seconds[-1])
-    mine, theirs = run.loss_at(end), other.loss_at(end)
+    mine, theirs = (loss_after(end, one.seconds, one.loss) for one in (run, other))
     return None if mine is None or theirs is None else mine - theirs
-
-
-def _differences(steps: list[int]) -> list[int]:
-    return [after - before for before, after in itertools.pairwise([0, *steps])]

@@ -20,30 +20,26 @@ _HIDDEN_SHARE = 0.1
 def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) -> None:
     """Draw the three figures side by side: losses of every seed (thin) and their mean (thick), depth of one seed.
 
-    Args:
-        curves: variant → seed → run; only the paper's variants and those of `FIRST_PAGE` are drawn.
-        output: .png, .svg or .pdf.
-        title: the conditions, in one line.
+    `curves` has variant → seed → run; only the paper's variants and those of `FIRST_PAGE` are drawn.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 5), layout="constrained")
-    FigureCanvasAgg(figure)
     by_samples, by_time, depth = figure.subplots(1, 3)
     by_time.sharey(by_samples)
     for variant in KNOWN:
         seeds = [curve for curve in curves.get(variant.name, {}).values() if not curve.diverged]
         if seeds and variant.name in _COLOURS:
-            style = "-" if variant.is_main or variant.name in FIRST_PAGE else "--"
-            _draw_losses(by_samples, by_time, seeds, variant.label, style, _COLOURS[variant.name])
-            _draw_depth(depth, seeds[0], style, _COLOURS[variant.name])
+            style = "-" if variant.name in FIRST_PAGE else "--"
+            colour = _COLOURS[variant.name]
+            _draw_means(by_samples, [curve.samples for curve in seeds], seeds, variant.label, style, colour)
+            _draw_against_minutes(by_time, seeds, variant.label, style, colour)
+            depth.plot(seeds[0].logged_samples, seeds[0].depth, style, color=colour, linewidth=1.0, alpha=0.8)
     by_samples.set(xlabel="sequences", ylabel="held-out MLM loss (nats)")
     by_time.set(xlabel="minutes of training")
     depth.set(xlabel="sequences", ylabel="executed blocks")
     right = depth.twinx()
-    moving = [c for seeds in curves.values() for c in seeds.values() if len(set(c.theta)) > 1]
-    progressive = next(iter(moving), None)
+    progressive = next((c for seeds in curves.values() for c in seeds.values() if len(set(c.theta)) > 1), None)
     if progressive is not None:
         right.plot(progressive.logged_samples, progressive.theta, ":", color="black", linewidth=1.2)
         right.set(ylabel="θ over time (dotted)", ylim=(0, 1.05))
@@ -57,16 +53,10 @@ def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) ->
 
 
 def draw_time(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) -> None:
-    """Draw the loss of the variants of `FIRST_PAGE` against time.
-
-    Args:
-        curves, output, title: as for `draw`.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Draw the loss of the variants of `FIRST_PAGE` against time; arguments as for `draw`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     for variant in KNOWN:
         seeds = [curve for curve in curves.get(variant.name, {}).values() if not curve.diverged]
@@ -77,11 +67,6 @@ def draw_time(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: st
     axes.legend(fontsize=8, frameon=False)
     axes.set_title(title, fontsize=9)
     figure.savefig(output, dpi=130)
-
-
-def _draw_losses(by_samples: Any, by_time: Any, seeds: list[Curve], label: str, style: str, colour: str) -> None:
-    _draw_means(by_samples, [curve.samples for curve in seeds], seeds, label, style, colour)
-    _draw_against_minutes(by_time, seeds, label, style, colour)
 
 
 def _draw_against_minutes(axes: Any, seeds: list[Curve], label: str, style: str, colour: str) -> None:
@@ -98,7 +83,3 @@ def _draw_means(
     mean = [statistics.fmean(values) for values in zip(*across, strict=True)]
     loss = [statistics.fmean(values) for values in zip(*(curve.loss for curve in seeds), strict=True)]
     axes.plot(mean[first:], loss[first:], style, color=colour, linewidth=1.8, label=label)
-
-
-def _draw_depth(axes: Any, curve: Curve, style: str, colour: str) -> None:
-    axes.plot(curve.logged_samples, curve.depth, style, color=colour, linewidth=1.0, alpha=0.8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -9,12 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks.paper.parent_death import stop_with_parent
 from benchmarks.paper.variants import KNOWN, VARIANTS, Scale, Variant, configuration
 from bert_pld.checkpoint.format import list_checkpoints
 from bert_pld.cluster.signals import EXIT_PREEMPTED
@@ -23,6 +23,8 @@ from bert_pld.training.metrics_file import read_metrics
 
 POLL_S = 0.2
 GIVEN_CONFIG, LOG = "given.json", "log.txt"
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +53,11 @@ class Job:
 
 
 def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] | None = None) -> list[Job]:
-    """List all runs, ordered so that runs to be compared are close in time: seed by seed.
+    """List the runs of variants (default: all of the paper's) seed by seed, so that compared runs are close in time.
 
-    Args:
-        scale: applied to every variant.
-        output_dir: run folders are `<variant>/seed_<k>` below it.
-        seeds: number of seeds of main variants and of variants in `names`; other ablations have seed 1 only.
-        names: names of variants; by default all of the paper's.
-
-    Raises:
-        ValueError: an unknown name, or the folder has a run with other settings.
+    Run folders are `<variant>/seed_<k>` below `output_dir`. `seeds` is the number of seeds of main variants and of
+    variants in `names`; other ablations have seed 1 only. Raises ValueError for an unknown name, and if the folder has
+    a run with other settings.
     """
     known = {variant.name: variant for variant in KNOWN}
     if unknown := sorted(set(names or ()) - set(known)):
@@ -100,13 +97,9 @@ class Suite:
 
     However the suite ends (SIGKILL included, on Linux), its runs save a checkpoint and end too.
 
-    Args:
-        data_dir: shards for all runs.
-        at_once: number of concurrent runs.
-        threads: processor threads of each run.
-        gpus: at least `at_once` names of devices, as in CUDA_VISIBLE_DEVICES; each run has one to itself. None: runs
-            use the processor.
-        command: the command of a run, without its arguments.
+    `at_once` runs have `threads` processor threads each. `gpus` are at least as many names of devices, as in
+    CUDA_VISIBLE_DEVICES; each run has one to itself. Without `gpus`, runs use the processor. `command` is that of a
+    run, without its arguments.
     """
 
     def __init__(
@@ -125,10 +118,8 @@ class Suite:
     def run(self, jobs: list[Job]) -> list[str]:
         """Run all jobs that are not done, in their order; return a line for each that failed.
 
-        Raises:
-            KeyboardInterrupt: a signal came; all runs have saved a checkpoint.
-            OSError: a run cannot be started; the others have saved a checkpoint.
-            ValueError: not called from the main thread, where signals can be handled.
+        Must be called from the main thread, where signals can be handled. Raises KeyboardInterrupt after a signal, and
+        OSError if a run cannot be started; the other runs have saved a checkpoint then.
         """
         waiting = [job for job in jobs if not job.is_done()]
         print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them done, {self.at_once} at a time", flush=True)
@@ -183,7 +174,7 @@ class Suite:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that a terminal's Ctrl-C reaches runs through this process only
-                preexec_fn=stop_with_parent(),
+                preexec_fn=_stop_with_parent(),
             )
             self._running[process] = RunningJob(job, gpu, log_start)
         if self._stopping:  # the signal came before this run was in the list
@@ -201,6 +192,25 @@ class Suite:
             if failure and not self._stopping:
                 failures.append(f"{job.run_dir}: {failure}")
         return failures
+
+
+def _stop_with_parent() -> Callable[[], None] | None:
+    """A `preexec_fn` for `Popen`: the child gets SIGTERM when its parent dies. None on other systems than Linux.
+
+    For the kernel the parent is the thread that forks, so that thread must live as long as the process.
+    """
+    if _LIBC is None:
+        return None
+    libc, parent = _LIBC, os.getpid()
+
+    def in_child() -> None:
+        # Until the program is loaded the parent's handler is installed, which would ignore the signal.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
+        if os.getppid() != parent:  # the parent has died before prctl
+            os._exit(128 + signal.SIGTERM)
+
+    return in_child
 
 
 def _stop_signals() -> list[signal.Signals]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import markdown_table
 from benchmarks.paper.variants import FIRST_PAGE
 
 _BEGIN, _END = "<!-- table of {name}: begin -->", "<!-- table of {name}: end -->"
@@ -20,15 +21,10 @@ def figure(value: dict[str, Any] | None, digits: int) -> str:
 
 def table(comparison: dict[str, Any], *groups: str) -> str:
     """Format the comparison, a row for each variant of the groups (default: `paper`)."""
-    lines = [
-        "| | held-out loss, equal samples | held-out loss, equal time | kept blocks | time a sample | FLOPs a sample"
-        f" | to {_baseline(comparison)}'s loss | runs |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in comparison["rows"]:
-        if row["group"] not in (groups or ("paper",)):
-            continue
-        cells = [
+    losses = ("held-out loss, equal samples", "held-out loss, equal time")
+    header = ("", *losses, "kept blocks", "time a sample", "FLOPs a sample", _to_baseline(comparison), "runs")
+    rows = [
+        (
             row["label"],
             figure(row["loss_at_equal_samples"], 3),
             _figure_of_runs(row, "loss_at_equal_time", 3),
@@ -37,48 +33,46 @@ def table(comparison: dict[str, Any], *groups: str) -> str:
             _ratio(comparison, row, "flops_a_sample", 3),
             _speed(comparison, row),
             f"{_runs(row)}" + (f", {row['diverged']} diverged" if row["diverged"] else ""),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        )
+        for row in comparison["rows"]
+        if row["group"] in (groups or ("paper",))
+    ]
+    return markdown_table(header, rows)
 
 
 def short_table(comparison: dict[str, Any]) -> str:
     """Format the README's table: five columns, the finished variants of `FIRST_PAGE`."""
-    lines = [
-        "| | held-out loss, equal samples | held-out loss, equal time | time a sample"
-        f" | to {_baseline(comparison)}'s loss |",
-        "|---|---|---|---|---|",
+    losses = ("held-out loss, equal samples", "held-out loss, equal time")
+    rows = [
+        (
+            row["label"],
+            *(_figure_of_runs(row, f"loss_at_equal_{what}", 3) for what in ("samples", "time")),
+            _ratio(comparison, row, "time_a_sample", 2),
+            _speed(comparison, row),
+        )
+        for row in comparison["rows"]
+        if row["variant"] in FIRST_PAGE and row["loss_at_equal_samples"] is not None
     ]
-    for row in comparison["rows"]:
-        if row["variant"] in FIRST_PAGE and row["loss_at_equal_samples"] is not None:
-            loss, later = (_figure_of_runs(row, f"loss_at_equal_{what}", 3) for what in ("samples", "time"))
-            cells = [row["label"], loss, later, _ratio(comparison, row, "time_a_sample", 2), _speed(comparison, row)]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return markdown_table(("", *losses, "time a sample", _to_baseline(comparison)), rows)
 
 
 def choices_table(comparison: dict[str, Any]) -> str:
     """Format the options that a user can choose, beside Pre-LN at the same rate and the paper's PLD."""
     beside = ("pre_ln_high_lr", "pld_batch", "pld_sample")
-    lines = [
-        "| | held-out loss | executed blocks | FLOPs a sample | time a sample"
-        f" | to {_baseline(comparison)}'s loss | runs |",
-        "|---|---|---|---|---|---|---|",
+    costs = ("executed blocks", "FLOPs a sample", "time a sample")
+    rows = [
+        (
+            row["label"],
+            figure(row["loss_at_equal_samples"], 3),
+            figure(row["kept_blocks"], 2),
+            *(_ratio(comparison, row, f"{what}_a_sample", 2) for what in ("flops", "time")),
+            _speed(comparison, row),
+            f"{_runs(row)}",
+        )
+        for row in comparison["rows"]
+        if _runs(row) and (row["group"] == "choices" or row["variant"] in beside)
     ]
-    for row in comparison["rows"]:
-        loss = row["loss_at_equal_samples"]
-        if loss is not None and (row["group"] == "choices" or row["variant"] in beside):
-            cells = [
-                row["label"],
-                figure(loss, 3),
-                figure(row["kept_blocks"], 2),
-                _ratio(comparison, row, "flops_a_sample", 2),
-                _ratio(comparison, row, "time_a_sample", 2),
-                _speed(comparison, row),
-                f"{loss['n']}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return markdown_table(("", "held-out loss", *costs, _to_baseline(comparison), "runs"), rows)
 
 
 def _runs(row: dict[str, Any]) -> int:
@@ -110,27 +104,20 @@ def _speed(comparison: dict[str, Any], row: dict[str, Any]) -> str:
     return f"{figure(row['speedup_to_baseline_loss'], 2)} ×{of}"
 
 
-def _baseline(comparison: dict[str, Any]) -> str:
-    return next(row["label"] for row in comparison["rows"] if row["variant"] == comparison["baseline"])
+def _to_baseline(comparison: dict[str, Any]) -> str:
+    label = next(row["label"] for row in comparison["rows"] if row["variant"] == comparison["baseline"])
+    return f"to {label}'s loss"
 
 
 def put_into(page: Path, name: str, text: str) -> None:
-    """Replace the text between a page's two markers of `name`.
-
-    Raises:
-        ValueError: the page lacks the markers.
-    """
+    """Replace the text between a page's two markers of `name`; raise ValueError if the page lacks them."""
     content = page.read_text(encoding="utf-8")
     begin, end = _positions(content, page, name)
     page.write_text(f"{content[:begin]}\n{text}{content[end:]}", encoding="utf-8")
 
 
 def found_in(page: Path, name: str) -> str:
-    """The text between a page's two markers of `name`.
-
-    Raises:
-        ValueError: the page lacks the markers.
-    """
+    """Return the text between a page's two markers of `name`; raise ValueError if the page lacks them."""
     content = page.read_text(encoding="utf-8")
     begin, end = _positions(content, page, name)
     return content[begin:end].strip("\n") + "\n"

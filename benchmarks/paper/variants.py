@@ -51,15 +51,7 @@ CHOICES = tuple(
 KNOWN = VARIANTS + CHOICES
 _PAPER_GAMMA = 0.001
 BASELINE = "post_ln"
-FIRST_PAGE = (
-    "post_ln",
-    "pre_ln",
-    "pre_ln_high_lr",
-    "pld_batch",
-    "pld_sample",
-    "keep_first_block",
-    "keep_first_block_sample",
-)
+FIRST_PAGE = {*(variant.name for variant in VARIANTS if variant.is_main), "keep_first_block", "keep_first_block_sample"}
 """The variants in README.md: the main ones (`pre_ln_high_lr` is PLD without dropping), and those that we recommend."""
 
 
@@ -77,19 +69,14 @@ class Scale:
 
 
 def load_scale(name: str, folder: Path = CONFIGS / "scales") -> Scale:
-    """Read a scale.
-
-    Raises:
-        ConfigError: no such scale, or a part of it is missing.
-    """
+    """Read a scale; raise ConfigError if it is unknown or a part of it is missing."""
     known = sorted(path.stem for path in folder.glob("*.json"))
     if name not in known:
         raise ConfigError(f"--scale {name}: must be one of {', '.join(known)}")
     values = read_json(folder / f"{name}.json")
     if set(values) != {"learning_rates", "uniform_theta", "config"}:
-        raise ConfigError(
-            f"{folder / name}.json: has {', '.join(values)}; must have learning_rates, uniform_theta and config"
-        )
+        has = ", ".join(values)
+        raise ConfigError(f"{folder / name}.json: has {has}; must have learning_rates, uniform_theta and config")
     return Scale(name, values["learning_rates"], values["uniform_theta"], values["config"])
 
 
@@ -99,9 +86,6 @@ def configuration(variant: Variant, scale: Scale, seed: int, folder: Path = CONF
     γ follows the paper's rule 100 / steps; a variant with a fraction of the paper's 0.001 gets that fraction of it.
     Variants that drop uniformly over depth keep as many blocks as the others. Runs of a seed differ only in the keys of
     the variant.
-
-    Raises:
-        ConfigError: the scale has no learning rate in place of the variant's.
     """
     values = read_json(folder / variant.group / f"{variant.name}.json")
     rate = values["optimizer"]["params"]["lr"]

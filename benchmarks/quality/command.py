@@ -32,46 +32,30 @@ _DEFAULT = "hf_bert,hf_megatron,post,pre,pld_batch,pld_sample"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
-    parser.add_argument(
-        "--deepspeed_config", required=True, type=Path, help="as for bert_pld.pretrain; the same for all"
-    )
-    parser.add_argument("--data_dir", required=True, type=Path, help="shards with held-out rows")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
-    parser.add_argument(
-        "--contenders",
-        default=_DEFAULT,
-        help=f"list of {', '.join(CONTENDERS)} (default {_DEFAULT}); the others are compared with the first",
-    )
-    parser.add_argument(
-        "--host_memory", action="store_true", help="on a CPU: also measure memory, each contender in its own process"
-    )
-    parser.add_argument("--steps_per_turn", type=int, default=25, help="(default 25)")
-    parser.add_argument(
-        "--target_loss",
-        type=float,
-        help="nats a masked token (default: the first contender's last loss and about a thousandth)",
-    )
+    add = parser.add_argument
+    add("--deepspeed_config", required=True, type=Path, help="as for bert_pld.pretrain; the same for all")
+    add("--data_dir", required=True, type=Path, help="shards with held-out rows")
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
+    contenders = f"list of {', '.join(CONTENDERS)} (default {_DEFAULT}); the others are compared with the first"
+    add("--contenders", default=_DEFAULT, help=contenders)
+    add("--host_memory", action="store_true", help="on a CPU: also measure memory, each contender in its own process")
+    add("--steps_per_turn", type=int, default=25, help="(default 25)")
+    target = "nats a masked token (default: the first contender's last loss and about a thousandth)"
+    add("--target_loss", type=float, help=target)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train all contenders for `training.max_steps`.
 
-    Returns:
-        The set-up, the matrix product's GFLOP/s, the target, and for each contender its curve, tokens/s, MFU, memory
-        (None where not measured), time and samples to the target, and `speedup`: the first contender's time to the
-        target over its own, None where it did not reach the target. `failed` names those that failed.
-
-    Raises:
-        ValueError: invalid options or data.
+    The memory of a contender is None where it was not measured; its `speedup` is the first contender's time to the
+    target over its own, None where it did not reach the target. `failed` names the contenders that failed.
     """
     names = chosen("--contenders", options.contenders, CONTENDERS)
     config = load_config(options.deepspeed_config, options.set)
     every, steps = config.training.eval_interval, config.training.max_steps
     if options.steps_per_turn < 1 or every % options.steps_per_turn or not every:
-        raise ValueError(
-            f"--steps_per_turn {options.steps_per_turn}: must divide training.eval_interval, which is {every} and"
-            " must not be 0"
-        )
+        allowed = f"must divide training.eval_interval, which is {every} and must not be 0"
+        raise ValueError(f"--steps_per_turn {options.steps_per_turn}: {allowed}")
     if steps < 2 * every:
         raise ValueError(f"training.max_steps {steps}: must be at least two evaluations, every {every} steps")
     if options.target_loss is not None and not 0 < options.target_loss < math.inf:
@@ -125,11 +109,9 @@ def _finite(value: float) -> float | None:
 def against_target(figures: list[dict[str, Any]], target: float | None = None) -> dict[str, Any]:
     """Add time and samples until the target to each contender's figures.
 
-    Args:
-        figures: with `samples`, `seconds` and `loss` at the evaluations.
-        target: nats; by default the first contender's last loss and half to one and a half thousandths more, because
-            two implementations of one model differ by less, which must not decide whether they reach it. None if that
-            loss is not finite; then no contender reaches the target.
+    The default target is the first contender's last loss and half to one and a half thousandths more: two
+    implementations of one model differ by less, which must not decide whether they reach it. It is None if that loss is
+    not finite; then no contender reaches it.
     """
     last = figures[0]["loss"][-1]
     if target is None and last is not None:

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.hugging_face import HUGGING_FACE, HUGGING_FACE_CONTENDERS, as_hugging_face
-from benchmarks.timing import PeakMemory, StepClock, allocated_bytes
+from benchmarks.hugging_face import HUGGING_FACE, HUGGING_FACE_CONTENDERS, make_hugging_face
+from benchmarks.timing import PeakMemory, StepClock, allocated_bytes, allocated_since
 from bert_pld.config import RunConfig
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.data.batches import IGNORED_LABEL, MicroBatch
-from bert_pld.kernels import select_backend
 from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.training.engine import make_engine
 from bert_pld.training.evaluation import evaluate
@@ -38,12 +37,9 @@ class HuggingFaceModel(nn.Module):
     """A Hugging Face class with our model's arguments. It trains as its users run it: MLM head on all positions."""
 
     def __init__(self, wrapped: nn.Module, always_masked: bool = False) -> None:
-        """Wrap a model.
+        """Wrap a model. With `always_masked`, pass an attention mask even without padding.
 
-        Args:
-            wrapped: Hugging Face's model.
-            always_masked: pass an attention mask even without padding; else a compiled model would be compiled again
-                for the first batch without padding.
+        A compiled model would otherwise be compiled again for the first batch without padding.
         """
         super().__init__()
         self.wrapped, self.always_masked = wrapped, always_masked
@@ -126,10 +122,10 @@ class QualityContender:
             clock.mark()
         self.turns.append(clock.seconds())
         self.processor_seconds += time.process_time() - used
-        rise, after = memory.rise_bytes(), allocated_bytes(self.engine.device)
-        if rise is not None and before is not None and after is not None and self.resident_bytes is not None:
-            self.resident_bytes += after - before
-            self.rise_bytes = max(self.rise_bytes or 0, rise - (after - before))
+        rise, growth = memory.rise_bytes(), allocated_since(before, self.engine.device)
+        if rise is not None and growth is not None and self.resident_bytes is not None:
+            self.resident_bytes += growth
+            self.rise_bytes = max(self.rise_bytes or 0, rise - growth)
 
     @property
     def peak_bytes(self) -> int | None:
@@ -164,43 +160,26 @@ class QualityContender:
 
 
 def make_contender(name: str, config: RunConfig, device: torch.device) -> QualityContender:
-    """Make a contender; those of one normalization start from the same weights.
+    """Make one of `CONTENDERS`; those of one normalization start from the same weights.
 
-    Args:
-        name: one of `CONTENDERS`.
-        config: resolved for the data; normalization and dropping are replaced by the contender's own.
-        device: where it trains.
-
-    Raises:
-        ValueError: it cannot run here; the message says why.
+    `config` is resolved for the data; normalization and dropping are replaced by the contender's own. Raises ValueError
+    with the reason if the contender cannot run here.
     """
     eager = name.removesuffix("_compiled")
     normalization, granularity = (HUGGING_FACE[eager], None) if eager in HUGGING_FACE else OURS[name]
-    dropping = dataclasses.replace(
-        config.progressive_layer_drop,
-        enabled=granularity is not None,
-        granularity=granularity or config.progressive_layer_drop.granularity,
-    )
+    drop = config.progressive_layer_drop
+    drop = dataclasses.replace(drop, enabled=granularity is not None, granularity=granularity or drop.granularity)
     before = allocated_bytes(device)
     model_config = dataclasses.replace(config.model, normalization=normalization)
-    config = dataclasses.replace(config, progressive_layer_drop=dropping, model=model_config)
-    torch.manual_seed(config.training.seed)
-    model: nn.Module = BertForPreTraining(model_config)
-    attention = "sdpa"
+    config = dataclasses.replace(config, progressive_layer_drop=drop, model=model_config)
     if eager in HUGGING_FACE:
-        compiled = name != eager
-        if compiled:
-            select_backend("compiled", device.type, model_config.hidden_size)
-        assert isinstance(model, BertForPreTraining)
-        model = HuggingFaceModel(as_hugging_face(model), always_masked=compiled)
-        attention = model.wrapped.config._attn_implementation
-        if compiled:
-            model.wrapped.compile()
+        theirs = make_hugging_face(name, model_config, config.training.seed, device)
+        attention = theirs.config._attn_implementation
+        engine = make_engine(config, HuggingFaceModel(theirs, always_masked=name != eager))
     else:
-        assert isinstance(model, BertForPreTraining)
-        use_backend(model, model_config.kernels, device.type)
-    engine = make_engine(config, model)
+        torch.manual_seed(config.training.seed)
+        ours = BertForPreTraining(model_config)
+        use_backend(ours, model_config.kernels, device.type)
+        attention, engine = "sdpa", make_engine(config, ours)
     engine.train()
-    after = allocated_bytes(device)
-    resident = None if before is None or after is None else after - before
-    return QualityContender(name, attention, engine, config, resident)
+    return QualityContender(name, attention, engine, config, allocated_since(before, device))

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.engines import DTYPES, recompiling, single_rank
+from benchmarks.engines import recompiling, single_rank
 from benchmarks.host_memory import HostMemory
 from benchmarks.hugging_face import import_hugging_face
+from benchmarks.options import DTYPES
 from benchmarks.quality.contenders import QualityContender, make_contender
 from benchmarks.results import one_line
 from benchmarks.timing import ceiling_gflops
@@ -47,11 +48,7 @@ class JointTraining:
     def run(self, steps_per_turn: int) -> float:
         """Train in turns of `steps_per_turn` steps; batches are made before each turn.
 
-        Returns:
-            GFLOP/s of a matrix product in the run's precision: the median of measurements at the evaluations.
-
-        Raises:
-            ValueError: all contenders failed.
+        Return GFLOP/s of a matrix product in the run's precision: the median of measurements at the evaluations.
         """
         settings, rates, step = self.config.training, [], 0
         batches = training_turns(self.config, self.training, settings.max_steps)

@@ -1,1 +1,1 @@
-"""Training throughput beside Hugging Face's classes and DeepSpeed's layer."""
+"""Training throughput against Hugging Face's classes and DeepSpeed's layer."""

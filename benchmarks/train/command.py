@@ -11,26 +11,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from benchmarks.batches import random_batch
-from benchmarks.engines import DTYPES, deepspeed_json, recompiling, single_rank
+from benchmarks.engines import deepspeed_json, model_section, recompiling, single_rank
 from benchmarks.host_memory import HostMemory, in_own_process
 from benchmarks.hugging_face import HUGGING_FACE, HUGGING_FACE_CONTENDERS, import_hugging_face
 from benchmarks.machine import describe_libraries
-from benchmarks.options import chosen, require_positive
+from benchmarks.options import DTYPES, chosen, require_positive
 from benchmarks.results import one_line, save
 from benchmarks.timing import allocate_workspaces, matmul_gflops
-from benchmarks.train.contenders import (
-    CONTENDERS,
-    PLD,
-    Setup,
-    ThroughputContender,
-    loss_difference,
-    prepare_contender,
-)
+from benchmarks.train.contenders import CONTENDERS, PLD, Setup, ThroughputContender, loss_difference, prepare_contender
 from benchmarks.train.figures import Round, figures_of
 from benchmarks.train.report import report
 from bert_pld.config import ModelConfig, load_config
@@ -51,63 +44,38 @@ fp32's rate: unlike ours they do not compute in fp32 then, and a step takes minu
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subject's own options."""
-    parser.add_argument("--model_preset", help="tiny, mini, small, medium, base, large (default: 8 blocks × 256)")
-    for key, what in (
-        ("num_layers", "number of blocks"),
-        ("hidden_size", "width"),
-        ("num_attention_heads", "number of heads (default: width / 64)"),
-        ("intermediate_size", "width of the feed-forward layer (default: 4 × width)"),
-    ):
-        parser.add_argument(f"--{key}", type=int, help=what)
-    parser.add_argument("--normalization", choices=("pre", "post"), default="pre")
-    parser.add_argument("--vocab_size", type=int, default=8192)
-    parser.add_argument("--micro_batch_size", type=int, default=16, help="sequences (default 16)")
-    parser.add_argument("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
-    parser.add_argument("--padding", type=float, default=0.0, help="share of padding, below 0.5 (default 0)")
-    parser.add_argument(
-        "--dtypes", help=f"list of {', '.join(DTYPES)} (the whole model); default bf16 on a GPU, fp32,bf16 on a CPU"
-    )
-    parser.add_argument(
-        "--contenders",
-        help=f"list of {', '.join(CONTENDERS)}; or {_ALIAS}: Hugging Face's class with our normalization"
-        f" (default: all on a GPU; on a CPU {','.join(_DEFAULT_ON_CPU)})",
-    )
-    parser.add_argument("--zero_stage", type=int, choices=(0, 1, 2), default=1, help="ZeRO stage (default 1)")
-    parser.add_argument(
-        "--pld_kernels", choices=(*BACKENDS, "auto"), default="auto", help="backend of the PLD contenders"
-    )
-    parser.add_argument("--theta", type=float, default=0.5, help="θ of the PLD contenders (default 0.5)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default 5)")
-    parser.add_argument(
-        "--steps_per_round", type=int, default=6, help="steps a turn, each with its own gates (default 6)"
-    )
-    parser.add_argument(
-        "--warmup_steps", type=int, default=2, help="steps before the first turn; at least a turn's where it compiles"
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--host_memory", action="store_true", help="on a CPU: also measure memory, each contender in its own process"
-    )
-    parser.add_argument("--force", action="store_true", help="measure Hugging Face even where a dtype is very slow")
+    add = parser.add_argument
+    add("--model_preset", help="tiny, mini, small, medium, base, large (default: 8 blocks × 256)")
+    add("--num_layers", type=int, help="number of blocks")
+    add("--hidden_size", type=int, help="width")
+    add("--num_attention_heads", type=int, help="number of heads (default: width / 64)")
+    add("--intermediate_size", type=int, help="width of the feed-forward layer (default: 4 × width)")
+    add("--normalization", choices=("pre", "post"), default="pre")
+    add("--vocab_size", type=int, default=8192)
+    add("--micro_batch_size", type=int, default=16, help="sequences (default 16)")
+    add("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
+    add("--padding", type=float, default=0.0, help="share of padding, below 0.5 (default 0)")
+    add("--dtypes", help=f"list of {', '.join(DTYPES)} (the whole model); default bf16 on a GPU, fp32,bf16 on a CPU")
+    alias = f"{_ALIAS}: Hugging Face's class with our normalization"
+    default = f"all on a GPU; on a CPU {','.join(_DEFAULT_ON_CPU)}"
+    add("--contenders", help=f"list of {', '.join(CONTENDERS)}; or {alias} (default: {default})")
+    add("--zero_stage", type=int, choices=(0, 1, 2), default=1, help="ZeRO stage (default 1)")
+    add("--pld_kernels", choices=(*BACKENDS, "auto"), default="auto", help="backend of the PLD contenders")
+    add("--theta", type=float, default=0.5, help="θ of the PLD contenders (default 0.5)")
+    add("--rounds", type=int, default=5, help="turns of each contender (default 5)")
+    add("--steps_per_round", type=int, default=6, help="steps a turn, each with its own gates (default 6)")
+    add("--warmup_steps", type=int, default=2, help="steps before the first turn; at least one turn's if it compiles")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--host_memory", action="store_true", help="on a CPU: also measure memory, each contender in its own process")
+    add("--force", action="store_true", help="measure Hugging Face even where a dtype is very slow")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure all contenders in all dtypes.
-
-    Returns:
-        The set-up, the DeepSpeed configuration and `matmul_gflops` for each dtype, `contenders` that ran, `skipped`
-        ones with the reason, and `failed`: those of the skipped that met an error, not a limit.
-
-    Raises:
-        ValueError: an unknown dtype or contender, sizes that do not fit, or no contender that can run here.
-    """
+    """Measure all contenders in all dtypes; `failed` names those of the `skipped` that met an error, not a limit."""
     on_gpu = options.device == "cuda"
     dtypes = chosen("--dtypes", options.dtypes or ("bf16" if on_gpu else "fp32,bf16"), tuple(DTYPES))
-    names = chosen(
-        "--contenders",
-        options.contenders or ",".join(CONTENDERS if on_gpu else _DEFAULT_ON_CPU),
-        (_ALIAS, *CONTENDERS),
-    )
+    default = ",".join(CONTENDERS if on_gpu else _DEFAULT_ON_CPU)
+    names = chosen("--contenders", options.contenders or default, (_ALIAS, *CONTENDERS))
     require_positive(options, "rounds", "steps_per_round", "micro_batch_size")
     if not 0 <= options.padding < 0.5:
         raise ValueError(f"--padding {options.padding:g}: must be from 0 to below 0.5")
@@ -138,27 +106,18 @@ class _Measurement:
         self.contenders: list[ThroughputContender] = []
         self.skipped: list[dict[str, Any]] = []
         self.round = Round(setup.config, setup.batches, setup.gates, options.theta)
-        self.gflops = {
-            dtype: matmul_gflops(DTYPES[dtype], setup.device) for dtype in dict.fromkeys(("fp32", *setup.deepspeed))
-        }
+        dtypes = dict.fromkeys(("fp32", *setup.deepspeed))
+        self.gflops = {dtype: matmul_gflops(DTYPES[dtype], setup.device) for dtype in dtypes}
         self.difference = loss_difference(setup.config, setup.batches[0], setup.device)
 
     def prepare(self, names: list[str], dtypes: list[str]) -> None:
-        """Make and warm up all contenders that can run here.
-
-        Raises:
-            ValueError: none can.
-        """
+        """Make and warm up all contenders that can run here; raise ValueError if none can."""
         for dtype in dtypes:
             for name in names:
-                slow = self.gflops[dtype] < _SLOW_MATMUL * self.gflops["fp32"]
-                if name in HUGGING_FACE_CONTENDERS and slow and not self.options.force:
-                    self._skip(
-                        name,
-                        dtype,
-                        f"matrix products at {self.gflops[dtype]:,.1f} GFLOP/s against fp32's"
-                        f" {self.gflops['fp32']:,.0f}; --force measures it",
-                    )
+                rate, fp32_rate = self.gflops[dtype], self.gflops["fp32"]
+                if name in HUGGING_FACE_CONTENDERS and rate < _SLOW_MATMUL * fp32_rate and not self.options.force:
+                    rates = f"matrix products at {rate:,.1f} GFLOP/s against fp32's {fp32_rate:,.0f}"
+                    self._skip(name, dtype, f"{rates}; --force measures it")
                     continue
                 try:
                     self.contenders.append(prepare_contender(name, dtype, self.setup))
@@ -171,11 +130,7 @@ class _Measurement:
             raise ValueError(f"--contenders: none can run here; {first['name']}: {first['reason']}")
 
     def measure_round(self) -> None:
-        """Give each contender a turn.
-
-        Raises:
-            ValueError: all contenders have failed.
-        """
+        """Give each contender a turn; raise ValueError if all have failed."""
         for contender in list(self.contenders):
             try:
                 contender.measure_round(self.setup.batches)
@@ -195,13 +150,13 @@ class _Measurement:
     def result(self) -> dict[str, Any]:
         """The figures of the rounds so far."""
         setup, options = self.setup, self.options
-        places = len(setup.batches) * setup.micro_batch_size * setup.seq_length
+        positions = len(setup.batches) * setup.micro_batch_size * setup.seq_length
         return {
             **describe_libraries(setup.device),
             "model": dataclasses.asdict(setup.config),
             "micro_batch_size": setup.micro_batch_size,
             "seq_length": setup.seq_length,
-            "padding": 1 - self.round.tokens / places,
+            "padding": 1 - self.round.tokens / positions,
             "rounds": len(self.contenders[0].step_seconds),
             "steps_per_round": len(setup.batches),
             "theta": options.theta,
@@ -254,15 +209,10 @@ def _memory_of(name: str, dtype: str, config: ModelConfig, options: argparse.Nam
 
 def model_config(options: argparse.Namespace) -> ModelConfig:
     """The model that the options describe."""
-    given = {
-        key: getattr(options, key)
-        for key in ("num_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-        if getattr(options, key) is not None
-    }
+    sizes = ("num_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    given = {key: getattr(options, key) for key in sizes if getattr(options, key) is not None}
     if options.model_preset is None:
-        given = {"preset": None, "num_layers": 8, "hidden_size": 256, **given}
-        width = given["hidden_size"]
-        given = {"num_attention_heads": max(width // 64, 1), "intermediate_size": 4 * width, **given}
+        given = model_section(given.pop("hidden_size", 256), **{"num_layers": 8, **given})
     else:
         given["preset"] = options.model_preset
     model = {**given, "normalization": options.normalization, "vocab_size": options.vocab_size}
@@ -272,17 +222,11 @@ def model_config(options: argparse.Namespace) -> ModelConfig:
 
 def _draw_all_gates(options: argparse.Namespace, blocks: int, device: torch.device) -> dict[str, list[Gates]]:
     """Gates of each step of a round, for each PLD contender."""
-    schedule = Schedule(blocks, theta_limit=options.theta, temporal="constant")
+    schedule, rows = Schedule(blocks, theta_limit=options.theta, temporal="constant"), options.micro_batch_size
+    kinds: dict[str, Literal["batch", "sample"]] = {"pld_batch": "batch", "pld_sample": "sample"}
     return {
         name: [
-            draw_gates(
-                schedule,
-                granularity="batch" if name == "pld_batch" else "sample",
-                seed=0,
-                step=step,
-                rows=options.micro_batch_size,
-                device=device,
-            )
+            draw_gates(schedule, granularity=kinds[name], seed=0, step=step, rows=rows, device=device)
             for step in range(options.steps_per_round)
         ]
         for name in PLD

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks.batches import Batch
 from benchmarks.engines import wrap_in_engine
-from benchmarks.hugging_face import HUGGING_FACE, HUGGING_FACE_CONTENDERS, as_hugging_face
-from benchmarks.timing import PeakMemory, StepClock, allocated_bytes, synchronize
+from benchmarks.hugging_face import HUGGING_FACE_CONTENDERS, as_hugging_face, make_hugging_face
+from benchmarks.timing import PeakMemory, StepClock, allocated_bytes, allocated_since, synchronize
 from benchmarks.train.deepspeed_layer import use_deepspeed_blocks
 from bert_pld.config import ModelConfig
 from bert_pld.kernels import select_backend
@@ -120,21 +120,25 @@ class ThroughputContender:
 def prepare_contender(name: str, dtype: str, setup: Setup) -> ThroughputContender:
     """Make a contender of `CONTENDERS` and warm it up; those of one normalization start from the same weights.
 
-    Raises:
-        ValueError: it cannot run here; the message says why.
+    Raises ValueError with the reason if it cannot run here.
     """
     before = allocated_bytes(setup.device)
     if name in HUGGING_FACE_CONTENDERS:
-        model, backend, attention = make_hugging_face(name, setup)
+        model = make_hugging_face(name, setup.config, 0, setup.device)
+        backend = "compiled" if name.endswith("_compiled") else "eager"
+        attention = model.config._attn_implementation
         forward: Forward = forward_hugging_face
     else:
         model, backend, attention = _make_ours(name, dtype, setup)
-        forward = _forward_with(setup.gates.get(name))
+        gates = setup.gates.get(name)
+
+        def forward(engine: Any, batch: Batch, step: int) -> Tensor:
+            return forward_ours(engine, batch, None if gates is None else gates[step])
+
     engine = wrap_in_engine(model.to(setup.device).train(), setup.deepspeed[dtype])
     contender = ThroughputContender(name, dtype, backend, attention, engine, forward)
     contender.warm_up(setup.batches, setup.warmup_steps)
-    after = allocated_bytes(setup.device)
-    contender.resident_bytes = None if before is None or after is None else after - before
+    contender.resident_bytes = allocated_since(before, setup.device)
     return contender
 
 
@@ -152,16 +156,8 @@ def forward_hugging_face(model: nn.Module, batch: Batch, step: int = 0) -> Tenso
 
 def forward_ours(model: nn.Module, batch: Batch, gates: Gates | None = None) -> Tensor:
     """Our model's loss under given gates."""
-    return model(
-        batch.input_ids,
-        batch.token_type_ids,
-        batch.attention_mask,
-        batch.masked_positions,
-        batch.masked_labels,
-        batch.next_sentence_labels,
-        gates=gates,
-        sequence_lengths=None if batch.attention_mask is None else batch.sequence_lengths,
-    )["loss"]
+    lengths = None if batch.attention_mask is None else batch.sequence_lengths
+    return model(**batch.model_inputs(), gates=gates, sequence_lengths=lengths)["loss"]
 
 
 @torch.no_grad()
@@ -177,19 +173,6 @@ def loss_difference(config: ModelConfig, batch: Batch, device: torch.device) -> 
     return abs(difference.item())
 
 
-def make_hugging_face(name: str, setup: Setup) -> tuple[nn.Module, str, str]:
-    """Make a Hugging Face model; return it with the names of its backend and of its attention."""
-    eager = name.removesuffix("_compiled")
-    config = dataclasses.replace(setup.config, normalization=HUGGING_FACE[eager])
-    if name != eager:
-        select_backend("compiled", setup.device.type, config.hidden_size)  # raises where nothing can be compiled
-    torch.manual_seed(0)
-    model = as_hugging_face(BertForPreTraining(config))
-    if name != eager:
-        model.compile()
-    return model, "eager" if name == eager else "compiled", model.config._attn_implementation
-
-
 def _make_ours(name: str, dtype: str, setup: Setup) -> tuple[nn.Module, str, str]:
     torch.manual_seed(0)
     model = BertForPreTraining(setup.config)
@@ -199,10 +182,3 @@ def _make_ours(name: str, dtype: str, setup: Setup) -> tuple[nn.Module, str, str
     backend = select_backend(setup.pld_kernels if name in PLD else name, setup.device.type, setup.config.hidden_size)
     use_backend(model, backend, setup.device.type)
     return model, backend, "sdpa"
-
-
-def _forward_with(gates: Sequence[Gates] | None) -> Forward:
-    def forward(engine: Any, batch: Batch, step: int) -> Tensor:
-        return forward_ours(engine, batch, None if gates is None else gates[step])
-
-    return forward

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import cpp_extension
 
-from benchmarks.engines import DTYPES
+from benchmarks.options import DTYPES
 from bert_pld.config import ModelConfig
 from bert_pld.model.block import SwitchableBlock
 
@@ -27,15 +27,11 @@ _BUILD_SECONDS = 400
 _REPORTED_LINES = 40
 _MASKED_SCORE = -10_000.0
 _PARAMETERS = {
-    "attn_qkvw": "qkv_weight",
-    "attn_qkvb": "qkv_bias",
-    "attn_ow": "attention_output_weight",
-    "attn_ob": "attention_output_bias",
-    "inter_w": "ffn_up_weight",
-    "inter_b": "ffn_up_bias",
-    "output_w": "ffn_down_weight",
-    "output_b": "ffn_down_bias",
-}
+    "attn_qkvw": "qkv_weight", "attn_qkvb": "qkv_bias",
+    "attn_ow": "attention_output_weight", "attn_ob": "attention_output_bias",
+    "inter_w": "ffn_up_weight", "inter_b": "ffn_up_bias",
+    "output_w": "ffn_down_weight", "output_b": "ffn_down_bias",
+}  # fmt: skip
 
 
 class DeepSpeedBlock(nn.Module):
@@ -46,24 +42,15 @@ class DeepSpeedBlock(nn.Module):
         from deepspeed.ops.transformer import DeepSpeedTransformerConfig, DeepSpeedTransformerLayer
 
         config = block.config
+        settings = DeepSpeedTransformerConfig(
+            batch_size=rows, seed=0, fp16=dtype == "fp16", pre_layer_norm=config.normalization == "pre",
+            hidden_size=config.hidden_size, intermediate_size=config.intermediate_size,
+            heads=config.num_attention_heads, num_hidden_layers=config.num_layers,
+            attn_dropout_ratio=config.attention_dropout, hidden_dropout_ratio=config.hidden_dropout,
+            initializer_range=config.initializer_range, layer_norm_eps=config.layer_norm_eps, adjust_init_range=False,
+        )  # fmt: skip
         with contextlib.redirect_stdout(sys.stderr):  # the layer prints its configuration
-            self.layer = DeepSpeedTransformerLayer(
-                DeepSpeedTransformerConfig(
-                    batch_size=rows,
-                    hidden_size=config.hidden_size,
-                    intermediate_size=config.intermediate_size,
-                    heads=config.num_attention_heads,
-                    attn_dropout_ratio=config.attention_dropout,
-                    hidden_dropout_ratio=config.hidden_dropout,
-                    num_hidden_layers=config.num_layers,
-                    initializer_range=config.initializer_range,
-                    layer_norm_eps=config.layer_norm_eps,
-                    seed=0,
-                    fp16=dtype == "fp16",
-                    pre_layer_norm=config.normalization == "pre",
-                    adjust_init_range=False,
-                )
-            )
+            self.layer = DeepSpeedTransformerLayer(settings)
         # DeepSpeed's `norm` comes first in pre-norm and last in post-norm, its `attn_n` the other way round.
         norms = ("norm_{}", "attn_n{}") if config.normalization == "pre" else ("attn_n{}", "norm_{}")
         names = dict(_PARAMETERS)
@@ -83,22 +70,14 @@ class DeepSpeedBlock(nn.Module):
 
 
 def use_deepspeed_blocks(model: nn.Module, rows: int, seq: int, dtype: str, device: torch.device) -> None:
-    """Replace the blocks of `model`'s encoder by DeepSpeed's layers, after a trial in another process.
-
-    Raises:
-        ValueError: the layers cannot run here; the message says why.
-    """
+    """Replace the blocks of `model`'s encoder by DeepSpeed's layers, after `check_can_run`."""
     check_can_run(model.config, rows, seq, dtype, device)
     blocks = [DeepSpeedBlock(block, rows, dtype) for block in model.encoder.blocks]
     model.encoder.blocks = nn.ModuleList(blocks)
 
 
 def check_can_run(config: ModelConfig, rows: int, seq: int, dtype: str, device: torch.device) -> None:
-    """Try one layer in another process; the end of a failed trial's output goes to stderr.
-
-    Raises:
-        ValueError: no GPU, no CUDA compiler, an unsupported dtype, or a trial that failed.
-    """
+    """Try one layer in another process; raise ValueError if it fails, with the end of its output on stderr."""
     if device.type != "cuda":
         raise ValueError(f"requires an NVIDIA GPU, and the device is {device.type}")
     if dtype not in _KERNEL_DTYPES:

@@ -26,24 +26,14 @@ class Round:
     def __init__(
         self, config: ModelConfig, batches: Sequence[Batch], gates: Mapping[str, Sequence[Gates]], theta: float
     ) -> None:
-        """Count a round.
-
-        Args:
-            config: the model.
-            batches: micro-batch of each step.
-            gates: gates of each step, for each PLD contender.
-            theta: the constant θ that they were drawn with.
-        """
+        """Count a round of one batch a step; `theta` is the constant θ of the PLD contenders' gates."""
         self.config, self.gates, self.theta = config, gates, theta
         self.steps = len(batches)
         self.tokens = sum(batch.tokens for batch in batches)
         self._model = ModelFlops(config, max(int(batch.sequence_lengths.max()) for batch in batches))
         self._lengths = [batch.sequence_lengths for batch in batches]
-        self.heads_flops = sum(
-            ModelFlops(config, n, targets_of(n) / n).heads_per_sequence
-            for lengths in self._lengths
-            for n in lengths.tolist()
-        )
+        lengths = np.concatenate(self._lengths).tolist()
+        self.heads_flops = sum(ModelFlops(config, n, targets_of(n) / n).heads_per_sequence for n in lengths)
 
     def flops_at_depth(self, depth: float) -> float:
         """FLOPs of `depth` blocks on all rows, and of the heads."""
@@ -63,14 +53,7 @@ class Round:
 def figures_of(
     one: ThroughputContender, contenders: Sequence[ThroughputContender], one_round: Round, matmul_gflops: float
 ) -> dict[str, Any]:
-    """One contender's figures.
-
-    Args:
-        one: the contender.
-        contenders: all that ran, for the ratios.
-        one_round: what each round consists of.
-        matmul_gflops: the rate that MFU refers to.
-    """
+    """One contender's figures, with ratios to all that ran; MFU refers to `matmul_gflops`."""
     full = one_round.flops_at_depth(one_round.config.num_layers)
     gates = one_round.gates.get(one.name)
     executed = full if gates is None else one_round.flops_under(gates)

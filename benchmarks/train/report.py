@@ -61,12 +61,11 @@ def _speed_table(contenders: list[dict[str, Any]], skipped: list[dict[str, Any]]
         )
     for one in skipped:
         lines.append(f"{one['dtype']:6}{one['name']:23}{'failed' if one['failed'] else 'skipped'}: {one['reason']}")
-    lines.append(
-        "step ms: median; × HF, × HFc: tokens/s over the faster of Hugging Face's classes, eager and compiled;"
-    )
-    lines.append("× ours c: over `compiled`")
-    return lines + [
-        f"the faster in {dtype}: {', '.join(filter(None, names))}" for dtype, names in best.items() if any(names)
+    return [
+        *lines,
+        "step ms: median; × HF, × HFc: tokens/s over the faster of Hugging Face's classes, eager and compiled;",
+        "× ours c: over `compiled`",
+        *(f"the faster in {dtype}: {', '.join(filter(None, names))}" for dtype, names in best.items() if any(names)),
     ]
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from result_tables import markdown
-
+from benchmarks.markdown import markdown_table
 from bert_pld.config import load_config
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.plan import Plan, make_plan
@@ -35,13 +34,13 @@ def published(result: dict[str, Any]) -> str:
         ]
         for one in result["runs"]
     ]
-    return markdown(["", "sequences/s", "GFLOP a sequence", "utilization", "source"], rows)
+    return markdown_table(["", "sequences/s", "GFLOP a sequence", "utilization", "source"], rows)
 
 
 def work() -> str:
     """Return the table of FLOPs of the paper's run: matrix products, forward and backward."""
     plans = _plans()
-    return markdown(
+    return markdown_table(
         ["", *_RUNS],
         [
             ["a sequence, the run's mean", *(f"{plan.flops_mean / 1e9:.1f} GFLOP" for plan in plans)],
@@ -59,7 +58,7 @@ def hours(result: dict[str, Any]) -> str:
         taken = [plan.total_flops / (_GPUS * _PEAK_TFLOPS * 1e12 * share * 3600) for plan in plans]
         cells = [f"{one:.1f} h, {_GPUS * one:.0f} GPU-hours" for one in taken]
         rows.append([f"{100 * share:.0f} %, {origin.get(share, 'assumed')}", *cells])
-    return markdown(["utilization", *_RUNS], rows)
+    return markdown_table(["utilization", *_RUNS], rows)
 
 
 def _plans() -> list[Plan]:

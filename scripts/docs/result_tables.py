@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
 from typing import Any
 
+from benchmarks.markdown import markdown_table
 from bert_pld.pld.schedule import Schedule
 
 _GATES = ("no PLD", "batch, θ 0.5")
 _PHENOMENA = ("quotation", "ellipsis", "abbreviation", "number", "other")
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def segmenters(result: dict[str, Any]) -> str:
@@ -32,7 +26,7 @@ def segmenters(result: dict[str, Any]) -> str:
                 f"{result['speed'][name]['mb_per_s']:.1f}",
             ]
         )
-    return markdown(["", "precision", "recall", "F1", "F1, development", *_PHENOMENA, "MB/s"], rows)
+    return markdown_table(["", "precision", "recall", "F1", "F1, development", *_PHENOMENA, "MB/s"], rows)
 
 
 def deduplication(result: dict[str, Any]) -> str:
@@ -51,7 +45,7 @@ def deduplication(result: dict[str, Any]) -> str:
         share = (f"{100 * found[c, words]['edited_found']:.1f} %" for words in (shortest, longer))
         lost = max(found[c, words]["others_lost"] for words in (shortest, longer))
         rows.append([f"{100 * c:.0f} % of the words changed", *share, f"{100 * lost:.0f} %"])
-    return markdown(["planted, 10 % each", "found", f"found, of at least {longer} words", "others lost"], rows)
+    return markdown_table(["planted, 10 % each", "found", f"found, of at least {longer} words", "others lost"], rows)
 
 
 def step_times(result: dict[str, Any]) -> str:
@@ -62,7 +56,7 @@ def step_times(result: dict[str, Any]) -> str:
         rows.setdefault(", ".join([size, precision, *rest]), {})[one["stage"]] = one
     stages = sorted({one["stage"] for one in result["steps"]["settings"]})
     cells = [[name, *(_predicted(by_stage[stage]) for stage in stages)] for name, by_stage in rows.items()]
-    return markdown(["", *(f"ZeRO-{stage}" for stage in stages)], cells)
+    return markdown_table(["", *(f"ZeRO-{stage}" for stage in stages)], cells)
 
 
 def _predicted(one: dict[str, Any]) -> str:
@@ -77,7 +71,7 @@ def bytes_sent(result: dict[str, Any]) -> str:
     for stage in range(4):
         whole, dropping = (_mean_step(settings[f"ZeRO-{stage}, fp32, {what}, 1 × 4"]) for what in _GATES)
         rows.append([f"{stage}", *(f"{value:,.0f}" for value in (whole[0], *dropping))])
-    return markdown(["ZeRO", "gradients, no PLD", "gradients, batch, θ 0.5", "of them zeros", "parameters"], rows)
+    return markdown_table(["ZeRO", "gradients, no PLD", "gradients, batch, θ 0.5", "of them zeros", "parameters"], rows)
 
 
 def _mean_step(setting: dict[str, Any]) -> list[float]:
@@ -99,7 +93,7 @@ def quickstart(runs: dict[str, list[dict[str, Any]]]) -> str:
         _ratio("training, seconds", [end["seconds"] for end in ends], 1),
         _ratio("ms a sample, θ within 1 % of its limit", later, 2),
     ]
-    return markdown(["", *runs, "ratio"], rows)
+    return markdown_table(["", *runs, "ratio"], rows)
 
 
 def _ratio(name: str, values: list[float], digits: int) -> list[str]:
@@ -116,20 +110,18 @@ def trainer(result: dict[str, Any]) -> str:
         rows.append([label, *(f"{score:.1f}" for score in scores), mean])
     difference = f"{result['difference']:+.1f} ± {result['standard_error']:.1f}"
     rows.append(["difference, its standard error", *("" for _ in seeds), difference])
-    return markdown([result["task"], *(f"seed {seed}" for seed in seeds), "mean"], rows)
+    return markdown_table([result["task"], *(f"seed {seed}" for seed in seeds), "mean"], rows)
 
 
 def theta(num_blocks: int = 12) -> str:
     """Return executed blocks and the saved share at the limit, for several θ, computed from the schedule."""
     rows = []
     for value in (0.9, 0.8, 0.7, 0.6, 0.5, 0.3):
-        depths = [
-            Schedule(num_blocks, value, temporal="constant", keep_first_block=first).expected_depth(0)
-            for first in (False, True)
-        ]
+        schedules = [Schedule(num_blocks, value, temporal="constant", keep_first_block=one) for one in (False, True)]
+        depths = [schedule.expected_depth(0) for schedule in schedules]
         saved = [f"{100 * (1 - depth / num_blocks):.1f} %" for depth in depths]
         rows.append([f"**{value}**" if value == 0.5 else f"{value}", f"{depths[0]:.2f}", *saved])
-    return markdown(["θ", "executed blocks", "saved", "with `keep_first_block`"], rows)
+    return markdown_table(["θ", "executed blocks", "saved", "with `keep_first_block`"], rows)
 
 
 def training_steps(result: dict[str, Any]) -> str:
@@ -142,7 +134,7 @@ def training_steps(result: dict[str, Any]) -> str:
         cells.append("–" if predicted is None else f"{predicted:.3f}")
         rows.append([one["name"], one["dtype"], f"{one['tokens_per_s']:,.0f}", *cells])
     header = ["", "", "tokens/s", "× Hugging Face in this dtype", "time over `reference`", "FLOPs predict"]
-    return markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def scale_search(result: dict[str, Any]) -> str:
@@ -164,7 +156,7 @@ def scale_search(result: dict[str, Any]) -> str:
             ]
         )
     header = ["", "rows × tokens a step", "masked", "peak rate", "deviation", "also", "loss by 2 M tokens", "last"]
-    return markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def _unusual(one: dict[str, Any]) -> list[str]:

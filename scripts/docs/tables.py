@@ -3,7 +3,7 @@
     python scripts/docs/tables.py            # check; exit code 1 and a line for each difference
     python scripts/docs/tables.py --write    # write the tables into the pages
 
-A table is between two marks, `<!-- table of NAME: begin -->` and `end`.
+A table is between two markers, `<!-- table of NAME: begin -->` and `end`.
 """
 
 # ruff: noqa: E402 – imports follow the change of sys.path
@@ -25,7 +25,7 @@ import result_tables
 
 from benchmarks.checkpoint import command as checkpoint
 from benchmarks.data import command as data
-from benchmarks.gradient_variance import command as gradient_variance
+from benchmarks.gradient_variance import command as variance
 from benchmarks.paper import claims, tables
 from benchmarks.quality import command as quality
 from benchmarks.train import report as train
@@ -54,34 +54,22 @@ def _as_printed(report: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, 
     return lambda result: f"```\n{report(result)}\n```\n"
 
 
-def _first_table(report: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:
-    return lambda result: report(result).split("\n\n")[1] + "\n"
+def _of_part(part: str, table: Callable[..., str], *groups: str) -> Callable[[dict[str, Any]], str]:
+    return lambda result: table(result[part], *groups)
 
 
-def _comparison(result: dict[str, Any]) -> str:
-    return tables.table(result["comparison"], "paper", "choices")
-
-
-def _claims(result: dict[str, Any]) -> str:
-    return claims.claims_table(result["claims"])
-
-
-def _choices(result: dict[str, Any]) -> str:
-    return tables.choices_table(result["comparison"])
-
-
-def _short_comparison(result: dict[str, Any]) -> str:
-    return tables.short_table(result["comparison"])
-
-
+_COMPARISON = _of_part("comparison", tables.table, "paper", "choices")
+_CHOICES = _of_part("comparison", tables.choices_table)
+_SHORT_COMPARISON = _of_part("comparison", tables.short_table)
+_CLAIMS = _of_part("claims", claims.claims_table)
 _README = "docs/results/README.md"
 SHOWN = (
-    Shown("variants_cpu", "docs/pld.md", "paper_cpu.json", _short_comparison),
+    Shown("variants_cpu", "docs/pld.md", "paper_cpu.json", _SHORT_COMPARISON),
     Shown("scale_cpu", "docs/reproducing.md", "scale_cpu.json", result_tables.scale_search),
-    Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _comparison),
-    Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _claims),
-    Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _comparison),
-    Shown("choices_cpu", "docs/pld.md", "paper_cpu.json", _choices),
+    Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _COMPARISON),
+    Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _CLAIMS),
+    Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _COMPARISON),
+    Shown("choices_cpu", "docs/pld.md", "paper_cpu.json", _CHOICES),
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
     Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.differences_table),
     Shown("glue_few_cpu", "docs/results/glue_cpu.md", "glue_few_cpu.json", summary.table),
@@ -99,12 +87,9 @@ SHOWN = (
     Shown("steps_bf16", _README, "bench_train_8x256_bf16_cpu.json", result_tables.training_steps),
     Shown("steps_small", _README, "bench_train_small_cpu.json", result_tables.training_steps),
     Shown("quickstart", _README, "quickstart.json", result_tables.quickstart),
-    Shown("gradient_variance", "docs/pld.md", "gradient_variance_cpu.json", _first_table(gradient_variance.report)),
-    Shown(
-        "gradient_variance_keep_first_block",
-        "docs/pld.md",
-        "gradient_variance_keep_first_block_cpu.json",
-        _first_table(gradient_variance.report),
+    *(
+        Shown(name, "docs/pld.md", f"{name}_cpu.json", lambda result: variance.report(result).split("\n\n")[1] + "\n")
+        for name in ("gradient_variance", "gradient_variance_keep_first_block")
     ),
     Shown("bytes_sent", "docs/scaling.md", "communication_bytes_cpu.json", result_tables.bytes_sent),
     Shown("step_times", "docs/scaling.md", "communication_steps_cpu.json", result_tables.step_times),
@@ -115,11 +100,8 @@ SHOWN = (
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    parser = make_parser(
-        "scripts.docs.tables",
-        "Compare the tables in the docs with their result files.",
-        "python scripts/docs/tables.py",
-    )
+    what = "Compare the tables in the docs with their result files."
+    parser = make_parser("scripts.docs.tables", what, "python scripts/docs/tables.py")
     parser.add_argument("--write", action="store_true", help="write the tables into the pages")
     return parser
 

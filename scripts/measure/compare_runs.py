@@ -22,11 +22,7 @@ LOGGED, EVALUATED = ("samples", "seconds", "kept_blocks"), ("samples", "eval_mlm
 
 
 def read_complete_run(run_dir: Path) -> RunCurves:
-    """Read a run's metrics and check that they have all values that are compared.
-
-    Raises:
-        ValueError: no metrics, a damaged line, no evaluation, or a line without a required value.
-    """
+    """Read a run's metrics; raise ValueError if a value that is compared is missing."""
     found = read_run(run_dir)
     if not found.evaluations:
         raise ValueError(f"{run_dir}: has no evaluation; must have at least one (training.eval_interval)")
@@ -38,11 +34,7 @@ def read_complete_run(run_dir: Path) -> RunCurves:
 
 
 def constant_part(found: RunCurves, run_dir: Path, first_step: int) -> list[dict[str, Any]]:
-    """The records of logging steps from `first_step` on.
-
-    Raises:
-        ValueError: there are fewer than two, or the time does not increase.
-    """
+    """Logging steps from `first_step` on; raise ValueError for fewer than two, or if the time does not increase."""
     records = [record for record in found.training if record["step"] >= first_step]
     if len(records) < 2 or records[-1]["seconds"] <= records[0]["seconds"]:
         raise ValueError(
@@ -93,11 +85,9 @@ def main(options: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line: two folders of runs."""
-    parser = make_parser(
-        "scripts.compare_runs",
-        "Compare a run with layer dropping and one without: held-out loss, and time a sample.",
-        "python scripts/measure/compare_runs.py runs/pld runs/no_pld",
-    )
+    what = "Compare a run with layer dropping and one without: held-out loss, and time a sample."
+    example = "python scripts/measure/compare_runs.py runs/pld runs/no_pld"
+    parser = make_parser("scripts.compare_runs", what, example)
     parser.add_argument("pld_run", type=Path, metavar="PLD_RUN", help="folder of a run with progressive_layer_drop")
     parser.add_argument("baseline_run", type=Path, metavar="BASELINE_RUN", help="folder of the same run without it")
     return parser

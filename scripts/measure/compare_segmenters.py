@@ -81,10 +81,7 @@ SEGMENTERS: dict[str, Callable[[], Segmenter]] = {
 def boundaries(parts: list[str], text: str) -> set[int]:
     """Return the sentence boundaries, each as the number of characters before it that are not white space.
 
-    A segmenter may leave out text that is not a sentence (a row of dots).
-
-    Raises:
-        ValueError: a part is not in the text.
+    A segmenter may leave out text that is not a sentence (a row of dots), but each part must be in the text.
     """
     bare, starts, length = "".join(text.split()), set(), 0
     for part in map(str.split, parts):
@@ -108,11 +105,7 @@ def read_text(path: Path) -> str:
 
 
 def read_gold(path: Path) -> list[dict[str, Any]]:
-    """Read items with `register`, the unmarked `text`, `ends`, `either` (see `boundaries`), and `phenomenon` by gap.
-
-    Raises:
-        ValueError: the file is not a JSON list of items, an item lacks a string, or no boundary is marked.
-    """
+    """Read items with `register`, the unmarked `text`, `ends`, `either` (see `boundaries`), and `phenomenon` by gap."""
     try:
         marked_items = json.loads(read_text(path))
     except json.JSONDecodeError as error:

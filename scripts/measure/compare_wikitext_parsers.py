@@ -96,10 +96,8 @@ def main(options: argparse.Namespace) -> None:
         results[name] = [convert(*article) for article in chosen]
         seconds[name] = min(seconds[name], time.process_time() - began)
     print(f"{len(chosen)} articles, {size / 1e6:.2f} MB of wikitext\n")
-    print(
-        "| converter | MB/s | articles/s | prose, characters | remaining markup per 100,000 characters |\n"
-        "|---|---|---|---|---|"
-    )
+    print("| converter | MB/s | articles/s | prose, characters | remaining markup per 100,000 characters |")
+    print("|---|---|---|---|---|")
     for name, texts in results.items():
         characters = sum(map(len, texts))
         counts = {mark: sum(text.count(mark) for text in texts) for mark in MARKS}
@@ -110,9 +108,8 @@ def main(options: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser: the dump, and how much of it to convert."""
-    example = (
-        "python scripts/measure/compare_wikitext_parsers.py enwiki-pages-articles1.xml-p1p41242.bz2 --articles 200"
-    )
+    dump = "enwiki-pages-articles1.xml-p1p41242.bz2"
+    example = f"python scripts/measure/compare_wikitext_parsers.py {dump} --articles 200"
     parser = make_parser("scripts.compare_wikitext_parsers", __doc__, example)
     parser.add_argument("dump", help="a MediaWiki export, .xml or .xml.bz2")
     parser.add_argument("--articles", type=int, default=200, help="articles, from the beginning (default: 200)")

@@ -72,23 +72,12 @@ def by_trainer(encoder: PretrainedEncoder, data: TaskData, rate: float, seed: in
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            per_device_eval_batch_size=2 * settings.batch_size,
-            learning_rate=rate,
-            lr_scheduler_type="linear",
-            warmup_steps=math.ceil(settings.warmup_share * steps),
-            weight_decay=settings.weight_decay,
-            adam_epsilon=1e-6,
-            max_grad_norm=settings.gradient_clipping,
-            seed=seed,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            logging_strategy="no",
-            use_cpu=not torch.cuda.is_available(),
-        )
+            output_dir=folder, seed=seed, num_train_epochs=settings.epochs, use_cpu=not torch.cuda.is_available(),
+            per_device_train_batch_size=settings.batch_size, per_device_eval_batch_size=2 * settings.batch_size,
+            learning_rate=rate, lr_scheduler_type="linear", warmup_steps=math.ceil(settings.warmup_share * steps),
+            weight_decay=settings.weight_decay, adam_epsilon=1e-6, max_grad_norm=settings.gradient_clipping,
+            save_strategy="no", report_to="none", logging_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
         trainer = Trainer(
             model=encoder.classifier(task, seed),
             args=arguments,
@@ -101,11 +90,7 @@ def by_trainer(encoder: PretrainedEncoder, data: TaskData, rate: float, seed: in
 
 
 def refuse_several_gpus(visible: int) -> None:
-    """Refuse several GPUs: `Trainer` would use DataParallel with a full batch on each.
-
-    Raises:
-        ValueError: more than one GPU is visible.
-    """
+    """Raise ValueError for several GPUs: `Trainer` would use DataParallel with a full batch on each."""
     if visible > 1:
         raise ValueError(
             f"CUDA_VISIBLE_DEVICES: {visible} GPUs are visible, and Trainer's batch would be {visible} times as"
@@ -122,30 +107,21 @@ def main(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("accelerate") is None:
         raise ValueError("transformers' Trainer requires accelerate; pip install accelerate")
     device = join_process_group()
-    settings = Settings(
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        max_seq_length=options.max_seq_length,
-        max_train_rows=options.max_train_rows,
-    )
+    names = ("epochs", "batch_size", "max_seq_length", "max_train_rows")
+    settings = Settings(**{name: getattr(options, name) for name in names})
     settings.check(dist.get_world_size(), device.type)
     figures: dict[str, list[float]] = {"bert_pld": [], "trainer": []}
     with hugging_face_folder(options.model) as folder:
         encoder = load_encoder(folder, settings.max_seq_length)
         data = read_task(
-            task,
-            options.glue_dir,
-            encoder.tokenizer,
-            settings.max_seq_length,
-            max_train_rows=settings.max_train_rows,
+            task, options.glue_dir, encoder.tokenizer, settings.max_seq_length, max_train_rows=settings.max_train_rows
         )
         data = dataclasses.replace(data, test={})  # no predictions for the leaderboard
         for seed in options.seeds:
             outcome = finetune(encoder, data, settings, learning_rate=options.learning_rate, seed=seed, device=device)
             if outcome.diverged_at_step is not None:
-                raise ValueError(
-                    f"{task.name}, seed {seed}: diverged at step {outcome.diverged_at_step}; no comparison"
-                )
+                at = f"step {outcome.diverged_at_step}"
+                raise ValueError(f"{task.name}, seed {seed}: diverged at {at}; no comparison")
             figures["bert_pld"].append(statistics.fmean(map(mean_score, outcome.scores.values())))
             figures["trainer"].append(by_trainer(encoder, data, options.learning_rate, seed, settings))
             ours, theirs = figures["bert_pld"][-1], figures["trainer"][-1]
@@ -171,11 +147,9 @@ def main(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parser = make_parser(
-        "scripts.compare_with_trainer",
-        "Fine-tune the same encoder with bert_pld and with transformers' Trainer.",
-        "python scripts/measure/compare_with_trainer.py --model exported/ --task CoLA --glue_dir glue/",
-    )
+    what = "Fine-tune the same encoder with bert_pld and with transformers' Trainer."
+    example = "python scripts/measure/compare_with_trainer.py --model exported/ --task CoLA --glue_dir glue/"
+    parser = make_parser("scripts.compare_with_trainer", what, example)
     parser.add_argument("--model", required=True)
     parser.add_argument("--task", required=True)
     parser.add_argument("--glue_dir", required=True)

@@ -88,9 +88,8 @@ def main(options: argparse.Namespace) -> None:
     for fewest in options.fewest_words:
         require_enough(sum(length >= fewest for length in lengths), f"--fewest_words {fewest}")
     results = []
-    print(
-        f"{len(everything):,} documents, of which {len(exact):,} are exact and {len(own - exact):,} are near duplicates"
-    )
+    near = len(own - exact)
+    print(f"{len(everything):,} documents, of which {len(exact):,} are exact and {near:,} are near duplicates")
     for fewest in options.fewest_words:
         texts = [text for text, length in zip(natural, lengths, strict=True) if length >= fewest]
         for rate in options.rates:
@@ -113,26 +112,20 @@ def main(options: argparse.Namespace) -> None:
             print(", ".join(f"{name} {value:g}" for name, value in result.items()), flush=True)
             results.append(result)
     if options.json:
-        summary = {"documents": len(everything), "exact": len(exact), "near": len(own - exact)}
+        summary = {"documents": len(everything), "exact": len(exact), "near": near}
         options.json.write_text(json.dumps({**summary, "similarity": options.similarity, "planted": results}, indent=2))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser: sources, and the copies to plant among them."""
-    parser = make_parser(
-        "scripts.measure_deduplication",
-        __doc__,
-        "python scripts/measure/measure_deduplication.py --source wikiextractor=extracted/ --source books=novels/",
-    )
-    parser.add_argument(
-        "--source", action="append", required=True, metavar="KIND=WHERE", help="a source; may be repeated"
-    )
-    parser.add_argument("--similarity", type=float, default=0.6, help="threshold of near duplicates (default: 0.6)")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.02, 0.03], help="shares of words changed")
-    parser.add_argument(
-        "--fewest_words", type=int, nargs="+", default=[0, 60], help="smallest number of words of the documents"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
+    example = "python scripts/measure/measure_deduplication.py --source wikiextractor=extracted/ --source books=novels/"
+    parser = make_parser("scripts.measure_deduplication", __doc__, example)
+    add = parser.add_argument
+    add("--source", action="append", required=True, metavar="KIND=WHERE", help="a source; may be repeated")
+    add("--similarity", type=float, default=0.6, help="threshold of near duplicates (default: 0.6)")
+    add("--rates", type=float, nargs="+", default=[0.01, 0.02, 0.03], help="shares of words changed")
+    add("--fewest_words", type=int, nargs="+", default=[0, 60], help="smallest number of words of the documents")
+    add("--json", type=Path, metavar="FILE", help="write the figures to this file")
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -14,3 +15,9 @@ def tracked(*patterns: str) -> list[Path]:
     command = ["git", "ls-files", *patterns]
     listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     return [path for line in listed.splitlines() if (path := REPOSITORY / line).exists()]
+
+
+def blocks_of(page: Path, language: str) -> list[str]:
+    """The code blocks of a Markdown page in a language."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)

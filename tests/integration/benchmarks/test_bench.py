@@ -8,12 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from benchmark_command import check_error, measure
 from benchmark_command import run_benchmark as run
 from repository import REPOSITORY
 
 from benchmarks import __main__ as bench
 from benchmarks.curves import command as curves_command
 from benchmarks.gradient_variance import command as gradient_variance
+from benchmarks.paper.tables import found_in
 
 DOCS = REPOSITORY / "docs"
 
@@ -30,8 +32,7 @@ def test_help_lists_the_subjects(capsys):
 def test_gradient_variance_is_finite_for_every_setting(tmp_path, capsys):
     tiny = ["--num_layers=4", "--hidden_size=32", "--num_attention_heads=2", "--vocab_size=64", "--seq_length=16"]
     settings = ["--micro_batch_sizes=2,4", "--thetas=0.5", "--draws=16", "--trained_steps=2", "--device=cpu"]
-    assert run("gradient_variance", *tiny, *settings, "--json", str(tmp_path / "variance.json")) == 0
-    result = json.loads((tmp_path / "variance.json").read_text())
+    result = measure(tmp_path, "gradient_variance", *tiny, *settings)
     assert gradient_variance.report(result) in capsys.readouterr().out
     figures = result["figures"]
     keys = [(one["weights"], one["micro_batch_size"], one["theta"]) for one in figures]
@@ -45,8 +46,7 @@ def test_gradient_variance_is_finite_for_every_setting(tmp_path, capsys):
             assert list(one[granularity]["by_part"]) == list(gradient_variance.PARTS)
         assert one["ratio"] == one["batch"]["relative_variance"] / one["sample"]["relative_variance"]
     assert all(0 < one["relative_variance"] < 1 for one in result["between_batches"])
-    assert run("gradient_variance", "--draws=20") == 1
-    assert "--draws 20: must be a multiple of 8, at least 16" in capsys.readouterr().err
+    check_error(capsys, "--draws 20: must be a multiple of 8, at least 16", "gradient_variance", "--draws=20")
 
 
 def test_streaming_moments_equal_those_of_stored_vectors():
@@ -65,25 +65,12 @@ def test_streaming_moments_equal_those_of_stored_vectors():
     assert of_parts["relative_variance"] == pytest.approx(of_parts["variance"] / squared)
 
 
-def markdown_tables(path):
-    """Each table of a page: its header and its rows, as lists of cells."""
-    tables, previous = [], ""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("|"):
-            if not previous.startswith("|"):
-                tables.append((cells, []))
-            elif set(line) - set("|-: "):
-                tables[-1][1].append(cells)
-        previous = line
-    return tables
-
-
 def test_documented_gradient_variance_equals_the_result_file():
-    tables = [rows for header, rows in markdown_tables(DOCS / "pld.md") if header[:2] == ["weights", "sequences"]]
-    names = ("gradient_variance_keep_first_block_cpu.json", "gradient_variance_cpu.json")
-    for rows, name in zip(tables, names, strict=True):
-        result = json.loads((DOCS / "results" / name).read_text())
+    for name in ("gradient_variance_keep_first_block", "gradient_variance"):
+        header, _, *lines = found_in(DOCS / "pld.md", name).splitlines()
+        assert header.startswith("| weights | sequences |")
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        result = json.loads((DOCS / "results" / f"{name}_cpu.json").read_text())
         of = {(one["weights"], str(one["micro_batch_size"]), f"{one['theta']:g}"): one for one in result["figures"]}
         between = {
             (b["weights"], str(b["micro_batch_size"])): b["relative_variance"] for b in result["between_batches"]
@@ -131,13 +118,14 @@ def test_different_and_diverged_backends_are_reported():
 
 def test_curves_compares_two_backends_over_seeds(tmp_path, capsys):
     sizes = ["--model_preset=tiny", "--vocab_size=512", "--steps=8", "--micro_batch_size=4", "--seq_length=16"]
+    for backends, dtypes, message in (
+        ("reference,reference", "fp32", "--backends reference,reference: must be two"),
+        ("reference,triton", "fp16", "--dtypes fp16: needs a GPU"),
+        ("reference,x", "fp32", "--backends reference,x: must be a list of reference, compiled, triton"),
+    ):
+        options = ("--device=cpu", f"--backends={backends}", f"--dtypes={dtypes}")
+        check_error(capsys, message, "curves", *sizes, *options)
     path = tmp_path / "curves.json"
-    for backends, dtypes in (("reference,reference", "fp32"), ("reference,triton", "fp16"), ("reference,x", "fp32")):
-        assert run("curves", *sizes, "--device=cpu", f"--backends={backends}", f"--dtypes={dtypes}") == 1
-    said = capsys.readouterr().err
-    assert "--backends reference,reference: must be two" in said
-    assert "--dtypes fp16: needs a GPU" in said
-    assert "--backends reference,x: must be a list of reference, compiled, triton" in said
     options = ["--backends=reference,triton", "--dtypes=fp32", "--seeds=2", "--device=cpu", f"--json={path}"]
     code = run("curves", *sizes, *options)
     result = json.loads(path.read_text())

@@ -1,11 +1,10 @@
-import json
 import random
 import sys
 
 import h5py
 import numpy as np
 import pytest
-from benchmark_command import run_benchmark
+from benchmark_command import check_error, measure
 
 from benchmarks.data import command as data
 from benchmarks.data.contenders import read_documents
@@ -29,11 +28,9 @@ def source(tmp_path_factory):
     return f"text={path}"
 
 
-def test_build_makes_the_tokens_of_bare_tokenization_and_ratios_come_from_the_seconds(source, tmp_path, capsys):
-    path = tmp_path / "data.json"
+def test_build_has_as_many_tokens_as_bare_tokenization_and_ratios_follow_from_the_times(source, tmp_path, capsys):
     options = ["--workers=1", "--rounds=2", "--vocab_size=300", "--seq_length=32", "--python_bytes=2000"]
-    assert run_benchmark("data", "--source", source, *options, "--json", str(path)) == 0
-    result = json.loads(path.read_text())
+    result = measure(tmp_path, "data", f"--source={source}", *options)
     assert data.report(result) in capsys.readouterr().out
     contenders = result["contenders"]
     of_all = ["encode_batch 1", "encode_batch_fast 1", "build 1", "build + verify 1", "build --format nvidia 1"]
@@ -71,11 +68,7 @@ def test_build_makes_the_tokens_of_bare_tokenization_and_ratios_come_from_the_se
     ],
 )
 def test_user_errors_are_one_line(options, message, capsys):
-    assert run_benchmark("data", *options) == 1
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
+    check_error(capsys, message, "data", *options)
 
 
 def test_memory_of_child_processes_is_counted():

@@ -1,9 +1,6 @@
 """benchmarks kernels on tiny sizes: moved bytes, peer formulas, correctness checks, and the command."""
 
-from __future__ import annotations
-
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +8,7 @@ import sys
 import pytest
 import torch
 import triton
-from benchmark_command import run_benchmark
+from benchmark_command import check_error, measure, run_benchmark
 
 from benchmarks.kernels import cases, device_timing, sweep
 from benchmarks.kernels import command as kernels
@@ -105,14 +102,12 @@ def test_kernels_pass_the_correctness_check(name, interpreted):
 @pytest.fixture(scope="module", params=[[], ["--no_graphs"]], ids=["graphs", "launches"])
 def measured_on_gpu(request, tmp_path_factory):
     """The result, and whether CUDA graphs were used."""
-    path = tmp_path_factory.mktemp("kernels") / "kernels.json"
-    arguments = ["--tokens=8192", "--hidden=768", "--peers=eager", "--rounds=3", *request.param, "--json", str(path)]
-    assert run_benchmark("kernels", *arguments) == 0
-    return json.loads(path.read_text()), not request.param
+    arguments = ["--tokens=8192", "--hidden=768", "--peers=eager", "--rounds=3", *request.param]
+    return measure(tmp_path_factory.mktemp("kernels"), "kernels", *arguments), not request.param
 
 
 @pytest.mark.gpu
-def test_every_kernel_is_timed_beside_its_peers_on_a_gpu(measured_on_gpu):
+def test_every_kernel_and_its_peers_are_timed_on_a_gpu(measured_on_gpu):
     result, graphs = measured_on_gpu
     assert [(row["operation"], row["direction"]) for row in result["rows"]] == list(BYTES)
     for row in result["rows"]:
@@ -125,9 +120,7 @@ def test_every_kernel_is_timed_beside_its_peers_on_a_gpu(measured_on_gpu):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    "PYTEST_XDIST_WORKER" in os.environ, reason="other workers use the GPU and slow some calls down, not others"
-)
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="other workers slow some calls on the GPU down")
 def test_no_call_is_faster_than_memory(measured_on_gpu):
     """Inputs do not come from the cache: a large copy's bandwidth is the limit."""
     for row in measured_on_gpu[0]["rows"]:
@@ -155,12 +148,8 @@ def test_check_rejects_nan_and_unwritten_outputs(interpreted, monkeypatch):
 
 @pytest.mark.parametrize("width", [32, 768, 1024, 4096])
 def test_sweep_tries_only_tiles_that_fit(width):
-    for default, direction in (
-        (row_tile(width), "forward"),
-        (reducing_row_tile(width), "backward"),
-        (element_tile(width), "backward"),
-        (Tile(1, 4096, 16), "both"),
-    ):
+    backward = [(make(width), "backward") for make in (reducing_row_tile, element_tile)]
+    for default, direction in ((row_tile(width), "forward"), *backward, (Tile(1, 4096, 16), "both")):
         tiles = candidate_tiles(default, direction)
         assert tiles[0] == default
         assert len(set(tiles)) == len(tiles)
@@ -176,10 +165,8 @@ def test_sweep_tries_only_tiles_that_fit(width):
 
 
 def test_peers_are_timed_on_a_cpu_and_absent_kernels_are_explained(tmp_path, capsys):
-    path = tmp_path / "kernels.json"
-    assert run_benchmark("kernels", *TINY, "--dtypes=fp32,bf16", "--peers=eager,apex", "--json", str(path)) == 0
+    result = measure(tmp_path, "kernels", *TINY, "--dtypes=fp32,bf16", "--peers=eager,apex")
     printed = capsys.readouterr().out
-    result = json.loads(path.read_text())
     assert [(row["operation"], row["direction"]) for row in result["rows"]] == 2 * list(BYTES)
     assert all(rate > 0.1 for rate in result["copy_gb_s"])
     assert result["torch"] == torch.__version__
@@ -197,22 +184,19 @@ def test_peers_are_timed_on_a_cpu_and_absent_kernels_are_explained(tmp_path, cap
 
 def test_command_works_without_triton(tmp_path):
     code = (
-        "import sys; sys.modules['triton'] = None; sys.argv = ['bench', 'kernels', *sys.argv[1:]]\n"
-        "import runpy; runpy.run_module('benchmarks', run_name='__main__')"
+        "import runpy, sys; sys.modules['triton'] = None; sys.argv = ['bench', 'kernels', *sys.argv[1:]]\n"
+        "runpy.run_module('benchmarks', run_name='__main__')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *TINY, "--operations=layer_norm,cross_entropy"], capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", code, *TINY, "--operations=layer_norm,cross_entropy"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "triton not installed" in done.stdout
     assert "cross_entropy           both" in done.stdout
 
 
 def test_kernels_are_checked_swept_and_their_inputs_restored(interpreted, tmp_path):
-    path = tmp_path / "kernels.json"
-    arguments = ["--operations=add_norm,cross_entropy", "--peers=none", "--sweep", "--json", str(path)]
-    assert run_benchmark("kernels", *TINY, *arguments) == 0
-    for row in json.loads(path.read_text())["rows"]:
+    arguments = ["--operations=add_norm,cross_entropy", "--peers=none", "--sweep"]
+    for row in measure(tmp_path, "kernels", *TINY, *arguments)["rows"]:
         assert set(row["times"]) == {"triton", "copy"}
         assert 0 <= row["error"] < 1e-5
         assert row["below_target"] is True
@@ -223,14 +207,11 @@ def test_kernels_are_checked_swept_and_their_inputs_restored(interpreted, tmp_pa
 
 
 def test_killed_run_keeps_the_rows_of_its_finished_operations(tmp_path, monkeypatch):
-    path = tmp_path / "kernels.json"
-
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(OPERATIONS, "cross_entropy", interrupt)
-    assert run_benchmark("kernels", *TINY, "--operations=layer_norm,cross_entropy", "--json", str(path)) == 130
-    result = json.loads(path.read_text())
+    result = measure(tmp_path, "kernels", *TINY, "--operations=layer_norm,cross_entropy", code=130)
     assert [row["direction"] for row in result["rows"]] == ["forward", "backward"]
     assert "layer_norm" in kernels.report(result)
 
@@ -304,8 +285,4 @@ def test_user_errors_are_one_line(capsys):
         (("--rounds=0",), "--rounds 0: must be at least 1"),
         (("--device=meta",), "--device meta: must be cuda or cpu"),
     ):
-        assert run_benchmark("kernels", "--device=cpu", *arguments) == 1
-        error = capsys.readouterr().err
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-        assert message in error
+        check_error(capsys, message, "kernels", "--device=cpu", *arguments)

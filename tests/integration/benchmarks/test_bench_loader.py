@@ -1,10 +1,9 @@
 """benchmarks loader on tiny sizes: every setting has its figures, beside those of its peer."""
 
-import json
 import statistics
 
 import pytest
-from benchmark_command import run_benchmark
+from benchmark_command import check_error, measure, run_benchmark
 
 from benchmarks.loader import command as loader
 from benchmarks.loader.made_up_rows import write_made_up_rows
@@ -13,9 +12,7 @@ TINY = ["--micro_batch_sizes=8", "--rounds=2", "--seconds=0.05", "--rows=600", "
 
 
 def test_every_setting_is_measured_and_compared_with_its_peer(tmp_path, capsys):
-    path = tmp_path / "loader.json"
-    assert run_benchmark("loader", *TINY, "--seq_lengths=16", "--workers=0,1", "--json", str(path)) == 0
-    result = json.loads(path.read_text())
+    result = measure(tmp_path, "loader", *TINY, "--seq_lengths=16", "--workers=0,1")
     assert loader.report(result) in capsys.readouterr().out
     assert result["rows"] == {"16": 4800}
     kinds = [(f["seq_length"], f["workers"], f["masking"], f["contender"], f["shuffle"]) for f in result["figures"]]
@@ -39,8 +36,8 @@ def test_data_directory_with_several_sequence_lengths(tmp_path, capsys):
         write_made_up_rows(tmp_path / f"seq_{length}", 50, length)
     alone = ["--contenders=ours", "--workers=0", "--masking=static", "--shuffles=global"]
     assert run_benchmark("loader", *TINY, *alone, "--data_dir", str(tmp_path), "--seq_lengths=32,16") == 0
-    assert run_benchmark("loader", *TINY, *alone, "--data_dir", str(tmp_path), "--seq_lengths=64") == 1
-    assert "no seq_64 for data.seq_length 64; found seq_16, seq_32" in capsys.readouterr().err
+    message = "no seq_64 for data.seq_length 64; found seq_16, seq_32"
+    check_error(capsys, message, "loader", *TINY, *alone, "--data_dir", str(tmp_path), "--seq_lengths=64")
 
 
 @pytest.mark.parametrize(
@@ -52,5 +49,4 @@ def test_data_directory_with_several_sequence_lengths(tmp_path, capsys):
     ],
 )
 def test_invalid_options_are_rejected(arguments, message, capsys):
-    assert run_benchmark("loader", *arguments) == 1
-    assert message in capsys.readouterr().err
+    check_error(capsys, message, "loader", *arguments)

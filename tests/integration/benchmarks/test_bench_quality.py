@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
+from benchmark_command import measure
 from benchmark_command import run_benchmark as run
 from runs import small_config, write_corpus
 
 from benchmarks.hugging_face import as_hugging_face
-from benchmarks.loss_curve import loss_after, time_to
 from benchmarks.quality.command import against_target
 from benchmarks.quality.contenders import HuggingFaceModel, QualityContender
 from bert_pld.config import ModelConfig
@@ -66,9 +66,8 @@ def test_wrapped_hugging_face_class_gives_our_losses():
 
 @on_cpu
 def test_contenders_train_alike_and_are_compared_with_the_first(inputs, tmp_path, capsys):
-    path = tmp_path / "quality.json"
-    assert run("quality", *inputs, "--steps_per_turn=2", "--json", str(path)) == 0
-    result, printed = json.loads(path.read_text()), capsys.readouterr().out
+    result = measure(tmp_path, "quality", *inputs, "--steps_per_turn=2")
+    printed = capsys.readouterr().out
     by_name = {one["name"]: one for one in result["contenders"]}
     assert list(by_name) == ["hf_bert", "hf_megatron", "post", "pre", "pld_batch", "pld_sample"]
     assert {tuple(one["samples"]) for one in by_name.values()} == {(32, 64, 96)}
@@ -99,10 +98,8 @@ def test_contenders_train_alike_and_are_compared_with_the_first(inputs, tmp_path
 
 @on_cpu
 def test_host_memory_is_measured_in_a_separate_process(inputs, tmp_path):
-    path = tmp_path / "quality.json"
     options = ("--steps_per_turn=2", "--contenders=hf_bert,post", "--host_memory", "--set=model.hidden_size=256")
-    assert run("quality", *inputs, *options, f"--json={path}") == 0
-    result = json.loads(path.read_text())
+    result = measure(tmp_path, "quality", *inputs, *options)
     held = 4 * 4 * parameter_count(ModelConfig(**result["model"]))  # weights, gradients and AdamW's two moments in fp32
     for one in result["contenders"]:
         assert held < one["peak_memory_bytes"] < 8 * held, one["name"]
@@ -118,9 +115,7 @@ def test_failed_contender_is_reported_and_the_others_continue(inputs, tmp_path, 
         train_turn(contender, batches)
 
     monkeypatch.setattr(QualityContender, "train_turn", break_off)
-    path = tmp_path / "quality.json"
-    assert run("quality", *inputs, "--steps_per_turn=4", "--contenders=post,pre", f"--json={path}") == 1
-    result = json.loads(path.read_text())
+    result = measure(tmp_path, "quality", *inputs, "--steps_per_turn=4", "--contenders=post,pre", code=1)
     assert [one["name"] for one in result["contenders"]] == ["pre"]
     assert result["failed"] == ["post: RuntimeError: out of memory"]
     assert "failed: post: RuntimeError: out of memory" in capsys.readouterr().out
@@ -128,14 +123,9 @@ def test_failed_contender_is_reported_and_the_others_continue(inputs, tmp_path, 
 
 @on_cpu
 def test_non_finite_loss_never_reaches_the_target_and_is_null_in_json(inputs, tmp_path):
-    path = tmp_path / "quality.json"
     wild = ("--set=optimizer.params.lr=1e30", "--set=gradient_clipping=0.0")
-    assert run("quality", *inputs, "--steps_per_turn=4", "--contenders=post,pre", *wild, f"--json={path}") == 0
-
-    def refuse(constant):
-        raise AssertionError(constant)
-
-    result = json.loads(path.read_text(), parse_constant=refuse)
+    result = measure(tmp_path, "quality", *inputs, "--steps_per_turn=4", "--contenders=post,pre", *wild)
+    json.dumps(result, allow_nan=False)
     assert result["target_loss"] is None
     assert [one["final_loss"] for one in result["contenders"]] == [None, None]
     assert [one["seconds_to_target"] for one in result["contenders"]] == [None, None]
@@ -143,11 +133,9 @@ def test_non_finite_loss_never_reaches_the_target_and_is_null_in_json(inputs, tm
 
 @pytest.mark.gpu
 def test_memory_of_each_contender_is_measured_on_a_gpu(inputs, tmp_path):
-    path = tmp_path / "quality.json"
     wide = ("--set=model.hidden_size=512", "--set=model.num_attention_heads=8")
     names = "--contenders=hf_bert,hf_bert_compiled,post,pld_batch"
-    assert run("quality", *inputs, "--steps_per_turn=2", names, *wide, f"--json={path}") == 0
-    result = json.loads(path.read_text())
+    result = measure(tmp_path, "quality", *inputs, "--steps_per_turn=2", names, *wide)
     held = 4 * 4 * parameter_count(ModelConfig(**result["model"]))
     for one in result["contenders"]:
         assert held < one["peak_memory_bytes"] < 4 * held, one["name"]
@@ -198,9 +186,3 @@ def test_default_target_is_the_first_contenders_last_loss():
     assert against_target([{"loss": [5.0, 4.0], **curve}], target=4.5)["contenders"][0]["seconds_to_target"] == 15.0
     diverged = against_target([{"loss": [5.0, None], **curve}])
     assert (diverged["target_loss"], diverged["contenders"][0]["seconds_to_target"]) == (None, None)
-
-
-def test_loss_and_time_are_interpolated_between_evaluations():
-    times, losses = [10.0, 20.0, 30.0], [5.0, 4.0, 4.5]
-    assert [loss_after(at, times, losses) for at in (5.0, 15.0, 25.0, 31.0)] == [None, 4.5, 4.25, None]
-    assert [time_to(loss, times, losses) for loss in (6.0, 4.5, 3.9)] == [10.0, 15.0, None]

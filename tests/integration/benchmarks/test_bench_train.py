@@ -1,6 +1,5 @@
 """benchmarks train on tiny sizes: figures exist and are consistent; their size is not tested."""
 
-import json
 import math
 import os
 import signal
@@ -8,13 +7,14 @@ import statistics
 
 import pytest
 import torch
+from benchmark_command import check_error, measure
 from benchmark_command import run_benchmark as run
 from torch import nn
 
 from benchmarks import __main__ as bench
 from benchmarks import batches
 from benchmarks.host_memory import in_own_process
-from benchmarks.hugging_face import HUGGING_FACE
+from benchmarks.hugging_face import HUGGING_FACE, make_hugging_face
 from benchmarks.train import command as train
 from benchmarks.train import contenders, deepspeed_layer, figures
 from bert_pld.cost.flops import ModelFlops
@@ -49,12 +49,12 @@ def config_of(*arguments):
 def test_train_measures_every_contender_under_one_deepspeed_configuration(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     names = ["hf_bert", "hf_megatron", "reference", "pld_batch", "pld_sample"]
-    path = tmp_path / "train.json"
     contenders = ",".join([*names, "deepspeed_transformer", "triton"])
-    assert run("train", *TINY, "--dtypes=fp32", f"--contenders={contenders}", "--json", str(path)) == 0
-    printed, result = capsys.readouterr().out, json.loads(path.read_text())
+    result = measure(tmp_path, "train", *TINY, "--dtypes=fp32", f"--contenders={contenders}")
+    printed = capsys.readouterr().out
     assert not torch.distributed.is_initialized()
     assert [one["name"] for one in result["contenders"]] == names
+    assert [one["backend"] for one in result["contenders"]] == ["eager"] * 2 + ["reference"] * 3
     assert {one["name"]: one["reason"] for one in result["skipped"]} == {
         "deepspeed_transformer": "requires an NVIDIA GPU, and the device is cpu",
         "triton": "model.kernels: 'triton' requires an NVIDIA GPU, and the device is cpu; use 'auto' or 'reference'",
@@ -109,8 +109,7 @@ def test_peer_that_is_very_slow_in_a_dtype_is_skipped_and_failures_are_reported(
     monkeypatch.setattr(train, "matmul_gflops", lambda dtype, device: 100.0 if dtype == torch.float32 else 1.5)
     monkeypatch.setattr(contenders, "use_deepspeed_blocks", fail)
     arguments = ("--dtypes=fp32,bf16", "--contenders=hugging_face,reference,deepspeed_transformer", "--padding=0.25")
-    assert run("train", *TINY, *arguments, "--json", str(tmp_path / "train.json")) == 1
-    printed, result = capsys.readouterr().out, json.loads((tmp_path / "train.json").read_text())
+    result, printed = measure(tmp_path, "train", *TINY, *arguments, code=1), capsys.readouterr().out
     ran = [(one["dtype"], one["name"]) for one in result["contenders"]]
     assert ran == [("fp32", "hf_megatron"), ("fp32", "reference"), ("bf16", "reference")]
     check_figures(result)
@@ -127,34 +126,32 @@ def test_peer_that_is_very_slow_in_a_dtype_is_skipped_and_failures_are_reported(
 
 @on_cpu
 def test_contender_that_fails_in_its_turn_does_not_affect_the_others(tmp_path, monkeypatch):
-    measure = contenders.ThroughputContender.measure_round
+    measure_round = contenders.ThroughputContender.measure_round
 
     def break_off(contender, *arguments):
         if contender.name == "reference" and contender.step_seconds:
             raise RuntimeError("out of memory")
-        measure(contender, *arguments)
+        measure_round(contender, *arguments)
 
     monkeypatch.setattr(contenders.ThroughputContender, "measure_round", break_off)
     arguments = ("--dtypes=fp32", "--contenders=hugging_face,reference,pld_batch")
-    assert run("train", *TINY, *arguments, "--json", str(tmp_path / "train.json")) == 1
-    result = json.loads((tmp_path / "train.json").read_text())
+    result = measure(tmp_path, "train", *TINY, *arguments, code=1)
     assert [one["name"] for one in result["contenders"]] == ["hf_megatron", "pld_batch"]
     assert result["failed"] == ["reference in fp32: RuntimeError: out of memory"]
 
 
 @on_cpu
 def test_killed_run_keeps_the_figures_of_its_finished_rounds(tmp_path, monkeypatch):
-    measure = contenders.ThroughputContender.measure_round
+    measure_round = contenders.ThroughputContender.measure_round
 
     def interrupt(contender, *arguments):
         if contender.name == "reference" and len(contender.step_seconds) == 1:
             raise KeyboardInterrupt
-        measure(contender, *arguments)
+        measure_round(contender, *arguments)
 
     monkeypatch.setattr(contenders.ThroughputContender, "measure_round", interrupt)
     arguments = ("--dtypes=fp32", "--contenders=hugging_face,reference", "--rounds=3")
-    assert run("train", *TINY, *arguments, "--json", str(tmp_path / "train.json")) == 130
-    result = json.loads((tmp_path / "train.json").read_text())
+    result = measure(tmp_path, "train", *TINY, *arguments, code=130)
     assert result["rounds"] == 1
     assert [one["name"] for one in result["contenders"]] == ["hf_megatron", "reference"]
     check_figures(result)
@@ -178,9 +175,7 @@ def test_killed_measuring_process_is_an_error_not_a_hang():
 def test_train_measures_memory_and_kernels_on_a_gpu(tmp_path):
     sizes = ("--hidden_size=128", "--seq_length=64", "--padding=0.1")
     contenders = "--contenders=hf_bert,hf_megatron,reference,triton,pld_batch,pld_sample"
-    path = tmp_path / "train.json"
-    assert run("train", *TINY, *sizes, contenders, "--dtypes=bf16,fp16", "--json", str(path)) == 0
-    result = json.loads(path.read_text())
+    result = measure(tmp_path, "train", *TINY, *sizes, contenders, "--dtypes=bf16,fp16")
     assert result["skipped"] == []
     assert len(result["contenders"]) == 12
     check_figures(result)
@@ -192,12 +187,11 @@ def test_train_measures_memory_and_kernels_on_a_gpu(tmp_path):
 @pytest.mark.parametrize("normalization", ["pre", "post"])
 def test_hugging_face_classes_have_our_sizes_and_losses(normalization):
     config = config_of(f"--normalization={normalization}")
-    setup = contenders.Setup(config, 4, 16, CPU, [], {}, {}, "auto", 0)
     for name, theirs in HUGGING_FACE.items():
-        model, backend, attention = contenders.make_hugging_face(name, setup)
+        model = make_hugging_face(name, config, 0, CPU)
         assert model.config.model_type == {"post": "bert", "pre": "megatron-bert"}[theirs]
-        assert (model.config.hidden_size, model.config.num_hidden_layers, backend) == (32, 4, "eager")
-        assert attention == ("sdpa" if type(model)._supports_sdpa else "eager")
+        assert (model.config.hidden_size, model.config.num_hidden_layers) == (32, 4)
+        assert model.config._attn_implementation == ("sdpa" if type(model)._supports_sdpa else "eager")
     difference = contenders.loss_difference(config, batches.random_batch(config, 4, 16, CPU, 0, 0.3), CPU)
     assert difference < 1e-5
 
@@ -330,11 +324,7 @@ def test_user_errors_are_one_line(capsys):
         (("--padding=0.5",), "--padding 0.5: must be from 0 to below 0.5"),
         (("--dtypes=fp16", "--device=cpu"), "--dtypes fp16: a CPU cannot train in fp16"),
     ):
-        assert run("train", *arguments) == 1
-        error = capsys.readouterr().err
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-        assert message in error
+        check_error(capsys, message, "train", *arguments)
 
 
 @on_cpu
@@ -346,11 +336,9 @@ def test_no_contender_that_can_run_is_an_error(capsys):
 
 @on_cpu
 def test_host_memory_is_that_of_one_contender(tmp_path):
-    path = tmp_path / "train.json"
     # 2 M parameters: weights, gradients and two moments in fp32 are 16 bytes each.
     wide = ["--num_layers=2", "--hidden_size=256", "--vocab_size=2048", "--micro_batch_size=2", "--seq_length=16"]
     quick = ["--rounds=1", "--steps_per_round=2", "--dtypes=fp32", "--contenders=reference", "--zero_stage=0"]
-    assert run("train", *wide, *quick, "--host_memory", "--json", str(path)) == 0
-    (one,) = json.loads(path.read_text())["contenders"]
+    (one,) = measure(tmp_path, "train", *wide, *quick, "--host_memory")["contenders"]
     parameters = sum(p.numel() for p in BertForPreTraining(config_of(*wide)).parameters())
     assert 16 * parameters <= one["peak_memory_bytes"] < 16 * parameters + 150e6

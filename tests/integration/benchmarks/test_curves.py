@@ -1,19 +1,17 @@
 """Curves of finished runs: the clock, FLOPs and executed blocks."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
+from benchmark_command import measure
 
-from benchmarks.__main__ import build_parser, main
 from benchmarks.paper.curves import read_curve
 from benchmarks.paper.suite import plan_jobs
 from benchmarks.paper.variants import load_scale
 
-# step, samples, seconds of the wall's clock and of the processor's, which two threads use.
+# Step, samples, seconds of wall-clock time and of processor time, which two threads use.
 TIMES = ((2, 20, 10.0, 20.0), (4, 40, 14.0, 28.0), (5, 50, 15.0, 30.0))
-# Of the steps since the line before.
+# Means over the steps since the previous line.
 TFLOPS, KEPT_BLOCKS = (0.5, 0.25, 1.0), (3.0, 2.0, 1.0)
 LOSSES = {4: 6.0, 5: 5.5}
 
@@ -42,17 +40,14 @@ def test_runs_use_processor_time_on_a_cpu_and_wall_clock_time_on_a_gpu(device, c
     suite_dir = run_dir.parents[1]
     conditions = {"device": device, "hardware": "x", "scale": "cpu", "commit": "y"}
     (suite_dir / "conditions.json").write_text(json.dumps(conditions))
-    assert (
-        main(build_parser("paper").parse_args(["summarize", str(suite_dir), "--json", str(suite_dir / "x.json")])) == 0
-    )
-    result = json.loads((suite_dir / "x.json").read_text())
+    result = measure(suite_dir, "paper", "summarize", str(suite_dir))
     assert result["clock"] == clock
     assert result["runs"]["post_ln"]["1"]["seconds"] == seconds
     assert result["comparison"]["equal_seconds"] == seconds[-1]
 
 
 @pytest.mark.parametrize("clock", ["seconds", "processor_seconds"])
-def test_flops_are_rate_times_wall_clock_and_kept_blocks_the_mean_over_steps(clock, run_dir):
+def test_flops_use_wall_clock_time_and_kept_blocks_are_the_mean_over_steps(clock, run_dir):
     curve = read_curve(run_dir, clock)
     assert curve.flops == pytest.approx(0.5e12 * 10 + 0.25e12 * (14 - 10) + 1e12 * (15 - 14))
     assert curve.kept_blocks == pytest.approx((2 * 3.0 + 2 * 2.0 + 1 * 1.0) / 5)

@@ -7,6 +7,20 @@ from repository import REPOSITORY
 from runs import clean_environment
 
 
+def run_script(tmp_path, script, *arguments, **environment):
+    """Run a script, which must fail without output; return its errors."""
+    places = {"OUT": str(tmp_path / "out"), "BERT_PLD_VENV": str(tmp_path / "venv")}
+    done = subprocess.run(
+        ["bash", str(REPOSITORY / "scripts" / script), *arguments],
+        env={**clean_environment(), **places, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    return done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
@@ -20,21 +34,7 @@ from runs import clean_environment
     ],
 )
 def test_user_errors_are_one_line(arguments, environment, message, tmp_path):
-    script, *others = arguments
-    done = subprocess.run(
-        ["bash", str(REPOSITORY / "scripts" / script), *others],
-        env={
-            **clean_environment(),
-            "OUT": str(tmp_path / "out"),
-            "BERT_PLD_VENV": str(tmp_path / "venv"),
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    [line] = done.stderr.splitlines()
+    [line] = run_script(tmp_path, *arguments, **environment).splitlines()
     assert line.startswith(message)
     assert not list(tmp_path.iterdir())
 
@@ -47,20 +47,6 @@ def test_missing_glue_file_is_reported_before_pretraining(missing, tmp_path):
         for name in ("train.tsv", "dev.tsv"):
             if f"{task}/{name}" != missing:
                 (glue / task / name).touch()
-    done = subprocess.run(
-        ["bash", str(REPOSITORY / "scripts" / "reproduce.sh"), "cpu"],
-        env={
-            **clean_environment(),
-            "GLUE": str(glue),
-            "OUT": str(tmp_path / "out"),
-            "BERT_PLD_VENV": "/dev/null/none",
-        },
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        f"error: GLUE: {glue}/{missing} not found; must be the folder of the official download, or hub\n"
-    )
-    assert not (tmp_path / "out").exists()
+    errors = run_script(tmp_path, "reproduce.sh", "cpu", GLUE=str(glue))
+    assert errors == f"error: GLUE: {glue}/{missing} not found; must be the folder of the official download, or hub\n"
+    assert list(tmp_path.iterdir()) == [glue]

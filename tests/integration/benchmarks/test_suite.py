@@ -1,7 +1,5 @@
 """The suite on a small corpus: configurations of variants, interruption and continuation."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -29,26 +27,20 @@ TINY = {
     "zero_optimization": None,
     "scheduler": {"params": {"warmup_num_steps": 2, "decay_step": 2}},
     "model": {
-        "preset": None,
-        "hidden_size": 32,
-        "num_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
+        "preset": None, "hidden_size": 32, "num_layers": 3, "num_attention_heads": 2, "intermediate_size": 64,
         "max_position_embeddings": 64,
     },
     "data": {"seq_length": 32, "workers": 0},
     "training": {"max_steps": 12, "log_interval": 2, "eval_interval": 4, "checkpoint_interval": 4},
-}
+}  # fmt: skip
 SCALE = Scale("tiny", {"0.0001": 1e-3, "0.001": 3e-3}, 0.7292, TINY)
 
 
 def test_variants_differ_in_normalization_rate_and_schedule():
     configs = {variant.name: configuration(variant, SCALE, 7) for variant in VARIANTS}
     assert len(configs) == 9
-    assert {name for name, c in configs.items() if c["model"]["normalization"] == "post"} == {
-        "post_ln",
-        "post_ln_high_lr",
-    }
+    post = {name for name, c in configs.items() if c["model"]["normalization"] == "post"}
+    assert post == {"post_ln", "post_ln_high_lr"}
     low = {name for name, c in configs.items() if c["optimizer"]["params"]["lr"] == 1e-3}
     assert low == {"post_ln", "pre_ln"}
     schedules = {}
@@ -72,9 +64,8 @@ def test_scales_load_and_invalid_ones_are_errors():
     for scale in map(load_scale, ("cpu", "cpu_long", "gpu")):
         runs = [load_config(configuration(variant, scale, 1)) for variant in VARIANTS]
         dropping = [run for run in runs if run.progressive_layer_drop.enabled]
-        depths = [
-            make_schedule(run.progressive_layer_drop, run.model.num_layers).expected_depth(10**6) for run in dropping
-        ]
+        schedules = (make_schedule(run.progressive_layer_drop, run.model.num_layers) for run in dropping)
+        depths = [schedule.expected_depth(10**6) for schedule in schedules]
         assert depths == pytest.approx([depths[0]] * 5)
     with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, cpu_long, gpu"):
         load_scale("tpu")
@@ -88,19 +79,10 @@ def test_ablations_have_one_seed_unless_named(tmp_path):
 
     everything = planned()
     assert [name for name, seed in everything if seed == 1] == [variant.name for variant in VARIANTS]
-    assert {name for name, seed in everything if seed == 2} == {
-        "post_ln",
-        "pre_ln",
-        "pld_batch",
-        "pld_sample",
-        "pre_ln_high_lr",
-    }
-    assert planned(["theta_0_7", "depth_only"]) == [
-        ("depth_only", 1),
-        ("theta_0_7", 1),
-        ("depth_only", 2),
-        ("theta_0_7", 2),
-    ]
+    twice = {name for name, seed in everything if seed == 2}
+    assert twice == {"post_ln", "pre_ln", "pld_batch", "pld_sample", "pre_ln_high_lr"}
+    named = [(name, seed) for seed in (1, 2) for name in ("depth_only", "theta_0_7")]
+    assert planned(["theta_0_7", "depth_only"]) == named
 
 
 @pytest.fixture
@@ -194,14 +176,15 @@ def command(tmp_path_factory):
             text=True,
         )
 
-    start.corpus, start.folder = corpus, folder
+    shared = ["run", "--scale", "tiny", "--data_dir", str(corpus), "--seeds", "1", "--at_once", "2"]
+    start.folder = folder
+    start.two_runs = lambda out, *variants: [*shared, "--output_dir", str(out), "--variants", *variants]
     return start
 
 
 def test_interrupted_suite_continues_and_is_summarized(command):
     out = command.folder / "runs"
-    shared = ["--scale", "tiny", "--data_dir", str(command.corpus), "--output_dir", str(out)]
-    arguments = ["run", *shared, "--seeds", "1", "--variants", "post_ln", "pld_batch", "--at_once", "2"]
+    arguments = command.two_runs(out, "post_ln", "pld_batch")
     first = command(300, *arguments)
     metrics = [out / name / "seed_1" / "metrics.jsonl" for name in ("post_ln", "pld_batch")]
     wait_until(lambda: all(path.exists() for path in metrics))
@@ -225,17 +208,8 @@ def test_interrupted_suite_continues_and_is_summarized(command):
 
     again = command(300, *arguments)
     assert "2 runs, 2 of them done" in again.communicate(timeout=60)[0]
-    summary = command(
-        300,
-        "summarize",
-        str(out),
-        "--json",
-        str(out / "x.json"),
-        "--plot",
-        str(out / "x.png"),
-        "--time_plot",
-        str(out / "t.png"),
-    )
+    plots = (f"--plot={out / 'x.png'}", f"--time_plot={out / 't.png'}")
+    summary = command(300, "summarize", str(out), f"--json={out / 'x.json'}", *plots)
     said, errors = summary.communicate(timeout=60)
     assert summary.returncode == 0, errors
     result = json.loads((out / "x.json").read_text())
@@ -258,8 +232,7 @@ def test_interrupted_suite_continues_and_is_summarized(command):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent death signal")
 def test_runs_of_a_killed_suite_save_a_checkpoint_and_end(command):
     out = command.folder / "killed"
-    shared = ["--scale", "tiny", "--data_dir", str(command.corpus), "--output_dir", str(out)]
-    suite = command(100_000, "run", *shared, "--seeds", "1", "--variants", "post_ln", "pre_ln", "--at_once", "2")
+    suite = command(100_000, *command.two_runs(out, "post_ln", "pre_ln"))
     folders = [out / name / "seed_1" for name in ("post_ln", "pre_ln")]
     wait_until(lambda: all((folder / "metrics.jsonl").exists() for folder in folders))
     suite.kill()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from repository import REPOSITORY
+from repository import REPOSITORY, blocks_of
 from runs import clean_environment, free_port
 
 from bert_pld.config import load_config, resolve_batch_sizes
@@ -33,27 +33,23 @@ torch.distributed.destroy_process_group()
 """
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-
-
 def test_json_of_the_page_is_a_valid_configuration():
-    (text,) = blocks("json")
+    (text,) = blocks_of(PAGE, "json")
     run = load_config(json.loads(text))
     assert run.progressive_layer_drop.enabled
     assert run.progressive_layer_drop.theta == 0.5
     assert run.progressive_layer_drop.gamma == 0.001
-    (command,) = (block for block in blocks("bash") if "bert_pld.pretrain" in block)
+    (command,) = (block for block in blocks_of(PAGE, "bash") if "bert_pld.pretrain" in block)
     ranks = int(re.search(r"--num_gpus (\d+)", command)[1])
     assert resolve_batch_sizes(run.deepspeed, ranks) == (32, 16, 32 // 16 // ranks)
 
 
 def test_python_of_the_page_trains_on_two_ranks(tmp_path):
-    config = json.loads(blocks("json")[0])
+    config = json.loads(blocks_of(PAGE, "json")[0])
     # DeepSpeed would compile its own Adam first, for a minute.
     config["optimizer"]["params"] = {"lr": 1e-3, "weight_decay": 0.01, "torch_adam": True}
     (tmp_path / "ds.json").write_text(json.dumps(config))
-    (tmp_path / "page.py").write_text("\n\n".join([*blocks("python"), CHECKS]), encoding="utf-8")
+    (tmp_path / "page.py").write_text("\n\n".join([*blocks_of(PAGE, "python"), CHECKS]), encoding="utf-8")
     deepspeed = Path(sys.executable).with_name("deepspeed")
     ran = subprocess.run(
         [deepspeed, "--num_gpus", "2", "--master_port", str(free_port()), "page.py"],

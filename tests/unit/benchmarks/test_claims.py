@@ -1,20 +1,13 @@
 """The paper's claims, tested on curves with known answers."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
+from benchmark_command import curve
 
 from benchmarks.intervals import mean_interval
 from benchmarks.paper.claims import CLAIMS, check_claims, claims_table
-from benchmarks.paper.curves import Curve
 from benchmarks.paper.variants import KNOWN, VARIANTS
-
-
-def curve(loss, seconds, diverged=False):
-    samples = [100 * (i + 1) for i in range(len(loss))]
-    return Curve(samples, list(map(float, seconds)), list(loss), [0.1] * len(loss), 1, 1.0, 4.0, diverged)
 
 
 def by_text(curves):
@@ -26,7 +19,7 @@ def test_claims_are_about_known_variants():
     assert {variant.name for variant in VARIANTS} < claimed < {variant.name for variant in KNOWN}
 
 
-def test_mean_interval_is_students():
+def test_mean_interval_is_students_t_interval():
     # The mean 2, the deviation 1, t(2 degrees of freedom) 4.302653: 2 ± 4.302653 / √3.
     assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
     assert mean_interval([1.0, 2.0])[1] == pytest.approx(1.5 + 12.706205 * 0.5**0.5 / 2**0.5)
@@ -36,18 +29,13 @@ def test_mean_interval_is_students():
 
 def test_claims_compare_runs_of_one_seed():
     post = {1: curve([6.0, 5.0], [50, 100]), 2: curve([6.1, 5.2], [50, 100]), 3: curve([6.0, 4.9], [50, 100])}
-    pld = {
-        1: curve([5.0, 4.0], [35, 70]),
-        2: curve([5.2, 4.21], [36, 72]),
-        3: curve([6.0, 5.9], [35, 71], diverged=True),
-    }
+    pld = {1: curve([5.0, 4.0], [35, 70]), 2: curve([5.2, 4.21], [36, 72])}
+    pld[3] = curve([6.0, 5.9], [35, 71], diverged=True)
     found = by_text({"post_ln": post, "pld_batch": pld})
     assert found["PLD by batch: 24 % less time a sample than Post-LN"]["values"] == [0.3, 0.28]
     # Post-LN's last loss is that of PLD's first evaluation: 100 s over 35 s, and over 36 s.
-    assert found["PLD by batch: 2.5 × sooner at Post-LN's last loss"]["values"] == [
-        round(100 / 35, 5),
-        round(100 / 36, 5),
-    ]
+    sooner = found["PLD by batch: 2.5 × sooner at Post-LN's last loss"]["values"]
+    assert sooner == [round(100 / 35, 5), round(100 / 36, 5)]
     below = found["PLD by batch: below Post-LN after as many samples"]
     assert below["values"] == [-1.0, -0.99]
     assert below["verdict"] == "holds"
@@ -56,24 +44,18 @@ def test_claims_compare_runs_of_one_seed():
 
 
 def test_conclusions_follow_the_interval():
-    def verdict(losses, others):
-        curves = {
-            "pre_ln_high_lr": {seed: curve([loss], [1]) for seed, loss in enumerate(losses)},
-            "pre_ln": {seed: curve([loss], [1]) for seed, loss in enumerate(others)},
-        }
-        return by_text(curves)["Pre-LN: lower at the high rate"]["verdict"]
-
-    assert verdict([3.0, 3.1, 2.9], [4.0, 4.0, 4.0]) == "holds"
-    assert verdict([5.0, 5.1, 4.9], [4.0, 4.0, 4.0]) == "does not hold"
-    assert verdict([3.0, 5.1, 3.9], [4.0, 4.0, 4.0]) == "undecided"
-    assert verdict([3.0], [4.0]) == "one seed"
+    below, above, both = [3.0, 3.1, 2.9], [5.0, 5.1, 4.9], [3.0, 5.1, 3.9]
+    conclusions = {"holds": below, "does not hold": above, "undecided": both, "one seed": [3.0]}
+    for conclusion, losses in conclusions.items():
+        runs = {"pre_ln_high_lr": losses, "pre_ln": [4.0] * len(losses)}
+        curves = {name: {seed: curve([loss], [1]) for seed, loss in enumerate(of)} for name, of in runs.items()}
+        assert by_text(curves)["Pre-LN: lower at the high rate"]["verdict"] == conclusion
 
 
 def test_loss_that_is_never_reached_has_no_interval():
     post = {seed: curve([6.0, 5.0], [50, 100]) for seed in (1, 2)}
-    found = check_claims(
-        {"post_ln": post, "pld_sample": {1: curve([6.0, 5.5], [40, 80]), 2: curve([5.0, 4.9], [40, 80])}}
-    )
+    pld = {1: curve([6.0, 5.5], [40, 80]), 2: curve([5.0, 4.9], [40, 80])}
+    found = check_claims({"post_ln": post, "pld_sample": pld})
     sooner = next(one for one in found if "2.5 ×" in one["claim"])
     assert sooner["values"] == [None, 2.5]
     assert (sooner["mean"], sooner["low"], sooner["verdict"]) == (2.5, None, "reached by 1 of 2")

@@ -46,11 +46,8 @@ def test_times_losses_and_predictions_come_from_the_metrics(make_run, run):
     config = load_config(pld / "config.json")
     # At the limit of linear depth 3 × (1 - 0.5 × 2 / 3) = 2 blocks, which are those of the gates drawn too.
     ratio = ModelFlops(config.model, 32, 0.15).ratio(2.0)
-    assert [line.split()[-3:] for line in printed.splitlines()[1:4]] == [
-        ["4.2000", "4.0000", "1.050"],
-        ["3.6", "6.0", "0.600"],
-        ["75.00", "125.00", "0.600"],
-    ]
+    figures = [line.split()[-3:] for line in printed.splitlines()[1:4]]
+    assert figures == [["4.2000", "4.0000", "1.050"], ["3.6", "6.0", "0.600"], ["75.00", "125.00", "0.600"]]
     assert " ".join(printed.split()).endswith(
         f"predicted from FLOPs {ratio:.3f} (of the gates drawn: {ratio:.3f}) measured over predicted {0.6 / ratio:.3f}"
     )
@@ -59,7 +56,7 @@ def test_times_losses_and_predictions_come_from_the_metrics(make_run, run):
 def test_runs_that_cannot_be_compared_are_errors_of_one_line(make_run, run, tmp_path):
     pld, baseline = make_run("pld"), make_run("baseline", enabled=False)
     short = make_run("short", steps=3, evaluated=(3,))
-    lost = make_run("lost")
+    lost, endless = make_run("lost"), make_run("endless", gamma=0)
     (lost / "metrics.jsonl").write_text('{"step": 1, "samples": 8}\n{"step": 1, "samples": 8, "eval_mlm_loss": 5.0}\n')
     for folders, message in (
         ((tmp_path / "none", baseline), "none/metrics.jsonl: cannot be read"),
@@ -67,10 +64,7 @@ def test_runs_that_cannot_be_compared_are_errors_of_one_line(make_run, run, tmp_
         ((baseline, pld), "baseline: drops no layers; the first run must use progressive_layer_drop.enabled"),
         ((pld, make_run("early", evaluated=(5,))), "last evaluated after 48 and 40 samples; must be equally many"),
         ((short, short), "short: 1 logging step(s) from step 3 on"),
-        (
-            (make_run("endless", gamma=0), baseline),
-            "endless/config.json: progressive_layer_drop: gamma: 0; must be > 0",
-        ),
+        ((endless, baseline), "endless/config.json: progressive_layer_drop: gamma: 0; must be > 0"),
         ((pld, make_run("stopped_clock", seconds=0)), "stopped_clock: 4 logging step(s) from step 3 on"),
         ((pld, make_run("diverged", loss=None)), "diverged/metrics.jsonl, step 6: eval_mlm_loss must be a finite"),
         ((lost, baseline), "lost/metrics.jsonl, step 1: seconds must be a finite number"),

@@ -1,38 +1,26 @@
 """Figures and tables of the comparison, on curves with known answers."""
 
-from __future__ import annotations
-
 import pytest
+from benchmark_command import curve
 
+from benchmarks.loss_curve import loss_after, time_to
 from benchmarks.paper.comparison import compare, spread
-from benchmarks.paper.curves import Curve
 from benchmarks.paper.tables import choices_table, figure, found_in, put_into, short_table, table
 
 
-def curve(loss, seconds, *, flops=100.0, diverged=False):
-    samples = [100 * (i + 1) for i in range(len(loss))]
-    return Curve(
-        samples, list(map(float, seconds)), list(loss), [0.1] * len(loss), 64 * len(samples), flops, 4.0, diverged
-    )
-
-
 def test_loss_is_interpolated_between_evaluations():
-    one = curve([6.0, 5.0, 4.5], [10, 20, 30])
-    assert one.loss_at(15) == pytest.approx(5.5)
-    assert one.loss_at(30) == 4.5
-    assert one.loss_at(5) is None
-    assert one.loss_at(31) is None
+    times, losses = [10, 20, 30], [6.0, 5.0, 4.5]
+    assert [loss_after(at, times, losses) for at in (5, 15, 30, 31)] == [None, 5.5, 4.5, None]
+    assert [loss_after(at, times, [5.0, 4.0, 4.5]) for at in (5, 15, 25, 31)] == [None, 4.5, 4.25, None]
 
 
 def test_time_to_a_loss_is_the_first_crossing():
-    one = curve([6.0, 5.0, 5.2, 4.0], [10, 20, 30, 40])
-    assert one.seconds_to(5.5) == pytest.approx(15)
-    assert one.seconds_to(4.6) == pytest.approx(35)
-    assert one.seconds_to(6.5) == 10
-    assert one.seconds_to(3.9) is None
+    times, losses = [10, 20, 30, 40], [6.0, 5.0, 5.2, 4.0]
+    assert [time_to(loss, times, losses) for loss in (5.5, 4.6, 6.5, 3.9)] == [15, pytest.approx(35), 10, None]
+    assert [time_to(loss, [10, 20, 30], [5.0, 4.0, 4.5]) for loss in (6.0, 4.5, 3.9)] == [10, 15, None]
 
 
-def test_spread_is_the_sample_deviation():
+def test_spread_has_the_sample_standard_deviation():
     assert spread([1.0, 2.0, 3.0]) == {"mean": 2.0, "deviation": 1.0, "n": 3}
     assert spread([2.0]) == {"mean": 2.0, "deviation": 0.0, "n": 1}
     assert spread([]) is None
@@ -74,9 +62,8 @@ def test_missing_baseline_is_an_error():
 
 
 def test_another_variant_can_be_the_baseline():
-    comparison = compare(
-        {"pre_ln": {1: curve([6.0, 5.0], [50, 100])}, "pld_batch": {1: curve([5.5, 4.5], [40, 80])}}, "pre_ln"
-    )
+    runs = {"pre_ln": {1: curve([6.0, 5.0], [50, 100])}, "pld_batch": {1: curve([5.5, 4.5], [40, 80])}}
+    comparison = compare(runs, "pre_ln")
     pld = comparison["rows"][1]
     assert pld["time_a_sample"]["mean"] == pytest.approx(0.8)
     assert pld["speedup_to_baseline_loss"]["mean"] == pytest.approx(100 / 60, rel=1e-4)
@@ -120,7 +107,7 @@ def cells(text, label):
     return next(line.split(" | ") for line in text.splitlines() if line.startswith(f"| {label} |"))
 
 
-def test_figure_of_fewer_runs_than_its_row_has_their_number():
+def test_figure_from_fewer_runs_than_its_row_states_their_number():
     pld = {1: curve([5.1, 4.0], [40, 80]), 2: curve([5.5, 5.3], [40, 80]), 3: curve([5.0, 3.9], [40, 80])}
     post = {1: curve([6.0, 5.0], [50, 100]), 2: curve([6.0, 5.2], [50, 100])}
     compared = compare({"post_ln": post, "pld_batch": pld})
@@ -136,7 +123,7 @@ def test_figure_of_fewer_runs_than_its_row_has_their_number():
     assert cells(table(compared), "PLD, by batch")[6] == speed.replace("1 of 2", "1 of 1")
 
 
-def test_mean_at_equal_time_has_the_number_of_runs_that_lasted_until_then():
+def test_loss_at_equal_time_counts_only_runs_that_lasted_until_then():
     runs = {
         "post_ln": {seed: curve([6.0, 5.0], [50, 100]) for seed in (1, 2, 3)},
         "theta_0_7": {1: curve([6.0, 5.5], [45, 90]), 2: curve([6.0, 5.4], [45, 90]), 3: curve([6.0, 5.3], [52, 104])},

@@ -6,7 +6,7 @@ import re
 import shlex
 
 import pytest
-from repository import REPOSITORY, tracked
+from repository import REPOSITORY, blocks_of, tracked
 
 PAGES = tracked("*.md")
 FILE_NAME = re.compile(r"(?<![\w./$<*{}…-])([\w-]+(?:/[\w.-]+)*\.(?:py|sh|sbatch|json|txt|png|md))(?![\w*{}…/])")
@@ -18,23 +18,20 @@ def identify(page):
     return str(page.relative_to(REPOSITORY))
 
 
-def blocks_of(page, language):
-    text = page.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+def without_code(page):
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
 @functools.cache
 def anchors_of(page):
     """Anchors as GitHub makes them: lower case, spaces to hyphens, punctuation left out."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", without_code(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=identify)
 def test_links_resolve(page):
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page)):
         if link.startswith(("http:", "https:")):
             continue
         name, _, anchor = link.partition("#")

@@ -42,9 +42,7 @@ def test_changed_figure_is_reported_and_restored(script, tmp_path, monkeypatch, 
     digit = next(character for character in reversed(table) if character.isdigit())
     script.tables.put_into(page, shown.name, table.replace(digit, str((int(digit) + 1) % 10)))
     assert run(script) == 1
-    assert (
-        f"{shown.page}: the table of {shown.name} differs from docs/results/{shown.source}; run with --write"
-        in capsys.readouterr().out
-    )
+    message = f"{shown.page}: the table of {shown.name} differs from docs/results/{shown.source}; run with --write"
+    assert message in capsys.readouterr().out
     assert run(script, "--write") == 0
     assert run(script) == 0

@@ -1,7 +1,5 @@
 """However a suite ends, it stops its runs and, where possible, waits for them."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys
@@ -23,6 +21,7 @@ def stop(number, frame):
 signal.signal(signal.SIGTERM, stop)
 (folder / "ready").touch()
 """
+CLOSES_TERMINAL = "os.kill(os.getppid(), signal.SIGHUP)"
 TRAINS_ON = 'time.sleep(20)\n(folder / "trained_on").touch()\n'
 
 
@@ -45,18 +44,16 @@ def hang_up():
 
 def test_sighup_stops_the_runs_and_waits_for_them(jobs, hang_up, tmp_path):
     hang_up(lambda number, frame: None)
-    closes = "os.kill(os.getppid(), signal.SIGHUP)"
     with pytest.raises(KeyboardInterrupt):
-        Suite(tmp_path, 1, 1, command=command(closes, TRAINS_ON)).run(jobs[:2])
+        Suite(tmp_path, 1, 1, command=command(CLOSES_TERMINAL, TRAINS_ON)).run(jobs[:2])
     assert sorted(path.name for path in jobs[0].run_dir.iterdir()) == ["given.json", "log.txt", "ready", "saved"]
     assert not jobs[1].run_dir.exists()
 
 
 def test_ignored_sighup_stops_nothing(jobs, hang_up, tmp_path):
     hang_up(signal.SIG_IGN)
-    closes = "os.kill(os.getppid(), signal.SIGHUP)"
     try:
-        failures = Suite(tmp_path, 1, 1, command=command(closes)).run(jobs[:2])
+        failures = Suite(tmp_path, 1, 1, command=command(CLOSES_TERMINAL)).run(jobs[:2])
     except KeyboardInterrupt:
         pytest.fail("the suite stopped")
     assert len(failures) == 2  # they trained nothing
