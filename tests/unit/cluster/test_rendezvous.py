@@ -49,8 +49,8 @@ def test_shell_batch_script_and_single_task_are_runs_of_one_rank(variables):
 @pytest.mark.parametrize(
     ("nodes", "host"),
     [
-        *(("node1", "node1"), ("node[1-2]", "node1"), ("a1,a2", "a1"), ("n1.site.org", "n1.site.org")),
-        *(("gpu[003,007-009],cpu1", "gpu003"), ("rack[1-4]-gpu,x", "rack1-gpu")),
+        *(("node1", "node1"), ("n1.site.org", "n1.site.org"), ("a1,a2", "a1")),
+        *(("node[1-2]", "node1"), ("gpu[003,007-009],cpu1", "gpu003"), ("rack[1-4]-gpu,x", "rack1-gpu")),
     ],
 )
 def test_first_host_of_a_list(nodes, host):

@@ -6,7 +6,7 @@ import pytest
 from bert_pld.rng import Stream, philox_4x32, random_words, to_unit_interval
 
 ONES = 0xFFFFFFFF
-PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344, 0xA4093822, 0x299F31D0)  # digits of π
+PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344, 0xA4093822, 0x299F31D0)  # hexadecimal digits of π
 
 
 @pytest.mark.parametrize(
