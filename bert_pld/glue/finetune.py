@@ -100,7 +100,7 @@ class SharedSignal:
         self._agreement = StepAgreement(None if self._is_single else dist.new_group(backend="gloo"))
 
     def check(self) -> None:
-        """Raise a StoppedError if any rank received a signal; with several ranks, before the previous call.
+        """Raise a StoppedError if any rank received a signal (with several ranks: before the previous call).
 
         Call it equally often on every rank.
         """
