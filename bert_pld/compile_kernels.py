@@ -35,16 +35,9 @@ CAPABILITIES = (80, 90, 100)
 DTYPES = ("bf16", "fp16", "fp32")
 _NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _ARGUMENT_TYPES = {
-    "branch_rows_ptr": "*i32",
-    "norm_rows_ptr": "*i32",
-    "mean_ptr": "*fp32",
-    "rstd_ptr": "*fp32",
-    "partial_ptr": "*fp32",
-    "labels_ptr": "*i64",
-    "losses_ptr": "*fp32",
-    "correct_ptr": "*i32",
-    "scale": "fp32",
-    "eps": "fp32",
+    **dict.fromkeys(("branch_rows_ptr", "norm_rows_ptr", "correct_ptr"), "*i32"),
+    **dict.fromkeys(("mean_ptr", "rstd_ptr", "partial_ptr", "losses_ptr"), "*fp32"),
+    **{"labels_ptr": "*i64", "scale": "fp32", "eps": "fp32"},
 }
 """Types of the arguments that are neither pointers to the model's dtype nor 32-bit integers."""
 
@@ -87,13 +80,8 @@ def variants(hidden_size: int, vocabulary: int = 30528) -> Iterator[Variant]:
     branch = {**plain, "HAS_BRANCH": True, "HAS_DROPOUT": True}
     scattered = {**branch, "HAS_BRANCH_ROWS": True, "HAS_NORM_ROWS": True}
     gradients = {"HAS_GRAD_NORMED": True, "HAS_GRAD_NEW_STREAM": True}
-    forms = {
-        "norm": plain,
-        "norm gather": {**plain, "HAS_NORM_ROWS": True},
-        "branch norm": branch,
-        "scatter norm gather": scattered,
-    }
-    for name, form in forms.items():
+    forms = {"norm": plain, "norm gather": {**plain, "HAS_NORM_ROWS": True}, "branch norm": branch}
+    for name, form in {**forms, "scatter norm gather": scattered}.items():
         launch = row_tile(hidden_size).launch_arguments(hidden_size)
         yield Variant(f"{name} forward", add_norm.add_norm_forward_kernel, {**launch, **form})
         launch = reducing_row_tile(hidden_size).launch_arguments(hidden_size)
@@ -111,8 +99,7 @@ def variants(hidden_size: int, vocabulary: int = 30528) -> Iterator[Variant]:
 def compile_variant(variant: Variant, hidden_size: int, dtype: str, capability: int) -> Resources:
     """Compile a variant for sm_`capability` and read its resources from the assembler's output.
 
-    Raises:
-        RuntimeError: the kernel does not compile; the message contains the compiler's.
+    If it does not compile, a RuntimeError has the compiler's message.
     """
     signature, attributes = {}, {}
     for index, parameter in enumerate(variant.kernel.params):

@@ -56,11 +56,9 @@ def step_collectives(
 ) -> list[Collective]:
     """Return the collectives of one optimizer step, without a few scalars (loss counts, norms, overflow flags).
 
-    Args:
-        run: configuration with the model's `vocab_size` and `next_sentence_prediction` resolved.
-        world_size: number of data-parallel ranks.
-        kept: for each micro-batch and block 1 if the block has a gradient, otherwise 0; or its probability, for the
-            expected bytes. Micro-batches are independent. None: every block, in one micro-batch.
+    `kept` has for each micro-batch and block 1 if the block has a gradient, otherwise 0; or its probability, for the
+    expected bytes. Micro-batches are independent. None: every block, in one micro-batch. The model's `vocab_size` and
+    `next_sentence_prediction` must be resolved.
     """
     if world_size == 1:
         return []
@@ -125,12 +123,8 @@ def bytes_sent(collectives: Iterable[Collective], world_size: int, reduce_scatte
 
     In a ring reduce-scatter or all-gather of B bytes each rank sends N − 1 chunks of B/N. An all-reduce is one followed
     by the other: 2·(N − 1)/N·B (Patarasuk and Yuan, J. Parallel Distrib. Comput. 69(2), 2009). A reduction to one rank
-    counts as a reduce-scatter: every rank except the last of the chain sends B, and the owners alternate.
-
-    Args:
-        collectives: the collectives of a step.
-        world_size: N.
-        reduce_scatter_as_all_reduce: whether a reduce-scatter runs as an all-reduce, as in torch's gloo backend.
+    counts as a reduce-scatter: every rank except the last of the chain sends B, and the owners alternate. With
+    `reduce_scatter_as_all_reduce` a reduce-scatter runs as an all-reduce, as in torch's gloo backend.
     """
     share = (world_size - 1) / world_size
     return sum(c.payload_bytes * share * _ring_passes(c.kind, reduce_scatter_as_all_reduce) for c in collectives)

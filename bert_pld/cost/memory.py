@@ -68,12 +68,7 @@ def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> M
     """Estimate a training step's memory on one rank.
 
     ZeRO-1 partitions the optimizer's states over the ranks, ZeRO-2 also the gradients, ZeRO-3 also the parameters
-    (Rajbhandari et al., arXiv:1910.02054).
-
-    Args:
-        run: configuration with the model's `vocab_size` and `next_sentence_prediction` resolved.
-        micro_batch_size: sequences per rank and forward.
-        world_size: number of data-parallel ranks.
+    (Rajbhandari et al., arXiv:1910.02054). The model's `vocab_size` and `next_sentence_prediction` must be resolved.
     """
     model, stage = run.model, run.zero_stage
     count = parameter_count(model)
@@ -90,6 +85,9 @@ def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> M
     tokens = micro_batch_size * run.data.seq_length
     masked = tokens * run.data.mask_probability
     hidden = model.hidden_size
+    # Logits in the model's precision, logits in fp32 and their gradient; transform, GELU and LayerNorm of the head.
+    logits = (model.vocab_size or 0) * (element + (0 if model.kernels == "triton" else 8))
+    head = masked * (logits + 5 * hidden * element)
     return MemoryEstimate(
         parameters_bytes=count * element * share[2],
         gradients_bytes=count * element * share[1],
@@ -97,10 +95,7 @@ def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> M
         optimizer_offloaded=offload in ("cpu", "nvme"),
         block_activation_bytes=float(tokens * _block_bytes_per_token(run, element)),
         block_input_bytes=float(tokens * hidden * element),
-        # Logits in the model's precision, logits in fp32 and their gradient; transform, GELU and LayerNorm of the head.
-        head_activation_bytes=masked
-        * ((model.vocab_size or 0) * (element + (0 if model.kernels == "triton" else 8)) + 5 * hidden * element)
-        + tokens * hidden * (element + math.ceil(model.hidden_dropout)),
+        head_activation_bytes=head + tokens * hidden * (element + math.ceil(model.hidden_dropout)),
         num_layers=model.num_layers,
         activation_checkpointing=model.activation_checkpointing,
     )

@@ -110,11 +110,7 @@ class StepTime:
 
 
 def with_assumptions(cluster: Cluster, assumptions: Mapping[str, Any]) -> Cluster:
-    """Return a cluster with some fields replaced.
-
-    Raises:
-        ValueError: an unknown field, or a value that is not a number above 0 (`overlap`: in [0, 1]).
-    """
+    """Return a cluster with some fields replaced; a ValueError names an unknown field or an impossible value."""
     fields = {field.name: field for field in dataclasses.fields(Cluster)}
     for name, value in assumptions.items():
         if name not in fields:
@@ -141,9 +137,8 @@ def collective_seconds(cluster: Cluster, collective: Collective, world_size: int
     """
     ranks = min(cluster.ranks_per_node, world_size)
     nodes = math.ceil(world_size / ranks)
-    doubled = collective.kind == "all_reduce"
-    if cluster.reduce_scatter_as_all_reduce and collective.kind == "reduce_scatter":
-        doubled = True
+    is_doubled_scatter = cluster.reduce_scatter_as_all_reduce and collective.kind == "reduce_scatter"
+    doubled = collective.kind == "all_reduce" or is_doubled_scatter
     within = (ranks - 1) / ranks / cluster.intra_bytes_per_s
     between = (nodes - 1) / nodes / ranks / cluster.inter_bytes_per_s
     hops = min(nodes - 1, math.ceil(math.log2(nodes))) if doubled else nodes - 1
@@ -164,14 +159,9 @@ def predict_step(
 ) -> StepTime:
     """Predict one optimizer step.
 
-    Args:
-        run: configuration with the model's `vocab_size` and `next_sentence_prediction` resolved.
-        cluster: speeds of the cluster.
-        world_size: number of data-parallel ranks.
-        micro_batch_size: sequences per rank and forward.
-        kept: for each micro-batch and block the share that runs: 1 or 0 for drawn gates, the keep probability for an
-            expectation; at sample granularity the share of the rows.
-        memory: the run's memory at this micro-batch size, used with a finite `activation_bytes_per_s`.
+    `kept` has for each micro-batch and block the share that runs: 1 or 0 for drawn gates, the keep probability for an
+    expectation; at sample granularity the share of the rows. `memory` is that of the run at this micro-batch size, used
+    with a finite `activation_bytes_per_s`. The model's `vocab_size` and `next_sentence_prediction` must be resolved.
     """
     has_gradient = gradient_probabilities(run, kept)
     collectives = step_collectives(run, world_size, has_gradient)
@@ -188,14 +178,13 @@ def predict_step(
         compute += max(seconds, sum(gradients) * cluster.launch_s_per_block)
     times = [(collective, collective_seconds(cluster, collective, world_size)) for collective in collectives]
     owned = parameter_count(run.model) / (world_size if run.zero_stage >= 1 else 1)
+    copied_bytes = _COPY_PASSES[run.zero_stage] * payload_bytes(collectives, content="gradients")
     return StepTime(
         compute=compute,
         ideal=ideal,
         communication=sum(seconds for _, seconds in times),
         exposed=_exposed(run, cluster, times, compute, len(kept)),
-        copies=_COPY_PASSES[run.zero_stage]
-        * payload_bytes(collectives, content="gradients")
-        / cluster.copy_bytes_per_s,
+        copies=copied_bytes / cluster.copy_bytes_per_s,
         update=owned * UPDATE_BYTES / cluster.update_bytes_per_s,
         fixed=cluster.fixed_step_s,
         checkpoint=checkpoint_seconds(run, cluster) / (run.training.checkpoint_interval or math.inf),
@@ -215,9 +204,8 @@ def checkpoint_seconds(run: RunConfig, cluster: Cluster) -> float:
     It contains fp32 weights, DeepSpeed's module in the run's precision, the fp32 master copy and two moments. The first
     rank reads all of it again for the SHA-256 (`bert_pld.checkpoint.writer`).
     """
-    return (
-        parameter_count(run.model) * (4 + (4 if run.precision == "fp32" else 2) + 12) / cluster.checkpoint_bytes_per_s
-    )
+    per_parameter = 4 + (4 if run.precision == "fp32" else 2) + 12
+    return parameter_count(run.model) * per_parameter / cluster.checkpoint_bytes_per_s
 
 
 def _exposed(

@@ -45,16 +45,9 @@ def scaling_rows(
 ) -> list[ScalingRow]:
     """Predict the step at `world_size` ranks and at 1/4, 1/16, … of them, down to one node; no rows for one rank.
 
-    The batch size is the same in all rows. With fewer ranks the micro-batch is larger: the largest divisor of a rank's
-    share that is at most 64 sequences, or at most `micro_batch_size` if that is larger.
-
-    Args:
-        run: configuration with the model's `vocab_size` and `next_sentence_prediction` resolved.
-        cluster: speeds of the cluster.
-        world_size: number of data-parallel ranks.
-        train_batch_size: sequences per step.
-        micro_batch_size: sequences per rank and forward at `world_size`.
-        keep_probabilities: keep probability of each block.
+    The batch size is the same in all rows, and `micro_batch_size` is that at `world_size`. With fewer ranks the
+    micro-batch is larger: the largest divisor of a rank's share that is at most 64 sequences, or at most
+    `micro_batch_size` if that is larger. The model's `vocab_size` and `next_sentence_prediction` must be resolved.
     """
     sizes = [world_size]
     while len(sizes) < _ROWS and sizes[-1] % 4 == 0 and sizes[-1] // 4 >= cluster.ranks_per_node:

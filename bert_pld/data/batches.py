@@ -22,14 +22,7 @@ IntegerArray = NDArray[np.integer[Any]]
 IGNORED_LABEL = -100
 """Next-sentence label that the loss ignores (`ignore_index` of torch's cross entropy)."""
 
-_TENSORS = (
-    "input_ids",
-    "token_type_ids",
-    "attention_mask",
-    "masked_positions",
-    "masked_labels",
-    "next_sentence_labels",
-)
+_INPUTS = ("input_ids", "token_type_ids", "attention_mask", "masked_positions", "masked_labels", "next_sentence_labels")
 
 
 @dataclasses.dataclass(eq=False)
@@ -64,7 +57,7 @@ class MicroBatch:
 
     def model_inputs(self) -> dict[str, Any]:
         """Return the arguments of the model's forward."""
-        return {**{name: getattr(self, name) for name in _TENSORS}, "sequence_lengths": self.lengths}
+        return {**{name: getattr(self, name) for name in _INPUTS}, "sequence_lengths": self.lengths}
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """Return a copy on the device; from pinned memory, the host does not wait for the transfer."""
@@ -75,7 +68,7 @@ class MicroBatch:
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
     def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> MicroBatch:
-        tensors = {name: getattr(self, name) for name in _TENSORS}
+        tensors = {name: getattr(self, name) for name in _INPUTS}
         return dataclasses.replace(self, **{name: change(t) for name, t in tensors.items() if t is not None})
 
 

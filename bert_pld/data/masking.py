@@ -75,8 +75,7 @@ class MaskingVocabulary:
     def read(cls, data_dir: str | Path, manifest: Manifest, path: Path | None = None) -> MaskingVocabulary:
         """Read a data directory's vocabulary, `vocab.txt` or the file at `path`, and check it against the manifest.
 
-        Raises:
-            ValueError: the file is missing or is not the shards' vocabulary, or the manifest lacks a special token.
+        A file that is missing or is not the shards' vocabulary, or a manifest without a special token, is a ValueError.
         """
         path = path or Path(data_dir) / VOCABULARY
         entries = read_entries(path)

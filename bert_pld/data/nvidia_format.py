@@ -109,11 +109,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Return a shard's header.
-
-    Raises:
-        ValueError: the file is missing, cut short, not HDF5, or has other datasets.
-    """
+    """Return a shard's header; a ValueError if the file is missing, cut short, not HDF5, or has other datasets."""
     try:
         with h5py.File(path, "r") as file:
             return _header(path, file)
@@ -166,9 +162,8 @@ def read_blocks(path: Path) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
             chunk_rows = (file["input_ids"].chunks or (1,))[0]
             block_rows = max(_BLOCK_ROWS // chunk_rows, 1) * chunk_rows  # whole chunks: none is decompressed twice
             for first in range(0, header.rows, block_rows):
-                stored = {
-                    name: file[name][first : first + block_rows].astype(np.int64) for name in DTYPES if name in file
-                }
+                rows = slice(first, first + block_rows)
+                stored = {name: file[name][rows].astype(np.int64) for name in DTYPES if name in file}
                 yield first, _decode(path, first, stored)
     except (OSError, RuntimeError, KeyError) as error:
         raise _unreadable(path, error) from error
@@ -228,15 +223,9 @@ def _decode(path: Path, first: int, stored: dict[str, NDArray[np.int64]]) -> dic
 
 
 def encode(rows: Rows, masked: MaskedTokens, has_pairs: bool) -> dict[str, NDArray[Any]]:
-    """Return native rows and their masks as datasets of this format.
+    """Return native rows and their masks as datasets of this format, with next sentence labels if `has_pairs`.
 
-    Args:
-        rows: the four native columns, n rows of S tokens.
-        masked: the masks of these rows.
-        has_pairs: whether to write next sentence labels.
-
-    Raises:
-        ValueError: a row has more than P masks, or a mask on its first token: position 0 ends the list of masks.
+    A row with more than P masks is a ValueError. So is a mask on the first token: position 0 ends the list of masks.
     """
     count, seq_length = masked.input_ids.shape
     predictions = predictions_per_row(seq_length)

@@ -9,18 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pld.data import shards
 from bert_pld.data.masking import MaskedTokens
 from bert_pld.data.nvidia_format import Header, find_shards, read_header, sampled_digest
 from bert_pld.data.rows import ShardedRows
-from bert_pld.data.shards import (
-    COLUMNS,
-    MANIFEST_NAME,
-    NVIDIA_FORMAT_NAME,
-    Manifest,
-    ShardAttributes,
-    ShardRecord,
-    vocabulary_hash,
-)
+from bert_pld.data.shards import COLUMNS, MANIFEST_NAME, Manifest, ShardAttributes, ShardRecord
 from bert_pld.data.tokenizer import SPECIAL_TOKENS, bert_tokenizer, count_capitals, read_entries
 from bert_pld.data.unpacked_shards import PackedShard, UnpackedShard, unpack_all
 from bert_pld.files import TOKENIZER, VOCABULARY, write_atomically
@@ -33,19 +26,15 @@ class NvidiaRows(ShardedRows):
     """All rows of one split: `read` returns the original tokens, `read_masked` also the files' own masks.
 
     Opening unpacks every shard of the split that is not unpacked yet (`bert_pld.data.unpacked_shards`). If the
-    directory has no manifest, one is derived from the names and shapes of its files and from the vocabulary.
-
-    Args:
-        data_dir: the directory.
-        split: `train` or `validation`.
-        vocab_file: the vocabulary, for a directory without `vocab.txt`.
+    directory has no manifest, one is derived from the names and shapes of its files and from the vocabulary, for which
+    `vocab_file` is used in a directory without `vocab.txt`.
 
     Raises:
         ValueError: the split or the vocabulary is missing, the vocabulary does not fit the shards, the shards differ in
             shape, a file is damaged or of another format, or the disk is full; names the file.
     """
 
-    format = NVIDIA_FORMAT_NAME
+    format = shards.NVIDIA_FORMAT_NAME
     has_masks = True
 
     def __init__(self, data_dir: str | Path, split: str, vocab_file: Path | None = None) -> None:
@@ -91,11 +80,7 @@ class NvidiaRows(ShardedRows):
         return shard
 
     def read_masked(self, indices: NDArray[np.integer[Any]]) -> tuple[dict[str, NDArray[Any]], MaskedTokens]:
-        """Return the rows at `indices` as `read` does, and the same rows as the files mask them.
-
-        Raises:
-            ValueError: an index is outside [0, rows), or a shard is damaged.
-        """
+        """Return the rows at `indices` as `read` does, with its errors, and the same rows as the files mask them."""
         seq_length, predictions = self.attributes.seq_length, self._predictions
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys((*COLUMNS, "mask_count"), ())
         shapes |= {"input_ids": (seq_length,), "mask_positions": (predictions,), "mask_inputs": (predictions,)}
@@ -160,7 +145,7 @@ def derive_manifest(data_dir: Path, vocabulary_path: Path) -> Manifest:
             raise ValueError(f"{path}: {_describe_shape(*shape)}, but {first.name} has {_describe_shape(*common)}")
     seq_length, _, has_pairs = common
     attributes = ShardAttributes(
-        vocabulary_hash=vocabulary_hash(entries),
+        vocabulary_hash=shards.vocabulary_hash(entries),
         vocabulary_size=len(entries),
         casing="cased" if count_capitals(entries) > _LARGEST_SHARE_OF_CAPITALS * len(entries) else "uncased",
         seq_length=seq_length,
@@ -168,7 +153,7 @@ def derive_manifest(data_dir: Path, vocabulary_path: Path) -> Manifest:
         source=f"shards of NVIDIA's format ({data_dir.name})",
         seed=0,
     )
-    return Manifest(attributes, splits, {}, special, NVIDIA_FORMAT_NAME)
+    return Manifest(attributes, splits, {}, special, shards.NVIDIA_FORMAT_NAME)
 
 
 def _describe_shape(seq_length: int, predictions: int, has_pairs: bool) -> str:
@@ -183,7 +168,7 @@ def open_rows(data_dir: str | Path, split: str, vocab_file: Path | None = None) 
     """
     directory = Path(data_dir)
     if (directory / MANIFEST_NAME).is_file():
-        nvidia = Manifest.read(directory).format == NVIDIA_FORMAT_NAME
+        nvidia = Manifest.read(directory).format == shards.NVIDIA_FORMAT_NAME
     else:
         unfinished = any((folder / ".build").is_dir() for folder in (directory, directory.parent))
         nvidia = directory.is_dir() and not unfinished and bool(find_shards(directory))

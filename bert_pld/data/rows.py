@@ -129,8 +129,7 @@ class ShardedRows:
     def read(self, indices: NDArray[np.integer[Any]]) -> dict[str, NDArray[Any]]:
         """Return one array per column, int64 `[len(indices), …]`; indices may be repeated and in any order.
 
-        Raises:
-            ValueError: an index is outside [0, rows), or a shard contradicts the manifest.
+        An index outside [0, rows) is a ValueError, and so is a shard that contradicts the manifest.
         """
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(COLUMNS, ())
         return self._gather(indices, {**shapes, "input_ids": (self.attributes.seq_length,)})
@@ -155,9 +154,8 @@ class ShardedRows:
         owners = np.searchsorted(starts, ascending, side="right") - 1
         local = ascending - starts[owners]
         bounds = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(order)] if len(order) else [0]
-        dtypes = {
-            name: column.dtype for name, column in self.shard(int(owners[0]) if len(order) else 0).columns.items()
-        }
+        first_shard = self.shard(int(owners[0]) if len(order) else 0)
+        dtypes = {name: column.dtype for name, column in first_shard.columns.items()}
         gathered = {name: np.empty((len(order), *shape), dtypes[name]) for name, shape in row_shapes.items()}
         # A micro-batch may use as many shards as it has rows, so only `take` runs per shard and column; checks,
         # conversion and reordering run once for all rows.

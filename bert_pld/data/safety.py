@@ -12,17 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
+from h5py import h5z
 
 # The filters built into HDF5 and h5py; for any other number HDF5 would load a shared library.
-_BUILT_IN_FILTERS = {
-    h5py.h5z.FILTER_DEFLATE,
-    h5py.h5z.FILTER_SHUFFLE,
-    h5py.h5z.FILTER_FLETCHER32,
-    h5py.h5z.FILTER_SZIP,
-    h5py.h5z.FILTER_NBIT,
-    h5py.h5z.FILTER_SCALEOFFSET,
-    h5py.h5z.FILTER_LZF,
-}
+_BUILT_IN_FILTERS = {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32, h5z.FILTER_SZIP}
+_BUILT_IN_FILTERS |= {h5z.FILTER_NBIT, h5z.FILTER_SCALEOFFSET, h5z.FILTER_LZF}
 
 
 def require_plain_name(name: object, where: Path) -> None:

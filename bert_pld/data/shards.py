@@ -170,10 +170,8 @@ def shard_name(split: str, index: int) -> str:
 def write_shard(path: Path, rows: Rows, attributes: ShardAttributes) -> ShardRecord:
     """Write one shard atomically and return its entry for the manifest.
 
-    The same rows and attributes give the same bytes: no timestamps are stored.
-
-    Raises:
-        ValueError: a column has another shape, or a token id is outside the vocabulary (it would overflow).
+    The same rows and attributes give the same bytes: no timestamps are stored. A column of another shape is a
+    ValueError, and so is a token id outside the vocabulary (it would overflow).
     """
     count = len(rows["length"])
     for name in COLUMNS:
@@ -221,11 +219,9 @@ class Shard:
                 attributes = file.attrs
                 if attributes.get("format") != FORMAT_NAME or attributes.get("version") != FORMAT_VERSION:
                     raise ValueError(f"{path}: not a {FORMAT_NAME} shard of version {FORMAT_VERSION}")
-                names = [field.name for field in dataclasses.fields(ShardAttributes)]
-                values = {name: attributes[name] for name in names}
-                self.attributes = ShardAttributes(
-                    **{k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
-                )
+                values = {field.name: attributes[field.name] for field in dataclasses.fields(ShardAttributes)}
+                plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in values.items()}
+                self.attributes = ShardAttributes(**plain)
                 datasets = {name: contained_dataset(path, file, name) for name in COLUMNS}
                 self.offsets = {name: _offset(path, dataset) for name, dataset in datasets.items()}
                 layout = {name: (dataset.dtype, dataset.shape) for name, dataset in datasets.items()}

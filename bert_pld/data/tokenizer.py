@@ -40,9 +40,8 @@ def bert_normalizer(cased: bool) -> BertNormalizer:
 
 def bert_tokenizer(entries: Sequence[str], cased: bool) -> Tokenizer:
     """Return BERT's tokenizer for a vocabulary in id order; `cased` keeps upper case and accents."""
-    tokenizer = Tokenizer(
-        WordPiece({entry: index for index, entry in enumerate(entries)}, unk_token=SPECIAL_TOKENS["unk"])
-    )
+    ids = {entry: index for index, entry in enumerate(entries)}
+    tokenizer = Tokenizer(WordPiece(ids, unk_token=SPECIAL_TOKENS["unk"]))
     tokenizer.normalizer = bert_normalizer(cased)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.decoder = WordPieceDecoder(prefix=CONTINUATION)

@@ -40,8 +40,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def cache_directory() -> Path:
     """Return the folder for unpacked shards, from the environment."""
-    given = os.environ.get(CACHE_VARIABLE)
-    if given:
+    if given := os.environ.get(CACHE_VARIABLE):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bert_pld"
 
@@ -96,8 +95,7 @@ class UnpackedShard:
 def unpack_all(shards: Sequence[PackedShard]) -> None:
     """Unpack the shards that are not unpacked yet. Processes that do this at the same time share the work.
 
-    Raises:
-        ValueError: a shard is damaged or was changed since it was opened, or the disk is full.
+    A shard that is damaged or was changed since it was opened is a ValueError, and so is a full disk.
     """
     waiting = [shard for shard in shards if not shard.file.is_file()]
     if not waiting:

@@ -85,15 +85,10 @@ def read_task(
     max_train_rows: int | None = None,
     also_test: Task | None = None,
 ) -> TaskData:
-    """Read and tokenize a task's splits; errors are those of `read_split`.
+    """Read and tokenize a task's splits; `glue_dir` and errors are those of `read_split`.
 
-    Args:
-        task: the task.
-        glue_dir: as for `read_split`.
-        tokenizer: a fast tokenizer of transformers.
-        max_seq_length: tokens of the longest sequence, special tokens included.
-        max_train_rows: number of training rows, the first of the file; None: all.
-        also_test: another task whose test files the same model answers.
+    The tokenizer is a fast one of transformers. `max_seq_length` includes special tokens. `max_train_rows` keeps only
+    the first training rows of the file. `also_test` is another task whose test files the same model answers.
     """
     left_out: dict[str, int] = {}
 
@@ -129,9 +124,8 @@ def _first_rows(examples: Examples, count: int | None) -> Examples:
 def encode(tokenizer: Any, examples: Examples, max_seq_length: int) -> Encoded:
     """Tokenize a split; in a pair that is too long, the longer sentence is cut first. Arguments: see `read_task`."""
     pairs = {} if examples.second is None else {"text_pair": examples.second}
-    found = tokenizer(
-        examples.first, **pairs, truncation=True, max_length=max_seq_length, return_overflowing_tokens=False
-    )
+    options = {"truncation": True, "max_length": max_seq_length, "return_overflowing_tokens": False}
+    found = tokenizer(examples.first, **pairs, **options)
     ids: list[list[int]] = found["input_ids"]
     types = found.get("token_type_ids") or [[0] * len(row) for row in ids]
     labels = None if examples.labels is None else np.asarray(examples.labels)
@@ -141,14 +135,8 @@ def encode(tokenizer: Any, examples: Examples, max_seq_length: int) -> Encoded:
 def read_split(task: Task, split: Split, glue_dir: str) -> Examples | None:
     """Return the examples of a split; None for a test split whose file does not exist.
 
-    Args:
-        task: the task.
-        split: one of the task's splits.
-        glue_dir: the download's folder; or `hub`; or `hub=NAME`, where NAME is a dataset on the Hub or a folder that
-            `datasets` can load.
-
-    Raises:
-        ValueError: a file is missing, is not a table of this task, or has no usable row.
+    `glue_dir` is the download's folder; or `hub`; or `hub=NAME`, where NAME is a dataset on the Hub or a folder that
+    `datasets` can load. A file that is missing, not a table of this task or without a usable row is a ValueError.
     """
     has_labels = not split.name.startswith("test")
     if dataset := _hub_dataset(glue_dir):

@@ -10,16 +10,10 @@ from bert_pld.config import OUR_BLOCKS, ConfigError, read_json
 HIGHEST_ZERO_STAGE = 2
 _BATCH, _PRECISION = "use --batch_size, the sequences per step over all ranks", "use --precision"
 _REFUSED = {
-    "train_batch_size": _BATCH,
-    "train_micro_batch_size_per_gpu": _BATCH,
-    "gradient_accumulation_steps": _BATCH,
+    **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), _BATCH),
     "elasticity": _BATCH,
     "gradient_clipping": "gradients are always clipped at 1",
-    "fp16": _PRECISION,
-    "bf16": _PRECISION,
-    "bfloat16": _PRECISION,
-    "amp": _PRECISION,
-    "torch_autocast": _PRECISION,
+    **dict.fromkeys(("fp16", "bf16", "bfloat16", "amp", "torch_autocast"), _PRECISION),
     "optimizer": "it is always AdamW; use --learning_rates",
     "scheduler": "it is always a linear warm-up and decay; use --learning_rates",
     **dict.fromkeys(OUR_BLOCKS, "it is for pretraining only"),
@@ -29,13 +23,8 @@ _REFUSED = {
 def read_deepspeed_overrides(path: Path | None, precision: str) -> dict[str, Any] | None:
     """Read and validate the overrides; None without a file.
 
-    Args:
-        path: the JSON file.
-        precision: value of `--precision`. The file may have this precision's block with settings such as
-            `fp16.initial_scale_power`, but not its `enabled`.
-
-    Raises:
-        ConfigError: not a JSON object, a key that an option sets, or an unsupported ZeRO stage.
+    The file may have the block of `--precision` with settings such as `fp16.initial_scale_power`, but not its
+    `enabled`. A ConfigError is raised for a key that an option sets or an unsupported ZeRO stage.
     """
     if path is None:
         return None

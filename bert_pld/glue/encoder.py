@@ -55,24 +55,16 @@ class PretrainedEncoder:
         before = logging.get_verbosity()
         logging.set_verbosity_error()
         try:
-            loaded: nn.Module = AutoModelForSequenceClassification.from_pretrained(
-                self.folder, config=config, dtype=torch.float32
-            )
+            model = AutoModelForSequenceClassification.from_pretrained(self.folder, config=config, dtype=torch.float32)
         finally:
             logging.set_verbosity(before)
-        return loaded
+        return model
 
 
 def load_encoder(
     folder: str, max_seq_length: int, from_scratch: bool = False, dropout: float | None = None
 ) -> PretrainedEncoder:
-    """Read a model's configuration and tokenizer.
-
-    Args:
-        folder: an exported model, or any folder or name that transformers loads.
-        max_seq_length: tokens of the longest sequence.
-        from_scratch: use random weights.
-        dropout: replaces the configuration's values, in [0, 1).
+    """Read configuration and tokenizer of an exported model, or of any folder or name that transformers loads.
 
     Raises:
         ValueError: the model cannot be loaded, has too few positions, has no fast tokenizer, or has other names for its

@@ -100,10 +100,9 @@ class SharedSignal:
         self._agreement = StepAgreement(None if self._is_single else dist.new_group(backend="gloo"))
 
     def check(self) -> None:
-        """Stop if any rank received a signal. Call it equally often on every rank.
+        """Raise a StoppedError if any rank received a signal (with several ranks: before the previous call).
 
-        Raises:
-            StoppedError: a signal came; with several ranks, before the previous call.
+        Call it equally often on every rank.
         """
         any_rank_signalled, _ = self._agreement.result()
         if self._preemption.stop_requested if self._is_single else any_rank_signalled:
@@ -123,18 +122,11 @@ def finetune(
 ) -> Outcome:
     """Train through DeepSpeed and evaluate after each epoch. Call it on all ranks.
 
-    Args:
-        encoder: the pretrained model.
-        data: the task; all ranks hold it, and each processes its part of every batch. The mean over the metrics of all
-            dev splits selects the epoch.
-        settings: everything but the learning rate and the seed.
-        learning_rate: the peak of the schedule.
-        seed: seed of the classifier, the order of the examples and dropout.
-        device: this rank's device.
-        check: called before each step and each batch of an evaluation, equally often on every rank; may raise.
-
-    Returns:
-        The outcome, the same on every rank except for the predictions. A divergence is an outcome, not an error.
+    All ranks hold the data, and each processes its part of every batch. The mean over the metrics of all dev splits
+    selects the epoch. `learning_rate` is the peak of the schedule; `seed` is that of the classifier, the order of the
+    examples and dropout. `check`, which may raise, is called before each step and each batch of an evaluation, equally
+    often on every rank. The outcome is the same on every rank except for the predictions. A divergence is an outcome,
+    not an error.
     """
     steps = settings.epochs * math.ceil(len(data.train) / settings.batch_size)
     engine = _make_engine(encoder.classifier(data.task, seed), learning_rate, steps, settings)
@@ -167,9 +159,8 @@ def finetune(
 def _make_engine(model: nn.Module, learning_rate: float, steps: int, settings: Settings) -> Any:
     import deepspeed
 
-    optimizer = build_optimizer(
-        {"type": "AdamW", "params": {"lr": learning_rate, "eps": 1e-6}}, parameter_groups(model, settings.weight_decay)
-    )
+    block = {"type": "AdamW", "params": {"lr": learning_rate, "eps": 1e-6}}
+    optimizer = build_optimizer(block, parameter_groups(model, settings.weight_decay))
     scheduler = LambdaLR(optimizer, lambda step: linear_schedule(step, steps, settings.warmup_share))
     config: dict[str, Any] = {
         "train_batch_size": settings.batch_size,
@@ -213,12 +204,9 @@ class _FineTuning:
     check: Callable[[], None]
 
     def train_epoch(self, epoch: int) -> tuple[NDArray[np.float64], bool]:
-        """Train one epoch.
+        """Train one epoch; return each step's loss `[steps]`, the mean over ranks, and whether all weights are finite.
 
         The host waits for the device only once, after the last step.
-
-        Returns:
-            The loss of each step `[steps]`, the mean over ranks, and whether all weights are finite at the end.
         """
         rank, world_size = dist.get_rank(), dist.get_world_size()
         lengths = np.array([len(row) for row in self.data.train.input_ids])
@@ -258,10 +246,8 @@ class _FineTuning:
                 continue
             inputs, _ = self._collate(split, rows)
             logits = self.engine.module(**inputs).logits.float()
-            if self.data.task.is_regression:
-                predicted = logits.squeeze(-1).clamp(0.0, HIGHEST_SCORE)
-            else:
-                predicted = logits.argmax(-1)
+            is_regression = self.data.task.is_regression
+            predicted = logits.squeeze(-1).clamp(0.0, HIGHEST_SCORE) if is_regression else logits.argmax(-1)
             mine.append((rows, predicted.double().cpu().numpy()))
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, mine)

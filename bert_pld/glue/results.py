@@ -24,12 +24,7 @@ class DamagedResultError(ValueError):
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Return a fine-tuning's result.
-
-    Raises:
-        DamagedResultError: the file is cut short or was changed; names the file.
-        OSError: the file does not exist or cannot be read.
-    """
+    """Return a fine-tuning's result; a file that is cut short or was changed is a DamagedResultError that names it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         conditions = found["conditions"]
@@ -56,8 +51,7 @@ class ResultFolder:
     def read(self) -> dict[str, Any] | None:
         """Return the result of an earlier call; None if there is none, or a damaged one, which is then replaced.
 
-        Raises:
-            ValueError: the folder holds a result obtained under other conditions.
+        A result obtained under other conditions is a ValueError.
         """
         try:
             found = read_result(self.path / RESULT)

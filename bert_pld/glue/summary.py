@@ -143,16 +143,9 @@ def _score_cell(task: dict[str, Any] | None) -> str:
 def difference(first: Mapping[str, Any], second: Mapping[str, Any], confidence: float = 0.95) -> tuple[float, ...]:
     """Return the difference of two mean scores and its Welch confidence interval (Welch, Biometrika 34, 1947).
 
-    The formula is written out because a summary has means and deviations only, and SciPy's `ttest_ind` computes an
-    interval only from the samples.
-
-    Args:
-        first: `mean`, `deviation` (of the sample) and `n`, as `summarize` returns them.
-        second: the same, subtracted from `first`.
-        confidence: the confidence level.
-
-    Returns:
-        (difference, low, high); only the difference if one of the two has a single seed.
+    Each score has `mean`, `deviation` (of the sample) and `n`. The result is (difference, low, high), or only the
+    difference if one of the two has a single seed. The formula is written out because a summary has means and
+    deviations only, and SciPy's `ttest_ind` computes an interval only from the samples.
     """
     from scipy.stats import t
 
@@ -206,9 +199,8 @@ def draw(summaries: Summaries, output: Path) -> None:
         for place, (model, summary) in enumerate(summaries.items()):
             if name in summary["tasks"]:
                 score = summary["tasks"][name]["score"] or {"mean": math.nan, "deviation": math.nan}
-                axes.errorbar(
-                    place, score["mean"], score["deviation"], fmt="o", color=f"C{place}", capsize=4, label=model
-                )
+                style = {"fmt": "o", "color": f"C{place}", "capsize": 4, "label": model}
+                axes.errorbar(place, score["mean"], score["deviation"], **style)
         axes.set(title=name, xticks=[], xlim=(-0.6, len(summaries) - 0.4))
         axes.grid(axis="y", alpha=0.25)
     panels[0].set(ylabel="dev score × 100")

@@ -28,6 +28,7 @@ class Split:
 _TRAIN = Split("train", ("train.tsv",), "train")
 _DEV = Split("dev", ("dev.tsv",), "validation")
 _BINARY = ("0", "1")
+_PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
 _THREE_WAY = ("entailment", "neutral", "contradiction")
 
@@ -74,16 +75,16 @@ class Task:
         return 1 if self.labels is None else len(self.labels)
 
 
-def _task(name: str, hub: str, *columns: str, **others: Any) -> Task:
-    """Return a task whose test split is one file."""
+def _task(name: str, hub: str, columns: tuple[str, ...], **others: Any) -> Task:
+    """Return a task; by default its test split is one file."""
     test = (Split("test", ("test.tsv",), "test", f"{name}.tsv"),)
     return Task(name=name, hub=hub, columns=columns, **{"test": test, **others})
 
 
-DIAGNOSTIC = Task(
-    name="AX",
-    hub="ax",
-    columns=("sentence1", "sentence2"),
+DIAGNOSTIC = _task(
+    "AX",
+    "ax",
+    _PAIR,
     labels=_THREE_WAY,
     metrics=("matthews",),
     train=None,
@@ -95,38 +96,27 @@ DIAGNOSTIC = Task(
 """The diagnostic set; the model fine-tuned on MNLI predicts it."""
 
 _TASKS = (
-    _task("RTE", "rte", "sentence1", "sentence2", labels=_ENTAILMENT, paper_lr=7e-5),
+    _task("RTE", "rte", _PAIR, labels=_ENTAILMENT, paper_lr=7e-5),
     _task(
         "MRPC",
         "mrpc",
-        "#1 String",
-        "#2 String",
+        ("#1 String", "#2 String"),
         label="Quality",
         metrics=("f1", "accuracy"),
         # Do not add msr_paraphrase_train.txt to the train files: it also holds the rows of dev.tsv.
         test=(Split("test", ("test.tsv", "msr_paraphrase_test.txt"), "test", "MRPC.tsv"),),
-        hub_columns=("sentence1", "sentence2"),
+        hub_columns=_PAIR,
         paper_lr=9e-5,
     ),
-    _task(
-        "STS-B",
-        "stsb",
-        "sentence1",
-        "sentence2",
-        label="score",
-        labels=None,
-        metrics=("pearson", "spearman"),
-        paper_lr=7e-5,
-    ),
-    _task("CoLA", "cola", "sentence", metrics=("matthews",), positions={"sentence": 3, "label": 1}, paper_lr=5e-5),
-    _task("SST-2", "sst2", "sentence", paper_lr=7e-5),
-    _task("QNLI", "qnli", "question", "sentence", labels=_ENTAILMENT, paper_lr=9e-5),
-    _task("QQP", "qqp", "question1", "question2", label="is_duplicate", metrics=("f1", "accuracy"), paper_lr=2e-4),
+    _task("STS-B", "stsb", _PAIR, label="score", labels=None, metrics=("pearson", "spearman"), paper_lr=7e-5),
+    _task("CoLA", "cola", ("sentence",), metrics=("matthews",), positions={"sentence": 3, "label": 1}, paper_lr=5e-5),
+    _task("SST-2", "sst2", ("sentence",), paper_lr=7e-5),
+    _task("QNLI", "qnli", ("question", "sentence"), labels=_ENTAILMENT, paper_lr=9e-5),
+    _task("QQP", "qqp", ("question1", "question2"), label="is_duplicate", metrics=("f1", "accuracy"), paper_lr=2e-4),
     _task(
         "MNLI",
         "mnli",
-        "sentence1",
-        "sentence2",
+        _PAIR,
         label="gold_label",
         labels=_THREE_WAY,
         dev=(
@@ -140,18 +130,14 @@ _TASKS = (
         hub_columns=("premise", "hypothesis"),
         paper_lr=3e-5,
     ),
-    _task("WNLI", "wnli", "sentence1", "sentence2"),
+    _task("WNLI", "wnli", _PAIR),
 )
 TASKS = {task.name: task for task in _TASKS}
 """Name → task, in the order of the paper's table; then WNLI, which the paper leaves out."""
 
 
 def find_tasks(names: list[str]) -> list[Task]:
-    """Return the tasks with these names, in any case; `all` stands for all of them.
-
-    Raises:
-        ValueError: a name is unknown.
-    """
+    """Return the tasks with these names, in any case; `all` stands for all of them. An unknown one is a ValueError."""
     if [name.lower() for name in names] == ["all"]:
         return list(TASKS.values())
     by_name = {name.lower(): task for name, task in TASKS.items()}
@@ -165,10 +151,8 @@ def find_tasks(names: list[str]) -> list[Task]:
 def score(metrics: Sequence[str], predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     """Return each metric by name, times 100. A coefficient that is undefined, as for constant predictions, is 0.
 
-    Args:
-        metrics: some of `accuracy`, `f1` (of class 1), `matthews`, `pearson`, `spearman`.
-        predictions: classes or scores, `[rows]`.
-        labels: classes or scores, `[rows]`.
+    The metrics are some of `accuracy`, `f1` (of class 1), `matthews`, `pearson`, `spearman`. Predictions and labels are
+    classes or scores, `[rows]`.
     """
     from scipy.stats import pearsonr, spearmanr
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef

@@ -16,21 +16,20 @@ BASE = {"preset": "base", "num_layers": 4, "vocab_size": 8192, "next_sentence_pr
 
 
 def sample_gates(device):
-    rows = ([0, 1, 3], [2], [], [1, 2])
-    return [
-        BlockGate(keep=bool(kept), scale=1.5, keep_probability=0.67, rows=torch.tensor(kept, device=device))
-        for kept in rows
-    ]
+    fixed = {"scale": 1.5, "keep_probability": 0.67}
+    rows_of_blocks = [torch.tensor(rows, device=device) for rows in ([0, 1, 3], [2], [], [1, 2])]
+    return [BlockGate(keep=bool(len(rows)), **fixed, rows=rows) for rows in rows_of_blocks]
+
+
+def on_gpu(batch):
+    return {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 def step(model, gates, batch, dtype=torch.float32):
     model = model.to("cuda", dtype).train()
-    batch = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-    outputs = model(**batch, gates=gates)
+    outputs = model(**on_gpu(batch), gates=gates)
     outputs["loss"].backward()
-    return outputs["loss"].item(), {
-        name: parameter.grad.float() for name, parameter in model.named_parameters() if parameter.grad is not None
-    }
+    return outputs["loss"].item(), {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def relative_error(actual, expected):
@@ -107,7 +106,7 @@ def test_recomputed_blocks_give_the_same_bits_under_dropout():
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
 def test_no_forward_or_backward_waits_for_the_device(padded):
     model = base_model("triton", hidden_dropout=0.1, attention_dropout=0.1).to("cuda", torch.bfloat16).train()
-    batch = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in base_batch(padded=padded).items()}
+    batch = on_gpu(base_batch(padded=padded))
     schedule = Schedule(4, 0.5, temporal="constant")
 
     def one_step(index):

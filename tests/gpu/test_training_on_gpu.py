@@ -12,11 +12,9 @@ from bert_pld.checkpoint.format import list_checkpoints
 
 pytestmark = pytest.mark.gpu
 
-PRECISIONS = {
-    "fp32": {},
-    "bf16": {"bf16": {"enabled": True}},
-    "fp16": {"fp16": {"enabled": True, "initial_scale_power": 8}},
-}
+PRECISIONS = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}}
+PRECISIONS["fp16"] = {"fp16": {"enabled": True, "initial_scale_power": 8}}
+NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
 
 
 def losses(config, corpus, run_dir):
@@ -28,26 +26,17 @@ def losses(config, corpus, run_dir):
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_precisions_and_stages_follow_the_fp32_run(precision, granularity, stage, corpus, tmp_path):
-    common = {
-        "model": {"hidden_dropout": 0.0, "attention_dropout": 0.0, "kernels": "reference"},
-        "progressive_layer_drop": {"granularity": granularity},
-        "zero_optimization": {"stage": stage},
-    }
-    expected = losses(small_config(**{**common, "zero_optimization": {"stage": 0}}), corpus, tmp_path / "fp32")
-    actual = losses(small_config(**common, **PRECISIONS[precision]), corpus, tmp_path / "run")
+    common = {"model": {**NO_DROPOUT, "kernels": "reference"}, "progressive_layer_drop": {"granularity": granularity}}
+    zero = {"zero_optimization": {"stage": stage}}
+    expected = losses(small_config(**common, zero_optimization={"stage": 0}), corpus, tmp_path / "fp32")
+    actual = losses(small_config(**common, **zero, **PRECISIONS[precision]), corpus, tmp_path / "run")
     assert actual == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 0.03)
 
 
 @pytest.mark.parametrize("backend", ["compiled", "triton"])
 def test_faster_backends_train_as_the_reference(backend, corpus, tmp_path):
-    runs = {
-        kernels: losses(
-            small_config(model={"hidden_dropout": 0.0, "attention_dropout": 0.0, "kernels": kernels}),
-            corpus,
-            tmp_path / kernels,
-        )
-        for kernels in ("reference", backend)
-    }
+    configs = {kernels: small_config(model={**NO_DROPOUT, "kernels": kernels}) for kernels in ("reference", backend)}
+    runs = {kernels: losses(config, corpus, tmp_path / kernels) for kernels, config in configs.items()}
     assert runs[backend] == pytest.approx(runs["reference"], rel=1e-3)
 
 
@@ -55,14 +44,10 @@ def test_faster_backends_train_as_the_reference(backend, corpus, tmp_path):
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_fused_blocks_in_16_bits_follow_the_fp32_run(precision, granularity, stage, corpus, tmp_path):
-    common = {
-        "model": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
-        "progressive_layer_drop": {"granularity": granularity},
-    }
+    common = {"model": NO_DROPOUT, "progressive_layer_drop": {"granularity": granularity}}
     expected = losses(small_config(**common), corpus, tmp_path / "fp32")
-    actual = losses(
-        small_config(**common, zero_optimization={"stage": stage}, **PRECISIONS[precision]), corpus, tmp_path / "run"
-    )
+    zero = {"zero_optimization": {"stage": stage}}
+    actual = losses(small_config(**common, **zero, **PRECISIONS[precision]), corpus, tmp_path / "run")
     assert actual == pytest.approx(expected, rel=0.03)
 
 

@@ -6,16 +6,8 @@ import pytest
 
 from bert_pld.cluster.rendezvous import describe_rank, first_host, tasks_on_node
 
-TASK = {
-    "SLURM_JOB_ID": "40123",
-    "SLURM_PROCID": "9",
-    "SLURM_LOCALID": "1",
-    "SLURM_NODEID": "1",
-    "SLURM_NTASKS": "12",
-    "SLURM_STEP_NUM_TASKS": "12",
-    "SLURM_STEP_NODELIST": "gpu[003-004]",
-    "SLURM_STEP_TASKS_PER_NODE": "8,4",
-}
+TASK = {"SLURM_JOB_ID": "40123", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_NTASKS": "12"}
+TASK |= {"SLURM_STEP_NUM_TASKS": "12", "SLURM_STEP_NODELIST": "gpu[003-004]", "SLURM_STEP_TASKS_PER_NODE": "8,4"}
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -57,12 +49,8 @@ def test_shell_batch_script_and_single_task_are_runs_of_one_rank(variables):
 @pytest.mark.parametrize(
     ("nodes", "host"),
     [
-        ("node1", "node1"),
-        ("node[1-2]", "node1"),
-        ("gpu[003,007-009],cpu1", "gpu003"),
-        ("a1,a2", "a1"),
-        ("rack[1-4]-gpu,x", "rack1-gpu"),
-        ("n1.site.org", "n1.site.org"),
+        *(("node1", "node1"), ("n1.site.org", "n1.site.org"), ("a1,a2", "a1")),
+        *(("node[1-2]", "node1"), ("gpu[003,007-009],cpu1", "gpu003"), ("rack[1-4]-gpu,x", "rack1-gpu")),
     ],
 )
 def test_first_host_of_a_list(nodes, host):

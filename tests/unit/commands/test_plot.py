@@ -76,21 +76,18 @@ def test_smoothing_is_an_unbiased_running_mean():
 
 
 def test_each_mistake_gives_one_error_line(make_run, tmp_path, capsys):
-    good, output = make_run("good"), tmp_path / "figure.png"
-    empty = make_run("empty", steps=0)
-    damaged = make_run("damaged")
+    good, empty, damaged = make_run("good"), make_run("empty", steps=0), make_run("damaged")
+    output = tmp_path / "figure.png"
     (damaged / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    for arguments, message in (
-        ((tmp_path / "missing", "--output", output), "missing/metrics.jsonl: cannot be read"),
-        ((empty, "--output", output), "empty/metrics.jsonl: holds no metrics yet"),
-        ((damaged, "--output", output), "metrics.jsonl, line 2: not a line of metrics"),
-        ((good, "--output", tmp_path / "figure.docx"), "must end in .png, .svg or .pdf"),
-        (
-            (good, good, "--output", output, "--label", "one"),
-            "--label: given 1 times; must be given once for each of 2",
-        ),
+    labelled = (good, good, "--label", "one")
+    for arguments, figure, message in (
+        ((tmp_path / "missing",), output, "missing/metrics.jsonl: cannot be read"),
+        ((empty,), output, "empty/metrics.jsonl: holds no metrics yet"),
+        ((damaged,), output, "metrics.jsonl, line 2: not a line of metrics"),
+        ((good,), tmp_path / "figure.docx", "must end in .png, .svg or .pdf"),
+        (labelled, output, "--label: given 1 times; must be given once for each of 2"),
     ):
-        assert run(*arguments) == 1
+        assert run(*arguments, "--output", figure) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert error.count("\n") == 1

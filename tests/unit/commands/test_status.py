@@ -85,13 +85,10 @@ def test_last_evaluation_is_found_far_from_the_end(tmp_path):
 def test_state_is_read_from_the_lock(tmp_path):
     run_dir = write_run(tmp_path / "a")
     other = json.dumps({"machine": "another boot", "host": "n7", "beat": 3})
-    for written, content, expected in [
-        (NOW - 60, other, ("running", "n7")),
-        (NOW - 600, other, ("killed", "n7")),
-        (NOW - 5, "", ("stopped", None)),
-    ]:
+    cases = [(60, other, ("running", "n7")), (600, other, ("killed", "n7")), (5, "", ("stopped", None))]
+    for age, content, expected in cases:
         (run_dir / RUN_LOCK).write_text(content)
-        os.utime(run_dir / RUN_LOCK, (written, written))
+        os.utime(run_dir / RUN_LOCK, (NOW - age, NOW - age))
         progress = read_progress(run_dir, NOW)
         assert (progress.state, progress.host) == expected
     write_run(tmp_path / "b", steps=(50, 100))
@@ -101,18 +98,14 @@ def test_state_is_read_from_the_lock(tmp_path):
 def test_lock_held_by_a_live_process_means_running_and_by_a_killed_one_does_not(tmp_path):
     run_dir = write_run(tmp_path / "a", steps=(100,))
     hold = f"from bert_pld.cluster.run_lock import *; RunLock(Path({str(run_dir)!r})).acquire(); print(1, flush=True)"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", f"{hold}; input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
-    )
-    try:
-        assert holder.stdout.readline() == b"1\n"
-        os.utime(run_dir / RUN_LOCK, (1.0, 1.0))  # the kernel's lock counts, not the age of the file
-        assert read_progress(run_dir, NOW).state == "running"
-    finally:
-        holder.kill()
-        holder.wait()
-        holder.stdin.close()
-        holder.stdout.close()
+    command, pipes = [sys.executable, "-c", f"{hold}; input()"], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=REPOSITORY, **pipes) as holder:
+        try:
+            assert holder.stdout.readline() == b"1\n"
+            os.utime(run_dir / RUN_LOCK, (1.0, 1.0))  # the kernel's lock counts, not the age of the file
+            assert read_progress(run_dir, NOW).state == "running"
+        finally:
+            holder.kill()
     assert read_progress(run_dir, NOW).state == "finished"
     write_run(tmp_path / "b")
     (run_dir / RUN_LOCK).rename(tmp_path / "b" / RUN_LOCK)
@@ -155,8 +148,6 @@ def test_json_is_printed_fast_and_without_torch(tmp_path):
     assert (run["step"], run["checkpoint_step"], run["state"]) == (30, 10, "stopped")
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(42, "42 s"), (440, "7 min"), (11_100, "3 h 05 min"), (187_200, "2 d 4 h")]
-)
-def test_durations_are_printed_in_readable_units(seconds, text):
-    assert status.duration(seconds) == text
+def test_durations_are_printed_in_readable_units():
+    expected = {42: "42 s", 440: "7 min", 11_100: "3 h 05 min", 187_200: "2 d 4 h"}
+    assert {seconds: status.duration(seconds) for seconds in expected} == expected

@@ -21,18 +21,12 @@ def test_published_deepspeed_json_loads_unchanged():
 
 
 def test_presets_have_the_published_sizes_and_single_keys_override_them():
-    sizes = {}
-    for preset in ("tiny", "mini", "small", "medium", "base", "large"):
+    expected = {"tiny": (128, 2, 2, 512), "mini": (256, 4, 4, 1024), "small": (512, 4, 8, 2048)}
+    expected |= {"medium": (512, 8, 8, 2048), "base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}
+    for preset, sizes in expected.items():
         model = load_config({"model": {"preset": preset}}).model
-        sizes[preset] = (model.hidden_size, model.num_layers, model.num_attention_heads, model.intermediate_size)
-    assert sizes == {
-        "tiny": (128, 2, 2, 512),
-        "mini": (256, 4, 4, 1024),
-        "small": (512, 4, 8, 2048),
-        "medium": (512, 8, 8, 2048),
-        "base": (768, 12, 12, 3072),
-        "large": (1024, 24, 16, 4096),
-    }
+        found = (model.hidden_size, model.num_layers, model.num_attention_heads, model.intermediate_size)
+        assert found == sizes, preset
     assert load_config({"model": {"preset": "mini", "num_layers": 8}}).model.num_layers == 8
 
 
@@ -95,11 +89,8 @@ def test_unreadable_or_invalid_file_is_reported_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match="cannot read the configuration"):
         load_config(tmp_path / "absent.json")
     path = tmp_path / "c.json"
-    for text, message in (
-        ("{", "not valid JSON"),
-        ("[]", "must be a JSON object"),
-        ('{"a": 1, "a": 2}', "duplicate key 'a'"),
-    ):
+    faults = {"{": "not valid JSON", "[]": "must be a JSON object", '{"a": 1, "a": 2}': "duplicate key 'a'"}
+    for text, message in faults.items():
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):
             load_config(path)

@@ -11,13 +11,7 @@ from bert_pld.cost.flops import parameter_count
 from bert_pld.model import BertForPreTraining
 from bert_pld.pld import draw_gates
 from bert_pld.pld.engine import make_schedule
-from bert_pld.training.optimizer import (
-    OUR_OPTIMIZERS,
-    OUR_SCHEDULERS,
-    build_optimizer,
-    build_scheduler,
-    parameter_groups,
-)
+from bert_pld.training import optimizer as optimizers
 
 FOLDER = REPOSITORY / "configs"
 CONFIGS = sorted(path for path in FOLDER.rglob("*.json") if path.parent.name != "scales")
@@ -44,12 +38,11 @@ def test_shipped_configuration_loads_and_runs_a_step_on_meta_tensors(path):
     seq, masked = config.data.seq_length, 19 * 16
     ids = torch.zeros(16, seq, dtype=torch.int64, device="meta")
     labels = torch.zeros(masked, dtype=torch.int64, device="meta")
-    gates = None
-    if config.progressive_layer_drop.enabled:
-        schedule = make_schedule(config.progressive_layer_drop, model.num_gated_blocks)
-        granularity = config.progressive_layer_drop.granularity
-        gates = draw_gates(schedule, granularity=granularity, seed=0, step=10**6, rows=16, device="meta")
-        assert schedule.theta(10**6) == pytest.approx(config.progressive_layer_drop.theta)
+    gates, pld = None, config.progressive_layer_drop
+    if pld.enabled:
+        schedule = make_schedule(pld, model.num_gated_blocks)
+        gates = draw_gates(schedule, granularity=pld.granularity, seed=0, step=10**6, rows=16, device="meta")
+        assert schedule.theta(10**6) == pytest.approx(pld.theta)
     outputs = model(ids, ids, None, labels, labels, ids[:, 0], gates=gates)
     outputs["loss"].backward()
     gradients = sum(p.grad is not None for p in model.encoder.blocks.parameters())
@@ -57,8 +50,9 @@ def test_shipped_configuration_loads_and_runs_a_step_on_meta_tensors(path):
     assert gradients == 12 * kept
 
     block = config.deepspeed["optimizer"]
-    assert block["type"] in OUR_OPTIMIZERS
-    optimizer = build_optimizer(block, parameter_groups(model, block["params"]["weight_decay"]))
+    assert block["type"] in optimizers.OUR_OPTIMIZERS
+    groups = optimizers.parameter_groups(model, block["params"]["weight_decay"])
+    optimizer = optimizers.build_optimizer(block, groups)
     scheduler = config.deepspeed["scheduler"]
-    if scheduler["type"] in OUR_SCHEDULERS:
-        build_scheduler(scheduler, config.training.max_steps, optimizer)
+    if scheduler["type"] in optimizers.OUR_SCHEDULERS:
+        optimizers.build_scheduler(scheduler, config.training.max_steps, optimizer)

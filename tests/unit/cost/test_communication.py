@@ -24,13 +24,12 @@ def gradients(collectives):
 @pytest.mark.parametrize("pairs", [True, False])
 @pytest.mark.parametrize("normalization", ["pre", "post"])
 def test_parameter_tensors_equal_the_model_s(normalization, pairs):
-    run = run_of(0, {**MODEL, "normalization": normalization, "next_sentence_prediction": pairs})
-    parameters = BertForPreTraining(run.model).named_parameters()
-    expected = sorted(
-        (p.numel(), p.dim() >= 2, int(name.split(".")[2]) if ".blocks." in name else -1) for name, p in parameters
-    )
-    tensors = parameter_tensors(run.model)
-    assert sorted((t.elements, t.is_matrix, -1 if t.block is None else t.block) for t in tensors) == expected
+    model = run_of(0, {**MODEL, "normalization": normalization, "next_sentence_prediction": pairs}).model
+    parameters = dict(BertForPreTraining(model).named_parameters())
+    block_of = {name: int(name.split(".")[2]) if ".blocks." in name else -1 for name in parameters}
+    expected = sorted((p.numel(), p.dim() >= 2, block_of[name]) for name, p in parameters.items())
+    found = [(t.elements, t.is_matrix, -1 if t.block is None else t.block) for t in parameter_tensors(model)]
+    assert sorted(found) == expected
 
 
 def test_dropped_blocks_are_sent_at_stages_0_and_3_only():

@@ -6,20 +6,13 @@ import itertools
 import pytest
 
 from bert_pld.config import load_config
+from bert_pld.cost import scaling
 from bert_pld.cost.communication import Collective
 from bert_pld.cost.flops import ModelFlops, parameter_count
-from bert_pld.cost.scaling import (
-    Cluster,
-    checkpoint_seconds,
-    collective_seconds,
-    predict_step,
-    slowest_of_independent,
-    with_assumptions,
-)
+from bert_pld.cost.scaling import Cluster, checkpoint_seconds, collective_seconds, with_assumptions
 
-PLAIN = Cluster(
-    ranks_per_node=4, intra_bytes_per_s=100.0, inter_bytes_per_s=10.0, intra_latency_s=2.0, inter_latency_s=30.0
-)
+LINKS = {"intra_bytes_per_s": 100.0, "inter_bytes_per_s": 10.0, "intra_latency_s": 2.0, "inter_latency_s": 30.0}
+PLAIN = Cluster(ranks_per_node=4, **LINKS)
 FULL = [[1.0] * 12]
 
 
@@ -29,8 +22,9 @@ def run_of(stage=1, **zero):
     return load_config({"train_micro_batch_size_per_gpu": 64, **config})
 
 
-def step_of(world_size, run=None, cluster=None, micro=64, kept=FULL):
-    return predict_step(run or run_of(), cluster or Cluster(), world_size=world_size, micro_batch_size=micro, kept=kept)
+def step_of(world_size, run=None, micro=64, kept=FULL):
+    sizes = {"world_size": world_size, "micro_batch_size": micro}
+    return scaling.predict_step(run or run_of(), Cluster(), **sizes, kept=kept)
 
 
 def test_collective_time_includes_both_levels_of_links():
@@ -99,14 +93,11 @@ def test_efficiency_falls_with_ranks_and_rises_with_accumulation():
 
 def test_slowest_of_independent_ranks_equals_the_enumeration():
     keep = [0.9, 0.3]
-    outcomes = [
-        (sum(drawn), (0.9 if drawn[0] else 0.1) * (0.3 if drawn[1] else 0.7))
-        for drawn in itertools.product((0, 1), repeat=2)
-    ]
+    outcomes = [(0, 0.1 * 0.7), (1, 0.9 * 0.7), (1, 0.1 * 0.3), (2, 0.9 * 0.3)]  # blocks of one rank, probability
     expected = sum(p * q * max(a, b) for (a, p), (b, q) in itertools.product(outcomes, repeat=2))
-    assert slowest_of_independent(keep, 1, 2) == pytest.approx(expected)
-    assert slowest_of_independent(keep, 3, 1) == pytest.approx(3 * sum(keep))
-    assert slowest_of_independent([1 - l / 24 for l in range(1, 13)], 1, 1024) == pytest.approx(11.9, abs=0.15)
+    assert scaling.slowest_of_independent(keep, 1, 2) == pytest.approx(expected)
+    assert scaling.slowest_of_independent(keep, 3, 1) == pytest.approx(3 * sum(keep))
+    assert scaling.slowest_of_independent([1 - l / 24 for l in range(1, 13)], 1, 1024) == pytest.approx(11.9, abs=0.15)
 
 
 def test_invalid_assumption_is_rejected():

@@ -253,8 +253,7 @@ def test_no_global_random_state_is_read_or_advanced(make_data_dir, workers):
 @pytest.mark.parametrize(("world", "batch_size"), [(1, 4), (2, 3), (4, 4), (3, 1)])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_reads_each_row_once_with_the_same_masks(make_data_dir, world, batch_size, workers):
-    directory, _ = make_data_dir()
-    rows = ShardedRows(directory, "validation")
+    rows = ShardedRows(make_data_dir()[0], "validation")
     (whole,) = evaluate(rows, micro=10)
     ranks = [list(evaluate(rows, batch_size, rank, world, workers=workers)) for rank in range(world)]
     assert {len(batches) for batches in ranks} == {-(-10 // (world * batch_size))}
@@ -273,13 +272,9 @@ def test_evaluation_reads_each_row_once_with_the_same_masks(make_data_dir, world
 def test_evaluation_of_fewer_rows_is_spread_over_the_split(make_data_dir):
     rows = ShardedRows(make_data_dir()[0], "validation")
 
-    def seen(max_rows):
+    for max_rows, expected in ((5, [0, 2, 4, 6, 8]), (3, [0, 3, 6]), (99, list(range(10)))):
         batches = evaluate(rows, micro=2, max_rows=max_rows)
-        return [row for batch in batches for row in batch.row_indices[: batch.rows].tolist()]
-
-    assert seen(5) == [0, 2, 4, 6, 8]
-    assert seen(3) == [0, 3, 6]
-    assert seen(99) == list(range(10))
+        assert [row for batch in batches for row in batch.row_indices[: batch.rows].tolist()] == expected
 
 
 def test_micro_batch_can_be_moved_to_a_device_and_pickled(train_rows):

@@ -64,12 +64,12 @@ def test_read_ahead_covers_the_rows_of_every_shard_in_requests_within_linuxs_lim
     monkeypatch.setattr(os, "posix_fadvise", record)
     rows.read_ahead(1000, 10_000)  # to the end of the split
     assert sorted(requested) == ["train_00000.hdf5", "train_00002.hdf5"]
+    row_sizes = {"input_ids": 128, "length": 2, "segment_b_start": 2, "next_sentence_label": 1}
     for name, first, count, shard in (("train_00000.hdf5", 1000, 3000, 0), ("train_00002.hdf5", 0, 1000, 2)):
         expected = set()
-        row_sizes = {"input_ids": 128, "length": 2, "segment_b_start": 2, "next_sentence_label": 1}
         for column, row_bytes in row_sizes.items():
-            offset = rows.shard(shard).offsets[column]
-            expected |= set(range(offset + first * row_bytes, offset + (first + count) * row_bytes))
+            start = rows.shard(shard).offsets[column] + first * row_bytes
+            expected |= set(range(start, start + count * row_bytes))
         assert set().union(*(range(offset, offset + length) for offset, length in requested[name])) == expected
 
 

@@ -32,6 +32,12 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
+def opened(folder, split="train", **shape):
+    """Write a corpus into `folder/d`; return the rows of a split and its columns as they were written."""
+    columns = write_static_corpus(folder / "d", **shape)[split]
+    return open_rows(folder / "d", split), columns
+
+
 def batches(rows, masking="static", workers=0, rank=0, world=1, first=0, steps=6):
     data, share = DataConfig(masking=masking, workers=workers), BatchShare(8, 2, rank, world)
     first_sample = first * share.global_batch_size
@@ -39,11 +45,8 @@ def batches(rows, masking="static", workers=0, rank=0, world=1, first=0, steps=6
 
 
 def contents(steps):
-    return [
-        (b.row_indices.tolist(), b.input_ids.tolist(), b.masked_positions.tolist(), b.masked_labels.tolist())
-        for step in steps
-        for b in step
-    ]
+    tensors = ("row_indices", "input_ids", "masked_positions", "masked_labels")
+    return [tuple(getattr(batch, name).tolist() for name in tensors) for step in steps for batch in step]
 
 
 @SHAPES
@@ -66,9 +69,9 @@ def test_original_tokens_and_the_files_masks_are_read(tmp_path, pairs):
 
 
 def test_static_masking_uses_the_files_masks_in_every_epoch(tmp_path):
-    columns = write_static_corpus(tmp_path / "d")["train"]
+    rows, columns = opened(tmp_path)
     seen = 0
-    for step in batches(open_rows(tmp_path / "d", "train"), steps=13):  # 208 rows: more than two epochs of 96
+    for step in batches(rows, steps=13):  # 208 rows: more than two epochs of 96
         for batch in step:
             assert (batch.input_ids.numpy() == columns["stored_input_ids"][batch.row_indices]).all()
             assert batch.masked_tokens == (columns["stored_masked_lm_positions"][batch.row_indices] > 0).sum()
@@ -80,17 +83,14 @@ def test_static_masking_uses_the_files_masks_in_every_epoch(tmp_path):
 
 
 def test_dynamic_masking_gives_the_masks_of_native_rows(tmp_path):
-    columns = write_static_corpus(tmp_path / "d")["train"]
-    rows = open_rows(tmp_path / "d", "train")
+    rows, columns = opened(tmp_path)
     vocabulary = MaskingVocabulary.read(rows.data_dir, rows.manifest)
     epochs = set()
     for number, (batch, *_) in enumerate(batches(rows, "dynamic", steps=13)):
         epoch = np.full(8, number * 16 // 96)
         if (number * 16 + 8) // 96 == number * 16 // 96:
-            expected = mask_tokens(
-                columns["input_ids"][batch.row_indices], batch.lengths, batch.row_indices, epoch,
-                vocabulary=vocabulary, seed=2,
-            )  # fmt: skip
+            ids = columns["input_ids"][batch.row_indices]
+            expected = mask_tokens(ids, batch.lengths, batch.row_indices, epoch, vocabulary=vocabulary, seed=2)
             assert (batch.input_ids.numpy() == expected.input_ids).all()
             assert (batch.masked_labels.numpy() == expected.labels).all()
             epochs.add(int(epoch[0]))
@@ -99,8 +99,7 @@ def test_dynamic_masking_gives_the_masks_of_native_rows(tmp_path):
 
 @pytest.mark.parametrize("masking", ["static", "dynamic"])
 def test_batches_do_not_depend_on_workers_resuming_or_ranks(tmp_path, masking):
-    write_static_corpus(tmp_path / "d")
-    rows = open_rows(tmp_path / "d", "train")
+    rows, _ = opened(tmp_path)
     expected = contents(batches(rows, masking))
     assert contents(batches(rows, masking, workers=2)) == expected
     assert contents(batches(rows, masking, first=4, steps=2)) == expected[8:]
@@ -110,12 +109,9 @@ def test_batches_do_not_depend_on_workers_resuming_or_ranks(tmp_path, masking):
 
 
 def test_evaluation_uses_the_files_masks_if_static_and_drawn_masks_if_dynamic(tmp_path):
-    columns = write_static_corpus(tmp_path / "d")["validation"]
-    rows = open_rows(tmp_path / "d", "validation")
-    static, dynamic = (
-        list(evaluation_batches(rows, DataConfig(masking=masking), BatchShare(5), seed=2))
-        for masking in ("static", "dynamic")
-    )
+    rows, columns = opened(tmp_path, "validation")
+    settings = (DataConfig(masking=masking) for masking in ("static", "dynamic"))
+    static, dynamic = (list(evaluation_batches(rows, data, BatchShare(5), seed=2)) for data in settings)
     ids = torch.cat([b.input_ids[: b.rows] for b in static]).numpy()
     assert (ids == columns["stored_input_ids"]).all()
     assert sum(b.masked_tokens for b in static) == (columns["stored_masked_lm_positions"] > 0).sum()
@@ -139,22 +135,18 @@ def test_encoded_rows_round_trip_and_files_are_reproducible(tmp_path):
     special = dict(zip(("pad_id", "unk_id", "cls_id", "sep_id", "mask_id"), range(5), strict=True))
     continues = np.array([entry.startswith("##") for entry in VOCABULARY])
     vocabulary = MaskingVocabulary(len(VOCABULARY), **special, is_continuation=continues)
-    masked = mask_tokens(
-        native["input_ids"], native["length"], np.arange(50), np.zeros(50, np.int64), vocabulary=vocabulary, seed=0
-    )
+    places = (np.arange(50), np.zeros(50, np.int64))
+    masked = mask_tokens(native["input_ids"], native["length"], *places, vocabulary=vocabulary, seed=0)
     columns = encode(native, masked, has_pairs=True)
     record = write_nvidia_shard(tmp_path / "bert_training_0.hdf5", columns)
     again = write_nvidia_shard(tmp_path / "copy_training_0.hdf5", columns)
     assert (record.sha256, record.rows, record.tokens) == (again.sha256, 50, native["length"].sum())
     with h5py.File(tmp_path / "bert_training_0.hdf5") as file:
-        assert {name: (file[name].dtype.str, file[name].shape, file[name].compression) for name in file} == {
-            "input_ids": ("<i4", (50, 32), "gzip"),
-            "input_mask": ("|i1", (50, 32), "gzip"),
-            "segment_ids": ("|i1", (50, 32), "gzip"),
-            "masked_lm_positions": ("<i4", (50, 6), "gzip"),
-            "masked_lm_ids": ("<i4", (50, 6), "gzip"),
-            "next_sentence_labels": ("|i1", (50,), "gzip"),
-        }
+        expected = {"input_ids": ("<i4", (50, 32)), "input_mask": ("|i1", (50, 32)), "segment_ids": ("|i1", (50, 32))}
+        expected |= {"masked_lm_positions": ("<i4", (50, 6)), "masked_lm_ids": ("<i4", (50, 6))}
+        expected |= {"next_sentence_labels": ("|i1", (50,))}
+        assert {name: (file[name].dtype.str, file[name].shape) for name in file} == expected
+        assert {file[name].compression for name in file} == {"gzip"}
         assert not file.attrs
     ((first, block),) = read_blocks(tmp_path / "bert_training_0.hdf5")
     assert first == 0
@@ -191,8 +183,7 @@ def test_list_of_masks_ends_at_position_zero_except_in_the_first_entry(tmp_path)
 
 
 def test_shard_is_unpacked_once_and_again_after_a_change(tmp_path, cache):
-    write_static_corpus(tmp_path / "d")
-    rows = open_rows(tmp_path / "d", "train")
+    rows, _ = opened(tmp_path)
     made = {path: path.stat().st_mtime_ns for path in cache.glob("*.rows")}
     assert len(made) == 3
     assert not list(cache.glob("*.partial"))
@@ -218,16 +209,14 @@ def test_fingerprint_is_the_same_for_a_copy_and_differs_for_another_order_of_sha
 
 
 def test_sequence_length_other_than_configured_is_refused(tmp_path):
-    write_static_corpus(tmp_path / "d")
-    rows = open_rows(tmp_path / "d", "train")
+    rows, _ = opened(tmp_path)
     message = r"d \(books_training_0.hdf5\): sequences of 32 tokens; the run is configured for 16 \(data.seq_length\)"
     with pytest.raises(ValueError, match=message):
         check_matches_model(rows, ModelConfig(vocab_size=64, max_position_embeddings=64), seq_length=16)
 
 
 def test_emptied_cache_is_filled_again(tmp_path, cache):
-    columns = write_static_corpus(tmp_path / "d")["train"]
-    rows = open_rows(tmp_path / "d", "train")
+    rows, columns = opened(tmp_path)
     for path in cache.glob("*.rows"):
         path.unlink()
     assert (rows.read(np.arange(96))["input_ids"] == columns["input_ids"]).all()
@@ -252,8 +241,7 @@ def test_concurrent_processes_share_the_unpacking(tmp_path, cache):
 
 
 def test_partial_files_of_a_killed_process_are_removed(tmp_path, cache):
-    write_static_corpus(tmp_path / "d", train=(9,))
-    open_rows(tmp_path / "d", "train")
+    opened(tmp_path, train=(9,))
     (whole,) = cache.glob("*.rows")
     whole.rename(cache / f".{whole.stem}.123.partial")
     open_rows(tmp_path / "d", "train")
@@ -303,8 +291,7 @@ def edit(name, change):
     def apply(path):
         with h5py.File(path) as file:
             stored = {key: file[key][:].astype(np.int64) for key in file}
-        changed = change(stored[name]) if name in stored else None
-        stored = {key: values for key, values in stored.items() if key != name}
+        changed = change(stored.pop(name))
         if changed is not None:
             stored[name] = changed
         path.unlink()
@@ -329,7 +316,7 @@ def set_at(*place, value):
         (lambda path: path.write_text("no HDF5"), "not a readable HDF5 file"),
         (edit("masked_lm_ids", lambda _: None), r"not a shard in NVIDIA's format \(no dataset masked_lm_ids\)"),
         (
-            edit("segment_ids", lambda v: v[:, :-1]),
+            edit("segment_ids", lambda v: v[:, 1:]),
             r"dataset segment_ids is int8 \[7, 31\], expected integers \[7, 32\]",
         ),
         (edit("next_sentence_labels", lambda _: None), "no next sentence labels, but books_test_0.hdf5 has"),
@@ -338,10 +325,7 @@ def set_at(*place, value):
         (edit("input_mask", lambda v: v * 0), "row 0: is empty"),
         (edit("segment_ids", set_at(1, 1, value=1)), "row 1: segment_ids are not zeros"),
         (edit("masked_lm_positions", set_at(1, 1, value=99)), "row 1: masked_lm_positions are outside the tokens"),
-        (
-            edit("masked_lm_positions", lambda v: np.where(v > 0, 4, 0)),
-            "row 0: masked_lm_positions has a position twice",
-        ),
+        (edit("masked_lm_positions", lambda v: (v > 0) * 4), "row 0: masked_lm_positions has a position twice"),
         (edit("input_ids", set_at(5, 5, value=-1)), "row 5: a token id is negative"),
         (edit("input_ids", set_at(5, 5, value=70000)), "has token id 70000, outside the vocabulary"),
         (edit("input_ids", set_at(5, 5, value=64)), "has token id 64; the vocabulary .* has 64 entries"),

@@ -1,4 +1,4 @@
-"""The irregularities of the official download, in synthetic files; metrics; prediction files."""
+"""The irregularities of the official download, in synthetic files; batches; metrics; prediction files."""
 
 from __future__ import annotations
 
@@ -6,69 +6,67 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from bert_pld.glue.data import read_split
+from bert_pld.glue.batches import collate, evaluation_rows, training_order
+from bert_pld.glue.data import Encoded, read_split
+from bert_pld.glue.finetune import linear_schedule
 from bert_pld.glue.results import write_predictions
 from bert_pld.glue.tasks import DIAGNOSTIC, TASKS, find_tasks, mean_score, score
 
 
-def write(folder, task, name, text, encoding="utf-8"):
-    (folder / task).mkdir(parents=True, exist_ok=True)
-    (folder / task / name).write_bytes(text.encode(encoding))
+def write(folder, task, name, text):
+    (folder / task).mkdir(exist_ok=True)
+    (folder / task / name).write_bytes(text.encode())
 
 
-def read(folder, task, split):
+def read(folder, task, split, text=None):
+    """Return the examples of a split, whose file is written first if its text is given."""
+    if text is not None:
+        write(folder, task, f"{split}.tsv", text)
     found = TASKS[task]
     one = next(s for s in (found.train, *found.dev, *found.test) if s.name == split)
     return read_split(found, one, str(folder))
 
 
 def test_cola_has_no_header_and_quotes_are_text(tmp_path):
-    write(tmp_path, "CoLA", "train.tsv", 'gj04\t1\t\tHe said "no.\ngj04\t0\t*\tThem "go" went.\n')
-    examples = read(tmp_path, "CoLA", "train")
+    examples = read(tmp_path, "CoLA", "train", 'gj04\t1\t\tHe said "no.\ngj04\t0\t*\tThem "go" went.\n')
     assert examples.first == ['He said "no.', 'Them "go" went.']
     assert examples.labels == [1.0, 0.0]
     assert examples.second is None
 
 
 def test_cola_test_file_has_a_header_and_no_label(tmp_path):
-    write(tmp_path, "CoLA", "test.tsv", "index\tsentence\n0\tBill came.\n1\t\n")
-    examples = read(tmp_path, "CoLA", "test")
+    examples = read(tmp_path, "CoLA", "test", "index\tsentence\n0\tBill came.\n1\t\n")
     assert examples.first == ["Bill came.", ""]  # the leaderboard expects a prediction for every row
     assert examples.labels is None
 
 
 def test_byte_order_mark_and_crlf_are_stripped(tmp_path):
-    write(tmp_path, "SST-2", "dev.tsv", "sentence\tlabel\r\nfine film \t1\r\nno\t0\r\n", encoding="utf-8-sig")
-    examples = read(tmp_path, "SST-2", "dev")
+    examples = read(tmp_path, "SST-2", "dev", "\ufeffsentence\tlabel\r\nfine film \t1\r\nno\t0\r\n")
     assert examples.first == ["fine film ", "no"]
     assert examples.labels == [1.0, 0.0]
 
 
 def test_columns_are_found_by_name_and_labels_may_be_words(tmp_path):
-    write(
-        tmp_path, "RTE", "dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tnot_entailment\n1\tc\td\tentailment\n"
-    )
-    examples = read(tmp_path, "RTE", "dev")
+    header = "index\tsentence1\tsentence2\tlabel\n"
+    examples = read(tmp_path, "RTE", "dev", f"{header}0\ta\tb\tnot_entailment\n1\tc\td\tentailment\n")
     assert (examples.first, examples.second, examples.labels) == (["a", "c"], ["b", "d"], [1.0, 0.0])
 
 
 def test_rows_without_a_field_or_a_label_are_counted_and_left_out(tmp_path):
     header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
     rows = "1\t2\t3\tA?\tB?\t1\n2\t3\t4\tonly one\n3\t4\t5\tC?\t\t0\n4\t5\t6\tE?\tF?\t0\n"
-    write(tmp_path, "QQP", "train.tsv", header + rows)
-    examples = read(tmp_path, "QQP", "train")
+    examples = read(tmp_path, "QQP", "train", header + rows)
     assert examples.first == ["A?", "E?"]
     assert examples.left_out == 2
     header = "index\tsentence1\tsentence2\tlabel1\tgold_label\n"
-    write(tmp_path, "MNLI", "dev_matched.tsv", f"{header}0\ta\tb\tneutral\t-\n1\tc\td\tneutral\tcontradiction\n")
-    examples = read(tmp_path, "MNLI", "dev_matched")
+    examples = read(tmp_path, "MNLI", "dev_matched", f"{header}0\ta\tb\tneutral\t-\n1\tc\td\tneutral\tcontradiction\n")
     assert (examples.labels, examples.left_out) == ([2.0], 1)
 
 
 def test_sts_b_labels_are_scores(tmp_path):
-    write(tmp_path, "STS-B", "dev.tsv", "index\tsentence1\tsentence2\tscore\n0\ta\tb\t3.750\n1\tc\td\tnan\n")
-    examples = read(tmp_path, "STS-B", "dev")
+    examples = read(tmp_path, "STS-B", "dev", "index\tsentence1\tsentence2\tscore\n0\ta\tb\t3.750\n1\tc\td\tnan\n")
     assert (examples.labels, examples.left_out) == ([3.75], 1)
 
 
@@ -96,12 +94,10 @@ def test_file_that_is_not_a_table_of_the_task_is_reported(tmp_path, content, mes
 
 def test_hub_dataset_is_read_with_its_own_columns(tmp_path):
     """A folder laid out like the Hub's dataset: one configuration per task, other column names."""
-    rows = [
-        {"question": "q", "sentence": "s", "label": 1, "idx": 0},
-        {"question": "r", "sentence": "t", "label": 0, "idx": 1},
-    ]
+    rows = [("q", "s", 1, 0), ("r", "t", 0, 1)]
+    lines = [json.dumps(dict(zip(("question", "sentence", "label", "idx"), row, strict=True))) + "\n" for row in rows]
     for split in ("train", "validation"):
-        write(tmp_path, "qnli", f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write(tmp_path, "qnli", f"{split}.jsonl", "".join(lines))
     card = "---\nconfigs:\n- config_name: qnli\n  data_files:\n  - split: train\n    path: qnli/train.jsonl\n"
     card += "  - split: validation\n    path: qnli/validation.jsonl\n---\n"
     (tmp_path / "README.md").write_text(card)
@@ -110,6 +106,48 @@ def test_hub_dataset_is_read_with_its_own_columns(tmp_path):
     assert (examples.first, examples.second, examples.labels) == (["q", "r"], ["s", "t"], [1.0, 0.0])
     with pytest.raises(ValueError, match="rte, train: cannot be loaded"):
         read_split(TASKS["RTE"], TASKS["RTE"].train, f"hub={tmp_path}")
+
+
+def test_learning_rate_rises_and_falls_linearly():
+    shares = [linear_schedule(step, 100, 0.1) for step in range(101)]
+    assert shares[0] == pytest.approx(0.1)
+    assert shares[9] == 1.0
+    assert shares[55] == pytest.approx(0.5)
+    assert shares[100] == 0.0
+
+
+def test_epoch_has_every_row_once_and_fills_the_last_batch():
+    lengths = np.random.default_rng(0).integers(5, 60, 1003)
+    first = training_order(lengths, 16, seed=1, epoch=0)
+    assert {len(batch) for batch in first} == {16}
+    assert len(first) == 63
+    rows, counts = np.unique(np.concatenate(first), return_counts=True)
+    assert len(rows) == 1003
+    assert counts.sum() == 63 * 16
+    assert counts.max() == 2
+    for other in (training_order(lengths, 16, seed=1, epoch=1), training_order(lengths, 16, seed=2, epoch=0)):
+        assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    again = training_order(lengths, 16, seed=1, epoch=0)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    spread = np.mean([np.ptp(lengths[batch]) for batch in first])
+    assert spread < 0.2 * np.ptp(lengths)
+
+
+def test_evaluation_rows_are_divided_among_ranks_in_equally_many_batches():
+    encoded = Encoded([[1] * n for n in (3, 9, 4, 7, 5)], [[0] * n for n in (3, 9, 4, 7, 5)], None, 0)
+    batches = [list(evaluation_rows(encoded, 2, rank, 2)) for rank in range(2)]
+    assert sorted(np.concatenate([*batches[0], *batches[1]])) == [0, 1, 2, 3, 4]
+    assert [len(rows) for rows in batches[0]] == [2, 1]
+    assert [len(rows) for rows in batches[1]] == [2, 0]  # empty, because all ranks need the same number of batches
+
+
+def test_batch_is_padded_and_its_padding_masked():
+    encoded = Encoded([[2, 5, 3], [2, 3]], [[0, 0, 1], [0, 0]], np.array([1.0, 0.0]), 0)
+    inputs, labels = collate(encoded, np.array([1, 0]), 9, torch.device("cpu"), classes=True)
+    assert inputs["input_ids"].tolist() == [[2, 3, 9], [2, 5, 3]]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert inputs["token_type_ids"].tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert labels.tolist() == [0, 1]
 
 
 def test_metrics_equal_values_computed_by_hand():

@@ -119,9 +119,8 @@ def of_seeds(*scores):
 def test_difference_has_the_interval_of_scipys_welch_test():
     first, second = np.random.default_rng(0).normal([[74.0], [71.0]], [[0.5], [2.0]], (2, 6))
     expected = ttest_ind(first, second, equal_var=False).confidence_interval()
-    assert difference(of_seeds(*first), of_seeds(*second)) == pytest.approx(
-        (first.mean() - second.mean(), expected.low, expected.high)
-    )
+    found = difference(of_seeds(*first), of_seeds(*second))
+    assert found == pytest.approx((first.mean() - second.mean(), expected.low, expected.high))
     assert difference(of_seeds(70.0), of_seeds(60.0, 62.0)) == (9.0,)
     assert difference(of_seeds(70.0, 70.0), of_seeds(60.0, 60.0)) == (10.0, 10.0, 10.0)
 
@@ -139,19 +138,20 @@ def test_differences_are_bold_if_the_interval_excludes_zero():
     assert differences_table({"a": summaries["a"]}) == ""
 
 
+def call(*arguments):
+    return main(build_parser().parse_args(list(map(str, arguments))))
+
+
 def test_several_folders_are_compared_in_a_second_table(results, tmp_path, capsys):
     for seed, accuracy in ((1, 60.0), (2, 61.0)):
         write_result(tmp_path / "fresh", "SST-2", 1e-4, seed, accuracy=accuracy)
-    assert main(build_parser().parse_args(["--summarize", str(results), str(tmp_path / "fresh")])) == 0
+    assert call("--summarize", results, tmp_path / "fresh") == 0
     assert "| small − fresh | " in capsys.readouterr().out
-    assert main(build_parser().parse_args(["--summarize", str(results)])) == 0
+    assert call("--summarize", results) == 0
     assert "−" not in capsys.readouterr().out
 
 
 def test_folders_with_the_same_name_and_json_without_summarize_are_refused(results, tmp_path):
-    def call(*arguments):
-        return main(build_parser().parse_args(list(map(str, arguments))))
-
     write_result(tmp_path / "elsewhere" / "small", "SST-2", 1e-4, 1, accuracy=80.0)
     with pytest.raises(ValueError, match="two folders are named small"):
         call("--summarize", results, tmp_path / "elsewhere" / "small")

@@ -58,27 +58,17 @@ def check_add_norm(rows, width, dtype, device, join=None, chosen=None, used=(Tru
     )
 
 
+@pytest.mark.parametrize("join", [None, SCALED], ids=["layer norm", "scaled branch"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("rows", [1, 13])
-def test_layer_norm_equals_its_formula(rows, width, dtype, device):
-    check_add_norm(rows, width, dtype, device)
+def test_layer_norm_and_sum_with_a_scaled_branch_equal_their_formula(rows, width, dtype, join, device):
+    check_add_norm(rows, width, dtype, device, join)
 
 
 @pytest.mark.parametrize("kept", [[], [0], [12], list(range(13)), some_rows(13, 0)], ids=str)
 def test_layer_norm_gathers_the_given_rows(kept, device):
     check_add_norm(13, 96, torch.float32, device, chosen=row_map(kept, 13, device))
-
-
-def test_layer_norm_without_a_gradient_of_the_stream(device):
-    check_add_norm(5, 96, torch.float32, device, used=(True, False))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("rows", [1, 13])
-def test_scaled_branch_is_added_to_the_stream(rows, width, dtype, device):
-    check_add_norm(rows, width, dtype, device, SCALED)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -110,19 +100,20 @@ def test_program_that_loops_over_several_tiles_sums_all_of_them(device):
     check_add_norm(23, 1024, torch.float32, device, join, row_map(some_rows(23, 4), 23, device))
 
 
-@pytest.mark.parametrize("used", [(True, False), (False, True)])
-def test_unused_output_contributes_no_gradient(used, device):
-    check_add_norm(5, 96, torch.float32, device, SCALED, used=used)
+@pytest.mark.parametrize(("join", "used"), [(None, (True, False)), (SCALED, (True, False)), (SCALED, (False, True))])
+def test_unused_output_contributes_no_gradient(join, used, device):
+    check_add_norm(5, 96, torch.float32, device, join, used=used)
 
 
 def test_repeated_calls_give_the_same_bits(device):
     join = Join(1.5, CounterDropout(0.1, seed=1, site=2), row_map(some_rows(13, 5), 13, device))
     inputs = make_inputs(13, 96, torch.bfloat16, device, join)
-    upstream = [random_tensor(13, 96, seed=8, device=device), random_tensor(13, 96, seed=9, device=device)]
-    runs = [
-        outputs_and_gradients(lambda s, w, nb, v, b: fused.add_norm(s, w, nb, EPS, v, b, join), inputs, upstream)
-        for _ in range(3)
-    ]
+    upstream = [random_tensor(13, 96, seed=seed, device=device) for seed in (8, 9)]
+
+    def add_norm(stream, weight, norm_bias, values, bias):
+        return fused.add_norm(stream, weight, norm_bias, EPS, values, bias, join)
+
+    runs = [outputs_and_gradients(add_norm, inputs, upstream) for _ in range(3)]
     assert all(torch.equal(first, again) for run in runs[1:] for first, again in zip(runs[0], run, strict=True))
 
 

@@ -39,13 +39,8 @@ def test_loss_and_gradients_equal_their_formula(count, hidden, vocabulary, dtype
         ]
         return tuple(sum(parts) for parts in zip(*pieces, strict=True))
 
-    assert_close_as_eager(
-        lambda *t: fused.linear_cross_entropy_sum(*t, labels),
-        eager,
-        inputs,
-        [torch.tensor(0.37, device=device), None],
-        NAMES,
-    )
+    upstream = [torch.tensor(0.37, device=device), None]
+    assert_close_as_eager(lambda *t: fused.linear_cross_entropy_sum(*t, labels), eager, inputs, upstream, NAMES)
 
 
 def test_counts_the_labels_with_the_highest_logit(device):

@@ -107,16 +107,17 @@ def test_unavailable_backend_is_rejected_with_the_reason(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("capability", "installed", "expected"),
-    [((9, 0), True, "triton"), ((7, 0), True, "compiled"), ((9, 0), False, "reference")],
+    ("capability", "installed", "expected", "reason"),
+    [
+        ((9, 0), True, "triton", None),
+        ((7, 0), True, "compiled", "capability 8.0 or newer, and this one has 7.0"),
+        ((9, 0), False, "reference", "package triton, which is not installed"),
+    ],
 )
-def test_auto_on_a_gpu_chooses_by_compute_capability(capability, installed, expected, monkeypatch):
+def test_auto_on_a_gpu_chooses_by_compute_capability(capability, installed, expected, reason, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object() if installed else None)
     assert select_backend("auto", "cuda", 768) == expected
-    if expected != "triton":
-        reason = (
-            "capability 8.0 or newer, and this one has 7.0" if installed else "package triton, which is not installed"
-        )
+    if reason is not None:
         with pytest.raises(ValueError, match=reason):
             select_backend("triton", "cuda", 768)

@@ -9,23 +9,8 @@ from pathlib import Path
 from repository import REPOSITORY, tracked
 
 # A package imports only from itself and from those before it.
-LAYERS = [
-    "rng",
-    "files",
-    "config_blocks",
-    "config_secrets",
-    "config",
-    "pld",
-    "kernels",
-    "model",
-    "cost",
-    "data",
-    "cluster",
-    "checkpoint",
-    "training",
-    "glue",
-    "cli",
-]
+LAYERS = ["rng", "files", "config_blocks", "config_secrets", "config", "pld", "kernels", "model", "cost"]
+LAYERS += ["data", "cluster", "checkpoint", "training", "glue", "cli"]
 COMMANDS = {"pretrain", "evaluate", "export", "plan", "plot", "status", "compile_kernels", "finetune_glue"}
 FORMER_NAMES = {"bench", "experiments"}
 USE_COMMANDS = {"finetune_glue"}
@@ -33,12 +18,8 @@ USE_COMMANDS = {"finetune_glue"}
 # `data` know neither model nor DeepSpeed, and only those that make a run's micro-batches know its configuration.
 USED_BY_DATA = {"rng", "files", "data"}
 DATA_WITH_CONFIG = {"batches", "block_order", "loader"}
-USED_BY_DATA_PREP = {
-    "bert_pld.cli",
-    "bert_pld.files",
-    "bert_pld.rng",
-    *(f"bert_pld.data.{name}" for name in ("shards", "nvidia_format", "masking", "tokenizer")),
-}
+USED_BY_DATA_PREP = {"bert_pld.cli", "bert_pld.files", "bert_pld.rng"}
+USED_BY_DATA_PREP |= {f"bert_pld.data.{name}" for name in ("shards", "nvidia_format", "masking", "tokenizer")}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -76,9 +57,7 @@ def test_a_package_imports_only_from_those_before_it():
 def test_no_module_imports_itself_through_others():
     """`TopologicalSorter` raises a CycleError that names the circle."""
     files = {module_name(path): path for path in tracked("bert_pld/*.py", "data_prep/*.py", "benchmarks/*.py")}
-    graph = {
-        name: {found for found in imports_of(path) if found in files and found != name} for name, path in files.items()
-    }
+    graph = {name: imports_of(path) & files.keys() - {name} for name, path in files.items()}
     # A package's __init__ names its parts, and its parts name the package: only imports between parts can be circular.
     packages = {name for name, path in files.items() if path.name == "__init__.py"}
     TopologicalSorter({name: used - packages for name, used in graph.items() if name not in packages}).prepare()
