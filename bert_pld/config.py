@@ -105,10 +105,38 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
             f"{where}: data.seq_length: {run.data.seq_length}; must be at most"
             f" model.max_position_embeddings ({run.model.max_position_embeddings})"
         )
-    pld = run.progressive_layer_drop
-    if pld.gamma == "auto":
-        pld = dataclasses.replace(pld, gamma=100.0 / run.training.max_steps)
+    pld = run.progressive_layer_drop.resolved(run.training.max_steps)
+    _check_dropping(pld, run, where)
     return dataclasses.replace(run, progressive_layer_drop=pld)
+
+
+def _check_dropping(pld: ProgressiveLayerDropConfig, run: RunConfig, where: str) -> None:
+    """Reject dense phases longer than the run, and DeepSpeed's own methods that drop or cut tokens beside ours."""
+    if not pld.enabled:
+        return
+    dense = pld.dense_warmup + pld.dense_finish
+    if dense > run.training.max_steps:
+        raise ConfigError(
+            f"{where}: progressive_layer_drop.dense_warmup + dense_finish: {dense:g} steps;"
+            f" must be at most training.max_steps ({run.training.max_steps})"
+        )
+    for key in (
+        "data_efficiency.data_routing.random_ltd",
+        "data_efficiency.data_sampling.curriculum_learning",
+        "curriculum_learning",
+    ):
+        if _is_enabled(run.deepspeed, key):
+            raise ConfigError(
+                f"{where}: {key}: enabled beside progressive_layer_drop; enable one of the two"
+                " (granularity 'token' is random layerwise token dropping)"
+            )
+
+
+def _is_enabled(values: Any, path: str) -> bool:
+    """Whether the block at a path of keys, joined by dots, has `enabled: true`."""
+    for key in (*path.split("."), "enabled"):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return bool(values)
 
 
 def find_config(source: str | Path) -> Path:

@@ -18,15 +18,24 @@ class ProgressiveLayerDropConfig:
     """Limit of θ(t), in (0, 1]: the keep probability that the last block approaches."""
     gamma: float | Literal["auto"] = "auto"
     """Decay rate of θ per optimizer step, >= 0; `auto` is the paper's rule, 100 / training.max_steps."""
-    granularity: Literal["batch", "sample"] = "batch"
+    granularity: Literal["batch", "sample", "token"] = "batch"
     """`batch` (the paper): a block is dropped for the whole micro-batch. `sample`: for an exact share of its
-    sequences."""
-    temporal: Literal["exponential", "constant"] = "exponential"
-    """`exponential`: θ(t) decays from 1 to `theta`. `constant`: θ is `theta` from the first step."""
+    sequences. `token`: for an exact share of each sequence's tokens; p_l is the share that the block runs on."""
+    temporal: Literal["exponential", "linear", "growing", "constant"] = "exponential"
+    """How θ moves between the dense warm-up and the dense finish. `exponential`: it decays from 1 to `theta`. `linear`:
+    it falls from 1 to `theta` over `ramp`. `growing`: it rises from `theta` to 1 over `ramp`. `constant`: `theta`."""
+    ramp: float = 0.1
+    """Duration of a `linear` or `growing` ramp: a share of `training.max_steps` if below 1, else a number of steps."""
+    dense_warmup: float = 0.0
+    """Steps at the beginning in which nothing is dropped: a share of `training.max_steps` if below 1, else steps."""
+    dense_finish: float = 0.0
+    """Steps at the end in which nothing is dropped: a share of `training.max_steps` if below 1, else steps."""
     depth: Literal["linear", "uniform"] = "linear"
     """`linear`: the keep probability falls linearly with depth to θ. `uniform`: it is θ for every block."""
     keep_first_block: bool = False
-    """Count the depth from 0, as the published code did, so that the first block is never dropped."""
+    """Never drop the first block; with `depth: linear` the depth is counted from 0, as in the published code."""
+    keep_last_block: bool = False
+    """Never drop the last block."""
     seed: int = 0
 
     def check(self) -> Iterable[str]:
@@ -35,7 +44,25 @@ class ProgressiveLayerDropConfig:
             yield f"theta: {self.theta}; must be in (0, 1]"
         if self.gamma != "auto" and self.gamma < 0:
             yield f"gamma: {self.gamma}; must be >= 0, or 'auto'"
+        for key in ("ramp", "dense_warmup", "dense_finish"):
+            value = getattr(self, key)
+            if value < 0 or (value >= 1 and value != int(value)):
+                yield f"{key}: {value:g}; must be a share of the run in [0, 1), or a whole number of steps"
         yield from _check_seed(self.seed)
+
+    def resolved(self, max_steps: int) -> ProgressiveLayerDropConfig:
+        """Return a copy with `gamma: auto` and all shares of a run of `max_steps` steps replaced by numbers."""
+
+        def steps(value: float) -> float:
+            return float(round(value * max_steps) if value < 1 else value)
+
+        return dataclasses.replace(
+            self,
+            gamma=100.0 / max_steps if self.gamma == "auto" else self.gamma,
+            ramp=steps(self.ramp),
+            dense_warmup=steps(self.dense_warmup),
+            dense_finish=steps(self.dense_finish),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,10 +100,14 @@ def make_plan(
         raise ValueError(f"--vocab_size {vocabulary_size}: must be at least 6")
     run = _resolve_model(run, vocabulary_size)
     train_batch, micro_batch, accumulation = resolve_batch_sizes(run.deepspeed, world_size)
-    schedule = _schedule(run)
-    limit = dataclasses.replace(schedule, temporal="constant")
+    schedule = make_schedule(run)
+    limit = schedule.limit
     steps = run.training.max_steps
-    depth_at_limit, mean_depth = limit.expected_depth(0), schedule.mean_expected_depth(steps)
+    by_token = run.progressive_layer_drop.granularity == "token"
+    at_limit, over_run = limit.mean_powers(1), schedule.mean_powers(steps)
+    depth_at_limit, mean_depth = at_limit[0], over_run[0]
+    if not by_token:
+        at_limit, over_run = (depth_at_limit, depth_at_limit), (mean_depth, mean_depth)
     cluster = cluster or Cluster()
     kept = limit.keep_probabilities(0)
     flops = ModelFlops(run.model, run.data.seq_length, run.data.mask_probability)
@@ -120,11 +124,11 @@ def make_plan(
         depth_at_limit=depth_at_limit,
         mean_depth=mean_depth,
         flops_full=flops.per_sequence(),
-        flops_at_limit=flops.per_sequence(depth_at_limit),
-        flops_mean=flops.per_sequence(mean_depth),
-        ratio_at_limit=flops.ratio(depth_at_limit),
-        ratio_over_run=flops.ratio(mean_depth),
-        total_flops=flops.per_sequence(mean_depth) * train_batch * steps,
+        flops_at_limit=flops.per_sequence(*at_limit),
+        flops_mean=flops.per_sequence(*over_run),
+        ratio_at_limit=flops.ratio(*at_limit),
+        ratio_over_run=flops.ratio(*over_run),
+        total_flops=flops.per_sequence(*over_run) * train_batch * steps,
         block_saving_at_limit=1.0 - depth_at_limit / run.model.num_layers,
         block_saving_over_run=1.0 - mean_depth / run.model.num_layers,
         memory=estimate_memory(run, micro_batch, world_size),
@@ -142,20 +146,18 @@ def _resolve_model(run: RunConfig, vocabulary_size: int) -> RunConfig:
     return run.with_model(**changes)
 
 
-def _schedule(run: RunConfig) -> Schedule:
-    """Return the run's schedule; without PLD a schedule that keeps every block."""
-    if run.progressive_layer_drop.enabled:
-        return make_schedule(run.progressive_layer_drop, run.model.num_layers)
-    return Schedule(run.model.num_layers, theta_limit=1.0, temporal="constant")
-
-
 def _theta_by_step(schedule: Schedule, num_steps: int) -> list[tuple[int, float, float]]:
-    """Return (step, θ, expected depth) at the start, the middle and the end of the run, and where θ has covered 1/4,
-    1/2, 3/4, 9/10 and 99/100 of the distance to its limit.
+    """Return (step, θ, expected depth) at the start, the middle and the end of the run and of each phase, and where an
+    exponential θ has covered 1/4, 1/2, 3/4, 9/10 and 99/100 of the distance to its limit.
     """
-    steps = {0, num_steps // 2, num_steps - 1}
+    first = schedule.warmup_steps
+    steps = {0, num_steps // 2, num_steps - 1, first}
     if schedule.temporal == "exponential" and schedule.gamma > 0.0:
-        steps |= {math.ceil(-math.log(share) / schedule.gamma) for share in (0.75, 0.5, 0.25, 0.1, 0.01)}
+        steps |= {first + math.ceil(-math.log(share) / schedule.gamma) for share in (0.75, 0.5, 0.25, 0.1, 0.01)}
+    if schedule.temporal in ("linear", "growing"):
+        steps |= {first + schedule.ramp_steps // 2, first + schedule.ramp_steps}
+    if schedule.finish_step is not None:
+        steps.add(schedule.finish_step)
     return [(s, schedule.theta(s), schedule.expected_depth(s)) for s in sorted(steps) if s < num_steps]
 
 
@@ -193,12 +195,18 @@ def _dropping_lines(plan: Plan) -> list[str]:
     within = "never" if plan.steps_until_limit is None else f"from step {plan.steps_until_limit:,}"
     kept = plan.keep_probabilities_at_limit
     keeps = [" ".join(f"{p:.3f}" for p in kept[start : start + 12]) for start in range(0, blocks, 12)]
+    shape = {"exponential": f"exponential, γ = {float(pld.gamma):g}", "constant": "constant"}
+    over_steps = shape.get(pld.temporal, f"{pld.temporal} over {pld.ramp:,.0f} steps")
+    ends = [name for name, kept in (("first", pld.keep_first_block), ("last", pld.keep_last_block)) if kept]
+    shares = "shares of the tokens" if pld.granularity == "token" else "keep probabilities"
+    whole = f", {' and '.join(ends)} block kept" if ends else ""
     return [
-        f"  θ → {pld.theta:g}, γ = {float(pld.gamma):g}, {pld.temporal} over steps, {pld.depth} over depth,"
-        f" granularity {pld.granularity}; within 1 % of the limit: {within}",
+        f"  θ → {pld.theta:g}, {over_steps}; {pld.depth} over depth{whole}; granularity {pld.granularity};"
+        f" within 1 % of the limit: {within}",
+        f"  everything runs in the first {pld.dense_warmup:,.0f} and in the last {pld.dense_finish:,.0f} steps",
         f"  {'step':>9}   {'θ':>6}   expected depth of {blocks}",
         *(f"  {step:>9,}   {theta:6.4f}   {depth:6.2f}" for step, theta, depth in plan.theta_by_step),
-        "  keep probabilities at the limit, block 1 first:",
+        f"  {shares} at the limit, block 1 first:",
         *(f"    {line}" for line in keeps),
         f"  expected depth {plan.depth_at_limit:.2f} at the limit ({plan.block_saving_at_limit:.1%} of the blocks'"
         f" compute saved), {plan.mean_depth:.2f} over the run ({plan.block_saving_over_run:.1%})",
@@ -210,7 +218,7 @@ def _memory_lines(plan: Plan) -> list[str]:
     plain, recomputed = ("", " (in use)") if run.model.activation_checkpointing else (" (in use)", "")
     depth = plan.depth_at_limit
     at_limit = _gib(memory.activation_bytes_at_depth(depth))
-    shallow = f"  activations at the limit, {depth:.2f} blocks executed: {at_limit}; early steps execute all blocks"
+    shallow = f"  activations at the limit, {depth:.2f} blocks executed: {at_limit}; dense steps execute all blocks"
     return [
         f"memory per rank, estimated: ZeRO-{run.zero_stage}, {run.precision}, {plan.world_size} rank(s)",
         f"  parameters {_gib(memory.parameters_bytes)}, gradients {_gib(memory.gradients_bytes)},"

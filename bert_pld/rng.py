@@ -37,6 +37,7 @@ class Stream(enum.IntEnum):
     INSTANCES = 6
     SPLIT = 7
     MINHASH = 8
+    GATE_TOKENS = 9
 
 
 def philox_4x32(
@@ -56,7 +57,7 @@ def philox_4x32(
     memory = np.empty((6, *np.broadcast_shapes(*(word.shape for word in words))), np.uint64)
     x0, x1, x2, x3, product_0, product_1 = (memory[index, ...] for index in range(6))
     x0[...], x1[...], x2[...], x3[...] = words
-    for key_0, key_1 in _round_keys(*key):
+    for key_0, key_1 in philox_round_keys(*key):
         np.multiply(x0, _MULTIPLIER_0, out=product_0)
         np.multiply(x2, _MULTIPLIER_1, out=product_1)
         np.right_shift(product_1, _SHIFT_32, out=x0)
@@ -71,7 +72,7 @@ def philox_4x32(
 
 
 @functools.lru_cache(maxsize=64)
-def _round_keys(k0: int, k1: int) -> list[tuple[NDArray[np.uint64], NDArray[np.uint64]]]:
+def philox_round_keys(k0: int, k1: int) -> list[tuple[NDArray[np.uint64], NDArray[np.uint64]]]:
     """Return the two keys of each round, as 0-d arrays."""
     weyl = [((k0 + r * _WEYL_0) & 0xFFFFFFFF, (k1 + r * _WEYL_1) & 0xFFFFFFFF) for r in range(_ROUNDS)]
     return [(np.array(key_0, np.uint64), np.array(key_1, np.uint64)) for key_0, key_1 in weyl]

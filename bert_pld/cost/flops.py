@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.config import ModelConfig
+from bert_pld.pld.gates import Gates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,20 @@ class ModelFlops:
         hidden, inner, tokens = self.config.hidden_size, self.config.intermediate_size, lengths.astype(np.float64)
         return float((6.0 * tokens * (4 * hidden * hidden + 2 * hidden * inner + 2 * tokens * hidden)).sum())
 
+    def gated_blocks(self, lengths: NDArray[np.int64], gates: Gates | None, without_padding: bool = True) -> float:
+        """Return the FLOPs of all blocks under the gates of a micro-batch.
+
+        Args:
+            lengths: [B], tokens of each sequence that a block without a gate runs on.
+            gates: the micro-batch's gates; None: all blocks run.
+            without_padding: at token granularity, whether the blocks run on the kept tokens alone.
+        """
+        whole = self.block(lengths)
+        if gates is None or all(gate.tokens is None for gate in gates):
+            return whole * (self.config.num_layers if gates is None else gates.kept_blocks)
+        subsets = (gate.tokens for gate in gates)
+        return sum(whole if one is None else self.block(one.executed(without_padding)) for one in subsets)
+
     @property
     def heads_per_sequence(self) -> float:
         """FLOPs of the MLM head on the masked positions of one sequence, and of the pooler."""
@@ -42,14 +57,23 @@ class ModelFlops:
         pooler = hidden * hidden if self.config.next_sentence_prediction else 0
         return 6.0 * (masked * (hidden * hidden + hidden * vocabulary) + pooler)
 
-    def per_sequence(self, depth: float | None = None) -> float:
-        """Return the FLOPs of one sequence through `depth` blocks (by default all) and the heads."""
-        blocks = self.config.num_layers if depth is None else depth
-        return blocks * self.block_per_sequence + self.heads_per_sequence
+    def per_sequence(self, depth: float | None = None, square: float | None = None) -> float:
+        """Return the FLOPs of one sequence through the blocks and the heads.
 
-    def ratio(self, depth: float) -> float:
-        """Return the FLOPs of a sequence at `depth` blocks divided by those at full depth."""
-        return self.per_sequence(depth) / self.per_sequence()
+        Args:
+            depth: Σ p_l over the blocks, the expected number that run; by default all.
+            square: Σ p_l² at token granularity, where a block on the share p of the tokens costs p² of attention's
+                FLOPs; by default `depth`, because a block that runs costs all of them.
+        """
+        depth = self.config.num_layers if depth is None else depth
+        square = depth if square is None else square
+        attention = 12.0 * self.seq_length**2 * self.config.hidden_size
+        blocks = depth * (self.block_per_sequence - attention) + square * attention
+        return blocks + self.heads_per_sequence
+
+    def ratio(self, depth: float, square: float | None = None) -> float:
+        """Return the FLOPs of a sequence at `depth` blocks divided by those at full depth; `square` as above."""
+        return self.per_sequence(depth, square) / self.per_sequence()
 
 
 @dataclasses.dataclass(frozen=True)

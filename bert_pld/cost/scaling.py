@@ -160,7 +160,7 @@ def predict_step(
     """Predict one optimizer step.
 
     `kept` has for each micro-batch and block the share that runs: 1 or 0 for drawn gates, the keep probability for an
-    expectation; at sample granularity the share of the rows. `memory` is that of the run at this micro-batch size, used
+    expectation; at sample and token granularity the share of the rows or tokens. `memory` is that of the run at this micro-batch size, used
     with a finite `activation_bytes_per_s`. The model's `vocab_size` and `next_sentence_prediction` must be resolved.
     """
     has_gradient = gradient_probabilities(run, kept)
@@ -170,7 +170,8 @@ def predict_step(
     ideal = compute = 0.0
     for shares, gradients in zip(kept, has_gradient, strict=True):
         depth = sum(shares)
-        blocks = depth * flops.block_per_sequence * recomputed
+        square = sum(share * share for share in shares) if _is_by_token(run) else None
+        blocks = (flops.per_sequence(depth, square) - flops.heads_per_sequence) * recomputed
         seconds = micro_batch_size * (blocks + flops.heads_per_sequence) / cluster.flops_per_s
         ideal += seconds
         if memory is not None:
@@ -193,9 +194,13 @@ def predict_step(
 
 
 def gradient_probabilities(run: RunConfig, kept: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Return the probability that a block has a gradient; at sample granularity any share of the rows gives one."""
-    sample = run.progressive_layer_drop.enabled and run.progressive_layer_drop.granularity == "sample"
-    return [[float(share > 0.0) if sample else share for share in one] for one in kept]
+    """Return the probability that a block has a gradient; any share of the rows or of their tokens gives one."""
+    by_share = run.progressive_layer_drop.enabled and run.progressive_layer_drop.granularity != "batch"
+    return [[float(share > 0.0) if by_share else share for share in one] for one in kept]
+
+
+def _is_by_token(run: RunConfig) -> bool:
+    return run.progressive_layer_drop.enabled and run.progressive_layer_drop.granularity == "token"
 
 
 def checkpoint_seconds(run: RunConfig, cluster: Cluster) -> float:

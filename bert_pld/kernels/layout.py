@@ -140,6 +140,41 @@ def kept_layouts(
     return result
 
 
+def token_layouts(
+    layout: TokenLayout, subsets: Sequence[tuple[Tensor, NDArray[np.int64]] | tuple[None, None]]
+) -> list[tuple[TokenLayout, RowMap | None]]:
+    """Compute for each block the layout of the tokens that it keeps and their rows in the stream.
+
+    Args:
+        layout: the stream's layout.
+        subsets: for each block the kept tokens, bool [B, S], and on the host their number in each sequence, [B];
+            (None, None): all tokens.
+
+    Returns:
+        Layout and row map of each block; the row map is None if all tokens are kept.
+    """
+    masks = [mask for mask, _ in subsets if mask is not None]
+    some = [count for _, count in subsets if count is not None]
+    if not masks:
+        return [(layout, None)] * len(subsets)
+    flat = torch.stack(masks).flatten(1)
+    if layout.positions is not None:
+        flat = flat.index_select(1, layout.positions)
+    compact_rows = iter(torch.where(flat, flat.cumsum(1, dtype=torch.int32) - 1, -1).unbind())
+    packed = layout.cumulative_lengths is not None
+    edges = np.concatenate([np.concatenate([[0], np.cumsum(count)]) for count in some]).astype(np.int32)
+    cumulative = iter(upload(edges, layout.device).view(len(some), -1).unbind() if packed else [None] * len(some))
+
+    result: list[tuple[TokenLayout, RowMap | None]] = []
+    for _, count in subsets:
+        if count is None:
+            result.append((layout, None))
+            continue
+        own = TokenLayout(count, int(count.max(initial=0)), layout.device, cumulative_lengths=next(cumulative))
+        result.append((own, RowMap(next(compact_rows), own.total)))
+    return result
+
+
 def _row_maps(shifts: Tensor, layout: TokenLayout) -> Tensor:
     """Return `RowMap.compact_row` of each block, int32 [blocks, T], from the distances, int32 [blocks, B]."""
     if layout.cumulative_lengths is None:

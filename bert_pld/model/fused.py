@@ -3,8 +3,8 @@
 In a pre-norm block a sub-layer's output is not added to the residual stream where it is computed. It stays pending
 (`values`, `bias` and a `Join`) until the next LayerNorm reads the stream, which may be the next *kept* block's; there
 one kernel applies bias, dropout and scale, adds, and normalises. So each sub-layer reads and writes the stream once,
-however many blocks between two kept ones were dropped. Under sample granularity the same kernel scatters the rows of
-the block that ran and gathers those of the block that runs next.
+however many blocks between two kept ones were dropped. Under sample and token granularity the same kernel scatters the
+rows of the block that ran and gathers those of the block that runs next.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bert_pld.kernels.add_norm import add_norm
 from bert_pld.kernels.attention import self_attention
 from bert_pld.kernels.bias_gelu import bias_gelu
 from bert_pld.kernels.dropout import CounterDropout
-from bert_pld.kernels.layout import TokenLayout, kept_layouts, packed_layout, padded_layout
+from bert_pld.kernels.layout import TokenLayout, kept_layouts, packed_layout, padded_layout, token_layouts
 from bert_pld.kernels.linear import linear
 from bert_pld.kernels.reference import Join, RowMap
 from bert_pld.model.bert import Encoder
@@ -218,7 +218,11 @@ def _calls(
         gates = [BlockGate(keep=True, scale=1.0, keep_probability=1.0)] * len(encoder.blocks)
     dropout = encoder.config.hidden_dropout if encoder.training else 0.0
     seed = draw_seed() if dropout else 0
-    layouts = kept_layouts(layout, [gate.rows_on_host if gate.keep else None for gate in gates])
+    if any(gate.tokens is not None for gate in gates):
+        subsets = [(None, None) if gate.tokens is None else (gate.tokens.kept, gate.tokens.counts) for gate in gates]
+        layouts = token_layouts(layout, subsets)
+    else:
+        layouts = kept_layouts(layout, [gate.rows_on_host if gate.keep else None for gate in gates])
     no_rows = TokenLayout(layout.lengths[:0], layout.padded_length, layout.device)
     for index, (block, gate, (own, rows)) in enumerate(zip(encoder.blocks, gates, layouts, strict=True)):
         dropouts = CounterDropout(dropout, seed, 2 * index), CounterDropout(dropout, seed, 2 * index + 1)

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from bert_pld.config import OUR_BLOCKS, ConfigError, ProgressiveLayerDropConfig, RunConfig, load_config
@@ -20,26 +22,32 @@ from bert_pld.pld.gates import Gates, draw_gates
 from bert_pld.pld.schedule import Schedule
 
 
-def make_schedule(config: ProgressiveLayerDropConfig, num_blocks: int) -> Schedule:
-    """Return the schedule of a `progressive_layer_drop` block for a model of `num_blocks` blocks."""
-    assert config.gamma != "auto", "gamma is resolved when the configuration is loaded"
+def make_schedule(run: RunConfig, num_blocks: int | None = None) -> Schedule:
+    """Return a run's schedule for `num_blocks` blocks, by default the model's; without PLD it keeps every block."""
+    pld, blocks = run.progressive_layer_drop, num_blocks or run.model.num_layers
+    if not pld.enabled:
+        return Schedule(blocks, theta_limit=1.0, temporal="constant")
+    pld, max_steps = pld.resolved(run.training.max_steps), run.training.max_steps
+    assert pld.gamma != "auto"
     return Schedule(
-        num_blocks=num_blocks,
-        theta_limit=config.theta,
-        gamma=float(config.gamma),
-        temporal=config.temporal,
-        depth=config.depth,
-        keep_first_block=config.keep_first_block,
+        num_blocks=blocks,
+        theta_limit=pld.theta,
+        gamma=pld.gamma,
+        temporal=pld.temporal,
+        depth=pld.depth,
+        keep_first_block=pld.keep_first_block,
+        keep_last_block=pld.keep_last_block,
+        warmup_steps=round(pld.dense_warmup),
+        ramp_steps=round(pld.ramp),
+        finish_step=max_steps - round(pld.dense_finish) if pld.dense_finish else None,
     )
 
 
 class LayerDropper:
     """Draws the gates of each training forward from the engine's step counters, without counters of its own."""
 
-    def __init__(self, engine: Any, config: ProgressiveLayerDropConfig, num_blocks: int) -> None:
-        self.engine = engine
-        self.config = config
-        self.schedule = make_schedule(config, num_blocks)
+    def __init__(self, engine: Any, config: ProgressiveLayerDropConfig, schedule: Schedule) -> None:
+        self.engine, self.config, self.schedule = engine, config, schedule
         self.last_gates: Gates | None = None
         """Gates of the latest training forward, for logging."""
         engine.module.register_forward_pre_hook(self._inject_gates, with_kwargs=True)
@@ -49,9 +57,14 @@ class LayerDropper:
         """θ at the engine's current optimizer step."""
         return self.schedule.theta(self.engine.global_steps)
 
-    def gates(self, rows: int) -> Gates:
-        """Draw the gates of the engine's current micro-batch of `rows` sequences."""
+    def gates(self, rows: int, padded_length: int | None = None, lengths: NDArray[np.int64] | None = None) -> Gates:
+        """Draw the gates of the engine's current micro-batch of `rows` sequences.
+
+        Token granularity requires `padded_length`, and `lengths` [rows] if there is padding.
+        """
         engine = self.engine
+        if lengths is None and padded_length is not None:
+            lengths = np.full(rows, padded_length)
         return draw_gates(
             self.schedule,
             granularity=self.config.granularity,
@@ -60,6 +73,8 @@ class LayerDropper:
             micro_step=engine.micro_steps % engine.gradient_accumulation_steps(),
             rows=rows,
             first_row=torch.distributed.get_rank() * rows if torch.distributed.is_initialized() else 0,
+            lengths=lengths,
+            padded_length=padded_length,
             device=engine.device,
             zero_gradient_when_dropped=self._needs_zero_gradients,
         )
@@ -80,7 +95,13 @@ class LayerDropper:
         # Gates that the caller passes take precedence: a benchmark repeats the same gates.
         if not module.training or kwargs.get("gates") is not None:
             return None
-        self.last_gates = self.gates(_rows_of(args, kwargs))
+        rows, *length = _first_tensor(args, kwargs).shape[:2]
+        if self.config.granularity != "token":
+            self.last_gates = self.gates(rows)
+        elif length:
+            self.last_gates = self.gates(rows, length[0], _sequence_lengths(kwargs))
+        else:
+            raise ValueError("granularity 'token': the model's first tensor must be [rows, tokens, …]")
         return args, {**kwargs, "gates": self.last_gates}
 
 
@@ -131,7 +152,9 @@ def initialize(
         config={key: value for key, value in run.deepspeed.items() if key not in OUR_BLOCKS},
         **keywords,
     )
-    engine.layer_dropper = LayerDropper(engine, pld, num_blocks) if pld.enabled and num_blocks else None
+    engine.layer_dropper = None
+    if pld.enabled and num_blocks:
+        engine.layer_dropper = LayerDropper(engine, pld, make_schedule(run, num_blocks))
     return (engine, *rest)
 
 
@@ -157,12 +180,25 @@ def _check_model(model: nn.Module | None, num_blocks: int | None) -> int:
     return num_blocks
 
 
-def _rows_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Return the number of sequences in a forward's micro-batch: dimension 0 of its first tensor argument."""
+def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """Return a forward's first tensor argument, whose dimension 0 is the micro-batch's sequences."""
     for value in (*args, *kwargs.values()):
         if isinstance(value, torch.Tensor) and value.dim() > 0:
-            return value.shape[0]
+            return value
     raise ValueError("progressive_layer_drop: the model's forward got no tensor, so the micro-batch size is unknown")
+
+
+def _sequence_lengths(kwargs: Mapping[str, Any]) -> NDArray[np.int64] | None:
+    """Return the number of tokens of each sequence, on the host; None if no row has padding.
+
+    Without `sequence_lengths` it is computed from `attention_mask` [rows, tokens], which waits for the device.
+    """
+    mask, lengths = kwargs.get("attention_mask"), kwargs.get("sequence_lengths")
+    if mask is None:
+        return None
+    if lengths is None:
+        lengths = mask.sum(1).cpu().numpy()
+    return np.asarray(lengths, np.int64)
 
 
 def _without_config(args: Any) -> Any:

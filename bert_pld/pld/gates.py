@@ -1,9 +1,12 @@
-"""Gates: which blocks run, on which rows, with which scale; a function of (seed, step, micro-step, block, row) alone.
+"""Gates: which blocks run, on which rows or tokens, with which scale; a function of (seed, step, micro-step, block,
+row) alone.
 
 No global random generator is read or advanced. So all ranks agree without communication, a resumed run draws the same
 gates, and activation checkpointing, which receives the same `BlockGate` again, recomputes the same blocks. A block is
 sampled and scaled with the same p_l, so that E[gate / p_l] = 1 (the published code scaled with the next block's). For
-any set of different blocks the expectation of the product of a row's scaled gates is 1, at both granularities.
+any set of different blocks the expectation of the product of a row's scaled gates is 1, at batch and at sample
+granularity. At token granularity the branches are not scaled: every block runs on p_l of the tokens at every step, and
+a dense finish lets the network adapt to all blocks on all tokens.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from bert_pld.pld.schedule import Schedule
+from bert_pld.pld.subset_rows import run_on_rows
+from bert_pld.pld.token_subsets import TokenSubset, draw_token_subsets
 from bert_pld.rng import Stream, random_words, to_unit_interval
 
 
@@ -28,7 +33,7 @@ class BlockGate:
     """Whether the block runs."""
     scale: float
     """Factor of the sub-layers' outputs: 1 / keep_probability; at sample granularity rows / k for a block that runs on
-    k of the rows."""
+    k of the rows; 1 at token granularity."""
     keep_probability: float
     rows: torch.Tensor | None = None
     """int64 [k], ascending: the rows that the block runs on; None: all rows."""
@@ -36,6 +41,8 @@ class BlockGate:
     """Run a dropped block on an empty batch, so that its parameters get zero gradients (see `run_gated`)."""
     host_rows: NDArray[np.int64] | None = None
     """A copy of `rows` on the host."""
+    tokens: TokenSubset | None = None
+    """The tokens that the block runs on; None: all tokens."""
 
     @property
     def rows_on_host(self) -> NDArray[np.int64] | None:
@@ -52,7 +59,7 @@ class Gates(Sequence[BlockGate]):
     blocks: tuple[BlockGate, ...]
     theta: float
     kept_blocks: float
-    """Number of blocks that run; at sample granularity a block counts as the share of the rows it runs on."""
+    """Number of blocks that run; a block counts as the share of the rows or tokens that it runs on."""
 
     def __getitem__(self, index: Any) -> Any:
         return self.blocks[index]
@@ -64,12 +71,14 @@ class Gates(Sequence[BlockGate]):
 def draw_gates(
     schedule: Schedule,
     *,
-    granularity: Literal["batch", "sample"],
+    granularity: Literal["batch", "sample", "token"],
     seed: int,
     step: int,
     rows: int,
     micro_step: int = 0,
     first_row: int = 0,
+    lengths: NDArray[np.int64] | None = None,
+    padded_length: int | None = None,
     device: torch.device | str = "cpu",
     zero_gradient_when_dropped: bool = False,
 ) -> Gates:
@@ -81,13 +90,16 @@ def draw_gates(
             block l runs on k_l of the rows with the scale rows / k_l. k_l is the systematic rounding of rows · p_l, so
             that E[k_l] = rows · p_l and Σ k_l varies by at most one between micro-batches. A block with
             rows · p_l < 1 may run on no row; it is drawn independently of the others, scaled with 1 / p_l, and its row
-            adds to that constant sum.
+            adds to that constant sum. `token`: block l runs on a random p_l of each sequence's tokens, unscaled (see
+            `draw_token_subsets`).
         seed: seed of the gates, in [0, 2^32).
         step: optimizer step, from 0.
         rows: sequences in this rank's micro-batch.
         micro_step: micro-batch within the step, from 0.
         first_row: index of this rank's first sequence within the micro-batch over all ranks, so that ranks choose
             different rows. The *number* of rows is the same on every rank, so that no rank waits for another.
+        lengths: [rows], number of tokens of each sequence without padding, on the host; required at token granularity.
+        padded_length: tokens of a sequence with padding; required at token granularity.
         device: device of the row indices, which one copy uploads for all blocks.
         zero_gradient_when_dropped: see `run_gated`.
     """
@@ -95,6 +107,19 @@ def draw_gates(
     if granularity == "batch":
         blocks = _draw_for_batch(probabilities, seed, step, micro_step)
         kept = float(sum(gate.keep for gate in blocks))
+    elif granularity == "token":
+        assert lengths is not None
+        assert padded_length is not None
+        where = {"seed": seed, "step": step, "micro_step": micro_step, "first_row": first_row}
+        subsets = draw_token_subsets(
+            probabilities, **where, lengths=lengths, padded_length=padded_length, device=device
+        )
+        blocks = [
+            BlockGate(keep=True, scale=1.0, keep_probability=p, tokens=subset)
+            for p, subset in zip(probabilities, subsets, strict=True)
+        ]
+        total = int(lengths.sum())
+        kept = sum(1.0 if subset is None else int(subset.counts.sum()) / total for subset in subsets)
     else:
         blocks = _draw_for_samples(probabilities, seed, step, micro_step, rows, first_row, device)
         kept = sum(len(gate.rows) if gate.rows is not None else rows for gate in blocks) / rows
@@ -162,9 +187,14 @@ def run_gated(
     Args:
         block: called as `block(hidden_states, *per_row, scale=…)`. It returns the new hidden states, residual
             connections included, and multiplies every sub-layer's output by `scale` before adding it.
-        hidden_states: [rows, …].
+        hidden_states: [rows, …]; at token granularity [rows, tokens, …].
         gate: the block's gate; None runs the block on all rows unscaled (evaluation).
-        per_row: more tensors with `rows` in dimension 0, or None; they are gathered like the hidden states.
+        per_row: more tensors with `rows` in dimension 0, or None; they are gathered like the hidden states. At token
+            granularity those with `tokens` in dimension 1 are gathered in both dimensions.
+
+    At token granularity the block gets shorter sequences, whose tokens are in the same order but no longer neighbours.
+    So what depends on positions must come in `per_row` (rotary positions, an attention mask [rows, tokens]), and the
+    block must not compute them from indices.
 
     A dropped block runs no kernel, forward or backward. Under ZeRO-3 this alone would silently train incorrectly: the
     partitioned reduction leaves out the parameters of a module whose forward did not run. With
@@ -178,8 +208,31 @@ def run_gated(
             empty = [None if tensor is None else tensor[:0] for tensor in per_row]
             return hidden_states + block(hidden_states[:0], *empty, scale=gate.scale).sum()
         return hidden_states
+    if gate.tokens is not None:
+        return _run_on_tokens(block, hidden_states, gate.tokens, gate.scale, per_row)
     if gate.rows is None:
         return block(hidden_states, *per_row, scale=gate.scale)
     gathered = [None if tensor is None else tensor.index_select(0, gate.rows) for tensor in per_row]
-    updated = block(hidden_states.index_select(0, gate.rows), *gathered, scale=gate.scale)
-    return hidden_states.index_copy(0, gate.rows, updated)
+    return run_on_rows(lambda chosen: block(chosen, *gathered, scale=gate.scale), hidden_states, gate.rows)
+
+
+def _run_on_tokens(
+    block: Callable[..., torch.Tensor],
+    hidden_states: torch.Tensor,
+    tokens: TokenSubset,
+    scale: float,
+    per_row: Sequence[torch.Tensor | None],
+) -> torch.Tensor:
+    rows, length = hidden_states.shape[:2]
+    index, width = tokens.index, tokens.width
+
+    def gather(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        if tensor is None or tensor.shape[:2] != (rows, length):
+            return tensor
+        return tensor.flatten(0, 1).index_select(0, index).unflatten(0, (rows, width))
+
+    def run(chosen: torch.Tensor) -> torch.Tensor:
+        updated = block(chosen.unflatten(0, (rows, width)), *map(gather, per_row), scale=scale)
+        return updated.flatten(0, 1)
+
+    return run_on_rows(run, hidden_states.flatten(0, 1), index).view_as(hidden_states)

@@ -1,7 +1,8 @@
-"""The PLD schedule: keep probabilities over steps and depth, and the compute they save, as functions of the step.
+"""The schedule of dropping: keep probabilities over steps and depth, as functions of the step alone.
 
 Zhang and He, "Accelerating Training of Transformer-Based Language Models with Progressive Layer Dropping",
-arXiv:2010.13369, section 4.
+arXiv:2010.13369, section 4. The dense warm-up, the dense finish and the other ramps are additions; with their defaults
+the schedule is the paper's.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,49 +28,96 @@ class Schedule:
     num_blocks: int
     theta_limit: float = 0.5
     gamma: float = 0.001
-    temporal: Literal["exponential", "constant"] = "exponential"
+    temporal: Literal["exponential", "linear", "growing", "constant"] = "exponential"
     depth: Literal["linear", "uniform"] = "linear"
     keep_first_block: bool = False
+    keep_last_block: bool = False
+    warmup_steps: int = 0
+    """Steps of the dense warm-up, in which every block runs on everything; t counts from its end."""
+    ramp_steps: int = 0
+    """Steps over which θ changes between 1 and θ̄ if `temporal` is `linear` or `growing`."""
+    finish_step: int | None = None
+    """The first step of the dense finish, from which on every block runs on everything; None: no dense finish."""
+
+    @property
+    def limit(self) -> Schedule:
+        """The schedule whose θ is θ̄ at every step."""
+        return dataclasses.replace(self, temporal="constant", warmup_steps=0, finish_step=None)
+
+    def is_dense(self, step: int) -> bool:
+        """Whether optimizer step `step` is in the dense warm-up or in the dense finish."""
+        return step < self.warmup_steps or (self.finish_step is not None and step >= self.finish_step)
 
     def theta(self, step: int) -> float:
         """θ(t) at optimizer step t, counted from 0."""
-        if self.temporal == "constant":
-            return self.theta_limit
-        return (1.0 - self.theta_limit) * math.exp(-self.gamma * step) + self.theta_limit
+        if self.is_dense(step):
+            return 1.0
+        since = step - self.warmup_steps
+        if self.temporal == "exponential":
+            return (1.0 - self.theta_limit) * math.exp(-self.gamma * since) + self.theta_limit
+        ramp = min(since / self.ramp_steps, 1.0) if self.ramp_steps else 1.0
+        if self.temporal == "linear":
+            return 1.0 - (1.0 - self.theta_limit) * ramp
+        if self.temporal == "growing":
+            return self.theta_limit + (1.0 - self.theta_limit) * ramp
+        return self.theta_limit
+
+    @property
+    def drop_weights(self) -> tuple[float, ...]:
+        """w_l in p_l(t) = 1 − w_l·(1 − θ(t)): l / L, or 1 with `depth: uniform`; 0 for a kept end.
+
+        `keep_first_block` with `depth: linear` counts the depth from 0, as the published code did: w_l = (l − 1) / L.
+        """
+        first = 0 if self.keep_first_block else 1
+        weights = [(index + first) / self.num_blocks for index in range(self.num_blocks)]
+        if self.depth == "uniform":
+            weights = [1.0 if index >= 1 - first else 0.0 for index in range(self.num_blocks)]
+        if self.keep_last_block:
+            weights[-1] = 0.0
+        return tuple(weights)
 
     def keep_probabilities(self, step: int) -> tuple[float, ...]:
-        """p_l(t) for l = 1 … L.
-
-        With `depth: uniform` p_l is θ(t) for every block. `keep_first_block` counts the depth from 0, so that block 1
-        is never dropped: p_l = 1 − ((l − 1) / L)·(1 − θ(t)).
-        """
+        """p_l(t) for l = 1 … L; at token granularity the share of the tokens that block l runs on."""
         drop = 1.0 - self.theta(step)
-        first = 0 if self.keep_first_block else 1
-        if self.depth == "linear":
-            return tuple(1.0 - (index + first) / self.num_blocks * drop for index in range(self.num_blocks))
-        return tuple(1.0 if index < 1 - first else 1.0 - drop for index in range(self.num_blocks))
+        return tuple(1.0 - weight * drop for weight in self.drop_weights)
 
     def expected_depth(self, step: int) -> float:
         """Σ p_l(t): the expected number of blocks that run; (3L − 1)/4 at θ = 0.5 with the defaults."""
         return math.fsum(self.keep_probabilities(step))
 
-    def mean_expected_depth(self, num_steps: int) -> float:
-        """The expected depth averaged over optimizer steps 0 … num_steps − 1.
+    def mean_powers(self, num_steps: int) -> tuple[float, float]:
+        """Σ p_l and Σ p_l², averaged over optimizer steps 0 … num_steps − 1.
 
-        The depth is linear in θ, and Σ θ(t) is a geometric series, so the mean has an exact closed form.
+        The first is the mean expected depth. At token granularity attention costs p_l² of a whole block's.
         """
-        if self.temporal == "constant" or self.gamma == 0.0:
-            return self.expected_depth(0)
-        mean_decay = -math.expm1(-self.gamma * num_steps) / (-math.expm1(-self.gamma) * num_steps)
-        full = float(self.num_blocks)
-        limit = dataclasses.replace(self, temporal="constant").expected_depth(0)
-        return limit + (full - limit) * mean_decay
+        drops = 1.0 - self._thetas(num_steps)
+        weights = np.array(self.drop_weights)
+        mean, square = float(drops.mean()), float((drops * drops).mean())
+        depth = self.num_blocks - float(weights.sum()) * mean
+        return depth, depth - float(weights.sum()) * mean + float((weights * weights).sum()) * square
+
+    def mean_expected_depth(self, num_steps: int) -> float:
+        """The expected depth averaged over optimizer steps 0 … num_steps − 1."""
+        return self.mean_powers(num_steps)[0]
 
     def steps_until_theta_within(self, share: float) -> int | None:
-        """Return the first step from which θ is within a relative distance `share` of its limit; None: never."""
-        excess = 1.0 - self.theta_limit
-        if self.temporal == "constant" or excess <= share * self.theta_limit:
+        """Return the first step from which θ is within a relative distance `share` of its limit; None: never.
+
+        The dense finish is left out.
+        """
+        excess, allowed = 1.0 - self.theta_limit, share * self.theta_limit
+        if excess <= allowed:
             return 0
-        if self.gamma == 0.0:
-            return None
-        return math.ceil(math.log(excess / (share * self.theta_limit)) / self.gamma)
+        if self.temporal == "exponential":
+            if self.gamma == 0.0:
+                return None
+            since = math.ceil(math.log(excess / allowed) / self.gamma)
+        elif self.temporal == "linear":
+            since = math.ceil(self.ramp_steps * (1.0 - allowed / excess))
+        else:
+            since = 0
+        step = self.warmup_steps + since
+        return None if self.finish_step is not None and step >= self.finish_step else step
+
+    def _thetas(self, num_steps: int) -> NDArray[np.float64]:
+        return np.fromiter((self.theta(step) for step in range(num_steps)), np.float64, num_steps)

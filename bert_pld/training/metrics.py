@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
@@ -107,8 +108,9 @@ class Metrics:
         kept_blocks = gates.kept_blocks if gates is not None else self.config.model.num_layers
         self._kept_blocks += kept_blocks
         rows = len(batch.lengths)
-        per_block = self.flops.block(batch.lengths) if self.leaves_padding_out else rows * self.flops.block_per_sequence
-        self._flops += kept_blocks * per_block + rows * self.flops.heads_per_sequence
+        lengths = batch.lengths if self.leaves_padding_out else np.full(rows, self.config.data.seq_length)
+        blocks = self.flops.gated_blocks(lengths, gates, self.leaves_padding_out)
+        self._flops += blocks + rows * self.flops.heads_per_sequence
         self._theta = gates.theta if gates is not None else 1.0
 
     def first_non_finite_loss(self) -> tuple[int, int] | None:

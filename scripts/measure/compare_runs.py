@@ -62,14 +62,14 @@ def main(options: argparse.Namespace) -> None:
             f"{options.pld_run}, {options.baseline_run}: last evaluated after {evaluation['samples']} and"
             f" {baseline_evaluation['samples']} samples; must be equally many"
         )
-    schedule = make_schedule(config.progressive_layer_drop, config.model.num_layers)
+    schedule = make_schedule(config)
     constant_from = schedule.steps_until_theta_within(0.01)
     if constant_from is None:
         raise ValueError(f"{options.pld_run}/config.json: progressive_layer_drop: gamma: 0; must be > 0")
     constant = constant_part(pld, options.pld_run, constant_from)
     baseline_constant = constant_part(baseline, options.baseline_run, constant_from)
     flops = ModelFlops(config.model, config.data.seq_length, config.data.mask_probability)
-    predicted = flops.ratio(schedule.expected_depth(10**9))
+    predicted = flops.ratio(schedule.limit.expected_depth(0))
     drawn = flops.ratio(sum(r["kept_blocks"] for r in constant[1:]) / len(constant[1:]))
     measured = seconds_per_sample(constant) / seconds_per_sample(baseline_constant)
     loss, baseline_loss = evaluation["eval_mlm_loss"], baseline_evaluation["eval_mlm_loss"]

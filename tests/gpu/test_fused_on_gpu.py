@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_model import fixed_gates, make_batch, make_model
+from tiny_model import drawn_gates, fixed_gates, make_batch, make_model
 
 from bert_pld.config import load_config
 from bert_pld.model import BertForPreTraining, use_backend
@@ -40,14 +40,19 @@ def relative_error(actual, expected):
 
 
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
-@pytest.mark.parametrize("granularity", ["none", "batch", "sample"])
+@pytest.mark.parametrize("granularity", ["none", "batch", "sample", "token"])
 @pytest.mark.parametrize("normalization", ["pre", "post"])
 def test_small_model_in_fp32_has_the_loss_and_gradients_of_eager(normalization, granularity, padded):
     results = []
     for backend in ("reference", "triton"):
         model = make_model(normalization=normalization)
         use_backend(model, backend, "cuda")
-        gates = {"none": None, "batch": fixed_gates([1, 0, 1, 1], 1.5), "sample": sample_gates("cuda")}[granularity]
+        gates = {
+            "none": None,
+            "batch": fixed_gates([1, 0, 1, 1], 1.5),
+            "sample": sample_gates("cuda"),
+            "token": drawn_gates("token", padded=padded, device="cuda"),
+        }[granularity]
         results.append(step(model, gates, make_batch(padded=padded)))
     (loss, expected), (fused_loss, actual) = results
     assert fused_loss == pytest.approx(loss, rel=1e-5)
@@ -70,6 +75,14 @@ def base_batch(rows=16, seq=128, padded=True):
     }
 
 
+def base_gates(granularity, step, padded):
+    lengths = base_batch(padded=padded)["sequence_lengths"]
+    return draw_gates(
+        Schedule(4, 0.5, temporal="constant"),
+        granularity=granularity, seed=3, step=step, rows=16, lengths=lengths, padded_length=128, device="cuda",
+    )  # fmt: skip
+
+
 def base_model(backend, **options):
     config = load_config({"model": {**BASE, "hidden_dropout": 0.0, "attention_dropout": 0.0, **options}})
     torch.manual_seed(0)
@@ -80,10 +93,9 @@ def base_model(backend, **options):
 
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("granularity", ["batch", "sample", "token"])
 def test_errors_at_base_width_in_16_bits_are_no_larger_than_eager_s(granularity, dtype, padded):
-    schedule = Schedule(4, 0.5, temporal="constant")
-    gates = draw_gates(schedule, granularity=granularity, seed=3, step=1, rows=16, device="cuda")
+    gates = base_gates(granularity, 1, padded)
     loss, exact = step(base_model("reference"), gates, base_batch(padded=padded))
     eager_loss, eager = step(base_model("reference"), gates, base_batch(padded=padded), dtype)
     fused_loss, fused = step(base_model("triton"), gates, base_batch(padded=padded), dtype)
@@ -104,13 +116,13 @@ def test_recomputed_blocks_give_the_same_bits_under_dropout():
 
 
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
-def test_no_forward_or_backward_waits_for_the_device(padded):
+@pytest.mark.parametrize("granularity", ["sample", "token"])
+def test_no_forward_or_backward_waits_for_the_device(granularity, padded):
     model = base_model("triton", hidden_dropout=0.1, attention_dropout=0.1).to("cuda", torch.bfloat16).train()
     batch = on_gpu(base_batch(padded=padded))
-    schedule = Schedule(4, 0.5, temporal="constant")
 
     def one_step(index):
-        gates = draw_gates(schedule, granularity="sample", seed=3, step=index, rows=16, device="cuda")
+        gates = base_gates(granularity, index, padded)
         model(**batch, gates=gates)["loss"].backward()
 
     for index in range(3):

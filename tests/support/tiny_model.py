@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from bert_pld.config import load_config
 from bert_pld.model import BertForPreTraining
-from bert_pld.pld import BlockGate
+from bert_pld.pld import BlockGate, Schedule, draw_gates
 
 ROWS, SEQ = 4, 16
+LENGTHS = np.array([16, 12, 9, 16])
 SIZES = {"preset": None, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 64}
 
 
@@ -23,8 +25,7 @@ def make_model(seed=0, **options):
 def make_batch(seed=0, padded=True):
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 64, (ROWS, SEQ), generator=generator)
-    lengths = torch.tensor([16, 12, 9, 16])[:, None]
-    mask = torch.arange(SEQ) < lengths if padded else None
+    mask = torch.arange(SEQ) < torch.from_numpy(LENGTHS)[:, None] if padded else None
     positions = torch.tensor([1, 3, 18, 34, 50, 60])
     return {
         "input_ids": ids,
@@ -38,6 +39,15 @@ def make_batch(seed=0, padded=True):
 
 def fixed_gates(pattern, scale=1.0, **options):
     return [BlockGate(keep=bool(keep), scale=scale, keep_probability=1 / scale, **options) for keep in pattern]
+
+
+def drawn_gates(granularity, step=0, num_layers=4, padded=True, **options):
+    """Gates of a batch from `make_batch` at θ = 0.5."""
+    lengths = LENGTHS if padded else np.full(ROWS, SEQ)
+    schedule = Schedule(num_layers, 0.5, temporal="constant")
+    return draw_gates(
+        schedule, granularity=granularity, seed=1, step=step, rows=ROWS, lengths=lengths, padded_length=SEQ, **options
+    )
 
 
 def gradients(model, gates, **batch):

@@ -49,7 +49,7 @@ def test_variants_differ_in_normalization_rate_and_schedule():
         assert loaded.training.seed == loaded.progressive_layer_drop.seed == 7
         assert "bf16" not in loaded.deepspeed
         if loaded.progressive_layer_drop.enabled:
-            schedules[name] = make_schedule(loaded.progressive_layer_drop, 12)
+            schedules[name] = make_schedule(loaded, 12)
     assert set(schedules) == {"uniform_dropping", "time_only", "depth_only", "pld_batch", "pld_sample"}
     start = {name: schedule.expected_depth(0) for name, schedule in schedules.items()}
     end = {name: schedule.expected_depth(10**6) for name, schedule in schedules.items()}
@@ -64,8 +64,7 @@ def test_scales_load_and_invalid_ones_are_errors():
     for scale in map(load_scale, ("cpu", "cpu_long", "gpu")):
         runs = [load_config(configuration(variant, scale, 1)) for variant in VARIANTS]
         dropping = [run for run in runs if run.progressive_layer_drop.enabled]
-        schedules = (make_schedule(run.progressive_layer_drop, run.model.num_layers) for run in dropping)
-        depths = [schedule.expected_depth(10**6) for schedule in schedules]
+        depths = [make_schedule(run).limit.expected_depth(0) for run in dropping]
         assert depths == pytest.approx([depths[0]] * 5)
     with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, cpu_long, gpu"):
         load_scale("tpu")
@@ -221,7 +220,7 @@ def test_interrupted_suite_continues_and_is_summarized(command):
     ran = load_config(out / "pld_batch" / "seed_1" / "config.json")
     kept = rows["pld_batch"]["kept_blocks"]["mean"]
     # A step's depth has a deviation of at most 0.8 blocks: three of the mean's over 300 steps.
-    assert kept == pytest.approx(make_schedule(ran.progressive_layer_drop, 3).mean_expected_depth(300), abs=0.14)
+    assert kept == pytest.approx(make_schedule(ran, 3).mean_expected_depth(300), abs=0.14)
     counted = ModelFlops(ran.model, ran.data.seq_length, ran.data.mask_probability).ratio(kept)
     assert rows["pld_batch"]["flops_a_sample"]["mean"] == pytest.approx(counted, rel=0.02)
     assert (out / "x.png").stat().st_size > 10_000

@@ -8,6 +8,7 @@ from runs import read_metrics, run_pretrain, small_config
 
 STEPS = 20
 THOROUGH_0 = pytest.param(0, marks=pytest.mark.thorough)
+BY_TOKEN = {"granularity": "token", "dense_warmup": 0.2, "dense_finish": 0.2}
 
 
 def config(**changes):
@@ -35,6 +36,23 @@ def test_two_ranks_train_as_one_at_every_zero_stage(stage, corpus, one_rank, tmp
     assert losses == pytest.approx(one_rank, rel=1e-5)
     kept = read_metrics(tmp_path / "run", "kept_blocks")
     assert min(kept) < 3, "no block was dropped, so the test proves nothing"
+
+
+@pytest.fixture(scope="module")
+def one_rank_by_token(corpus, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("one_by_token") / "run"
+    run_pretrain(config(train_micro_batch_size_per_gpu=8, progressive_layer_drop=BY_TOKEN), corpus, run_dir)
+    return np.array(read_metrics(run_dir))
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("stage", [pytest.param(stage, marks=pytest.mark.thorough) for stage in (0, 1, 2)] + [3])
+def test_two_ranks_drop_the_tokens_that_one_rank_drops(stage, corpus, one_rank_by_token, tmp_path):
+    changes = {"progressive_layer_drop": BY_TOKEN, "zero_optimization": {"stage": stage}}
+    run_pretrain(config(**changes), corpus, tmp_path / "run", ranks=2)
+    assert np.array(read_metrics(tmp_path / "run")) == pytest.approx(one_rank_by_token, rel=1e-5)
+    kept = read_metrics(tmp_path / "run", "kept_blocks")
+    assert kept == pytest.approx([3.0] * 4 + [2.0] * 12 + [3.0] * 4, abs=0.05)
 
 
 def test_accumulated_micro_batches_weigh_tokens_as_one_batch(corpus, one_rank, tmp_path):

@@ -46,6 +46,23 @@ def test_mean_depth_of_the_run_is_the_mean_over_its_steps():
     assert [plan.theta_by_step[0][0], plan.theta_by_step[-1][0]] == [0, 499]
 
 
+def test_token_granularity_counts_attention_with_the_square_of_the_share():
+    dropping = {"theta": 0.4, "temporal": "constant", "granularity": "token", "depth": "uniform", "dense_warmup": 0.1}
+    ends = {"keep_first_block": True, "keep_last_block": True, "dense_finish": 0.2}
+    plan = plan_of({"training": {"max_steps": 500}, "progressive_layer_drop": {**dropping, **ends}})
+    projections, attention, heads = 6 * 128 * 12 * 768**2, 6 * 128 * 2 * 128 * 768, plan.flops_full
+    heads -= 12 * (projections + attention)
+    at_limit = 6 * projections + (2 + 10 * 0.4**2) * attention
+    assert plan.flops_at_limit == pytest.approx(at_limit + heads)
+    assert plan.flops_mean == pytest.approx(0.7 * at_limit + 0.3 * 12 * (projections + attention) + heads)
+    assert plan.mean_depth == pytest.approx(0.7 * 6 + 0.3 * 12)
+    assert [step for step, *_ in plan.theta_by_step] == [0, 50, 250, 400, 499]
+    assert plan.memory.activation_bytes_at_depth(6) < plan.memory.activation_bytes
+    text = format_plan(plan)
+    assert "constant; uniform over depth, first and last block kept; granularity token; within 1 %" in text
+    assert "everything runs in the first 50 and in the last 100 steps" in text
+
+
 def test_without_dropping_nothing_is_saved():
     for changes in ({"progressive_layer_drop": {"enabled": False}}, {"progressive_layer_drop": {"theta": 1.0}}):
         plan = plan_of(changes)

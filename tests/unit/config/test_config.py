@@ -8,6 +8,7 @@ import pytest
 from published_config import PUBLISHED_CONFIG
 
 from bert_pld.config import ConfigError, load_config, resolve_batch_sizes
+from bert_pld.pld.engine import make_schedule
 
 PUBLISHED = json.loads(PUBLISHED_CONFIG)
 
@@ -58,9 +59,20 @@ def test_saved_configuration_loads_to_the_same_configuration():
         ({"progressive_layer_drop": {"gamma": -1}}, r"gamma: -1\.0; must be >= 0"),
         ({"progressive_layer_drop": {"gamma": "fast"}}, "gamma: 'fast'; must be a number or one of 'auto'"),
         (
-            {"progressive_layer_drop": {"granularity": "token"}},
-            "granularity: 'token'; must be one of 'batch', 'sample'",
+            {"progressive_layer_drop": {"granularity": "word"}},
+            "granularity: 'word'; must be one of 'batch', 'sample', 'token'",
         ),
+        ({"progressive_layer_drop": {"dense_finish": -0.1}}, r"dense_finish: -0\.1; must be a share of the run in"),
+        ({"progressive_layer_drop": {"ramp": 1.5}}, r"ramp: 1\.5; must be a share .* or a whole number of steps"),
+        (
+            {"progressive_layer_drop": {"dense_warmup": 0.5, "dense_finish": 0.6}, "training": {"max_steps": 100}},
+            r"dense_warmup \+ dense_finish: 110 steps; must be at most training.max_steps \(100\)",
+        ),
+        (
+            {"data_efficiency": {"enabled": True, "data_routing": {"random_ltd": {"enabled": True}}}},
+            "data_routing.random_ltd: enabled beside progressive_layer_drop; enable one of the two",
+        ),
+        ({"curriculum_learning": {"enabled": True}}, "curriculum_learning: enabled beside progressive_layer_drop"),
         ({"progresive_layer_drop": {}}, "progresive_layer_drop: unknown block, did you mean 'progressive_layer_drop'"),
         ({"modle": {}}, "modle: unknown block, did you mean 'model'"),
         ({"model": {"preset": "huge"}}, "model.preset: 'huge'; must be one of tiny"),
@@ -83,6 +95,16 @@ def test_mistake_in_our_blocks_is_one_line_with_the_allowed_values(blocks, messa
     with pytest.raises(ConfigError, match=message) as error:
         load_config({**PUBLISHED, **blocks})
     assert "\n" not in str(error.value)
+
+
+def test_shares_of_the_run_become_steps_which_are_read_back_unchanged():
+    dropping = {"dense_warmup": 0.1, "dense_finish": 50, "ramp": 0.25, "gamma": "auto"}
+    config = load_config({"progressive_layer_drop": dropping, "training": {"max_steps": 400}})
+    pld = config.progressive_layer_drop
+    assert (pld.dense_warmup, pld.dense_finish, pld.ramp, pld.gamma) == (40, 50, 100, 0.25)
+    schedule = make_schedule(config)
+    assert (schedule.warmup_steps, schedule.finish_step, schedule.ramp_steps) == (40, 350, 100)
+    assert load_config(config.as_json()).progressive_layer_drop == pld
 
 
 def test_unreadable_or_invalid_file_is_reported_in_one_line(tmp_path):

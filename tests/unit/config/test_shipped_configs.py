@@ -38,11 +38,12 @@ def test_shipped_configuration_loads_and_runs_a_step_on_meta_tensors(path):
     seq, masked = config.data.seq_length, 19 * 16
     ids = torch.zeros(16, seq, dtype=torch.int64, device="meta")
     labels = torch.zeros(masked, dtype=torch.int64, device="meta")
-    gates, pld = None, config.progressive_layer_drop
-    if pld.enabled:
-        schedule = make_schedule(pld, model.num_gated_blocks)
-        gates = draw_gates(schedule, granularity=pld.granularity, seed=0, step=10**6, rows=16, device="meta")
-        assert schedule.theta(10**6) == pytest.approx(pld.theta)
+    gates = None
+    if config.progressive_layer_drop.enabled:
+        schedule = make_schedule(config, model.num_gated_blocks)
+        granularity = config.progressive_layer_drop.granularity
+        gates = draw_gates(schedule, granularity=granularity, seed=0, step=10**6, rows=16, device="meta")
+        assert schedule.theta(10**6) == pytest.approx(config.progressive_layer_drop.theta)
     outputs = model(ids, ids, None, labels, labels, ids[:, 0], gates=gates)
     outputs["loss"].backward()
     gradients = sum(p.grad is not None for p in model.encoder.blocks.parameters())

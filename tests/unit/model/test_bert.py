@@ -7,9 +7,9 @@ import collections
 import pytest
 import torch
 from recorded_operators import RecordOperators
-from tiny_model import ROWS, fixed_gates, gradients, make_batch, make_model
+from tiny_model import drawn_gates, fixed_gates, gradients, make_batch, make_model
 
-from bert_pld.pld import BlockGate, Schedule, draw_gates
+from bert_pld.pld import BlockGate
 
 
 def operators_of_a_step(model, gates):
@@ -29,15 +29,14 @@ def test_dropped_blocks_run_no_operator_forward_or_backward(normalization):
     assert sum(with_drops.values()) > 50
 
 
-@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("granularity", ["batch", "sample", "token"])
 @pytest.mark.parametrize("normalization", ["pre", "post"])
 def test_activation_checkpointing_recomputes_under_the_same_gates_and_masks(granularity, normalization):
-    schedule = Schedule(4, 0.5, temporal="constant")
     for step in range(4):
         results = []
         for checkpointing in (False, True):
             model = make_model(activation_checkpointing=checkpointing, normalization=normalization, hidden_dropout=0.1)
-            gates = draw_gates(schedule, granularity=granularity, seed=0, step=step, rows=ROWS)
+            gates = drawn_gates(granularity, step)
             torch.manual_seed(step)
             results.append(gradients(model, gates))
         (loss, plain), (loss_again, recomputed) = results

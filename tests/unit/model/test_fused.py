@@ -1,4 +1,4 @@
-"""The fused encoder against the eager one: both granularities, with and without padding."""
+"""The fused encoder against the eager one: every granularity, with and without padding."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from recorded_operators import RecordOperators
-from tiny_model import ROWS, SEQ, fixed_gates, gradients, make_batch, make_model
+from tiny_model import ROWS, SEQ, drawn_gates, fixed_gates, gradients, make_batch, make_model
 
 from bert_pld.kernels import reference
 from bert_pld.model import fused, use_backend
-from bert_pld.pld import BlockGate, Schedule, draw_gates
+from bert_pld.pld import BlockGate
 
 # On a machine with a GPU kernels are not interpreted; tests/gpu runs whole models there.
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted kernels only")
@@ -57,20 +57,22 @@ def test_loss_and_every_gradient_equal_those_of_the_eager_model(normalization, g
     assert_equal_gradients(actual, expected)
 
 
-@pytest.mark.parametrize("num_layers", [1, 4])
-@pytest.mark.parametrize("granularity", ["batch", "sample"])
-def test_fused_equals_eager_under_drawn_gates(granularity, num_layers):
-    schedule = Schedule(num_layers, 0.5, temporal="constant")
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
+@pytest.mark.parametrize("options", [{"num_layers": 1}, {"num_layers": 4}, {"normalization": "post"}], ids=str)
+@pytest.mark.parametrize("granularity", ["batch", "sample", "token"])
+def test_fused_equals_eager_under_drawn_gates(granularity, options, padded):
+    batch = make_batch(padded=padded)
     for step in range(3):
-        gates = draw_gates(schedule, granularity=granularity, seed=1, step=step, rows=ROWS)
-        loss, expected = gradients(make_model(num_layers=num_layers), gates)
-        fused_loss, actual = gradients(fused_model(num_layers=num_layers), gates)
+        gates = drawn_gates(granularity, step, options.get("num_layers", 4), padded)
+        loss, expected = gradients(make_model(**options), gates, **batch)
+        fused_loss, actual = gradients(fused_model(**options), gates, **batch)
         assert fused_loss == pytest.approx(loss, rel=1e-5)
         assert_equal_gradients(actual, expected)
 
 
 @pytest.mark.parametrize("normalization", ["pre", "post"])
-def test_kernels_with_dropout_equal_their_formulas(normalization, monkeypatch):
+@pytest.mark.parametrize("gates", [SOME, drawn_gates("token")], ids=["sample", "token"])
+def test_kernels_with_dropout_equal_their_formulas(gates, normalization, monkeypatch):
     """The specification, which replaces each kernel, draws the same masks from the counter."""
     results = []
     for formulas in (False, True):
@@ -79,14 +81,14 @@ def test_kernels_with_dropout_equal_their_formulas(normalization, monkeypatch):
                 monkeypatch.setattr(fused, name, getattr(reference, name))
         model = fused_model(normalization=normalization, hidden_dropout=0.3)
         torch.manual_seed(5)
-        results.append(gradients(model, SOME))
+        results.append(gradients(model, gates))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
     assert_equal_gradients(results[0][1], results[1][1])
 
 
-@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("granularity", ["batch", "sample", "token"])
 def test_recomputed_blocks_give_the_same_bits_under_dropout(granularity):
-    gates = draw_gates(Schedule(4, 0.5, temporal="constant"), granularity=granularity, seed=0, step=3, rows=ROWS)
+    gates = drawn_gates(granularity, step=3)
     results = []
     for checkpointing in (False, True):
         model = fused_model(activation_checkpointing=checkpointing, hidden_dropout=0.2, attention_dropout=0.2)

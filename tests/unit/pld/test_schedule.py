@@ -41,10 +41,53 @@ def test_uniform_depth_keeps_every_block_with_theta():
     assert first_kept.keep_probabilities(5) == pytest.approx((1.0, 0.7, 0.7))
 
 
-@pytest.mark.parametrize("options", [{}, {"depth": "uniform"}, {"keep_first_block": True}, {"temporal": "constant"}])
-def test_mean_expected_depth_is_the_mean_over_steps(options):
+def test_both_ends_can_be_kept():
+    ends = {"keep_first_block": True, "keep_last_block": True}
+    uniform = Schedule(num_blocks=4, theta_limit=0.4, temporal="constant", depth="uniform", **ends)
+    assert uniform.keep_probabilities(0) == pytest.approx((1.0, 0.4, 0.4, 1.0))
+    linear = Schedule(num_blocks=4, theta_limit=0.5, temporal="constant", **ends)
+    assert linear.keep_probabilities(0) == pytest.approx((1.0, 0.875, 0.75, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("temporal", "thetas"),
+    [
+        ("constant", [0.4] * 6),
+        ("linear", [1.0, 0.85, 0.7, 0.55, 0.4, 0.4]),
+        ("growing", [0.4, 0.55, 0.7, 0.85, 1.0, 1.0]),
+        ("exponential", [0.4 + 0.6 * math.exp(-0.1 * t) for t in range(6)]),
+    ],
+)
+def test_theta_moves_between_a_dense_warm_up_and_a_dense_finish(temporal, thetas):
+    schedule = Schedule(
+        4, 0.4, gamma=0.1, temporal=temporal, warmup_steps=10, ramp_steps=4, finish_step=16, depth="uniform"
+    )
+    assert [schedule.theta(step) for step in (0, 9, 16, 10**6)] == [1.0] * 4
+    assert [schedule.theta(step) for step in range(10, 16)] == pytest.approx(thetas)
+    assert [schedule.is_dense(step) for step in (9, 10, 15, 16)] == [True, False, False, True]
+    assert schedule.limit.theta(0) == schedule.limit.theta(20) == 0.4
+
+
+SHAPES = [
+    {}, {"depth": "uniform"}, {"keep_first_block": True}, {"temporal": "constant"}, {"keep_last_block": True},
+    {"temporal": "linear", "ramp_steps": 200, "warmup_steps": 50, "finish_step": 600},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", SHAPES)
+def test_mean_powers_are_means_over_steps(options):
     schedule = Schedule(num_blocks=6, theta_limit=0.4, gamma=0.01, **options)
-    assert schedule.mean_expected_depth(700) == pytest.approx(np.mean([schedule.expected_depth(t) for t in range(700)]))
+    kept = np.array([schedule.keep_probabilities(t) for t in range(700)])
+    assert schedule.mean_expected_depth(700) == pytest.approx(kept.sum(1).mean())
+    assert schedule.mean_powers(700) == pytest.approx((kept.sum(1).mean(), (kept**2).sum(1).mean()))
+
+
+def test_steps_until_a_linear_ramp_is_near_its_end():
+    schedule = Schedule(num_blocks=6, theta_limit=0.5, temporal="linear", warmup_steps=10, ramp_steps=100)
+    step = schedule.steps_until_theta_within(0.01)
+    assert schedule.theta(step) <= 0.505 < schedule.theta(step - 1)
+    assert Schedule(6, temporal="constant", warmup_steps=10).steps_until_theta_within(0.01) == 10
+    assert Schedule(6, gamma=0.01, finish_step=20).steps_until_theta_within(0.01) is None
 
 
 def test_steps_until_theta_is_constant():

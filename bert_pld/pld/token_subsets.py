@@ -1,0 +1,150 @@
+"""Random subsets of each sequence's tokens: which tokens a block runs on at token granularity.
+
+Each block runs on k of the n tokens of a sequence, k = max(1, round(p_l · n)), chosen uniformly without replacement and
+independently of other blocks and sequences. Random layerwise token dropping (Yao et al., arXiv:2211.11586) is the
+nearest published method. The subset is a pure function of (seed, step, micro-step, block, global row): each token gets
+a random priority from a counter, and the k tokens of lowest priority are kept. Everything that determines shapes is
+computed on the host, everything else on the device, so nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bert_pld.rng import Stream, philox_round_keys
+
+MAX_SEQUENCE_LENGTH = 2**16
+_POSITION_BITS = 16
+_MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
+_LOW_32 = 0xFFFFFFFF
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSubset:
+    """The tokens of a padded micro-batch [B, S] that one block runs on."""
+
+    kept: Tensor
+    """bool [B, S]: whether the block runs on the token; False at padding."""
+    counts: NDArray[np.int64]
+    """[B], on the host: number of kept tokens of each sequence."""
+    lengths: NDArray[np.int64]
+    """[B], on the host: number of tokens of each sequence."""
+
+    @property
+    def width(self) -> int:
+        """K, the largest number of kept tokens of a sequence."""
+        return int(self.counts.max(initial=0))
+
+    def executed(self, without_padding: bool) -> NDArray[np.int64]:
+        """Return [B]: tokens of each sequence that the block runs on, with or without those that fill up the K."""
+        return self.counts if without_padding else np.full_like(self.counts, self.width)
+
+    @property
+    def index(self) -> Tensor:
+        """int64 [B · K]: indices into the flattened [B · S], ascending, K of each sequence.
+
+        Where a sequence keeps fewer than K tokens, positions of its padding fill up the K. There are enough of them,
+        because a shorter sequence drops no more tokens than a longer one.
+        """
+        rows, padded_length = self.kept.shape
+        chosen = self.kept
+        if (self.counts != self.width).any():
+            edges = torch.from_numpy(np.stack([self.lengths, self.lengths + self.width - self.counts]))[:, :, None]
+            first, last = edges.to(self.kept.device, non_blocking=True)
+            position = torch.arange(padded_length, device=self.kept.device)
+            chosen = chosen | ((position >= first) & (position < last))
+        return torch.nonzero_static(chosen.flatten(), size=rows * self.width).squeeze(1)
+
+
+def kept_counts(share: float, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many tokens of sequences of these lengths a block keeps: the nearest integer, but at least one."""
+    return np.minimum(np.maximum(np.floor(share * lengths + 0.5).astype(np.int64), 1), lengths)
+
+
+def draw_token_subsets(
+    shares: Sequence[float],
+    *,
+    seed: int,
+    step: int,
+    micro_step: int,
+    first_row: int,
+    lengths: NDArray[np.int64],
+    padded_length: int,
+    device: torch.device | str,
+) -> list[TokenSubset | None]:
+    """Draw the subsets of one micro-batch.
+
+    Args:
+        shares: for each block the share of the tokens that it runs on; 1 keeps all tokens.
+        seed: seed of the gates, in [0, 2^32).
+        step: optimizer step, from 0.
+        micro_step: micro-batch within the step, from 0.
+        first_row: index of the first sequence within the micro-batch over all ranks.
+        lengths: [B], number of tokens of each sequence, on the host.
+        padded_length: S.
+        device: device of the subsets.
+
+    Returns:
+        One subset for each block; None for a block that keeps all tokens.
+    """
+    assert padded_length <= MAX_SEQUENCE_LENGTH, padded_length
+    counts = [kept_counts(share, lengths) for share in shares]
+    some = [block for block, count in enumerate(counts) if (count < lengths).any()]
+    if not some:
+        return [None] * len(shares)
+    host = np.concatenate([np.stack([counts[block] for block in some]), lengths[None]])
+    uploaded = torch.from_numpy(host)
+    if torch.device(device).type == "cuda":
+        uploaded = uploaded.pin_memory()
+    uploaded = uploaded.to(device, non_blocking=True)
+    count, length = uploaded[:-1], uploaded[-1]
+    keys = _priorities(some, seed, step, micro_step, first_row, len(lengths), padded_length, device)
+    position = torch.arange(padded_length, device=device)
+    # The position in the lowest bits makes all keys of a sequence different; padding comes last.
+    keys = keys.bitwise_left_shift_(_POSITION_BITS).add_(position)
+    if (lengths < padded_length).any():
+        keys += (position >= length[:, None]).long() << (32 + _POSITION_BITS)
+    last_kept = keys.sort(dim=-1).values.gather(2, (count - 1).clamp_(min=0)[:, :, None])
+    kept = (keys <= last_kept) & (position < length[:, None])
+    subsets = iter(kept.unbind())
+    return [
+        TokenSubset(next(subsets), counts[block], lengths) if block in some else None for block in range(len(shares))
+    ]
+
+
+def _priorities(
+    blocks: Sequence[int],
+    seed: int,
+    step: int,
+    micro_step: int,
+    first_row: int,
+    rows: int,
+    length: int,
+    device: torch.device | str,
+) -> Tensor:
+    """Return uniform 32-bit numbers, int64 [blocks, rows, length], from Philox-4x32-10 counters.
+
+    Positions 4·g … 4·g + 3 are the four words of the counter (g, global row, step, 2^16 · micro-step + block).
+    """
+    groups = -(-length // 4)
+    shape = len(blocks), rows, groups
+    block = torch.tensor(blocks, device=device)[:, None, None] + (micro_step << 16)
+    row = torch.arange(first_row, first_row + rows, device=device)[:, None]
+    x0 = torch.arange(groups, device=device).expand(shape)
+    x1, x3 = row.expand(shape), block.expand(shape)
+    x2 = torch.full((), step, dtype=torch.int64, device=device)
+    for key_0, key_1 in philox_round_keys(seed, int(Stream.GATE_TOKENS)):
+        # The product of two 32-bit numbers wraps around in int64, but all its 64 bits are right.
+        product_0, product_1 = x0 * _MULTIPLIER_0, x2 * _MULTIPLIER_1
+        x0 = ((product_1 >> 32) & _LOW_32) ^ x1 ^ int(key_0)
+        x2 = ((product_0 >> 32) & _LOW_32) ^ x3 ^ int(key_1)
+        x1, x3 = product_1 & _LOW_32, product_0 & _LOW_32
+    return torch.stack(torch.broadcast_tensors(x0, x1, x2, x3), dim=-1).view(len(blocks), rows, 4 * groups)[
+        ..., :length
+    ]
