@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -26,8 +27,8 @@ from bert_pld.checkpoint.zero_state import read_scalars, restore_scalars
 from bert_pld.config import ConfigError, RunConfig
 from bert_pld.files import CHECKPOINTS, CONFIG, LATEST, PARTIAL, STATE, sync_directory, write_atomically, written_aside
 
-_BYTES_PER_PARAMETER = 12
-"""fp32 weights and the two states of Adam."""
+_BYTES_PER_VALUE = 4
+"""Weights and states are saved in fp32."""
 _VALUES_PER_WRITE = 2 << 20
 """fp32 values: enough for hashing and writing to release the interpreter's lock, few enough to release it often."""
 
@@ -89,14 +90,16 @@ class CheckpointWriter:
         An OSError is raised if the disk has no room for it, or if the previous checkpoint could not be written.
         """
         self.complete()
-        self._check_room()
+        kinds, scalars = self.gatherer.states()
+        self._check_room(kinds)
         self._pending = pending = _Pending(step, started=time.perf_counter())
         tensors: dict[str, dict[str, np.ndarray]] = {}
-        for number, kind in enumerate(self.gatherer.kinds()):
-            gathered = self.gatherer.gather(kind, to_rank=number % dist.get_world_size())
+        for number, (kind, names) in enumerate(kinds.items()):
+            gathered = self.gatherer.gather(kind, names, to_rank=number % dist.get_world_size())
             if gathered is not None:
                 tensors[checkpoint_format.tensor_file(kind)] = gathered
-        small_files = self._small_files(step, counters) if self.is_rank_0 else {}
+        state = {"tensors": list(kinds), "engine": read_scalars(self.engine, scalars)}
+        small_files = self._small_files({"step": step, **self.data_facts, **counters, **state})
         pending.paused_s = time.perf_counter() - pending.started
         pending.thread = threading.Thread(target=self._write, args=(pending, tensors, small_files), daemon=True)
         pending.thread.start()
@@ -158,15 +161,10 @@ class CheckpointWriter:
     def _partial(self, step: int) -> Path:
         return self.directory / f".{checkpoint_format.checkpoint_name(step)}{PARTIAL}"
 
-    def _small_files(self, step: int, counters: dict[str, Any]) -> dict[str, bytes]:
-        """Return the contents of the JSON and tokenizer files, without the checksums."""
-        state = {
-            "step": step,
-            **self.data_facts,
-            **counters,
-            "tensors": self.gatherer.kinds(),
-            "engine": read_scalars(self.engine, self.gatherer.pieces),
-        }
+    def _small_files(self, state: dict[str, Any]) -> dict[str, bytes]:
+        """Return on rank 0 the contents of the JSON and tokenizer files, without the checksums."""
+        if not self.is_rank_0:
+            return {}
         objects = {CONFIG: self.config.as_json(), STATE: state}
         files = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in objects.items()}
         return files | {name: (self.run_dir / name).read_bytes() for name in checkpoint_format.TOKENIZER_FILES}
@@ -231,13 +229,14 @@ class CheckpointWriter:
         self._pruning = threading.Thread(target=_remove_folders, args=(to_delete,))
         self._pruning.start()
 
-    def _check_room(self) -> None:
+    def _check_room(self, kinds: Mapping[str, list[str]]) -> None:
         """Raise an error on all ranks, before anything is written, if the disk is too full for a checkpoint."""
         failure = None
         if self.is_rank_0:
             self.directory.mkdir(parents=True, exist_ok=True)
             small = sum((self.run_dir / name).stat().st_size for name in checkpoint_format.TOKENIZER_FILES)
-            needed = self.gatherer.total * _BYTES_PER_PARAMETER + small + (1 << 20)
+            values = sum(math.prod(self.gatherer.shapes[name]) for names in kinds.values() for name in names)
+            needed = values * _BYTES_PER_VALUE + small + (1 << 20)
             free = shutil.disk_usage(self.directory).free
             if free < needed:
                 text = f"no space left in {self.directory}: {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed"

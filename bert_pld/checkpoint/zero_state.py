@@ -102,38 +102,62 @@ def _flattened(groups: Any, owners: Any, names: Mapping[Any, str]) -> list[Piece
     return found
 
 
+def owners_in_order(engine: Any) -> list[torch.Tensor]:
+    """Return the tensors that the optimizer updates, in the same order on every rank."""
+    if hasattr(engine.optimizer, "fp32_partitioned_groups_flat"):
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    return [owner for group in base_optimizer(engine).param_groups for owner in group["params"]]
+
+
 def full_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
     """Return the shape of each whole parameter, also under ZeRO 3, where this rank holds only a part."""
     return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.module.named_parameters()}
 
 
-def state_kinds(engine: Any, pieces: list[Piece]) -> list[str]:
-    """Return the sorted names of the states that have one value for each weight (Adam: exp_avg, exp_avg_sq)."""
+def tensor_states(engine: Any, pieces: list[Piece]) -> dict[str, set[str]]:
+    """Return the states with one value for each weight (Adam: exp_avg, exp_avg_sq), and the parameters that have them.
+
+    Only this rank's parameters are in it. Muon keeps other states for matrices than for the rest.
+    """
     state = base_optimizer(engine).state
-    kinds = {
-        key
-        for piece in pieces
-        for key, value in state.get(piece.owner, {}).items()
-        if isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape == piece.owner.shape
-    }
-    return sorted(kinds)
+    kinds: dict[str, set[str]] = {}
+    for piece in pieces:
+        for key, value in state.get(piece.owner, {}).items():
+            if isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape == piece.owner.shape:
+                kinds.setdefault(key, set()).add(piece.name)
+    return kinds
 
 
-def read_scalars(engine: Any, pieces: list[Piece]) -> dict[str, Any]:
-    """Return the rest of the state as JSON values: step counters, current learning rates, scheduler, loss scale."""
+def scalar_states(engine: Any, pieces: list[Piece]) -> dict[str, dict[str, Any]]:
+    """Return for each of this rank's parameters the states that are one number, such as Adam's step counter."""
+    state = base_optimizer(engine).state
+    scalars: dict[str, dict[str, Any]] = {}
+    for piece in pieces:
+        entries = scalars.setdefault(piece.name, {})
+        for key, value in state.get(piece.owner, {}).items():
+            if isinstance(value, torch.Tensor) and value.numel() == 1 and value.shape != piece.owner.shape:
+                entries[key] = {"value": value.item(), "tensor": True}
+            elif isinstance(value, (int, float)):
+                entries[key] = {"value": value, "tensor": False}
+    return scalars
+
+
+def read_scalars(engine: Any, scalars: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return everything but tensors as JSON values: step counters, learning rates, scheduler, loss scale.
+
+    `scalars` are the `scalar_states` of all ranks. What most parameters share is saved once, as `state`; `state_of` has
+    the parameters that differ from it.
+    """
     optimizer = base_optimizer(engine)
-    steps: dict[str, Any] = {}
-    for key, value in optimizer.state.get(pieces[0].owner, {}).items() if pieces else ():
-        if isinstance(value, torch.Tensor) and value.numel() == 1 and value.shape != pieces[0].owner.shape:
-            steps[key] = {"value": value.item(), "tensor": True}
-        elif isinstance(value, (int, float)):
-            steps[key] = {"value": value, "tensor": False}
+    entries = list(scalars.values())
+    common = max(entries, key=entries.count, default={})
     groups = [{k: v for k, v in group.items() if _is_plain(v)} for group in optimizer.param_groups]
     scales = ({k: getattr(s, k) for k in _LOSS_SCALE_KEYS if hasattr(s, k)} for s in _loss_scalers(engine))
     scheduler = engine.lr_scheduler.state_dict() if engine.lr_scheduler is not None else None
     return {
         "optimizer": type(optimizer).__name__,
-        "state": steps,
+        "state": common,
+        "state_of": {name: own for name, own in sorted(scalars.items()) if own != common},
         "groups": groups,
         "scheduler": None if scheduler is None else {k: v for k, v in scheduler.items() if _is_plain(v)},
         "loss_scale": next(iter(scales), None),
@@ -144,11 +168,14 @@ def read_scalars(engine: Any, pieces: list[Piece]) -> dict[str, Any]:
 def restore_scalars(engine: Any, pieces: list[Piece], saved: Mapping[str, Any], step: int) -> None:
     """Restore what `read_scalars` returned after optimizer step `step`, and the engine's counters."""
     optimizer = base_optimizer(engine)
+    names = {id(piece.owner): piece.name for piece in reversed(pieces)}
     for owner in _owners(pieces):
         # torch's fused and capturable optimizers need their step counter on the weights' device, others on the host.
         on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
         device = owner.device if on_device else torch.device("cpu")
-        for key, entry in saved["state"].items():
+        # A flat tensor that holds several parameters has one set of numbers: those of the first.
+        entries = saved.get("state_of", {}).get(names[id(owner)], saved["state"])
+        for key, entry in entries.items():
             number = torch.tensor(float(entry["value"]), device=device) if entry["tensor"] else entry["value"]
             optimizer.state[owner][key] = number
     for group, saved_group in zip(optimizer.param_groups, saved["groups"], strict=True):
@@ -166,16 +193,15 @@ def restore_scalars(engine: Any, pieces: list[Piece], saved: Mapping[str, Any], 
     engine.skipped_steps = saved["skipped_steps"]
 
 
-def reset_states(engine: Any, pieces: list[Piece], kinds: list[str]) -> None:
-    """Set every state of the given kinds to zero, padding included; create the states that do not exist."""
-    optimizer = base_optimizer(engine)
-    for owner in _owners(pieces):
-        for kind in kinds:
-            present = optimizer.state[owner].get(kind)
-            if present is None:
-                optimizer.state[owner][kind] = torch.zeros_like(owner, requires_grad=False)
+def reset_states(engine: Any, pieces: list[Piece], kinds: Mapping[str, set[str]]) -> None:
+    """Set the given states of the given parameters to zero, padding included; create those that do not exist."""
+    state = base_optimizer(engine).state
+    for kind, names in kinds.items():
+        for owner in _owners([piece for piece in pieces if piece.name in names]):
+            if state[owner].get(kind) is None:
+                state[owner][kind] = torch.zeros_like(owner, requires_grad=False)
             else:
-                present.zero_()
+                state[owner][kind].zero_()
 
 
 def _owners(pieces: list[Piece]) -> list[torch.Tensor]:

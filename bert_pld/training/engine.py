@@ -10,9 +10,11 @@ from torch import nn
 
 from bert_pld.config import MONITOR_BLOCKS, RunConfig
 from bert_pld.pld import initialize
+from bert_pld.training.muon import OrthogonalMomentum
 from bert_pld.training.optimizer import (
     OUR_OPTIMIZERS,
     OUR_SCHEDULERS,
+    block_matrices,
     build_optimizer,
     build_scheduler,
     parameter_groups,
@@ -25,12 +27,15 @@ def make_engine(config: RunConfig, model: nn.Module) -> Any:
     # By default, DeepSpeed's throughput timer waits for the device at every step.
     for_deepspeed.setdefault("timers", {"throughput": {"enabled": False}})
     optimizer_block = for_deepspeed.get("optimizer") or {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.01}}
-    groups = parameter_groups(model, optimizer_block.get("params", {}).get("weight_decay", 0.0))
+    # DeepSpeed has tested ZeRO with its own Adams; tests/integration/checkpoint has the others.
+    for_deepspeed.setdefault("zero_allow_untested_optimizer", True)
+    weight_decay = optimizer_block.get("params", {}).get("weight_decay", 0.0)
+    groups = parameter_groups(model, weight_decay, muon=optimizer_block["type"] == "Muon")
+    matrices = block_matrices(model)  # ZeRO 3 takes the parameters' shapes away.
     optimizer = None
     if optimizer_block["type"] in OUR_OPTIMIZERS:
         optimizer = build_optimizer(optimizer_block, groups)
         for_deepspeed.pop("optimizer", None)
-        for_deepspeed["zero_allow_untested_optimizer"] = True
     scheduler_block, make_scheduler = for_deepspeed.get("scheduler"), None
     if scheduler_block and scheduler_block.get("params", {}).get("total_num_steps") == "auto":
         params = {**scheduler_block["params"], "total_num_steps": config.training.max_steps}
@@ -45,4 +50,6 @@ def make_engine(config: RunConfig, model: nn.Module) -> Any:
         lr_scheduler=make_scheduler,
         config=dataclasses.replace(config, deepspeed=for_deepspeed),
     )
+    if isinstance(optimizer, OrthogonalMomentum):
+        optimizer.attach(engine, matrices)
     return engine

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules that we build ourselves: torch's fused Adam, NVIDIA Apex, WarmupExpDecayLR.
+"""Optimizers and learning-rate schedules that we build ourselves: torch's fused Adam, Muon, Apex, WarmupExpDecayLR.
 
 DeepSpeed builds all others from the JSON.
 """
@@ -14,9 +14,14 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from bert_pld.config import ConfigError
+from bert_pld.model.block import SwitchableBlock
+from bert_pld.training.muon import OrthogonalMomentum
 
-OUR_OPTIMIZERS = ("Adam", "AdamW", "ApexFusedAdam", "ApexFusedLAMB")
+OUR_OPTIMIZERS = ("Adam", "AdamW", "ApexFusedAdam", "ApexFusedLAMB", "Muon")
 OUR_SCHEDULERS = ("WarmupExpDecayLR",)
+_MUON_KEYS = (
+    "lr", "muon_lr", "adam_lr", "momentum", "nesterov", "ns_steps", "weight_decay", "betas", "eps",
+)  # fmt: skip
 _ADAM_KEYS = ("lr", "betas", "eps", "weight_decay", "bias_correction", "adam_w_mode", "torch_adam", "amsgrad")
 
 # Adam divides its moments by 1 − β^t. From this step on both divisors are exactly 1 in fp32, so an Adam that starts to
@@ -24,13 +29,32 @@ _ADAM_KEYS = ("lr", "betas", "eps", "weight_decay", "bias_correction", "adam_w_m
 _STEP_PAST_BIAS_CORRECTION = 1_000_000.0
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two groups: matrices with weight decay, and vectors (biases and LayerNorm) without."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+def parameter_groups(model: nn.Module, weight_decay: float, muon: bool = False) -> list[dict[str, Any]]:
+    """Return groups of trainable parameters: matrices with weight decay, and vectors (biases and LayerNorm) without.
+
+    With `muon` the matrices of the blocks are a group of their own, the first.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    of_muon = block_matrices(model) if muon else {}
+    groups = [
+        {"params": [p for n, p in named if p.dim() >= 2 and n not in of_muon], "weight_decay": weight_decay},
+        {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
     ]
+    if not muon:
+        return groups
+    first = {"params": [p for n, p in named if n in of_muon], "weight_decay": weight_decay, "muon": True}
+    return [first, *({**group, "muon": False} for group in groups)]
+
+
+def block_matrices(model: nn.Module) -> dict[str, int]:
+    """Return the names of the blocks' matrices, each with the number of matrices in it: three for q, k and v."""
+    return {
+        f"{prefix}.{name}": 3 if name == "qkv_weight" else 1
+        for prefix, module in model.named_modules()
+        if isinstance(module, SwitchableBlock)
+        for name, parameter in module.named_parameters()
+        if parameter.dim() == 2
+    }
 
 
 def build_optimizer(block: Mapping[str, Any], groups: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -43,9 +67,12 @@ def build_optimizer(block: Mapping[str, Any], groups: Iterable[dict[str, Any]]) 
     name, params = block["type"], dict(block.get("params", {}))
     if name.startswith("ApexFused"):
         return _build_apex(name, params, groups)
-    unknown = sorted(set(params) - set(_ADAM_KEYS))
+    valid = _MUON_KEYS if name == "Muon" else _ADAM_KEYS
+    unknown = sorted(set(params) - set(valid))
     if unknown:
-        raise ConfigError(f"optimizer.params.{unknown[0]}: unknown key for {name}; valid: {', '.join(_ADAM_KEYS)}")
+        raise ConfigError(f"optimizer.params.{unknown[0]}: unknown key for {name}; valid: {', '.join(valid)}")
+    if name == "Muon":
+        return _build_muon(params, groups)
     bias_correction = params.pop("bias_correction", True)
     cls = torch.optim.AdamW if params.pop("adam_w_mode", True) else torch.optim.Adam
     params.pop("torch_adam", None)
@@ -53,6 +80,22 @@ def build_optimizer(block: Mapping[str, Any], groups: Iterable[dict[str, Any]]) 
     if not bias_correction:
         optimizer.register_step_pre_hook(_skip_bias_correction)
     return optimizer
+
+
+def _build_muon(params: dict[str, Any], groups: Iterable[dict[str, Any]]) -> OrthogonalMomentum:
+    """Build Muon. The group's rate is AdamW's, which schedulers set; Muon's stays in the same proportion to it."""
+    rate = params.pop("lr", 1e-3)
+    adam_rate, muon_rate = params.pop("adam_lr", rate), params.pop("muon_lr", rate)
+    for key, value, allowed in (
+        ("adam_lr", adam_rate, adam_rate > 0),
+        ("muon_lr", muon_rate, muon_rate >= 0),
+        ("momentum", params.get("momentum", 0.95), 0 <= params.get("momentum", 0.95) < 1),
+        ("ns_steps", params.get("ns_steps", 5), params.get("ns_steps", 5) >= 1),
+    ):
+        if not allowed:
+            bounds = {"adam_lr": "> 0", "muon_lr": ">= 0", "momentum": "in [0, 1)", "ns_steps": ">= 1"}[key]
+            raise ConfigError(f"optimizer.params.{key}: {value}; must be {bounds}")
+    return OrthogonalMomentum(groups, lr=adam_rate, muon_ratio=muon_rate / adam_rate, **params)
 
 
 def _skip_bias_correction(optimizer: torch.optim.Optimizer, *_: Any) -> None:

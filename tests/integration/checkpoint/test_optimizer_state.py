@@ -27,6 +27,17 @@ from bert_pld.training.engine import make_engine
 
 BF16 = {"bf16": {"enabled": True}}
 
+MUON = {"type": "Muon", "params": {"lr": 3e-3, "weight_decay": 0.01}}
+OTHERS = {
+    "SGD": {"lr": 0.1, "momentum": 0.9},
+    "Adagrad": {"lr": 1e-2},
+    "NAdam": {"lr": 3e-3},
+    "RMSprop": {"lr": 1e-3, "centered": True},
+    "Rprop": {"lr": 1e-3},
+    "Adamax": {"lr": 3e-3},
+    "AdamW": {"lr": 3e-3, "amsgrad": True},
+}
+
 
 def stage(number, **blocks):
     return {"zero_optimization": {"stage": number}, **blocks}
@@ -43,6 +54,13 @@ SETTINGS = {
     "bf16_fp32_gradients": stage(1, **BF16, data_types={"grad_accum_dtype": "fp32"}),
     "no_bias_correction": stage(1, optimizer={"type": "Adam", "params": {"lr": 3e-3, "bias_correction": False}}),
     "schedule": stage(1, scheduler={"type": "WarmupExpDecayLR", "params": {"warmup_num_steps": 6, "decay_rate": 0.5}}),
+    **{f"muon_stage_{number}": stage(number, optimizer=MUON) for number in range(4)},
+    "muon_bf16": stage(1, **BF16, optimizer=MUON),
+    **{
+        f"{kind}_stage_{number}": stage(number, optimizer={"type": kind, "params": params})
+        for kind, params in OTHERS.items()
+        for number in (0, 1)
+    },
     "deepspeed_schedule": {
         "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 3, "total_num_steps": "auto"}}
     },
@@ -88,8 +106,9 @@ def train(engine, batches, first, last):
 
 def snapshot(engine):
     gatherer = StateGatherer(engine, None)
-    tensors = {kind: copy.deepcopy(gatherer.gather(kind, to_rank=0)) for kind in gatherer.kinds()}
-    return tensors, json.loads(json.dumps(read_scalars(engine, gatherer.pieces)))
+    kinds, scalars = gatherer.states()
+    tensors = {kind: copy.deepcopy(gatherer.gather(kind, names, to_rank=0)) for kind, names in kinds.items()}
+    return tensors, json.loads(json.dumps(read_scalars(engine, scalars)))
 
 
 def restore(setting, tensors, scalars, folder, step):
@@ -108,9 +127,10 @@ def test_engine_continues_bitwise_from_a_restored_state(setting, batches, tmp_pa
     train(engine, batches, 0, 3)
     tensors, scalars = snapshot(engine)
     whole = train(engine, batches, 3, 6)
-    assert list(tensors) == ["weights", "exp_avg", "exp_avg_sq"]
-    # Blocks that were dropped have no gradient.
-    assert sum(np.abs(array).max() > 0 for array in tensors["exp_avg"].values()) > 30
+    assert {name for arrays in list(tensors.values())[1:] for name in arrays} == set(tensors["weights"])
+    if "exp_avg" in tensors:
+        changed = [np.abs(array).max() > 0 for array in tensors["exp_avg"].values()]
+        assert sum(changed) > len(changed) / 2  # Blocks that were dropped have no gradient.
     resumed = restore(setting, tensors, scalars, tmp_path, 3)
     assert train(resumed, batches, 3, 6) == whole
     assert resumed.global_steps == 6
@@ -146,7 +166,7 @@ def test_loss_scale_is_saved_and_restored(batches):
     scaler = DynamicLossScaler(2.0**16, 2.0, 1000, 1.0, 2, False)
     scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter, scaler.cur_hysteresis = 512.0, 40, 33, 1
     engine.optimizer.loss_scaler = scaler
-    saved = json.loads(json.dumps(read_scalars(engine, gatherer.pieces)))
+    saved = json.loads(json.dumps(read_scalars(engine, gatherer.states()[1])))
     engine.optimizer.loss_scaler = fresh = DynamicLossScaler(2.0**16, 2.0, 1000, 1.0, 2, False)
     restore_scalars(engine, gatherer.pieces, saved, 40)
     assert (fresh.cur_scale, fresh.cur_iter, fresh.last_overflow_iter, fresh.cur_hysteresis) == (512.0, 40, 33, 1)
