@@ -37,7 +37,8 @@ class StateGatherer:
         self.engine, self.pieces, self.shapes = engine, find_pieces(engine), full_shapes(engine)
         self.partitioned = is_partitioned(engine) and dist.get_world_size() > 1
         own = [(piece.name, piece.start, piece.numel) for piece in self.pieces]
-        self.group, self._layouts = group, self._from_all_ranks(own)
+        self.group = group
+        self._layouts = self._from_all_ranks(own)
         self._buffers: dict[str, torch.Tensor] = {}
 
     def states(self) -> tuple[dict[str, list[str]], dict[str, dict[str, Any]]]:

@@ -17,6 +17,7 @@ from bert_pld.training.optimizer import (
     block_matrices,
     build_optimizer,
     build_scheduler,
+    canonical_optimizer,
     parameter_groups,
 )
 
@@ -27,13 +28,16 @@ def make_engine(config: RunConfig, model: nn.Module) -> Any:
     # By default, DeepSpeed's throughput timer waits for the device at every step.
     for_deepspeed.setdefault("timers", {"throughput": {"enabled": False}})
     optimizer_block = for_deepspeed.get("optimizer") or {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.01}}
+    device_type = next(model.parameters()).device.type
+    kind = canonical_optimizer(optimizer_block["type"], config.zero_stage, device_type)
+    optimizer_block = {**optimizer_block, "type": kind}
     # DeepSpeed has tested ZeRO with its own Adams; tests/integration/checkpoint has the others.
     for_deepspeed.setdefault("zero_allow_untested_optimizer", True)
     weight_decay = optimizer_block.get("params", {}).get("weight_decay", 0.0)
-    groups = parameter_groups(model, weight_decay, muon=optimizer_block["type"] == "Muon")
+    groups = parameter_groups(model, weight_decay, muon=kind == "Muon")
     matrices = block_matrices(model)  # ZeRO 3 takes the parameters' shapes away.
     optimizer = None
-    if optimizer_block["type"] in OUR_OPTIMIZERS:
+    if kind in OUR_OPTIMIZERS:
         optimizer = build_optimizer(optimizer_block, groups)
         for_deepspeed.pop("optimizer", None)
     scheduler_block, make_scheduler = for_deepspeed.get("scheduler"), None

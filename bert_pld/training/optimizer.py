@@ -1,6 +1,6 @@
 """Optimizers and learning-rate schedules that we build ourselves: torch's fused Adam, Muon, Apex, WarmupExpDecayLR.
 
-DeepSpeed builds all others from the JSON.
+DeepSpeed builds the others from the JSON: `canonical_optimizer` tells which of them can be trained and resumed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,16 @@ from bert_pld.model.block import SwitchableBlock
 from bert_pld.training.muon import OrthogonalMomentum
 
 OUR_OPTIMIZERS = ("Adam", "AdamW", "ApexFusedAdam", "ApexFusedLAMB", "Muon")
+_OF_TORCH = ("SGD", "ASGD", "Adadelta", "Adagrad", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop")
+"""Optimizers of torch whose update is elementwise, so that ZeRO's flat partitions do not change it."""
+_OF_DEEPSPEED = ("Lamb", "Lion")
+_UNSUPPORTED = {
+    **dict.fromkeys(("OneBitAdam", "ZeroOneAdam", "OneBitLamb"), "checkpoints cannot hold its compression errors"),
+    **dict.fromkeys(("MuAdam", "MuAdamW", "MuSGD"), "it requires mup's base shapes, which this model does not have"),
+    "Adafactor": "checkpoints cannot hold its factored moments",
+    "LBFGS": "it evaluates the loss several times in a step",
+    "SparseAdam": "it requires sparse gradients",
+}
 OUR_SCHEDULERS = ("WarmupExpDecayLR",)
 _MUON_KEYS = (
     "lr", "muon_lr", "adam_lr", "momentum", "nesterov", "ns_steps", "weight_decay", "betas", "eps",
@@ -55,6 +65,36 @@ def block_matrices(model: nn.Module) -> dict[str, int]:
         for name, parameter in module.named_parameters()
         if parameter.dim() == 2
     }
+
+
+def canonical_optimizer(name: str, zero_stage: int, device_type: str) -> str:
+    """Return an optimizer's name in the case in which it is documented, after checking that it can be used.
+
+    Raises:
+        ConfigError: it is unknown; it cannot be resumed, or not at this ZeRO stage; it requires a GPU.
+    """
+    valid = {known.lower(): known for known in (*OUR_OPTIMIZERS, *_OF_TORCH, *_OF_DEEPSPEED)}
+    choices = ", ".join(valid.values())
+    refused = {known.lower(): (known, reason) for known, reason in _UNSUPPORTED.items()}
+    if name.lower() in refused:
+        name, reason = refused[name.lower()]
+        raise ConfigError(f"optimizer.type: {name} is not supported, because {reason}; valid: {choices}")
+    if name.lower() not in valid:
+        raise ConfigError(f"optimizer.type: {name!r} is unknown; valid: {choices}")
+    name = valid[name.lower()]
+    if name in ("Lamb", "ApexFusedLAMB") and zero_stage > 0:
+        raise ConfigError(
+            f"optimizer.type: {name} needs the norm of each whole parameter, which ZeRO divides over ranks;"
+            " use zero_optimization.stage 0, or another optimizer"
+        )
+    if name == "Adagrad" and zero_stage > 0:
+        raise ConfigError(
+            "optimizer.type: under ZeRO, DeepSpeed gives Adagrad one group of parameters, but a run has two, with and"
+            " without weight decay; use zero_optimization.stage 0, or another optimizer"
+        )
+    if name in _OF_DEEPSPEED and device_type != "cuda":
+        raise ConfigError(f"optimizer.type: DeepSpeed's {name} requires a GPU; use AdamW or Muon")
+    return name
 
 
 def build_optimizer(block: Mapping[str, Any], groups: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:

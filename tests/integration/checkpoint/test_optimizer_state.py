@@ -35,6 +35,9 @@ OTHERS = {
     "RMSprop": {"lr": 1e-3, "centered": True},
     "Rprop": {"lr": 1e-3},
     "Adamax": {"lr": 3e-3},
+    "RAdam": {"lr": 3e-3},
+    "ASGD": {"lr": 0.1},
+    "Adadelta": {"lr": 1.0},
     "AdamW": {"lr": 3e-3, "amsgrad": True},
 }
 
@@ -59,7 +62,7 @@ SETTINGS = {
     **{
         f"{kind}_stage_{number}": stage(number, optimizer={"type": kind, "params": params})
         for kind, params in OTHERS.items()
-        for number in (0, 1)
+        for number in ((0,) if kind == "Adagrad" else (0, 1))
     },
     "deepspeed_schedule": {
         "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 3, "total_num_steps": "auto"}}

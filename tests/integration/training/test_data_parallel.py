@@ -8,6 +8,7 @@ from runs import read_metrics, run_pretrain, small_config
 
 STEPS = 20
 THOROUGH_0 = pytest.param(0, marks=pytest.mark.thorough)
+MUON = {"type": "Muon", "params": {"lr": 3e-3, "weight_decay": 0.01}}
 BY_TOKEN = {"granularity": "token", "dense_warmup": 0.2, "dense_finish": 0.2}
 
 
@@ -53,6 +54,21 @@ def test_two_ranks_drop_the_tokens_that_one_rank_drops(stage, corpus, one_rank_b
     assert np.array(read_metrics(tmp_path / "run")) == pytest.approx(one_rank_by_token, rel=1e-5)
     kept = read_metrics(tmp_path / "run", "kept_blocks")
     assert kept == pytest.approx([3.0] * 4 + [2.0] * 12 + [3.0] * 4, abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def one_rank_by_muon(corpus, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("one_by_muon") / "run"
+    run_pretrain(config(train_micro_batch_size_per_gpu=8, optimizer=MUON), corpus, run_dir)
+    return np.array(read_metrics(run_dir))
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("stage", [pytest.param(stage, marks=pytest.mark.thorough) for stage in (0, 2)] + [1, 3])
+def test_muon_on_two_ranks_is_that_of_one_rank(stage, corpus, one_rank_by_muon, tmp_path):
+    """Under dropping by batch, so that some blocks have no gradient in a step."""
+    run_pretrain(config(optimizer=MUON, zero_optimization={"stage": stage}), corpus, tmp_path / "run", ranks=2)
+    assert np.array(read_metrics(tmp_path / "run")) == pytest.approx(one_rank_by_muon, rel=1e-5)
 
 
 def test_accumulated_micro_batches_weigh_tokens_as_one_batch(corpus, one_rank, tmp_path):

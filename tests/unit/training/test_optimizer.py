@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from bert_pld.config import ConfigError
-from bert_pld.training.optimizer import WarmupExpDecay, build_optimizer, build_scheduler, parameter_groups
+from bert_pld.training.optimizer import (
+    WarmupExpDecay,
+    build_optimizer,
+    build_scheduler,
+    canonical_optimizer,
+    parameter_groups,
+)
 
 
 def test_vectors_have_no_weight_decay():
@@ -53,6 +59,32 @@ def test_adamw_is_torch_s_fused_one():
 def test_unknown_optimizer_parameter_is_refused():
     with pytest.raises(ConfigError, match="optimizer.params.momentum: unknown key for AdamW; valid: lr"):
         build_optimizer({"type": "AdamW", "params": {"momentum": 0.9}}, [{"params": [nn.Parameter(torch.ones(2))]}])
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "message"),
+    [
+        ("Adamm", 0, "optimizer.type: 'Adamm' is unknown; valid: Adam, AdamW"),
+        ("OneBitAdam", 0, "OneBitAdam is not supported, because checkpoints cannot hold its compression errors"),
+        ("zerooneadam", 1, "ZeroOneAdam is not supported"),
+        ("Adafactor", 0, "checkpoints cannot hold its factored moments"),
+        ("LBFGS", 0, "evaluates the loss several times"),
+        ("Lamb", 1, "needs the norm of each whole parameter, which ZeRO divides over ranks"),
+        ("Adagrad", 2, "DeepSpeed gives Adagrad one group of parameters"),
+        ("Lion", 0, "DeepSpeed's Lion requires a GPU"),
+    ],
+)
+def test_optimizer_that_cannot_be_resumed_is_refused(name, stage, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        canonical_optimizer(name, stage, "cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_names_of_optimizers_are_found_in_any_case():
+    assert [canonical_optimizer(name, 1, "cpu") for name in ("adamw", "ADAM", "muon", "sgd")] == [
+        "AdamW", "Adam", "Muon", "SGD",
+    ]  # fmt: skip
+    assert canonical_optimizer("lamb", 0, "cuda") == "Lamb"
 
 
 def test_paper_s_schedule_warms_up_linearly_then_decays_every_thousand_steps():
