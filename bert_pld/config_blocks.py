@@ -50,6 +50,23 @@ class ProgressiveLayerDropConfig:
                 yield f"{key}: {value:g}; must be a share of the run in [0, 1), or a whole number of steps"
         yield from _check_seed(self.seed)
 
+    def describe(self) -> str:
+        """Return one line on a resolved block, for `plan` and for model cards."""
+        over_steps = f"{self.temporal} over {self.ramp:,.0f} steps"
+        if self.temporal == "exponential":
+            over_steps = f"γ = {float(self.gamma):g}, exponential over steps"
+        elif self.temporal == "constant":
+            over_steps = "constant over steps"
+        ends = [name for name, kept in (("first", self.keep_first_block), ("last", self.keep_last_block)) if kept]
+        parts = [f"θ → {self.theta:g}", over_steps, f"{self.depth} over depth"]
+        if ends:
+            parts.append(f"{' and '.join(ends)} block kept")
+        if self.dense_warmup or self.dense_finish:
+            parts.append(
+                f"nothing dropped in the first {self.dense_warmup:,.0f} and last {self.dense_finish:,.0f} steps"
+            )
+        return f"{', '.join(parts)}, granularity {self.granularity}"
+
     def resolved(self, max_steps: int) -> ProgressiveLayerDropConfig:
         """Return a copy with `gamma: auto` and all shares of a run of `max_steps` steps replaced by numbers."""
 

@@ -133,10 +133,7 @@ def model_card(run: RunConfig, model: ModelConfig, architecture: str, state: dic
     pld = run.progressive_layer_drop
     norm = {"pre": "pre-normalization (Pre-LN)", "post": "post-normalization (the original BERT)"}[model.normalization]
     objective = "masked language model" + (" and next sentence" if model.next_sentence_prediction else "")
-    dropping = (
-        f"Progressive Layer Dropping (arXiv:2010.13369): θ → {pld.theta:g}, γ = {float(pld.gamma):g},"
-        f" {pld.temporal} over steps, {pld.depth} over depth, granularity {pld.granularity}"
-    )
+    dropping = f"Progressive Layer Dropping (arXiv:2010.13369): {pld.describe()}"
     auto_class = "AutoModelForPreTraining" if model.next_sentence_prediction else "AutoModelForMaskedLM"
     size = (
         f"{model.num_layers} blocks × {model.hidden_size}, {model.num_attention_heads} heads,"

@@ -195,15 +195,10 @@ def _dropping_lines(plan: Plan) -> list[str]:
     within = "never" if plan.steps_until_limit is None else f"from step {plan.steps_until_limit:,}"
     kept = plan.keep_probabilities_at_limit
     keeps = [" ".join(f"{p:.3f}" for p in kept[start : start + 12]) for start in range(0, blocks, 12)]
-    shape = {"exponential": f"exponential, γ = {float(pld.gamma):g}", "constant": "constant"}
-    over_steps = shape.get(pld.temporal, f"{pld.temporal} over {pld.ramp:,.0f} steps")
-    ends = [name for name, kept in (("first", pld.keep_first_block), ("last", pld.keep_last_block)) if kept]
     shares = "shares of the tokens" if pld.granularity == "token" else "keep probabilities"
-    whole = f", {' and '.join(ends)} block kept" if ends else ""
     return [
-        f"  θ → {pld.theta:g}, {over_steps}; {pld.depth} over depth{whole}; granularity {pld.granularity};"
-        f" within 1 % of the limit: {within}",
-        f"  everything runs in the first {pld.dense_warmup:,.0f} and in the last {pld.dense_finish:,.0f} steps",
+        f"  {pld.describe()}",
+        f"  within 1 % of the limit: {within}",
         f"  {'step':>9}   {'θ':>6}   expected depth of {blocks}",
         *(f"  {step:>9,}   {theta:6.4f}   {depth:6.2f}" for step, theta, depth in plan.theta_by_step),
         f"  {shares} at the limit, block 1 first:",

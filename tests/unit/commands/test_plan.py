@@ -59,8 +59,8 @@ def test_token_granularity_counts_attention_with_the_square_of_the_share():
     assert [step for step, *_ in plan.theta_by_step] == [0, 50, 250, 400, 499]
     assert plan.memory.activation_bytes_at_depth(6) < plan.memory.activation_bytes
     text = format_plan(plan)
-    assert "constant; uniform over depth, first and last block kept; granularity token; within 1 %" in text
-    assert "everything runs in the first 50 and in the last 100 steps" in text
+    assert "θ → 0.4, constant over steps, uniform over depth, first and last block kept, nothing dropped in the" in text
+    assert "in the first 50 and last 100 steps, granularity token\n" in text
 
 
 def test_without_dropping_nothing_is_saved():
