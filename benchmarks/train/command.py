@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from benchmarks.batches import random_batch
+from benchmarks.batches import Batch, random_batch
 from benchmarks.engines import deepspeed_json, model_section, recompiling, single_rank
 from benchmarks.host_memory import HostMemory, in_own_process
 from benchmarks.hugging_face import HUGGING_FACE, HUGGING_FACE_CONTENDERS, import_hugging_face
@@ -23,19 +23,26 @@ from benchmarks.machine import describe_libraries
 from benchmarks.options import DTYPES, chosen, require_positive
 from benchmarks.results import one_line, save
 from benchmarks.timing import allocate_workspaces, matmul_gflops
-from benchmarks.train.contenders import CONTENDERS, PLD, Setup, ThroughputContender, loss_difference, prepare_contender
+from benchmarks.train.contenders import (
+    CONTENDERS,
+    PLD,
+    Setup,
+    ThroughputContender,
+    loss_difference,
+    prepare_contender,
+    schedule_of,
+)
 from benchmarks.train.figures import Round, figures_of
 from benchmarks.train.report import report
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.kernels import BACKENDS
 from bert_pld.pld.gates import Gates, draw_gates
-from bert_pld.pld.schedule import Schedule
 
 __all__ = ["EXAMPLE", "add_arguments", "measure", "report"]
 EXAMPLE = "python -m benchmarks train --model_preset small --dtypes fp32 --json train.json"
 _ALIAS = "hugging_face"
 """Stands for Hugging Face's class with our normalization."""
-_DEFAULT_ON_CPU = ("hf_bert", "hf_megatron", "reference", "pld_batch", "pld_sample")
+_DEFAULT_ON_CPU = ("hf_bert", "hf_megatron", "reference", *PLD)
 _MOST_BATCHES = 4
 _SLOW_MATMUL = 0.1
 """Hugging Face's classes are skipped, unless forced, in a dtype whose matrix products run at less than this share of
@@ -184,13 +191,14 @@ def make_setup(options: argparse.Namespace, config: ModelConfig, dtypes: list[st
     """Make the settings that all contenders share; a few batches repeat over the steps of a round."""
     rows, seq, steps = options.micro_batch_size, options.seq_length, options.steps_per_round
     made = [random_batch(config, rows, seq, device, seed, options.padding) for seed in range(min(_MOST_BATCHES, steps))]
+    batches = [made[step % len(made)] for step in range(steps)]
     return Setup(
         config=config,
         micro_batch_size=rows,
         seq_length=seq,
         device=device,
-        batches=[made[step % len(made)] for step in range(steps)],
-        gates=_draw_all_gates(options, config.num_layers, device),
+        batches=batches,
+        gates=_draw_all_gates(options, config.num_layers, batches, device),
         deepspeed={dtype: deepspeed_json(dtype, options.zero_stage, rows) for dtype in dtypes},
         pld_kernels=options.pld_kernels,
         warmup_steps=options.warmup_steps,
@@ -220,14 +228,23 @@ def model_config(options: argparse.Namespace) -> ModelConfig:
     return dataclasses.replace(run.model, next_sentence_prediction=True)
 
 
-def _draw_all_gates(options: argparse.Namespace, blocks: int, device: torch.device) -> dict[str, list[Gates]]:
+def _draw_all_gates(
+    options: argparse.Namespace, blocks: int, batches: list[Batch], device: torch.device
+) -> dict[str, list[Gates]]:
     """Gates of each step of a round, for each PLD contender."""
-    schedule, rows = Schedule(blocks, theta_limit=options.theta, temporal="constant"), options.micro_batch_size
-    kinds: dict[str, Literal["batch", "sample"]] = {"pld_batch": "batch", "pld_sample": "sample"}
     return {
         name: [
-            draw_gates(schedule, granularity=kinds[name], seed=0, step=step, rows=rows, device=device)
-            for step in range(options.steps_per_round)
+            draw_gates(
+                schedule_of(name, blocks, options.theta),
+                granularity=granularity,
+                seed=0,
+                step=step,
+                rows=options.micro_batch_size,
+                lengths=batch.sequence_lengths,
+                padded_length=options.seq_length,
+                device=device,
+            )
+            for step, batch in enumerate(batches)
         ]
-        for name in PLD
+        for name, granularity in PLD.items()
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,15 @@ from bert_pld.config import ModelConfig
 from bert_pld.kernels import select_backend
 from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.pld.gates import Gates
+from bert_pld.pld.schedule import Schedule
 
 OURS = ("reference", "compiled", "triton")
-PLD = ("pld_batch", "pld_sample")
+PLD: dict[str, Literal["batch", "sample", "token"]] = {
+    "pld_batch": "batch",
+    "pld_sample": "sample",
+    "pld_token": "token",
+}
+"""The contenders with layer dropping, and their granularity."""
 CONTENDERS = (*HUGGING_FACE_CONTENDERS, "deepspeed_transformer", *OURS, *PLD)
 Forward = Callable[[Any, Batch, int], Tensor]
 """(engine, batch, step within the round) → loss."""
@@ -115,6 +121,14 @@ class ThroughputContender:
         rise = memory.rise_bytes()
         if rise is not None:
             self.rise_bytes.append(rise)
+
+
+def schedule_of(name: str, num_blocks: int, theta: float) -> Schedule:
+    """Return the constant schedule of a PLD contender: the paper's depth, or by token uniform between kept ends."""
+    shape: dict[str, Any] = {}
+    if name == "pld_token":
+        shape = {"depth": "uniform", "keep_first_block": True, "keep_last_block": True}
+    return Schedule(num_blocks, theta_limit=theta, temporal="constant", **shape)
 
 
 def prepare_contender(name: str, dtype: str, setup: Setup) -> ThroughputContender:

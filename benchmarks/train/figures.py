@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.batches import Batch, targets_of
-from benchmarks.train.contenders import ThroughputContender
+from benchmarks.train.contenders import ThroughputContender, schedule_of
 from bert_pld.config import ModelConfig
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.pld.gates import Gates
-from bert_pld.pld.schedule import Schedule
 
 
 class Round:
@@ -35,16 +34,21 @@ class Round:
         lengths = np.concatenate(self._lengths).tolist()
         self.heads_flops = sum(ModelFlops(config, n, targets_of(n) / n).heads_per_sequence for n in lengths)
 
-    def flops_at_depth(self, depth: float) -> float:
-        """FLOPs of `depth` blocks on all rows, and of the heads."""
-        return depth * self._model.block(np.concatenate(self._lengths)) + self.heads_flops
+    def flops_at_depth(self, depth: float, square: float | None = None) -> float:
+        """FLOPs of `depth` blocks on all rows, and of the heads; `square` as in `ModelFlops.per_sequence`."""
+        lengths = np.concatenate(self._lengths)
+        attention = 12.0 * self.config.hidden_size * float((lengths * lengths).sum())
+        saved = 0.0 if square is None else (depth - square) * attention
+        return depth * self._model.block(lengths) - saved + self.heads_flops
 
     def flops_under(self, gates: Sequence[Gates]) -> float:
         """FLOPs that are executed under each step's gates."""
         total = self.heads_flops
         for lengths, drawn in zip(self._lengths, gates, strict=True):
             for gate in drawn:
-                if gate.keep:
+                if gate.tokens is not None:
+                    total += self._model.block(gate.tokens.counts)
+                elif gate.keep:
                     rows = gate.rows_on_host
                     total += self._model.block(lengths if rows is None else lengths[rows])
         return total
@@ -91,14 +95,16 @@ def _figures_of_dropping(
     """A PLD contender's time over that of the same kernels at full depth, and what FLOPs predict."""
     blocks = one_round.config.num_layers
     full, executed = one_round.flops_at_depth(blocks), one_round.flops_under(gates)
-    expected = Schedule(blocks, theta_limit=one_round.theta, temporal="constant").expected_depth(0)
+    expected, square = schedule_of(one.name, blocks, one_round.theta).mean_powers(1)
+    if one.name != "pld_token":
+        square = expected
     full_depth = next((c for c in contenders if (c.name, c.dtype) == (one.backend, one.dtype)), None)
     measured = None if full_depth is None else _time_ratio(one, full_depth)
     return {
         "full_depth": one.backend,
         "time_over_full_depth": measured,
         "predicted_of_gates_drawn": executed / full,
-        "predicted_of_expectation": one_round.flops_at_depth(expected) / full,
+        "predicted_of_expectation": one_round.flops_at_depth(expected, square) / full,
         "measured_over_predicted": None if measured is None else measured * full / executed,
         "depth_drawn": statistics.fmean(drawn.kept_blocks for drawn in gates),
         "depth_expected": expected,

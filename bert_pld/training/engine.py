@@ -41,8 +41,12 @@ def make_engine(config: RunConfig, model: nn.Module) -> Any:
         optimizer = build_optimizer(optimizer_block, groups)
         for_deepspeed.pop("optimizer", None)
     scheduler_block, make_scheduler = for_deepspeed.get("scheduler"), None
-    if scheduler_block and scheduler_block.get("params", {}).get("total_num_steps") == "auto":
-        params = {**scheduler_block["params"], "total_num_steps": config.training.max_steps}
+    if scheduler_block:
+        automatic = {
+            "total_num_steps": config.training.max_steps,
+            "warmup_max_lr": optimizer_block.get("params", {}).get("lr", 1e-3),
+        }
+        params = {k: automatic.get(k, v) if v == "auto" else v for k, v in scheduler_block.get("params", {}).items()}
         scheduler_block = for_deepspeed["scheduler"] = {**scheduler_block, "params": params}
     if scheduler_block and scheduler_block["type"] in OUR_SCHEDULERS:
         for_deepspeed.pop("scheduler")

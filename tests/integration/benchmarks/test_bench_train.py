@@ -48,13 +48,13 @@ def config_of(*arguments):
 @on_cpu
 def test_train_measures_every_contender_under_one_deepspeed_configuration(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    names = ["hf_bert", "hf_megatron", "reference", "pld_batch", "pld_sample"]
+    names = ["hf_bert", "hf_megatron", "reference", "pld_batch", "pld_sample", "pld_token"]
     contenders = ",".join([*names, "deepspeed_transformer", "triton"])
     result = measure(tmp_path, "train", *TINY, "--dtypes=fp32", f"--contenders={contenders}")
     printed = capsys.readouterr().out
     assert not torch.distributed.is_initialized()
     assert [one["name"] for one in result["contenders"]] == names
-    assert [one["backend"] for one in result["contenders"]] == ["eager"] * 2 + ["reference"] * 3
+    assert [one["backend"] for one in result["contenders"]] == ["eager"] * 2 + ["reference"] * 4
     assert {one["name"]: one["reason"] for one in result["skipped"]} == {
         "deepspeed_transformer": "requires an NVIDIA GPU, and the device is cpu",
         "triton": "model.kernels: 'triton' requires an NVIDIA GPU, and the device is cpu; use 'auto' or 'reference'",
@@ -67,16 +67,17 @@ def test_train_measures_every_contender_under_one_deepspeed_configuration(tmp_pa
     check_figures(result)
     assert by_name["hf_bert"]["attention"] == "sdpa"
     assert all(one["peak_memory_bytes"] is None for one in result["contenders"])
-    for name in ("pld_batch", "pld_sample"):
+    for name, depth in (("pld_batch", 2.75), ("pld_sample", 2.75), ("pld_token", 3.0)):  # θ = 0.5
         one = by_name[name]
         assert one["full_depth"] == "reference"
-        assert one["depth_expected"] == pytest.approx((3 * 4 - 1) / 4)
+        assert one["depth_expected"] == pytest.approx(depth)
         assert one["predicted_of_expectation"] < 1
         assert one["time_over_full_depth"] * one["speed_over"]["fp32"]["reference"] == pytest.approx(1)
         expected = one["time_over_full_depth"] / one["predicted_of_gates_drawn"]
         assert one["measured_over_predicted"] == pytest.approx(expected)
     # Counts are exact: 2.75 of 4 blocks on average, off by less than a row in each micro-batch.
     assert by_name["pld_sample"]["depth_drawn"] == pytest.approx(2.75, abs=1 / 4)
+    assert by_name["pld_token"]["depth_drawn"] == pytest.approx(3.0, abs=0.1)
 
 
 def check_figures(result):

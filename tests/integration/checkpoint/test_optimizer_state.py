@@ -65,7 +65,10 @@ SETTINGS = {
         for number in ((0,) if kind == "Adagrad" else (0, 1))
     },
     "deepspeed_schedule": {
-        "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 3, "total_num_steps": "auto"}}
+        "scheduler": {
+            "type": "WarmupDecayLR",
+            "params": {"warmup_num_steps": 3, "total_num_steps": "auto", "warmup_max_lr": "auto"},
+        }
     },
 }
 
@@ -138,6 +141,13 @@ def test_engine_continues_bitwise_from_a_restored_state(setting, batches, tmp_pa
     assert train(resumed, batches, 3, 6) == whole
     assert resumed.global_steps == 6
     assert resumed.get_lr() == engine.get_lr()
+
+
+def test_automatic_schedule_reaches_the_optimizer_s_rate_and_ends_at_zero(batches):
+    engine = start("deepspeed_schedule")
+    train(engine, batches, 0, 4)
+    assert engine.get_lr() == pytest.approx([3e-3] * 2)  # The last step of the warm-up.
+    assert engine.lr_scheduler.total_num_steps == 12
 
 
 @pytest.mark.parametrize(("before", "after"), [("stage_1", "stage_3"), ("stage_3", "fp32"), ("fp32", "stage_2")])
