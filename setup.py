@@ -15,6 +15,7 @@ configs = {
     "bert_pld.configs": "configs",
     "bert_pld.configs.choices": "configs/choices",
     "bert_pld.configs.paper": "configs/paper",
+    "bert_pld.configs.recipe": "configs/recipe",
 }
 # What reading shards and writing checkpoints needs. `bert_pld.initialize` needs none of it.
 pretrain = ["h5py>=3.10", "safetensors>=0.5", "tokenizers>=0.21", "tqdm>=4.66"]

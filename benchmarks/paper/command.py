@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import REPOSITORY
 from benchmarks.machine import processor_name
-from benchmarks.paper.variants import BASELINE, CHOICES, VARIANTS, load_scale
+from benchmarks.paper.variants import BASELINE, CHOICES, RECIPE, VARIANTS, load_scale
 
 CONDITIONS = "conditions.json"
 EXAMPLE = "python -m benchmarks paper run --scale cpu --data_dir shards/ --output_dir runs/paper --seeds 3"
@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data_dir", required=True, type=Path, help="shards of `data_prep build`")
     add("--output_dir", required=True, type=Path, help="a folder for all runs")
     add("--seeds", type=int, default=3, help="(default 3); ablations have 1, unless --variants names them")
-    paper, choices = (", ".join(variant.name for variant in group) for group in (VARIANTS, CHOICES))
-    add("--variants", nargs="+", metavar="NAME", help=f"names of {paper} (default: all of these), or of {choices}")
+    paper, others = (", ".join(variant.name for variant in group) for group in (VARIANTS, CHOICES + RECIPE))
+    add("--variants", nargs="+", metavar="NAME", help=f"names of {paper} (default: all of these), or of {others}")
     add("--at_once", type=int, help="concurrent runs (default: one a GPU; without a GPU, one a processor)")
     summary = commands.add_parser("summarize", help="compute the figures of the finished runs")
     add = summary.add_argument
@@ -157,7 +157,7 @@ def _summarize(options: argparse.Namespace) -> int:
     claims = check_claims(curves)
     result = {"conditions": conditions, "clock": clock, "comparison": comparison, "claims": claims, "runs": runs}
     options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(table(comparison, "paper", "choices"), claims_table(claims), sep="\n", end="")
+    print(table(comparison, "paper", "choices", "recipe"), claims_table(claims), sep="\n", end="")
     title = f"{conditions['hardware']}, scale {conditions['scale']}, {conditions['commit']}"
     if options.plot is not None:
         draw(curves, options.plot, title)

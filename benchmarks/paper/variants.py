@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import REPOSITORY
-from bert_pld.config import ConfigError, read_json
+from bert_pld.config import ConfigError, load_config, read_json
+from bert_pld.plan import make_plan
 
 CONFIGS = REPOSITORY / "configs"
 
@@ -22,6 +23,10 @@ class Variant:
     is_main: bool
     """Whether it is run with several seeds; the others are ablations with one seed, unless they are named."""
     group: str = "paper"
+    equal_compute_to: str | None = None
+    """A dense variant has as many steps as cost the FLOPs of the named one, over which its learning rate decays."""
+    config_name: str | None = None
+    """Name of the JSON file, if it is not `name`."""
 
 
 VARIANTS = (
@@ -48,7 +53,20 @@ CHOICES = tuple(
     )
 )
 """Options that a user can choose, to be compared with `pld_batch` and `pld_sample`."""
-KNOWN = VARIANTS + CHOICES
+RECIPE = (
+    Variant("dense", "dense", False, "recipe"),
+    Variant("tokens", "by token", False, "recipe"),
+    Variant("dense_equal_compute", "dense, equal compute", False, "recipe", "tokens", "dense"),
+    Variant("dense_muon", "dense, Muon", False, "recipe"),
+    Variant("tokens_muon", "by token, Muon", False, "recipe"),
+    Variant("dense_muon_equal_compute", "dense, Muon, equal compute", False, "recipe", "tokens_muon", "dense_muon"),
+)
+"""Dropping by token and Muon against dense runs of as many steps and of equal compute, at scales `recipe_*`.
+
+Every learning rate decays to zero at the end of its own run: an unfinished run's curve says little about a finished one
+(Kaddour et al., arXiv:2307.06440).
+"""
+KNOWN = VARIANTS + CHOICES + RECIPE
 _PAPER_GAMMA = 0.001
 BASELINE = "post_ln"
 FIRST_PAGE = {*(variant.name for variant in VARIANTS if variant.is_main), "keep_first_block", "keep_first_block_sample"}
@@ -87,20 +105,26 @@ def configuration(variant: Variant, scale: Scale, seed: int, folder: Path = CONF
     Variants that drop uniformly over depth keep as many blocks as the others. Runs of a seed differ only in the keys of
     the variant.
     """
-    values = read_json(folder / variant.group / f"{variant.name}.json")
-    rate = values["optimizer"]["params"]["lr"]
-    if str(rate) not in scale.learning_rates:
-        raise ConfigError(f"scale {scale.name}: learning_rates: has no entry for {rate}, the rate of {variant.name}")
+    values = read_json(folder / variant.group / f"{variant.config_name or variant.name}.json")
+    optimizer = values["optimizer"]["params"]
+    rates = {key: optimizer[key] for key in ("lr", "muon_lr") if key in optimizer}
+    for rate in rates.values():
+        if str(rate) not in scale.learning_rates:
+            raise ConfigError(f"scale {scale.name}: learning_rates: has no entry for {rate}, a rate of {variant.name}")
     apply_changes(values, scale.config)
-    values["optimizer"]["params"]["lr"] = scale.learning_rates[str(rate)]
+    values["optimizer"]["params"] |= {key: scale.learning_rates[str(rate)] for key, rate in rates.items()}
     values["training"]["seed"] = seed
     dropping = values["progressive_layer_drop"]
     dropping["seed"] = seed
     if "gamma" in dropping:
         share = dropping["gamma"] / _PAPER_GAMMA
         dropping["gamma"] = "auto" if share == 1 else share * 100 / values["training"]["max_steps"]
-    if dropping.get("depth") == "uniform":
+    if variant.group == "paper" and dropping.get("depth") == "uniform":
         dropping["theta"] = scale.uniform_theta
+    if variant.equal_compute_to is not None:
+        other = next(known for known in KNOWN if known.name == variant.equal_compute_to)
+        plan = make_plan(load_config(configuration(other, scale, seed, folder)))
+        values["training"]["max_steps"] = round(values["training"]["max_steps"] * plan.ratio_over_run)
     return values
 
 

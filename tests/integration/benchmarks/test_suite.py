@@ -13,11 +13,12 @@ from runs import clean_environment, wait_until, write_corpus
 from benchmarks.paper.command import record_conditions
 from benchmarks.paper.curves import read_curve
 from benchmarks.paper.suite import RunningJob, Suite, failure_of, plan_jobs
-from benchmarks.paper.variants import VARIANTS, Scale, apply_changes, configuration, load_scale
+from benchmarks.paper.variants import RECIPE, VARIANTS, Scale, apply_changes, configuration, load_scale
 from bert_pld.checkpoint.format import list_checkpoints
 from bert_pld.config import ConfigError, load_config
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.files import RUN_LOCK
+from bert_pld.plan import make_plan
 from bert_pld.pld.engine import make_schedule
 
 TINY = {
@@ -66,10 +67,27 @@ def test_scales_load_and_invalid_ones_are_errors():
         dropping = [run for run in runs if run.progressive_layer_drop.enabled]
         depths = [make_schedule(run).limit.expected_depth(0) for run in dropping]
         assert depths == pytest.approx([depths[0]] * 5)
-    with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, cpu_long, gpu"):
+    with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, cpu_long, gpu, recipe_cpu_12"):
         load_scale("tpu")
-    with pytest.raises(ConfigError, match="has no entry for 0.001, the rate of pld_batch"):
+    with pytest.raises(ConfigError, match="has no entry for 0.001, a rate of pld_batch"):
         configuration(VARIANTS[2], Scale("x", {}, 0.7, {}), 1)
+
+
+@pytest.mark.parametrize("layers", [4, 8, 12])
+def test_recipe_is_compared_with_a_dense_run_of_as_many_flops_and_its_own_decay(layers):
+    scale = load_scale(f"recipe_cpu_{layers}")
+    runs = {variant.name: load_config(configuration(variant, scale, 1)) for variant in RECIPE}
+    for suffix in ("", "_muon"):
+        tokens, dense = runs[f"tokens{suffix}"], runs[f"dense{suffix}"]
+        partner = runs[f"dense{suffix}_equal_compute"]
+        assert tokens.training.max_steps == dense.training.max_steps == 2000
+        whole = make_plan(dense).flops_full * partner.training.max_steps
+        assert whole == pytest.approx(make_plan(tokens).flops_mean * 2000, rel=1 / 1000)
+        assert not partner.progressive_layer_drop.enabled
+        assert partner.deepspeed == dense.deepspeed
+        assert partner.deepspeed["scheduler"]["params"]["total_num_steps"] == "auto"
+    rates = runs["tokens_muon"].deepspeed["optimizer"]["params"]
+    assert (rates["lr"], rates["muon_lr"]) == (0.002, 0.004)
 
 
 def test_ablations_have_one_seed_unless_named(tmp_path):

@@ -52,6 +52,16 @@ def test_conclusions_follow_the_interval():
         assert by_text(curves)["Pre-LN: lower at the high rate"]["verdict"] == conclusion
 
 
+def test_recipe_may_end_a_hundredth_of_a_nat_above_dense():
+    dense = {seed: curve([4.0], [100]) for seed in range(3)}
+    for losses, conclusion in (([4.005, 4.006, 4.004], "holds"), ([4.015, 4.016, 4.014], "does not hold")):
+        tokens = {seed: curve([loss], [70]) for seed, loss in enumerate(losses)}
+        found = by_text({"tokens": tokens, "dense": dense, "dense_equal_compute": dense})
+        assert found["by token: at most 0.01 above dense, as many steps"]["verdict"] == conclusion
+        assert found["by token: below dense, equal compute"]["verdict"] == "does not hold"
+        assert found["by token: 25 % less time than dense, as many steps"]["verdict"] == "holds"
+
+
 def test_loss_that_is_never_reached_has_no_interval():
     post = {seed: curve([6.0, 5.0], [50, 100]) for seed in (1, 2)}
     pld = {1: curve([6.0, 5.5], [40, 80]), 2: curve([5.0, 4.9], [40, 80])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from repository import REPOSITORY
@@ -42,8 +43,13 @@ def test_shipped_configuration_loads_and_runs_a_step_on_meta_tensors(path):
     if config.progressive_layer_drop.enabled:
         schedule = make_schedule(config, model.num_gated_blocks)
         granularity = config.progressive_layer_drop.granularity
-        gates = draw_gates(schedule, granularity=granularity, seed=0, step=10**6, rows=16, device="meta")
-        assert schedule.theta(10**6) == pytest.approx(config.progressive_layer_drop.theta)
+        step = (schedule.finish_step or 10**6) - 1
+        lengths = np.full(16, seq)
+        gates = draw_gates(
+            schedule, granularity=granularity, seed=0, step=step, rows=16,
+            lengths=lengths, padded_length=seq, device="meta",
+        )  # fmt: skip
+        assert schedule.theta(step) == pytest.approx(config.progressive_layer_drop.theta, rel=0.01)
     outputs = model(ids, ids, None, labels, labels, ids[:, 0], gates=gates)
     outputs["loss"].backward()
     gradients = sum(p.grad is not None for p in model.encoder.blocks.parameters())
@@ -51,9 +57,9 @@ def test_shipped_configuration_loads_and_runs_a_step_on_meta_tensors(path):
     assert gradients == 12 * kept
 
     block = config.deepspeed["optimizer"]
-    assert block["type"] in optimizers.OUR_OPTIMIZERS
-    groups = optimizers.parameter_groups(model, block["params"]["weight_decay"])
-    optimizer = optimizers.build_optimizer(block, groups)
+    assert block["type"] in OUR_OPTIMIZERS
+    groups = parameter_groups(model, block["params"]["weight_decay"], muon=block["type"] == "Muon")
+    optimizer = build_optimizer(block, groups)
     scheduler = config.deepspeed["scheduler"]
     if scheduler["type"] in optimizers.OUR_SCHEDULERS:
         optimizers.build_scheduler(scheduler, config.training.max_steps, optimizer)
