@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from bert_pld.config import RunConfig
-from bert_pld.cost.flops import parameter_count
+from bert_pld.cost.flops import parameter_count, parameter_tensors
 
 _MASTER_BYTES = 4
 # fp32 moments per parameter, by the optimizer's JSON name in lower case; all other optimizers keep two, as Adam does.
@@ -76,10 +76,7 @@ def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> M
     share = [1.0 / world_size if stage >= needed else 1.0 for needed in (1, 2, 3)]
     # In fp32 runs ZeRO keeps a separate fp32 copy of its partition too.
     master = _MASTER_BYTES if element == 2 or stage >= 1 else 0
-    optimizer = run.deepspeed.get("optimizer", {})
-    moments = _MOMENTS.get(str(optimizer.get("type", "")).lower(), 2)
-    if optimizer.get("params", {}).get("momentum"):
-        moments = max(moments, 1)
+    moments = _moments(run)
     offload = run.deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
 
     tokens = micro_batch_size * run.data.seq_length
@@ -91,7 +88,7 @@ def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> M
     return MemoryEstimate(
         parameters_bytes=count * element * share[2],
         gradients_bytes=count * element * share[1],
-        optimizer_bytes=0.0 if offload in ("cpu", "nvme") else count * (master + 4 * moments) * share[0],
+        optimizer_bytes=0.0 if offload in ("cpu", "nvme") else (count * master + 4 * moments) * share[0],
         optimizer_offloaded=offload in ("cpu", "nvme"),
         block_activation_bytes=float(tokens * _block_bytes_per_token(run, element)),
         block_input_bytes=float(tokens * hidden * element),
@@ -99,6 +96,17 @@ def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> M
         num_layers=model.num_layers,
         activation_checkpointing=model.activation_checkpointing,
     )
+
+
+def _moments(run: RunConfig) -> int:
+    """Return the number of fp32 values that the optimizer keeps beside the weights."""
+    optimizer = run.deepspeed.get("optimizer", {})
+    kind, count = str(optimizer.get("type", "")).lower(), parameter_count(run.model)
+    if kind == "muon":  # One for the blocks' matrices, two for everything else.
+        matrices = (t.elements for t in parameter_tensors(run.model) if t.is_matrix and t.block is not None)
+        return 2 * count - sum(matrices)
+    moments = _MOMENTS.get(kind, 2)
+    return count * (max(moments, 1) if optimizer.get("params", {}).get("momentum") else moments)
 
 
 def _block_bytes_per_token(run: RunConfig, element: int) -> float:

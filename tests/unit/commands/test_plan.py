@@ -84,6 +84,8 @@ def test_zero_stages_partition_memory_over_ranks():
     assert (fp32.parameters_bytes, fp32.gradients_bytes, fp32.optimizer_bytes) == (4 * count, 4 * count, 8 * count)
     offloaded = plan_of({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}).memory
     assert (offloaded.optimizer_bytes, offloaded.optimizer_offloaded) == (0, True)
+    muon = plan_of({"optimizer": {"type": "Muon", "params": {"lr": 1e-3}}, "fp16": {"enabled": False}}).memory
+    assert muon.optimizer_bytes == 8 * count - 4 * 12 * 12 * 768**2  # one value for each weight of the blocks' matrices
 
 
 @pytest.mark.parametrize("normalization", ["pre", "post"])
