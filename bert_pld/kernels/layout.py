@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bert_pld.kernels.reference import RowMap
+from bert_pld.pld.upload import upload
 
 _ABSENT = np.int32(-(2**30))
 """Placeholder for the distance from stream row to compact row, for a sequence that is not kept."""
@@ -184,11 +185,3 @@ def _row_maps(shifts: Tensor, layout: TokenLayout) -> Tensor:
         per_row = shifts.repeat_interleave(lengths, dim=1, output_size=layout.total)
     rows = torch.arange(layout.total, dtype=torch.int32, device=layout.device)
     return torch.where(per_row == int(_ABSENT), -1, rows + per_row)
-
-
-def upload(values: NDArray[np.int32] | NDArray[np.int64], device: torch.device | str) -> Tensor:
-    """Copy a host array to a device without waiting for the device."""
-    tensor = torch.from_numpy(values)
-    if torch.device(device).type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

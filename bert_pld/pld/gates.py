@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from bert_pld.pld.schedule import Schedule
 from bert_pld.pld.subset_rows import run_on_rows
 from bert_pld.pld.token_subsets import TokenSubset, draw_token_subsets
+from bert_pld.pld.upload import upload
 from bert_pld.rng import Stream, random_words, to_unit_interval
 
 
@@ -160,10 +161,7 @@ def _draw_for_samples(
     priority = random_words(seed, Stream.GATE_ROWS, row, block, step, micro_step)[0]
     ranked = np.argsort(priority, axis=1, kind="stable")
     chosen = [np.sort(ranked[index, :count]) for index, count in enumerate(counts)]
-    together = torch.from_numpy(np.concatenate(chosen))
-    if torch.device(device).type == "cuda":
-        together = together.pin_memory()
-    uploaded = together.to(device, non_blocking=True).split(counts.tolist())
+    uploaded = upload(np.concatenate(chosen), device).split(counts.tolist())
     return [
         BlockGate(
             keep=bool(count),

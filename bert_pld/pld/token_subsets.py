@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bert_pld.pld.upload import upload
 from bert_pld.rng import Stream, philox_round_keys
 
 MAX_SEQUENCE_LENGTH = 2**16
@@ -55,8 +56,8 @@ class TokenSubset:
         rows, padded_length = self.kept.shape
         chosen = self.kept
         if (self.counts != self.width).any():
-            edges = torch.from_numpy(np.stack([self.lengths, self.lengths + self.width - self.counts]))[:, :, None]
-            first, last = edges.to(self.kept.device, non_blocking=True)
+            edges = np.stack([self.lengths, self.lengths + self.width - self.counts])[:, :, None]
+            first, last = upload(edges, self.kept.device)
             position = torch.arange(padded_length, device=self.kept.device)
             chosen = chosen | ((position >= first) & (position < last))
         return torch.nonzero_static(chosen.flatten(), size=rows * self.width).squeeze(1)
@@ -98,13 +99,11 @@ def draw_token_subsets(
     some = [block for block, count in enumerate(counts) if (count < lengths).any()]
     if not some:
         return [None] * len(shares)
-    host = np.concatenate([np.stack([counts[block] for block in some]), lengths[None]])
-    uploaded = torch.from_numpy(host)
-    if torch.device(device).type == "cuda":
-        uploaded = uploaded.pin_memory()
-    uploaded = uploaded.to(device, non_blocking=True)
-    count, length = uploaded[:-1], uploaded[-1]
-    keys = _priorities(some, seed, step, micro_step, first_row, len(lengths), padded_length, device)
+    rows = len(lengths)
+    uploaded = upload(np.concatenate([*(counts[block] for block in some), lengths, some]).astype(np.int64), device)
+    count, length, blocks = uploaded.split([len(some) * rows, rows, len(some)])
+    count = count.view(len(some), rows)
+    keys = _priorities(blocks, seed, step, micro_step, first_row, rows, padded_length)
     position = torch.arange(padded_length, device=device)
     # The position in the lowest bits makes all keys of a sequence different; padding comes last.
     keys = keys.bitwise_left_shift_(_POSITION_BITS).add_(position)
@@ -119,32 +118,23 @@ def draw_token_subsets(
 
 
 def _priorities(
-    blocks: Sequence[int],
-    seed: int,
-    step: int,
-    micro_step: int,
-    first_row: int,
-    rows: int,
-    length: int,
-    device: torch.device | str,
+    blocks: Tensor, seed: int, step: int, micro_step: int, first_row: int, rows: int, length: int
 ) -> Tensor:
     """Return uniform 32-bit numbers, int64 [blocks, rows, length], from Philox-4x32-10 counters.
 
     Positions 4·g … 4·g + 3 are the four words of the counter (g, global row, step, 2^16 · micro-step + block).
     """
-    groups = -(-length // 4)
+    groups, device = -(-length // 4), blocks.device
     shape = len(blocks), rows, groups
-    block = torch.tensor(blocks, device=device)[:, None, None] + (micro_step << 16)
-    row = torch.arange(first_row, first_row + rows, device=device)[:, None]
     x0 = torch.arange(groups, device=device).expand(shape)
-    x1, x3 = row.expand(shape), block.expand(shape)
+    x1 = torch.arange(first_row, first_row + rows, device=device)[:, None].expand(shape)
     x2 = torch.full((), step, dtype=torch.int64, device=device)
+    x3 = (blocks[:, None, None] + (micro_step << 16)).expand(shape)
     for key_0, key_1 in philox_round_keys(seed, int(Stream.GATE_TOKENS)):
         # The product of two 32-bit numbers wraps around in int64, but all its 64 bits are right.
         product_0, product_1 = x0 * _MULTIPLIER_0, x2 * _MULTIPLIER_1
         x0 = ((product_1 >> 32) & _LOW_32) ^ x1 ^ int(key_0)
         x2 = ((product_0 >> 32) & _LOW_32) ^ x3 ^ int(key_1)
         x1, x3 = product_1 & _LOW_32, product_0 & _LOW_32
-    return torch.stack(torch.broadcast_tensors(x0, x1, x2, x3), dim=-1).view(len(blocks), rows, 4 * groups)[
-        ..., :length
-    ]
+    words = torch.stack(torch.broadcast_tensors(x0, x1, x2, x3), dim=-1)
+    return words.view(len(blocks), rows, 4 * groups)[..., :length]
