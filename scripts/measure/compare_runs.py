@@ -33,12 +33,13 @@ def read_complete_run(run_dir: Path) -> RunCurves:
     return found
 
 
-def constant_part(found: RunCurves, run_dir: Path, first_step: int) -> list[dict[str, Any]]:
-    """Logging steps from `first_step` on; raise ValueError for fewer than two, or if the time does not increase."""
-    records = [record for record in found.training if record["step"] >= first_step]
+def constant_part(found: RunCurves, run_dir: Path, first_step: int, end_step: int | None) -> list[dict[str, Any]]:
+    """Logging steps from `first_step` to `end_step`; raise ValueError for fewer than two, or a stopped clock."""
+    end = float("inf") if end_step is None else end_step
+    records = [record for record in found.training if first_step <= record["step"] <= end]
     if len(records) < 2 or records[-1]["seconds"] <= records[0]["seconds"]:
         raise ValueError(
-            f"{run_dir}: {len(records)} logging step(s) from step {first_step} on, where θ is within 1 % of its limit;"
+            f"{run_dir}: {len(records)} logging step(s) from step {first_step} on with θ within 1 % of its limit;"
             " must be at least 2, with increasing seconds (training.max_steps, training.log_interval)"
         )
     return records
@@ -65,12 +66,22 @@ def main(options: argparse.Namespace) -> None:
     schedule = make_schedule(config)
     constant_from = schedule.steps_until_theta_within(0.01)
     if constant_from is None:
-        raise ValueError(f"{options.pld_run}/config.json: progressive_layer_drop: gamma: 0; must be > 0")
-    constant = constant_part(pld, options.pld_run, constant_from)
-    baseline_constant = constant_part(baseline, options.baseline_run, constant_from)
+        raise ValueError(
+            f"{options.pld_run}/config.json: progressive_layer_drop: θ never comes within 1 % of its limit before the"
+            " dense finish (gamma, ramp)"
+        )
+    constant, baseline_constant = (
+        constant_part(run, folder, constant_from, schedule.finish_step)
+        for run, folder in ((pld, options.pld_run), (baseline, options.baseline_run))
+    )
     flops = ModelFlops(config.model, config.data.seq_length, config.data.mask_probability)
-    predicted = flops.ratio(schedule.limit.expected_depth(0))
-    drawn = flops.ratio(sum(r["kept_blocks"] for r in constant[1:]) / len(constant[1:]))
+    depth, square = schedule.limit.mean_powers(1)
+    predicted = drawn = flops.ratio(depth, square)
+    if config.progressive_layer_drop.granularity != "token":
+        predicted, drawn = (
+            flops.ratio(depth),
+            flops.ratio(sum(r["kept_blocks"] for r in constant[1:]) / len(constant[1:])),
+        )
     measured = seconds_per_sample(constant) / seconds_per_sample(baseline_constant)
     loss, baseline_loss = evaluation["eval_mlm_loss"], baseline_evaluation["eval_mlm_loss"]
     print(f"{'':34}{'PLD':>10}{'without':>10}{'ratio':>8}")

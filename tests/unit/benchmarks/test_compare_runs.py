@@ -64,7 +64,7 @@ def test_runs_that_cannot_be_compared_are_errors_of_one_line(make_run, run, tmp_
         ((baseline, pld), "baseline: drops no layers; the first run must use progressive_layer_drop.enabled"),
         ((pld, make_run("early", evaluated=(5,))), "last evaluated after 48 and 40 samples; must be equally many"),
         ((short, short), "short: 1 logging step(s) from step 3 on"),
-        ((endless, baseline), "endless/config.json: progressive_layer_drop: gamma: 0; must be > 0"),
+        ((endless, baseline), "endless/config.json: progressive_layer_drop: θ never comes within 1 % of its limit"),
         ((pld, make_run("stopped_clock", seconds=0)), "stopped_clock: 4 logging step(s) from step 3 on"),
         ((pld, make_run("diverged", loss=None)), "diverged/metrics.jsonl, step 6: eval_mlm_loss must be a finite"),
         ((lost, baseline), "lost/metrics.jsonl, step 1: seconds must be a finite number"),
