@@ -160,8 +160,9 @@ def predict_step(
     """Predict one optimizer step.
 
     `kept` has for each micro-batch and block the share that runs: 1 or 0 for drawn gates, the keep probability for an
-    expectation; at sample and token granularity the share of the rows or tokens. `memory` is that of the run at this micro-batch size, used
-    with a finite `activation_bytes_per_s`. The model's `vocab_size` and `next_sentence_prediction` must be resolved.
+    expectation; at sample and token granularity the share of the rows or tokens. `memory` is that of the run at this
+    micro-batch size, used with a finite `activation_bytes_per_s`. The model's `vocab_size` and
+    `next_sentence_prediction` must be resolved.
     """
     has_gradient = gradient_probabilities(run, kept)
     collectives = step_collectives(run, world_size, has_gradient)

@@ -57,9 +57,9 @@ def test_shipped_configuration_loads_and_runs_a_step_on_meta_tensors(path):
     assert gradients == 12 * kept
 
     block = config.deepspeed["optimizer"]
-    assert block["type"] in OUR_OPTIMIZERS
-    groups = parameter_groups(model, block["params"]["weight_decay"], muon=block["type"] == "Muon")
-    optimizer = build_optimizer(block, groups)
+    assert block["type"] in optimizers.OUR_OPTIMIZERS
+    groups = optimizers.parameter_groups(model, block["params"]["weight_decay"], muon=block["type"] == "Muon")
+    optimizer = optimizers.build_optimizer(block, groups)
     scheduler = config.deepspeed["scheduler"]
     if scheduler["type"] in optimizers.OUR_SCHEDULERS:
         optimizers.build_scheduler(scheduler, config.training.max_steps, optimizer)
