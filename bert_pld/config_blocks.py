@@ -68,15 +68,19 @@ class ProgressiveLayerDropConfig:
         return f"{', '.join(parts)}, granularity {self.granularity}"
 
     def resolved(self, max_steps: int) -> ProgressiveLayerDropConfig:
-        """Return a copy with `gamma: auto` and all shares of a run of `max_steps` steps replaced by numbers."""
+        """Return a copy with `gamma: auto` and all shares of a run of `max_steps` steps replaced by numbers.
+
+        `gamma` and `ramp` become 0 where `temporal` does not use them, so that they cannot make two runs differ.
+        """
 
         def steps(value: float) -> float:
             return float(round(value * max_steps) if value < 1 else value)
 
+        gamma = 100.0 / max_steps if self.gamma == "auto" else self.gamma
         return dataclasses.replace(
             self,
-            gamma=100.0 / max_steps if self.gamma == "auto" else self.gamma,
-            ramp=steps(self.ramp),
+            gamma=gamma if self.temporal == "exponential" else 0.0,
+            ramp=steps(self.ramp) if self.temporal in ("linear", "growing") else 0.0,
             dense_warmup=steps(self.dense_warmup),
             dense_finish=steps(self.dense_finish),
         )

@@ -1,12 +1,12 @@
-"""Gates: which blocks run, on which rows or tokens, with which scale; a function of (seed, step, micro-step, block,
-row) alone.
+"""Gates: which blocks run, on which rows or tokens, with which scale.
 
-No global random generator is read or advanced. So all ranks agree without communication, a resumed run draws the same
-gates, and activation checkpointing, which receives the same `BlockGate` again, recomputes the same blocks. A block is
-sampled and scaled with the same p_l, so that E[gate / p_l] = 1 (the published code scaled with the next block's). For
-any set of different blocks the expectation of the product of a row's scaled gates is 1, at batch and at sample
-granularity. At token granularity the branches are not scaled: every block runs on p_l of the tokens at every step, and
-a dense finish lets the network adapt to all blocks on all tokens.
+They are functions of (seed, step, micro-step, block, row) alone. No global random generator is read or advanced. So
+all ranks agree without communication, a resumed run draws the same gates, and activation checkpointing, which receives
+the same `BlockGate` again, recomputes the same blocks. A block is sampled and scaled with the same p_l, so that
+E[gate / p_l] = 1 (the published code scaled with the next block's). For any set of different blocks the expectation of
+the product of a row's scaled gates is 1, at batch and at sample granularity. At token granularity the branches are not
+scaled: every block runs on p_l of the tokens at every step, and a dense finish lets the network adapt to all blocks on
+all tokens.
 """
 
 from __future__ import annotations

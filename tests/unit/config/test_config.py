@@ -101,10 +101,17 @@ def test_shares_of_the_run_become_steps_which_are_read_back_unchanged():
     dropping = {"dense_warmup": 0.1, "dense_finish": 50, "ramp": 0.25, "gamma": "auto"}
     config = load_config({"progressive_layer_drop": dropping, "training": {"max_steps": 400}})
     pld = config.progressive_layer_drop
-    assert (pld.dense_warmup, pld.dense_finish, pld.ramp, pld.gamma) == (40, 50, 100, 0.25)
-    schedule = make_schedule(config)
-    assert (schedule.warmup_steps, schedule.finish_step, schedule.ramp_steps) == (40, 350, 100)
+    assert (pld.dense_warmup, pld.dense_finish, pld.ramp, pld.gamma) == (40, 50, 0, 0.25)
     assert load_config(config.as_json()).progressive_layer_drop == pld
+    linear = {"progressive_layer_drop": {**dropping, "temporal": "linear"}, "training": {"max_steps": 400}}
+    schedule = make_schedule(load_config(linear))
+    assert (schedule.warmup_steps, schedule.finish_step, schedule.ramp_steps) == (40, 350, 100)
+
+
+def test_constant_dropping_does_not_depend_on_the_number_of_steps():
+    constant = {"progressive_layer_drop": {"temporal": "constant"}}
+    short, long = (load_config({**constant, "training": {"max_steps": steps}}) for steps in (10, 1000))
+    assert short.progressive_layer_drop == long.progressive_layer_drop
 
 
 def test_unreadable_or_invalid_file_is_reported_in_one_line(tmp_path):

@@ -57,12 +57,23 @@ def test_loss_and_every_gradient_equal_those_of_the_eager_model(normalization, g
     assert_equal_gradients(actual, expected)
 
 
-@pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
-@pytest.mark.parametrize("options", [{"num_layers": 1}, {"num_layers": 4}, {"normalization": "post"}], ids=str)
-@pytest.mark.parametrize("granularity", ["batch", "sample", "token"])
+@pytest.mark.parametrize(
+    ("granularity", "options", "padded"),
+    [
+        ("batch", {"num_layers": 4}, True),
+        ("sample", {"num_layers": 1}, True),
+        ("sample", {"num_layers": 4}, False),
+        ("token", {"num_layers": 1}, True),
+        ("token", {"num_layers": 4}, True),
+        ("token", {"num_layers": 4}, False),
+        ("token", {"normalization": "post"}, True),
+        ("token", {"normalization": "post"}, False),
+    ],
+    ids=str,
+)
 def test_fused_equals_eager_under_drawn_gates(granularity, options, padded):
     batch = make_batch(padded=padded)
-    for step in range(3):
+    for step in range(2):
         gates = drawn_gates(granularity, step, options.get("num_layers", 4), padded)
         loss, expected = gradients(make_model(**options), gates, **batch)
         fused_loss, actual = gradients(fused_model(**options), gates, **batch)

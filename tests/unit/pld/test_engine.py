@@ -100,6 +100,28 @@ def test_sample_granularity_passes_row_indices():
     )
 
 
+class TokenTower(Tower):
+    """A user's model on [rows, tokens, 5], whose blocks take no padding mask."""
+
+    def forward(self, x, attention_mask=None, gates=None):
+        return super().forward(x, gates)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_token_granularity_passes_subsets_of_the_tokens(masked):
+    by_token = {"theta": 0.5, "temporal": "constant", "granularity": "token", "depth": "uniform"}
+    engine, *_ = start(TokenTower(), {**CONFIG, "progressive_layer_drop": by_token})
+    lengths = [8, 6, 4, 1] if masked else [8] * 4
+    mask = torch.arange(8) < torch.tensor(lengths)[:, None]
+    engine(torch.ones(4, 8, 5), **({"attention_mask": mask} if masked else {}))
+    for gate in engine.module.seen[-1]:
+        assert gate.tokens.counts.tolist() == [max(length // 2, 1) for length in lengths]
+        assert gate.tokens.kept.sum(1).tolist() == gate.tokens.counts.tolist()
+        assert not (gate.tokens.kept & ~mask).any()
+    with pytest.raises(ValueError, match=r"granularity 'token': the model's first tensor must be \[rows, tokens, …\]"):
+        engine(torch.ones(4))
+
+
 def test_configuration_is_read_from_args_or_from_a_file(tmp_path):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(CONFIG))
