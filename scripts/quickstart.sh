@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fresh machine → environment → corpus from Python's own documentation → vocabulary → shards → pretraining with PLD and
-# without → held-out loss of both → Hugging Face export → a filled [MASK] → a plot. About five minutes on two cores.
+# Fresh machine → environment → corpus from Python's own documentation → vocabulary → shards → pretraining with layer
+# dropping and, beside it, without → held-out loss of both → Hugging Face export → a filled [MASK] → a plot.
 #
 #   bash scripts/quickstart.sh [FOLDER]      default: runs/quickstart; a second run resumes
 set -euo pipefail
@@ -13,25 +13,45 @@ log() { printf '\n[%3d s] %s\n' $((SECONDS - began)) "$*"; }
 
 log "environment"
 source scripts/environment.sh all
-gpus="$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')"
+gpus="$(python -c 'import torch; print(torch.cuda.device_count())')"
+bf16="$(python -c 'import torch; from bert_pld.kernels.linear import cpu_multiplies_bf16 as cpu
+print(str(torch.cuda.is_available() or cpu()).lower())')"
+cores="$(python -c 'import os; print(len(os.sched_getaffinity(0)))')"
 mkdir -p "$out"
 
 log "corpus: Python's documentation → vocabulary → HDF5 shards"
-python -m data_prep build --source python-docs --vocab_size 2048 --seq_length 64 --validation_fraction 0.05 \
+python -m data_prep build --source python-docs --vocab_size 2048 --seq_length 32 --validation_fraction 0.05 \
     --output_dir "$out/corpus"
 python -m data_prep verify "$out/corpus"
 
 log "expected depth, saving and memory"
 python -m bert_pld.plan --deepspeed_config "$config" --vocab_size 2048
 
-pretrain() {
-    deepspeed --num_gpus "$gpus" --module bert_pld.pretrain --deepspeed_config "$config" \
-        --data_dir "$out/corpus" "$@"
+pretrain() { # name, then --set options
+    local name="$1" port
+    shift
+    port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
+    deepspeed --num_gpus "$((gpus > 0 ? gpus : 1))" --master_port "$port" --module bert_pld.pretrain \
+        --deepspeed_config "$config" --data_dir "$out/corpus" --output_dir "$out/$name" \
+        --set bf16.enabled="$bf16" "$@" 2>&1 | sed -u "s/^/$name | /"
 }
-log "pretraining with Progressive Layer Dropping"
-pretrain --output_dir "$out/pld"
-log "pretraining without it"
-pretrain --output_dir "$out/no_pld" --set progressive_layer_drop.enabled=false
+without=(--set progressive_layer_drop.enabled=false)
+if [ "$gpus" -gt 0 ] || [ "$cores" -lt 2 ]; then
+    log "pretraining with layer dropping, then without"
+    pretrain pld
+    pretrain dense "${without[@]}"
+else
+    # Side by side, with half of the cores each, so that whatever else the machine does slows both down alike.
+    log "pretraining with layer dropping and, at the same time, without"
+    export OMP_NUM_THREADS=$((cores / 2))
+    pretrain pld &
+    first=$!
+    pretrain dense "${without[@]}" &
+    second=$!
+    wait "$first"
+    wait "$second"
+    unset OMP_NUM_THREADS
+fi
 
 log "export to Hugging Face, and a filled [MASK]"
 python -m bert_pld.export --checkpoint "$out/pld" --output_dir "$out/hugging_face" --overwrite
@@ -40,6 +60,6 @@ python scripts/fill_mask.py "$out/hugging_face" \
     "If the key is not [MASK], a KeyError is raised."
 
 log "result"
-python -m bert_pld.plot "$out/pld" "$out/no_pld" --output "$out/loss.png"
-python scripts/measure/compare_runs.py "$out/pld" "$out/no_pld"
+python -m bert_pld.plot "$out/pld" "$out/dense" --output "$out/loss.png"
+python scripts/measure/compare_runs.py "$out/pld" "$out/dense"
 log "done; plot: $out/loss.png"

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bert_pld.checkpoint.zero_state import Piece, find_pieces, full_shapes, is_partitioned, owners_in_order
+from bert_pld.kernels.linear import cpu_multiplies_bf16
 from bert_pld.training.matrix_exchange import MatrixExchange
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -60,7 +61,8 @@ class OrthogonalMomentum(torch.optim.AdamW):
         momentum: β.
         nesterov: whether U is as above; otherwise U = B.
         ns_steps: Newton–Schulz iterations.
-        dtype: type of the iterations; by default bf16 on a GPU, fp32 on a CPU.
+        dtype: type of the iterations; by default bf16 in runs of 16 bits, unless the CPU has no bf16 instructions, and
+            fp32 in other runs.
         adam: AdamW's other arguments.
     """
 
@@ -91,8 +93,9 @@ class OrthogonalMomentum(torch.optim.AdamW):
             engine: the engine that was made with this optimizer.
             matrices: parameter name to the number of equal matrices that are stacked in its rows.
         """
-        dtype = self.dtype or (torch.bfloat16 if engine.device.type == "cuda" else torch.float32)
-        self.dtype = dtype
+        fast_in_bf16 = engine.device.type != "cpu" or cpu_multiplies_bf16()
+        in_16_bits = any(parameter.element_size() == 2 for parameter in engine.module.parameters())
+        self.dtype = dtype = self.dtype or (torch.bfloat16 if in_16_bits and fast_in_bf16 else torch.float32)
         whole = {name: shape for name, shape in full_shapes(engine).items() if name in matrices}
         self._shapes = {name: (matrices[name], rows // matrices[name], width) for name, (rows, width) in whole.items()}
         owners = {id(owner): index for index, owner in enumerate(owners_in_order(engine))}
