@@ -83,9 +83,10 @@ def quickstart(runs: dict[str, list[dict[str, Any]]]) -> str:
     """Compare both runs of `quickstart.sh`, given as name → lines of `metrics.jsonl`, PLD first."""
     ends = [[line for line in run if "eval_mlm_loss" in line][-1] for run in runs.values()]
     trained = [[line for line in run if "theta" in line] for run in runs.values()]
-    first = next(i for i, line in enumerate(trained[0]) if line["theta"] <= 1.01 * trained[0][-1]["theta"])
+    limit = 1.01 * min(line["theta"] for line in trained[0])
+    first, *_, last = (i for i, line in enumerate(trained[0]) if line["theta"] <= limit)
     later = [
-        1e3 * (run[-1]["seconds"] - run[first]["seconds"]) / (run[-1]["samples"] - run[first]["samples"])
+        1e3 * (run[last]["seconds"] - run[first]["seconds"]) / (run[last]["samples"] - run[first]["samples"])
         for run in trained
     ]
     rows = [

@@ -59,6 +59,7 @@ def _of_part(part: str, table: Callable[..., str], *groups: str) -> Callable[[di
 
 
 _COMPARISON = _of_part("comparison", tables.table, "paper", "choices")
+_RECIPE = _of_part("comparison", tables.table, "recipe")
 _CHOICES = _of_part("comparison", tables.choices_table)
 _SHORT_COMPARISON = _of_part("comparison", tables.short_table)
 _CLAIMS = _of_part("claims", claims.claims_table)
@@ -68,6 +69,8 @@ SHOWN = (
     Shown("scale_cpu", "docs/reproducing.md", "scale_cpu.json", result_tables.scale_search),
     Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _COMPARISON),
     Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _CLAIMS),
+    Shown("recipe_cpu_4", "docs/results/recipe_cpu.md", "recipe_cpu_4.json", _RECIPE),
+    Shown("recipe_claims_cpu_4", "docs/results/recipe_cpu.md", "recipe_cpu_4.json", _CLAIMS),
     Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _COMPARISON),
     Shown("choices_cpu", "docs/pld.md", "paper_cpu.json", _CHOICES),
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
