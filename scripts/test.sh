@@ -34,4 +34,4 @@ if [ $# -eq 0 ]; then
 fi
 # All tests, where `pytest` alone runs tests/unit. One process per core; the tests of one file share their runs, so a
 # file is not divided.
-exec python -m pytest -o testpaths=tests -n "$(nproc)" --dist loadfile "$@"
+exec python -m pytest -o testpaths=tests -n "$(env -u OMP_NUM_THREADS nproc)" --dist loadfile "$@"
