@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import io
 import logging
 import os
 import sys
@@ -58,6 +59,7 @@ def run(
 
     Such errors are ValueError, OSError and a missing package of an extra. When all ranks fail alike, rank 0 prints.
     """
+    print_any_character()
     options = parser.parse_args(arguments)
     try:
         with explain_missing_package(parser.prog.removeprefix("python -m ")):
@@ -70,6 +72,16 @@ def run(
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(code)
+
+
+def print_any_character() -> None:
+    """Make this process escape what the encoding of its output lacks (θ becomes `\\u03b8`); every command calls this.
+
+    A terminal or log in ASCII, Latin-1 or cp1252, or a file name that is not UTF-8, would otherwise end a run.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from bert_pld.cli import explain_missing_package
+from bert_pld.cli import explain_missing_package, print_any_character
 
 with explain_missing_package("data_prep"):
     from bert_pld.data.shards import MANIFEST_NAME, OBJECTIVES
@@ -41,6 +41,7 @@ Give the same command again to resume an interrupted build.
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    print_any_character()
     arguments = build_parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))

@@ -6,11 +6,15 @@ python scripts/fill_mask.py MODEL_DIR "A sentence with [MASK]." …
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 from pathlib import Path
 
 
 def main() -> None:
     """Print the five most probable tokens for each sentence."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for terminals without UTF-8
     parser = argparse.ArgumentParser(description="Fill [MASK] with an exported model.")
     parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="folder written by `python -m bert_pld.export`")
     parser.add_argument("sentences", nargs="+", metavar="SENTENCE", help="sentence with one [MASK]")
