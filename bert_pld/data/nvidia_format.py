@@ -30,8 +30,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pld.data.hdf5_file import ShardError, contained_dataset, opened
 from bert_pld.data.masking import MaskedTokens
-from bert_pld.data.safety import contained_dataset, reject_links_outside
+from bert_pld.data.safety import reject_links_outside
 from bert_pld.data.shards import FORMAT_NAME, IS_NEXT, NO_PAIR, RANDOM_NEXT, Rows, ShardRecord
 from bert_pld.files import TOKENIZER, VOCABULARY, written_aside
 
@@ -110,20 +111,17 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Return a shard's header; a ValueError if the file is missing, cut short, not HDF5, or has other datasets."""
-    try:
-        with h5py.File(path, "r") as file:
-            return _header(path, file)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise _unreadable(path, error) from error
+    with opened(path) as file:
+        return _header(path, file)
 
 
 def _header(path: Path, file: h5py.File) -> Header:
     if file.attrs.get("format") == FORMAT_NAME:
-        raise ValueError(f"{path}: a native shard in a directory without manifest.json (an unfinished build)")
+        raise ShardError(f"{path}: a native shard in a directory without manifest.json (an unfinished build)")
     names = set(file.keys())  # `name in file` would follow a link
     missing = [name for name in DTYPES if name != LABELS and name not in names]
     if missing:
-        raise ValueError(f"{path}: not a shard in NVIDIA's format (no dataset {', '.join(missing)})")
+        raise ShardError(f"{path}: not a shard in NVIDIA's format (no dataset {', '.join(missing)})")
     shapes = {name: contained_dataset(path, file, name).shape for name in DTYPES if name in names}
     two_dimensions = len(shapes["input_ids"]) == len(shapes["masked_lm_ids"]) == 2
     rows, seq_length = shapes["input_ids"] if two_dimensions else (0, 0)
@@ -131,19 +129,15 @@ def _header(path: Path, file: h5py.File) -> Header:
     for name, shape in shapes.items():
         expected = (rows,) if name == LABELS else (rows, predictions if name.startswith("masked") else seq_length)
         if shape != expected or not np.issubdtype(file[name].dtype, np.integer):
-            raise ValueError(
+            raise ShardError(
                 f"{path}: dataset {name} is {file[name].dtype} {list(shape)}, expected integers"
                 f" {list(expected) if two_dimensions else 'in two dimensions'}"
             )
     if not predictions:
-        raise ValueError(f"{path}: masked_lm_ids has no column for a mask (shape {list(shapes['masked_lm_ids'])})")
+        raise ShardError(f"{path}: masked_lm_ids has no column for a mask (shape {list(shapes['masked_lm_ids'])})")
     if not 1 <= seq_length <= _LONGEST_SEQUENCE:
-        raise ValueError(f"{path}: sequences of {seq_length} tokens; must be 1 to {_LONGEST_SEQUENCE}")
+        raise ShardError(f"{path}: sequences of {seq_length} tokens; must be 1 to {_LONGEST_SEQUENCE}")
     return Header(rows, seq_length, predictions, LABELS in names)
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: not a readable HDF5 file ({error}); it may be cut short or damaged")
 
 
 def read_blocks(path: Path) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
@@ -156,17 +150,14 @@ def read_blocks(path: Path) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
     Raises:
         ValueError: the file is cut short or damaged, or a row is invalid; names the file and the row.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            header = _header(path, file)
-            chunk_rows = (file["input_ids"].chunks or (1,))[0]
-            block_rows = max(_BLOCK_ROWS // chunk_rows, 1) * chunk_rows  # whole chunks: none is decompressed twice
-            for first in range(0, header.rows, block_rows):
-                rows = slice(first, first + block_rows)
-                stored = {name: file[name][rows].astype(np.int64) for name in DTYPES if name in file}
-                yield first, _decode(path, first, stored)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise _unreadable(path, error) from error
+    with opened(path) as file:
+        header = _header(path, file)
+        chunk_rows = (file["input_ids"].chunks or (1,))[0]
+        block_rows = max(_BLOCK_ROWS // chunk_rows, 1) * chunk_rows  # whole chunks: none is decompressed twice
+        for first in range(0, header.rows, block_rows):
+            rows = slice(first, first + block_rows)
+            stored = {name: file[name][rows].astype(np.int64) for name in DTYPES if name in file}
+            yield first, _decode(path, first, stored)
 
 
 def _decode(path: Path, first: int, stored: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
@@ -190,7 +181,7 @@ def _decode(path: Path, first: int, stored: dict[str, NDArray[np.int64]]) -> dic
 
     def refuse(invalid: NDArray[np.bool_], fault: str) -> None:
         if invalid.any():
-            raise ValueError(f"{path}: row {first + int(invalid.argmax())}: {fault}")
+            raise ShardError(f"{path}: row {first + int(invalid.argmax())}: {fault}")
 
     refuse(length < 1, "is empty")
     refuse((stored["input_mask"] != is_token).any(axis=1), "input_mask is not ones and then zeros")

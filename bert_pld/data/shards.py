@@ -31,8 +31,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pld.data import hdf5_file
+from bert_pld.data.hdf5_file import ShardError
 from bert_pld.data.mapped_file import map_file
-from bert_pld.data.safety import contained_dataset, reject_links_outside, require_plain_name
+from bert_pld.data.safety import reject_links_outside, require_plain_name
 from bert_pld.files import TOKENIZER, VOCABULARY, write_atomically, written_aside
 
 FORMAT_NAME = "bert_pld"
@@ -210,43 +212,41 @@ class Shard:
     read, and no descriptor stays open, so that a process can open tens of thousands of shards.
 
     Raises:
-        ValueError: the file is missing, cut short, or not a shard of this format.
+        ShardError: the file is missing, cut short, or not a shard of this format.
     """
 
+    columns: dict[str, NDArray[Any]]
+    offsets: dict[str, int]
+
     def __init__(self, path: Path) -> None:
-        try:
-            with h5py.File(path, "r") as file:
-                attributes = file.attrs
-                if attributes.get("format") != FORMAT_NAME or attributes.get("version") != FORMAT_VERSION:
-                    raise ValueError(f"{path}: not a {FORMAT_NAME} shard of version {FORMAT_VERSION}")
-                values = {field.name: attributes[field.name] for field in dataclasses.fields(ShardAttributes)}
-                plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in values.items()}
-                self.attributes = ShardAttributes(**plain)
-                datasets = {name: contained_dataset(path, file, name) for name in COLUMNS}
-                self.offsets = {name: _offset(path, dataset) for name, dataset in datasets.items()}
-                layout = {name: (dataset.dtype, dataset.shape) for name, dataset in datasets.items()}
+        with hdf5_file.opened(path) as file:
+            attributes = file.attrs
+            if attributes.get("format") != FORMAT_NAME or attributes.get("version") != FORMAT_VERSION:
+                raise ShardError(f"{path}: not a {FORMAT_NAME} shard of version {FORMAT_VERSION}")
+            values = {field.name: attributes[field.name] for field in dataclasses.fields(ShardAttributes)}
+            plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in values.items()}
+            self.attributes = ShardAttributes(**plain)
             mapped = map_file(path)
-        except (OSError, KeyError) as error:
-            raise ValueError(f"{path}: not a readable shard ({error})") from error
-        self.path = path
-        self.columns = {
-            name: _column(path, mapped, self.offsets[name], dtype, shape) for name, (dtype, shape) in layout.items()
-        }
-        self.rows = len(self.columns["length"])
-        for name, column in self.columns.items():
-            shape = (self.rows, self.attributes.seq_length) if name == "input_ids" else (self.rows,)
-            dtype = np.dtype(COLUMNS[name] or self.attributes.token_dtype)
-            if column.shape != shape or column.dtype != dtype:
-                raise ValueError(
-                    f"{path}: column {name} is {column.dtype} {list(column.shape)}, expected {dtype} {list(shape)}"
-                )
+            self.path, self.columns, self.offsets = path, {}, {}
+            for name in COLUMNS:
+                dataset = hdf5_file.contained_dataset(path, file, name)
+                self.offsets[name] = _offset(path, dataset)
+                self.columns[name] = _column(path, mapped, self.offsets[name], dataset.dtype, dataset.shape)
+            self.rows = len(self.columns["length"])
+            for name, column in self.columns.items():
+                shape = (self.rows, self.attributes.seq_length) if name == "input_ids" else (self.rows,)
+                dtype = np.dtype(COLUMNS[name] or self.attributes.token_dtype)
+                if column.shape != shape or column.dtype != dtype:
+                    raise ShardError(
+                        f"{path}: column {name} is {column.dtype} {list(column.shape)}, expected {dtype} {list(shape)}"
+                    )
 
 
 def _offset(path: Path, dataset: h5py.Dataset) -> int:
     """Return the first byte of a contiguous HDF5 dataset in the file."""
     offset = dataset.id.get_offset()
     if offset is None and dataset.size:
-        raise ValueError(f"{path}: dataset {dataset.name} is not contiguous")
+        raise ShardError(f"{path}: dataset {dataset.name} is not contiguous")
     return offset or 0
 
 
@@ -256,5 +256,5 @@ def _column(
     """Return a dataset as a view of the mapped file."""
     end = offset + math.prod(shape) * dtype.itemsize
     if end > len(mapped):
-        raise ValueError(f"{path}: cut short (has {len(mapped)} bytes, needs {end})")
+        raise ShardError(f"{path}: cut short (has {len(mapped)} bytes, needs {end})")
     return mapped[offset:end].view(dtype).reshape(shape)

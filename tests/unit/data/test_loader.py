@@ -363,7 +363,7 @@ def test_damaged_shard_is_named_in_one_line(make_data_dir, workers):
     rows = ShardedRows(directory, "train")
     path = directory / "train_00002.hdf5"
     path.write_bytes(b"x" * path.stat().st_size)
-    with pytest.raises(ValueError, match=r"^\S*train_00002\.hdf5: not a readable shard") as error:
+    with pytest.raises(ValueError, match=r"^\S*train_00002\.hdf5: not a readable HDF5 file") as error:
         list(train(rows, micro=8, steps=10, workers=workers))
     assert "\n" not in str(error.value)
 

@@ -95,7 +95,7 @@ def test_truncated_and_missing_shards_are_reported_when_opened(make_data_dir):
     with pytest.raises(ValueError, match=r"train_00002\.hdf5: is missing"):
         ShardedRows(directory, "train")
     path.write_bytes(b"x" * len(whole))
-    with pytest.raises(ValueError, match=r"train_00002\.hdf5: not a readable shard"):
+    with pytest.raises(ValueError, match=r"train_00002\.hdf5: not a readable HDF5 file"):
         ShardedRows(directory, "train").read(np.array([30]))
 
 
