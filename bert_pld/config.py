@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from bert_pld.config_blocks import DataConfig, ModelConfig, ProgressiveLayerDropConfig, TrainingConfig
-from bert_pld.config_secrets import without_secrets
+from bert_pld.files import without_secrets
 
 T = TypeVar("T")
 

@@ -1,13 +1,14 @@
-"""Files that many parts share: names in a run's folder, atomic writes, SHA-256, and the identity of this machine."""
+"""What many parts need to write files: names in a run's folder, atomic writes, removal of secrets, SHA-256, boot id."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 # A run's folder (`--output_dir`).
 METRICS, CONFIG, CHECKPOINTS, RUN_LOCK = "metrics.jsonl", "config.json", "checkpoints", "run.lock"
@@ -20,6 +21,12 @@ TOKENIZER, VOCABULARY = "tokenizer.json", "vocab.txt"
 
 PARTIAL = ".partial"
 """Suffix of a file or folder that is still being written."""
+
+_SECRET_KEY = re.compile(
+    r"(^|[_-])(api[_-]?key|access[_-]?key|private[_-]?key|secret([_-]?key)?|(auth[_-]?)?token|passw(or)?d|credentials?)$",
+    re.IGNORECASE,
+)
+_USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 @contextmanager
@@ -41,6 +48,19 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or all of the new one."""
     with written_aside(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def without_secrets(values: Any) -> Any:
+    """Return a deep copy of a JSON value without keys that hold secrets and without user names and passwords in URLs.
+
+    A secret key is removed, not overwritten, so that the program that reads the copy uses its environment variable
+    (`COMET_API_KEY`).
+    """
+    if isinstance(values, Mapping):
+        return {k: without_secrets(v) for k, v in values.items() if not _SECRET_KEY.search(str(k))}
+    if isinstance(values, (list, tuple)):
+        return [without_secrets(value) for value in values]
+    return _USER_IN_URL.sub("", values) if isinstance(values, str) else values
 
 
 def sync_directory(directory: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.cli import make_parser, run_as_rank
-from bert_pld.cluster.signals import EXIT_PREEMPTED, Preemption
+from bert_pld.cluster.stopping import EXIT_PREEMPTED, Preemption
 from bert_pld.glue.deepspeed_overrides import read_deepspeed_overrides
 from bert_pld.glue.tasks import TASKS, Task, find_tasks
 

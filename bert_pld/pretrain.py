@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from bert_pld.cli import make_parser, run_as_rank
-from bert_pld.cluster.signals import EXIT_PREEMPTED, Preemption
+from bert_pld.cluster.stopping import EXIT_PREEMPTED, Preemption
 from bert_pld.config import load_config
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.paper.variants import KNOWN, VARIANTS, Scale, Variant, configuration
 from bert_pld.checkpoint.format import list_checkpoints
-from bert_pld.cluster.signals import EXIT_PREEMPTED
+from bert_pld.cluster.stopping import EXIT_PREEMPTED
 from bert_pld.files import CHECKPOINTS, DIVERGED, METRICS, write_atomically
 from bert_pld.training.metrics_file import read_metrics
 

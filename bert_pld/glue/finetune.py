@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from bert_pld.cluster.agreement import StepAgreement
-from bert_pld.cluster.signals import Preemption
+from bert_pld.cluster.stopping import Preemption, StepAgreement
 from bert_pld.glue.batches import collate, evaluation_rows, training_order
 from bert_pld.glue.data import Encoded, TaskData
 from bert_pld.glue.encoder import PretrainedEncoder

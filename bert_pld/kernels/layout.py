@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bert_pld.kernels.reference import RowMap
-from bert_pld.pld.upload import upload
+from bert_pld.pld.subsets import upload
 
 _ABSENT = np.int32(-(2**30))
 """Placeholder for the distance from stream row to compact row, for a sequence that is not kept."""

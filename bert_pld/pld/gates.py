@@ -20,9 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from bert_pld.pld.schedule import Schedule
-from bert_pld.pld.subset_rows import run_on_rows
-from bert_pld.pld.token_subsets import TokenSubset, draw_token_subsets
-from bert_pld.pld.upload import upload
+from bert_pld.pld.subsets import TokenSubset, draw_token_subsets, run_on_rows, upload
 from bert_pld.rng import Stream, random_words, to_unit_interval
 
 

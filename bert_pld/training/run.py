@@ -14,10 +14,9 @@ import torch.distributed as dist
 from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.resume import check_same_run, choose_checkpoint, load_weights
 from bert_pld.checkpoint.writer import CheckpointWriter
-from bert_pld.cluster.agreement import StepAgreement
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cluster.run_lock import RunLock
-from bert_pld.cluster.signals import Preemption
+from bert_pld.cluster.stopping import Preemption, StepAgreement
 from bert_pld.cluster.watchdog import Watchdog, collective_timeout
 from bert_pld.config import BATCH_KEYS, ConfigError, RunConfig, resolve_batch_sizes
 from bert_pld.data.batches import MicroBatch

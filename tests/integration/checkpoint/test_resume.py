@@ -21,7 +21,7 @@ from runs import (
 )
 
 from bert_pld.checkpoint.format import fault, list_checkpoints, newest_valid, write_checksums
-from bert_pld.cluster.signals import EXIT_PREEMPTED
+from bert_pld.cluster.stopping import EXIT_PREEMPTED
 from bert_pld.files import RUN_LOCK
 
 KEYS = ("step", "samples", "tokens", "loss", "mlm_loss", "nsp_loss", "lr", "theta", "kept_blocks", "eval_mlm_loss")

@@ -14,7 +14,7 @@ import pytest
 from finetune_runs import finetune, finetune_command, result_of
 from runs import clean_environment
 
-from bert_pld.cluster.signals import EXIT_PREEMPTED
+from bert_pld.cluster.stopping import EXIT_PREEMPTED
 
 LONG = ["--epochs", "2000", "--seeds", "1"]
 """A fine-tuning of many minutes, which the test interrupts after seconds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bert_pld.cluster.rendezvous import describe_rank, first_host, tasks_on_node
+from bert_pld.cluster.process_group import describe_rank, first_host, tasks_on_node
 
 TASK = {"SLURM_JOB_ID": "40123", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_NTASKS": "12"}
 TASK |= {"SLURM_STEP_NUM_TASKS": "12", "SLURM_STEP_NODELIST": "gpu[003-004]", "SLURM_STEP_TASKS_PER_NODE": "8,4"}

@@ -14,7 +14,7 @@ from tiny_model import LENGTHS, ROWS, SEQ, drawn_gates, make_batch, make_model
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.pld.gates import draw_gates, run_gated
 from bert_pld.pld.schedule import Schedule
-from bert_pld.pld.token_subsets import draw_token_subsets, kept_counts
+from bert_pld.pld.subsets import draw_token_subsets, kept_counts
 from bert_pld.rng import Stream, random_words
 
 HALF = Schedule(3, 0.5, temporal="constant", depth="uniform")

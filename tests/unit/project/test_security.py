@@ -15,10 +15,10 @@ from runs import small_config, write_corpus
 from static_shards import make_static_rows, write_static_shard
 
 from bert_pld.config import load_config
-from bert_pld.config_secrets import without_secrets
 from bert_pld.data.nvidia_format import find_shards, read_header
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.data.shards import Manifest, Shard
+from bert_pld.files import without_secrets
 
 SHARD = "train_00000.hdf5"
 EXECUTES_CODE = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "dill.load", "dill.loads"}

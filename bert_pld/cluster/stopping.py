@@ -1,9 +1,34 @@
-"""The agreement of all ranks at each step on stopping and on completing a checkpoint, without waiting."""
+"""Stopping a run after a step: the signals that ask for it, and the agreement of all ranks, without waiting.
+
+Commands install the handlers before they import torch, which takes seconds in which a signal may already arrive. So
+this module imports it only where it is used.
+"""
 
 from __future__ import annotations
 
-import torch
-import torch.distributed as dist
+import signal
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+EXIT_PREEMPTED = 75
+"""Exit code of a run that was asked to stop and can be resumed: EX_TEMPFAIL of sysexits.h."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preemption:
+    """Handles SIGTERM and SIGUSR1 from its construction on."""
+
+    def __init__(self) -> None:
+        self.stop_requested = False
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.stop_requested = True
 
 
 class StepAgreement:
@@ -15,12 +40,16 @@ class StepAgreement:
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         """`group` is a gloo group of all ranks; None for a single rank."""
+        import torch
+
         self._group = group
         self._flags = torch.zeros(2, dtype=torch.int32)
         self._pending: dist.Work | None = None
 
     def post(self, stop_requested: bool, written: bool) -> None:
         """Share this rank's state; every rank calls it once a step."""
+        import torch.distributed as dist
+
         self._flags[0], self._flags[1] = int(stop_requested), int(not written)
         if self._group is not None:
             self._pending = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True)

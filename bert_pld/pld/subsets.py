@@ -1,29 +1,42 @@
-"""Random subsets of each sequence's tokens: which tokens a block runs on at token granularity.
+"""Subsets of a micro-batch: which tokens a block runs on, and running a block on some rows.
 
-Each block runs on k of the n tokens of a sequence, k = max(1, round(p_l · n)), chosen uniformly without replacement and
-independently of other blocks and sequences. Random layerwise token dropping (Yao et al., arXiv:2211.11586) is the
-nearest published method. The subset is a pure function of (seed, step, micro-step, block, global row): each token gets
-a random priority from a counter, and the k tokens of lowest priority are kept. Everything that determines shapes is
-computed on the host, everything else on the device, so nothing waits for the device.
+At token granularity each block runs on k of the n tokens of a sequence, k = max(1, round(p_l · n)), chosen uniformly
+without replacement and independently of other blocks and sequences. Random layerwise token dropping (Yao et al.,
+arXiv:2211.11586) is the nearest published method. The subset is a pure function of (seed, step, micro-step, block,
+global row): each token gets a random priority from a counter, and the k tokens of lowest priority are kept. Everything
+that determines shapes is computed on the host, everything else on the device, so nothing waits for the device.
+
+A block's rows are taken out of the hidden states and put back with one copy, one gather and one scatter. Plain autograd
+would build the gradient from three tensors of full size: zeros to which the gathered rows' gradient is added, the other
+rows' gradient, and their sum. Here the gathered rows' gradient overwrites its place instead.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from bert_pld.pld.upload import upload
 from bert_pld.rng import Stream, philox_round_keys
 
 MAX_SEQUENCE_LENGTH = 2**16
 _POSITION_BITS = 16
 _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 _LOW_32 = 0xFFFFFFFF
+
+
+def upload(values: NDArray[Any], device: torch.device | str) -> torch.Tensor:
+    """Copy a host array to a device; from pinned memory, so that the host does not wait for the device."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,3 +151,40 @@ def _priorities(
         x1, x3 = product_1 & _LOW_32, product_0 & _LOW_32
     words = torch.stack(torch.broadcast_tensors(x0, x1, x2, x3), dim=-1)
     return words.view(len(blocks), rows, 4 * groups)[..., :length]
+
+
+def run_on_rows(function: Callable[[Tensor], Tensor], hidden_states: Tensor, index: Tensor) -> Tensor:
+    """Return a copy of `hidden_states` in which the rows of `index` are `function(hidden_states[index])`.
+
+    Args:
+        function: called with [K, …]; returns the same shape.
+        hidden_states: [N, …]; differentiable once.
+        index: int64 [K], different indices into dimension 0.
+    """
+    chosen, rest = _Take.apply(hidden_states, index)
+    return _Put.apply(rest, index, function(chosen))
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_states, index):
+        ctx.save_for_backward(index)
+        return hidden_states.index_select(0, index), hidden_states.view_as(hidden_states)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_chosen, grad_rest):
+        # In place: `_Put` alone reads `rest`, and its backward made this tensor.
+        return grad_rest.index_copy_(0, ctx.saved_tensors[0], grad_chosen), None
+
+
+class _Put(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rest, index, updated):
+        ctx.save_for_backward(index)
+        return rest.index_copy(0, index, updated)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return grad.clone(), None, grad.index_select(0, ctx.saved_tensors[0])
