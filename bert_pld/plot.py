@@ -16,7 +16,7 @@ from typing import Any
 from bert_pld.cli import make_parser
 from bert_pld.cli import run as run_command
 from bert_pld.files import CONFIG, METRICS
-from bert_pld.training.metrics_file import read_metrics
+from bert_pld.training.records import read_metrics
 
 # Okabe and Ito's palette, which colour-blind readers can distinguish, without its yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

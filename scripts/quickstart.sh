@@ -14,7 +14,7 @@ log() { printf '\n[%3d s] %s\n' $((SECONDS - began)) "$*"; }
 log "environment"
 source scripts/environment.sh all
 gpus="$(python -c 'import torch; print(torch.cuda.device_count())')"
-bf16="$(python -c 'import torch; from bert_pld.kernels.linear import cpu_multiplies_bf16 as cpu
+bf16="$(python -c 'import torch; from bert_pld.kernels.reference import cpu_multiplies_bf16 as cpu
 print(str(torch.cuda.is_available() or cpu()).lower())')"
 cores="$(python -c 'import os; print(len(os.sched_getaffinity(0)))')"
 mkdir -p "$out"

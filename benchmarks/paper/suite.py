@@ -19,7 +19,7 @@ from benchmarks.paper.variants import KNOWN, VARIANTS, Scale, Variant, configura
 from bert_pld.checkpoint.format import list_checkpoints
 from bert_pld.cluster.stopping import EXIT_PREEMPTED
 from bert_pld.files import CHECKPOINTS, DIVERGED, METRICS, write_atomically
-from bert_pld.training.metrics_file import read_metrics
+from bert_pld.training.records import read_metrics
 
 POLL_S = 0.2
 GIVEN_CONFIG, LOG = "given.json", "log.txt"

@@ -7,11 +7,12 @@ Shapes: B sequences, S positions, H hidden, I intermediate, N attention heads, M
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from bert_pld.kernels.dropout import (
     NO_DROPOUT,
@@ -22,7 +23,37 @@ from bert_pld.kernels.dropout import (
     kept_scale,
 )
 from bert_pld.kernels.dropout import dropout as drop_out
-from bert_pld.kernels.linear import linear
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x · Wᵀ + b in the inputs' dtype: [..., I], [O, I], [O] → [..., O]. All backends use it.
+
+    A CPU without bf16 instructions multiplies bf16 matrices a hundred times slower than fp32 matrices. There the
+    operands are converted to fp32, and the product is rounded once, as in bf16 hardware with fp32 accumulation.
+    """
+    if not needs_widening(inputs):
+        return F.linear(inputs, weight, bias)
+    product = F.linear(inputs.float(), weight.float(), None if bias is None else bias.float())
+    return product.to(inputs.dtype)
+
+
+def needs_widening(values: Tensor) -> bool:
+    """Whether this device multiplies values of this dtype far more slowly than fp32 values."""
+    return values.dtype is torch.bfloat16 and values.device.type == "cpu" and not cpu_multiplies_bf16()
+
+
+@functools.cache
+def cpu_multiplies_bf16() -> bool:
+    """Return whether this processor has bf16 instructions."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that calls `linear`."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply the layer: [..., I] → [..., O]."""
+        return linear(inputs, self.weight, self.bias)
 
 
 def layer_norm(hidden_states: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from bert_pld.config import ModelConfig
 from bert_pld.kernels import reference as ops
-from bert_pld.kernels.linear import linear
 
 
 class SwitchableBlock(nn.Module):
@@ -76,7 +75,7 @@ def run_eager(
 def _attend(
     block: SwitchableBlock, normed: Tensor, residual: Tensor, attention_mask: Tensor | None, scale: float | Tensor
 ) -> Tensor:
-    qkv = linear(normed, block.qkv_weight, block.qkv_bias)
+    qkv = ops.linear(normed, block.qkv_weight, block.qkv_bias)
     context = ops.self_attention(qkv, block.config.num_attention_heads, attention_mask, block.attention_dropout)
     return ops.linear_dropout_scale_residual(
         context, block.attention_output_weight, block.attention_output_bias, residual, block.hidden_dropout, scale
@@ -84,7 +83,7 @@ def _attend(
 
 
 def _feed_forward(block: SwitchableBlock, normed: Tensor, residual: Tensor, scale: float | Tensor) -> Tensor:
-    inner = ops.gelu(linear(normed, block.ffn_up_weight, block.ffn_up_bias), block.config.hidden_act)
+    inner = ops.gelu(ops.linear(normed, block.ffn_up_weight, block.ffn_up_bias), block.config.hidden_act)
     return ops.linear_dropout_scale_residual(
         inner, block.ffn_down_weight, block.ffn_down_bias, residual, block.hidden_dropout, scale
     )

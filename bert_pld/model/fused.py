@@ -22,8 +22,7 @@ from bert_pld.kernels.attention import self_attention
 from bert_pld.kernels.bias_gelu import bias_gelu
 from bert_pld.kernels.dropout import CounterDropout
 from bert_pld.kernels.layout import TokenLayout, kept_layouts, packed_layout, padded_layout, token_layouts
-from bert_pld.kernels.linear import linear
-from bert_pld.kernels.reference import Join, RowMap
+from bert_pld.kernels.reference import Join, RowMap, linear
 from bert_pld.model.bert import Encoder
 from bert_pld.model.block import SwitchableBlock
 from bert_pld.pld.gates import BlockGate

@@ -22,8 +22,7 @@ from bert_pld.cost.flops import ModelFlops
 from bert_pld.data.batches import MicroBatch
 from bert_pld.files import METRICS
 from bert_pld.pld import Gates
-from bert_pld.training.metrics_file import append_record, drop_records_after
-from bert_pld.training.monitors import Monitors
+from bert_pld.training.records import Monitors, append_record, drop_records_after
 
 # Peak TFLOP/s of tensor cores in bf16 and fp16 without sparsity, from NVIDIA's data sheets. The keys are searched in
 # the device's name in this order.

@@ -15,7 +15,7 @@ from runs import run_captured
 from bert_pld import status
 from bert_pld.cluster.run_lock import RunLock
 from bert_pld.files import RUN_LOCK
-from bert_pld.training.progress import read_progress
+from bert_pld.status import read_progress
 
 NOW = 1_700_000_000.0
 

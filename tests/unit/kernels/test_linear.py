@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bert_pld.kernels import linear as module
+from bert_pld.kernels import reference as module
 
 
 @pytest.mark.parametrize("has_units", [True, False])

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from bert_pld.training.metrics_file import append_record, drop_records_after, read_metrics
+from bert_pld.training.records import append_record, drop_records_after, read_metrics
 
 
 @pytest.fixture
