@@ -36,7 +36,7 @@ def main(options: argparse.Namespace) -> None:
     from bert_pld.data.order import BatchShare
     from bert_pld.data.rows import resolve_data_dir
     from bert_pld.files import VOCABULARY
-    from bert_pld.training.evaluation import evaluate
+    from bert_pld.training.loop import evaluate
 
     checkpoint = resolve_checkpoint(options.checkpoint)
     model, config = load_model(checkpoint)

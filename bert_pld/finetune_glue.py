@@ -12,8 +12,20 @@ from typing import Any
 
 from bert_pld.cli import make_parser, run_as_rank
 from bert_pld.cluster.stopping import EXIT_PREEMPTED, Preemption
-from bert_pld.glue.deepspeed_overrides import read_deepspeed_overrides
+from bert_pld.config import OUR_BLOCKS, ConfigError, read_json
 from bert_pld.glue.tasks import TASKS, Task, find_tasks
+
+HIGHEST_ZERO_STAGE = 2
+_BATCH, _PRECISION = "use --batch_size, the sequences per step over all ranks", "use --precision"
+_REFUSED = {
+    **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), _BATCH),
+    "elasticity": _BATCH,
+    "gradient_clipping": "gradients are always clipped at 1",
+    **dict.fromkeys(("fp16", "bf16", "bfloat16", "amp", "torch_autocast"), _PRECISION),
+    "optimizer": "it is always AdamW; use --learning_rates",
+    "scheduler": "it is always a linear warm-up and decay; use --learning_rates",
+    **dict.fromkeys(OUR_BLOCKS, "it is for pretraining only"),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -111,9 +123,8 @@ def finetune_all(
     from bert_pld.cluster.process_group import join_process_group
     from bert_pld.glue.encoder import load_encoder
     from bert_pld.glue.finetune import Settings, SharedSignal
-    from bert_pld.glue.results import scored_rates
     from bert_pld.glue.summary import write_summary
-    from bert_pld.glue.sweep import Sweep
+    from bert_pld.glue.sweep import Sweep, scored_rates
 
     device = join_process_group()
     try:
@@ -164,6 +175,33 @@ def hugging_face_folder(model: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="bert_pld_") as folder:
         export_checkpoint(path, Path(folder) / "exported")
         yield str(Path(folder) / "exported")
+
+
+def read_deepspeed_overrides(path: Path | None, precision: str) -> dict[str, Any] | None:
+    """Read and validate the overrides; None without a file.
+
+    The file may have the block of `--precision` with settings such as `fp16.initial_scale_power`, but not its
+    `enabled`. A ConfigError is raised for a key that an option sets or an unsupported ZeRO stage.
+    """
+    if path is None:
+        return None
+    where, values = f"--deepspeed_config {path}", read_json(path)
+    block = values.get(precision)
+    has_settings_only = isinstance(block, dict) and "enabled" not in block
+    refused = [key for key in values if key in _REFUSED and not (key == precision and has_settings_only)]
+    if refused:
+        others = f"; nor are {', '.join(refused[1:])}" if refused[1:] else ""
+        raise ConfigError(
+            f"{where}: {refused[0]}: not allowed in fine-tuning, {_REFUSED[refused[0]]}{others};"
+            f" other DeepSpeed keys are allowed, such as zero_optimization up to stage {HIGHEST_ZERO_STAGE}"
+        )
+    zero = values.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigError(f"{where}: zero_optimization: must be an object, is {zero!r}")
+    stage = zero.get("stage", 0)
+    if type(stage) is not int or not 0 <= stage <= HIGHEST_ZERO_STAGE:
+        raise ConfigError(f"{where}: zero_optimization.stage: {stage!r}; must be 0, 1 or {HIGHEST_ZERO_STAGE}")
+    return values
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from bert_pld.cluster.stopping import Preemption, StepAgreement
-from bert_pld.glue.batches import collate, evaluation_rows, training_order
-from bert_pld.glue.data import Encoded, TaskData
+from bert_pld.glue.data import Encoded, TaskData, collate, evaluation_rows, training_order
 from bert_pld.glue.encoder import PretrainedEncoder
 from bert_pld.glue.tasks import mean_score, score
 from bert_pld.training.loop import seed_dropout

@@ -1,26 +1,34 @@
-"""All fine-tunings of a command: every task with every learning rate and seed, except those that are finished."""
+"""All fine-tunings of a command: every task with every learning rate and seed, each with a folder for its result.
+
+A result is reused only under the same conditions. Beside it are the predictions for the leaderboard.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
+import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
+from bert_pld.files import write_atomically
 from bert_pld.glue.data import identify_data, read_task
 from bert_pld.glue.encoder import PretrainedEncoder
-from bert_pld.glue.finetune import Settings, SharedSignal, finetune
-from bert_pld.glue.results import ResultFolder, diverged, divergence_warning
+from bert_pld.glue.finetune import Outcome, Settings, SharedSignal, finetune
 from bert_pld.glue.tasks import DIAGNOSTIC, Task
 
 _DEFAULT_LEARNING_RATE = 5e-5
+RESULT = "result.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,3 +121,121 @@ def print_line(text: str, file: TextIO | None = None) -> None:
     """Print a line on rank 0 at once."""
     if os.environ.get("RANK", "0") == "0":
         print(text, file=file, flush=True)
+
+
+class DamagedResultError(ValueError):
+    """A result file that is cut short or not a fine-tuning's result."""
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Return a fine-tuning's result; a file that is cut short or was changed is a DamagedResultError that names it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        conditions = found["conditions"]
+        is_complete = {"learning_rate", "seed"} <= conditions.keys() and isinstance(found["dev"], dict)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        is_complete = False
+    if not is_complete:
+        raise DamagedResultError(
+            f"{path}: not a complete fine-tuning result; run the same command again, or remove the file"
+        )
+    return dict(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultFolder:
+    """The folder of one fine-tuning's result."""
+
+    path: Path
+    model: str
+    """The model as the user named it. It is not compared; the identity of its weights is, as one of the conditions."""
+    conditions: dict[str, Any]
+    """Everything that determines the result."""
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the result of an earlier call; None if there is none, or a damaged one, which is then replaced.
+
+        A result obtained under other conditions is a ValueError.
+        """
+        try:
+            found = read_result(self.path / RESULT)
+        except (FileNotFoundError, DamagedResultError):
+            return None
+        differing = [key for key, value in self.conditions.items() if found["conditions"].get(key) != value]
+        if differing:
+            key = differing[0]
+            raise ValueError(
+                f"{self.path}: holds a result with {key} = {found['conditions'].get(key)!r}, not"
+                f" {self.conditions[key]!r}; give another --output_dir"
+            )
+        return found
+
+    def describe(self, task: Task, outcome: Outcome, left_out: Mapping[str, int], seconds: float) -> dict[str, Any]:
+        """Return the result as `write` saves it."""
+        return {
+            "task": task.name,
+            "model": self.model,
+            "conditions": self.conditions,
+            "versions": _versions(),
+            "steps": outcome.steps,
+            "diverged_at_step": outcome.diverged_at_step,
+            "best_epoch": outcome.best_epoch,
+            "dev": outcome.scores,
+            "epochs": outcome.epochs,
+            "left_out_rows": dict(left_out),
+            "seconds": round(seconds, 1),
+        }
+
+    def write(self, task: Task, result: Mapping[str, Any], predictions: Mapping[str, NDArray[np.float64]]) -> None:
+        """Write the predictions, then the result: a folder with a result is complete."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name, values in predictions.items():
+            write_predictions(self.path / name, task, values)
+        write_atomically(self.path / RESULT, json.dumps(result, indent=2) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    import torch
+    import transformers
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def write_predictions(path: Path, task: Task, predictions: NDArray[np.float64]) -> None:
+    """Write a file for the leaderboard: columns `index` and `prediction`; classes as words, scores with three decimals.
+
+    The predictions are in the order of the test file.
+    """
+    if task.labels is None:
+        words = [f"{value:.3f}" for value in predictions]
+    else:
+        words = [task.labels[int(value)] for value in predictions]
+    rows = "".join(f"{index}\t{word}\n" for index, word in enumerate(words))
+    path.write_text(f"index\tprediction\n{rows}", encoding="utf-8")
+
+
+def diverged(result: Mapping[str, Any]) -> bool:
+    """Return whether a fine-tuning diverged, so that its result has no score."""
+    return result.get("diverged_at_step") is not None
+
+
+def divergence_warning(result: Mapping[str, Any]) -> str:
+    """Return one line about a fine-tuning that diverged."""
+    conditions = result["conditions"]
+    return (
+        f"warning: {result['task']}, lr {conditions['learning_rate']:g}, seed {conditions['seed']}: diverged; loss or"
+        f" weights are not finite at step {result['diverged_at_step']} of {result['steps']}, so it has no score"
+    )
+
+
+def by_learning_rate(results: Iterable[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]:
+    """Group results by their learning rate."""
+    groups: dict[float, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(result["conditions"]["learning_rate"], []).append(result)
+    return groups
+
+
+def scored_rates(results: Iterable[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]:
+    """Return the learning rates at which no seed diverged, with their results."""
+    return {rate: runs for rate, runs in by_learning_rate(results).items() if not any(map(diverged, runs))}

@@ -1,14 +1,19 @@
-"""The training loop: read, step, log, evaluate, save."""
+"""The training loop: read, step, log, evaluate, save; it ends if the loss is not finite."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from bert_pld.data.batches import MicroBatch
+from bert_pld.data.block_order import sample_order
+from bert_pld.files import DIVERGED, write_atomically
 from bert_pld.rng import Stream, random_words
-from bert_pld.training.divergence import stop_if_not_finite
-from bert_pld.training.evaluation import evaluate
 from bert_pld.training.run import Run
 
 
@@ -92,3 +97,64 @@ def seed_dropout(seed: int, step: int, micro_step: int, rank: int) -> None:
 
 def _is_due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
+
+
+class NonFiniteLossError(ValueError):
+    """The loss is NaN or infinite."""
+
+
+def stop_if_not_finite(run: Run, step: int) -> None:
+    """Raise a NonFiniteLossError if any loss up to step `step` was not finite; all ranks call it together.
+
+    With fp16 nothing is raised: its loss scaler skips steps that overflow.
+    """
+    found = run.metrics.first_non_finite_loss()
+    if found is None or run.config.precision == "fp16":
+        return
+    first_step, rank = found
+    run.complete_checkpoint()
+    if dist.get_rank() == 0:
+        # The exit code is that of any error; a program that starts many runs reads the cause from this file.
+        write_atomically(run.output_dir / DIVERGED, json.dumps({"step": first_step, "rank": rank}) + "\n")
+    on_rank = f" on rank {rank}" if dist.get_world_size() > 1 else ""
+    raise NonFiniteLossError(
+        f"loss is not finite at step {first_step}{on_rank} (noticed at step {step});"
+        f" rows of its first micro-batch: {_first_rows(run, first_step, rank)};"
+        " the last checkpoint is kept; lower the learning rate or use a longer warm-up"
+    )
+
+
+def _first_rows(run: Run, step: int, rank: int) -> list[int]:
+    """Return the row indices of a rank's first micro-batch of a step."""
+    positions = dataclasses.replace(run.batch_share, rank=rank).positions(step - 1, micro_step=0)
+    order = sample_order(run.config.data, len(run.training_rows), run.config.training.seed)
+    return order.rows_at(positions)[0].tolist()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[MicroBatch], device: torch.device) -> dict[str, float]:
+    """Return the figures of a model or a DeepSpeed engine on all ranks' held-out rows; all ranks call it together.
+
+    These are `eval_mlm_loss` in nats a masked token, `eval_mlm_accuracy`, and `eval_nsp_accuracy` (NaN without pairs).
+    """
+    was_training = model.training
+    model.eval()
+    totals = torch.zeros(5, dtype=torch.float64, device=device)
+    for host_batch in batches:
+        batch = host_batch.to(device)
+        outputs = model(**batch.model_inputs(), mlm_denominator=1.0)
+        labels = batch.next_sentence_labels
+        totals[0] += outputs["mlm_loss"]
+        totals[1] += outputs["mlm_correct"]
+        totals[2] += batch.masked_tokens
+        totals[3] += outputs["nsp_correct"]
+        totals[4] += 0 if labels is None else (labels >= 0).sum()
+    model.train(was_training)
+    if dist.is_initialized():
+        dist.all_reduce(totals)
+    loss, correct, masked_tokens, nsp_correct, pairs = totals.tolist()
+    return {
+        "eval_mlm_loss": loss / max(masked_tokens, 1.0),
+        "eval_mlm_accuracy": correct / max(masked_tokens, 1.0),
+        "eval_nsp_accuracy": nsp_correct / pairs if pairs else float("nan"),
+    }

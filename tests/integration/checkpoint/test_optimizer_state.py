@@ -23,7 +23,7 @@ from bert_pld.data.loader import training_batches
 from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.order import BatchShare
 from bert_pld.model import BertForPreTraining, use_backend
-from bert_pld.training.engine import make_engine
+from bert_pld.training.run import make_engine
 
 BF16 = {"bf16": {"enabled": True}}
 

@@ -12,7 +12,7 @@ import torch
 from finetune_runs import finetune, result_of, write_tokenizer
 from runs import VOCABULARY, clean_environment, run_captured
 
-from bert_pld.glue.batches import training_order
+from bert_pld.glue.data import training_order
 
 RATES = ["--epochs", "1", "--learning_rates", "0.9", "1e-3"]
 IN_FP16 = """

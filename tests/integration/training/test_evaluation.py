@@ -15,7 +15,7 @@ from bert_pld.config import DataConfig
 from bert_pld.data.loader import evaluation_batches
 from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows
-from bert_pld.training.evaluation import evaluate
+from bert_pld.training.loop import evaluate
 
 
 @pytest.fixture(scope="module")

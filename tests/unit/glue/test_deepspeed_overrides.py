@@ -8,8 +8,7 @@ import pytest
 from repository import REPOSITORY
 
 from bert_pld.cli import run
-from bert_pld.finetune_glue import build_parser, main
-from bert_pld.glue.deepspeed_overrides import read_deepspeed_overrides
+from bert_pld.finetune_glue import build_parser, main, read_deepspeed_overrides
 
 
 def error_of(capsys, path, precision="fp32"):

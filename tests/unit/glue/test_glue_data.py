@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from bert_pld.glue.batches import collate, evaluation_rows, training_order
-from bert_pld.glue.data import Encoded, read_split
+from bert_pld.glue.data import Encoded, collate, evaluation_rows, read_split, training_order
 from bert_pld.glue.finetune import linear_schedule
-from bert_pld.glue.results import write_predictions
+from bert_pld.glue.sweep import write_predictions
 from bert_pld.glue.tasks import DIAGNOSTIC, TASKS, find_tasks, mean_score, score
 
 
