@@ -54,6 +54,8 @@ CHOICES = tuple(
 )
 """Options that a user can choose, to be compared with `pld_batch` and `pld_sample`."""
 RECIPE = (
+    Variant("recipe_post_ln", "Post-LN", False, "recipe", config_name="post_ln"),
+    Variant("recipe_pre_ln", "Pre-LN, Post-LN's rate", False, "recipe", config_name="pre_ln"),
     Variant("dense", "dense", False, "recipe"),
     Variant("tokens", "by token", False, "recipe"),
     Variant("dense_equal_compute", "dense, equal compute", False, "recipe", "tokens", "dense"),

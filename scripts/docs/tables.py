@@ -65,14 +65,14 @@ _SHORT_COMPARISON = _of_part("comparison", tables.short_table)
 _CLAIMS = _of_part("claims", claims.claims_table)
 _README = "docs/results/README.md"
 SHOWN = (
-    Shown("variants_cpu", "docs/pld.md", "paper_cpu.json", _SHORT_COMPARISON),
+    Shown("variants_cpu", "docs/results/paper_settings.md", "paper_cpu.json", _SHORT_COMPARISON),
     Shown("scale_cpu", "docs/reproducing.md", "scale_cpu.json", result_tables.scale_search),
     Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _COMPARISON),
     Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _CLAIMS),
     Shown("recipe_cpu_4", "docs/results/recipe_cpu.md", "recipe_cpu_4.json", _RECIPE),
     Shown("recipe_claims_cpu_4", "docs/results/recipe_cpu.md", "recipe_cpu_4.json", _CLAIMS),
     Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _COMPARISON),
-    Shown("choices_cpu", "docs/pld.md", "paper_cpu.json", _CHOICES),
+    Shown("choices_cpu", "docs/results/paper_settings.md", "paper_cpu.json", _CHOICES),
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
     Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.differences_table),
     Shown("glue_few_cpu", "docs/results/glue_cpu.md", "glue_few_cpu.json", summary.table),
@@ -83,7 +83,7 @@ SHOWN = (
     Shown("full_run_work", "docs/reproducing.md", None, full_run_tables.work),
     Shown("published", "docs/reproducing.md", "published_throughput.json", full_run_tables.published),
     Shown("full_run_hours", "docs/reproducing.md", "published_throughput.json", full_run_tables.hours),
-    Shown("theta", "docs/pld.md", None, result_tables.theta),
+    Shown("theta", "docs/results/paper_settings.md", None, result_tables.theta),
     Shown("data_wikipedia_novels", _README, "bench_data_wikipedia_novels_cpu.json", _as_printed(data.report)),
     Shown("checkpoint_base", _README, "checkpoint_base_idle_cpu.json", _as_printed(checkpoint.report)),
     Shown("checkpoint_mini", _README, "checkpoint_mini_cpu.json", _as_printed(checkpoint.report)),
@@ -91,7 +91,7 @@ SHOWN = (
     Shown("steps_small", _README, "bench_train_small_cpu.json", result_tables.training_steps),
     Shown("quickstart", _README, "quickstart.json", result_tables.quickstart),
     *(
-        Shown(name, "docs/pld.md", f"{name}_cpu.json", lambda result: variance.report(result).split("\n\n")[1] + "\n")
+        Shown(name, "docs/results/paper_settings.md", f"{name}_cpu.json", lambda result: variance.report(result).split("\n\n")[1] + "\n")
         for name in ("gradient_variance", "gradient_variance_keep_first_block")
     ),
     Shown("bytes_sent", "docs/scaling.md", "communication_bytes_cpu.json", result_tables.bytes_sent),
