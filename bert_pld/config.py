@@ -15,8 +15,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from bert_pld.config_auto import resolve_auto
 from bert_pld.config_blocks import DataConfig, ModelConfig, ProgressiveLayerDropConfig, TrainingConfig
+from bert_pld.config_deepspeed import AUTO, BATCH_KEYS, MONITOR_BLOCKS, check_deepspeed, read_boolean, whole
+from bert_pld.config_errors import ConfigError, nearest
+from bert_pld.config_file import find_config, read_json
 from bert_pld.files import without_secrets
+
+__all__ = ["AUTO", "BATCH_KEYS", "MONITOR_BLOCKS", "OUR_BLOCKS", "ConfigError", "RunConfig", "apply_override"]
+__all__ += ["find_config", "load_config", "read_json", "resolve_batch_sizes"]
 
 T = TypeVar("T")
 
@@ -32,13 +39,6 @@ _PRESETS: dict[str, tuple[int, int, int, int, float]] = {
     "large": (1024, 24, 16, 4096, 0.02),
 }
 
-MONITOR_BLOCKS = ("tensorboard", "wandb", "csv_monitor", "comet")
-BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-
-
-class ConfigError(ValueError):
-    """A mistake in a run's JSON; the message is one line."""
-
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -49,7 +49,14 @@ class RunConfig:
     data: DataConfig
     training: TrainingConfig
     deepspeed: dict[str, Any]
-    """Every key outside our blocks, as given, with `optimizer`, `scheduler` and the monitor blocks."""
+    """Every key outside our blocks, with `optimizer`, `scheduler` and the monitor blocks, in one form and without
+    "auto" except for batch sizes (see `config_deepspeed` and `config_auto`)."""
+    source: str = dataclasses.field(default="configuration", compare=False)
+    """The file, for errors."""
+    warnings: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    """Keys that have no effect."""
+    notices: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    """What each "auto" stands for."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the resolved configuration in the form that `load_config` reads, without secrets."""
@@ -63,10 +70,10 @@ class RunConfig:
     @property
     def precision(self) -> Literal["fp16", "bf16", "fp32"]:
         """The precision that DeepSpeed's `fp16` and `bf16` blocks set."""
-        if self.deepspeed.get("fp16", {}).get("enabled"):
-            return "fp16"
-        if self.deepspeed.get("bf16", self.deepspeed.get("bfloat16", {})).get("enabled"):
-            return "bf16"
+        name: Literal["fp16", "bf16"]
+        for name in ("fp16", "bf16"):
+            if read_boolean(self.deepspeed.get(name, {}).get("enabled")):
+                return name
         return "fp32"
 
     @property
@@ -74,6 +81,13 @@ class RunConfig:
         """The ZeRO stage, 0 to 3."""
         return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
 
+    def offload_device(self, kind: Literal["optimizer", "param"] = "optimizer") -> Literal["none", "cpu", "nvme"]:
+        """Where ZeRO keeps the optimizer's states, or the parameters: `none` is the device that trains."""
+        return self.deepspeed.get("zero_optimization", {}).get(f"offload_{kind}", {}).get("device", "none")
+
+
+_LARGEST = 1e15
+"""Numbers beyond it are typing errors; NaN fails the comparison too."""
 
 OUR_BLOCKS: dict[str, type[Any]] = {
     "progressive_layer_drop": ProgressiveLayerDropConfig,
@@ -83,11 +97,17 @@ OUR_BLOCKS: dict[str, type[Any]] = {
 }
 
 
-def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(
+    source: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    use: Literal["run", "own_model", "checkpoint"] = "run",
+) -> RunConfig:
     """Read and validate a run's JSON; a ConfigError names the mistake.
 
     `source` is the path of a file, the name of a shipped one (see `find_config`), or the content as a mapping.
-    `overrides` are `section.key=value` strings, in which a value that is not JSON is a string.
+    `overrides` are `section.key=value` strings, in which a value that is not JSON is a string. `use`: with
+    `own_model` the model is not ours, so its sizes and number of steps are not known unless the blocks are given; the
+    JSON of a `checkpoint` was checked when its run began, by the rules of that time.
     """
     where = "configuration" if isinstance(source, Mapping) else str(source)
     values = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_json(find_config(source))
@@ -98,8 +118,18 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     if blocks["progressive_layer_drop"] is None:
         blocks["progressive_layer_drop"] = {"enabled": False}
     blocks = {name: {} if block is None else block for name, block in blocks.items()}
+    known = {name: use == "run" or bool(blocks[name]) for name in ("model", "training")}
     blocks["model"] = _fill_preset(blocks["model"], where)
-    run = RunConfig(deepspeed=values, **{n: _build_block(c, blocks[n], f"{where}: {n}") for n, c in OUR_BLOCKS.items()})
+    values = {key: value for key, value in values.items() if value is not None}
+    warnings: list[str] = []
+    notices: list[str] = []
+    if use != "checkpoint":
+        values, warnings = check_deepspeed(values, where, own_model=use == "own_model")
+    ours = {name: _build_block(cls, blocks[name], f"{where}: {name}") for name, cls in OUR_BLOCKS.items()}
+    if use != "checkpoint":
+        max_steps = ours["training"].max_steps if known["training"] else None
+        values, notices = resolve_auto(values, where, max_steps, ours["model"].hidden_size if known["model"] else None)
+    run = RunConfig(deepspeed=values, source=where, warnings=tuple(warnings), notices=tuple(notices), **ours)
     if run.data.seq_length > run.model.max_position_embeddings:
         raise ConfigError(
             f"{where}: data.seq_length: {run.data.seq_length}; must be at most"
@@ -139,42 +169,6 @@ def _is_enabled(values: Any, path: str) -> bool:
     return bool(values)
 
 
-def find_config(source: str | Path) -> Path:
-    """Return the path as given if it exists, or else the shipped configuration of that name, if there is one.
-
-    An installed package carries `configs/`, so `bert_base_pld_128.json` and `configs/bert_base_pld_128.json` name the
-    same file in any working directory.
-    """
-    path = Path(source)
-    package = Path(__file__).parent
-    if path.exists() or path.is_absolute() or ".." in path.parts:
-        return path
-    name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
-    shipped = (folder / name for folder in (package / "configs", package.parent / "configs"))
-    return next((file for file in shipped if file.is_file()), path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object and reject duplicate keys, of which Python's parser would silently keep the last."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        duplicates = sorted({key for key in keys if keys.count(key) > 1})
-        if duplicates:
-            raise ConfigError(f"{path}: duplicate key '{duplicates[0]}'")
-        return dict(pairs)
-
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the configuration ({error.strerror})") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must be a JSON object, is a {type(values).__name__}")
-    return values
-
-
 def apply_override(values: dict[str, Any], override: str, option: str = "--set") -> None:
     """Apply one `section.key=value` in place; missing sections are created."""
     path, separator, text = override.partition("=")
@@ -199,13 +193,17 @@ def resolve_batch_sizes(deepspeed: Mapping[str, Any], world_size: int) -> tuple[
     is raised if too few of the three keys are given, or if their product is not train_batch_size.
     """
     given = {key: deepspeed.get(key) for key in BATCH_KEYS}
-    given = {key: None if value == "auto" else value for key, value in given.items()}
+    automatic = AUTO in given.values()
+    given = {key: None if value == AUTO else value for key, value in given.items()}
     for key, value in given.items():
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if value is not None and (whole(value) or 0) < 1:
             raise ConfigError(f"{key}: {value!r}; must be an integer >= 1")
-    total, micro, accumulation = (given[key] for key in BATCH_KEYS)
+    total, micro, accumulation = (whole(given[key]) for key in BATCH_KEYS)
     if total is None and micro is None:
-        raise ConfigError("train_batch_size or train_micro_batch_size_per_gpu: missing; give at least one")
+        raise ConfigError(
+            f"train_batch_size or train_micro_batch_size_per_gpu: {'auto' if automatic else 'missing'}; give at least"
+            " one, such as --set train_micro_batch_size_per_gpu=32"
+        )
     if micro is None:
         assert total is not None
         micro, rest = divmod(total, (accumulation or 1) * world_size)
@@ -251,18 +249,13 @@ def _build_block(cls: type[T], values: Any, where: str) -> T:
     hints = get_type_hints(cls)
     for key, value in values.items():
         if key not in hints:
-            raise ConfigError(f"{where}.{key}: unknown key{_nearest(key, hints)}; valid: {', '.join(hints)}")
+            raise ConfigError(f"{where}.{key}: unknown key{nearest(key, hints)}; valid: {', '.join(hints)}")
         if not _matches(value, hints[key]):
             raise ConfigError(f"{where}.{key}: {value!r}; must be {_describe(hints[key])}")
-    block = cls(**{key: float(value) if _is_float(hints[key], value) else value for key, value in values.items()})
+    block = cls(**{key: _converted(value, hints[key]) for key, value in values.items()})
     for problem in block.check():  # type: ignore[attr-defined]
         raise ConfigError(f"{where}.{problem}")
     return block
-
-
-def _nearest(key: str, valid: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(valid), n=1, cutoff=0.5)
-    return f", did you mean '{near[0]}'?" if near else ""
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -272,20 +265,24 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _matches(value: Any, hint: Any) -> bool:
+    """Whether a value has a type of the annotation; whole floats such as 1e5 count as integers, as in DeepSpeed."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
     for kind in _alternatives(hint):
         if get_origin(kind) is Literal:
             if value in get_args(kind) and isinstance(value, str):
                 return True
-        elif kind is float:
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif kind in (int, float):
+            if is_number and (kind is float or whole(value) is not None):
                 return True
-        elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        elif isinstance(value, kind):
             return True
     return False
 
 
-def _is_float(hint: Any, value: Any) -> bool:
-    return float in _alternatives(hint) and isinstance(value, int)
+def _converted(value: Any, hint: Any) -> Any:
+    if isinstance(value, (bool, str)) or value is None:
+        return value
+    return float(value) if float in _alternatives(hint) else whole(value)
 
 
 def _describe(hint: Any) -> str:

@@ -70,8 +70,11 @@ class ProgressiveLayerDropConfig:
     def resolved(self, max_steps: int) -> ProgressiveLayerDropConfig:
         """Return a copy with `gamma: auto` and all shares of a run of `max_steps` steps replaced by numbers.
 
-        `gamma` and `ramp` become 0 where `temporal` does not use them, so that they cannot make two runs differ.
+        What has no effect becomes the same in every run, so that it cannot make two runs differ: `gamma` and `ramp`
+        where `temporal` does not use them, and everything if dropping is disabled.
         """
+        if not self.enabled:
+            return ProgressiveLayerDropConfig(enabled=False, gamma=0.0, ramp=0.0)
 
         def steps(value: float) -> float:
             return float(round(value * max_steps) if value < 1 else value)

@@ -16,7 +16,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from bert_pld.cli import make_parser
+from bert_pld.cli import make_parser, print_once
 from bert_pld.cli import run as run_command
 from bert_pld.config import RunConfig, apply_override, load_config, resolve_batch_sizes
 from bert_pld.cost.flops import ModelFlops, parameter_count
@@ -237,6 +237,8 @@ def _gib(size_bytes: float) -> str:
 def main(options: argparse.Namespace) -> None:
     """Print the plan, and write it to `--json`."""
     run = load_config(options.deepspeed_config, options.set)
+    print_once("warning", run.warnings)
+    print_once("note", run.notices)
     assumptions: dict[str, Any] = {}
     for assumption in options.assume:
         apply_override(assumptions, assumption, "--assume")

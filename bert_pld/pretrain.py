@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bert_pld.cli import make_parser, run_as_rank
+from bert_pld.cli import make_parser, print_once, run_as_rank
 from bert_pld.cluster.stopping import EXIT_PREEMPTED, Preemption
 from bert_pld.config import load_config
+from bert_pld.config_errors import explaining
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,6 +40,8 @@ def main(options: argparse.Namespace) -> int:
     """
     preemption = Preemption()
     config = load_config(options.deepspeed_config, options.set)
+    print_once("warning", config.warnings)
+    print_once("note", config.notices)
     # These import torch and DeepSpeed, which takes seconds: signals are caught before, and mistakes in the JSON shown.
     from bert_pld.cluster.watchdog import Watchdog
     from bert_pld.data.read_failures import naming_damaged_shards
@@ -48,15 +51,16 @@ def main(options: argparse.Namespace) -> int:
     run, watchdog = None, Watchdog()
     try:
         with watchdog.reporting():
-            run = prepare_run(
-                config,
-                options.data_dir,
-                options.output_dir,
-                options.resume,
-                options.initialize_from,
-                preemption,
-                watchdog,
-            )
+            with explaining(config.source, keep_value_errors=True):
+                run = prepare_run(
+                    config,
+                    options.data_dir,
+                    options.output_dir,
+                    options.resume,
+                    options.initialize_from,
+                    preemption,
+                    watchdog,
+                )
             with naming_damaged_shards((run.training_rows, run.validation_rows), watchdog.end_with):
                 finished = train(run)
     finally:

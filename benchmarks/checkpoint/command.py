@@ -26,7 +26,7 @@ from bert_pld.checkpoint.writer import CheckpointWriter
 from bert_pld.config import load_config
 from bert_pld.files import CHECKPOINTS
 from bert_pld.model import BertForPreTraining, use_backend
-from bert_pld.training.run import make_engine
+from bert_pld.training.engine import make_engine
 
 EXAMPLE = "python -m benchmarks checkpoint --model_preset base --json checkpoint.json"
 KINDS = ("none", "beside", "waiting", "deepspeed")

@@ -19,8 +19,8 @@ from bert_pld.config import RunConfig
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.data.batches import IGNORED_LABEL, MicroBatch
 from bert_pld.model import BertForPreTraining, use_backend
+from bert_pld.training.engine import make_engine
 from bert_pld.training.loop import evaluate, seed_dropout
-from bert_pld.training.run import make_engine
 
 OURS: dict[str, tuple[Literal["pre", "post"], Literal["batch", "sample"] | None]] = {
     "post": ("post", None),

@@ -178,7 +178,7 @@ def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def load_model(checkpoint: Path) -> tuple[BertForPreTraining, RunConfig]:
     """Return a checkpoint's fp32 model, in evaluation mode, and its configuration; a ValueError if they do not fit."""
-    config = load_config(checkpoint / CONFIG)
+    config = load_config(checkpoint / CONFIG, use="checkpoint")
     model = BertForPreTraining(config.model)
     try:
         model.load_state_dict(load_weights(checkpoint))

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.cluster.run_lock import RunLock
 from bert_pld.config import ConfigError, RunConfig, load_config
+from bert_pld.config_auto import DEFAULT_OPTIMIZER
 from bert_pld.data.shards import Manifest
 from bert_pld.files import CHECKPOINTS, CONFIG
 from bert_pld.model import BertForPreTraining
@@ -65,9 +66,11 @@ def load_weights(model: BertForPreTraining, checkpoint: Path) -> None:
 def check_same_run(checkpoint: Path, config: RunConfig, data: Manifest) -> None:
     """Raise a ConfigError if a checkpoint's model, PLD block, batch size, optimizer, seed or data differ."""
     # Loading fills in the defaults of keys that did not exist when the checkpoint was saved.
-    saved, current = load_config(checkpoint / CONFIG).as_json(), config.as_json()
+    saved, current = load_config(checkpoint / CONFIG, use="checkpoint").as_json(), config.as_json()
     for name in _fixed_keys(current):
         saved_value, value = _lookup(saved, name), _lookup(current, name)
+        if name == "optimizer.type":
+            saved_value, value = (str(kind or DEFAULT_OPTIMIZER["type"]).lower() for kind in (saved_value, value))
         if saved_value != value:
             raise ConfigError(
                 f"checkpoint {checkpoint} belongs to a different run: {name} is {saved_value!r} in the checkpoint,"

@@ -176,8 +176,7 @@ def restore_scalars(engine: Any, pieces: list[Piece], saved: Mapping[str, Any], 
         # A flat tensor that holds several parameters has one set of numbers: those of the first.
         entries = saved.get("state_of", {}).get(names[id(owner)], saved["state"])
         for key, entry in entries.items():
-            number = torch.tensor(float(entry["value"]), device=device) if entry["tensor"] else entry["value"]
-            optimizer.state[owner][key] = number
+            optimizer.state[owner][key] = _restored_number(key, entry, optimizer, device)
     for group, saved_group in zip(optimizer.param_groups, saved["groups"], strict=True):
         keys = ("step", *_SCHEDULED_KEYS) if engine.lr_scheduler is not None else ("step",)
         group.update({key: saved_group[key] for key in keys if key in saved_group and key in {*group, "step"}})
@@ -191,6 +190,19 @@ def restore_scalars(engine: Any, pieces: list[Piece], saved: Mapping[str, Any], 
     engine.global_samples = step * engine.train_batch_size()
     engine.micro_steps = step * engine.gradient_accumulation_steps()
     engine.skipped_steps = saved["skipped_steps"]
+
+
+def _restored_number(key: str, entry: Mapping[str, Any], optimizer: Any, device: torch.device) -> Any:
+    """Return a saved number as the optimizer keeps it: Adam's steps are an integer in DeepSpeed's, a tensor in torch's.
+
+    Which of the two runs where the states are on the host depends on whether DeepSpeed's can be built there.
+    """
+    in_tensor, kind = entry["tensor"], type(optimizer).__name__
+    if key == "step" and kind in ("Adam", "AdamW", "DeepSpeedCPUAdam"):
+        in_tensor = kind != "DeepSpeedCPUAdam"
+    if in_tensor:
+        return torch.tensor(float(entry["value"]), device=device)
+    return int(entry["value"]) if key == "step" else entry["value"]
 
 
 def reset_states(engine: Any, pieces: list[Piece], kinds: Mapping[str, set[str]]) -> None:

@@ -77,7 +77,7 @@ def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> M
     # In fp32 runs ZeRO keeps a separate fp32 copy of its partition too.
     master = _MASTER_BYTES if element == 2 or stage >= 1 else 0
     moments = _moments(run)
-    offload = run.deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+    offloads = run.offload_device() != "none"
 
     tokens = micro_batch_size * run.data.seq_length
     masked = tokens * run.data.mask_probability
@@ -88,8 +88,8 @@ def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> M
     return MemoryEstimate(
         parameters_bytes=count * element * share[2],
         gradients_bytes=count * element * share[1],
-        optimizer_bytes=0.0 if offload in ("cpu", "nvme") else (count * master + 4 * moments) * share[0],
-        optimizer_offloaded=offload in ("cpu", "nvme"),
+        optimizer_bytes=0.0 if offloads else (count * master + 4 * moments) * share[0],
+        optimizer_offloaded=offloads,
         block_activation_bytes=float(tokens * _block_bytes_per_token(run, element)),
         block_input_bytes=float(tokens * hidden * element),
         head_activation_bytes=head + tokens * hidden * (element + math.ceil(model.hidden_dropout)),

@@ -8,6 +8,7 @@ forward pre-hook passes the gates to the model.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,9 @@ def initialize(
         config = config_params if config_params is not None else getattr(args, "deepspeed_config", None)
     if config is None:
         raise ConfigError("config: missing; give a path or a dict, or args.deepspeed_config")
-    run = config if isinstance(config, RunConfig) else load_config(config)
+    run = config if isinstance(config, RunConfig) else load_config(config, use="own_model")
+    for warning in () if run is config else run.warnings:
+        warnings.warn(warning, stacklevel=2)
     pld = run.progressive_layer_drop
     if pld.enabled:
         num_blocks = _check_model(model, num_blocks)

@@ -6,7 +6,8 @@ DeepSpeed builds the others from the JSON: `canonical_optimizer` tells which of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,10 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from bert_pld.config import ConfigError
+from bert_pld.config_auto import WARMUP_SHARE
+from bert_pld.config_errors import nearest
 from bert_pld.model.block import SwitchableBlock
+from bert_pld.training.block_params import ADAM_DEFAULTS, MUON_DEFAULTS, check_params, defaults_of
 from bert_pld.training.muon import OrthogonalMomentum
 
 OUR_OPTIMIZERS = ("Adam", "AdamW", "ApexFusedAdam", "ApexFusedLAMB", "Muon")
@@ -29,11 +33,12 @@ _UNSUPPORTED = {
     "SparseAdam": "it requires sparse gradients",
 }
 OUR_SCHEDULERS = ("WarmupExpDecayLR",)
-_MUON_KEYS = (
-    "lr", "muon_lr", "adam_lr", "momentum", "nesterov", "ns_steps", "weight_decay", "betas", "eps",
-)  # fmt: skip
-_ADAM_KEYS = ("lr", "betas", "eps", "weight_decay", "bias_correction", "adam_w_mode", "torch_adam", "amsgrad")
-
+_SCHEDULERS_OF_DEEPSPEED = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest")
+_SCHEDULERS_OF_TORCH = (
+    *("StepLR", "MultiStepLR", "ExponentialLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts"),
+    *("LinearLR", "ConstantLR", "PolynomialLR", "OneCycleLR"),
+)
+"""Schedules of torch that a JSON can describe in full, and that need nothing but the step."""
 # Adam divides its moments by 1 − β^t. From this step on both divisors are exactly 1 in fp32, so an Adam that starts to
 # count here has no bias correction. The fp32 step counter stays exact for 15 million steps more.
 _STEP_PAST_BIAS_CORRECTION = 1_000_000.0
@@ -80,7 +85,7 @@ def canonical_optimizer(name: str, zero_stage: int, device_type: str) -> str:
         name, reason = refused[name.lower()]
         raise ConfigError(f"optimizer.type: {name} is not supported, because {reason}; valid: {choices}")
     if name.lower() not in valid:
-        raise ConfigError(f"optimizer.type: {name!r} is unknown; valid: {choices}")
+        raise ConfigError(f"optimizer.type: {name!r} is unknown{nearest(name, valid.values())}; valid: {choices}")
     name = valid[name.lower()]
     if name in ("Lamb", "ApexFusedLAMB") and zero_stage > 0:
         raise ConfigError(
@@ -97,26 +102,56 @@ def canonical_optimizer(name: str, zero_stage: int, device_type: str) -> str:
     return name
 
 
-def build_optimizer(block: Mapping[str, Any], groups: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
+def check_optimizer_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the checked `params` of an optimizer, by its documented name; Apex checks its own.
+
+    A ConfigError names a parameter that is unknown, has another type, or is out of range.
+    """
+    if name.startswith("ApexFused"):
+        return dict(params)
+    if name == "Muon":
+        return check_params(params, MUON_DEFAULTS, "optimizer.params", name)
+    if name in ("Adam", "AdamW"):
+        return check_params(params, ADAM_DEFAULTS, "optimizer.params", name)
+    cls = _deepspeed_class(name) if name in _OF_DEEPSPEED else getattr(torch.optim, name)
+    params = check_params(params, defaults_of(cls), "optimizer.params", name)
+    if name in _OF_TORCH:
+        try:
+            cls([nn.Parameter(torch.zeros(1))], **params)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"optimizer.params: {error}") from error
+    return params
+
+
+def _deepspeed_class(name: str) -> type:
+    from deepspeed.ops.lamb import FusedLamb
+    from deepspeed.ops.lion import FusedLion
+
+    return {"Lamb": FusedLamb, "Lion": FusedLion}[name]
+
+
+def build_optimizer(
+    block: Mapping[str, Any], groups: Iterable[dict[str, Any]], cpu_adam: type[torch.optim.Optimizer] | None = None
+) -> torch.optim.Optimizer:
     """Build the optimizer of an `optimizer` block whose type is in `OUR_OPTIMIZERS`.
 
     `Adam` and `AdamW` are both Adam with decoupled weight decay (the default of DeepSpeed's `Adam` too), from torch's
-    fused kernels. `bias_correction: false` is supported. `ApexFusedAdam` and `ApexFusedLAMB` require NVIDIA Apex. An
-    unknown parameter, or an Apex optimizer without NVIDIA Apex, raises a ConfigError.
+    fused kernels, or from `cpu_adam`, DeepSpeed's class for states on the host. `bias_correction: false` is supported.
+    `ApexFusedAdam` and `ApexFusedLAMB` require NVIDIA Apex. A mistake in `params`, or an Apex optimizer without NVIDIA
+    Apex, raises a ConfigError.
     """
-    name, params = block["type"], dict(block.get("params", {}))
+    name = block["type"]
+    params = check_optimizer_params(name, block.get("params", {}))
     if name.startswith("ApexFused"):
         return _build_apex(name, params, groups)
-    valid = _MUON_KEYS if name == "Muon" else _ADAM_KEYS
-    unknown = sorted(set(params) - set(valid))
-    if unknown:
-        raise ConfigError(f"optimizer.params.{unknown[0]}: unknown key for {name}; valid: {', '.join(valid)}")
     if name == "Muon":
         return _build_muon(params, groups)
-    bias_correction = params.pop("bias_correction", True)
-    cls = torch.optim.AdamW if params.pop("adam_w_mode", True) else torch.optim.Adam
     params.pop("torch_adam", None)
-    optimizer = cls(groups, fused=True, **params)
+    bias_correction, decoupled = params.pop("bias_correction", True), params.pop("adam_w_mode", True)
+    if cpu_adam is not None and not params.get("amsgrad"):
+        params.pop("amsgrad", None)
+        return cpu_adam(groups, bias_correction=bias_correction, adamw_mode=decoupled, **params)
+    optimizer = (torch.optim.AdamW if decoupled else torch.optim.Adam)(groups, fused=True, **params)
     if not bias_correction:
         optimizer.register_step_pre_hook(_skip_bias_correction)
     return optimizer
@@ -126,15 +161,13 @@ def _build_muon(params: dict[str, Any], groups: Iterable[dict[str, Any]]) -> Ort
     """Build Muon. The group's rate is AdamW's, which schedulers set; Muon's stays in the same proportion to it."""
     rate = params.pop("lr", 1e-3)
     adam_rate, muon_rate = params.pop("adam_lr", rate), params.pop("muon_lr", rate)
-    for key, value, allowed in (
-        ("adam_lr", adam_rate, adam_rate > 0),
-        ("muon_lr", muon_rate, muon_rate >= 0),
-        ("momentum", params.get("momentum", 0.95), 0 <= params.get("momentum", 0.95) < 1),
-        ("ns_steps", params.get("ns_steps", 5), params.get("ns_steps", 5) >= 1),
+    for key, allowed, bounds in (
+        ("adam_lr", adam_rate > 0, "> 0"),
+        ("momentum", 0 <= params.get("momentum", 0.95) < 1, "in [0, 1)"),
+        ("ns_steps", params.get("ns_steps", 5) >= 1, ">= 1"),
     ):
         if not allowed:
-            bounds = {"adam_lr": "> 0", "muon_lr": ">= 0", "momentum": "in [0, 1)", "ns_steps": ">= 1"}[key]
-            raise ConfigError(f"optimizer.params.{key}: {value}; must be {bounds}")
+            raise ConfigError(f"optimizer.params.{key}: {params.get(key, adam_rate)}; must be {bounds}")
     return OrthogonalMomentum(groups, lr=adam_rate, muon_ratio=muon_rate / adam_rate, **params)
 
 
@@ -185,19 +218,45 @@ class WarmupExpDecay:
         return self.decay_rate ** ((step - self.warmup_num_steps) / self.decay_step)
 
 
+def check_scheduler(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `scheduler` block with checked `params`; a ConfigError names an unknown type, or a wrong parameter."""
+    name, params = block["type"], block.get("params", {})
+    valid = (*_SCHEDULERS_OF_DEEPSPEED, *OUR_SCHEDULERS, *_SCHEDULERS_OF_TORCH)
+    if name not in valid:
+        raise ConfigError(f"scheduler.type: {name!r} is unknown{nearest(name, valid)}; valid: {', '.join(valid)}")
+    if name in OUR_SCHEDULERS:
+        return dict(block)
+    from deepspeed.runtime import lr_schedules
+
+    module = lr_schedules if name in _SCHEDULERS_OF_DEEPSPEED else torch.optim.lr_scheduler
+    defaults = defaults_of(getattr(module, name))
+    return {**block, "params": check_params(params, defaults, "scheduler.params", name)}
+
+
+def scheduler_builder(block: Mapping[str, Any], max_steps: int) -> Callable[[torch.optim.Optimizer], Any] | None:
+    """Return a function that builds a checked block's schedule around an optimizer; None where DeepSpeed builds it.
+
+    DeepSpeed would give torch's schedules ZeRO's optimizer, which they do not accept.
+    """
+    if block["type"] in OUR_SCHEDULERS:
+        return functools.partial(build_scheduler, block, max_steps)
+    if block["type"] in _SCHEDULERS_OF_TORCH:
+        cls = getattr(torch.optim.lr_scheduler, block["type"])
+        return lambda optimizer: cls(optimizer, **block["params"])
+    return None
+
+
 def build_scheduler(block: Mapping[str, Any], max_steps: int, optimizer: torch.optim.Optimizer) -> LambdaLR:
     """Build the scheduler of a `scheduler` block whose type is in `OUR_SCHEDULERS`.
 
     `params`: `warmup_max_lr` (default: the optimizer's lr), `warmup_num_steps` (default: 2 % of max_steps),
     `decay_rate` (0.99), `decay_step` (1000). An unknown parameter, or one out of range, raises a ConfigError.
     """
-    params = dict(block.get("params", {}))
+    fields = {"warmup_num_steps": 1, "decay_rate": 0.99, "decay_step": 1000}
+    valid = {"warmup_max_lr": None, **fields}
+    params = check_params(block.get("params", {}), valid, "scheduler.params", "WarmupExpDecayLR")
     peak = params.pop("warmup_max_lr", None)
-    params.setdefault("warmup_num_steps", max(1, round(0.02 * max_steps)))
-    fields = [field.name for field in dataclasses.fields(WarmupExpDecay)]
-    unknown = sorted(set(params) - set(fields))
-    if unknown:
-        raise ConfigError(f"scheduler.params.{unknown[0]}: unknown key; valid: warmup_max_lr, {', '.join(fields)}")
+    params.setdefault("warmup_num_steps", max(1, round(WARMUP_SHARE * max_steps)))
     schedule = WarmupExpDecay(**params)
     if schedule.warmup_num_steps < 1 or schedule.decay_step < 1 or not 0 < schedule.decay_rate <= 1:
         raise ConfigError(

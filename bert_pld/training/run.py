@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.resume import check_same_run, choose_checkpoint, load_weights
@@ -20,7 +18,8 @@ from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cluster.run_lock import RunLock
 from bert_pld.cluster.stopping import Preemption, StepAgreement
 from bert_pld.cluster.watchdog import Watchdog, collective_timeout
-from bert_pld.config import BATCH_KEYS, MONITOR_BLOCKS, ConfigError, RunConfig, resolve_batch_sizes
+from bert_pld.config import BATCH_KEYS, ConfigError, RunConfig, resolve_batch_sizes
+from bert_pld.config_errors import explaining
 from bert_pld.data.batches import MicroBatch
 from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
 from bert_pld.data.nvidia_rows import open_rows
@@ -28,18 +27,8 @@ from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.files import CONFIG, DIVERGED, METRICS, write_atomically
 from bert_pld.model import BertForPreTraining, use_backend
-from bert_pld.pld import initialize
+from bert_pld.training.engine import make_engine
 from bert_pld.training.metrics import Metrics
-from bert_pld.training.muon import OrthogonalMomentum
-from bert_pld.training.optimizer import (
-    OUR_OPTIMIZERS,
-    OUR_SCHEDULERS,
-    block_matrices,
-    build_optimizer,
-    build_scheduler,
-    canonical_optimizer,
-    parameter_groups,
-)
 
 _VOCABULARY_MULTIPLE = 8
 """Tensor cores need matrix sizes that are multiples of 8."""
@@ -192,7 +181,7 @@ def resolve_config(config: RunConfig, training_rows: ShardedRows, world_size: in
     """
     if config.precision == "fp16" and device.type == "cpu":
         raise ConfigError(
-            "fp16.enabled: true, but this machine has no GPU and a CPU cannot train in fp16;"
+            f"{config.source}: fp16.enabled: true, but this machine has no GPU and a CPU cannot train in fp16;"
             " use --set fp16.enabled=false, or a GPU"
         )
     attributes, model = training_rows.attributes, config.model
@@ -203,7 +192,8 @@ def resolve_config(config: RunConfig, training_rows: ShardedRows, world_size: in
         next_sentence_prediction=attributes.objective == "mlm+nsp" if pairs == "auto" else pairs,
     )
     check_matches_model(training_rows, config.model, config.data.seq_length)
-    sizes = dict(zip(BATCH_KEYS, resolve_batch_sizes(config.deepspeed, world_size), strict=True))
+    with explaining(config.source):
+        sizes = dict(zip(BATCH_KEYS, resolve_batch_sizes(config.deepspeed, world_size), strict=True))
     return dataclasses.replace(config, deepspeed={**config.deepspeed, **sizes})
 
 
@@ -236,47 +226,6 @@ def _make_model(
         load_weights(model, other_run)
     use_backend(model, config.model.kernels, device.type)
     return model
-
-
-def make_engine(config: RunConfig, model: nn.Module) -> Any:
-    """Return DeepSpeed's engine of a resolved configuration, with our optimizers, schedulers and layer dropping."""
-    for_deepspeed = {k: v for k, v in config.deepspeed.items() if k not in MONITOR_BLOCKS}
-    # By default, DeepSpeed's throughput timer waits for the device at every step.
-    for_deepspeed.setdefault("timers", {"throughput": {"enabled": False}})
-    optimizer_block = for_deepspeed.get("optimizer") or {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.01}}
-    device_type = next(model.parameters()).device.type
-    kind = canonical_optimizer(optimizer_block["type"], config.zero_stage, device_type)
-    optimizer_block = {**optimizer_block, "type": kind}
-    # DeepSpeed has tested ZeRO with its own Adams; tests/integration/checkpoint has the others.
-    for_deepspeed.setdefault("zero_allow_untested_optimizer", True)
-    weight_decay = optimizer_block.get("params", {}).get("weight_decay", 0.0)
-    groups = parameter_groups(model, weight_decay, muon=kind == "Muon")
-    matrices = block_matrices(model)  # ZeRO 3 takes the parameters' shapes away.
-    optimizer = None
-    if kind in OUR_OPTIMIZERS:
-        optimizer = build_optimizer(optimizer_block, groups)
-        for_deepspeed.pop("optimizer", None)
-    scheduler_block, make_scheduler = for_deepspeed.get("scheduler"), None
-    if scheduler_block:
-        automatic = {
-            "total_num_steps": config.training.max_steps,
-            "warmup_max_lr": optimizer_block.get("params", {}).get("lr", 1e-3),
-        }
-        params = {k: automatic.get(k, v) if v == "auto" else v for k, v in scheduler_block.get("params", {}).items()}
-        scheduler_block = for_deepspeed["scheduler"] = {**scheduler_block, "params": params}
-    if scheduler_block and scheduler_block["type"] in OUR_SCHEDULERS:
-        for_deepspeed.pop("scheduler")
-        make_scheduler = functools.partial(build_scheduler, scheduler_block, config.training.max_steps)
-    engine, *_ = initialize(
-        model=model,
-        optimizer=optimizer,
-        model_parameters=None if optimizer is not None else groups,
-        lr_scheduler=make_scheduler,
-        config=dataclasses.replace(config, deepspeed=for_deepspeed),
-    )
-    if isinstance(optimizer, OrthogonalMomentum):
-        optimizer.attach(engine, matrices)
-    return engine
 
 
 def _write_run_files(output_dir: Path, config: RunConfig, training_rows: ShardedRows, fresh: bool) -> None:

@@ -23,7 +23,7 @@ from bert_pld.data.loader import training_batches
 from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.order import BatchShare
 from bert_pld.model import BertForPreTraining, use_backend
-from bert_pld.training.run import make_engine
+from bert_pld.training.engine import make_engine
 
 BF16 = {"bf16": {"enabled": True}}
 
@@ -42,8 +42,13 @@ OTHERS = {
 }
 
 
+CPU = {"device": "cpu"}
+
+
 def stage(number, **blocks):
-    return {"zero_optimization": {"stage": number}, **blocks}
+    """A ZeRO stage with blocks of its own (offload_…) and other blocks."""
+    offload = {key: blocks.pop(key) for key in list(blocks) if key.startswith("offload")}
+    return {"zero_optimization": {"stage": number, **offload}, **blocks}
 
 
 SETTINGS = {
@@ -57,6 +62,15 @@ SETTINGS = {
     "bf16_fp32_gradients": stage(1, **BF16, data_types={"grad_accum_dtype": "fp32"}),
     "no_bias_correction": stage(1, optimizer={"type": "Adam", "params": {"lr": 3e-3, "bias_correction": False}}),
     "schedule": stage(1, scheduler={"type": "WarmupExpDecayLR", "params": {"warmup_num_steps": 6, "decay_rate": 0.5}}),
+    **{f"offload_stage_{number}": stage(number, offload_optimizer=CPU) for number in (1, 2, 3)},
+    "offload_bf16": stage(2, offload_optimizer=CPU, **BF16),
+    "offload_old_name": {"zero_optimization": {"stage": 2, "cpu_offload": True}},
+    "offload_muon": stage(1, offload_optimizer=CPU, optimizer=MUON),
+    "offload_muon_stage_3": stage(3, offload_optimizer=CPU, optimizer=MUON),
+    "offload_sgd": stage(1, offload_optimizer=CPU, optimizer={"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}),
+    "offload_parameters": stage(3, offload_optimizer=CPU, offload_param=CPU),
+    "offload_parameters_alone": stage(3, offload_param=CPU),
+    "torch_schedule": stage(1, scheduler={"type": "OneCycleLR", "params": {"max_lr": 1e-2, "total_steps": 12}}),
     **{f"muon_stage_{number}": stage(number, optimizer=MUON) for number in range(4)},
     "muon_bf16": stage(1, **BF16, optimizer=MUON),
     **{

@@ -72,7 +72,7 @@ def test_saved_configuration_loads_to_the_same_configuration():
             {"data_efficiency": {"enabled": True, "data_routing": {"random_ltd": {"enabled": True}}}},
             "data_routing.random_ltd: enabled beside progressive_layer_drop; enable one of the two",
         ),
-        ({"curriculum_learning": {"enabled": True}}, "curriculum_learning: enabled beside progressive_layer_drop"),
+        ({"curriculum_learning": {"enabled": True}}, "curriculum_learning: DeepSpeed has removed it; train short"),
         ({"progresive_layer_drop": {}}, "progresive_layer_drop: unknown block, did you mean 'progressive_layer_drop'"),
         ({"modle": {}}, "modle: unknown block, did you mean 'model'"),
         ({"model": {"preset": "huge"}}, "model.preset: 'huge'; must be one of tiny"),

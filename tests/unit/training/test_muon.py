@@ -135,7 +135,7 @@ def test_states_are_momentum_for_matrices_and_two_moments_elsewhere():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"mometum": 0.9}, "optimizer.params.mometum: unknown key for Muon; valid: lr, muon_lr"),
+        ({"mometum": 0.9}, "optimizer.params.mometum: unknown key for Muon, did you mean 'momentum'"),
         ({"momentum": 1.0}, r"optimizer.params.momentum: 1.0; must be in \[0, 1\)"),
         ({"adam_lr": 0}, "optimizer.params.adam_lr: 0; must be > 0"),
         ({"ns_steps": 0}, "optimizer.params.ns_steps: 0; must be >= 1"),

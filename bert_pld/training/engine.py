@@ -1,0 +1,133 @@
+"""Making a run's DeepSpeed engine: with our optimizers, schedulers and layer dropping, and DeepSpeed's JSON keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bert_pld.config import MONITOR_BLOCKS, RunConfig
+from bert_pld.config_auto import DEFAULT_OPTIMIZER
+from bert_pld.config_errors import ConfigError, explaining
+from bert_pld.pld import initialize
+from bert_pld.training.muon import OrthogonalMomentum
+from bert_pld.training.optimizer import (
+    OUR_OPTIMIZERS,
+    block_matrices,
+    build_optimizer,
+    canonical_optimizer,
+    check_optimizer_params,
+    check_scheduler,
+    parameter_groups,
+    scheduler_builder,
+)
+
+_NOT_HERE = {
+    "data_efficiency.data_routing.random_ltd": "use progressive_layer_drop with granularity 'token'",
+    "data_efficiency.data_sampling.curriculum_learning": "train short sequences first, and go on with"
+    " --initialize_from",
+    "torch_autocast": "use bf16 or fp16",
+    "hybrid_engine": "it is for generation, which an encoder has not",
+    "expert_parallel": "the model has no experts",
+}
+"""Blocks that need DeepSpeed's own data loader or model; a run would ignore them or fail in its first step."""
+
+
+def make_engine(config: RunConfig, model: nn.Module) -> Any:
+    """Return the engine of a resolved configuration; whatever DeepSpeed cannot set up is a ConfigError."""
+    with explaining(config.source):
+        return _set_up_engine(config, model)
+
+
+def _set_up_engine(config: RunConfig, model: nn.Module) -> Any:
+    _refuse_unsupported(config)
+    for_deepspeed = {k: v for k, v in config.deepspeed.items() if k not in MONITOR_BLOCKS}
+    # By default, DeepSpeed's throughput timer waits for the device at every step.
+    for_deepspeed.setdefault("timers", {"throughput": {"enabled": False}})
+    optimizer_block = for_deepspeed.get("optimizer", DEFAULT_OPTIMIZER)
+    device_type = next(model.parameters()).device.type
+    kind = canonical_optimizer(optimizer_block["type"], config.zero_stage, device_type)
+    params = check_optimizer_params(kind, optimizer_block.get("params", {}))
+    optimizer_block = {**optimizer_block, "type": kind, "params": params}
+    # DeepSpeed has tested ZeRO with its own Adams; tests/integration/checkpoint has the others.
+    for_deepspeed.setdefault("zero_allow_untested_optimizer", True)
+    groups = parameter_groups(model, params.get("weight_decay", 0.0), muon=kind == "Muon")
+    matrices = block_matrices(model)  # ZeRO 3 takes the parameters' shapes away.
+    optimizer = None
+    if kind in OUR_OPTIMIZERS:
+        cpu_adam = None
+        if config.offload_device() != "none":
+            cpu_adam = _cpu_adam() if kind in ("Adam", "AdamW") else None
+            # Otherwise DeepSpeed would accept its own Adam alone.
+            for_deepspeed["zero_force_ds_cpu_optimizer"] = False
+        optimizer = build_optimizer(optimizer_block, groups, cpu_adam)
+        for_deepspeed.pop("optimizer", None)
+    elif "optimizer" in for_deepspeed:
+        for_deepspeed["optimizer"] = optimizer_block
+    make_scheduler = None
+    if "scheduler" in for_deepspeed:
+        for_deepspeed["scheduler"] = check_scheduler(for_deepspeed["scheduler"])
+        make_scheduler = scheduler_builder(for_deepspeed["scheduler"], config.training.max_steps)
+        if make_scheduler is not None:
+            for_deepspeed.pop("scheduler")
+    engine, *_ = initialize(
+        model=model,
+        optimizer=optimizer,
+        model_parameters=None if optimizer is not None else groups,
+        lr_scheduler=make_scheduler,
+        config=dataclasses.replace(config, deepspeed=for_deepspeed),
+    )
+    if isinstance(optimizer, OrthogonalMomentum):
+        optimizer.attach(engine, matrices)
+    return engine
+
+
+def _refuse_unsupported(config: RunConfig) -> None:
+    """Raise a ConfigError for keys of DeepSpeed that need another loop, data loader or model than a run's."""
+    for path, instead in _NOT_HERE.items():
+        block: Any = config.deepspeed
+        for key in path.split("."):
+            block = block.get(key, {}) if isinstance(block, Mapping) else {}
+        if isinstance(block, Mapping) and block.get("enabled"):
+            raise ConfigError(f"{path}.enabled: true; pretraining does not support it; {instead}")
+    kind: Literal["optimizer", "param"]
+    for kind in ("optimizer", "param"):
+        if config.offload_device(kind) == "nvme":
+            raise ConfigError(
+                f"zero_optimization.offload_{kind}.device: nvme; checkpoints cannot hold what DeepSpeed has swapped to"
+                " a disk; use cpu"
+            )
+    if config.offload_device("param") != "none" and config.zero_stage < 3:
+        raise ConfigError(
+            f"zero_optimization.offload_param.device: cpu at stage {config.zero_stage}; needs zero_optimization.stage 3"
+        )
+    if config.offload_device() != "none" and config.zero_stage < 1:
+        raise ConfigError(
+            "zero_optimization.offload_optimizer.device: cpu at stage 0; needs zero_optimization.stage 1, 2 or 3"
+        )
+    if config.deepspeed.get("managed_gradient_accumulation") is False:
+        raise ConfigError("managed_gradient_accumulation: false; must be true, because the engine counts a run's steps")
+
+
+def _cpu_adam() -> type[torch.optim.Optimizer] | None:
+    """Return DeepSpeed's Adam for states on the host, if every rank can build it; otherwise torch's Adam is used.
+
+    On a machine without a GPU, nothing moves, and torch's Adam needs no compiler.
+    """
+    if not torch.cuda.is_available():
+        return None
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    try:
+        CPUAdamBuilder().load(verbose=False)
+        built = True
+    except Exception:  # Compilers fail in many ways, and the other Adam gives the same result.
+        built = False
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, built)
+    return DeepSpeedCPUAdam if all(everywhere) else None
