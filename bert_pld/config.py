@@ -180,7 +180,9 @@ def apply_override(values: dict[str, Any], override: str, option: str = "--set")
     except json.JSONDecodeError:
         value = text
     for key in keys[:-1]:
-        values = values.setdefault(key, {})
+        if values.get(key) is None:
+            values[key] = {}
+        values = values[key]
         if not isinstance(values, dict):
             raise ConfigError(f"{option} {override}: '{key}' is not a section")
     values[keys[-1]] = value

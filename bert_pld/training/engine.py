@@ -44,7 +44,10 @@ def make_engine(config: RunConfig, model: nn.Module) -> Any:
 
 
 def _set_up_engine(config: RunConfig, model: nn.Module) -> Any:
+    from deepspeed.monitor.config import get_monitor_config
+
     _refuse_unsupported(config)
+    get_monitor_config({key: config.deepspeed.get(key, {}) for key in MONITOR_BLOCKS})
     for_deepspeed = {k: v for k, v in config.deepspeed.items() if k not in MONITOR_BLOCKS}
     # By default, DeepSpeed's throughput timer waits for the device at every step.
     for_deepspeed.setdefault("timers", {"throughput": {"enabled": False}})

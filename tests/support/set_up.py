@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -65,9 +64,10 @@ def disagreements(config: RunConfig, engine: Any) -> list[str]:
         "zero_stage": config.zero_stage,
         "batch sizes": tuple(config.deepspeed[key] for key in BATCH_KEYS),
     }
-    for key in ("gradient_clipping", "prescale_gradients"):
-        if key in config.deepspeed:
-            running[key], ours[key] = getattr(engine, key)(), config.deepspeed[key]
+    readers = {"gradient_clipping": engine.gradient_clipping, "steps_per_print": engine.steps_per_print}
+    readers["prescale_gradients"] = lambda: not engine.postscale_gradients()
+    for key in readers.keys() & config.deepspeed.keys():
+        running[key], ours[key] = readers[key](), config.deepspeed[key]
     given = config.deepspeed.get("optimizer", {}).get("params", {})
     if "scheduler" not in config.deepspeed and "lr" in given:
         running["lr"], ours["lr"] = engine.get_lr()[0], given["lr"]
@@ -78,8 +78,3 @@ def write_json(path: Path, content: Any) -> Path:
     """Write text as it is, and anything else as JSON."""
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return path
-
-
-def as_dictionary(config: RunConfig) -> dict[str, Any]:
-    """Return the blocks of ours as dictionaries."""
-    return {key: dataclasses.asdict(value) for key, value in vars(config).items() if dataclasses.is_dataclass(value)}
