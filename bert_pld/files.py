@@ -1,7 +1,10 @@
-"""What many parts need to write files: names in a run's folder, atomic writes, removal of secrets, SHA-256, boot id."""
+"""Files for many parts: names in a run's folder, atomic writes, locks, removal of secrets, SHA-256, boot id."""
 
 from __future__ import annotations
 
+import enum
+import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -61,6 +64,29 @@ def without_secrets(values: Any) -> Any:
     if isinstance(values, (list, tuple)):
         return [without_secrets(value) for value in values]
     return _USER_IN_URL.sub("", values) if isinstance(values, str) else values
+
+
+class FileLock(enum.Enum):
+    """What `locked` obtained."""
+
+    HELD = enum.auto()
+    BUSY = enum.auto()
+    """Another process holds the lock."""
+    UNSUPPORTED = enum.auto()
+    """The file system has no locks: nothing keeps another process out."""
+
+
+@contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[FileLock]:
+    """Lock a file, which is created, for a block; with `wait`, wait for the process that holds the lock."""
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            obtained = FileLock.HELD
+        except OSError as error:  # Without locks, file systems answer with ENOLCK, ENOSYS, EOPNOTSUPP, EINVAL, EIO, …
+            is_busy = error.errno in (errno.EAGAIN, errno.EACCES)
+            obtained = FileLock.BUSY if is_busy else FileLock.UNSUPPORTED
+        yield obtained
 
 
 def sync_directory(directory: Path) -> None:

@@ -17,8 +17,6 @@ are the same. They keep their spools under their new task numbers; all later sta
 from __future__ import annotations
 
 import dataclasses
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -29,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.data.shards import MANIFEST_NAME
-from bert_pld.files import TOKENIZER, VOCABULARY, write_atomically
+from bert_pld.files import TOKENIZER, VOCABULARY, FileLock, locked, write_atomically
 from data_prep.data_card import DATA_CARD_NAME
 from data_prep.executors.slurm_queue import stop_orphaned_jobs
 from data_prep.plan import PLAN_NAME, RECIPE_VERSION, BuildPlan
@@ -86,13 +84,15 @@ def open_build_folder(output_dir: Path, plan: BuildPlan) -> Iterator[Path]:
     if not (build_dir / PLAN_NAME).is_file():
         _require_empty(output_dir)
     build_dir.mkdir(exist_ok=True)
-    with open(build_dir / _LOCK_NAME, "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            raise ValueError(f"--output_dir {output_dir}: another build is running in this directory") from None
+    with locked(build_dir / _LOCK_NAME) as obtained:
+        if obtained is FileLock.BUSY:
+            raise ValueError(f"--output_dir {output_dir}: another build is running in this directory")
+        if obtained is FileLock.UNSUPPORTED:
+            print(
+                f"warning: --output_dir {output_dir}: its file system has no locks, so a second build in this directory"
+                " would not be refused, and would damage this one",
+                file=sys.stderr,
+            )
         stop_orphaned_jobs(build_dir)
         _adopt_unfinished_build(build_dir, plan)
         if not (build_dir / PLAN_NAME).is_file():

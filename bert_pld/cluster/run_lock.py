@@ -23,7 +23,6 @@ from bert_pld.files import RUN_LOCK, boot_id
 
 HEARTBEAT_S = 5.0
 _SILENT_HEARTBEATS = 4
-_LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class RunLockedError(ValueError):
@@ -60,13 +59,13 @@ class RunLock:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 self._refuse()
-            if error.errno not in _LOCKS_UNSUPPORTED:
-                raise
+            # Without locks, file systems answer with ENOLCK, ENOSYS, EOPNOTSUPP, EINVAL, EIO, …
             has_kernel_lock = False
         last = self._read()
         # The kernel's lock proves that a holder on this machine is dead, but not one on another machine.
-        if last and not (has_kernel_lock and last.get("machine") == self._own["machine"]):
-            self._observe(last)
+        if not has_kernel_lock or (last and last.get("machine") != self._own["machine"]):
+            if last:
+                self._observe(last)
             self._write()
             time.sleep(2 * self.heartbeat_s)  # If two runs do this at the same time, the last one to write stays.
             if self._read().get("token") != self._own["token"]:

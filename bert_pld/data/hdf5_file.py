@@ -50,7 +50,8 @@ def _cause(error: Exception) -> str:
             f"{os.environ.get(_LOCKING_VARIABLE)} asks for a lock; unset it, or set it to FALSE: reading needs none"
         )
     if number:
-        return f"cannot be read ({os.strerror(number)})"
+        from_hdf5 = getattr(error, "filename", None) is None  # Its texts are long, and end in what the system said.
+        return f"cannot be read ({os.strerror(number) if from_hdf5 else error.args[1]})"
     return f"not a readable HDF5 file ({str(error) or type(error).__name__}); it may be cut short or damaged"
 
 

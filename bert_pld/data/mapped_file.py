@@ -7,6 +7,7 @@ exceed the limit on open files. The system call itself needs no descriptor once 
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import mmap
 import os
@@ -30,9 +31,13 @@ def map_file(path: Path) -> NDArray[np.uint8]:
         size = os.fstat(descriptor).st_size
         if not size:
             return np.empty(0, np.uint8)
-        address = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
-        if address == _MAP_FAILED:
+        # Some FUSE file systems have no shared maps. For reading, a private one is the same.
+        for kind in (mmap.MAP_SHARED, mmap.MAP_PRIVATE):
+            address = _libc().mmap(None, size, mmap.PROT_READ, kind, descriptor, 0)
             number = ctypes.get_errno()
+            if address != _MAP_FAILED or number != errno.ENODEV:
+                break
+        if address == _MAP_FAILED:
             raise OSError(number, f"cannot be mapped: {os.strerror(number)}", str(path))
     finally:
         os.close(descriptor)

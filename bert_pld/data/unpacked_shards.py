@@ -12,14 +12,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 
 from bert_pld.data.mapped_file import map_file
 from bert_pld.data.nvidia_format import Header, read_blocks
-from bert_pld.files import PARTIAL, written_aside
+from bert_pld.files import PARTIAL, FileLock, locked, written_aside
 
 CACHE_VARIABLE = "BERT_PLD_CACHE"
 
@@ -121,28 +120,15 @@ def unpack_all(shards: Sequence[PackedShard]) -> None:
 
 def _unpack_if_free(directory: Path, shard: PackedShard, wait: bool) -> bool:
     """Unpack a shard; return False if another process is doing so and `wait` is not set."""
-    with _lock(directory / f".{shard.key}.lock", wait) as acquired:
-        if not acquired:
+    with locked(directory / f".{shard.key}.lock", wait) as obtained:
+        if obtained is FileLock.BUSY:
             return False
         if not shard.file.is_file():
-            for leftover in directory.glob(f".{shard.key}.*{PARTIAL}"):  # from a killed process
-                leftover.unlink(missing_ok=True)
+            if obtained is FileLock.HELD:  # Without locks, another process may be writing its own copy.
+                for leftover in directory.glob(f".{shard.key}.*{PARTIAL}"):  # from a killed process
+                    leftover.unlink(missing_ok=True)
             _unpack(shard)
     return True
-
-
-@contextlib.contextmanager
-def _lock(path: Path, wait: bool) -> Iterator[bool]:
-    """Hold a file lock for a block; yield whether it was acquired."""
-    with open(path, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            yield False
-            return
-        yield True
 
 
 def _unpack(shard: PackedShard) -> None:
@@ -199,9 +185,11 @@ def _layout(shard: PackedShard) -> tuple[dict[str, tuple[np.dtype[Any], tuple[in
 
 def _reserve(file: BinaryIO, size: int) -> None:
     """Reserve the disk space, so that a full disk is an error now and not a bus error when a map reads a hole."""
-    if hasattr(os, "posix_fallocate"):  # not on macOS
+    try:
         os.posix_fallocate(file.fileno(), 0, size)
-    else:
+    except (AttributeError, OSError) as error:  # not on macOS, nor on every file system
+        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
         file.truncate(size)
 
 

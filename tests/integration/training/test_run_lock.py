@@ -79,11 +79,7 @@ def test_second_run_is_refused_and_killed_run_does_not_keep_the_lock(holder, tmp
 
 @pytest.mark.parametrize("kernel", ["keeps_locks_to_one_node", "has_no_locks"])
 def test_heartbeat_of_another_machine_keeps_the_lock_until_it_stops(kernel, start_holder, tmp_path, monkeypatch):
-    def lockf(file, operation):
-        if kernel == "has_no_locks":
-            raise OSError(errno.ENOLCK, "no locks available")
-
-    monkeypatch.setattr(fcntl, "lockf", lockf)
+    monkeypatch.setattr(fcntl, "lockf", lockf_failing_with(errno.ENOLCK if kernel == "has_no_locks" else 0))
     other = start_holder("on_another_machine")
     with pytest.raises(RunLockedError, match=f"host n7, process {other.pid}"):
         RunLock(tmp_path, 0.05).acquire()
@@ -95,9 +91,26 @@ def test_heartbeat_of_another_machine_keeps_the_lock_until_it_stops(kernel, star
     own.release()
 
 
-def test_one_of_two_runs_gets_the_lock_of_a_dead_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr(fcntl, "lockf", lambda file, operation: None)
-    (tmp_path / RUN_LOCK).write_text(json.dumps({"token": "dead", "machine": "another boot", "beat": 3}))
+def lockf_failing_with(number):
+    """Return an `fcntl.lockf` of a file system without locks; 0: of one that keeps locks to one machine."""
+
+    def lockf(file, operation):
+        if number:
+            raise OSError(number, os.strerror(number))
+
+    return lockf
+
+
+@pytest.mark.parametrize(
+    ("number", "left_by_another_machine"),
+    [(0, True), (errno.ENOLCK, False), (errno.EOPNOTSUPP, True), (errno.EIO, False)],
+)
+def test_one_of_two_runs_gets_the_lock_where_the_kernel_does_not_help(
+    number, left_by_another_machine, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fcntl, "lockf", lockf_failing_with(number))
+    if left_by_another_machine:
+        (tmp_path / RUN_LOCK).write_text(json.dumps({"token": "dead", "machine": "another boot", "beat": 3}))
     outcomes = []
 
     def acquire():

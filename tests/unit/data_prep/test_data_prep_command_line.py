@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import shlex
 import subprocess
 import sys
@@ -6,6 +8,8 @@ import pytest
 from made_up_corpus import build, build_arguments
 
 from data_prep.__main__ import main
+from data_prep.build_folder import open_build_folder
+from data_prep.plan import BuildArguments, BuildPlan
 
 
 def failed(capfd, *argv):
@@ -105,3 +109,23 @@ def test_help_shows_an_example(command, capsys):
 def test_training_libraries_are_not_imported():
     code = "import sys, data_prep.__main__; sys.exit(bool({'torch', 'deepspeed', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO], ids=errno.errorcode.get)
+def test_build_says_where_the_file_system_has_no_locks(number, tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    plan = BuildPlan(BuildArguments((), None, 300, False, (32,), "mlm", 0.1, 0, 64, "en"), [], [])
+    with open_build_folder(tmp_path / "out", plan) as folder:
+        assert BuildPlan.read(folder) == plan
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: --output_dir {tmp_path / 'out'}: its file system has no locks")
+
+
+def test_second_build_in_a_directory_is_refused(tmp_path):
+    plan = BuildPlan(BuildArguments((), None, 300, False, (32,), "mlm", 0.1, 0, 64, "en"), [], [])
+    refused = pytest.raises(ValueError, match="another build is running in this directory")
+    with open_build_folder(tmp_path, plan), refused, open_build_folder(tmp_path, plan):
+        pass
