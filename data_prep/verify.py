@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from bert_pld.data import shards
 from bert_pld.data.nvidia_format import read_blocks, read_header
 from bert_pld.data.shards import COLUMNS, SPLITS, Manifest, Shard, ShardRecord, vocabulary_hash
+from bert_pld.data.tokenizer import read_entries
 from bert_pld.files import TOKENIZER, VOCABULARY, file_sha256
 from data_prep.rows.vocabulary import SPECIAL_TOKENS
 
@@ -63,11 +64,10 @@ def _tokenizer_faults(data_dir: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{path}: missing"
             continue
         try:
-            text = path.read_text(encoding="utf-8")
             if name == VOCABULARY:
-                entries = text.removesuffix("\n").split("\n")
+                entries = read_entries(path)
             else:
-                vocabulary = json.loads(text)["model"]["vocab"]
+                vocabulary = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
                 entries = sorted(vocabulary, key=vocabulary.__getitem__)
         except (ValueError, KeyError, TypeError) as error:
             yield f"{path}: cannot be read ({error!r})"

@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 from bert_pld.config import RunConfig, load_config
 from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import vocabulary_hash
+from bert_pld.data.tokenizer import read_entries
 from bert_pld.files import (
     CHECKPOINTS,
     CHECKSUMS,
@@ -154,7 +155,7 @@ def resolve_checkpoint(path: Path) -> Path:
 
 def check_same_vocabulary(checkpoint: Path, rows: ShardedRows) -> None:
     """Raise a ValueError if the data was not tokenized with the checkpoint's vocabulary."""
-    entries = (checkpoint / VOCABULARY).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    entries = read_entries(checkpoint / VOCABULARY)
     if vocabulary_hash(entries) != rows.attributes.vocabulary_hash:
         raise ValueError(
             f"data directory {rows.data_dir}: its vocabulary ({rows.attributes.vocabulary_size} entries) differs from"

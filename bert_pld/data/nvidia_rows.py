@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,12 @@ class NvidiaRows(ShardedRows):
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write `vocab.txt` and `tokenizer.json` into a folder; without a `tokenizer.json`, build one."""
-        if (self.data_dir / TOKENIZER).is_file() and (self.data_dir / VOCABULARY).is_file():
-            super().save_tokenizer(folder)
-            return
         entries = read_entries(self.vocabulary_path)
-        tokenizer = bert_tokenizer(entries, self.attributes.casing == "cased")
         write_atomically(folder / VOCABULARY, "".join(f"{entry}\n" for entry in entries))
+        if (self.data_dir / TOKENIZER).is_file() and (self.data_dir / VOCABULARY).is_file():
+            shutil.copyfile(self.data_dir / TOKENIZER, folder / TOKENIZER)
+            return
+        tokenizer = bert_tokenizer(entries, self.attributes.casing == "cased")
         write_atomically(folder / TOKENIZER, json.dumps(json.loads(tokenizer.to_str()), indent=2) + "\n")
 
 

@@ -18,11 +18,16 @@ CONTINUATION = "##"
 
 
 def read_entries(path: Path) -> list[str]:
-    """Return the entries of a `vocab.txt` in id order; a missing or unreadable file is a ValueError."""
+    """Return the entries of a `vocab.txt` in id order; a missing or unreadable file is a ValueError.
+
+    Lines may end as on Windows, and the file may begin with a byte order mark: neither belongs to an entry.
+    """
     try:
-        entries = path.read_bytes().decode().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a readable vocabulary ({error})") from error
+        entries = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a readable vocabulary (not UTF-8 at byte {error.start})") from error
+    except OSError as error:
+        raise ValueError(f"{path}: not a readable vocabulary ({error.strerror})") from error
     if entries[-1] == "":
         entries.pop()
     return entries

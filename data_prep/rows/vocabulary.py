@@ -13,7 +13,14 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 
 from bert_pld.data.shards import vocabulary_hash
-from bert_pld.data.tokenizer import CONTINUATION, SPECIAL_TOKENS, bert_normalizer, bert_tokenizer, count_capitals
+from bert_pld.data.tokenizer import (
+    CONTINUATION,
+    SPECIAL_TOKENS,
+    bert_normalizer,
+    bert_tokenizer,
+    count_capitals,
+    read_entries,
+)
 from bert_pld.files import write_atomically
 
 LARGEST_ALPHABET = 1000
@@ -59,10 +66,9 @@ def read_vocabulary(path: Path, cased: bool) -> Vocabulary:
     casing does not match.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--vocab {path}: not UTF-8 at byte {error.start}") from None
-    entries = text.removesuffix("\n").split("\n")
+        entries = read_entries(path)
+    except ValueError as error:
+        raise ValueError(f"--vocab {error}") from None
     for line, count in Counter(entries).items():
         if count > 1 or not line:
             what = f"entry {line!r} occurs {count} times" if line else "an empty line"
