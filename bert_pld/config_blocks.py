@@ -156,6 +156,8 @@ class DataConfig:
     """Data loader processes per rank; 0 loads in the training process."""
     vocab_file: str | None = None
     """Vocabulary file for shards in NVIDIA's format whose directory has no `vocab.txt`."""
+    follow_links: bool = False
+    """Whether the data directory's files may be symlinks to outside it; only for directories from people you trust."""
 
     def check(self) -> Iterable[str]:
         """Yield one message for each invalid value, as 'key: given; allowed'."""

@@ -18,6 +18,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", required=True, type=Path, help="run folder, or one step_N folder")
     parser.add_argument("--data_dir", required=True, type=Path, help="native or NVIDIA shards, or a folder of seq_<S>")
+    links = "follow symlinks out of --data_dir; only for directories from people you trust (docs/security.md)"
+    parser.add_argument("--follow_links", action="store_true", help=links)
     splits = ["validation", "train"]
     parser.add_argument("--split", default=splits[0], choices=splits, help="which rows (default validation)")
     parser.add_argument("--batch_size", type=int, default=64, help="sequences per forward (default 64)")
@@ -40,9 +42,10 @@ def main(options: argparse.Namespace) -> None:
 
     checkpoint = resolve_checkpoint(options.checkpoint)
     model, config = load_model(checkpoint)
-    data_dir = resolve_data_dir(options.data_dir, config.data.seq_length)
+    data_dir = resolve_data_dir(options.data_dir, config.data.seq_length, options.follow_links)
     own_vocabulary = (data_dir / VOCABULARY).is_file()
-    rows = open_rows(data_dir, options.split, None if own_vocabulary else checkpoint / VOCABULARY)
+    vocab_file = None if own_vocabulary else checkpoint / VOCABULARY
+    rows = open_rows(data_dir, options.split, vocab_file, options.follow_links)
     check_same_vocabulary(checkpoint, rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_matches_model(rows, config.model, seq_length=rows.attributes.seq_length)

@@ -24,6 +24,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_dir", required=True, type=Path, help=shards)
     parser.add_argument("--output_dir", required=True, type=Path, help="the run's folder")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
+    links = "follow symlinks out of --data_dir; only for directories from people you trust (docs/security.md)"
+    followed = "data.follow_links=true"
+    parser.add_argument("--follow_links", action="append_const", dest="set", const=followed, default=[], help=links)
     resume = "checkpoint to resume from: the newest of --output_dir, none, or PATH (default auto)"
     parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help=resume)
     weights = "start a new run from the weights of this run or checkpoint"

@@ -98,7 +98,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     data_dirs = [arguments.data_dir]
     if not (arguments.data_dir / MANIFEST_NAME).is_file():
         data_dirs = sorted(path.parent for path in arguments.data_dir.glob(f"seq_*/{MANIFEST_NAME}")) or data_dirs
-    faults = [fault for data_dir in data_dirs for fault in verify(data_dir, samples=3)]
+    faults = [
+        fault for data_dir in data_dirs for fault in verify(data_dir, samples=3, follow_links=arguments.follow_links)
+    ]
     for fault in faults:
         print(f"error: {_one_line(fault)}", file=sys.stderr)
     return 1 if faults else 0
@@ -195,6 +197,10 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     check.set_defaults(run=_verify)
     check.add_argument("data_dir", type=Path, metavar="DIR")
+    check.add_argument(
+        "--follow_links", action="store_true",
+        help="follow symlinks out of DIR; only for directories from people you trust (docs/security.md)",
+    )  # fmt: skip
 
     kinds = commands.add_parser(
         "sources", help="list the source kinds", description="List the source kinds with an example each.",

@@ -21,10 +21,13 @@ from data_prep.rows.vocabulary import SPECIAL_TOKENS
 _BLOCK_ROWS = 1 << 14
 
 
-def verify(data_dir: Path, samples: int = 3) -> list[str]:
-    """Check all files, print `samples` decoded training rows and a summary, and return a line for each fault."""
+def verify(data_dir: Path, samples: int = 3, follow_links: bool = False) -> list[str]:
+    """Check all files, print `samples` decoded training rows and a summary, and return a line for each fault.
+
+    With `follow_links`, files may be symlinks to outside the directory.
+    """
     try:
-        manifest = Manifest.read(data_dir)
+        manifest = Manifest.read(data_dir, follow_links)
     except ValueError as error:
         return [str(error)]
     tokenizer_faults = list(_tokenizer_faults(data_dir, manifest))

@@ -31,7 +31,9 @@ from bert_pld.data.rows import ShardedRows, resolve_data_dir
 def open_data(config: RunConfig, data_dir: Path, split: str) -> ShardedRows:
     """Open a split's rows as training does."""
     vocab_file = Path(config.data.vocab_file) if config.data.vocab_file else None
-    return open_rows(resolve_data_dir(data_dir, config.data.seq_length), split, vocab_file)
+    follow_links = config.data.follow_links
+    data_dir = resolve_data_dir(data_dir, config.data.seq_length, follow_links)
+    return open_rows(data_dir, split, vocab_file, follow_links)
 
 
 class JointTraining:

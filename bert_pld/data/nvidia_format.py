@@ -12,7 +12,8 @@ there are no attributes:
 
 A list of masks ends at the first position 0. In the first entry, position 0 is a mask if its id is not 0. Scattering
 `masked_lm_ids` back gives the original sequence. The split and the order of the files follow from their names:
-`<name>_{training,test}_<i>.hdf5` or `{train,test}_shard_<i>.hdf5`; `test` is the validation split.
+`<name>_{training,test}_<i>.hdf5`, `{train,test}_shard_<i>.hdf5`, or `{training,test}/<any name>.hdf5`; `test` is the
+validation split.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ DTYPES = {
 LABELS = "next_sentence_labels"
 SUFFIXES = (".hdf5", ".h5")
 
-_SPLIT_WORDS = {"train": "train", "test": "validation"}
+_SPLIT_WORDS = {"train": "train", "test": "validation", "eval": "validation"}
+_SPLIT_WORD = re.compile(r"(?<![a-z])(?:pre)?(train|test|eval)(?:ing|uation|set)?(?![a-z])", re.IGNORECASE)
+_FOLDER = re.compile(r"(?:pre)?(?:train|test|eval)(?:ing|uation|set)?", re.IGNORECASE)
 _WRITTEN_NAMES = {"train": "bert_training", "validation": "bert_test"}
 _USUAL_PREDICTIONS = {128: 20, 512: 80}
 _LONGEST_SEQUENCE = 2**16 - 1
@@ -66,26 +69,51 @@ def shard_name(split: str, index: int) -> str:
     return f"{_WRITTEN_NAMES[split]}_{index}.hdf5"
 
 
-def find_shards(data_dir: Path) -> dict[str, list[Path]]:
+def find_shards(data_dir: Path, follow_links: bool = False) -> dict[str, list[Path]]:
     """Return the shard files of a directory without a manifest, by split, in the order of the numbers in their names.
 
-    The last `train` or `test` in a name gives the split: `pretraining_test_0.hdf5` belongs to the test split.
+    The files lie in the directory, and the last word `train…` or `test…` in a name gives the split:
+    `pretraining_test_0.hdf5` belongs to the test split, `latest_0.hdf5` to none. Or they lie in folders with the name
+    of a split, `training` and `test`, and have any names.
 
     Raises:
-        ValueError: an HDF5 file is not a shard of this format, its name has no split, or it is a symlink to outside.
+        ValueError: an HDF5 file is not a shard of this format, its split is unknown, there are files in both places, or
+            one is a symlink to outside and `follow_links` is not set.
     """
-    names = [path.name for path in data_dir.iterdir()]
-    reject_links_outside(data_dir, [name for name in names if name.endswith((*SUFFIXES, VOCABULARY, TOKENIZER))])
     found: dict[str, list[Path]] = {}
-    for path in sorted(data_dir.iterdir(), key=_natural_order):
-        if path.suffix not in SUFFIXES or path.name.startswith(".") or not path.is_file():
-            continue
-        words = re.findall("train|test", path.stem)
-        if not words:
+    for path in _shards_in(data_dir, data_dir, follow_links):
+        split = _split_of(path.stem)
+        if split is None:
             read_header(path)
-            raise ValueError(f"{path}: belongs to no split; a shard's name must contain 'train' or 'test'")
-        found.setdefault(_SPLIT_WORDS[words[-1]], []).append(path)
+            raise ValueError(f"{path}: belongs to no split; a shard's name must contain the word 'train' or 'test'")
+        found.setdefault(split, []).append(path)
+    folders = [path for path in data_dir.iterdir() if path.is_dir() and _FOLDER.fullmatch(path.name)]
+    for folder in sorted(folders, key=_natural_order):
+        if not follow_links:
+            reject_links_outside(data_dir, [folder.name])
+        paths = _shards_in(folder, data_dir, follow_links)
+        split = _split_of(folder.name)
+        assert split is not None
+        if paths and split in found:
+            raise ValueError(f"{folder}: there are also shards of this split in {found[split][0].parent}; keep one")
+        if paths:
+            found[split] = paths
     return found
+
+
+def _shards_in(folder: Path, root: Path, follow_links: bool) -> list[Path]:
+    if not follow_links:
+        names = [path.name for path in folder.iterdir()]
+        checked = [name for name in names if name.endswith((*SUFFIXES, VOCABULARY, TOKENIZER))]
+        reject_links_outside(folder, checked, root)
+    paths = sorted(folder.iterdir(), key=_natural_order)
+    return [path for path in paths if path.suffix in SUFFIXES and not path.name.startswith(".") and path.is_file()]
+
+
+def _split_of(name: str) -> str | None:
+    """Return the split that the last word for one in a name says; None without such a word."""
+    words = _SPLIT_WORD.findall(name)
+    return _SPLIT_WORDS[words[-1].lower()] if words else None
 
 
 def _natural_order(path: Path) -> list[tuple[str, int, str]]:

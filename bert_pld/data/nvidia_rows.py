@@ -38,12 +38,14 @@ class NvidiaRows(ShardedRows):
     format = shards.NVIDIA_FORMAT_NAME
     has_masks = True
 
-    def __init__(self, data_dir: str | Path, split: str, vocab_file: Path | None = None) -> None:
+    def __init__(
+        self, data_dir: str | Path, split: str, vocab_file: Path | None = None, follow_links: bool = False
+    ) -> None:
         directory = Path(data_dir)
         vocabulary_path = find_vocabulary(directory, vocab_file)
         has_manifest = (directory / MANIFEST_NAME).is_file()
-        manifest = None if has_manifest else derive_manifest(directory, vocabulary_path)
-        super().__init__(directory, split, manifest)
+        manifest = None if has_manifest else derive_manifest(directory, vocabulary_path, follow_links)
+        super().__init__(directory, split, manifest, follow_links)
         self.vocabulary_path = vocabulary_path
         if not has_manifest:
             self.described_in = self.records[0].file
@@ -120,7 +122,7 @@ def find_vocabulary(data_dir: Path, vocab_file: Path | None) -> Path:
     return own if own.is_file() else vocab_file
 
 
-def derive_manifest(data_dir: Path, vocabulary_path: Path) -> Manifest:
+def derive_manifest(data_dir: Path, vocabulary_path: Path, follow_links: bool = False) -> Manifest:
     """Return a manifest for a directory without one. Tokens are not counted (0); the digests are of samples.
 
     A vocabulary with capital letters in more than 1 % of its entries is considered cased.
@@ -134,12 +136,13 @@ def derive_manifest(data_dir: Path, vocabulary_path: Path) -> Manifest:
         raise ValueError(f"{vocabulary_path}: [PAD] has id {special['pad']}; must be 0 in NVIDIA's format")
     shapes: dict[Path, tuple[int, int, bool]] = {}
     splits: dict[str, list[ShardRecord]] = {}
-    for split, paths in find_shards(data_dir).items():
+    for split, paths in find_shards(data_dir, follow_links).items():
         records = splits.setdefault(split, [])
         for path in paths:
             header = read_header(path)
             shapes[path] = header.shape
-            records.append(ShardRecord(path.name, header.rows, 0, path.stat().st_size, sampled_digest(path)))
+            name = str(path.relative_to(data_dir))
+            records.append(ShardRecord(name, header.rows, 0, path.stat().st_size, sampled_digest(path)))
     first, common = next(iter(shapes.items()))
     for path, shape in shapes.items():
         if shape != common:
@@ -162,15 +165,20 @@ def _describe_shape(seq_length: int, predictions: int, has_pairs: bool) -> str:
     return f"rows of {seq_length} tokens, at most {predictions} masks, {pairs}next sentence labels"
 
 
-def open_rows(data_dir: str | Path, split: str, vocab_file: Path | None = None) -> ShardedRows:
+def open_rows(
+    data_dir: str | Path, split: str, vocab_file: Path | None = None, follow_links: bool = False
+) -> ShardedRows:
     """Open a split of a data directory in either format, which its manifest or, without one, its files determine.
 
-    Arguments and errors are those of `NvidiaRows`; `vocab_file` has no effect on native shards.
+    Arguments and errors are those of `NvidiaRows`; `vocab_file` has no effect on native shards. With `follow_links`,
+    files may be symlinks to outside the directory, which otherwise is an error.
     """
     directory = Path(data_dir)
     if (directory / MANIFEST_NAME).is_file():
-        nvidia = Manifest.read(directory).format == shards.NVIDIA_FORMAT_NAME
+        nvidia = Manifest.read(directory, follow_links).format == shards.NVIDIA_FORMAT_NAME
     else:
         unfinished = any((folder / ".build").is_dir() for folder in (directory, directory.parent))
-        nvidia = directory.is_dir() and not unfinished and bool(find_shards(directory))
-    return NvidiaRows(directory, split, vocab_file) if nvidia else ShardedRows(directory, split)
+        nvidia = directory.is_dir() and not unfinished and bool(find_shards(directory, follow_links))
+    if nvidia:
+        return NvidiaRows(directory, split, vocab_file, follow_links)
+    return ShardedRows(directory, split, follow_links=follow_links)

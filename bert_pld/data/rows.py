@@ -21,14 +21,15 @@ from bert_pld.files import TOKENIZER, VOCABULARY
 _SEQ_DIRECTORY = re.compile(r"seq_(\d+)")
 
 
-def resolve_data_dir(data_dir: str | Path, seq_length: int) -> Path:
+def resolve_data_dir(data_dir: str | Path, seq_length: int, follow_links: bool = False) -> Path:
     """Return the data directory for sequences of `seq_length` tokens, which may not be a valid one.
 
     A build for several lengths writes `DIR/seq_128`, `DIR/seq_512`, …; each is a data directory of its own. For such a
     `data_dir` the result is `data_dir/seq_<seq_length>`, otherwise `data_dir`.
 
     Raises:
-        ValueError: `seq_<S>` directories exist, but not for this length; or it is a symlink out of `data_dir`.
+        ValueError: `seq_<S>` directories exist, but not for this length; or it is a symlink out of `data_dir`, without
+            `follow_links`.
     """
     directory = Path(data_dir)
     if (directory / MANIFEST_NAME).exists() or not directory.is_dir():
@@ -42,7 +43,8 @@ def resolve_data_dir(data_dir: str | Path, seq_length: int) -> Path:
             f"data directory {directory}: no seq_{seq_length} for data.seq_length {seq_length}; found"
             f" {', '.join(names.values())}"
         )
-    reject_links_outside(directory, [names[seq_length]])
+    if not follow_links:
+        reject_links_outside(directory, [names[seq_length]])
     return directory / names[seq_length]
 
 
@@ -75,9 +77,11 @@ class ShardedRows:
     has_masks: ClassVar[bool] = False
     """Whether the shards have masks of their own, read by `read_masked`."""
 
-    def __init__(self, data_dir: str | Path, split: str, manifest: Manifest | None = None) -> None:
+    def __init__(
+        self, data_dir: str | Path, split: str, manifest: Manifest | None = None, follow_links: bool = False
+    ) -> None:
         self.data_dir = Path(data_dir)
-        self.manifest = manifest or Manifest.read(self.data_dir)
+        self.manifest = manifest or Manifest.read(self.data_dir, follow_links)
         self.described_in = MANIFEST_NAME
         self.vocabulary_path = self.data_dir / VOCABULARY
         if self.manifest.format != self.format:

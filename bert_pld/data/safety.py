@@ -17,16 +17,19 @@ def require_plain_name(name: object, where: Path) -> None:
         raise ValueError(f"{where}: file name {name!r} not allowed; must be a name without a directory")
 
 
-def reject_links_outside(directory: Path, names: Iterable[str] | None = None) -> None:
-    """Raise a ValueError if one of a directory's entries (None: of all) is a symlink that leaves the directory.
+def reject_links_outside(directory: Path, names: Iterable[str] | None = None, root: Path | None = None) -> None:
+    """Raise a ValueError if one of a directory's entries (None: of all) is a symlink that leaves `root`.
 
-    The directory itself may be a symlink.
+    `root` is the directory itself by default, and may be reached through a symlink.
     """
     with os.scandir(directory) as entries:
         links = [entry.name for entry in entries if entry.is_symlink()]
     checked = set(links if names is None else names)
-    root = directory.resolve()
+    root = (root or directory).resolve()
     for name in sorted(checked.intersection(links)):
         target = (directory / name).resolve()
         if not target.is_relative_to(root):
-            raise ValueError(f"{directory / name}: symlink to {target}, outside its directory; replace it with a copy")
+            raise ValueError(
+                f"{directory / name}: symlink to {target}, outside its directory; replace it with a copy, or add"
+                " --follow_links if you trust who made the directory: a link can name any file that you can read"
+            )

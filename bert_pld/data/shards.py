@@ -123,8 +123,8 @@ class Manifest:
         write_atomically(data_dir / MANIFEST_NAME, json.dumps(payload, indent=2, sort_keys=True) + "\n")
 
     @classmethod
-    def read(cls, data_dir: str | Path) -> Manifest:
-        """Read a data directory's manifest.
+    def read(cls, data_dir: str | Path, follow_links: bool = False) -> Manifest:
+        """Read a data directory's manifest; with `follow_links`, files may be symlinks to outside.
 
         Raises:
             ValueError: the directory is missing or empty; the manifest is missing, damaged or of another version, or
@@ -155,7 +155,8 @@ class Manifest:
             raise ValueError(f"{path}: damaged manifest ({error!r})") from error
         for name in names:
             require_plain_name(name, path)
-        reject_links_outside(directory, [*names, MANIFEST_NAME, TOKENIZER, VOCABULARY])
+        if not follow_links:
+            reject_links_outside(directory, [*names, MANIFEST_NAME, TOKENIZER, VOCABULARY])
         return manifest
 
 

@@ -199,12 +199,13 @@ def resolve_config(config: RunConfig, training_rows: ShardedRows, world_size: in
 
 def _open_splits(config: RunConfig, data_dir: Path) -> tuple[ShardedRows, ShardedRows | None]:
     """Open the training rows, and the held-out rows if the data has any."""
-    data_dir = resolve_data_dir(data_dir, config.data.seq_length)
+    follow_links = config.data.follow_links
+    data_dir = resolve_data_dir(data_dir, config.data.seq_length, follow_links)
     vocab_file = Path(config.data.vocab_file) if config.data.vocab_file else None
-    training_rows = open_rows(data_dir, "train", vocab_file)
+    training_rows = open_rows(data_dir, "train", vocab_file, follow_links)
     if training_rows.manifest.rows("validation") == 0:
         return training_rows, None
-    return training_rows, open_rows(data_dir, "validation", vocab_file)
+    return training_rows, open_rows(data_dir, "validation", vocab_file, follow_links)
 
 
 def _make_model(

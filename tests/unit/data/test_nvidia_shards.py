@@ -118,6 +118,46 @@ def test_evaluation_uses_the_files_masks_if_static_and_drawn_masks_if_dynamic(tm
     assert not (torch.cat([b.input_ids[: b.rows] for b in dynamic]).numpy() == ids).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("books_wiki_en_corpus_training_0", "train"),
+        ("Test-7", "validation"),
+        ("train_set_eval_3", "validation"),
+        ("latest_training_4", "train"),
+        ("latest_0", None),
+        ("testament_0", None),
+        ("contest_strained_0", None),
+    ],
+)
+def test_only_a_whole_word_in_a_name_is_a_split(name, split, tmp_path):
+    write_static_shard(tmp_path / f"{name}.hdf5", make_static_rows(np.random.default_rng(1), 2)[0])
+    if split is None:
+        with pytest.raises(ValueError, match=f"{name}.hdf5: belongs to no split"):
+            find_shards(tmp_path)
+    else:
+        assert list(find_shards(tmp_path)) == [split]
+
+
+@pytest.mark.parametrize("folders", [("training", "test"), ("train", "eval"), ("Training", "Test")])
+def test_shards_in_a_folder_for_each_split_are_read(folders, tmp_path):
+    """NVIDIA's present scripts write `<corpus>/training/` and `<corpus>/test/`; MLPerf's files name no split."""
+    written = write_static_corpus(tmp_path / "flat")
+    corpus = tmp_path / "corpus"
+    for folder, word in zip(folders, ("training", "test"), strict=True):
+        (corpus / folder).mkdir(parents=True)
+        for path in (tmp_path / "flat").glob(f"*{word}*"):
+            path.rename(corpus / folder / f"part_{path.stem.split('_')[-1]}_of_3.hdf5")
+    (tmp_path / "flat" / "vocab.txt").rename(corpus / "vocab.txt")
+    for split, columns in written.items():
+        rows = open_rows(corpus, split)
+        for name, column in rows.read(np.arange(len(rows))).items():
+            np.testing.assert_array_equal(column, columns[name])
+    shutil.copy(corpus / folders[0] / "part_0_of_3.hdf5", corpus / "x_training_0.hdf5")
+    with pytest.raises(ValueError, match=f"{folders[0]}: there are also shards of this split in .*corpus; keep one"):
+        find_shards(corpus)
+
+
 def test_split_and_order_come_from_file_names(tmp_path):
     for name in ("pretraining_test_0", "a_training_10", "a_training_9", "latest_train_1", "train_shard_3"):
         (tmp_path / f"{name}.hdf5").touch()
@@ -126,7 +166,9 @@ def test_split_and_order_come_from_file_names(tmp_path):
     assert found["train"] == ["a_training_9", "a_training_10", "latest_train_1", "train_shard_3"]
     assert found["validation"] == ["pretraining_test_0"]
     write_static_shard(tmp_path / "books_0.hdf5", make_static_rows(np.random.default_rng(1), 2)[0])
-    with pytest.raises(ValueError, match=r"books_0.hdf5: belongs to no split; .* must contain 'train' or 'test'"):
+    with pytest.raises(
+        ValueError, match=r"books_0.hdf5: belongs to no split; .* must contain the word 'train' or 'test'"
+    ):
         find_shards(tmp_path)
 
 

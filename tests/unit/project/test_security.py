@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 from repository import REPOSITORY, tracked
 from runs import small_config, write_corpus
-from static_shards import make_static_rows, write_static_shard
+from static_shards import make_static_rows, write_static_corpus, write_static_shard
 
+from bert_pld import pretrain
 from bert_pld.config import load_config
 from bert_pld.data.nvidia_format import find_shards, read_header
+from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.data.shards import Manifest, Shard
 from bert_pld.files import without_secrets
+from data_prep.__main__ import main as data_prep
 
 SHARD = "train_00000.hdf5"
 EXECUTES_CODE = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "dill.load", "dill.loads"}
@@ -63,6 +66,47 @@ def test_symlinks_to_outside_are_refused_for_static_shards_and_seq_directories(d
     (lengths / "bert_training_0.hdf5").symlink_to(data_dir / SHARD)
     with pytest.raises(ValueError, match="hdf5: symlink to .*, outside its directory"):
         find_shards(lengths)
+
+
+def test_links_are_followed_where_the_user_allows_it(data_dir, tmp_path, capsys):
+    """Of a corpus whose files are links into another file system."""
+    lengths = tmp_path / "lengths"
+    lengths.mkdir()
+    (lengths / "seq_32").symlink_to(data_dir)
+    for path in list(data_dir.iterdir()):
+        path.rename(tmp_path / path.name)
+        path.symlink_to(tmp_path / path.name)
+    with pytest.raises(ValueError, match=r"seq_32: symlink .*; replace it with a copy, or add --follow_links if you"):
+        resolve_data_dir(lengths, 32)
+    folder = resolve_data_dir(lengths, 32, follow_links=True)
+    with pytest.raises(ValueError, match="outside its directory"):
+        open_rows(folder, "train")
+    assert len(open_rows(folder, "train", follow_links=True).read(np.arange(8))["length"]) == 8
+    assert data_prep(["verify", str(folder)]) == 1
+    assert "--follow_links" in capsys.readouterr().err
+    assert data_prep(["verify", str(folder), "--follow_links"]) == 0
+    options = pretrain.build_parser().parse_args(
+        ["--deepspeed_config=x", "--data_dir=x", "--output_dir=x", "--set", "training.seed=3", "--follow_links"]
+    )
+    assert load_config(small_config(), options.set).data.follow_links
+    assert not load_config(small_config()).data.follow_links
+
+
+def test_links_of_static_shards_are_followed_where_the_user_allows_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("BERT_PLD_CACHE", str(tmp_path / "cache"))
+    write_static_corpus(tmp_path / "flat", train=(5,))
+    for folder in ("training", "test"):
+        (tmp_path / "corpus" / folder).mkdir(parents=True)
+        name = f"books_{folder}_0.hdf5"
+        (tmp_path / "corpus" / folder / name).symlink_to(tmp_path / "flat" / name)
+    (tmp_path / "corpus" / "vocab.txt").write_bytes((tmp_path / "flat" / "vocab.txt").read_bytes())
+    with pytest.raises(ValueError, match="books_.*_0.hdf5: symlink to .*, outside its directory"):
+        open_rows(tmp_path / "corpus", "train")
+    assert len(open_rows(tmp_path / "corpus", "train", follow_links=True)) == 5
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "training").symlink_to(tmp_path / "corpus" / "training")
+    with pytest.raises(ValueError, match="whole/training: symlink to .*, outside its directory"):
+        find_shards(tmp_path / "whole")
 
 
 def _replace(path: Path, name: str, how: str) -> None:
