@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bert_pld.cli import explain_missing_package, make_parser
 from bert_pld.cli import run as run_command
-from bert_pld.files import TOKENIZER, VOCABULARY
+from bert_pld.files import TOKENIZER, VOCABULARY, require_utf8
 
 with explain_missing_package("bert_pld.export"):
     from bert_pld.data.tokenizer import SPECIAL_TOKENS, bert_template
@@ -192,6 +192,7 @@ def _training_row(run: RunConfig, state: dict[str, Any]) -> str:
 
 def main(options: argparse.Namespace) -> None:
     """Export a checkpoint and print the output directory."""
+    require_utf8("--output_dir", options.output_dir)
     export_checkpoint(options.checkpoint, options.output_dir, overwrite=options.overwrite)
     print(f"exported {options.checkpoint} to {options.output_dir}")
 

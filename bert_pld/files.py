@@ -50,7 +50,21 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or all of the new one."""
     with written_aside(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(printable(text).encode("utf-8"))
+
+
+def printable(text: str | Path) -> str:
+    """Return a text as UTF-8 can hold it: bytes of a file's name that are not UTF-8 become escapes, `\\udce9`."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def require_utf8(option: str, path: Path) -> Path:
+    """Return a path; raise a ValueError if it is not UTF-8, which libraries that read and write checkpoints require."""
+    if printable(path) != str(path):
+        raise ValueError(
+            f"{option} {path}: its name is not UTF-8, which checkpoints and models need; rename the folder"
+        )
+    return path
 
 
 def without_secrets(values: Any) -> Any:

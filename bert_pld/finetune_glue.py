@@ -13,6 +13,7 @@ from typing import Any
 from bert_pld.cli import make_parser, run_as_rank
 from bert_pld.cluster.stopping import EXIT_PREEMPTED, Preemption
 from bert_pld.config import OUR_BLOCKS, ConfigError, read_json
+from bert_pld.files import require_utf8
 from bert_pld.glue.tasks import TASKS, Task, find_tasks
 
 HIGHEST_ZERO_STAGE = 2
@@ -70,6 +71,8 @@ def main(options: argparse.Namespace) -> int:
     for name in ("task", "glue_dir", "model", "output_dir"):
         if getattr(options, name) is None:
             raise ValueError(f"--{name}: required, except with --summarize")
+    require_utf8("--output_dir", options.output_dir)
+    require_utf8("--model", Path(options.model))
     tasks = find_tasks(options.task)
     for rate in options.learning_rates or ():
         if not 0 < rate < 1:

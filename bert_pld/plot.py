@@ -15,7 +15,7 @@ from typing import Any
 
 from bert_pld.cli import make_parser
 from bert_pld.cli import run as run_command
-from bert_pld.files import CONFIG, METRICS
+from bert_pld.files import CONFIG, METRICS, printable
 from bert_pld.training.records import read_metrics
 
 # Okabe and Ito's palette, which colour-blind readers can distinguish, without its yellow.
@@ -51,7 +51,7 @@ def read_run(run_dir: Path, label: str | None = None) -> RunCurves:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give a run's folder") from error
     if not training and not evaluations:
         raise ValueError(f"{path}: holds no metrics yet")
-    return RunCurves(label or run_dir.resolve().name, training, evaluations, _num_layers(run_dir / CONFIG))
+    return RunCurves(printable(label or run_dir.resolve().name), training, evaluations, _num_layers(run_dir / CONFIG))
 
 
 def _num_layers(path: Path) -> int | None:

@@ -9,6 +9,7 @@ from bert_pld.cli import make_parser, print_once, run_as_rank
 from bert_pld.cluster.stopping import EXIT_PREEMPTED, Preemption
 from bert_pld.config import load_config
 from bert_pld.config_errors import explaining
+from bert_pld.files import require_utf8
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,6 +42,7 @@ def main(options: argparse.Namespace) -> int:
 
     The process exits with EXIT_LOST_RANK if another rank died or hangs, and with 1 if it failed, after printing why.
     """
+    require_utf8("--output_dir", options.output_dir)
     preemption = Preemption()
     config = load_config(options.deepspeed_config, options.set)
     print_once("warning", config.warnings)

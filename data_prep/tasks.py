@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from bert_pld.data.masking import MaskingVocabulary
 from bert_pld.data.shards import ShardAttributes
+from bert_pld.files import printable
 from data_prep.build_folder import Markers
 from data_prep.dedup.duplicates import Comparisons, Duplicates, find_exact, find_near
 from data_prep.plan import BuildPlan
@@ -98,7 +99,8 @@ def shard_attributes(plan: BuildPlan, vocabulary: Vocabulary, seq_length: int) -
     arguments = plan.arguments
     return ShardAttributes(
         vocabulary_hash=vocabulary.hash, vocabulary_size=len(vocabulary.entries), casing=vocabulary.casing,
-        seq_length=seq_length, objective=arguments.objective, source=", ".join(arguments.sources), seed=arguments.seed,
+        seq_length=seq_length, objective=arguments.objective, source=printable(", ".join(arguments.sources)),
+        seed=arguments.seed,
     )  # fmt: skip
 
 

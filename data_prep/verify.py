@@ -50,7 +50,7 @@ def verify(data_dir: Path, samples: int = 3, follow_links: bool = False) -> list
                 sound.append(path)
     if sound and not tokenizer_faults:
         columns = next(read_blocks(sound[0]))[1] if is_nvidia else Shard(sound[0]).columns
-        _show(Tokenizer.from_file(str(data_dir / TOKENIZER)), columns, samples)
+        _show(Tokenizer.from_str((data_dir / TOKENIZER).read_text(encoding="utf-8")), columns, samples)
     rows = {split: manifest.rows(split) for split in manifest.splits}
     counts = ", ".join(f"{count:,} {split} rows" for split, count in rows.items())
     result = f"{len(faults)} fault{'s' * (len(faults) != 1)}" if faults else "sound"

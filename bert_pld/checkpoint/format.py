@@ -42,6 +42,7 @@ from bert_pld.files import (
     VOCABULARY,
     WEIGHTS,
     file_sha256,
+    require_utf8,
     write_atomically,
 )
 from bert_pld.model import BertForPreTraining
@@ -138,7 +139,7 @@ def resolve_checkpoint(path: Path) -> Path:
 
     If there is none, or the given one is damaged, a ValueError is raised.
     """
-    path = Path(path)
+    path = require_utf8("checkpoint", Path(path))
     if (path / CHECKSUMS).is_file() or _NAME.fullmatch(path.name):
         problem = fault(path)
         if problem:
