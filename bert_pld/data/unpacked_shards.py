@@ -2,7 +2,7 @@
 
 Random reads of a gzip-compressed shard are a hundred times slower than of a mapped file, so the first process that
 needs a shard unpacks it, into `$BERT_PLD_CACHE` or else `~/.cache/bert_pld` (`$XDG_CACHE_HOME/bert_pld` if that is
-set). The file's name is a digest of the shard's path, size and modification time. A file appears only when complete;
+set; `bert_pld-<uid>` in the folder for temporary files for a user without a home). The file's name is a digest of the shard's path, size and modification time. A file appears only when complete;
 it may be removed when no run uses it. It has a JSON header, padded with spaces to 4 KiB, and the columns, each at the
 offset in the header. Token ids are uint16, or uint32 for a vocabulary of more than 65,536 entries.
 """
@@ -18,6 +18,7 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,7 +42,15 @@ def cache_directory() -> Path:
     """Return the folder for unpacked shards, from the environment."""
     if given := os.environ.get(CACHE_VARIABLE):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bert_pld"
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "bert_pld"
+    try:
+        return Path.home() / ".cache" / "bert_pld"
+    except RuntimeError:  # No HOME, and a user that this machine does not know: common in containers.
+        directory = Path(tempfile.gettempdir()) / f"bert_pld-{os.getuid()}"
+    if directory.exists() and directory.stat().st_uid != os.getuid():  # Anybody may make a folder there.
+        raise ValueError(f"{directory}: belongs to another user; set {CACHE_VARIABLE} to a folder of your own")
+    return directory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import h5py
 import numpy as np
@@ -414,6 +416,25 @@ def test_manifest_decides_the_format_of_a_directory(make_data_dir):
     (directory / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"a native shard in a directory without manifest.json \(an unfinished"):
         open_rows(directory, "train")
+
+
+def test_cache_of_a_user_without_a_home_is_a_folder_for_temporary_files(tmp_path, monkeypatch):
+    """As in a container that runs with a number for a user."""
+    for name in ("BERT_PLD_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    assert cache_directory() == tmp_path / "bert_pld-4000000000"
+    (tmp_path / "bert_pld-4000000000").mkdir()
+    with pytest.raises(ValueError, match="bert_pld-4000000000: belongs to another user; set BERT_PLD_CACHE"):
+        cache_directory()
+    monkeypatch.setattr(os, "getuid", lambda: own)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_directory() == tmp_path / "xdg" / "bert_pld"
+    columns = write_static_corpus(tmp_path / "d", train=(3,))["train"]
+    np.testing.assert_array_equal(open_rows(tmp_path / "d", "train").read(np.arange(3))["length"], columns["length"])
+    assert list((tmp_path / "xdg" / "bert_pld").glob("*.rows"))
 
 
 def test_split_without_files_is_an_error(tmp_path):
