@@ -67,7 +67,9 @@ CLAIMS = (
     *_of_recipe("", "by token"),
     *_of_recipe("_muon", "by token, Muon"),
     Claim("Muon: below AdamW, dense", "dense_muon", "dense"),
-    Claim("by token, Muon: 3 × sooner at Post-LN's last loss", "tokens_muon", "recipe_post_ln", speed_to_loss, "×", 3.0),
+    Claim(
+        "by token, Muon: 3 × sooner at Post-LN's last loss", "tokens_muon", "recipe_post_ln", speed_to_loss, "×", 3.0
+    ),
 )
 
 

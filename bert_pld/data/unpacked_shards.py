@@ -1,10 +1,11 @@
 """Shards in NVIDIA's format unpacked for random reads: a cache of memory-mapped files, one per shard.
 
 Random reads of a gzip-compressed shard are a hundred times slower than of a mapped file, so the first process that
-needs a shard unpacks it, into `$BERT_PLD_CACHE` or else `~/.cache/bert_pld` (`$XDG_CACHE_HOME/bert_pld` if that is
-set; `bert_pld-<uid>` in the folder for temporary files for a user without a home). The file's name is a digest of the shard's path, size and modification time. A file appears only when complete;
-it may be removed when no run uses it. It has a JSON header, padded with spaces to 4 KiB, and the columns, each at the
-offset in the header. Token ids are uint16, or uint32 for a vocabulary of more than 65,536 entries.
+needs a shard unpacks it, into `$BERT_PLD_CACHE` or else `~/.cache/bert_pld` (`$XDG_CACHE_HOME/bert_pld` if that is set;
+`bert_pld-<uid>` in the folder for temporary files for a user without a home). The file's name is a digest of the
+shard's path, size and modification time. A file appears only when complete; it may be removed when no run uses it. It
+has a JSON header, padded with spaces to 4 KiB, and the columns, each at the offset in the header. Token ids are uint16,
+or uint32 for a vocabulary of more than 65,536 entries.
 """
 
 from __future__ import annotations

@@ -91,7 +91,12 @@ SHOWN = (
     Shown("steps_small", _README, "bench_train_small_cpu.json", result_tables.training_steps),
     Shown("quickstart", _README, "quickstart.json", result_tables.quickstart),
     *(
-        Shown(name, "docs/results/paper_settings.md", f"{name}_cpu.json", lambda result: variance.report(result).split("\n\n")[1] + "\n")
+        Shown(
+            name,
+            "docs/results/paper_settings.md",
+            f"{name}_cpu.json",
+            lambda result: variance.report(result).split("\n\n")[1] + "\n",
+        )
         for name in ("gradient_variance", "gradient_variance_keep_first_block")
     ),
     Shown("bytes_sent", "docs/scaling.md", "communication_bytes_cpu.json", result_tables.bytes_sent),
