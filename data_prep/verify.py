@@ -70,11 +70,18 @@ def _tokenizer_faults(data_dir: Path, manifest: Manifest) -> Iterator[str]:
             if name == VOCABULARY:
                 entries = read_entries(path)
             else:
-                vocabulary = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
+                text = path.read_text(encoding="utf-8")
+                vocabulary = json.loads(text)["model"]["vocab"]
                 entries = sorted(vocabulary, key=vocabulary.__getitem__)
         except (ValueError, KeyError, TypeError) as error:
             yield f"{path}: cannot be read ({error!r})"
             continue
+        if name == TOKENIZER:
+            try:
+                Tokenizer.from_str(text)
+            except Exception as error:  # the library raises Exception itself
+                yield f"{path}: not a tokenizer ({error})"
+                continue
         if vocabulary_hash(entries) != manifest.attributes.vocabulary_hash:
             yield f"{path}: not the vocabulary of these shards (SHA-256 differs from the manifest's)"
         elif len(entries) != size:

@@ -52,6 +52,14 @@ WEIGHTS_KIND = "weights"
 """The kind of tensors that are not a state of the optimizer."""
 PRUNED = ".pruned"
 """Suffix of a checkpoint that is being removed."""
+_STATE_TYPES = {
+    **dict.fromkeys(("data_source", "data_fingerprint"), str),
+    **dict.fromkeys(("step", "tokens"), int),
+    **dict.fromkeys(("seconds", "processor_seconds"), float),
+    **{"tensors": list, "engine": dict},
+}
+"""Key of `state.json` → its type, where it is present."""
+_LARGEST_NUMBER = 2**62
 _NAME = re.compile(r"step_(\d+)")
 
 
@@ -166,8 +174,27 @@ def check_same_vocabulary(checkpoint: Path, rows: ShardedRows) -> None:
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """Read a checkpoint's `state.json`."""
-    return json.loads((checkpoint / STATE).read_text())
+    """Read a checkpoint's `state.json`; raise a ValueError if it is damaged.
+
+    Checksums detect damage, but whoever makes a checkpoint can give them to any content.
+    """
+    path = checkpoint / STATE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: must be a JSON object, is a {type(state).__name__}")
+    for key, kind in _STATE_TYPES.items():
+        value = state.get(key, kind())
+        if not isinstance(value, (kind, int) if kind is float else kind) or isinstance(value, bool):
+            raise ValueError(f"{path}: {key}: {value!r}; must be {kind.__name__}")
+        if kind in (int, float) and not 0 <= value < _LARGEST_NUMBER:
+            raise ValueError(f"{path}: {key}: {value}; must be at least 0")
+    for tensors in state.get("tensors", []):
+        if not isinstance(tensors, str) or not re.fullmatch(r"\w+", tensors):
+            raise ValueError(f"{path}: tensors: {tensors!r}; must be the name of a kind of tensors")
+    return state
 
 
 def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:

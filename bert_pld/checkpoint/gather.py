@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from bert_pld.checkpoint.format import WEIGHTS_KIND
 from bert_pld.checkpoint.zero_state import (
@@ -135,7 +136,7 @@ class StateGatherer:
         A ValueError names a parameter that is not the model's, or has another shape, or whose weights are missing.
         """
         for kind, path in files.items():
-            with safe_open(path, framework="pt") as tensors:
+            with _opened(path) as tensors:
                 shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
                 needed = self.shapes if kind == WEIGHTS_KIND else {n: s for n, s in self.shapes.items() if n in shapes}
                 if shapes != needed:
@@ -147,6 +148,16 @@ class StateGatherer:
                     if piece.name in shapes:
                         values = tensors.get_tensor(piece.name).view(-1)[piece.start : piece.start + piece.numel]
                         piece.view_of(self._tensor(piece.owner, kind)).copy_(values)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file for a block; a damaged one is a ValueError."""
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            yield tensors
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
 
 
 def _place(whole: torch.Tensor, values: torch.Tensor, layout: Any, begin: int, starts: Mapping[str, int]) -> None:

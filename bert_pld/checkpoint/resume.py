@@ -76,7 +76,7 @@ def check_same_run(checkpoint: Path, config: RunConfig, data: Manifest) -> None:
                 f"checkpoint {checkpoint} belongs to a different run: {name} is {saved_value!r} in the checkpoint,"
                 f" {value!r} in this run; use the same configuration, or another --output_dir"
             )
-    if checkpoint_format.load_state(checkpoint)["data_fingerprint"] != data.fingerprint():
+    if checkpoint_format.load_state(checkpoint).get("data_fingerprint") != data.fingerprint():
         raise ConfigError(f"checkpoint {checkpoint} was trained on other shards than those of --data_dir")
 
 

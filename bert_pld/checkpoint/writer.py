@@ -149,8 +149,13 @@ class CheckpointWriter:
                 f"checkpoint {checkpoint}: {STATE} has no 'engine', so a run cannot resume from it; its weights can"
                 " be evaluated, exported, or used with --initialize_from"
             )
-        self.gatherer.load({kind: checkpoint / checkpoint_format.tensor_file(kind) for kind in state["tensors"]})
-        restore_scalars(self.engine, self.gatherer.pieces, state["engine"], state["step"])
+        try:
+            self.gatherer.load({kind: checkpoint / checkpoint_format.tensor_file(kind) for kind in state["tensors"]})
+            restore_scalars(self.engine, self.gatherer.pieces, state["engine"], state["step"])
+        except (KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
+            raise ConfigError(
+                f"checkpoint {checkpoint}: {STATE} does not describe this optimizer ({error!r})"
+            ) from error
         return state
 
     def close(self) -> None:

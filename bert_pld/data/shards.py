@@ -226,6 +226,9 @@ class Shard:
                 raise ShardError(f"{path}: not a {FORMAT_NAME} shard of version {FORMAT_VERSION}")
             values = {field.name: attributes[field.name] for field in dataclasses.fields(ShardAttributes)}
             plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in values.items()}
+            for name, value in plain.items():
+                if not isinstance(value, (str, int)):
+                    raise ShardError(f"{path}: attribute {name} is {value!r}; must be a text or an integer")
             self.attributes = ShardAttributes(**plain)
             mapped = map_file(path)
             self.path, self.columns, self.offsets = path, {}, {}
