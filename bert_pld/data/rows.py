@@ -14,8 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.data.mapped_file import read_ahead
-from bert_pld.data.safety import reject_links_outside
-from bert_pld.data.shards import COLUMNS, FORMAT_NAME, MANIFEST_NAME, NO_PAIR, Manifest, Shard, ShardAttributes
+from bert_pld.data.shards import (
+    COLUMNS,
+    FORMAT_NAME,
+    MANIFEST_NAME,
+    NO_PAIR,
+    Manifest,
+    Shard,
+    ShardAttributes,
+    reject_links_outside,
+)
 from bert_pld.files import TOKENIZER, VOCABULARY
 
 _SEQ_DIRECTORY = re.compile(r"seq_(\d+)")

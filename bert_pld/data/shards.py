@@ -15,6 +15,9 @@ A shard is an HDF5 file of unmasked sequences. It is contiguous and uncompressed
     next_sentence_label  int8 [N]                  0 B follows A, 1 B is random, -1 no pair
 
 with the attributes of `ShardAttributes`. Rows are addressed across all shards of a split by one running index.
+
+A data directory may come from anybody: names and symlinks that leave it are rejected. What an HDF5 file may refer to is
+checked in `bert_pld.data.hdf5_file`.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +38,6 @@ from numpy.typing import NDArray
 from bert_pld.data import hdf5_file
 from bert_pld.data.hdf5_file import ShardError
 from bert_pld.data.mapped_file import map_file
-from bert_pld.data.safety import reject_links_outside, require_plain_name
 from bert_pld.files import TOKENIZER, VOCABULARY, write_atomically, written_aside
 
 FORMAT_NAME = "bert_pld"
@@ -262,3 +265,27 @@ def _column(
     if end > len(mapped):
         raise ShardError(f"{path}: cut short (has {len(mapped)} bytes, needs {end})")
     return mapped[offset:end].view(dtype).reshape(shape)
+
+
+def require_plain_name(name: object, where: Path) -> None:
+    """Raise a ValueError unless a file name in a list has no directory, so that the file lies beside the list."""
+    if not isinstance(name, str) or name in ("", ".", "..") or any(letter in name for letter in "/\\\0"):
+        raise ValueError(f"{where}: file name {name!r} not allowed; must be a name without a directory")
+
+
+def reject_links_outside(directory: Path, names: Iterable[str] | None = None, root: Path | None = None) -> None:
+    """Raise a ValueError if one of a directory's entries (None: of all) is a symlink that leaves `root`.
+
+    `root` is the directory itself by default, and may be reached through a symlink.
+    """
+    with os.scandir(directory) as entries:
+        links = [entry.name for entry in entries if entry.is_symlink()]
+    checked = set(links if names is None else names)
+    root = (root or directory).resolve()
+    for name in sorted(checked.intersection(links)):
+        target = (directory / name).resolve()
+        if not target.is_relative_to(root):
+            raise ValueError(
+                f"{directory / name}: symlink to {target}, outside its directory; replace it with a copy, or add"
+                " --follow_links if you trust who made the directory: a link can name any file that you can read"
+            )

@@ -1,1 +1,1 @@
-"""Training: the run put together, the loop, its engine, optimizer, metrics and evaluation."""
+"""Training: the run put together with its engine, the loop with evaluation, optimizers, metrics and their records."""

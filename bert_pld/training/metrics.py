@@ -1,4 +1,4 @@
-"""Training metrics: sums between logging steps, `metrics.jsonl`, DeepSpeed's monitors, and the terminal.
+"""Training metrics: sums between logging steps, for the records (`records.py`) and the terminal.
 
 Losses stay on the device between logging steps: only a logging step waits for the device.
 """
