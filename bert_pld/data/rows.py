@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pld.data.mapped_file import read_ahead
+from bert_pld.data.opening import read_ahead
 from bert_pld.data.shards import (
     COLUMNS,
     FORMAT_NAME,

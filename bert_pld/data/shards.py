@@ -17,7 +17,7 @@ A shard is an HDF5 file of unmasked sequences. It is contiguous and uncompressed
 with the attributes of `ShardAttributes`. Rows are addressed across all shards of a split by one running index.
 
 A data directory may come from anybody: names and symlinks that leave it are rejected. What an HDF5 file may refer to is
-checked in `bert_pld.data.hdf5_file`.
+checked in `bert_pld.data.opening`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pld.data import hdf5_file
-from bert_pld.data.hdf5_file import ShardError
-from bert_pld.data.mapped_file import map_file
+from bert_pld.data.opening import ShardError, contained_dataset, map_file, opened
 from bert_pld.files import TOKENIZER, VOCABULARY, write_atomically, written_aside
 
 FORMAT_NAME = "bert_pld"
@@ -223,7 +221,7 @@ class Shard:
     offsets: dict[str, int]
 
     def __init__(self, path: Path) -> None:
-        with hdf5_file.opened(path) as file:
+        with opened(path) as file:
             attributes = file.attrs
             if attributes.get("format") != FORMAT_NAME or attributes.get("version") != FORMAT_VERSION:
                 raise ShardError(f"{path}: not a {FORMAT_NAME} shard of version {FORMAT_VERSION}")
@@ -236,7 +234,7 @@ class Shard:
             mapped = map_file(path)
             self.path, self.columns, self.offsets = path, {}, {}
             for name in COLUMNS:
-                dataset = hdf5_file.contained_dataset(path, file, name)
+                dataset = contained_dataset(path, file, name)
                 self.offsets[name] = _offset(path, dataset)
                 self.columns[name] = _column(path, mapped, self.offsets[name], dataset.dtype, dataset.shape)
             self.rows = len(self.columns["length"])

@@ -27,8 +27,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pld.data.mapped_file import map_file
 from bert_pld.data.nvidia_format import Header, read_blocks
+from bert_pld.data.opening import map_file
 from bert_pld.files import PARTIAL, FileLock, locked, written_aside
 
 CACHE_VARIABLE = "BERT_PLD_CACHE"

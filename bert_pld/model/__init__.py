@@ -1,6 +1,33 @@
-"""BERT with switchable blocks: embeddings → gated blocks → heads, and its mapping to Hugging Face's classes."""
+"""BERT with switchable blocks: embeddings → gated blocks → heads, and its mapping to Hugging Face's classes.
 
-from bert_pld.model.backends import use_backend
+The backend that `use_backend` chooses is kept in the modules' callables alone: `run` of the encoder, its blocks and its
+final LayerNorm, and `cross_entropy_sum` of the masked-LM head.
+"""
+
+from __future__ import annotations
+
+from bert_pld.kernels import select_backend
 from bert_pld.model.bert import BertForPreTraining
 
 __all__ = ["BertForPreTraining", "use_backend"]
+
+
+def use_backend(model: BertForPreTraining, name: str, device_type: str) -> None:
+    """Make a newly constructed model run with a backend, which `bert_pld.kernels.select_backend` chooses or rejects."""
+    encoder = model.encoder
+    backend = select_backend(name, device_type, model.config.hidden_size)
+    if backend == "compiled":
+        for block in encoder.blocks:
+            # θ changes at every step: with a static scale each value would be compiled again.
+            block.compile(dynamic=True)
+    elif backend == "triton":
+        # Imported here, because only this backend requires the package triton.
+        from bert_pld.kernels.linear_cross_entropy import linear_cross_entropy_sum
+        from bert_pld.model import fused
+
+        encoder.run = fused.encode_fused
+        for block in encoder.blocks:
+            block.run = fused.run_fused_post_norm if encoder.final_norm is None else fused.run_fused_pre_norm
+        if encoder.final_norm is not None:
+            encoder.final_norm.run = fused.normalize_fused
+        model.mlm_head.cross_entropy_sum = linear_cross_entropy_sum

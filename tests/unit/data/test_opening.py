@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from synthetic_rows import make_rows
 
-from bert_pld.data import mapped_file
+from bert_pld.data.opening import map_file
 from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import Manifest, ShardAttributes, write_shard
 
@@ -30,7 +30,7 @@ def test_map_is_read_only_and_keeps_no_descriptor(tmp_path):
     content = bytes(range(256)) * 33
     path.write_bytes(content)
     before = descriptors()
-    array = mapped_file.map_file(path)
+    array = map_file(path)
     assert array.tobytes() == content
     assert descriptors() == before
     with pytest.raises(ValueError, match="read-only"):
@@ -47,9 +47,9 @@ def test_map_is_read_only_and_keeps_no_descriptor(tmp_path):
 
 def test_empty_file_maps_to_an_empty_array_and_missing_file_is_an_error(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
-    assert mapped_file.map_file(tmp_path / "empty").shape == (0,)
+    assert map_file(tmp_path / "empty").shape == (0,)
     with pytest.raises(FileNotFoundError):
-        mapped_file.map_file(tmp_path / "missing")
+        map_file(tmp_path / "missing")
 
 
 def test_read_ahead_covers_the_rows_of_every_shard_in_requests_within_linuxs_limit(make_data_dir, monkeypatch):
