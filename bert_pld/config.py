@@ -231,7 +231,7 @@ def _fill_preset(values: Any, where: str) -> Any:
     preset = values.get("preset", "base")
     if preset is None:
         return values
-    if preset not in _PRESETS:
+    if not isinstance(preset, str) or preset not in _PRESETS:
         raise ConfigError(f"{where}: model.preset: {preset!r}; must be one of {', '.join(_PRESETS)}, or null")
     return {**dict(zip(_PRESET_FIELDS, _PRESETS[preset], strict=True)), **values}
 

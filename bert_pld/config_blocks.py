@@ -124,6 +124,9 @@ class ModelConfig:
         yield from _check_least(self, 1, *sizes)
         yield from _check_least(self, 8, "max_position_embeddings")
         yield from _check_least(self, 6, "vocab_size")
+        yield from _check_most(self, 10_000, "num_layers")
+        yield from _check_most(self, 1 << 20, "hidden_size", "type_vocab_size", "max_position_embeddings")
+        yield from _check_most(self, 1 << 24, "intermediate_size", "vocab_size")
         if self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:
             heads = self.num_attention_heads
             yield f"hidden_size: {self.hidden_size}; must be a multiple of num_attention_heads ({heads})"
@@ -166,6 +169,7 @@ class DataConfig:
             yield f"mask_probability: {self.mask_probability}; must be in (0, 1)"
         yield from _check_least(self, 1, "shuffle_block_rows", "shuffle_window_blocks")
         yield from _check_least(self, 0, "workers")
+        yield from _check_most(self, 1024, "workers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +195,8 @@ class TrainingConfig:
     def check(self) -> Iterable[str]:
         """Yield one message for each invalid value, as 'key: given; allowed'."""
         yield from _check_least(self, 1, "max_steps", "log_interval", "keep_checkpoints", "eval_rows")
+        yield from _check_most(self, 10**9, "max_steps")
+        yield from _check_most(self, 10**7, "heartbeat_timeout", "stall_timeout")
         yield from _check_least(self, 0, "eval_interval", "checkpoint_interval", note=" (0: never)")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             yield f"peak_tflops: {self.peak_tflops}; must be > 0"
@@ -205,6 +211,14 @@ def _check_least(block: object, least: int, *keys: str, note: str = "") -> Itera
         value = getattr(block, key)
         if value is not None and value < least:
             yield f"{key}: {value}; must be >= {least}{note}"
+
+
+def _check_most(block: object, most: int, *keys: str) -> Iterable[str]:
+    """Reject sizes that are typing errors, before anything counts up to them."""
+    for key in keys:
+        value = getattr(block, key)
+        if value is not None and value > most:
+            yield f"{key}: {value}; must be at most {most}"
 
 
 def _check_seed(seed: int) -> Iterable[str]:

@@ -16,30 +16,35 @@ BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_ac
 MONITOR_BLOCKS = ("tensorboard", "wandb", "csv_monitor", "comet")
 AUTO = "auto"
 
-# The keys of each block that has no class of pydantic's, which would refuse unknown ones; None: DeepSpeed checks them.
-_BLOCKS: dict[str, tuple[str, ...] | None] = {
-    "optimizer": ("type", "params", "legacy_fusion"),
-    "scheduler": ("type", "params"),
+# The keys of each block that no class of pydantic's checks, each with a value of its type (None: any); None for the
+# other blocks. DeepSpeed's own truth value of a quoted "false" in these would be true.
+_BLOCKS: dict[str, Mapping[str, Any] | None] = {
+    "optimizer": {"type": "", "params": None, "legacy_fusion": False},
+    "scheduler": {"type": "", "params": None},
     **dict.fromkeys(("fp16", "bf16", "zero_optimization", "comms_logger", *MONITOR_BLOCKS)),
     **dict.fromkeys(("hybrid_engine", "compile", "tensor_parallel", "expert_parallel", "weight_quantization")),
-    **dict.fromkeys(("data_efficiency", "autotuning", "pipeline", "datastates_ckpt", "inference", "moe")),
-    "timers": ("throughput",),
-    "torch_autocast": ("enabled", "dtype", "lower_precision_safe_modules"),
-    "data_types": ("grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"),
-    "activation_checkpointing": (
-        *("partition_activations", "number_checkpoints", "contiguous_memory_optimization"),
-        *("synchronize_checkpoint_boundary", "profile", "cpu_checkpointing"),
-    ),
-    "flops_profiler": (
-        *("enabled", "recompute_fwd_factor", "profile_step", "module_depth", "top_modules", "detailed", "output_file"),
-    ),
-    "aio": (
-        *("block_size", "queue_depth", "intra_op_parallelism", "thread_count", "single_submit", "overlap_events"),
-        "use_gds",
-    ),
-    "checkpoint": (
-        *("tag_validation", "load_universal", "use_node_local_storage", "parallel_write", "type", "writer"),
-    ),
+    **dict.fromkeys(("autotuning", "pipeline", "datastates_ckpt")),
+    "data_efficiency": {"enabled": False, "seed": 0, "data_sampling": None, "data_routing": None},
+    "timers": {"throughput": None},
+    "torch_autocast": {"enabled": False, "dtype": "", "lower_precision_safe_modules": None},
+    "data_types": {"grad_accum_dtype": "", "param_dtype": "", "buffer_dtype": "", "keep_in_fp32_modules": None},
+    "activation_checkpointing": {
+        **dict.fromkeys(("partition_activations", "contiguous_memory_optimization", "cpu_checkpointing"), False),
+        **dict.fromkeys(("synchronize_checkpoint_boundary", "profile"), False),
+        "number_checkpoints": 1,
+    },
+    "flops_profiler": {
+        **{"enabled": False, "detailed": False, "output_file": ""},
+        **{"recompute_fwd_factor": None, "profile_step": 1, "module_depth": None, "top_modules": 1},
+    },
+    "aio": {
+        **dict.fromkeys(("block_size", "queue_depth", "intra_op_parallelism", "thread_count"), 1),
+        **dict.fromkeys(("single_submit", "overlap_events", "use_gds"), False),
+    },
+    "checkpoint": {
+        **{"tag_validation": "", "load_universal": False, "use_node_local_storage": False},
+        **{"parallel_write": None, "type": "", "writer": None},
+    },
 }
 _STRICT = ("optimizer", "scheduler")  # An unknown key in the others is only a warning: DeepSpeed ignores it.
 _BOOLEANS = (
@@ -102,6 +107,7 @@ def check_deepspeed(given: Mapping[str, Any], where: str, own_model: bool = Fals
         if not isinstance(values[key], Mapping):
             raise ConfigError(f"{where}: {key}: must be an object, is {values[key]!r}")
         values[key] = _with_booleans(values[key], f"{where}: {key}")
+        values[key] = _with_types(values[key], _BLOCKS[key] or {}, f"{where}: {key}")
     if "zero_optimization" in values:
         values["zero_optimization"] = _check_zero(values["zero_optimization"], where, own_model)
     for name in ("optimizer", "scheduler"):
@@ -145,7 +151,7 @@ def _with_booleans(block: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return a copy whose `enabled`, at any depth, is a boolean or `auto`; a null one is left out."""
     copied: dict[str, Any] = {}
     for key, value in block.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and key != "enabled":
             value = _with_booleans(value, f"{where}.{key}")
         elif key == "enabled" and value != AUTO:
             if value is None:
@@ -155,6 +161,25 @@ def _with_booleans(block: Mapping[str, Any], where: str) -> dict[str, Any]:
                 raise ConfigError(f"{where}.enabled: {value!r}; must be true or false")
             value = read
         copied[key] = value
+    return copied
+
+
+def _with_types(block: dict[str, Any], kinds: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a copy with booleans and integers for what is written otherwise; null means DeepSpeed's default."""
+    copied = {}
+    for key, value in block.items():
+        kind = kinds.get(key)
+        if kind is None or value == AUTO:
+            copied[key] = value
+            continue
+        if value is None:
+            continue
+        read = read_boolean(value) if isinstance(kind, bool) else whole(value) if isinstance(kind, int) else value
+        is_wrong_word = isinstance(kind, str) and not isinstance(value, str)
+        if read is None or is_wrong_word or (type(kind) is int and read < 0):
+            words = {bool: "true or false", int: "an integer >= 0", str: "a word"}
+            raise ConfigError(f"{where}.{key}: {value!r}; must be {words[type(kind)]}")
+        copied[key] = read
     return copied
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bert_pld.cluster.stopping import Preemption, StepAgreement
 from bert_pld.cluster.watchdog import Watchdog, collective_timeout
 from bert_pld.config import BATCH_KEYS, ConfigError, RunConfig, resolve_batch_sizes
 from bert_pld.config_errors import explaining
+from bert_pld.cost.flops import parameter_count
 from bert_pld.data.batches import MicroBatch
 from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
 from bert_pld.data.nvidia_rows import open_rows
@@ -192,9 +194,20 @@ def resolve_config(config: RunConfig, training_rows: ShardedRows, world_size: in
         next_sentence_prediction=attributes.objective == "mlm+nsp" if pairs == "auto" else pairs,
     )
     check_matches_model(training_rows, config.model, config.data.seq_length)
+    _check_host_memory(config)
     with explaining(config.source):
         sizes = dict(zip(BATCH_KEYS, resolve_batch_sizes(config.deepspeed, world_size), strict=True))
     return dataclasses.replace(config, deepspeed={**config.deepspeed, **sizes})
+
+
+def _check_host_memory(config: RunConfig) -> None:
+    """Raise a ConfigError for a model that the host's memory cannot hold, rather than fill it."""
+    needed, physical = 4 * parameter_count(config.model), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > physical:
+        raise ConfigError(
+            f"{config.source}: model: {needed / 4e9:,.1f} billion parameters need {needed / 2**30:,.0f} GiB in fp32;"
+            f" this host has {physical / 2**30:,.0f} GiB"
+        )
 
 
 def _open_splits(config: RunConfig, data_dir: Path) -> tuple[ShardedRows, ShardedRows | None]:
