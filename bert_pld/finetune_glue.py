@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bert_pld.cli import make_parser, run_as_rank
+from bert_pld.cli import make_parser, print_once, run_as_rank
 from bert_pld.cluster.stopping import EXIT_PREEMPTED, Preemption
 from bert_pld.config import OUR_BLOCKS, ConfigError, read_json
+from bert_pld.config_auto import resolve_auto
+from bert_pld.config_deepspeed import check_deepspeed
 from bert_pld.files import require_utf8
 from bert_pld.glue.tasks import TASKS, Task, find_tasks
 
@@ -188,7 +190,8 @@ def read_deepspeed_overrides(path: Path | None, precision: str) -> dict[str, Any
     """
     if path is None:
         return None
-    where, values = f"--deepspeed_config {path}", read_json(path)
+    where = f"--deepspeed_config {path}"
+    values = {key: value for key, value in read_json(path).items() if value is not None}
     block = values.get(precision)
     has_settings_only = isinstance(block, dict) and "enabled" not in block
     refused = [key for key in values if key in _REFUSED and not (key == precision and has_settings_only)]
@@ -198,12 +201,12 @@ def read_deepspeed_overrides(path: Path | None, precision: str) -> dict[str, Any
             f"{where}: {refused[0]}: not allowed in fine-tuning, {_REFUSED[refused[0]]}{others};"
             f" other DeepSpeed keys are allowed, such as zero_optimization up to stage {HIGHEST_ZERO_STAGE}"
         )
-    zero = values.get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        raise ConfigError(f"{where}: zero_optimization: must be an object, is {zero!r}")
-    stage = zero.get("stage", 0)
-    if type(stage) is not int or not 0 <= stage <= HIGHEST_ZERO_STAGE:
-        raise ConfigError(f"{where}: zero_optimization.stage: {stage!r}; must be 0, 1 or {HIGHEST_ZERO_STAGE}")
+    values, warnings = check_deepspeed(values, where)
+    print_once("warning", warnings)
+    values, _ = resolve_auto(values, where, max_steps=None, hidden_size=None)
+    stage = values.get("zero_optimization", {}).get("stage", 0)
+    if stage > HIGHEST_ZERO_STAGE:
+        raise ConfigError(f"{where}: zero_optimization.stage: {stage}; must be 0, 1 or {HIGHEST_ZERO_STAGE}")
     return values
 
 

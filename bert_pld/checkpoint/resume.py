@@ -15,8 +15,8 @@ from bert_pld.data.shards import Manifest
 from bert_pld.files import CHECKPOINTS, CONFIG
 from bert_pld.model import BertForPreTraining
 
-_FREE_MODEL_KEYS = ("kernels", "activation_checkpointing", "preset")
-"""Keys that a resumed run may change: they do not change the model that is trained."""
+_FREE_MODEL_KEYS = ("kernels", "activation_checkpointing", "preset", "initializer_range", "position_initialization")
+"""Keys that a resumed run may change: they do not change the model that is trained, or only before its first step."""
 
 
 def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | None:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from bert_pld.cluster.stopping import Preemption, StepAgreement
+from bert_pld.config_errors import explaining
 from bert_pld.glue.data import Encoded, TaskData, collate, evaluation_rows, training_order
 from bert_pld.glue.encoder import PretrainedEncoder
 from bert_pld.glue.tasks import mean_score, score
@@ -165,12 +166,14 @@ def _make_engine(model: nn.Module, learning_rate: float, steps: int, settings: S
         "train_micro_batch_size_per_gpu": settings.batch_size // dist.get_world_size(),
         "gradient_clipping": settings.gradient_clipping,
         "steps_per_print": 10**9,
+        "zero_force_ds_cpu_optimizer": False,  # Offloading works with torch's AdamW too.
         **copy.deepcopy(settings.deepspeed_config or {}),
     }
     if settings.precision != "fp32":
         config[settings.precision] = {"enabled": True, **config.get(settings.precision, {})}
         config.setdefault("zero_optimization", {"stage": 1})
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+    with explaining("--deepspeed_config"):
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
     return engine
 
 

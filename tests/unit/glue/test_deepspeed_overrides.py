@@ -56,8 +56,11 @@ def test_key_that_an_option_sets_is_refused_in_one_line(key, value, precision, r
     ("values", "message"),
     [
         ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage: 3; must be 0, 1 or 2"),
-        ({"zero_optimization": {"stage": "2"}}, "zero_optimization.stage: '2'; must be 0, 1 or 2"),
-        ({"zero_optimization": True}, "zero_optimization: must be an object, is True"),
+        ({"zero_optimization": {"stage": "2"}}, "zero_optimization.stage: '2'; must be 0, 1, 2 or 3"),
+        ({"zero_optimization": "on"}, "zero_optimization: must be an object, is 'on'"),
+        ({"zero_optimization": {"stage": "auto"}}, "zero_optimization.stage: 'auto'; must be 0, 1, 2 or 3"),
+        ({"amp": {"enabled": True}}, "amp: not allowed in fine-tuning, use --precision"),
+        ({"nebula": {"enabled": True}}, "nebula: DeepSpeed has removed it"),
         ([], "must be a JSON object, is a list"),
     ],
 )
@@ -83,3 +86,6 @@ def test_other_keys_and_settings_of_the_chosen_precision_are_accepted(tmp_path):
     path.write_text(json.dumps(values))
     assert read_deepspeed_overrides(path, "fp16") == values
     assert read_deepspeed_overrides(None, "fp16") is None
+    path.write_text('{"optimizer": null, "zero_optimization": true, // old\n "prescale_gradients": "false",}')
+    read = {"zero_optimization": {"stage": 1}, "prescale_gradients": False}
+    assert read_deepspeed_overrides(path, "fp32") == read
