@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from data_prep.sources.kind import Document, Piece, SourceKind
 from data_prep.sources.local_files import cut_file, find_files, read_utf8
+from data_prep.text.scripts import display_width, without_breaks_between_dense
 
 DOCUMENT_BOUNDARY = re.compile(rb"\n[ \t\f\r]*\n")
 WIDEST_WRAPPED_LINE = 100
@@ -30,7 +31,7 @@ def read_piece(piece: Piece) -> Iterator[Document]:
 def is_hard_wrapped(text: str) -> bool:
     """Return whether lines are wrapped at a fixed width: blank lines separate paragraphs, and few lines are long."""
     lines = [line for line in text.split("\n") if line.strip()]
-    wide = sum(len(line) > WIDEST_WRAPPED_LINE for line in lines)
+    wide = sum(display_width(line) > WIDEST_WRAPPED_LINE for line in lines)
     return _BLANK_LINES.search(text) is not None and wide * 100 <= len(lines)
 
 
@@ -41,7 +42,7 @@ def split_blocks(text: str) -> list[str]:
 
 def join_lines(block: str) -> str:
     """Join a wrapped block into one line; a word broken after its own hyphen (`well-` / `known`) is rejoined."""
-    return _LINE_END.sub(" ", _AFTER_HYPHEN.sub("", block.strip()))
+    return _LINE_END.sub(" ", without_breaks_between_dense(_AFTER_HYPHEN.sub("", block.strip())))
 
 
 KIND = SourceKind("text", "documents separated by blank lines, UTF-8", "'text=corpus/*.txt'", list_pieces, read_piece)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from data_prep.text.scripts import comparable_length, with_visible_breaks
+
 FEWEST_CHARACTERS = 64
 SMALLEST_PROSE_FRACTION = 0.7
 
@@ -21,9 +23,12 @@ _NOT_LETTER_OR_SPACE = bytes(set(range(128)) - set(b"abcdefghijklmnopqrstuvwxyzA
 
 
 def clean_text(text: str) -> str:
-    """Return text in normal form C, without unwanted characters, white space collapsed; each paragraph stays a line."""
+    """Return text in normal form C, without unwanted characters, white space collapsed; each paragraph stays a line.
+
+    A zero-width space between words of a script without blanks (Thai, Khmer, …) becomes a space.
+    """
     if not text.isascii() or not text.replace("\n", " ").isprintable():
-        text = _UNWANTED.sub("", text)
+        text = _UNWANTED.sub("", with_visible_breaks(text))
     lines = (" ".join(line.split()) for line in unicodedata.normalize("NFC", text).splitlines())
     return "\n".join(line for line in lines if line)
 
@@ -31,9 +36,10 @@ def clean_text(text: str) -> str:
 def drop_reason(text: str) -> str | None:
     """Return why a cleaned text is dropped, or None to keep it.
 
-    Letters of any script count as letters, and so does every other character outside ASCII.
+    Letters of any script count as letters, and so does every other character outside ASCII. A text in Chinese, Japanese
+    or Korean says as much in fewer characters, so they count more (`comparable_length`).
     """
-    if len(text) < FEWEST_CHARACTERS:
+    if len(text) < FEWEST_CHARACTERS and comparable_length(text) < FEWEST_CHARACTERS:
         return TOO_SHORT
     data = text.encode("utf-8")
     if len(data.translate(None, _NOT_LETTER_OR_SPACE)) < SMALLEST_PROSE_FRACTION * len(data):

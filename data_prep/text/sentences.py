@@ -11,6 +11,8 @@ import re
 
 import sentencex
 
+from data_prep.text.scripts import is_lower_case
+
 _LANGUAGES = "am ar bg bn ca da de el en es fi fr gu he hi hy it ja kk kn ml mr my nl pa pl pt ru sk ta te uk ur zh"
 LANGUAGES = tuple(_LANGUAGES.split())
 """ISO 639-1 codes for which the library has rules. For any other code it silently uses the English rules."""
@@ -27,6 +29,9 @@ _MARKER = re.compile(r"\W*(?:\d{1,3}|[IVXLC]{1,6}|[A-Za-z])[.)]")
 _FUSED = re.compile(r"[a-z]{2}\.(?:[A-Z][a-z]+|[AI])[ ,’']")
 """The end of a sentence without a space after it, unlike the stops in `Node.js` and `U.S.A`."""
 _ELLIPSIS = re.compile(r"(?:\.\.\.+|…\.?|\.(?: \.){2,})[\"'”’»›)]*\s+(?=[\"'“‘«‹(]*[^\W\d_a-z])")
+
+_OTHER_STOPS = re.compile(r"[។៕།༎]+[\"'”’»)\]]*(?!\s*[។៕།༎])")
+"""Full stops of Khmer and Tibetan, which the library does not know."""
 
 _ENGLISH_TITLE_ENDS = frozenset((" Ms.", "(Ms.", '"Ms.', "“Ms.", "eut.", "mdr.", "evd."))
 """Last four characters of Ms., Lieut., Comdr. and Revd., which the library does not know."""
@@ -47,6 +52,16 @@ def split_sentences(text: str, language: str = "en") -> list[str]:
 
     A sentence without a letter or digit is left out. The language, one of `LANGUAGES`, selects the rules.
     """
+    return [piece for piece in split_pieces(text, language) if has_word(piece)]
+
+
+def has_word(piece: str) -> bool:
+    """Return whether a piece of text holds a letter or digit."""
+    return piece[:1].isalnum() or _WORD.search(piece) is not None
+
+
+def split_pieces(text: str, language: str) -> list[str]:
+    """Return what `split_sentences` does, with the pieces that hold no letter or digit."""
     check_language(language)
     bare = _without_quotes(text)
     if language == "en":
@@ -57,7 +72,7 @@ def split_sentences(text: str, language: str = "en") -> list[str]:
         stripped
         for paragraph, without_quotes in paragraphs
         for sentence in _split_paragraph(paragraph, without_quotes, language)
-        if (stripped := sentence.strip()) and (stripped[0].isalnum() or _WORD.search(stripped))
+        if (stripped := sentence.strip())
     ]
 
 
@@ -88,7 +103,9 @@ def _split_paragraph(paragraph: str, bare: str, language: str) -> list[str]:
                 start = cut
         sentences.append(paragraph[start:])
     if "..." in paragraph or "…" in paragraph or ". . ." in paragraph:
-        return [part for sentence in sentences for part in _split_at_ellipses(sentence)]
+        sentences = [part for sentence in sentences for part in _split_after(_ELLIPSIS, sentence)]
+    if not paragraph.isascii() and _OTHER_STOPS.search(paragraph):
+        sentences = [part for sentence in sentences for part in _split_after(_OTHER_STOPS, sentence)]
     return sentences
 
 
@@ -116,7 +133,7 @@ def _is_joined(paragraph: str, start: int, cut: int) -> bool:
     first = _WORD.search(paragraph, cut)
     if first is None:
         return _TRAILING_MARKS.match(paragraph, cut) is not None
-    return first.group().islower() or (cut - start < 12 and _MARKER.fullmatch(paragraph[start:cut].strip()) is not None)
+    return is_lower_case(first.group()) or (cut - start < 12 and _MARKER.fullmatch(paragraph[start:cut].strip()) is not None)
 
 
 def _is_joined_in_english(paragraph: str, start: int, cut: int) -> bool:
@@ -134,9 +151,9 @@ def _is_joined_in_english(paragraph: str, start: int, cut: int) -> bool:
     return False
 
 
-def _split_at_ellipses(sentence: str) -> list[str]:
+def _split_after(mark: re.Pattern[str], sentence: str) -> list[str]:
     parts, start = [], 0
-    for found in _ELLIPSIS.finditer(sentence):
+    for found in mark.finditer(sentence):
         parts.append(sentence[start : found.end()])
         start = found.end()
     return [*parts, sentence[start:]]
