@@ -20,7 +20,7 @@ with explain_missing_package("data_prep"):
     from data_prep.plan import BuildArguments
     from data_prep.rows.instances import SMALLEST_SEQ_LENGTH
     from data_prep.rows.shard_files import DEFAULT_DUPE_FACTOR
-    from data_prep.rows.vocabulary import LARGEST_VOCABULARY, SMALLEST_VOCABULARY
+    from data_prep.rows.vocabulary import ACCENTS, LARGEST_VOCABULARY, SMALLEST_VOCABULARY
     from data_prep.sources import KINDS, Source
     from data_prep.text.language import parse_languages
     from data_prep.text.sentences import check_language
@@ -72,6 +72,8 @@ def _build(arguments: argparse.Namespace) -> int:
     _check_range("--shard_rows", arguments.shard_rows, 1, 2**31 - 1)
     if arguments.vocab_size is not None:
         _check_range("--vocab_size", arguments.vocab_size, SMALLEST_VOCABULARY, LARGEST_VOCABULARY)
+    if arguments.cased and arguments.accents == "strip":
+        raise ValueError("--accents strip: a cased vocabulary keeps accents; leave out --cased or --accents")
     if not 0.0 < arguments.validation_fraction < 1.0:
         raise ValueError(f"--validation_fraction {arguments.validation_fraction}: must be between 0 and 1")
     if not 0.0 < arguments.similarity <= 1.0:
@@ -87,7 +89,7 @@ def _build(arguments: argparse.Namespace) -> int:
         shard_rows=arguments.shard_rows, language=arguments.language,
         keep_languages=parse_languages(arguments.keep_language) if arguments.keep_language else (),
         deduplicate=arguments.deduplicate, similarity=arguments.similarity, format=arguments.format,
-        dupe_factor=dupe_factor,
+        dupe_factor=dupe_factor, accents=arguments.accents,
     )  # fmt: skip
     with make_executor(options) as executor:
         build(build_arguments, arguments.vocab, arguments.output_dir, executor)
@@ -153,6 +155,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--vocab_size", type=int, metavar="N", help="train a WordPiece vocabulary of N entries on the text"
     )
     add.add_argument("--cased", action="store_true", help="keep capitals and accents (default: uncased)")
+    add.add_argument(
+        "--accents", choices=ACCENTS, default=ACCENTS[0],
+        help="without --cased: keep accents and vowel signs, or strip them as BERT does; auto keeps them where the"
+        " script has no capitals and stripping would change the text, and strips them elsewhere (default: auto)",
+    )  # fmt: skip
     add.add_argument(
         "--seq_length", type=int, nargs="+", default=[128], metavar="S",
         help="tokens per row (default: 128); several lengths make one data directory each, OUTPUT_DIR/seq_S, from the"

@@ -20,8 +20,14 @@ from typing import Any
 from bert_pld.data.shards import Manifest
 from bert_pld.files import write_atomically
 from data_prep.plan import BuildPlan
+from data_prep.rows.vocabulary import Vocabulary, unknown_warning
 from data_prep.sources import Source
+from data_prep.text.left_out import LeftOut
 
+SMALLEST_KEPT_SHARE = 0.5
+"""A build that keeps a smaller share of the characters that it read says so."""
+SIGNIFICANT_ACCENTS = 0.005
+"""Share of characters from which stripping accents counts as a change of the text. English texts stay under 0.0005."""
 DATA_CARD_NAME, DATA_CARD_PAGE_NAME = "data_card.json", "data_card.html"
 
 Counts = list[dict[str, Any]]
@@ -36,7 +42,12 @@ figure { margin: 0; } svg { max-width: 100%; height: auto; } .plots { display: f
 
 
 def make_card(
-    plan: BuildPlan, manifest: Manifest, reading: Counts, removed: dict[str, int], writing: Counts
+    plan: BuildPlan,
+    manifest: Manifest,
+    reading: Counts,
+    removed: dict[str, int],
+    writing: Counts,
+    vocabulary: Vocabulary,
 ) -> dict[str, Any]:
     """Return the data card of a data directory. It does not depend on time, place or the number of workers.
 
@@ -63,6 +74,7 @@ def make_card(
             "duplicates": removed,
             **manifest.documents,
         },
+        "characters": _characters(reading, sum(counts["characters"] for counts in writing)),
         "sentences": sum(sum(counts["sentence_lengths"]) for counts in writing),
         "text_bytes": sum(source["bytes"] for source in sources),
         "tokens": tokens,
@@ -76,12 +88,59 @@ def make_card(
         "row_tokens": {split: manifest.tokens(split) for split in manifest.splits},
         "shards": {split: len(records) for split, records in manifest.splits.items()},
         "random_next_rows": sum(counts["random_next"] for counts in length_counts),
-        "vocabulary": {"size": stored.vocabulary_size, "sha256": stored.vocabulary_hash, "casing": stored.casing},
+        "vocabulary": {
+            "size": stored.vocabulary_size,
+            "sha256": stored.vocabulary_hash,
+            "casing": stored.casing,
+            "accents": "kept" if vocabulary.cased or vocabulary.keep_accents else "stripped",
+        },
         "made_with": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("sentencex", "tokenizers", "h5py", "numpy")},
         },
     }
+
+
+def _characters(reading: Counts, kept: int) -> dict[str, Any]:
+    """Return how many characters, without blanks, were read, kept, and left out by reason."""
+    left_out = LeftOut()
+    for counts in reading:
+        left_out.update(LeftOut.from_json(counts["left_out"]))
+    spooled = sum(counts["characters"] for counts in reading)
+    result = left_out.to_json()
+    if spooled > kept:
+        result["duplicate"] = {"parts": 0, "characters": spooled - kept}
+    return {
+        "read": spooled + sum(left_out.characters.values()),
+        "kept": kept,
+        "left_out": result,
+        "changed_by_accents": share_changed_by_accents(reading),
+    }
+
+
+def share_changed_by_accents(reading: Counts) -> float:
+    """Return the share of characters that stripping accents would change in scripts without capitals."""
+    changed, characters = (sum(counts[name] for counts in reading) for name in ("changed_by_accents", "characters"))
+    return float(changed / max(characters, 1))
+
+
+def warnings_of(card: dict[str, Any]) -> list[str]:
+    """Return what a reader of the card must know: much text left out, many [UNK], letters changed by stripping."""
+    characters, vocabulary = card["characters"], card["vocabulary"]
+    found = []
+    if characters["kept"] < SMALLEST_KEPT_SHARE * characters["read"]:
+        most = sorted(characters["left_out"].items(), key=lambda item: -item[1]["characters"])[:3]
+        reasons = "; ".join(f"{counts['characters']:,} {reason}" for reason, counts in most)
+        share = characters["kept"] / characters["read"]
+        found.append(f"only {share:.1%} of the characters that were read are kept; left out: {reasons}")
+    if warning := unknown_warning(card["unknown_token_rate"]):
+        found.append(warning)
+    if vocabulary["accents"] == "stripped" and characters["changed_by_accents"] >= SIGNIFICANT_ACCENTS:
+        found.append(
+            f"stripping accents changed {characters['changed_by_accents']:.1%} of the characters, in scripts without"
+            " capitals (vowel signs removed, Hangul taken apart); --accents keep or --cased keeps them"
+        )
+    return found
 
 
 def dropped_by_reason(reading: Counts) -> dict[str, int]:
@@ -104,6 +163,7 @@ def summary(card: dict[str, Any], data_dir: Path, seconds: float) -> str:
         ("documents", f"{documents['train']:,} train, {documents['validation']:,} validation"),
         ("dropped", _reasons(documents["dropped"])),
         ("duplicates", _reasons(documents["duplicates"])),
+        ("characters", _kept(card["characters"])),
         ("sentences", f"{card['sentences']:,}"),
         ("tokens", f"{card['tokens']:,} ({card['unknown_token_rate']:.4%} [UNK])"),
         ("vocabulary", f"{card['vocabulary']['size']:,} entries, {card['vocabulary']['casing']}"),
@@ -112,6 +172,13 @@ def summary(card: dict[str, Any], data_dir: Path, seconds: float) -> str:
         ("written to", str(data_dir)),
     ]
     return "\n".join(f"{name:<11} {value}" for name, value in lines)
+
+
+def _kept(characters: dict[str, Any]) -> str:
+    parts = [f"{counts['characters']:,} {reason}" for reason, counts in characters["left_out"].items()]
+    share = characters["kept"] / max(characters["read"], 1)
+    kept = f"{characters['kept']:,} of {characters['read']:,} kept ({share:.1%})"
+    return kept + (f"; left out: {'; '.join(parts)}" if parts else "")
 
 
 def _reasons(counts: dict[str, int]) -> str:
@@ -126,12 +193,21 @@ def _sum(histograms: list[list[int]]) -> list[int]:
 
 def page(card: dict[str, Any]) -> str:
     """Return the data card as an HTML page; the same card gives the same bytes."""
-    documents, vocabulary = card["documents"], card["vocabulary"]
+    documents, vocabulary, characters = card["documents"], card["vocabulary"], card["characters"]
     title = f"{card['tokens']:,} tokens, sequences of {card['seq_length']}"
     totals = [
         ("documents read", documents["read"]),
         *((f"dropped: {reason}", -count) for reason, count in documents["dropped"].items()),
         *((f"{kind} duplicates", -count) for kind, count in documents["duplicates"].items()),
+        ("characters read, without blanks", characters["read"]),
+        *(
+            (
+                f"left out: {reason}" + (f" ({counts['parts']:,} parts)" if counts["parts"] else ""),
+                -counts["characters"],
+            )
+            for reason, counts in characters["left_out"].items()
+        ),
+        ("characters kept", characters["kept"]),
         ("documents for training", documents["train"]),
         ("documents for validation", documents["validation"]),
         ("sentences", card["sentences"]),
@@ -141,7 +217,11 @@ def page(card: dict[str, Any]) -> str:
     ]
     facts = [
         ("objective", card["arguments"]["objective"]),
-        ("vocabulary", f"{vocabulary['size']:,} entries, {vocabulary['casing']}, SHA-256 {vocabulary['sha256']}"),
+        (
+            "vocabulary",
+            f"{vocabulary['size']:,} entries, {vocabulary['casing']}, SHA-256 {vocabulary['sha256']}",
+        ),
+        ("accents", vocabulary["accents"]),
         ("[UNK]", f"{card['unknown_token_rate']:.4%} of the tokens"),
         ("seed", str(card["arguments"]["seed"])),
         ("made with", ", ".join(f"{name} {version}" for name, version in card["made_with"].items())),
@@ -165,6 +245,7 @@ def page(card: dict[str, Any]) -> str:
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head><body>
 <h1>{title}</h1>
+{"".join(f"<p><strong>Warning: {html.escape(warning)}.</strong></p>" for warning in warnings_of(card))}
 <table>{"".join(f"<tr><td>{html.escape(name)}</td><td class=n>{count:,}</td></tr>" for name, count in totals)}</table>
 <h2>Sources</h2>
 <table><tr><th>source</th><th>documents kept</th><th>MB</th><th>licence of the text</th></tr>{sources}</table>

@@ -12,17 +12,26 @@ from typing import Any
 import numpy as np
 
 from bert_pld.data.shards import FORMAT_NAME, NVIDIA_FORMAT_NAME, Manifest
-from bert_pld.files import TOKENIZER, VOCABULARY
+from bert_pld.files import TOKENIZER
 from data_prep import tasks
 from data_prep.build_folder import BUILD_FOLDER, Markers, is_finished, open_build_folder, remove_build_folder
-from data_prep.data_card import Counts, dropped_by_reason, make_card, summary, write_card
+from data_prep.data_card import (
+    SIGNIFICANT_ACCENTS,
+    Counts,
+    dropped_by_reason,
+    make_card,
+    share_changed_by_accents,
+    summary,
+    warnings_of,
+    write_card,
+)
 from data_prep.dedup.duplicates import Comparisons, Duplicates, cluster_near, join_exact
 from data_prep.executors import Executor, Task
 from data_prep.plan import BuildArguments, BuildPlan, make_plan
 from data_prep.progress import StageProgress
 from data_prep.rows.shard_files import MaskingPart, masking_parts, place_nvidia_shards, place_shards, write_parts
 from data_prep.rows.splitting import Group, Groups, make_groups
-from data_prep.rows.vocabulary import Vocabulary, read_vocabulary, train_vocabulary
+from data_prep.rows.vocabulary import Vocabulary, advice, read_vocabulary, train_vocabulary
 from data_prep.spool import Spool
 
 VOCABULARY_SAMPLE_BYTES = 128 << 20
@@ -36,7 +45,7 @@ def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, execu
     or hold this build. Sources, a vocabulary or a directory that cannot be used are a ValueError.
     """
     began = time.monotonic()
-    given = read_vocabulary(vocab, arguments.cased) if vocab else None
+    given = read_vocabulary(vocab, arguments.cased, arguments.accents) if vocab else None
     if arguments.format == "nvidia" and given is not None and given.special_ids()["pad"] != 0:
         pad = given.special_ids()["pad"]
         raise ValueError(f"--vocab {vocab}: the id of [PAD] is {pad}; --format nvidia requires 0")
@@ -50,7 +59,9 @@ def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, execu
         run = _Build(plan, build_dir, executor)
         reading = run.read()
         removed = run.compare(sum(counts["documents"] for counts in reading))
-        vocabulary = run.vocabulary(given)
+        vocabulary = run.vocabulary(given, reading)
+        if warning := advice(vocabulary):
+            print(f"warning: {warning}", file=sys.stderr)
         groups = make_groups(build_dir, len(plan.tasks), arguments.seed, arguments.validation_fraction)
         groups.write(build_dir)
         writing = run.stage("tokenizing", "write", tasks.run_writing_task, [group.bytes for group in groups.tasks])
@@ -71,7 +82,7 @@ def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, execu
                 vocabulary.special_ids(),
                 NVIDIA_FORMAT_NAME if arguments.format == "nvidia" else FORMAT_NAME,
             )
-            cards[data_dir] = make_card(plan, manifest, reading, removed, writing)
+            cards[data_dir] = make_card(plan, manifest, reading, removed, writing, vocabulary)
             write_card(cards[data_dir], data_dir)
             manifest.write(data_dir)
             for leftover in data_dir.glob(".*.partial"):  # of a build that was killed while it wrote here
@@ -79,6 +90,8 @@ def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, execu
         remove_build_folder(build_dir)
     for data_dir, card in cards.items():
         print(summary(card, data_dir, time.monotonic() - began))
+    for warning in warnings_of(card):  # the same for every length
+        print(f"warning: {warning}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,18 +148,26 @@ class _Build:
             removed["near"] = cluster_near(self.build_dir, len(near))
         return removed
 
-    def vocabulary(self, given: Vocabulary | None) -> Vocabulary:
+    def vocabulary(self, given: Vocabulary | None, reading: Counts) -> Vocabulary:
         """Return the given vocabulary, or the one trained before an interruption, or train one; save it."""
         arguments = self.plan.arguments
         if given is not None:
             given.save(self.build_dir)
             return given
         if (self.build_dir / TOKENIZER).is_file():  # written after vocab.txt, so both files are complete
-            return read_vocabulary(self.build_dir / VOCABULARY, arguments.cased)
+            return Vocabulary.load(self.build_dir)
         assert arguments.vocab_size is not None
         print(f"vocabulary: training {arguments.vocab_size:,} entries", file=sys.stderr)
         sample = _vocabulary_sample(self.build_dir, len(self.plan.tasks))
-        vocabulary = train_vocabulary(sample, arguments.vocab_size, arguments.cased)
+        changed = share_changed_by_accents(reading)
+        keep = arguments.accents == "keep" or (arguments.accents == "auto" and changed >= SIGNIFICANT_ACCENTS)
+        if keep and arguments.accents == "auto" and not arguments.cased:
+            print(
+                f"accents: kept; stripping them would change {changed:.1%} of the characters, in scripts without capitals"
+                " (--accents strip: strip them as BERT does)",
+                file=sys.stderr,
+            )
+        vocabulary = train_vocabulary(sample, arguments.vocab_size, arguments.cased, keep)
         vocabulary.save(self.build_dir)
         return vocabulary
 

@@ -19,7 +19,7 @@ from data_prep.sources.kind import Piece
 
 PLAN_NAME = "plan.json"
 READING_TASK_BYTES = 4 << 20
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """Increase it when a change makes the same arguments give other bytes."""
 
 
@@ -50,6 +50,8 @@ class BuildArguments:
     """Shard format, `native` or `nvidia`."""
     dupe_factor: int = 1
     """Sets of masks for each training row in NVIDIA's format; native rows hold no masks."""
+    accents: str = "auto"
+    """`keep` or `strip` accents in lower case; `auto` keeps them where stripping would change many characters."""
 
     def data_dirs(self, output_dir: Path) -> dict[int, Path]:
         """Return the data directory of each sequence length."""

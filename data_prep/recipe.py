@@ -1,7 +1,8 @@
 """The recipe of a reading task: a short list of datatrove steps, each of which takes and yields documents.
 
 datatrove's own readers, filters and formatters are `PipelineStep`s too, so any of them can be added to the list. A step
-counts the documents that it drops under `dropped_<reason>`, as datatrove's filters do.
+counts the documents that it drops under `dropped_<reason>`, as datatrove's filters do, and what it leaves out of its
+documents in `left_out`.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from data_prep.sources.kind import Piece
 from data_prep.spool import write_spool
 from data_prep.text.clean import clean_text, drop_reason
 from data_prep.text.language import language_drop_reason
-from data_prep.text.sentences import split_sentences
+from data_prep.text.left_out import LeftOut, count_characters
+from data_prep.text.scripts import count_changed_by_accents
+from data_prep.text.sentences import has_word, split_pieces
 
 _DROPPED = "dropped_"
+WITHOUT_WORDS = "piece without a letter or digit"
 
 
 def reading_recipe(arguments: BuildArguments, pieces: list[Piece], spool_dir: Path, task: int) -> list[PipelineStep]:
@@ -54,6 +58,14 @@ def run_recipe(steps: list[PipelineStep]) -> Counter[str]:
     return dropped
 
 
+def left_out_by(steps: list[PipelineStep]) -> LeftOut:
+    """Return the text that the steps have left out, in dropped documents and in others."""
+    total = LeftOut()
+    for step in steps:
+        total.update(getattr(step, "left_out", LeftOut()))
+    return total
+
+
 class ReadPieces(PipelineStep):
     """Reads the documents of pieces, and counts those that their source drops."""
 
@@ -63,11 +75,14 @@ class ReadPieces(PipelineStep):
     def __init__(self, pieces: list[Piece]) -> None:
         super().__init__()
         self.pieces = pieces
+        self.left_out = LeftOut()
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[DatatroveDocument]:
         """Yield the documents; `data` is ignored."""
         for piece in self.pieces:
             for document in KINDS[piece.kind].read_piece(piece):
+                if document.left_out is not None:
+                    self.left_out.update(document.left_out)
                 if document.dropped:
                     self.stat_update(_DROPPED + document.dropped)
                 else:
@@ -94,6 +109,7 @@ class Drop(PipelineStep):
 
     def __init__(self, name: str, reason_of: Callable[[str], str | None]) -> None:
         self.name, self.reason_of = name, reason_of
+        self.left_out = LeftOut()
         super().__init__()
 
     def run(self, data: Iterable[DatatroveDocument], rank: int = 0, world_size: int = 1) -> Iterator[DatatroveDocument]:
@@ -101,12 +117,14 @@ class Drop(PipelineStep):
         for document in data:
             if reason := self.reason_of(document.text):
                 self.stat_update(_DROPPED + reason)
+                if document.text:
+                    self.left_out.add(f"document: {reason}", document.text)
             else:
                 yield document
 
 
 class SplitSentences(PipelineStep):
-    """Stores the sentences of a document in its metadata under `sentences`."""
+    """Stores the sentences of a document in its metadata under `sentences`; counts the pieces without words."""
 
     type = "FORMATTER"
     name = "sentences"
@@ -114,11 +132,17 @@ class SplitSentences(PipelineStep):
     def __init__(self, language: str) -> None:
         super().__init__()
         self.language = language
+        self.left_out = LeftOut()
 
     def run(self, data: Iterable[DatatroveDocument], rank: int = 0, world_size: int = 1) -> Iterator[DatatroveDocument]:
         """Yield each document with its sentences."""
         for document in data:
-            document.metadata["sentences"] = split_sentences(document.text, self.language)
+            pieces = split_pieces(document.text, self.language)
+            document.metadata["sentences"] = [piece for piece in pieces if has_word(piece)]
+            if len(document.metadata["sentences"]) < len(pieces):
+                for piece in pieces:
+                    if not has_word(piece):
+                        self.left_out.add(WITHOUT_WORDS, piece)
             yield document
 
 
@@ -132,9 +156,17 @@ class WriteSpool(PipelineStep):
         super().__init__()
         self.spool_dir, self.task, self.signed = spool_dir, task, signed
         self.counts: dict[str, int] = {}
+        self.characters = self.changed_by_accents = 0
 
     def run(self, data: Iterable[DatatroveDocument], rank: int = 0, world_size: int = 1) -> Iterator[DatatroveDocument]:
         """Write all documents; nothing is yielded."""
-        sentences = (document.metadata["sentences"] for document in data)
-        self.counts = write_spool(self.spool_dir, self.task, sentences, self.signed)
+
+        def sentences() -> Iterator[list[str]]:
+            for document in data:
+                self.characters += sum(map(count_characters, document.metadata["sentences"]))
+                self.changed_by_accents += count_changed_by_accents(document.text)
+                yield document.metadata["sentences"]
+
+        written = write_spool(self.spool_dir, self.task, sentences(), self.signed)
+        self.counts = {**written, "characters": self.characters, "changed_by_accents": self.changed_by_accents}
         yield from ()

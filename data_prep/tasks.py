@@ -20,13 +20,14 @@ from bert_pld.files import printable
 from data_prep.build_folder import Markers
 from data_prep.dedup.duplicates import Comparisons, Duplicates, find_exact, find_near
 from data_prep.plan import BuildPlan
-from data_prep.recipe import WriteSpool, reading_recipe, run_recipe
+from data_prep.recipe import WriteSpool, left_out_by, reading_recipe, run_recipe
 from data_prep.rows.instances import packed_rows, pair_rows
 from data_prep.rows.shard_files import read_parts, write_group, write_nvidia_shards
 from data_prep.rows.splitting import Group, Groups
 from data_prep.rows.tokens import encode_documents
-from data_prep.rows.vocabulary import CONTINUATION, Vocabulary, read_vocabulary
+from data_prep.rows.vocabulary import CONTINUATION, Vocabulary
 from data_prep.spool import Spool
+from data_prep.text.left_out import count_characters
 
 
 def run_reading_task(build_dir: Path, task: int) -> None:
@@ -36,7 +37,8 @@ def run_reading_task(build_dir: Path, task: int) -> None:
     dropped = run_recipe(steps)
     writer = steps[-1]
     assert isinstance(writer, WriteSpool)
-    Markers(build_dir).write("read", task, {**writer.counts, "dropped": dict(sorted(dropped.items()))})
+    counts = {**writer.counts, "dropped": dict(sorted(dropped.items())), "left_out": left_out_by(steps).to_json()}
+    Markers(build_dir).write("read", task, counts)
 
 
 def run_exact_task(build_dir: Path, task: int) -> None:
@@ -57,10 +59,19 @@ def run_writing_task(build_dir: Path, task: int) -> None:
     """Tokenize a group of documents and make rows of each length; write shards, and a marker with their records."""
     plan, group = _plan(build_dir), _groups(build_dir).tasks[task]
     arguments = plan.arguments
-    vocabulary, tokenizer, is_continuation = _tokenizer(build_dir, arguments.cased)
-    documents = encode_documents(tokenizer, _texts(build_dir, plan, group))
+    vocabulary, tokenizer, is_continuation = _tokenizer(build_dir)
+    characters = 0
+
+    def texts() -> Iterator[list[str]]:
+        nonlocal characters
+        for sentences in _texts(build_dir, plan, group):
+            characters += sum(map(count_characters, sentences))
+            yield sentences
+
+    documents = encode_documents(tokenizer, texts())
     special_ids = vocabulary.special_ids()
     counts: dict[str, Any] = {
+        "characters": characters,
         "tokens": len(documents.tokens),
         "unknown": int(np.count_nonzero(documents.tokens == special_ids["unk"])),
         "document_lengths": _histogram(np.diff(documents.segment_starts[documents.document_starts])),
@@ -86,7 +97,7 @@ def run_writing_task(build_dir: Path, task: int) -> None:
 def run_masking_task(build_dir: Path, task: int) -> None:
     """Mask the rows of a native shard; write them in NVIDIA's format, and a marker with the records."""
     arguments, part = _plan(build_dir).arguments, read_parts(build_dir)[task]
-    vocabulary, _, is_continuation = _tokenizer(build_dir, arguments.cased)
+    vocabulary, _, is_continuation = _tokenizer(build_dir)
     ids = {f"{name}_id": identity for name, identity in vocabulary.special_ids().items()}
     masking_vocabulary = MaskingVocabulary(size=len(vocabulary.entries), is_continuation=is_continuation, **ids)
     folder = build_dir / "shards" / str(part.seq_length)
@@ -127,7 +138,7 @@ def _groups(build_dir: Path) -> Groups:
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(build_dir: Path, cased: bool) -> tuple[Vocabulary, Tokenizer, NDArray[np.bool_]]:
-    vocabulary = read_vocabulary(build_dir / "vocab.txt", cased)
+def _tokenizer(build_dir: Path) -> tuple[Vocabulary, Tokenizer, NDArray[np.bool_]]:
+    vocabulary = Vocabulary.load(build_dir)
     continuation = np.array([entry.startswith(CONTINUATION) for entry in vocabulary.entries])
     return vocabulary, vocabulary.tokenizer(), continuation

@@ -16,7 +16,7 @@ from bert_pld.data.nvidia_format import read_blocks, read_header
 from bert_pld.data.shards import COLUMNS, SPLITS, Manifest, Shard, ShardRecord, vocabulary_hash
 from bert_pld.data.tokenizer import read_entries
 from bert_pld.files import TOKENIZER, VOCABULARY, file_sha256
-from data_prep.rows.vocabulary import SPECIAL_TOKENS
+from data_prep.rows.vocabulary import SPECIAL_TOKENS, unknown_warning
 
 _BLOCK_ROWS = 1 << 14
 
@@ -55,7 +55,31 @@ def verify(data_dir: Path, samples: int = 3, follow_links: bool = False) -> list
     counts = ", ".join(f"{count:,} {split} rows" for split, count in rows.items())
     result = f"{len(faults)} fault{'s' * (len(faults) != 1)}" if faults else "sound"
     print(f"{data_dir}: {counts}, {sum(map(manifest.tokens, rows)):,} tokens: {result}")
+    if warning := unknown_warning(_unknown_share(sound, manifest)):
+        print(f"{data_dir}: warning: {warning}")
     return faults
+
+
+def _unknown_share(paths: list[Path], manifest: Manifest) -> float:
+    """Return the share of [UNK] among the tokens of shards, without [CLS], [SEP] and padding."""
+    special = manifest.special_tokens
+    unknown = tokens = 0
+    for path in paths:
+        blocks = (
+            (block["input_ids"] for _, block in read_blocks(path))
+            if manifest.format == shards.NVIDIA_FORMAT_NAME
+            else _blocks_of_ids(path)
+        )
+        for ids in blocks:
+            unknown += int(np.count_nonzero(ids == special["unk"]))
+            tokens += int(np.count_nonzero(~np.isin(ids, [special[name] for name in ("pad", "cls", "sep")])))
+    return unknown / max(tokens, 1)
+
+
+def _blocks_of_ids(path: Path) -> Iterator[NDArray[Any]]:
+    ids = Shard(path).columns["input_ids"]
+    for first in range(0, len(ids), _BLOCK_ROWS):
+        yield np.asarray(ids[first : first + _BLOCK_ROWS])
 
 
 def _tokenizer_faults(data_dir: Path, manifest: Manifest) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """MinHash signatures: 256 bytes per document, from which the similarity of two documents can be estimated.
 
-A document is the set of its shingles: runs of `SHINGLE_WORDS` consecutive words, ignoring case and punctuation. Under a
+A document is the set of its shingles: runs of `SHINGLE_WORDS` consecutive words, ignoring case and punctuation. In a
+script without blanks, such as Chinese or Thai, each character with its marks is a word. Under a
 random order of all shingles, the first shingles of two documents are equal with a probability equal to the Jaccard
 similarity |A ∩ B| / |A ∪ B| of their sets (Broder, "On the resemblance and containment of documents", 1997). A
 signature holds 16 bits of the first shingle under each of `HASHES` orders (Li and König, "b-bit minwise hashing", WWW
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.rng import Stream, random_words
+from data_prep.text.scripts import units_without_blanks
 
 SHINGLE_WORDS = 5
 HASHES = 128
@@ -29,6 +31,8 @@ FEWEST_WORDS = 150
 short articles made from one template, with the name exchanged, would be more similar than a document and its edited
 copy."""
 SUBJECT_NAMES = 4
+CHARACTERS_FOR_A_WORD = 2
+"""In a script without blanks, both limits are as many times higher, because they count characters."""
 
 WINDOW_BYTES = 1 << 20
 """Words are hashed in windows of this size to limit memory; a shingle across two windows is left out."""
@@ -49,6 +53,10 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint16]:
     The signature of a document with fewer than `FEWEST_WORDS` words is combined by XOR with a digest of its subject.
     A document with fewer than `SHINGLE_WORDS` words has the signature 0.
     """
+    units = [units_without_blanks(text) for text in texts]
+    texts = [text if parts is None else " ".join(parts) for text, parts in zip(texts, units, strict=True)]
+    scale = np.array([1 if parts is None else CHARACTERS_FOR_A_WORD for parts in units], np.int64)
+    del units
     lowest = np.full((len(texts), HASHES), _NO_SHINGLE, np.uint32)
     words = np.zeros(len(texts), np.int64)
     subjects = np.zeros(len(texts), np.uint64)
@@ -57,26 +65,31 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint16]:
     for number, text in enumerate(texts):
         data = text.encode("utf-8")
         if window and size + len(data) > WINDOW_BYTES:
-            _add_window(window, lowest[first:number], words[first:number], subjects[first:number])
+            here = slice(first, number)
+            _add_window(window, lowest[here], words[here], subjects[here], scale[here])
             window, first, size = [], number, 0
         window.append(data)
         size += len(data) + 1
         while len(window[-1]) > WINDOW_BYTES:  # a long document is alone in its windows
             cut = window[-1].rfind(b" ", 0, WINDOW_BYTES) + 1 or WINDOW_BYTES
             here = slice(number, number + 1)
-            _add_window([window[-1][:cut]], lowest[here], words[here], subjects[here])
+            _add_window([window[-1][:cut]], lowest[here], words[here], subjects[here], scale[here])
             window[-1] = window[-1][cut:]
     if window:
-        _add_window(window, lowest[first:], words[first:], subjects[first:])
+        _add_window(window, lowest[first:], words[first:], subjects[first:], scale[first:])
     signed = (lowest & np.uint32(0xFFFF)).astype(np.uint16)
-    subjects[words >= FEWEST_WORDS] = 0
+    subjects[words >= FEWEST_WORDS * scale] = 0
     signed = signed.reshape(len(texts), BANDS, BAND_ROWS) ^ subjects.view(np.uint16).reshape(-1, 1, BAND_ROWS)
     signed[lowest[:, 0] == _NO_SHINGLE] = 0
     return signed
 
 
 def _add_window(
-    documents: list[bytes], lowest: NDArray[np.uint32], words: NDArray[np.int64], subjects: UInt64Array
+    documents: list[bytes],
+    lowest: NDArray[np.uint32],
+    words: NDArray[np.int64],
+    subjects: UInt64Array,
+    scale: NDArray[np.int64],
 ) -> None:
     """Update the minima of D documents, `[D, HASHES]`, with their shingles; count words, set digests of subjects."""
     joined = b" ".join(documents) + b" "
@@ -89,7 +102,8 @@ def _add_window(
     words_until = np.searchsorted(starts, document_ends)
     words_from = np.concatenate([[0], words_until[:-1]])
     words += words_until - words_from
-    subjects[:] = _subjects(hashes, np.flatnonzero(_NAME_BYTES[data[starts]]), words_from, words_until)
+    names = np.flatnonzero(_NAME_BYTES[data[starts]])
+    subjects[:] = _subjects(hashes, names, words_from, words_until, SUBJECT_NAMES * scale)
     shingles, starts_of, present = _shingles(hashes, words_from, words_until)
     if not len(shingles):
         return
@@ -111,14 +125,18 @@ def _words(data: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def _subjects(
-    words: UInt64Array, names: NDArray[np.int64], words_from: NDArray[np.int64], words_until: NDArray[np.int64]
+    words: UInt64Array,
+    names: NDArray[np.int64],
+    words_from: NDArray[np.int64],
+    words_until: NDArray[np.int64],
+    most: NDArray[np.int64],
 ) -> UInt64Array:
-    """Return a digest of the first `SUBJECT_NAMES` words among `names` of each document."""
+    """Return a digest of the first `most` words among `names` of each document."""
     digests = np.zeros(len(words_from), np.uint64)
     first = np.searchsorted(names, words_from)
-    for place in range(SUBJECT_NAMES):
+    for place in range(int(most.max())):
         at = np.append(names, len(words))[np.minimum(first + place, len(names))]
-        found = at < words_until
+        found = (at < words_until) & (place < most)
         digests[found] = digests[found] * np.uint64(_BASE) + words[at[found]]
     return _mixed(digests)
 

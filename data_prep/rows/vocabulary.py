@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 
@@ -19,21 +23,30 @@ from bert_pld.data.tokenizer import (
     bert_normalizer,
     bert_tokenizer,
     count_capitals,
+    keeps_accents,
     read_entries,
 )
-from bert_pld.files import write_atomically
+from bert_pld.files import TOKENIZER, VOCABULARY, write_atomically
 
-LARGEST_ALPHABET = 1000
+USUAL_ALPHABET = 1000
+"""Characters of a trained vocabulary, at most an eighth of its size; more where the text needs them."""
+ALPHABET_COVERAGE = 0.999
+"""Share of the text's characters that the characters of a trained vocabulary cover at least."""
+MOST_UNKNOWN = 0.01
+"""Share of [UNK] above which a build and `verify` warn."""
+ACCENTS = ("auto", "keep", "strip")
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 256, 2**20
 _CAPITALS_OF_A_CASED_VOCABULARY = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """The entries in id order, and the casing."""
+    """The entries in id order, the casing, and whether accents are kept in lower case."""
 
     entries: tuple[str, ...]
     cased: bool
+    keep_accents: bool = False
+    """Has no effect on a cased vocabulary, which always keeps them."""
 
     @property
     def hash(self) -> str:
@@ -51,19 +64,26 @@ class Vocabulary:
 
     def tokenizer(self) -> Tokenizer:
         """Return BERT's tokenizer: text cleaned, lower-cased and stripped of accents unless cased, then WordPiece."""
-        return bert_tokenizer(self.entries, self.cased)
+        return bert_tokenizer(self.entries, self.cased, self.keep_accents)
 
     def save(self, directory: Path) -> None:
         """Write `tokenizer.json` and `vocab.txt`."""
-        write_atomically(directory / "vocab.txt", "".join(f"{entry}\n" for entry in self.entries))
-        write_atomically(directory / "tokenizer.json", self.tokenizer().to_str(pretty=True) + "\n")
+        write_atomically(directory / VOCABULARY, "".join(f"{entry}\n" for entry in self.entries))
+        write_atomically(directory / TOKENIZER, self.tokenizer().to_str(pretty=True) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> Vocabulary:
+        """Read what `save` wrote."""
+        normalizer = json.loads((directory / TOKENIZER).read_text(encoding="utf-8"))["normalizer"]
+        cased = not normalizer["lowercase"]
+        return cls(tuple(read_entries(directory / VOCABULARY)), cased, normalizer["strip_accents"] is False)
 
 
-def read_vocabulary(path: Path, cased: bool) -> Vocabulary:
-    """Read a `vocab.txt`, one entry per line in id order.
+def read_vocabulary(path: Path, cased: bool, accents: str = "auto") -> Vocabulary:
+    """Read a `vocab.txt`, one entry per line in id order; `accents` is one of `ACCENTS`.
 
     It is a ValueError if the file is not UTF-8, an entry is repeated or empty, a special token is missing, or the
-    casing does not match.
+    vocabulary has capitals although it is not `cased`.
     """
     try:
         entries = read_entries(path)
@@ -84,49 +104,104 @@ def read_vocabulary(path: Path, cased: bool) -> Vocabulary:
     capitals = count_capitals(entries)
     if not cased and capitals > _CAPITALS_OF_A_CASED_VOCABULARY * len(entries):
         raise ValueError(f"--vocab {path}: {capitals} entries have capital letters, so it is cased; add --cased")
-    if cased and not capitals:
-        raise ValueError(f"--vocab {path}: no entry has a capital letter, so it is uncased; leave out --cased")
-    return Vocabulary(tuple(entries), cased)
+    keep = accents == "keep" or (accents == "auto" and keeps_accents(entries))
+    return Vocabulary(tuple(entries), cased, keep and not cased)
 
 
-def train_vocabulary(texts: Callable[[], Iterable[list[str]]], size: int, cased: bool) -> Vocabulary:
+def advice(vocabulary: Vocabulary) -> str | None:
+    """Return a warning about a cased vocabulary without capitals, or None.
+
+    It is no error, because a text in a script without capitals gives such a vocabulary.
+    """
+    if not vocabulary.cased or count_capitals(vocabulary.entries):
+        return None
+    return (
+        "--cased: no entry of the vocabulary has a capital letter; this is right for a script without capitals, but an"
+        " uncased vocabulary of a script with capitals makes every word with a capital [UNK]: then leave out --cased"
+    )
+
+
+def unknown_warning(share: float) -> str | None:
+    """Return a warning about the share of [UNK] among the tokens, or None if it is small."""
+    if share <= MOST_UNKNOWN:
+        return None
+    return f"{share:.1%} of the tokens are [UNK]: the vocabulary does not fit the text; train one with --vocab_size"
+
+
+def train_vocabulary(
+    texts: Callable[[], Iterable[list[str]]], size: int, cased: bool, keep_accents: bool = False
+) -> Vocabulary:
     """Train a WordPiece vocabulary; the same texts give the same entries in the same order.
 
     The trainer numbers characters in the order of a hash table, and breaks ties between merges by these numbers. Both
     become deterministic because it gets the sorted alphabet as special tokens, which it numbers first.
 
-    `texts` returns batches of sentences and is called twice. `size` includes the special tokens (ids 0 to 4); a text
-    that does not give as many entries is a ValueError.
+    `texts` returns batches of sentences and is called twice. `size` includes the special tokens (ids 0 to 4). A size
+    too small for 99.9 % of the text's characters, and a text that does not give as many entries, are a ValueError with
+    the size that is possible.
     """
+    normalizer = bert_normalizer(cased, keep_accents)
+    alphabet = _Alphabet.of(texts(), normalizer)
+    entries = _train(texts, size, alphabet, normalizer)
+    if len(entries) != size:
+        # A smaller size can have fewer characters, and so fewer entries again.
+        possible = len(entries)
+        while (found := len(_train(texts, possible, alphabet, normalizer))) != possible:
+            possible = found
+        raise ValueError(
+            f"--vocab_size {size}: the text gives only {len(entries)} entries; use --vocab_size {possible}, or add more"
+            " text"
+        )
+    return Vocabulary(tuple(entries), cased, keep_accents and not cased)
+
+
+def _train(
+    texts: Callable[[], Iterable[list[str]]], size: int, alphabet: _Alphabet, normalizer: BertNormalizer
+) -> list[str]:
+    head = [*SPECIAL_TOKENS.values(), *alphabet.entries(size)]
+    if len(head) > size:
+        raise ValueError(
+            f"--vocab_size {size}: {ALPHABET_COVERAGE:.1%} of this text's characters take {len(head):,} entries; use a"
+            f" size above {len(head)}, several times as large to have whole words too"
+        )
     tokenizer = Tokenizer(WordPiece({}, unk_token=SPECIAL_TOKENS["unk"]))
-    tokenizer.normalizer = bert_normalizer(cased)
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = BertPreTokenizer()
-    head = [*SPECIAL_TOKENS.values(), *_alphabet(texts(), tokenizer, min(LARGEST_ALPHABET, size // 8))]
     trainer = WordPieceTrainer(
         vocab_size=size, min_frequency=2, show_progress=False, special_tokens=head, limit_alphabet=0,
         continuing_subword_prefix=CONTINUATION,
     )  # fmt: skip
     tokenizer.train_from_iterator(texts(), trainer)
-    entries = [entry for entry, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
-    if len(entries) != size:
-        raise ValueError(
-            f"--vocab_size {size}: the text gives only {len(entries)} entries; use a smaller size or add more text"
-        )
-    return Vocabulary(tuple(entries), cased)
+    return [entry for entry, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
 
 
-def _alphabet(texts: Iterable[list[str]], tokenizer: Tokenizer, limit: int) -> list[str]:
-    """Return the most frequent characters, sorted: those that begin words, then, with `##`, those inside words."""
-    words: Counter[str] = Counter()
-    for batch in texts:
-        words.update(tokenizer.normalizer.normalize_str("\n".join(batch)).split())
-    first: Counter[str] = Counter()
-    later: Counter[str] = Counter()
-    for word, count in words.items():
-        for part, _ in tokenizer.pre_tokenizer.pre_tokenize_str(word):
-            first[part[0]] += count
-            for character in part[1:]:
-                later[character] += count
-    ranked = sorted((first + later).items(), key=lambda item: (-item[1], item[0]))
-    kept = {character for character, _ in ranked[:limit]}
-    return sorted(kept & first.keys()) + [CONTINUATION + character for character in sorted(kept & later.keys())]
+@dataclasses.dataclass(frozen=True)
+class _Alphabet:
+    """How often each character begins a word, and occurs later in one."""
+
+    first: Counter[str]
+    later: Counter[str]
+
+    @classmethod
+    def of(cls, texts: Iterable[list[str]], normalizer: BertNormalizer) -> _Alphabet:
+        words: Counter[str] = Counter()
+        for batch in texts:
+            words.update(normalizer.normalize_str("\n".join(batch)).split())
+        first: Counter[str] = Counter()
+        later: Counter[str] = Counter()
+        splitter = BertPreTokenizer()
+        for word, count in words.items():
+            for part, _ in splitter.pre_tokenize_str(word):
+                first[part[0]] += count
+                for character in part[1:]:
+                    later[character] += count
+        return cls(first, later)
+
+    def entries(self, size: int) -> list[str]:
+        """Return the most frequent characters, sorted: those that begin words, then, with `##`, those inside words."""
+        ranked = sorted((self.first + self.later).items(), key=lambda item: (-item[1], item[0]))
+        covered = list(itertools.accumulate(count for _, count in ranked))
+        needed = bisect.bisect_left(covered, ALPHABET_COVERAGE * covered[-1]) + 1 if covered else 0
+        kept = {character for character, _ in ranked[: max(needed, min(USUAL_ALPHABET, size // 8))]}
+        begin, inside = sorted(kept & self.first.keys()), sorted(kept & self.later.keys())
+        return begin + [CONTINUATION + character for character in inside]

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from data_prep.sources.kind import Document, Piece, SourceKind
 from data_prep.sources.local_files import UTF_16_MARKS, binary_format, find_files, read_bytes, whole_files
 from data_prep.sources.text import is_hard_wrapped, join_lines, split_blocks
+from data_prep.text.left_out import LeftOut, count_characters
+from data_prep.text.scripts import has_capitals_only
 
 _MARK = r"^\s*\*\*\*\s*%s (?:OF )?(?:THIS |THE )?PROJECT GUTENBERG.*$"
 _START = re.compile(_MARK % "START", re.IGNORECASE | re.MULTILINE)
@@ -25,6 +27,8 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )
 LONGEST_HEADING_CHARACTERS = 80
+HEADING, CREDITS = "heading or ornament", "credits or editorial brackets"
+GUTENBERG = "Project Gutenberg's header and footer"
 _CHECKED_BYTES = 1 << 12
 
 
@@ -51,11 +55,22 @@ def read_piece(piece: Piece) -> Iterator[Document]:
     # Any bytes can be decoded as Latin-1, so decoding does not detect a file that is not text.
     if what := _format_if_not_text(data):
         raise ValueError(f"{piece.path}: not text but {what}; remove it from the folder, or convert it")
-    text = without_gutenberg_header(decode(data))
+    whole = decode(data)
+    text = without_gutenberg_header(whole)
+    left_out = LeftOut()
+    if len(text) < len(whole):
+        left_out.parts[GUTENBERG] = 1
+        left_out.characters[GUTENBERG] = count_characters(whole) - count_characters(text)
     paragraphs = [join_lines(block) for block in split_blocks(text)] if is_hard_wrapped(text) else text.split("\n")
-    kept = [paragraph for paragraph in map(_tidy, paragraphs) if paragraph and not is_heading(paragraph)]
+    kept = []
+    for paragraph in paragraphs:
+        tidy = _tidy(paragraph)
+        if tidy and not is_heading(tidy):
+            kept.append(tidy)
+        elif paragraph.strip():
+            left_out.add(HEADING if tidy else CREDITS, paragraph)
     title = os.path.splitext(os.path.basename(piece.path))[0]
-    yield Document("\n".join(kept), piece.path, title)
+    yield Document("\n".join(kept), piece.path, title, left_out=left_out)
 
 
 def _format_if_not_text(data: bytes) -> str | None:
@@ -85,12 +100,15 @@ def without_gutenberg_header(text: str) -> str:
 
 
 def is_heading(paragraph: str) -> bool:
-    """Return whether a paragraph is a heading or an ornament: `CHAPTER IV.`, `* * *`, a short line in capitals."""
+    """Return whether a paragraph is a heading or an ornament: `CHAPTER IV.`, `* * *`, a short line in capitals.
+
+    A script without capitals has no such headings, because any short paragraph would be one.
+    """
     if len(paragraph) > LONGEST_HEADING_CHARACTERS:
         return False
     if _HEADING.match(paragraph):
         return True
-    return paragraph.upper() == paragraph and '"' not in paragraph and "“" not in paragraph
+    return '"' not in paragraph and "“" not in paragraph and has_capitals_only(paragraph)
 
 
 def _tidy(paragraph: str) -> str:

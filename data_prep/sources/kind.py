@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from data_prep.text.left_out import LeftOut
+
 NO_TEXT = "no text"
 """Reason to drop a document without text."""
 WIKIPEDIA_LICENCE = "CC BY-SA (Wikipedia's contributors)"
@@ -21,6 +23,8 @@ class Document:
     title: str = ""
     dropped: str | None = None
     """Reason for which the source drops the document (`redirect`, `no text`); None keeps it."""
+    left_out: LeftOut | None = None
+    """What the source left out of the text (headings, references, …), by reason."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,8 @@ def read_piece(piece: Piece) -> Iterator[Document]:
     if text.lstrip().startswith("{"):
         for place, record in read_objects(piece):
             title = str(record.get("title", ""))
-            yield Document(prose_of_article(record["text"], title), str(record.get("id", place)), title)
+            prose, left_out = prose_of_article(record["text"], title)
+            yield Document(prose, str(record.get("id", place)), title, left_out=left_out)
         return
     if text.strip() and not text.lstrip().startswith("<doc "):
         line = line_of(piece.path, piece.start)
@@ -43,7 +44,8 @@ def read_piece(piece: Piece) -> Iterator[Document]:
         title = html.unescape(attributes.get("title", ""))
         if not header.startswith("<doc ") or "\n<doc " in body:
             raise _unclosed(piece, title)
-        yield Document(prose_of_article(body, title), attributes.get("id", ""), title)
+        prose, left_out = prose_of_article(body, title)
+        yield Document(prose, attributes.get("id", ""), title, left_out=left_out)
     if rest.strip():
         raise _unclosed(piece, rest.strip()[:60])
 

@@ -6,9 +6,10 @@ give the same numbers for text in Latin script, and comparable ones for every ot
 
 from __future__ import annotations
 
-import functools
 import re
 import unicodedata
+
+from bert_pld.data.tokenizer import changed_without_accents
 
 _DENSE_RANGES = (
     "\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u3096\u3099-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f"
@@ -19,7 +20,7 @@ _BLOCKS = (
     (0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF), (0x1B00, 0x1B7F),
     (0xA980, 0xA9FF), (0xAA60, 0xAADF),
 )  # fmt: skip
-"""Thai, Lao, Tibetan, Myanmar, Khmer, Tai, Balinese, Javanese: letters and vowel signs, without blanks between words."""
+"""Thai, Lao, Tibetan, Myanmar, Khmer, Tai, Balinese, Javanese: letters and vowel signs; no blanks between words."""
 
 
 def _members(*categories: str) -> str:
@@ -87,7 +88,7 @@ def has_capitals_only(text: str) -> bool:
     """Return whether all letters of a text are capitals. Text without letters counts; a script without capitals not."""
     if text.upper() != text:
         return False
-    return text.isascii() or not any(unicodedata.category(character) == "Lo" for character in text)
+    return text.isascii() or not any(unicodedata.category(mark) == "Lo" and not mark.islower() for mark in text)
 
 
 def is_lower_case(word: str) -> bool:
@@ -96,24 +97,5 @@ def is_lower_case(word: str) -> bool:
 
 
 def count_changed_by_accents(text: str) -> int:
-    """Count the characters of scripts without capitals that BERT's removal of accents would remove or replace.
-
-    It removes vowel signs of Indic and South East Asian scripts, dots of kana (が → か) and the hamza of Arabic letters,
-    and takes Hangul syllables apart. Accents of Latin, Greek and Cyrillic letters do not count.
-    """
-    return 0 if text.isascii() else len(_changed_by_accents().findall(text))
-
-
-@functools.lru_cache(maxsize=1)
-def _changed_by_accents() -> re.Pattern[str]:
-    diacritics = ((0x1AB0, 0x1AFF), (0x1DC0, 0x1DFF), (0x20D0, 0x20FF), (0x2DE0, 0x2DFF), (0xA66F, 0xA69F))
-    changed = [_HANGUL]
-    for point in [*range(0x0590, 0xAC00), *range(0xD7A4, 0xD800)]:
-        character = chr(point)
-        category = unicodedata.category(character)
-        if category == "Lo":
-            if unicodedata.normalize("NFD", character) != character:
-                changed.append(character)
-        elif category == "Mn" and not any(first <= point <= last for first, last in diacritics):
-            changed.append(character)
-    return re.compile(f"[{''.join(changed)}]")
+    """Count the characters of scripts without capitals that BERT's removal of accents would remove or replace."""
+    return 0 if text.isascii() else len(changed_without_accents().findall(text))

@@ -133,7 +133,9 @@ def _is_joined(paragraph: str, start: int, cut: int) -> bool:
     first = _WORD.search(paragraph, cut)
     if first is None:
         return _TRAILING_MARKS.match(paragraph, cut) is not None
-    return is_lower_case(first.group()) or (cut - start < 12 and _MARKER.fullmatch(paragraph[start:cut].strip()) is not None)
+    return is_lower_case(first.group()) or (
+        cut - start < 12 and _MARKER.fullmatch(paragraph[start:cut].strip()) is not None
+    )
 
 
 def _is_joined_in_english(paragraph: str, start: int, cut: int) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data_prep.sources.kind import NO_TEXT, WIKIPEDIA_LICENCE, Document, Piece, SourceKind
 from data_prep.sources.local_files import find_files, line_of
+from data_prep.sources.mediawiki.article_prose import LIST
 from data_prep.sources.mediawiki.bz2_blocks import SIGNATURE, read_blocks
 from data_prep.sources.mediawiki.export_xml import Chunk, Page, read_pages
 from data_prep.sources.mediawiki.site_info import ARTICLES, HEAD_BYTES, SiteInfo, read_site_info
@@ -32,7 +33,6 @@ REDIRECT = "redirect"
 NOT_WIKITEXT = "not wikitext"
 TOO_LONG = "longer than 2 MiB"
 DISAMBIGUATION = "disambiguation page"
-LIST = "list"
 
 _DUMP_NAME = re.compile(r"\.xml(?:-p\d+p\d+)?(?:\.bz2)?$", re.IGNORECASE)
 _INDEX_NAME = re.compile(r"-index\d*\.txt", re.IGNORECASE)
@@ -77,33 +77,28 @@ def read_piece(piece: Piece) -> Iterator[Document]:
     else:
         chunks, locate = _xml_chunks(piece), functools.partial(_xml_place, piece.path)
     for page in read_pages(chunks, piece.path, piece.start == 0, locate):
-        text, reason = _article(page, site)
-        yield Document(text, page.id, page.title, dropped=reason)
+        reason = _why_no_article(page, site)
+        if reason is not None:
+            yield Document("", page.id, page.title, dropped=reason)
+            continue
+        assert page.text is not None
+        article = article_of_wikitext(page.text, page.title, site)
+        reason = DISAMBIGUATION if article.is_disambiguation else LIST if article.is_list else None
+        yield Document("" if reason else article.prose, page.id, page.title, reason, article.left_out)
 
 
-def _article(page: Page, site: SiteInfo) -> tuple[str, str | None]:
-    """Return (prose, None), or ("", the reason to drop the page)."""
+def _why_no_article(page: Page, site: SiteInfo) -> str | None:
+    """Return the reason to drop a page before its text is converted, or None."""
     namespace = page.namespace if page.namespace is not None else site.split(page.title)[0]
-    reason = None
     if namespace != ARTICLES:
-        reason = OTHER_NAMESPACE
-    elif page.text is None or len(page.text) > LONGEST_TEXT_BYTES or len(page.text.encode()) > LONGEST_TEXT_BYTES:
-        reason = TOO_LONG
-    elif page.is_redirect or (page.text.lstrip().startswith("#") and _REDIRECT.match(page.text)):
-        reason = REDIRECT
-    elif page.model != "wikitext":
-        reason = NOT_WIKITEXT
-    elif not page.text.strip():
-        reason = NO_TEXT
-    if reason is not None:
-        return "", reason
-    assert page.text is not None
-    article = article_of_wikitext(page.text, page.title, site)
-    if article.is_disambiguation:
-        return "", DISAMBIGUATION
-    if article.is_list:
-        return "", LIST
-    return article.prose, None
+        return OTHER_NAMESPACE
+    if page.text is None or len(page.text) > LONGEST_TEXT_BYTES or len(page.text.encode()) > LONGEST_TEXT_BYTES:
+        return TOO_LONG
+    if page.is_redirect or (page.text.lstrip().startswith("#") and _REDIRECT.match(page.text)):
+        return REDIRECT
+    if page.model != "wikitext":
+        return NOT_WIKITEXT
+    return None if page.text.strip() else NO_TEXT
 
 
 def _xml_chunks(piece: Piece) -> Iterator[Chunk]:

@@ -1,7 +1,7 @@
 """Wikitext to prose: the running text of an article as a reader sees it, without markup.
 
-The passes follow MediaWiki's: comments and extension tags, templates, tables, links, HTML, quotes and entities, lines.
-Each pass searches for its markup with one regular expression and keeps its own stack. Its time is therefore linear in
+The passes follow MediaWiki's: comments and extension tags, templates, variants, tables, links, HTML, quotes and
+entities, lines. Each pass searches for its markup with one regular expression and keeps its own stack. Its time is therefore linear in
 the length of the text, even with unclosed markup.
 """
 
@@ -21,6 +21,8 @@ from data_prep.sources.mediawiki.wikitext_inline import (
     without_links,
 )
 from data_prep.sources.mediawiki.wikitext_templates import DROPPED, expand, is_disambiguation, name_of
+from data_prep.sources.mediawiki.wikitext_variants import with_marked_variants, without_variants
+from data_prep.text.left_out import LeftOut
 
 DEEPEST_NESTING = 40
 """MediaWiki's limit; templates at a greater depth are dropped."""
@@ -41,10 +43,9 @@ _SIDE_TABLE = re.compile(
 )
 _END_OF_UNCLOSED_TABLE = re.compile(r"\n(?=={1,6}[^=\n])|\n[ \t]*\n(?=[^|!{\s])")
 _HIDDEN = re.compile(r"<(span|div)\b[^<>]{0,200}?display:\s?none[^<>]{0,200}>[^<>]{0,2000}</\1>", re.IGNORECASE)
-_BREAK = re.compile(r"(?:<br\s*/?>\s*){2,}|<br\s*/?>[ \t]*\n|(?<=[.!?…])[ \t]*<br\s*/?>", re.IGNORECASE)
+_BREAK = re.compile(r"(?:<br\s*/?>\s*){2,}|<br\s*/?>[ \t]*\n|(?<=[.!?…。！？।۔؟။។])[ \t]*<br\s*/?>", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9]{0,20})(?:[\s/][^<>]*)?>")
 _SUPERSCRIPT = re.compile(r"<sup>\s*([+\-−–]?\d{1,4})\s*</sup>", re.IGNORECASE)
-_VARIANT = re.compile(r"-\{(?:[^{}|\n]{0,20}\|)?([^{}\n]{0,200})\}-")
 _SWITCH = re.compile(r"__[^\W\d_]{2,30}__")
 _QUOTES = re.compile(r"'{2,}")
 _ESCAPED = str.maketrans({mark: f"&#{ord(mark)};" for mark in "[]{}|'<>=*#:;_!"})
@@ -63,18 +64,22 @@ class Article(NamedTuple):
     is_disambiguation: bool
     is_list: bool
     """True if the title says so, or nearly all text is in lists and tables."""
+    left_out: LeftOut
+    """What is not in the prose, by reason; templates, tables and other markup do not count."""
 
 
 def article_of_wikitext(text: str, title: str, site: SiteInfo) -> Article:
     """Convert an article. Its title is the text of `{{PAGENAME}}`, and can reveal a list or a disambiguation page."""
-    text, disambiguation = without_templates(without_opaque_tags(without_comments(text)), title)
+    text = with_marked_variants(without_opaque_tags(without_comments(text)))
+    text, disambiguation = without_templates(text, title)
+    text = without_variants(text)
     if disambiguation or is_disambiguation(title, text):
-        return Article("", True, False)
+        return Article("", True, False, LeftOut())
     text, table_characters = without_tables(without_hatnotes(text))
     text = without_html(without_external_links(without_links(text, site)))
     lines = html.unescape(html.unescape(without_quotes(text)))
-    prose, is_list = prose_of_lines(lines, title, table_characters)
-    return Article(prose, False, is_list)
+    prose, is_list, left_out = prose_of_lines(lines, title, table_characters)
+    return Article(prose, False, is_list, left_out)
 
 
 def without_comments(text: str) -> str:
@@ -207,9 +212,6 @@ def without_html(text: str) -> str:
         if "<br" in text or "<BR" in text:
             text = _BREAK.sub("\n\n", text)
         text = _TAG.sub(lambda match: _TEXT_OF_TAG.get(match[2].lower(), ""), text)
-    if "-{" in text:
-        # The first variant of `-{zh-hans:…; zh-hant:…}-`.
-        text = _VARIANT.sub(lambda match: match[1].split(";")[0].rpartition(":")[2], text)
     return _SWITCH.sub("", text) if "__" in text else text
 
 

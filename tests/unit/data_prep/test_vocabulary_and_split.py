@@ -60,7 +60,6 @@ def test_too_large_vocabulary_is_an_error_with_the_possible_size():
         (f"{HEAD}\na\nb\na\n", False, "entry 'a' occurs 2 times, line 6"),
         (f"{HEAD}\na\n\nb\n", False, "an empty line, line 7"),
         (f"{HEAD}\nThe\nriver\n", False, "add --cased"),
-        (f"{HEAD}\nthe\nriver\n", True, "leave out --cased"),
     ],
 )
 def test_invalid_vocabulary_is_an_error(tmp_path, content, cased, message):
