@@ -46,6 +46,8 @@ def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, execu
     """
     began = time.monotonic()
     given = read_vocabulary(vocab, arguments.cased, arguments.accents) if vocab else None
+    if given is not None and (warning := advice(given)):
+        print(f"warning: --vocab {vocab}: {warning}", file=sys.stderr)
     if arguments.format == "nvidia" and given is not None and given.special_ids()["pad"] != 0:
         pad = given.special_ids()["pad"]
         raise ValueError(f"--vocab {vocab}: the id of [PAD] is {pad}; --format nvidia requires 0")
@@ -60,8 +62,6 @@ def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, execu
         reading = run.read()
         removed = run.compare(sum(counts["documents"] for counts in reading))
         vocabulary = run.vocabulary(given, reading)
-        if warning := advice(vocabulary):
-            print(f"warning: {warning}", file=sys.stderr)
         groups = make_groups(build_dir, len(plan.tasks), arguments.seed, arguments.validation_fraction)
         groups.write(build_dir)
         writing = run.stage("tokenizing", "write", tasks.run_writing_task, [group.bytes for group in groups.tasks])
@@ -163,8 +163,8 @@ class _Build:
         keep = arguments.accents == "keep" or (arguments.accents == "auto" and changed >= SIGNIFICANT_ACCENTS)
         if keep and arguments.accents == "auto" and not arguments.cased:
             print(
-                f"accents: kept; stripping them would change {changed:.1%} of the characters, in scripts without capitals"
-                " (--accents strip: strip them as BERT does)",
+                f"accents: kept; stripping them would change {changed:.1%} of the characters, in scripts without"
+                " capitals (--accents strip: strip them as BERT does)",
                 file=sys.stderr,
             )
         vocabulary = train_vocabulary(sample, arguments.vocab_size, arguments.cased, keep)

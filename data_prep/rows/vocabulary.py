@@ -111,13 +111,13 @@ def read_vocabulary(path: Path, cased: bool, accents: str = "auto") -> Vocabular
 def advice(vocabulary: Vocabulary) -> str | None:
     """Return a warning about a cased vocabulary without capitals, or None.
 
-    It is no error, because a text in a script without capitals gives such a vocabulary.
+    It is no error, because a vocabulary of a script without capitals has none.
     """
     if not vocabulary.cased or count_capitals(vocabulary.entries):
         return None
     return (
-        "--cased: no entry of the vocabulary has a capital letter; this is right for a script without capitals, but an"
-        " uncased vocabulary of a script with capitals makes every word with a capital [UNK]: then leave out --cased"
+        "no entry has a capital letter; if the script has capitals, the vocabulary is uncased, and every word with a"
+        " capital becomes [UNK]: leave out --cased"
     )
 
 
@@ -148,10 +148,8 @@ def train_vocabulary(
         possible = len(entries)
         while (found := len(_train(texts, possible, alphabet, normalizer))) != possible:
             possible = found
-        raise ValueError(
-            f"--vocab_size {size}: the text gives only {len(entries)} entries; use --vocab_size {possible}, or add more"
-            " text"
-        )
+        use = f"use --vocab_size {possible}, or add" if possible >= SMALLEST_VOCABULARY else "use --vocab FILE, or add"
+        raise ValueError(f"--vocab_size {size}: the text gives only {len(entries)} entries; {use} more text")
     return Vocabulary(tuple(entries), cased, keep_accents and not cased)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 
@@ -11,12 +12,12 @@ def count_characters(text: str) -> int:
     return len(text) - text.count(" ") - text.count("\n")
 
 
+@dataclasses.dataclass
 class LeftOut:
     """Parts of a text that are left out, and their characters, by reason."""
 
-    def __init__(self) -> None:
-        self.parts: Counter[str] = Counter()
-        self.characters: Counter[str] = Counter()
+    parts: Counter[str] = dataclasses.field(default_factory=Counter)
+    characters: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def add(self, reason: str, text: str, parts: int = 1) -> None:
         """Count a part with a reason."""

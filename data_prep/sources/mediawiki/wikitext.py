@@ -1,8 +1,8 @@
 """Wikitext to prose: the running text of an article as a reader sees it, without markup.
 
 The passes follow MediaWiki's: comments and extension tags, templates, variants, tables, links, HTML, quotes and
-entities, lines. Each pass searches for its markup with one regular expression and keeps its own stack. Its time is therefore linear in
-the length of the text, even with unclosed markup.
+entities, lines. Each pass searches for its markup with one regular expression and keeps its own stack. Its time is
+therefore linear in the length of the text, even with unclosed markup.
 """
 
 from __future__ import annotations
