@@ -7,7 +7,7 @@ DeepSpeed read the same: null counts as absent, quoted booleans become booleans,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bert_pld.config_errors import ConfigError, nearest
@@ -21,7 +21,16 @@ AUTO = "auto"
 _BLOCKS: dict[str, Mapping[str, Any] | None] = {
     "optimizer": {"type": "", "params": None, "legacy_fusion": False},
     "scheduler": {"type": "", "params": None},
-    **dict.fromkeys(("fp16", "bf16", "zero_optimization", "comms_logger", *MONITOR_BLOCKS)),
+    "fp16": {
+        **{"enabled": False, "auto_cast": False, "loss_scale": 0.0, "fp16_master_weights_and_grads": False},
+        **dict.fromkeys(("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"), 1),
+        "consecutive_hysteresis": False,
+    },
+    "bf16": {
+        **dict.fromkeys(("enabled", "immediate_grad_update", "check_grad_overflow", "check_overflow"), False),
+        **dict.fromkeys(("bf16_master_weights_and_grads", "bf16_optimizer_states"), False),
+    },
+    **dict.fromkeys(("zero_optimization", "comms_logger", *MONITOR_BLOCKS)),
     **dict.fromkeys(("hybrid_engine", "compile", "tensor_parallel", "expert_parallel", "weight_quantization")),
     **dict.fromkeys(("autotuning", "pipeline", "datastates_ckpt")),
     "data_efficiency": {"enabled": False, "seed": 0, "data_sampling": None, "data_routing": None},
@@ -46,7 +55,12 @@ _BLOCKS: dict[str, Mapping[str, Any] | None] = {
         **{"parallel_write": None, "type": "", "writer": None},
     },
 }
-_STRICT = ("optimizer", "scheduler")  # An unknown key in the others is only a warning: DeepSpeed ignores it.
+_STRICT = (
+    "optimizer",
+    "scheduler",
+    "fp16",
+    "bf16",
+)  # An unknown key in the others is only a warning: DeepSpeed ignores it.
 _BOOLEANS = (
     *("prescale_gradients", "wall_clock_breakdown", "memory_breakdown", "dump_state", "disable_allgather"),
     *("disable_python_gc", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "dataloader_drop_last"),
@@ -174,12 +188,10 @@ def _with_types(block: dict[str, Any], kinds: Mapping[str, Any], where: str) -> 
             continue
         if value is None:
             continue
-        read = read_boolean(value) if isinstance(kind, bool) else whole(value) if isinstance(kind, int) else value
-        is_wrong_word = isinstance(kind, str) and not isinstance(value, str)
-        if read is None or is_wrong_word or (type(kind) is int and read < 0):
-            words = {bool: "true or false", int: "an integer >= 0", str: "a word"}
-            raise ConfigError(f"{where}.{key}: {value!r}; must be {words[type(kind)]}")
-        copied[key] = read
+        read, allowed = _READERS[type(kind)]
+        copied[key] = read(value)
+        if copied[key] is None or (not isinstance(kind, str) and copied[key] < 0):
+            raise ConfigError(f"{where}.{key}: {value!r}; must be {allowed}")
     return copied
 
 
@@ -218,8 +230,6 @@ def _check_typed(block: dict[str, Any], where: str) -> dict[str, Any]:
     block = {key: value for key, value in block.items() if value is not None}
     if "type" not in block:
         raise ConfigError(f"{where}.type: missing; give its name, such as {'AdamW' if 'opt' in where else 'WarmupLR'}")
-    if not isinstance(block["type"], str):
-        raise ConfigError(f"{where}.type: {block['type']!r}; must be a name")
     if not isinstance(block.get("params", {}), Mapping):
         raise ConfigError(f"{where}.params: must be an object, is {block['params']!r}")
     return block
@@ -260,6 +270,22 @@ def whole(value: Any) -> int | None:
     ):
         return None
     return int(value) if int(value) == value else None
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _word(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+_READERS: dict[type, tuple[Callable[[Any], Any], str]] = {
+    bool: (read_boolean, "true or false"),
+    int: (whole, "an integer >= 0"),
+    float: (_number, "a number >= 0"),
+    str: (_word, "a word"),
+}
 
 
 def _numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:

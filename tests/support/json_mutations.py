@@ -33,9 +33,9 @@ FREE = {"data.vocab_file", "training.eval_rows", "model.preset"}
 """Keys with values of more than one type, about which a mutation says nothing."""
 
 
-STRICT = ("model", "training", "progressive_layer_drop", "optimizer", "scheduler", "zero_optimization", "fp16")
+STRICT = ("model", "training", "progressive_layer_drop", "optimizer", "scheduler", "zero_optimization", "fp16", "bf16")
 """Blocks in which an unknown key is an error; elsewhere it is a warning."""
-LAX = ("fp16", "bf16", "zero_optimization", "tensorboard", "csv_monitor")
+LAX = ("zero_optimization", "tensorboard", "csv_monitor")
 """Blocks in which DeepSpeed takes a quoted number for a number."""
 
 
