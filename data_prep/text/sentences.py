@@ -7,6 +7,8 @@ capital follows. docs/data_preparation.md lists the accuracy with and without th
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 
 import sentencex
@@ -21,16 +23,24 @@ _QUOTES = "“”„‟«»‹›"
 _NOT_ABBREVIATIONS = tuple((f" {word}. ", f" {'x' * len(word)}. ") for word in ("me", "no", "may", "ill", "miss"))
 """English words that the library treats as abbreviations (Maine, May, number, Illinois, …), mostly wrongly."""
 _CLOSING = re.compile(r"(?: »(?= |$)|[\"'”’»›“‘«‹)\]])*")
-_TRAILING_MARKS = re.compile(r"[\s.…\"'”’»›“‘«‹)\]–—-]*$")
+_TRAILING_MARKS = ".…\"'”’»›“‘«‹)]–—-" + "".join(filter(str.isspace, map(chr, range(0x3001))))
 _WORD = re.compile(r"[^\W_]")
+
+WINDOW_CHARACTERS = 1 << 13
+OVERLAP_CHARACTERS = 1 << 11
+"""Longest text in brackets that is kept together in a text that is split window by window."""
+MOST_SLOW_MARKS = 1000
+_SLOW_MARKS = re.compile(
+    r"[!?։؝-؟۔܀-܂߹।॥၊။።፧፨᙮᠃᠉‼‽⁇-⁉⸮⸼。﹒﹖﹗！．？｡\U00010000-\U0001ffff](?=\S)|[「」『』《》〈〉“]|''"
+)
 
 _MARKER = re.compile(r"\W*(?:\d{1,3}|[IVXLC]{1,6}|[A-Za-z])[.)]")
 """The number or letter of a list item as a whole sentence."""
 _FUSED = re.compile(r"[a-z]{2}\.(?:[A-Z][a-z]+|[AI])[ ,’']")
 """The end of a sentence without a space after it, unlike the stops in `Node.js` and `U.S.A`."""
-_ELLIPSIS = re.compile(r"(?:\.\.\.+|…\.?|\.(?: \.){2,})[\"'”’»›)]*\s+(?=[\"'“‘«‹(]*[^\W\d_a-z])")
+_ELLIPSIS = re.compile(r"(?:(?<!\.)\.\.\.+|…\.?|(?<!\. )\.(?: \.){2,})[\"'”’»›)]*\s+(?=[\"'“‘«‹(]*[^\W\d_a-z])")
 
-_OTHER_STOPS = re.compile(r"[។៕།༎]+[\"'”’»)\]]*(?!\s*[។៕།༎])")
+_OTHER_STOPS = re.compile(r"(?<![។៕།༎])[។៕།༎]+[\"'”’»)\]]*(?!\s*[។៕།༎])")
 """Full stops of Khmer and Tibetan, which the library does not know."""
 
 _ENGLISH_TITLE_ENDS = frozenset((" Ms.", "(Ms.", '"Ms.', "“Ms.", "eut.", "mdr.", "evd."))
@@ -87,7 +97,8 @@ def check_language(language: str) -> None:
 
 def _split_paragraph(paragraph: str, bare: str, language: str) -> list[str]:
     """Split a paragraph into pieces; `bare` is the paragraph with spaces in place of quotation marks."""
-    proposed = sentencex.segment(language, bare)
+    proposed = _proposed_sentences(bare, language)
+    words = _Words(paragraph)
     is_joined = _is_joined_in_english if language == "en" else _is_joined
     if len(proposed) == 1:
         sentences = [paragraph]
@@ -98,7 +109,7 @@ def _split_paragraph(paragraph: str, bare: str, language: str) -> list[str]:
             end += len(piece)
             if paragraph[cut] != " " or paragraph[cut + 1 : cut + 2] == "»":
                 cut = _CLOSING.match(paragraph, cut).end()  # type: ignore[union-attr]
-            if cut > start and not is_joined(paragraph, start, cut):
+            if cut > start and not is_joined(paragraph, start, cut, words):
                 sentences.append(paragraph[start:cut])
                 start = cut
         sentences.append(paragraph[start:])
@@ -107,6 +118,29 @@ def _split_paragraph(paragraph: str, bare: str, language: str) -> list[str]:
     if not paragraph.isascii() and _OTHER_STOPS.search(paragraph):
         sentences = [part for sentence in sentences for part in _split_after(_OTHER_STOPS, sentence)]
     return sentences
+
+
+def _proposed_sentences(bare: str, language: str) -> list[str]:
+    """Return the sentences that the library proposes, white space included.
+
+    The library's time grows with the length of the text times the number of certain marks, so a long text with many of
+    them is split window by window. A window ends in the next one: its last part may depend on what follows.
+    """
+    if len(bare) <= WINDOW_CHARACTERS or len(_SLOW_MARKS.findall(bare)) < MOST_SLOW_MARKS:
+        return list(sentencex.segment(language, bare))
+    ends, position = [0], 0
+    while len(bare) - position > WINDOW_CHARACTERS:
+        length, known = 0, len(ends)
+        for piece in sentencex.segment(language, bare[position : position + WINDOW_CHARACTERS]):
+            length += len(piece)
+            if length > WINDOW_CHARACTERS - OVERLAP_CHARACTERS:
+                break
+            ends.append(position + length)
+        position = ends[-1] if len(ends) > known else position + WINDOW_CHARACTERS - OVERLAP_CHARACTERS
+    for piece in sentencex.segment(language, bare[position:]):
+        position += len(piece)
+        ends.append(position)
+    return [bare[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def _without_quotes(text: str) -> str:
@@ -126,24 +160,45 @@ def _without_quotes(text: str) -> str:
     return text
 
 
-def _is_joined(paragraph: str, start: int, cut: int) -> bool:
+class _Words:
+    """The words of a paragraph, asked for at ascending positions; all answers together read the paragraph once."""
+
+    def __init__(self, paragraph: str) -> None:
+        self._paragraph = paragraph
+        self._first: re.Match[str] | None = None
+        self._at_end = False
+
+    def first_after(self, position: int) -> re.Match[str] | None:
+        """Return the first letter or digit at `position` or later."""
+        if not self._at_end and (self._first is None or self._first.start() < position):
+            self._first = _WORD.search(self._paragraph, position)
+            self._at_end = self._first is None
+        return self._first
+
+    @functools.cached_property
+    def end_of_text(self) -> int:
+        """Position after which there are only white space and marks that end a sentence."""
+        return len(self._paragraph.rstrip(_TRAILING_MARKS))
+
+
+def _is_joined(paragraph: str, start: int, cut: int, words: _Words) -> bool:
     """Return whether a proposed split is wrong: a sentence from `start` to `cut`, its closing marks included."""
     if paragraph[cut - 1] == "." and paragraph[cut : cut + 1].isalnum() and not _FUSED.match(paragraph, cut - 3):
         return True
-    first = _WORD.search(paragraph, cut)
+    first = words.first_after(cut)
     if first is None:
-        return _TRAILING_MARKS.match(paragraph, cut) is not None
+        return cut >= words.end_of_text
     return is_lower_case(first.group()) or (
         cut - start < 12 and _MARKER.fullmatch(paragraph[start:cut].strip()) is not None
     )
 
 
-def _is_joined_in_english(paragraph: str, start: int, cut: int) -> bool:
+def _is_joined_in_english(paragraph: str, start: int, cut: int, words: _Words) -> bool:
     last = paragraph[cut - 1]
     capital = paragraph[cut] == " " and "A" <= paragraph[cut + 1 : cut + 2] <= "Z" if cut < len(paragraph) else False
     if capital and last == "." and cut - start >= 12:
         return paragraph[cut - 4 : cut] in _ENGLISH_TITLE_ENDS
-    if _is_joined(paragraph, start, cut):
+    if _is_joined(paragraph, start, cut, words):
         return True
     if last == ".":
         word = paragraph[max(cut - 8, start) : cut].rpartition(" ")[2]
