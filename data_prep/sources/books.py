@@ -12,10 +12,10 @@ from data_prep.sources.text import is_hard_wrapped, join_lines, split_blocks
 from data_prep.text.left_out import LeftOut, count_characters
 from data_prep.text.scripts import has_capitals_only
 
-_MARK = r"^\s*\*\*\*\s*%s (?:OF )?(?:THIS |THE )?PROJECT GUTENBERG.*$"
+_MARK = r"^[^\S\n]*\*\*\*\s*%s (?:OF )?(?:THIS |THE )?PROJECT GUTENBERG.*$"
 _START = re.compile(_MARK % "START", re.IGNORECASE | re.MULTILINE)
 _END = re.compile(
-    _MARK % "END" + r"|^\s*End of (?:the |this )?Project Gutenberg(?:'s|’s)? .*$", re.IGNORECASE | re.MULTILINE
+    _MARK % "END" + r"|^[^\S\n]*End of (?:the |this )?Project Gutenberg(?:'s|’s)? .*$", re.IGNORECASE | re.MULTILINE
 )
 _OLD_START = re.compile(r"^\*END\*? ?THE SMALL PRINT!.*$", re.MULTILINE)
 _CREDITS = re.compile(r"^(?:produced|prepared|e-?text prepared|transcribed|scanned) (?:and \w+ )?by\b", re.IGNORECASE)
@@ -114,7 +114,8 @@ def is_heading(paragraph: str) -> bool:
 def _tidy(paragraph: str) -> str:
     """Remove emphasis marks and editorial brackets; return an empty string for a line of credits."""
     if "[" in paragraph:
-        paragraph = _EDITORIAL.sub("", paragraph)
+        enclosed, bracket, rest = paragraph.rpartition("]")
+        paragraph = _EDITORIAL.sub("", enclosed + bracket) + rest
     if "_" in paragraph or "=" in paragraph:
         paragraph = _EMPHASIS.sub(r"\2", paragraph)
     paragraph = paragraph.strip()

@@ -12,8 +12,7 @@ from data_prep.text.scripts import display_width, without_breaks_between_dense
 DOCUMENT_BOUNDARY = re.compile(rb"\n[ \t\f\r]*\n")
 WIDEST_WRAPPED_LINE = 100
 _BLANK_LINES = re.compile(r"\n(?:[ \t\f]*\n)+")
-_AFTER_HYPHEN = re.compile(r"(?<=\w-)\s*\n\s*(?=[a-z])")
-_LINE_END = re.compile(r"\s*\n\s*")
+_HYPHEN_IN_WORD = re.compile(r"\w-$")
 
 
 def list_pieces(where: str) -> list[Piece]:
@@ -42,7 +41,11 @@ def split_blocks(text: str) -> list[str]:
 
 def join_lines(block: str) -> str:
     """Join a wrapped block into one line; a word broken after its own hyphen (`well-` / `known`) is rejoined."""
-    return _LINE_END.sub(" ", without_breaks_between_dense(_AFTER_HYPHEN.sub("", block.strip())))
+    joined: list[str] = []
+    for line in filter(None, map(str.strip, block.split("\n"))):
+        broken = joined and "a" <= line[0] <= "z" and _HYPHEN_IN_WORD.search(joined[-1], len(joined[-1]) - 2)
+        joined += [line] if broken or not joined else ["\n", line]
+    return without_breaks_between_dense("".join(joined)).replace("\n", " ")
 
 
 KIND = SourceKind("text", "documents separated by blank lines, UTF-8", "'text=corpus/*.txt'", list_pieces, read_piece)

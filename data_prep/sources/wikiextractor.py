@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterator
 
 from data_prep.sources.jsonl import LINE_END, read_objects
 from data_prep.sources.kind import WIKIPEDIA_LICENCE, Document, Piece, SourceKind
 from data_prep.sources.local_files import cut_file, find_files, line_of, read_utf8
-from data_prep.sources.mediawiki.article_prose import prose_of_article
+from data_prep.sources.mediawiki.article_prose import prose_of_article, without_entities
 
 _NEXT_ARTICLE = re.compile(rb"\n(?=<doc )")
 _ATTRIBUTE = re.compile(r'(\w+)="(.*?)"(?=\s+\w+="|\s*$)')
@@ -41,7 +40,7 @@ def read_piece(piece: Piece) -> Iterator[Document]:
     for article in articles:
         header, _, body = article.strip().partition("\n")
         attributes = dict(_ATTRIBUTE.findall(header.removeprefix("<doc ").removesuffix(">")))
-        title = html.unescape(attributes.get("title", ""))
+        title = without_entities(attributes.get("title", ""))
         if not header.startswith("<doc ") or "\n<doc " in body:
             raise _unclosed(piece, title)
         prose, left_out = prose_of_article(body, title)

@@ -19,6 +19,9 @@ _UNWANTED = re.compile(
     "[\u0000-\u0008\u000e-\u001b\u001f\u007f-\u0084\u0086-\u009f\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\uffff\ud800-\udfff\ue000-\uf8ff]"
 )
+MOST_MARKS = 30
+"""Longest run of combining marks; U+034F interrupts a longer one (Unicode's stream-safe text format)."""
+_MARKS = re.compile(rf"[^\x00-\x7f\w\s]{{{MOST_MARKS + 1},}}")
 _NOT_LETTER_OR_SPACE = bytes(set(range(128)) - set(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ \n"))
 
 
@@ -28,9 +31,22 @@ def clean_text(text: str) -> str:
     A zero-width space between words of a script without blanks (Thai, Khmer, …) becomes a space.
     """
     if not text.isascii() or not text.replace("\n", " ").isprintable():
-        text = _UNWANTED.sub("", with_visible_breaks(text))
+        text = _MARKS.sub(_interrupted, _UNWANTED.sub("", with_visible_breaks(text)))
     lines = (" ".join(line.split()) for line in unicodedata.normalize("NFC", text).splitlines())
     return "\n".join(line for line in lines if line)
+
+
+def _interrupted(run: re.Match[str]) -> str:
+    """Interrupt long runs of combining marks, because the time to order the marks grows with the square of the run."""
+    out: list[str] = []
+    marks = 0
+    for character in run[0]:
+        marks = marks + 1 if unicodedata.combining(character) else 0
+        if marks > MOST_MARKS:
+            out.append("\u034f")
+            marks = 1
+        out.append(character)
+    return "".join(out)
 
 
 def drop_reason(text: str) -> str | None:

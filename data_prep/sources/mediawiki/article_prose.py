@@ -23,13 +23,14 @@ TITLE = "title line"
 LIST = "list"
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>")
+_ENDLESS_NUMBER = re.compile(r"&#[0-9]{1000,};?")
 _BULLETS = frozenset("|!*#:;•·–—=-・※")
 _MAGIC_WORD = re.compile(r"__[A-Z]+__")
 _EMPTY_BRACKETS = re.compile(r"""[(\[]["'\s;,:/–-]*[)\]]|[（［]["'\s;,:/–；，、：。-]*[）］]""")
 _OPENING = re.compile(r"\((?:\s*[;,:])+\s*|\(\s+")
-_CLOSING = re.compile(r"(?:\s*[;,])*\s+\)|[;,]\)")
-_WIDE_OPENING, _WIDE_CLOSING = re.compile(r"（[\s；，、：]+"), re.compile(r"[\s；，、：]+）")
-_SPACE_BEFORE = re.compile(r"[ ]+([,;:.])(?=\s|$)")
+_CLOSING = re.compile(r"(?<![\s;,])[\s;,]*\s\)|[;,]\)")
+_WIDE_OPENING, _WIDE_CLOSING = re.compile(r"（[\s；，、：]+"), re.compile(r"(?<![\s；，、：])[\s；，、：]+）")
+_SPACE_BEFORE = re.compile(r"(?<! ) +([,;:.])(?=\s|$)")
 FEWEST_LISTED_CHARACTERS = 200
 SMALLEST_PROSE_SHARE = 0.1
 """Smallest share of prose in the prose and lists of an article; with a smaller share the article is a list."""
@@ -50,12 +51,17 @@ _EMPTY_QUALIFIER = re.compile(
     r"\(\s*(?:(?:IPA|pronounced|pronunciation|listen|or|in full)\b\s*)?:?\s*(?=[;,)])[;,]?\s*", re.IGNORECASE
 )
 _BEFORE_CLOSING = re.compile(r"[;,]\s*(?:IPA|pronounced|or|listen)?\s*:?\s*(?=\))", re.IGNORECASE)
-_DOUBLED_MARK = re.compile(r"([;,])(?:\s*[;,])+(?=\s|$)")
+_DOUBLED_MARK = re.compile(r"(?<![;,])(?<![;,] )([;,])(?:\s*[;,])+(?=\s|$)")
 _MARK_BEFORE_STOP = re.compile(r"[;,]\s*(?=\.(?:\s|$))")
 _CONTROL = re.compile(
     r"\[\[|\]\]|\{\{+|\}\}+|'''+|^\{\||\|\}$|</?(?:ref|nowiki|br|div|span)\b[^<>]{0,200}>", re.MULTILINE | re.IGNORECASE
 )
 _CONTROL_MARKS = ("[[", "]]", "{{", "}}", "'''", "{|", "|}", "<")
+
+
+def without_entities(text: str) -> str:
+    """Resolve HTML's character references; a number of thousands of digits names no character."""
+    return html.unescape(_ENDLESS_NUMBER.sub("\ufffd", text)) if "&" in text else text
 
 
 def prose_of_article(text: str, title: str) -> tuple[str, LeftOut]:
@@ -67,8 +73,7 @@ def prose_of_article(text: str, title: str) -> tuple[str, LeftOut]:
     """
     lines: list[str] = []
     left_out = LeftOut()
-    if "&" in text:
-        text = html.unescape(text)
+    text = without_entities(text)
     if "<" in text:
         text = _TAG.sub(" ", text)
     for line in text.split("\n"):

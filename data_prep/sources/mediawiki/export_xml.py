@@ -156,7 +156,8 @@ class _Reader:
             closing = self._buffer.find(_CLOSING, 0, end)
             start = closing + len(_CLOSING) if closing >= 0 else end
         gap = bytes(self._buffer[start:end])
-        if gap.strip() and (rest := _COMMENTS.sub(b"", gap).strip()):
+        commented, closing_mark, after = gap.rpartition(b"-->")
+        if gap.strip() and (rest := _COMMENTS.sub(b"", commented + closing_mark).strip() or after.strip()):
             at = self.location(start + gap.find(rest[:1]))
             raise ValueError(f"{self._path}: expected <page> at {at}, found {rest[:40]!r}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _PIPE = re.compile(r"\[\[[^\[\]]*\]\]|\|")
-_NAMED = re.compile(r"\s*([\w .-]{1,30}?)\s*=(.*)", re.DOTALL)
+_NAME = re.compile(r"[\w .-]{1,30}")
 UNIT_NAMES = {
     "km": "kilometre", "m": "metre", "cm": "centimetre", "mm": "millimetre", "mi": "mile", "nmi": "nautical mile",
     "yd": "yard", "ft": "foot", "in": "inch", "kg": "kilogram", "g": "gram", "t": "tonne", "lb": "pound", "oz": "ounce",
@@ -50,8 +50,9 @@ class TemplateArguments:
         self.named: dict[str, str] = {}
         self.positional: list[str] = []
         for piece in pieces[1:]:
-            if "=" in piece and (match_named := _NAMED.fullmatch(piece)):
-                self.named[match_named[1].strip().lower()] = match_named[2].strip()
+            name, equals, value = piece.partition("=")
+            if equals and _NAME.fullmatch(name.strip() or " " * (" " in name)):
+                self.named[name.strip().lower()] = value.strip()
             else:
                 self.positional.append(piece.strip())
 

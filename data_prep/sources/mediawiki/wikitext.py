@@ -7,12 +7,11 @@ therefore linear in the length of the text, even with unclosed markup.
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from data_prep.sources.mediawiki.article_prose import prose_of_lines
+from data_prep.sources.mediawiki.article_prose import prose_of_lines, without_entities
 from data_prep.sources.mediawiki.site_info import SiteInfo
 from data_prep.sources.mediawiki.wikitext_inline import (
     SUPERSCRIPTS,
@@ -37,7 +36,7 @@ _OPAQUE = (
 _OPAQUE_TAG = re.compile(rf"<(/?)({_OPAQUE})(?![\w-])([^<>]*)>", re.IGNORECASE)
 _BRACES = re.compile(r"\{{2,}|\}{2,}")
 _TABLE_MARK = re.compile(r"^[ \t:*#]*(?:\{\||(\|\}(?!\})))", re.MULTILINE)
-_HATNOTE = re.compile(r"^:+''(?!')[^\n]*''[ \t]*\.?[ \t]*$", re.MULTILINE)
+_HATNOTE = re.compile(r"^:+''(?!')[^\n]*''[ \t]*(?:\.[ \t]*)?$", re.MULTILINE)
 _SIDE_TABLE = re.compile(
     r"infobox|toccolours|taxobox|navbox|metadata|vertical-navbox|sidebar|float:\s?right|align=\W?right", re.IGNORECASE
 )
@@ -77,7 +76,7 @@ def article_of_wikitext(text: str, title: str, site: SiteInfo) -> Article:
         return Article("", True, False, LeftOut())
     text, table_characters = without_tables(without_hatnotes(text))
     text = without_html(without_external_links(without_links(text, site)))
-    lines = html.unescape(html.unescape(without_quotes(text)))
+    lines = without_entities(without_entities(without_quotes(text)))
     prose, is_list, left_out = prose_of_lines(lines, title, table_characters)
     return Article(prose, False, is_list, left_out)
 

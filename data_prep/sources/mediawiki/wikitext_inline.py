@@ -87,7 +87,7 @@ def text_of_link(inner: str, site: SiteInfo) -> str:
     if pipe and label.strip():
         return label
     if pipe:
-        return re.sub(r"^[^:\n]{1,30}:(?=\S)|\s*(?:\([^()]*\)|,.*)$", "", target).strip()
+        return re.sub(r"^[^:\n]{1,30}:(?=\S)|(?<!\s)\s*(?:\([^()]*\)|,.*)$", "", target).strip()
     return target.strip("_").replace("_", " ")
 
 
