@@ -18,7 +18,7 @@ _MARKED = re.compile(f"[{_OPEN}{_CLOSE}]")
 _FLAGS = re.compile(r"\s*([^|:{}\n]{0,60})\|")
 _HIDDEN_FLAGS = frozenset("HT-ND")
 _CODE = r"(?:zh|sr|sh|gan|kk|ku|iu|shi|uz|tg|crh|wuu|ban|tly|mni)(?:-[a-z]{2,5})?"
-_RULE = re.compile(rf"\s*(?:[^;=]*=>)?\s*{_CODE}\s*:", re.IGNORECASE)
+_RULE = re.compile(rf"(?:[^;=]*=>)?\s*{_CODE}\s*:", re.IGNORECASE)
 
 
 def with_marked_variants(text: str) -> str:

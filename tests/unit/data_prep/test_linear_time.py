@@ -36,7 +36,8 @@ AROUND = {
     "a link of blanks": ("[[a", " ", "b|]]"), "an argument of blanks": ("{{lang|", " ", "é" * 40 + "=x}}"),
     "an italic line of blanks": (":''a''", " ", "x"), "blanks before a parenthesis": ("a (", "; ", "x )"),
     "commas before a word": ("", ",", "x"), "blanks before a word": ("a , ", " ", "x"),
-    "a reference of digits": ("&#", "9", ";"), "an accent of marks": ("e", "\u0301\u0323", ""),
+    "a reference of digits": ("&#", "9", ";"), "a variant of blanks": ("-{", " ", "x}-"),
+    "stops of Khmer before one": ("", "។", " ។"), "an accent of marks": ("e", "\u0301\u0323", ""),
 }  # fmt: skip
 TEXTS = {name: ("", repeated, "") for name, repeated in REPEATED.items()} | AROUND
 
@@ -70,8 +71,11 @@ def test_time_grows_no_faster_than_the_text(step):
 
     slow = {}
     for name in TEXTS:
-        small, large = seconds(name, SMALL), seconds(name, 4 * SMALL)
-        if large > 0.05 + 8 * small:  # A square would give 16 times the time.
+        for _ in range(3):  # Another process, or Python's collector, may disturb a measurement.
+            small, large = seconds(name, SMALL), seconds(name, 4 * SMALL)
+            if large < 0.05 + 8 * small:  # A square would give 16 times the time.
+                break
+        else:
             slow[name] = round(small, 3), round(large, 3)
     assert slow == {}
 
