@@ -59,7 +59,10 @@ def make_card(
         own = [counts for task, counts in zip(plan.source_of_task, reading, strict=True) if task == number]
         totals = {name: sum(counts[name] for counts in own) for name in ("documents", "bytes")}
         licence = Source.parse(source).kind.licence
-        sources.append({"source": source, "licence": licence, **totals, "dropped": dropped_by_reason(own)})
+        read = _characters_read(own)
+        sources.append(
+            {"source": source, "licence": licence, **totals, "dropped": dropped_by_reason(own), "characters": read}
+        )
     dropped = dropped_by_reason(reading)
     tokens = sum(counts["tokens"] for counts in writing)
     length_counts = [counts["lengths"][str(stored.seq_length)] for counts in writing]
@@ -102,20 +105,19 @@ def make_card(
 
 
 def _characters(reading: Counts, kept: int) -> dict[str, Any]:
-    """Return how many characters, without blanks, were read, kept, and left out by reason."""
+    """Return how many characters, without blanks, were read, kept in the end, and left out by reason."""
+    result = _characters_read(reading)
+    if result["kept"] > kept:
+        result["left_out"]["duplicate"] = {"parts": 0, "characters": result["kept"] - kept}
+    return {**result, "kept": kept, "changed_by_accents": share_changed_by_accents(reading)}
+
+
+def _characters_read(reading: Counts) -> dict[str, Any]:
     left_out = LeftOut()
     for counts in reading:
         left_out.update(LeftOut.from_json(counts["left_out"]))
-    spooled = sum(counts["characters"] for counts in reading)
-    result = left_out.to_json()
-    if spooled > kept:
-        result["duplicate"] = {"parts": 0, "characters": spooled - kept}
-    return {
-        "read": spooled + sum(left_out.characters.values()),
-        "kept": kept,
-        "left_out": result,
-        "changed_by_accents": share_changed_by_accents(reading),
-    }
+    kept = sum(counts["characters"] for counts in reading)
+    return {"read": kept + sum(left_out.characters.values()), "kept": kept, "left_out": left_out.to_json()}
 
 
 def share_changed_by_accents(reading: Counts) -> float:

@@ -6,6 +6,7 @@ import bisect
 import dataclasses
 import itertools
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +23,7 @@ from bert_pld.data.tokenizer import (
     SPECIAL_TOKENS,
     bert_normalizer,
     bert_tokenizer,
+    changed_without_accents,
     count_capitals,
     keeps_accents,
     read_entries,
@@ -201,5 +203,12 @@ class _Alphabet:
         covered = list(itertools.accumulate(count for _, count in ranked))
         needed = bisect.bisect_left(covered, ALPHABET_COVERAGE * covered[-1]) + 1 if covered else 0
         kept = {character for character, _ in ranked[: max(needed, min(USUAL_ALPHABET, size // 8))]}
-        begin, inside = sorted(kept & self.first.keys()), sorted(kept & self.later.keys())
+        # The trainer leaves a character out of its merges if it is no entry without `##`. Vowel signs begin no word.
+        only_inside = {mark for mark in kept - self.first.keys() if _is_without_case(mark)}
+        begin, inside = sorted(kept & self.first.keys() | only_inside), sorted(kept & self.later.keys())
         return begin + [CONTINUATION + character for character in inside]
+
+
+def _is_without_case(character: str) -> bool:
+    """Return whether a character is a letter or vowel sign of a script without capitals."""
+    return unicodedata.category(character) in ("Lo", "Mc") or changed_without_accents().match(character) is not None
