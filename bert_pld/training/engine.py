@@ -14,6 +14,7 @@ from bert_pld.config import MONITOR_BLOCKS, RunConfig
 from bert_pld.config_auto import DEFAULT_OPTIMIZER
 from bert_pld.config_errors import ConfigError, explaining
 from bert_pld.pld import initialize
+from bert_pld.training.boundary import lighten_boundary
 from bert_pld.training.muon import OrthogonalMomentum
 from bert_pld.training.optimizer import (
     OUR_OPTIMIZERS,
@@ -51,6 +52,9 @@ def _set_up_engine(config: RunConfig, model: nn.Module) -> Any:
     for_deepspeed = {k: v for k, v in config.deepspeed.items() if k not in MONITOR_BLOCKS}
     # By default, DeepSpeed's throughput timer waits for the device at every step.
     for_deepspeed.setdefault("timers", {"throughput": {"enabled": False}})
+    if config.zero_stage == 1:
+        # By default, DeepSpeed copies each gradient into a bucket in a hook of its own.
+        for_deepspeed["zero_optimization"] = {"contiguous_gradients": False, **for_deepspeed["zero_optimization"]}
     optimizer_block = for_deepspeed.get("optimizer", DEFAULT_OPTIMIZER)
     device_type = next(model.parameters()).device.type
     kind = canonical_optimizer(optimizer_block["type"], config.zero_stage, device_type)
@@ -84,6 +88,7 @@ def _set_up_engine(config: RunConfig, model: nn.Module) -> Any:
         lr_scheduler=make_scheduler,
         config=dataclasses.replace(config, deepspeed=for_deepspeed),
     )
+    lighten_boundary(engine)
     if isinstance(optimizer, OrthogonalMomentum):
         optimizer.attach(engine, matrices)
     return engine

@@ -16,8 +16,9 @@ the orthogonalised update.
 from __future__ import annotations
 
 import collections
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +88,7 @@ class OrthogonalMomentum(torch.optim.AdamW):
         self._pieces: dict[int, list[Piece]] = collections.defaultdict(list)
         self._exchanges: dict[int, MatrixExchange] = {}
         self._shapes: dict[str, tuple[int, int, int]] = {}
+        self._uploaded: dict[tuple[int, ...], Tensor] = {}
 
     def attach(self, engine: Any, matrices: Mapping[str, int]) -> None:
         """Find the matrices in the tensors that DeepSpeed made of them; all ranks call it together.
@@ -129,69 +131,111 @@ class OrthogonalMomentum(torch.optim.AdamW):
     def _muon_step(self, group: Mapping[str, Any]) -> None:
         owners = [owner for owner in group["params"] if owner.grad is not None]
         if not self._exchanges:
-            pieces = [piece for owner in owners for piece in self._pieces[id(owner)]]
-            active = {piece.name: _gradient(piece).any() for piece in pieces}
-            updates = self._orthogonalized({piece.name: self._advance(piece, active) for piece in pieces})
-            self._move(pieces, [updates[piece.name] for piece in pieces], active, group)
+            self._update([piece for owner in owners for piece in self._pieces[id(owner)]], None, group)
             return
         for owner in owners:
-            exchange = self._exchanges[id(owner)]
-            active = exchange.any_rank(_any_nonzero(exchange.own))
-            momenta = exchange.gather([self._advance(piece, active) for piece in exchange.own])
-            self._move(exchange.own, exchange.scatter(self._orthogonalized(momenta)), active, group)
+            self._update(self._pieces[id(owner)], self._exchanges[id(owner)], group)
 
-    def _advance(self, piece: Piece, active: Mapping[str, Tensor]) -> Tensor:
-        """Update the momentum of a piece and return its U, [numel].
+    def _update(self, pieces: Sequence[Piece], exchange: MatrixExchange | None, group: Mapping[str, Any]) -> None:
+        """Move the matrices of these pieces; without an exchange they are whole.
+
+        All pieces are one tensor [units, unit] in each operator, because an operator for each piece would be a kernel
+        launch for each. The unit is the largest that divides every piece.
 
         A block that was dropped in the whole step has no gradient. Its momentum waits, and it does not move: after
         orthogonalisation, an old momentum would be as large as any.
         """
+        if not pieces:
+            if exchange is not None:
+                exchange.any_rank(exchange.nothing)
+                exchange.scatter(self._orthogonalized(exchange.gather(exchange.nothing)))
+            return
+        names, sizes = [piece.name for piece in pieces], [piece.numel for piece in pieces]
+        unit = math.gcd(*sizes)
+        gradient = _flat(pieces, _gradient).view(-1, unit)
+        momentum = _flat(pieces, self._momentum).view(-1, unit)
+        weights = _flat(pieces, lambda piece: piece.owner).view(-1, unit)
+        moves = _are_nonzero(gradient.flatten().split(sizes))
+        if exchange is not None:
+            moves = exchange.any_rank(moves)
+        moves = moves.repeat_interleave(self._units(pieces, unit), output_size=len(weights))[:, None]
+        momentum.lerp_(gradient, moves * (1.0 - self.momentum))
+        aim = (gradient.lerp(momentum, self.momentum) if self.nesterov else momentum).to(self.dtype).flatten()
+        if exchange is None:
+            updates = self._orthogonalized(dict(zip(names, aim.split(sizes), strict=True)))
+            update = torch.cat([updates[name] for name in names])
+        else:
+            update = exchange.scatter(self._orthogonalized(exchange.gather(aim)))
+        rate = group["lr"] * self.muon_ratio
+        weights.mul_(1.0 - moves * (rate * group["weight_decay"]))
+        weights.addcmul_(update.to(weights).view(-1, unit), moves, value=-rate)
+        _put_back(pieces, momentum, self._momentum)
+        _put_back(pieces, weights, lambda piece: piece.owner)
+
+    def _momentum(self, piece: Piece) -> Tensor:
         state = self.state[piece.owner]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(piece.owner, requires_grad=False)
-        gradient, momentum = _gradient(piece), piece.view_of(state["momentum_buffer"])
-        momentum.lerp_(gradient, (1.0 - self.momentum) * active[piece.name].to(momentum))
-        return gradient.lerp(momentum, self.momentum) if self.nesterov else momentum
+        return state["momentum_buffer"]
 
-    def _orthogonalized(self, momenta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the scaled updates of whole parameters, flat as they came; matrices of one shape go in one batch."""
-        batches: dict[tuple[int, int, int], list[str]] = collections.defaultdict(list)
-        for name in momenta:
-            batches[self._shapes[name]].append(name)
+    def _units(self, pieces: Sequence[Piece], unit: int) -> Tensor:
+        """Return the number of units in each piece, int64 [pieces]; uploaded once."""
+        key = tuple(piece.numel // unit for piece in pieces)
+        if key not in self._uploaded:
+            self._uploaded[key] = torch.tensor(key, dtype=torch.int64, device=pieces[0].owner.device)
+        return self._uploaded[key]
+
+    def _orthogonalized(self, aims: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the scaled updates of whole parameters, flat as they came.
+
+        All matrices of one shape are one batch, a tall one as its transpose: two batches for a BERT encoder.
+        """
+        batches: dict[tuple[int, int], list[str]] = collections.defaultdict(list)
+        for name in aims:
+            _, *shape = self._shapes[name]
+            batches[min(shape), max(shape)].append(name)
         updates: dict[str, Tensor] = {}
-        for (count, rows, width), names in batches.items():
-            stacked = torch.stack([momenta[name].to(self.dtype) for name in names]).view(-1, rows, width)
-            scaled = orthogonalize(stacked, self.ns_steps) * (0.2 * math.sqrt(max(rows, width)))
-            updates.update(zip(names, scaled.reshape(len(names), count * rows * width), strict=True))
+        for (_, longer), names in batches.items():
+            wide = [name for name in names if self._shapes[name][1] <= self._shapes[name][2]]
+            tall = [name for name in names if name not in wide]
+            matrices = [aims[name].view(self._shapes[name]) for name in (*wide, *tall)]
+            together = torch.cat([*matrices[: len(wide)], *(matrix.mT for matrix in matrices[len(wide) :])])
+            moved = orthogonalize(together, self.ns_steps) * (0.2 * math.sqrt(longer))
+            in_wide = sum(self._shapes[name][0] for name in wide)
+            for part, its_names in ((moved[:in_wide], wide), (moved[in_wide:].mT.contiguous(), tall)):
+                counts = [self._shapes[name][0] for name in its_names]
+                updates.update(zip(its_names, (one.flatten() for one in part.split(counts)), strict=True))
         return updates
-
-    def _move(
-        self,
-        pieces: Sequence[Piece],
-        updates: Sequence[Tensor],
-        active: Mapping[str, Tensor],
-        group: Mapping[str, Any],
-    ) -> None:
-        rate = group["lr"] * self.muon_ratio
-        for piece, update in zip(pieces, updates, strict=True):
-            weights = piece.view_of(piece.owner)
-            moving = active[piece.name].to(weights)
-            weights.mul_(1.0 - rate * group["weight_decay"] * moving)
-            weights.sub_(update.to(weights) * (rate * moving))
 
 
 def _gradient(piece: Piece) -> Tensor:
     assert piece.owner.grad is not None
-    return piece.view_of(piece.owner.grad)
+    return piece.owner.grad
 
 
-def _any_nonzero(pieces: Sequence[Piece]) -> dict[str, Tensor]:
-    """Return for each matrix whether any of the pieces of its gradient has a value other than zero."""
-    flags: dict[str, Tensor] = {}
-    for piece in pieces:
-        found = _gradient(piece).any()
-        flags[piece.name] = found | flags[piece.name] if piece.name in flags else found
-    return flags
+def _flat(pieces: Sequence[Piece], tensor_of: Callable[[Piece], Tensor]) -> Tensor:
+    """Return the pieces' values of one kind as [numel]: a view if they are neighbours in one tensor, else a copy."""
+    if _are_neighbours(pieces):
+        first, last = pieces[0], pieces[-1]
+        return tensor_of(first).detach().view(-1)[first.offset : last.offset + last.numel]
+    return torch.cat([piece.view_of(tensor_of(piece)) for piece in pieces])
+
+
+def _put_back(pieces: Sequence[Piece], flat: Tensor, tensor_of: Callable[[Piece], Tensor]) -> None:
+    """Write values that `_flat` copied and that have changed back into their tensors."""
+    if not _are_neighbours(pieces):
+        places = [piece.view_of(tensor_of(piece)) for piece in pieces]
+        torch._foreach_copy_(places, list(flat.flatten().split([piece.numel for piece in pieces])))
+
+
+def _are_neighbours(pieces: Sequence[Piece]) -> bool:
+    pairs = itertools.pairwise(pieces)
+    return all(a.owner is b.owner and a.offset + a.numel == b.offset for a, b in pairs)
+
+
+def _are_nonzero(tensors: Sequence[Tensor]) -> Tensor:
+    """Return fp32 [tensors]: 1 for a tensor that has a value other than zero, else 0."""
+    return (torch.stack(torch._foreach_norm(tensors, math.inf)) != 0).float()
 
 
 class MatrixExchange:
@@ -218,40 +262,52 @@ class MatrixExchange:
         self.numel = {name: math.prod(shapes[name]) for name in self.names}
         self.device, self.dtype = device, dtype
         assigned = _assign(self.numel, ranks)
-        self.own = sorted(pieces, key=lambda piece: assigned[piece.name])
-        """This rank's pieces, ordered by the rank that their matrix is assigned to."""
+        order = sorted(range(len(pieces)), key=lambda index: assigned[pieces[index].name])
+        self._numels = [piece.numel for piece in pieces]
+        places = [self.names.index(piece.name) for piece in pieces]
+        self._places = torch.tensor(places, dtype=torch.int64, device=device)
+        self.nothing = torch.empty(0, dtype=dtype, device=device)
+        """What a rank without pieces sends."""
+        self._order = order
+        """Indices of this rank's pieces, ordered by the rank that their matrix is assigned to."""
         self._sizes = [sum(p.numel for p in pieces if assigned[p.name] == other) for other in range(ranks)]
         from_each = [[piece for piece in layout if assigned[piece[0]] == rank] for layout in layouts]
         self._received_sizes = [sum(numel for *_, numel in slices) for slices in from_each]
         self._received = [piece for slices in from_each for piece in slices]
 
-    def any_rank(self, flags: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return for each matrix, in fp32, whether any rank's flag of it is set; a rank may lack a matrix."""
-        absent = torch.zeros((), device=self.device)
-        together = torch.stack([flags.get(name, absent).float().to(self.device) for name in self.names])
-        dist.all_reduce(together, op=dist.ReduceOp.MAX)
-        return dict(zip(self.names, together, strict=True))
+    def any_rank(self, flags: Tensor) -> Tensor:
+        """Return for each of this rank's pieces whether any rank's flag of the same matrix is set.
 
-    def gather(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Send this rank's pieces, in the order of `own`; return the whole flat matrices assigned to this rank."""
-        values = self._all_to_all(parts, self._sizes, self._received_sizes)
-        wholes: dict[str, Tensor] = {}
-        for (name, start, numel), part in zip(self._received, _split(values, self._received), strict=True):
-            whole = wholes.setdefault(name, values.new_empty(self.numel[name]))
-            whole[start : start + numel] = part
+        Args:
+            flags: [pieces], 1 or 0. The result has the same shape, in fp32.
+        """
+        together = torch.zeros(len(self.names), device=self.device)
+        together.scatter_reduce_(0, self._places, flags.to(together), "amax")
+        dist.all_reduce(together, op=dist.ReduceOp.MAX)
+        return together[self._places]
+
+    def gather(self, values: Tensor) -> dict[str, Tensor]:
+        """Send this rank's flat pieces [numel]; return the whole flat matrices assigned to this rank."""
+        pieces = values.split(self._numels)
+        received = self._all_to_all([pieces[index] for index in self._order], self._sizes, self._received_sizes)
+        sizes = {name: self.numel[name] for name, *_ in self._received}
+        wholes = dict(zip(sizes, received.new_empty(sum(sizes.values())).split(list(sizes.values())), strict=True))
+        places = [wholes[name][start : start + numel] for name, start, numel in self._received]
+        if places:
+            torch._foreach_copy_(places, list(received.split([numel for *_, numel in self._received])))
         return wholes
 
-    def scatter(self, wholes: Mapping[str, Tensor]) -> list[Tensor]:
-        """Send the pieces of this rank's matrices back; return those of `own`."""
-        parts = [wholes[name].reshape(-1)[start : start + numel] for name, start, numel in self._received]
-        values = self._all_to_all(parts, self._received_sizes, self._sizes)
-        return _split(values, [(piece.name, piece.start, piece.numel) for piece in self.own])
+    def scatter(self, wholes: Mapping[str, Tensor]) -> Tensor:
+        """Send the pieces of this rank's matrices back; return this rank's flat pieces [numel]."""
+        parts = [wholes[name][start : start + numel] for name, start, numel in self._received]
+        received = self._all_to_all(parts, self._received_sizes, self._sizes)
+        ordered = received.split([self._numels[index] for index in self._order])
+        pieces = dict(zip(self._order, ordered, strict=True))
+        return torch.cat([pieces[index] for index in range(len(pieces))]) if pieces else received
 
     def _all_to_all(self, parts: Sequence[Tensor], sizes: Sequence[int], received_sizes: Sequence[int]) -> Tensor:
         """Send `sizes[r]` of the concatenated values to rank r; return what this rank received."""
-        sent = torch.empty(sum(sizes), dtype=self.dtype, device=self.device)
-        for place, part in zip(sent.split([part.numel() for part in parts]), parts, strict=True):
-            place.copy_(part)
+        sent = torch.cat(parts) if parts else self.nothing
         received = torch.empty(sum(received_sizes), dtype=self.dtype, device=self.device)
         # As bytes, because gloo does not send bf16.
         width = self.dtype.itemsize
@@ -271,7 +327,3 @@ def _assign(numel: Mapping[str, int], ranks: int) -> dict[str, int]:
         assigned[name] = work.index(min(work))
         work[assigned[name]] += numel[name]
     return assigned
-
-
-def _split(values: Tensor, slices: Sequence[Slice]) -> list[Tensor]:
-    return list(values.split([numel for *_, numel in slices]))

@@ -1,0 +1,114 @@
+"""The boundary of a step does what DeepSpeed's own does, in fewer operators and with one wait for the device."""
+
+from __future__ import annotations
+
+import deepspeed
+import pytest
+import torch
+from runs import small_config
+from tiny_model import make_batch
+
+from benchmarks.__main__ import build_parser
+from benchmarks.operators import command as operators
+from bert_pld.cluster.process_group import join_process_group
+from bert_pld.config import load_config
+from bert_pld.model import BertForPreTraining
+from bert_pld.training.boundary import REPLACED
+from bert_pld.training.engine import make_engine
+
+ADAMW = {"type": "AdamW", "params": {"lr": 3e-3, "weight_decay": 0.01}}
+MUON = {"type": "Muon", "params": {"lr": 3e-3, "weight_decay": 0.01}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group():
+    join_process_group()
+    yield
+    deepspeed.comm.destroy_process_group()
+
+
+def start(stage, boundary, clipping=0.5, optimizer=ADAMW):
+    config = load_config(
+        small_config(
+            train_micro_batch_size_per_gpu=8,
+            zero_optimization={"stage": stage},
+            bf16={"enabled": True},
+            gradient_clipping=clipping,
+            optimizer=optimizer,
+            model={"vocab_size": 64, "next_sentence_prediction": True},
+            progressive_layer_drop={"enabled": False},
+        )
+    )
+    torch.manual_seed(0)
+    engine = make_engine(config, BertForPreTraining(config.model))
+    if boundary == "DeepSpeed":
+        for name in REPLACED:
+            vars(engine.optimizer).pop(name, None)  # reveals the method of DeepSpeed's class
+    return engine
+
+
+def train(engine, steps=4, damage_at=None):
+    """Return the norm of each step's gradients and the weights after each step."""
+    norms, weights = [], []
+    for step in range(steps):
+        torch.manual_seed(step)
+        engine.backward(engine(**make_batch(seed=step))["loss"])
+        if step == damage_at:
+            partitions = getattr(engine.optimizer, "averaged_gradients", None)
+            damaged = partitions[0][0] if partitions else next(engine.module.parameters()).grad
+            damaged.view(-1)[0] = torch.inf
+        engine.step()
+        norms.append(float(engine.get_global_grad_norm()))
+        weights.append(torch.cat([p.detach().float().flatten() for p in engine.module.parameters()]))
+    return norms, weights
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("clipping", [0.5, 0.0])
+def test_norms_and_weights_are_those_of_deepspeed(stage, clipping):
+    (norms, weights), (expected_norms, expected) = (
+        train(start(stage, boundary, clipping)) for boundary in ("bert_pld", "DeepSpeed")
+    )
+    assert norms == pytest.approx(expected_norms, rel=1e-6)
+    assert min(norms) > 0.5, "nothing was clipped, so the test proves nothing"
+    for ours, theirs in zip(weights, expected, strict=True):
+        # bf16 weights: a rounding of the clipping factor may move a weight to its neighbour.
+        assert (ours != theirs).float().mean() < 1e-3
+        assert torch.allclose(ours, theirs, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_gradients_are_divided_by_the_loss_scale(stage):
+    weights = []
+    for scale in (1.0, 8.0):
+        engine = start(stage, "bert_pld")
+        engine.optimizer.loss_scaler.cur_scale = scale
+        norms, after = train(engine)
+        weights.append(after[-1])
+    assert max(norms) < 8 * min(norms)
+    assert torch.allclose(*weights, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("boundary", ["bert_pld", "DeepSpeed"])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_step_with_an_infinite_gradient_is_skipped(stage, boundary):
+    engine = start(stage, boundary)
+    norms, weights = train(engine, damage_at=2)
+    assert norms[2] == torch.inf
+    assert torch.equal(weights[1], weights[2])
+    assert not torch.equal(weights[2], weights[3])
+    assert engine.skipped_steps == 1
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Muon"])
+@pytest.mark.parametrize("stage", ["0", "1", "2"])
+def test_boundary_has_few_operators_and_waits_once(stage, optimizer):
+    options = build_parser("operators").parse_args(
+        [f"--zero_stages={stage}", f"--optimizers={optimizer}", "--num_layers=4"]
+    )
+    theirs, ours = operators.measure(options)["counts"]
+    assert ours["step"]["operators"] < 100
+    assert ours["step"]["waits"] == 1
+    assert ours["forward"]["waits"] == ours["backward"]["waits"] == 0
+    assert theirs["step"]["operators"] > 600
+    assert operators.report({"counts": [theirs, ours]}).count("\n") == 4
