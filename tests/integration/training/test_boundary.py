@@ -16,8 +16,7 @@ from bert_pld.model import BertForPreTraining
 from bert_pld.training.boundary import REPLACED
 from bert_pld.training.engine import make_engine
 
-ADAMW = {"type": "AdamW", "params": {"lr": 3e-3, "weight_decay": 0.01}}
-MUON = {"type": "Muon", "params": {"lr": 3e-3, "weight_decay": 0.01}}
+SGD = {"type": "SGD", "params": {"lr": 0.3}}  # Adam's update would not change with the clipping factor
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,14 +26,14 @@ def process_group():
     deepspeed.comm.destroy_process_group()
 
 
-def start(stage, boundary, clipping=0.5, optimizer=ADAMW):
+def start(stage, boundary, clipping=0.5):
     config = load_config(
         small_config(
             train_micro_batch_size_per_gpu=8,
             zero_optimization={"stage": stage},
             bf16={"enabled": True},
             gradient_clipping=clipping,
-            optimizer=optimizer,
+            optimizer=SGD,
             model={"vocab_size": 64, "next_sentence_prediction": True},
             progressive_layer_drop={"enabled": False},
         )
@@ -47,8 +46,13 @@ def start(stage, boundary, clipping=0.5, optimizer=ADAMW):
     return engine
 
 
+def fp32_weights(optimizer):
+    groups = getattr(optimizer, "fp32_groups", None) or [optimizer.single_partition_of_fp32_groups]
+    return torch.cat([weights.detach().flatten() for group in groups for weights in group])
+
+
 def train(engine, steps=4, damage_at=None):
-    """Return the norm of each step's gradients and the weights after each step."""
+    """Return the norm of each step's gradients and the optimizer's fp32 weights after each step."""
     norms, weights = [], []
     for step in range(steps):
         torch.manual_seed(step)
@@ -59,7 +63,7 @@ def train(engine, steps=4, damage_at=None):
             damaged.view(-1)[0] = torch.inf
         engine.step()
         norms.append(float(engine.get_global_grad_norm()))
-        weights.append(torch.cat([p.detach().float().flatten() for p in engine.module.parameters()]))
+        weights.append(fp32_weights(engine.optimizer))
     return norms, weights
 
 
@@ -71,10 +75,9 @@ def test_norms_and_weights_are_those_of_deepspeed(stage, clipping):
     )
     assert norms == pytest.approx(expected_norms, rel=1e-6)
     assert min(norms) > 0.5, "nothing was clipped, so the test proves nothing"
-    for ours, theirs in zip(weights, expected, strict=True):
-        # bf16 weights: a rounding of the clipping factor may move a weight to its neighbour.
-        assert (ours != theirs).float().mean() < 1e-3
-        assert torch.allclose(ours, theirs, rtol=1e-2, atol=1e-5)
+    moved = (weights[-1] - weights[0]).norm()
+    assert moved > 0.1
+    assert (weights[-1] - expected[-1]).norm() < 1e-4 * moved
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -86,7 +89,7 @@ def test_gradients_are_divided_by_the_loss_scale(stage):
         norms, after = train(engine)
         weights.append(after[-1])
     assert max(norms) < 8 * min(norms)
-    assert torch.allclose(*weights, rtol=1e-2, atol=1e-5)
+    assert torch.allclose(*weights, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("boundary", ["bert_pld", "DeepSpeed"])
