@@ -26,6 +26,7 @@ import result_tables
 from benchmarks.checkpoint import command as checkpoint
 from benchmarks.data import command as data
 from benchmarks.gradient_variance import command as variance
+from benchmarks.operators import command as operators
 from benchmarks.paper import claims, tables
 from benchmarks.quality import command as quality
 from benchmarks.train import report as train
@@ -89,6 +90,7 @@ SHOWN = (
     Shown("checkpoint_mini", _README, "checkpoint_mini_cpu.json", _as_printed(checkpoint.report)),
     Shown("steps_bf16", _README, "bench_train_8x256_bf16_cpu.json", result_tables.training_steps),
     Shown("steps_small", _README, "bench_train_small_cpu.json", result_tables.training_steps),
+    Shown("operators", _README, "operators_cpu.json", operators.report),
     Shown("quickstart", _README, "quickstart.json", result_tables.quickstart),
     *(
         Shown(
