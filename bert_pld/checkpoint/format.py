@@ -186,7 +186,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{path}: must be a JSON object, is a {type(state).__name__}")
     for key, kind in _STATE_TYPES.items():
-        value = state.get(key, kind())
+        value: Any = state.get(key, kind())
         if not isinstance(value, (kind, int) if kind is float else kind) or isinstance(value, bool):
             raise ValueError(f"{path}: {key}: {value!r}; must be {kind.__name__}")
         if kind in (int, float) and not 0 <= value < _LARGEST_NUMBER:
