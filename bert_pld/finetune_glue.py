@@ -87,7 +87,7 @@ def main(options: argparse.Namespace) -> int:
     try:
         without_score = finetune_all(options, tasks, overrides, preemption)
     except StoppedError:
-        print_line("stopped by a signal; finished fine-tunings are kept, run the same command again to continue")
+        print_line("stopped by a signal; the work is saved, run the same command again to continue")
         return EXIT_PREEMPTED
     if without_score:
         raise ValueError(

@@ -21,6 +21,7 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from bert_pld.files import (
 from bert_pld.model import BertForPreTraining
 
 TOKENIZER_FILES = (TOKENIZER, VOCABULARY)
+REQUIRED_FILES = (WEIGHTS, CONFIG, STATE, *TOKENIZER_FILES)
 WEIGHTS_KIND = "weights"
 """The kind of tensors that are not a state of the optimizer."""
 PRUNED = ".pruned"
@@ -104,8 +106,11 @@ def _canonical(sums: Any) -> str:
     return json.dumps(sums, indent=1, sort_keys=True) + "\n"
 
 
-def fault(checkpoint: Path) -> str | None:
-    """Verify a checkpoint's files; return a description of the first fault, or None if there is none."""
+def fault(checkpoint: Path, required: Collection[str] = REQUIRED_FILES) -> str | None:
+    """Verify a checkpoint's files; return a description of the first fault, or None if there is none.
+
+    `required` are the files that it must have at least.
+    """
     try:
         text = (checkpoint / CHECKSUMS).read_text()
         sums = json.loads(text)
@@ -113,7 +118,7 @@ def fault(checkpoint: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{CHECKSUMS} is missing or damaged ({type(error).__name__}: {error})"
     # The checksums have no checksum: any other text than the one that would be written for them is a fault.
-    if text != _canonical(sums) or not {WEIGHTS, CONFIG, STATE, *TOKENIZER_FILES} <= set(listed):
+    if text != _canonical(sums) or not set(required) <= set(listed):
         return f"{CHECKSUMS} was changed after it was written"
     for name, (size, sha256) in listed.items():
         path = checkpoint / name
@@ -189,8 +194,9 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         value: Any = state.get(key, kind())
         if not isinstance(value, (kind, int) if kind is float else kind) or isinstance(value, bool):
             raise ValueError(f"{path}: {key}: {value!r}; must be {kind.__name__}")
-        if kind in (int, float) and not 0 <= value < _LARGEST_NUMBER:
-            raise ValueError(f"{path}: {key}: {value}; must be at least 0")
+        number: Any = value
+        if kind in (int, float) and not 0 <= number < _LARGEST_NUMBER:
+            raise ValueError(f"{path}: {key}: {number}; must be at least 0")
     for tensors in state.get("tensors", []):
         if not isinstance(tensors, str) or not re.fullmatch(r"\w+", tensors):
             raise ValueError(f"{path}: tensors: {tensors!r}; must be the name of a kind of tensors")

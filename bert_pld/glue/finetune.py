@@ -20,6 +20,7 @@ from bert_pld.cluster.stopping import Preemption, StepAgreement
 from bert_pld.config_errors import explaining
 from bert_pld.glue.data import Encoded, TaskData, collate, evaluation_rows, training_order
 from bert_pld.glue.encoder import PretrainedEncoder
+from bert_pld.glue.interrupted import Interrupted, Progress
 from bert_pld.glue.tasks import mean_score, score
 from bert_pld.training.loop import seed_dropout
 from bert_pld.training.optimizer import build_optimizer, parameter_groups
@@ -118,6 +119,7 @@ def finetune(
     seed: int,
     device: torch.device,
     check: Callable[[], None] = lambda: None,
+    interrupted: Interrupted | None = None,
 ) -> Outcome:
     """Train through DeepSpeed and evaluate after each epoch. Call it on all ranks.
 
@@ -126,33 +128,57 @@ def finetune(
     examples and dropout. `check`, which may raise, is called before each step and each batch of an evaluation, equally
     often on every rank. The outcome is the same on every rank except for the predictions. A divergence is an outcome,
     not an error.
+
+    If `check` raises a StoppedError, the work is saved in `interrupted`, from which the next call continues.
     """
     steps = settings.epochs * math.ceil(len(data.train) / settings.batch_size)
-    engine = _make_engine(encoder.classifier(data.task, seed), learning_rate, steps, settings)
+    model = encoder.classifier(data.task, seed)
+    found = interrupted.find() if interrupted is not None else None
+    if interrupted is not None and found is not None:
+        interrupted.load_weights(model)
+    engine = _make_engine(model, learning_rate, steps, settings)
+    if interrupted is not None and found is not None:
+        interrupted.load_optimizer(engine)
     run = _FineTuning(engine, data, settings, seed, encoder.pad_id, device, check)
-    epochs: list[dict[str, Any]] = []
-    best_score, best_epoch = -math.inf, 0
-    predictions: dict[str, NDArray[np.float64]] = {}
-    for epoch in range(settings.epochs):
-        began = time.perf_counter()
-        losses, weights_are_finite = run.train_epoch(epoch)
-        is_finite = np.isfinite(losses)
-        if not (is_finite.all() and weights_are_finite):
-            step = len(losses) - 1 if is_finite.all() else int(np.argmin(is_finite))
-            engine.destroy()
-            return Outcome(epochs, None, {}, {}, steps, diverged_at_step=epoch * len(losses) + step + 1)
-        scores = {name: run.score(split) for name, split in data.dev.items()}
-        value = sum(map(mean_score, scores.values())) / len(scores)
-        seconds = round(time.perf_counter() - began, 2)
-        epochs.append({"epoch": epoch + 1, "loss": float(losses.mean()), "dev": scores, "seconds": seconds})
-        if value > best_score:
-            best_score, best_epoch = value, epoch
-            predictions = {name: run.predict(split) for name, split in data.test.items()}
-        elif settings.patience is not None and epoch - best_epoch >= settings.patience:
-            break
+    progress = found or Progress()
+    try:
+        outcome = _run_epochs(run, progress, steps)
+    except StoppedError:
+        if interrupted is not None:
+            interrupted.save(engine, progress)
+        raise
     engine.destroy()
-    predictions = predictions if dist.get_rank() == 0 else {}
-    return Outcome(epochs, best_epoch + 1, epochs[best_epoch]["dev"], predictions, steps)
+    return outcome
+
+
+def _run_epochs(run: _FineTuning, progress: Progress, steps: int) -> Outcome:
+    """Run the epochs that are left, of `steps` steps in all; `progress` is up to date when a StoppedError is raised."""
+    data, settings = run.data, run.settings
+    for epoch in range(len(progress.epochs), settings.epochs):
+        began = time.perf_counter() - progress.seconds
+        try:
+            losses, weights_are_finite = run.train_epoch(epoch, progress)
+            is_finite = np.isfinite(losses)
+            if not (is_finite.all() and weights_are_finite):
+                step = len(losses) - 1 if is_finite.all() else int(np.argmin(is_finite))
+                return Outcome(progress.epochs, None, {}, {}, steps, diverged_at_step=epoch * len(losses) + step + 1)
+            scores = {name: run.score(split) for name, split in data.dev.items()}
+            value = sum(map(mean_score, scores.values())) / len(scores)
+            seconds = round(time.perf_counter() - began, 2)
+            if value > progress.best_score:
+                progress.predictions = {name: run.predict(split) for name, split in data.test.items()}
+                progress.best_score, progress.best_epoch = value, epoch
+        except StoppedError:
+            progress.seconds = time.perf_counter() - began
+            raise
+        figures = {"epoch": epoch + 1, "loss": float(losses.mean()), "dev": scores, "seconds": seconds}
+        progress.epochs.append(figures)
+        progress.losses, progress.seconds = [], 0.0
+        if settings.patience is not None and epoch - progress.best_epoch >= settings.patience:
+            break
+    predictions = progress.predictions if dist.get_rank() == 0 else {}
+    best_epoch = progress.best_epoch
+    return Outcome(progress.epochs, best_epoch + 1, progress.epochs[best_epoch]["dev"], predictions, steps)
 
 
 def _make_engine(model: nn.Module, learning_rate: float, steps: int, settings: Settings) -> Any:
@@ -192,6 +218,13 @@ def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(logits.float(), labels)
 
 
+def _means(losses: torch.Tensor) -> list[float]:
+    """Return the mean over ranks of each loss."""
+    summed = losses.clone()
+    dist.all_reduce(summed)
+    return (summed.double().cpu().numpy() / dist.get_world_size()).tolist()
+
+
 @dataclasses.dataclass(frozen=True)
 class _FineTuning:
     """The engine of one fine-tuning, with all that its epochs and evaluations need."""
@@ -204,18 +237,25 @@ class _FineTuning:
     device: torch.device
     check: Callable[[], None]
 
-    def train_epoch(self, epoch: int) -> tuple[NDArray[np.float64], bool]:
-        """Train one epoch; return each step's loss `[steps]`, the mean over ranks, and whether all weights are finite.
+    def train_epoch(self, epoch: int, progress: Progress) -> tuple[NDArray[np.float64], bool]:
+        """Train the rest of an epoch; return the loss of each of its steps `[steps]`, the mean over ranks, and whether
+        all weights are finite.
 
         The host waits for the device only once, after the last step.
         """
         rank, world_size = dist.get_rank(), dist.get_world_size()
         lengths = np.array([len(row) for row in self.data.train.input_ids])
         batches = training_order(lengths, self.settings.batch_size, self.seed, epoch)
-        losses = torch.zeros(len(batches) + 1, device=self.device)  # the last element is NaN if a weight is not finite
+        done = len(progress.losses)
+        losses = torch.zeros(len(batches), device=self.device)
+        losses[:done] = torch.tensor(progress.losses)
         self.engine.train()
-        for number, rows in enumerate(batches):
-            self.check()
+        for number, rows in enumerate(batches[done:], done):
+            try:
+                self.check()
+            except StoppedError:
+                progress.losses, progress.steps = _means(losses[:number]), epoch * len(batches) + number
+                raise
             seed_dropout(self.seed, epoch * len(batches) + number, 0, rank)
             inputs, labels = self._collate(self.data.train, rows[rank::world_size])
             assert labels is not None
@@ -231,10 +271,9 @@ class _FineTuning:
                 losses[number] = torch.nan
                 break
         weights_are_finite = torch.stack([weight.isfinite().all() for weight in self.engine.module.parameters()]).all()
-        losses[-1] = torch.where(weights_are_finite, 0.0, torch.nan)
-        dist.all_reduce(losses)
-        means = losses.double().cpu().numpy() / world_size
-        return means[:-1], bool(np.isfinite(means[-1]))
+        *means, of_weights = _means(torch.cat([losses, torch.where(weights_are_finite, 0.0, torch.nan)[None]]))
+        progress.losses, progress.steps = means, (epoch + 1) * len(batches)
+        return np.array(means), math.isfinite(of_weights)
 
     @torch.no_grad()
     def predict(self, split: Encoded) -> NDArray[np.float64]:

@@ -25,6 +25,7 @@ from bert_pld.files import write_atomically
 from bert_pld.glue.data import identify_data, read_task
 from bert_pld.glue.encoder import PretrainedEncoder
 from bert_pld.glue.finetune import Outcome, Settings, SharedSignal, finetune
+from bert_pld.glue.interrupted import Interrupted
 from bert_pld.glue.tasks import DIAGNOSTIC, Task
 
 _DEFAULT_LEARNING_RATE = 5e-5
@@ -53,7 +54,7 @@ class Sweep:
 
         Raises:
             ValueError: the data cannot be read, or a result was obtained under other conditions.
-            StoppedError: a stop signal came; finished results stay.
+            StoppedError: a stop signal came; finished results and the fine-tuning under way are saved.
         """
         planned = self._plan(task)
         earlier = [folder.read() for _, _, folder in planned]
@@ -76,6 +77,7 @@ class Sweep:
         for rate, seed, folder in (plan for plan, found in zip(planned, earlier, strict=True) if found is None):
             self.signal.check()
             began = time.perf_counter()
+            interrupted = Interrupted(folder.path, folder.conditions)
             outcome = finetune(
                 self.encoder,
                 data,
@@ -84,10 +86,12 @@ class Sweep:
                 seed=seed,
                 device=self.device,
                 check=self.signal.check,
+                interrupted=interrupted,
             )
             results.append(folder.describe(task, outcome, data.left_out, time.perf_counter() - began))
             if dist.get_rank() == 0:
                 folder.write(task, results[-1], outcome.predictions)
+                interrupted.remove()
             if outcome.best_epoch is None:
                 print_line(divergence_warning(results[-1]), sys.stderr)
             else:

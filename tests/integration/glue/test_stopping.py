@@ -18,7 +18,7 @@ from bert_pld.cluster.stopping import EXIT_PREEMPTED
 
 LONG = ["--epochs", "2000", "--seeds", "1"]
 """A fine-tuning of many minutes, which the test interrupts after seconds."""
-MESSAGE = "stopped by a signal; finished fine-tunings are kept, run the same command again to continue"
+MESSAGE = "stopped by a signal; the work is saved, run the same command again to continue"
 
 
 @pytest.fixture
