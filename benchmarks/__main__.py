@@ -44,7 +44,7 @@ def build_parser(subject: str | None) -> argparse.ArgumentParser:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run one subject; print the report and write the result on rank 0; return 1 if a part of it failed."""
+    """Run one subject; print the report and write the result on rank 0; return 1 if a part failed or was not done."""
     subject = importlib.import_module(f"benchmarks.{options.subject}.command")
     if not hasattr(subject, "measure"):
         return subject.main(options)
@@ -54,7 +54,7 @@ def main(options: argparse.Namespace) -> int:
         return 0
     print(subject.report(result))
     save(result, options.json)
-    return 1 if result.get("failed") else 0
+    return 1 if result.get("failed") or result.get("stopped_after_step") else 0
 
 
 if __name__ == "__main__":

@@ -8,8 +8,11 @@ them. Each contender's time is that of its own steps, without reading, masking a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import math
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,9 @@ from benchmarks.machine import describe_libraries, processor_name
 from benchmarks.options import chosen
 from benchmarks.quality.contenders import CONTENDERS, QualityContender, make_contender
 from benchmarks.quality.training import JointTraining, host_memory_of, open_data
+from benchmarks.results import save
 from benchmarks.timing import allocate_workspaces
+from bert_pld.cluster.stopping import SIGNALS, Preemption
 from bert_pld.config import RunConfig, load_config
 from bert_pld.training.run import resolve_config
 
@@ -49,6 +54,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     The memory of a contender is None where it was not measured; its `speedup` is the first contender's time to the
     target over its own, None where it did not reach the target. `failed` names the contenders that failed.
+
+    The figures are written after each evaluation. SIGTERM, SIGUSR1 or Ctrl-C ends the measurement with those of the
+    last one, and `stopped_after_step` names its step.
     """
     names = chosen("--contenders", options.contenders, CONTENDERS)
     config = load_config(options.deepspeed_config, options.set)
@@ -70,15 +78,40 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             memory = {name: in_own_process(host_memory_of, name, config, options.data_dir, steps) for name in names}
         allocate_workspaces(device)
         training = JointTraining([make_contender(name, config, device) for name in names], config, rows, held_out)
-        gflops = training.run(options.steps_per_turn)
-        figures = [_figures(one, gflops, memory.get(one.name, one.peak_bytes)) for one in training.contenders]
-        return {
-            **_setup(config, options, device),
-            "data_fingerprint": rows.manifest.fingerprint(),
-            "matmul_gflops": gflops,
-            **against_target(figures, options.target_loss),
-            "failed": training.failed,
-        }
+        result, max_steps = None, config.training.max_steps
+        try:
+            with _stop_signals() as preemption:
+                for step, gflops in training.run(options.steps_per_turn, lambda: preemption.stop_requested):
+                    peaks = [memory.get(one.name, one.peak_bytes) for one in training.contenders]
+                    figures = [
+                        _figures(one, gflops, peak) for one, peak in zip(training.contenders, peaks, strict=True)
+                    ]
+                    result = {
+                        **_setup(config, options, device),
+                        "data_fingerprint": rows.manifest.fingerprint(),
+                        "matmul_gflops": gflops,
+                        **against_target(figures, options.target_loss),
+                        "failed": list(training.failed),
+                        "stopped_after_step": step if step < max_steps else None,
+                    }
+                    save(result, options.json)
+        except KeyboardInterrupt:
+            if result is None:
+                raise
+        if result is None:
+            raise ValueError(f"stopped by a signal before the first evaluation, at step {every}: nothing was measured")
+        return result
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Preemption]:
+    """Handle SIGTERM and SIGUSR1 as requests to stop, for a block."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield Preemption()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _figures(one: QualityContender, gflops: float, peak_bytes: int | None) -> dict[str, Any]:
@@ -173,4 +206,6 @@ def report(result: dict[str, Any]) -> str:
             f"{'–' if samples is None else f'{samples:,.0f}':>12}"
             f"{'–' if speedup is None else f'{speedup:.2f}':>13}"
         )
+    if result.get("stopped_after_step") is not None:
+        lines.append(f"stopped by a signal: figures of the first {result['stopped_after_step']:,} steps")
     return "\n".join([*lines, *(f"failed: {line}" for line in result["failed"])])

@@ -47,10 +47,13 @@ class JointTraining:
         self.failed: list[str] = []
         """`NAME: reason` of each contender that failed and was removed."""
 
-    def run(self, steps_per_turn: int) -> float:
-        """Train in turns of `steps_per_turn` steps; batches are made before each turn.
+    def run(
+        self, steps_per_turn: int, stop_requested: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[int, float]]:
+        """Train in turns of `steps_per_turn` steps, to the end or until a stop is requested.
 
-        Return GFLOP/s of a matrix product in the run's precision: the median of measurements at the evaluations.
+        Batches are made before each turn. After each evaluation, yield its step and GFLOP/s of a matrix product in the
+        run's precision: the median of measurements at the evaluations.
         """
         settings, rates, step = self.config.training, [], 0
         batches = training_turns(self.config, self.training, settings.max_steps)
@@ -62,7 +65,9 @@ class JointTraining:
                 self._with_each(lambda one: one.evaluate(self._evaluation_batches()))
                 losses = ", ".join(f"{one.name} {one.loss[-1]:.3f}" for one in self.contenders)
                 print(f"step {step} of {settings.max_steps}: {losses}", file=sys.stderr, flush=True)
-        return statistics.median(rates)
+                yield step, statistics.median(rates)
+            if stop_requested():
+                return
 
     def _with_each(self, work: Callable[[QualityContender], None]) -> None:
         """Call `work` for each contender; remove one that fails, so that the others' hours of work are not lost."""

@@ -1,6 +1,8 @@
 """benchmarks quality on tiny sizes: equal training for all, time of own steps only, consistent figures."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -122,8 +124,39 @@ def test_failed_contender_is_reported_and_the_others_continue(inputs, tmp_path, 
 
 
 @on_cpu
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_benchmark_reports_the_figures_until_the_last_evaluation(
+    number, inputs, tmp_path, monkeypatch, capsys
+):
+    train_turn, handler = QualityContender.train_turn, signal.getsignal(signal.SIGTERM)
+
+    def interrupt(contender, batches):
+        if contender.steps == 8:
+            os.kill(os.getpid(), number)
+        train_turn(contender, batches)
+
+    monkeypatch.setattr(QualityContender, "train_turn", interrupt)
+    result = measure(tmp_path, "quality", *inputs, "--steps_per_turn=2", "--contenders=post", code=1)
+    (one,) = result["contenders"]
+    assert (result["stopped_after_step"], one["samples"]) == (8, [32, 64])
+    assert one["final_loss"] == one["loss"][-1]
+    assert "stopped by a signal: figures of the first 8 steps" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+@on_cpu
+def test_benchmark_interrupted_before_its_first_evaluation_says_so(inputs, monkeypatch, capsys):
+    def interrupt(contender, batches):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(QualityContender, "train_turn", interrupt)
+    assert run("quality", *inputs, "--steps_per_turn=2", "--contenders=post") == 1
+    assert "stopped by a signal before the first evaluation, at step 4: nothing was measured" in capsys.readouterr().err
+
+
+@on_cpu
 def test_non_finite_loss_never_reaches_the_target_and_is_null_in_json(inputs, tmp_path):
-    wild = ("--set=optimizer.params.lr=1e30", "--set=gradient_clipping=0.0")
+    wild = ("--set=optimizer.params.lr=1e15", "--set=gradient_clipping=0.0")
     result = measure(tmp_path, "quality", *inputs, "--steps_per_turn=4", "--contenders=post,pre", *wild)
     json.dumps(result, allow_nan=False)
     assert result["target_loss"] is None

@@ -96,7 +96,8 @@ def test_signal_stops_within_seconds(file, arguments, line, seconds, glue_dir, c
     printed, _ = process.communicate(timeout=20)
     assert process.returncode == EXIT_PREEMPTED
     assert printed.splitlines()[-1] == MESSAGE
-    assert not (tmp_path / "out").exists()
+    saved = [path.parents[1].name for path in tmp_path.glob("out/SST-2/*/interrupted/checksums.json")]
+    assert saved == (["lr_0.003_seed_1"] if seconds else [])
 
 
 @pytest.mark.launcher
