@@ -200,11 +200,15 @@ class _Alphabet:
     def entries(self, size: int) -> list[str]:
         """Return the most frequent characters, sorted: those that begin words, then, with `##`, those inside words."""
         ranked = sorted((self.first + self.later).items(), key=lambda item: (-item[1], item[0]))
+        if not ranked:
+            return []
         covered = list(itertools.accumulate(count for _, count in ranked))
-        needed = bisect.bisect_left(covered, ALPHABET_COVERAGE * covered[-1]) + 1 if covered else 0
+        needed = bisect.bisect_left(covered, ALPHABET_COVERAGE * covered[-1]) + 1
         kept = {character for character, _ in ranked[: max(needed, min(USUAL_ALPHABET, size // 8))]}
         # The trainer leaves a character out of its merges if it is no entry without `##`. Vowel signs begin no word.
         only_inside = {mark for mark in kept - self.first.keys() if _is_without_case(mark)}
+        if sum(self.later[mark] for mark in only_inside) <= (1 - ALPHABET_COVERAGE) * covered[-1]:
+            only_inside = set()  # a few foreign words in the text
         begin, inside = sorted(kept & self.first.keys() | only_inside), sorted(kept & self.later.keys())
         return begin + [CONTINUATION + character for character in inside]
 

@@ -6,7 +6,7 @@ import random
 import pytest
 from made_up_corpus import card_of
 from made_up_dump import dump, page
-from made_up_scripts import SCRIPTS, paragraph, with_changed_characters
+from scripts.measure.measure_scripts import SCRIPTS, paragraph, with_changed_characters
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 

@@ -2,7 +2,7 @@ import random
 
 import pytest
 from made_up_corpus import read_source
-from made_up_scripts import SCRIPTS, paragraph, with_changed_characters
+from scripts.measure.measure_scripts import SCRIPTS, paragraph, with_changed_characters
 from tokenizers import Tokenizer
 from transformers import BertTokenizer
 
