@@ -36,6 +36,8 @@ class ProgressiveLayerDropConfig:
     """Never drop the first block; with `depth: linear` the depth is counted from 0, as in the published code."""
     keep_last_block: bool = False
     """Never drop the last block."""
+    keep_masked_tokens: bool = False
+    """At `token` granularity, a block runs on a sequence's masked tokens before all others, as far as its share goes."""
     seed: int = 0
 
     def check(self) -> Iterable[str]:
@@ -48,6 +50,8 @@ class ProgressiveLayerDropConfig:
             value = getattr(self, key)
             if value < 0 or (value >= 1 and value != int(value)):
                 yield f"{key}: {value:g}; must be a share of the run in [0, 1), or a whole number of steps"
+        if self.keep_masked_tokens and self.granularity != "token":
+            yield f"keep_masked_tokens: true; must be false at granularity {self.granularity}; 'token' can have it"
         yield from _check_seed(self.seed)
 
     def describe(self) -> str:
@@ -61,6 +65,8 @@ class ProgressiveLayerDropConfig:
         parts = [f"θ → {self.theta:g}", over_steps, f"{self.depth} over depth"]
         if ends:
             parts.append(f"{' and '.join(ends)} block kept")
+        if self.keep_masked_tokens:
+            parts.append("masked tokens kept")
         if self.dense_warmup or self.dense_finish:
             parts.append(
                 f"nothing dropped in the first {self.dense_warmup:,.0f} and last {self.dense_finish:,.0f} steps"

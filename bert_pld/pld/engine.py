@@ -58,10 +58,17 @@ class LayerDropper:
         """θ at the engine's current optimizer step."""
         return self.schedule.theta(self.engine.global_steps)
 
-    def gates(self, rows: int, padded_length: int | None = None, lengths: NDArray[np.int64] | None = None) -> Gates:
+    def gates(
+        self,
+        rows: int,
+        padded_length: int | None = None,
+        lengths: NDArray[np.int64] | None = None,
+        masked_positions: torch.Tensor | None = None,
+    ) -> Gates:
         """Draw the gates of the engine's current micro-batch of `rows` sequences.
 
-        Token granularity requires `padded_length`, and `lengths` [rows] if there is padding.
+        Token granularity requires `padded_length`, and `lengths` [rows] if there is padding; `keep_masked_tokens`
+        requires `masked_positions` (see `draw_gates`).
         """
         engine = self.engine
         if lengths is None and padded_length is not None:
@@ -76,6 +83,7 @@ class LayerDropper:
             first_row=torch.distributed.get_rank() * rows if torch.distributed.is_initialized() else 0,
             lengths=lengths,
             padded_length=padded_length,
+            masked_positions=masked_positions,
             device=engine.device,
             zero_gradient_when_dropped=self._needs_zero_gradients,
         )
@@ -100,10 +108,20 @@ class LayerDropper:
         if self.config.granularity != "token":
             self.last_gates = self.gates(rows)
         elif length:
-            self.last_gates = self.gates(rows, length[0], _sequence_lengths(kwargs))
+            self.last_gates = self.gates(rows, length[0], _sequence_lengths(kwargs), self._masked_positions(kwargs))
         else:
             raise ValueError("granularity 'token': the model's first tensor must be [rows, tokens, …]")
         return args, {**kwargs, "gates": self.last_gates}
+
+    def _masked_positions(self, kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+        if not self.config.keep_masked_tokens:
+            return None
+        if kwargs.get("masked_positions") is None:
+            raise ValueError(
+                "keep_masked_tokens: the engine got no keyword masked_positions, int64 [M], indices into the flattened"
+                " [rows · tokens]"
+            )
+        return kwargs["masked_positions"]
 
 
 def initialize(

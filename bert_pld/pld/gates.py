@@ -78,6 +78,7 @@ def draw_gates(
     first_row: int = 0,
     lengths: NDArray[np.int64] | None = None,
     padded_length: int | None = None,
+    masked_positions: torch.Tensor | None = None,
     device: torch.device | str = "cpu",
     zero_gradient_when_dropped: bool = False,
 ) -> Gates:
@@ -99,6 +100,8 @@ def draw_gates(
             different rows. The *number* of rows is the same on every rank, so that no rank waits for another.
         lengths: [rows], number of tokens of each sequence without padding, on the host; required at token granularity.
         padded_length: tokens of a sequence with padding; required at token granularity.
+        masked_positions: int64 [M], indices into the flattened [rows · padded_length]: tokens that a block at token
+            granularity runs on before all others; None treats all tokens alike.
         device: device of the row indices, which one copy uploads for all blocks.
         zero_gradient_when_dropped: see `run_gated`.
     """
@@ -109,9 +112,16 @@ def draw_gates(
     elif granularity == "token":
         assert lengths is not None
         assert padded_length is not None
-        where = {"seed": seed, "step": step, "micro_step": micro_step, "first_row": first_row}
         subsets = draw_token_subsets(
-            probabilities, **where, lengths=lengths, padded_length=padded_length, device=device
+            probabilities,
+            seed=seed,
+            step=step,
+            micro_step=micro_step,
+            first_row=first_row,
+            lengths=lengths,
+            padded_length=padded_length,
+            device=device,
+            preferred=masked_positions,
         )
         blocks = [
             BlockGate(keep=True, scale=1.0, keep_probability=p, tokens=subset)

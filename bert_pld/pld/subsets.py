@@ -91,6 +91,7 @@ def draw_token_subsets(
     lengths: NDArray[np.int64],
     padded_length: int,
     device: torch.device | str,
+    preferred: Tensor | None = None,
 ) -> list[TokenSubset | None]:
     """Draw the subsets of one micro-batch.
 
@@ -103,6 +104,8 @@ def draw_token_subsets(
         lengths: [B], number of tokens of each sequence, on the host.
         padded_length: S.
         device: device of the subsets.
+        preferred: int64 [M], indices into the flattened [B · S]: tokens that are chosen before all others. If a
+            sequence has more of them than a block keeps, they are chosen among uniformly.
 
     Returns:
         One subset for each block; None for a block that keeps all tokens.
@@ -118,10 +121,13 @@ def draw_token_subsets(
     count = count.view(len(some), rows)
     keys = _priorities(blocks, seed, step, micro_step, first_row, rows, padded_length)
     position = torch.arange(padded_length, device=device)
-    # The position in the lowest bits makes all keys of a sequence different; padding comes last.
+    # The position in the lowest bits makes all keys of a sequence different. Padding comes last.
     keys = keys.bitwise_left_shift_(_POSITION_BITS).add_(position)
+    if preferred is not None:
+        rest = torch.ones(rows * padded_length, dtype=torch.int64, device=device).index_fill_(0, preferred, 0)
+        keys += rest.view(rows, padded_length) << (32 + _POSITION_BITS)
     if (lengths < padded_length).any():
-        keys += (position >= length[:, None]).long() << (32 + _POSITION_BITS)
+        keys += (position >= length[:, None]).long() << (33 + _POSITION_BITS)
     last_kept = keys.sort(dim=-1).values.gather(2, (count - 1).clamp_(min=0)[:, :, None])
     kept = (keys <= last_kept) & (position < length[:, None])
     subsets = iter(kept.unbind())

@@ -103,7 +103,7 @@ def test_sample_granularity_passes_row_indices():
 class TokenTower(Tower):
     """A user's model on [rows, tokens, 5], whose blocks take no padding mask."""
 
-    def forward(self, x, attention_mask=None, gates=None):
+    def forward(self, x, attention_mask=None, masked_positions=None, gates=None):
         return super().forward(x, gates)
 
 
@@ -120,6 +120,18 @@ def test_token_granularity_passes_subsets_of_the_tokens(masked):
         assert not (gate.tokens.kept & ~mask).any()
     with pytest.raises(ValueError, match=r"granularity 'token': the model's first tensor must be \[rows, tokens, …\]"):
         engine(torch.ones(4))
+
+
+def test_masked_tokens_are_kept_in_every_block():
+    by_token = {"theta": 0.5, "temporal": "constant", "granularity": "token", "keep_masked_tokens": True}
+    engine, *_ = start(TokenTower(), {**CONFIG, "progressive_layer_drop": {**by_token, "depth": "uniform"}})
+    masked = torch.tensor([1, 6, 8, 15, 16, 31])
+    engine(torch.ones(4, 8, 5), masked_positions=masked)
+    for gate in engine.module.seen[-1]:
+        assert gate.tokens.counts.tolist() == [4] * 4
+        assert gate.tokens.kept.flatten()[masked].all()
+    with pytest.raises(ValueError, match="keep_masked_tokens: the engine got no keyword masked_positions"):
+        engine(torch.ones(4, 8, 5))
 
 
 def test_configuration_is_read_from_args_or_from_a_file(tmp_path):

@@ -81,6 +81,33 @@ def test_subsets_of_different_blocks_rows_steps_micro_steps_and_seeds_are_indepe
         assert stats.chisquare(shared, expected).pvalue > 1e-3, name
 
 
+def test_masked_tokens_are_kept_first_and_the_rest_uniformly():
+    """Of 8 tokens of which 2 are masked, each of the C(6, 2) pairs of others is as likely; 6 masked: all C(6, 4)."""
+    for masked, others in (([1, 6], 15), ([0, 1, 2, 3, 4, 7], 15)):
+        kept = []
+        for step in range(150):
+            subset = draw_token_subsets(
+                [0.5], seed=0, step=step, micro_step=0, first_row=0, lengths=np.array([8] * 50), padded_length=8,
+                device="cpu", preferred=torch.tensor([8 * row + place for row in range(50) for place in masked]),
+            )[0]  # fmt: skip
+            kept.append(subset.kept.numpy())
+        kept = np.concatenate(kept)
+        assert (kept.sum(1) == 4).all()
+        assert (kept[:, masked].sum(1) == min(len(masked), 4)).all()
+        _, counts = np.unique(kept @ (1 << np.arange(8)), return_counts=True)
+        assert len(counts) == others
+        assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_masked_padding_is_never_kept():
+    subset = draw_token_subsets(
+        [0.5], seed=0, step=0, micro_step=0, first_row=0, lengths=np.array([4]), padded_length=8, device="cpu",
+        preferred=torch.tensor([2, 6, 7]),
+    )[0]  # fmt: skip
+    assert subset.kept[0, 2]
+    assert not subset.kept[0, 4:].any()
+
+
 def test_priorities_are_the_counter_s_words_and_no_global_generator_is_used():
     torch.manual_seed(3)
     before = torch.get_rng_state()
