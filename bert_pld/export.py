@@ -90,7 +90,7 @@ def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     from tokenizers import Tokenizer, decoders
 
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises Exception itself
         raise ValueError(f"{path}: not a readable tokenizer ({error})") from error
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS.values()}
@@ -111,7 +111,7 @@ def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
 
 
 def _write_tokenizer(folder: Path, checkpoint: Path, tokenizer: Tokenizer, max_length_tokens: int) -> None:
-    tokenizer.save(str(folder / TOKENIZER))
+    (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     if (checkpoint / VOCABULARY).is_file():
         shutil.copyfile(checkpoint / VOCABULARY, folder / VOCABULARY)
     settings = {

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,20 +50,27 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or all of the new one."""
     with written_aside(path) as file:
-        file.write(printable(text).encode("utf-8"))
+        file.write(text.encode("utf-8", "backslashreplace"))  # a file's name in the text may not be UTF-8
 
 
-def printable(text: str | Path) -> str:
-    """Return a text as UTF-8 can hold it: bytes of a file's name that are not UTF-8 become escapes, `\\udce9`."""
-    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+def printable(name: str | Path) -> str:
+    """Return the name of a file or folder as the same text in every locale; bytes that are not UTF-8 become escapes.
+
+    Python decodes the names on a command line with the locale's encoding.
+    """
+    name = str(name)
+    with suppress(UnicodeEncodeError):
+        name = os.fsencode(name).decode("utf-8", "surrogateescape")
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def require_utf8(option: str, path: Path) -> Path:
     """Return a path; raise a ValueError if it is not UTF-8, which libraries that read and write checkpoints require."""
-    if printable(path) != str(path):
-        raise ValueError(
-            f"{option} {path}: its name is not UTF-8, which checkpoints and models need; rename the folder"
-        )
+    try:
+        os.fsencode(path).decode("utf-8")
+    except UnicodeError:
+        text = f"{option} {path}: its name is not UTF-8, which checkpoints and models need; rename the folder"
+        raise ValueError(text) from None
     return path
 
 

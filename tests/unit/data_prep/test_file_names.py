@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_up_corpus import build, write_corpus
+from runs import clean_environment, run_captured
 
 from bert_pld import export, finetune_glue, pretrain
 from bert_pld.checkpoint.format import resolve_checkpoint
@@ -34,6 +36,23 @@ def test_corpus_and_data_directory_with_such_names_are_built_verified_and_opened
     assert Manifest.read(data_dir).attributes.source == f"text={tmp_path}/caf\\udce9"
     card = (data_dir / "data_card.json").read_bytes().decode("utf-8")
     assert json.loads(card)["build"]
+
+
+NAMES = """
+import sys
+from pathlib import Path
+from bert_pld.files import printable, require_utf8
+sys.stdout.buffer.write(ascii(printable(sys.argv[1])).encode())
+require_utf8("--output_dir", Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("utf8", ["0", "1"])
+def test_a_name_is_the_same_text_in_every_locale(utf8):
+    """So that a build's shards have the same bytes. The locale POSIX decodes names as ASCII."""
+    environment = {**clean_environment(), "LC_ALL": "POSIX", "PYTHONUTF8": utf8, "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", NAMES, "corpus/ü\udce9", "runs/ü"]
+    assert run_captured(command, env=environment).stdout == ascii("corpus/ü\\udce9")
 
 
 def test_runs_models_and_checkpoints_with_such_names_are_refused_at_once(tmp_path):
