@@ -9,6 +9,7 @@ from benchmarks.markdown import markdown_table
 from bert_pld.pld.schedule import Schedule
 
 _GATES = ("no PLD", "batch, θ 0.5")
+_SHARES = (("kept", 0), ("unknown", 2), ("copies_found", 0))
 _PHENOMENA = ("quotation", "ellipsis", "abbreviation", "number", "other")
 
 
@@ -46,6 +47,22 @@ def deduplication(result: dict[str, Any]) -> str:
         lost = max(found[c, words]["others_lost"] for words in (shortest, longer))
         rows.append([f"{100 * c:.0f} % of the words changed", *share, f"{100 * lost:.0f} %"])
     return markdown_table(["planted, 10 % each", "found", f"found, of at least {longer} words", "others lost"], rows)
+
+
+def scripts(result: dict[str, Any]) -> str:
+    """Return the table of ten scripts by kind of source, from `measure_scripts.py`."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for one in result["builds"]:
+        rows.setdefault(one["language"], []).append(one)
+    cells = [
+        [
+            f"`{language}`",
+            *(" / ".join(f"{100 * one[name]:.{digits}f}" for one in of) + " %" for name, digits in _SHARES),
+            of[-1]["accents"],
+        ]
+        for language, of in rows.items()
+    ]
+    return markdown_table(["", "characters kept", "[UNK]", "copies found", "accents"], cells)
 
 
 def step_times(result: dict[str, Any]) -> str:

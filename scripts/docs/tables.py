@@ -104,6 +104,7 @@ SHOWN = (
     Shown("bytes_sent", "docs/scaling.md", "communication_bytes_cpu.json", result_tables.bytes_sent),
     Shown("step_times", "docs/scaling.md", "communication_steps_cpu.json", result_tables.step_times),
     Shown("segmenters", "docs/data_preparation.md", "sentence_segmentation.json", result_tables.segmenters),
+    Shown("scripts", "docs/data_preparation.md", "scripts_cpu.json", result_tables.scripts),
     Shown("deduplication", "docs/data_preparation.md", "deduplication_cpu.json", result_tables.deduplication),
 )
 
