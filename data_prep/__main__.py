@@ -27,6 +27,7 @@ with explain_missing_package("data_prep"):
     from data_prep.verify import verify
 
 FORMATS = ("native", "nvidia")
+BAD_ROWS = ("stop", "skip")
 LONGEST_SEQ_LENGTH = 2**16 - 1
 LARGEST_DUPE_FACTOR = 1000
 
@@ -89,7 +90,7 @@ def _build(arguments: argparse.Namespace) -> int:
         shard_rows=arguments.shard_rows, language=arguments.language,
         keep_languages=parse_languages(arguments.keep_language) if arguments.keep_language else (),
         deduplicate=arguments.deduplicate, similarity=arguments.similarity, format=arguments.format,
-        dupe_factor=dupe_factor, accents=arguments.accents,
+        dupe_factor=dupe_factor, accents=arguments.accents, bad_rows=arguments.bad_rows,
     )  # fmt: skip
     with make_executor(options) as executor:
         build(build_arguments, arguments.vocab, arguments.output_dir, executor)
@@ -187,6 +188,11 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--language", default="en", help="ISO 639 code of the language that sentence splitting assumes (default: en)"
     )
+    add.add_argument(
+        "--bad_rows", choices=BAD_ROWS, default=BAD_ROWS[0],
+        help="stop at a row of JSON lines, a row of a table, or a page of a dump that cannot be read, or skip such rows"
+        " and count them by reason (default: stop)",
+    )  # fmt: skip
     add_executor_flags(add)
     add.add_argument(
         "--format", default=FORMATS[0],

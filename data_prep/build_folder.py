@@ -198,7 +198,7 @@ def _reusable_tasks(build_dir: Path, old: BuildPlan, new: BuildPlan) -> dict[int
     old_arguments, new_arguments = (
         [getattr(plan.arguments, name) for name in _ARGUMENTS_OF_READING] for plan in (old, new)
     )
-    if old_arguments != new_arguments:
+    if old_arguments != new_arguments or (old.arguments.bad_rows, new.arguments.bad_rows) == ("skip", "stop"):
         return {}
     number_of = {_key(pieces): number for number, pieces in enumerate(new.tasks)}
     new_numbers: dict[int, int] = {}

@@ -48,6 +48,8 @@ class BuildArguments:
     """Lowest estimated Jaccard similarity at which two documents count as near duplicates."""
     format: str = "native"
     """Shard format, `native` or `nvidia`."""
+    bad_rows: str = "stop"
+    """What to do with rows that cannot be read: `stop` or `skip`."""
     dupe_factor: int = 1
     """Sets of masks for each training row in NVIDIA's format; native rows hold no masks."""
     accents: str = "auto"

@@ -34,7 +34,7 @@ def reading_recipe(arguments: BuildArguments, pieces: list[Piece], spool_dir: Pa
     """Return the steps from pieces of the sources to a spool."""
     keep = arguments.keep_languages
     return [
-        ReadPieces(pieces),
+        ReadPieces(pieces, arguments.bad_rows),
         Normalise(),
         Drop("unfit", drop_reason),
         *([Drop("languages", functools.partial(language_drop_reason, keep=keep))] if keep else []),
@@ -67,14 +67,14 @@ def left_out_by(steps: list[PipelineStep]) -> LeftOut:
 
 
 class ReadPieces(PipelineStep):
-    """Reads the documents of pieces, and counts those that their source drops."""
+    """Reads the documents of pieces, and counts those that their source drops; a bad row stops it, or is skipped."""
 
     type = "READER"
     name = "pieces"
 
-    def __init__(self, pieces: list[Piece]) -> None:
+    def __init__(self, pieces: list[Piece], bad_rows: str) -> None:
         super().__init__()
-        self.pieces = pieces
+        self.pieces, self.bad_rows = pieces, bad_rows
         self.left_out = LeftOut()
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[DatatroveDocument]:
@@ -83,6 +83,8 @@ class ReadPieces(PipelineStep):
             for document in KINDS[piece.kind].read_piece(piece):
                 if document.left_out is not None:
                     self.left_out.update(document.left_out)
+                if document.fault is not None and self.bad_rows == "stop":
+                    raise ValueError(f"{document.fault} (--bad_rows skip leaves such rows out, and counts them)")
                 if document.dropped:
                     self.stat_update(_DROPPED + document.dropped)
                 else:

@@ -6,8 +6,10 @@ import os
 import re
 from collections.abc import Iterator
 
+from data_prep.sources.compression import beginning
+from data_prep.sources.finding import Names, find_files
 from data_prep.sources.kind import Document, Piece, SourceKind
-from data_prep.sources.local_files import UTF_16_MARKS, binary_format, find_files, read_bytes, whole_files
+from data_prep.sources.local_files import LINE_END, UTF_16_MARKS, binary_format, read_parts, whole_files
 from data_prep.sources.text import is_hard_wrapped, join_lines, split_blocks
 from data_prep.text.left_out import LeftOut, count_characters
 from data_prep.text.scripts import has_capitals_only
@@ -37,12 +39,11 @@ def list_pieces(where: str) -> list[Piece]:
 
     Files that are not text according to their first bytes are a ValueError, which counts them.
     """
-    pieces = whole_files("books", find_files(where, (".txt",)))
+    pieces = whole_files("books", find_files(where, Names.ending(".txt")))
     not_text = []
     for piece in pieces:
-        with open(piece.path, "rb") as file:
-            if what := _format_if_not_text(file.read(_CHECKED_BYTES)):
-                not_text.append(f"{piece.path}: not text but {what}")
+        if what := _format_if_not_text(beginning(piece.path, _CHECKED_BYTES)):
+            not_text.append(f"{piece.path}: not text but {what}")
     if not_text:
         more = f" (and {len(not_text) - 1} more files that are not text)" if len(not_text) > 1 else ""
         raise ValueError(f"{not_text[0]}{more}; remove it from the folder, or convert it")
@@ -51,7 +52,7 @@ def list_pieces(where: str) -> list[Piece]:
 
 def read_piece(piece: Piece) -> Iterator[Document]:
     """Yield the book without header, footer, credits, headings and editorial brackets; wrapped lines are joined."""
-    data = read_bytes(piece)
+    data = b"".join(part.data for part in read_parts(piece, LINE_END))
     # Any bytes can be decoded as Latin-1, so decoding does not detect a file that is not text.
     if what := _format_if_not_text(data):
         raise ValueError(f"{piece.path}: not text but {what}; remove it from the folder, or convert it")

@@ -13,8 +13,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from data_prep.sources.finding import Names, find_files
 from data_prep.sources.kind import Document, Piece, SourceKind
-from data_prep.sources.local_files import PIECE_BYTES, find_files
+from data_prep.sources.local_files import PIECE_BYTES
 from data_prep.sources.tables import OPTIONS, Columns, batch_rows, choose_columns, documents_of, split_options
 
 MOST_PARTS = 16
@@ -56,7 +57,7 @@ def list_pieces(where: str) -> list[Piece]:
     """
     place, options = split_options(where, OPTIONS)
     pieces = []
-    for path in find_files(place, (".parquet",)):
+    for path in find_files(place, Names.ending(".parquet", compressed=False)):
         with open(path, "rb") as file:
             pieces += rows_as_pieces("parquet", str(path), file, options, where)
     return pieces

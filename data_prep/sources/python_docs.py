@@ -45,6 +45,7 @@ def read_piece(piece: Piece) -> Iterator[Document]:
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
+        yield Document("", f"module {path.stem}", path.stem, dropped="not Python")
         return
     if path.name == "topics.py" and path.parent.name == "pydoc_data":
         for title, text in _topics(tree):

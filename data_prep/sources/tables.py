@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from data_prep.sources.kind import NO_TEXT, Document
+from data_prep.sources.kind import NO_TEXT, Document, bad_row
 
 _OPTION = re.compile(r"^(.*),([A-Za-z_]+)=([^,]*)$", re.DOTALL)
 OPTIONS = ("column", "id", "title", "join_rows")
@@ -96,7 +96,9 @@ def documents_of(batches: Iterable[Any], first_row: int, columns: Columns, place
         titles = _strings(batch, columns.title, row, place) if columns.title else [None] * len(texts)
         for text, given, title in zip(texts, ids, titles, strict=True):
             own_name = f"{place}:row {row}" if given is None else str(given)
-            if text is None:
+            if fault := next((value for value in (text, given, title) if isinstance(value, _NotUTF8)), None):
+                yield bad_row("not UTF-8", f"{place}:row {row}", fault.message)
+            elif text is None:
                 yield Document("", own_name, dropped=NO_TEXT)
             elif columns.join_rows == 1:
                 yield Document(text, own_name, title or "")
@@ -109,6 +111,11 @@ def documents_of(batches: Iterable[Any], first_row: int, columns: Columns, place
                 lines = []
     if lines:
         yield Document("\n".join(lines), name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NotUTF8:
+    message: str
 
 
 def batch_rows(rows: int, text_bytes: int) -> int:
@@ -141,15 +148,16 @@ def _type(schema: Any, name: str) -> str:
 def _strings(batch: Any, name: str, first_row: int, place: str) -> list[Any]:
     column = batch.column(name)
     try:
-        values: list[Any] = column.to_pylist()
+        return list(column.to_pylist())
     except UnicodeDecodeError:
+        values: list[Any] = []
         for row in range(len(column)):
             try:
-                column[row].as_py()
+                values.append(column[row].as_py())
             except UnicodeDecodeError as error:
-                raise ValueError(
+                message = (
                     f"{place}: row {first_row + row}: column {name!r} is not UTF-8 at byte {error.start} of its text:"
                     f" 0x{error.object[error.start]:02x}"
-                ) from None
-        raise
-    return values
+                )
+                values.append(_NotUTF8(message))
+        return values

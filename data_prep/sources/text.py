@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from data_prep.sources.finding import Names, find_files
 from data_prep.sources.kind import Document, Piece, SourceKind
-from data_prep.sources.local_files import cut_file, find_files, read_utf8
+from data_prep.sources.local_files import cut_file, read_parts
 from data_prep.text.scripts import display_width, without_breaks_between_dense
 
 DOCUMENT_BOUNDARY = re.compile(rb"\n[ \t\f\r]*\n")
@@ -17,14 +18,16 @@ _HYPHEN_IN_WORD = re.compile(r"\w-$")
 
 def list_pieces(where: str) -> list[Piece]:
     """Cut the `.txt` files of a folder, a file or a glob at blank lines."""
-    return [piece for path in find_files(where, (".txt",)) for piece in cut_file("text", path, DOCUMENT_BOUNDARY)]
+    paths = find_files(where, Names.ending(".txt"))
+    return [piece for path in paths for piece in cut_file("text", path, DOCUMENT_BOUNDARY)]
 
 
 def read_piece(piece: Piece) -> Iterator[Document]:
     """Yield one document for each block of lines between blank lines."""
-    for number, text in enumerate(_BLANK_LINES.split(read_utf8(piece))):
-        if text.strip():
-            yield Document(text, f"{piece.path}:{piece.start}:{number}")
+    for part in read_parts(piece, DOCUMENT_BOUNDARY):
+        for number, text in enumerate(_BLANK_LINES.split(part.text())):
+            if text.strip():
+                yield Document(text, f"{piece.path}:{part.start}:{number}")
 
 
 def is_hard_wrapped(text: str) -> bool:

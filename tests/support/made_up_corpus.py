@@ -8,6 +8,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,15 @@ def digests(folder: Path) -> dict[str, str]:
 def read_source(argument: str) -> list[Document]:
     """Return all documents of a source, `KIND=WHERE`."""
     source = Source.parse(argument)
-    return [document for piece in source.pieces() for document in source.kind.read_piece(piece)]
+    return [document for piece in source.pieces() for document in sound(source.kind.read_piece(piece))]
+
+
+def sound(documents: Iterable[Document]) -> Iterator[Document]:
+    """Yield documents, and raise ValueError at the first bad row, as a build does."""
+    for document in documents:
+        if document.fault is not None:
+            raise ValueError(document.fault)
+        yield document
 
 
 def source_error(argument: str) -> str:

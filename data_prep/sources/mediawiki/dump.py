@@ -13,8 +13,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.sources.kind import NO_TEXT, WIKIPEDIA_LICENCE, Document, Piece, SourceKind
-from data_prep.sources.local_files import find_files, line_of
+from data_prep.sources.compression import DamagedError, beginning, compression_of, decompressed
+from data_prep.sources.finding import Names, find_files, tell_passed_over
+from data_prep.sources.kind import NO_TEXT, WIKIPEDIA_LICENCE, Document, Piece, SourceKind, bad_row
+from data_prep.sources.local_files import line_of, whole_files
 from data_prep.sources.mediawiki.article_prose import LIST
 from data_prep.sources.mediawiki.bz2_blocks import SIGNATURE, read_blocks
 from data_prep.sources.mediawiki.export_xml import Chunk, Page, read_pages
@@ -34,9 +36,11 @@ NOT_WIKITEXT = "not wikitext"
 TOO_LONG = "longer than 2 MiB"
 DISAMBIGUATION = "disambiguation page"
 
-_DUMP_NAME = re.compile(r"\.xml(?:-p\d+p\d+)?(?:\.bz2)?$", re.IGNORECASE)
+_DUMP_NAMES = Names(
+    re.compile(r"\.xml(?:-p\d+p\d+)?(?:\.(?:bz2|gz|xz|zst))?$", re.IGNORECASE), " ending in .xml or .xml.bz2"
+)
 _INDEX_NAME = re.compile(r"-index\d*\.txt", re.IGNORECASE)
-_SAME_CONTENT = re.compile(r"-multistream(?=\d*\.xml)|\.bz2$", re.IGNORECASE)
+_SAME_CONTENT = re.compile(r"-multistream(?=\d*\.xml)|\.(?:bz2|gz|xz|zst)$", re.IGNORECASE)
 _REDIRECT = re.compile(r"\s*#\w{2,30}\s{0,9}:?\s{0,9}\[\[")
 """A redirect in any language, for exports that do not mark redirects."""
 
@@ -46,12 +50,9 @@ def list_pieces(where: str, piece_bytes: int | None = None) -> list[Piece]:
 
     A file that is not a MediaWiki export, and two files with the same pages, are a ValueError.
     """
-    paths = find_files(where)
-    if Path(os.path.expanduser(where)).is_dir():
-        paths = [path for path in paths if _DUMP_NAME.search(path.name)]
-        if not paths:
-            raise ValueError(f"{where}: the folder holds no files ending in .xml or .xml.bz2")
-    elif len(paths) > 1:
+    paths = find_files(where, _DUMP_NAMES)
+    if len(paths) > 1:
+        tell_passed_over(where, [path for path in paths if _INDEX_NAME.search(path.name)], Path())
         paths = [path for path in paths if not _INDEX_NAME.search(path.name)]
     names: dict[str, Path] = {}
     for path in paths:
@@ -61,6 +62,9 @@ def list_pieces(where: str, piece_bytes: int | None = None) -> list[Piece]:
     pieces = []
     for path in paths:
         _site_info(str(path))
+        if compression_of(path) not in (None, "bzip2"):
+            pieces += whole_files(KIND.name, [path])
+            continue
         size = path.stat().st_size
         step = piece_bytes or (BZ2_PIECE_BYTES if _is_bz2(path) else XML_PIECE_BYTES)
         pieces += [Piece(KIND.name, str(path), start, min(start + step, size)) for start in range(0, size, step)]
@@ -74,9 +78,14 @@ def read_piece(piece: Piece) -> Iterator[Document]:
         blocks = read_blocks(piece.path, piece.start)
         chunks: Iterator[Chunk] = (Chunk(block.data, block.offset < piece.end, block.offset) for block in blocks)
         locate = _bz2_place
+    elif compression_of(piece.path) is not None:
+        chunks, locate = _decompressed_chunks(piece.path), _decompressed_place
     else:
         chunks, locate = _xml_chunks(piece), functools.partial(_xml_place, piece.path)
     for page in read_pages(chunks, piece.path, piece.start == 0, locate):
+        if page.fault is not None:
+            yield bad_row("page not well-formed", page.id, page.fault)
+            continue
         reason = _why_no_article(page, site)
         if reason is not None:
             yield Document("", page.id, page.title, dropped=reason)
@@ -84,7 +93,7 @@ def read_piece(piece: Piece) -> Iterator[Document]:
         assert page.text is not None
         article = article_of_wikitext(page.text, page.title, site)
         reason = DISAMBIGUATION if article.is_disambiguation else LIST if article.is_list else None
-        yield Document("" if reason else article.prose, page.id, page.title, reason, article.left_out)
+        yield Document("" if reason else article.prose, page.id, page.title, reason, left_out=article.left_out)
 
 
 def _why_no_article(page: Page, site: SiteInfo) -> str | None:
@@ -114,6 +123,20 @@ def _xml_chunks(piece: Piece) -> Iterator[Chunk]:
                 return
             yield Chunk(data, owned, position)
             position += len(data)
+
+
+def _decompressed_chunks(path: str) -> Iterator[Chunk]:
+    position = 0
+    try:
+        for data in decompressed(path):
+            yield Chunk(data, True, position)
+            position += len(data)
+    except DamagedError as error:
+        raise ValueError(f"{path}: damaged or truncated after byte {position} of its content: {error}") from None
+
+
+def _decompressed_place(place: int, offset: int) -> str:
+    return f"byte {place + offset} of the content"
 
 
 def _xml_place(path: str, place: int, offset: int) -> str:
@@ -146,8 +169,7 @@ def _site_info_of_version(path: str, size: int, modified_ns: int) -> SiteInfo:
             if len(head) >= HEAD_BYTES or b"<page>" in head:
                 break
     else:
-        with open(path, "rb") as file:
-            head = file.read(HEAD_BYTES)
+        head = beginning(path, HEAD_BYTES)
     return read_site_info(head[:HEAD_BYTES], path)
 
 

@@ -41,6 +41,8 @@ class Page:
     model: str
     text: str | None
     """None if the page is too long."""
+    fault: str | None = None
+    """What is wrong with a page that cannot be parsed, with file and place."""
 
 
 def read_pages(
@@ -175,7 +177,8 @@ def _parse(data: bytes, path: str, where: str) -> Page:
     try:
         page = ElementTree.fromstring(data)
     except ElementTree.ParseError as error:
-        raise ValueError(f"{path}: the page{_name(data)} that begins at {where} {_fault(data, error)}") from None
+        fault = f"{path}: the page{_name(data)} that begins at {where} {_fault(data, error)}"
+        return dataclasses.replace(_too_long(data[:4096]), fault=fault)
     revisions = page.findall("revision")
     revision = revisions[-1] if revisions else None
     namespace = page.findtext("ns")

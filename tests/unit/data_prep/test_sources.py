@@ -2,7 +2,7 @@ import itertools
 import json
 
 import pytest
-from made_up_corpus import read_source
+from made_up_corpus import read_source, sound
 
 from data_prep.sources import KINDS, Source
 from data_prep.sources.jsonl import LINE_END
@@ -97,7 +97,7 @@ def test_jsonl_reads_text_and_title(tmp_path):
     path.write_text('{"text": "Line one.\\nTwo.", "title": "T", "id": 5}\n\n{"text": "caf\\u00e9"}\n')
     first, second = read_source(f"jsonl={path}")
     assert (first.text, first.title, first.id) == ("Line one.\nTwo.", "T", "5")
-    assert (second.text, second.id) == ("café", f"{path}:3")
+    assert (second.text, second.id) == ("café", f"{path}:0:2")
 
 
 def test_python_docs_are_prose_and_repeat():
@@ -137,4 +137,4 @@ def test_line_numbers_count_from_the_beginning_of_a_file_in_several_pieces(tmp_p
     pieces = cut_file("jsonl", path, LINE_END, 100)
     assert len(pieces) == 3
     with pytest.raises(ValueError, match=r"a.jsonl:21: not JSON"):
-        list(KINDS["jsonl"].read_piece(pieces[-1]))
+        list(sound(KINDS["jsonl"].read_piece(pieces[-1])))

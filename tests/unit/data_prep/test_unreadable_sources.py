@@ -1,15 +1,18 @@
 """Files whose content does not match their names, and compressed files."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import zipfile
 
 import pyarrow as pa
 import pytest
 from made_up_corpus import read_source, source_error
+from made_up_dump import dump, page
 
-from data_prep.sources import Source
+from data_prep.sources import Source, local_files
 from data_prep.sources.local_files import binary_format
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20
@@ -28,13 +31,12 @@ def zipped():
         (PNG, "a PNG image"),
         (zipped(), "a zip archive (or EPUB, DOCX, ODT)"),
         (b"%PDF-1.7\n%\xe2\xe3\n1 0 obj\n", "a PDF"),
-        (gzip.compress(b"It was a cold day.", mtime=0), "compressed with gzip"),
         (b"It was a cold day.\n\0\0It was a cold day.\n" * 9, "binary (NUL at byte 19)"),
         ("It was a cold day.\n".encode("utf-16-le"), "binary, or UTF-16 without a byte order mark"),
         (bytes(range(1, 256)) * 9, "binary (more than 1% control characters)"),
         (b"It was a cold day.\n" * 900 + b"\0", "binary (NUL at byte 17100)"),
     ],
-    ids=["png", "zip", "pdf", "gzip", "nul", "utf-16", "control characters", "late nul"],
+    ids=["png", "zip", "pdf", "nul", "utf-16", "control characters", "late nul"],
 )
 def test_book_that_is_not_text_is_an_error_with_its_format(tmp_path, content, message):
     (tmp_path / "good.txt").write_text("It was a cold day.\n" * 20)
@@ -56,7 +58,7 @@ def test_text_with_form_feeds_and_accents_in_any_encoding_is_text(tmp_path, enco
     assert binary_format(b"Old DOS text.\r\n" * 9 + b"\x1a") is None
 
 
-PLAIN = ("text", "jsonl", "wikiextractor")
+PLAIN = ("text", "wikiextractor")
 
 
 @pytest.mark.parametrize(
@@ -66,8 +68,14 @@ PLAIN = ("text", "jsonl", "wikiextractor")
         (PLAIN, "Eins.\n".encode("utf-16"), "a.txt: not UTF-8 text at byte 0 (line 1): 0xff; the file is UTF-16"),
         (PLAIN, b"caf\xc3\xa9\nna\xefve\n", "a.txt: not UTF-8 text at byte 8 (line 2): 0xef; convert it, for example"),
         (PLAIN, b"fine\n\nfi\0ne\n", "not UTF-8 text at byte 8 (line 3): NUL; the file is not text, or is damaged"),
-        ((*PLAIN, "books"), b"", "a.txt: nothing to read: the files are empty"),
+        ((*PLAIN, "jsonl", "books"), b"", "a.txt: nothing to read: the files are empty"),
         (["text"], b"Good line.\nBad \xff line.\n", "a.txt: not UTF-8 text at byte 15 (line 2): 0xff"),
+        (["jsonl"], PNG, "a.txt:1: not UTF-8 text at byte 0 of the line: 0x89; the file is a PNG image"),
+        (["jsonl"], '{"text": "a"}\n'.encode("utf-16"), "a.txt:1: not UTF-8 text at byte 0 of the line: 0xff"),
+        (["jsonl"], b'{"text": "ok"}\n{"text": "na\xefve"}\n', "a.txt:2: not UTF-8 text at byte 12 of the line: 0xef"),
+        (["jsonl"], b'{"text": "ok"}\n{"text": "o\0k"}\n', "a.txt:2: NUL at byte 11 of the line"),
+        (["jsonl"], b'{"text": "ok", "n": ' + b"9" * 6000 + b"}\n", "a.txt:1: an integer of more than 4,300 digits"),
+        (["jsonl"], b'{"text": "ok"}\n' + b"[" * 5000 + b"]" * 5000, "a.txt:2: objects or arrays are nested too"),
         (["jsonl"], b'{"text": "ok"}\n{"text": \n', "a.txt:2: not JSON"),
         (["jsonl"], b'{"body": "ok"}\n', 'a.txt:1: expected an object with a string under "text" (keys here: body)'),
         (["jsonl"], b"[1]\n", "a.txt:1: expected an object"),
@@ -88,21 +96,78 @@ def lines(count):
     return "".join(json.dumps({"text": f"Line {n} — naïve."}) + "\r\n" for n in range(count)).encode()
 
 
-@pytest.mark.parametrize(("ending", "codec"), [("gz", "gzip"), ("zst", "zstd")])
-def test_compressed_jsonl_equals_the_plain_file(tmp_path, ending, codec):
+COMPRESS = {
+    "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress,
+    "zst": lambda data: pa.compress(data, codec="zstd", asbytes=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_compressed_jsonl_equals_the_plain_file(tmp_path, ending):
     (tmp_path / "plain.jsonl").write_bytes(lines(5000))
-    second = pa.compress(lines(5000)[-1:], codec=codec, asbytes=True)
-    whole = pa.compress(b"\xef\xbb\xbf" + lines(5000), codec=codec, asbytes=True)
+    second = COMPRESS[ending](lines(5000)[-1:])
+    whole = COMPRESS[ending](b"\xef\xbb\xbf" + lines(5000))
     path = tmp_path / "folder" / f"a.jsonl.{ending}"
     path.parent.mkdir()
     path.write_bytes(whole + second)
     texts = [d.text for d in read_source(f"jsonl={path.parent}")]
     assert texts == [d.text for d in read_source(f"jsonl={tmp_path}/plain.jsonl")]
     assert len(texts) == 5000
-    assert read_source(f"jsonl={path.parent}")[7].id == f"{path}:8"
+    assert read_source(f"jsonl={path.parent}")[7].id == f"{path}:0:7"
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"a\.jsonl\.\w+: damaged or truncated after line \d+: "):
         read_source(f"jsonl={path}")
-    for line, message in ((b"broken", "not JSON"), (b'{"text": "na\xefve"}', "not UTF-8 at byte 12 of the line")):
-        path.write_bytes(pa.compress(b'{"text": "ok"}\n' + line + b"\n", codec=codec, asbytes=True))
+    for line, message in ((b"broken", "not JSON"), (b'{"text": "na\xefve"}', "not UTF-8 text at byte 12 of the line")):
+        path.write_bytes(COMPRESS[ending](b'{"text": "ok"}\n' + line + b"\n"))
         assert f"a.jsonl.{ending}:2: {message}" in source_error(f"jsonl={path}")
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+@pytest.mark.parametrize("kind", ["text", "books", "wikiextractor", "wikipedia-dump", "jsonl"])
+def test_every_kind_reads_compressed_files_by_their_content(tmp_path, kind, ending):
+    sentence = "It was a cold day in the old town on the river."
+    content = {
+        "text": f"{sentence}\n\n{sentence}\n", "books": f"{sentence}\n\n{sentence}\n",
+        "wikiextractor": f'<doc id="1" title="A">\nA\n{sentence}\n</doc>\n',
+        "wikipedia-dump": dump([page("A", sentence, 1)]),
+        "jsonl": json.dumps({"text": sentence}) + "\n",
+    }[kind]  # fmt: skip
+    data = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "plain.txt").write_bytes(data)
+    (tmp_path / "packed.txt").write_bytes(COMPRESS[ending](data))
+    plain, packed = ([d.text for d in read_source(f"{kind}={tmp_path}/{name}.txt")] for name in ("plain", "packed"))
+    assert packed == plain
+    assert sentence in packed[0]
+
+
+def test_compressed_text_of_several_parts_equals_the_plain_file(tmp_path, monkeypatch):
+    texts = [f"Document {n}.\n" + "x" * (n % 13) for n in range(600)]
+    (tmp_path / "a.txt").write_bytes(gzip.compress("\n\n".join(texts).encode()))
+    monkeypatch.setattr(local_files, "PIECE_BYTES", 1000)
+    documents = read_source(f"text={tmp_path}/a.txt")
+    assert [document.text.strip() for document in documents] == [text.strip() for text in texts]
+    assert documents[-1].id != "a.txt:0:599"
+
+
+@pytest.mark.parametrize(("ending", "cut"), [("gz", 5), ("bz2", 9), ("xz", 9)])
+def test_damage_after_the_first_compressed_stream_is_an_error(tmp_path, ending, cut):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(COMPRESS[ending](lines(3)) + COMPRESS[ending](lines(3))[:cut])
+    assert "a.jsonl: damaged or truncated after line 3: " in source_error(f"jsonl={path}")
+    path.write_bytes(COMPRESS[ending](lines(3)) + b"garbage")
+    assert "a.jsonl: damaged or truncated after line 3: " in source_error(f"jsonl={path}")
+
+
+def test_gzip_padded_with_zeros_is_read(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines(3)) + bytes(5000) + gzip.compress(lines(2)) + bytes(512))
+    assert len(read_source(f"jsonl={tmp_path}")) == 5
+
+
+def test_zstd_with_a_long_window_is_named(tmp_path):
+    magic, no_content_size, window_of_2_gib = b"\x28\xb5\x2f\xfd", b"\x00", b"\xa8"
+    raw_last_block = (1 | 4 << 3).to_bytes(3, "little") + b"abcd"
+    (tmp_path / "a.jsonl.zst").write_bytes(magic + no_content_size + window_of_2_gib + raw_last_block)
+    message = (
+        "a.jsonl.zst: compressed by zstd with a window above 128 MiB (--long=28 or more); compress it again without"
+    )
+    assert message in source_error(f"jsonl={tmp_path}")

@@ -6,6 +6,7 @@ import shutil
 import tracemalloc
 
 import pytest
+from made_up_corpus import sound
 from made_up_dump import FOOT, HEAD, dump, made_up_pages, multistream, page
 
 from data_prep.sources import KINDS, Source
@@ -18,7 +19,7 @@ PROSE = "The made-up animal lives in the high mountains of the north. "
 
 
 def read(path, piece_bytes=None):
-    return [document for piece in list_pieces(str(path), piece_bytes) for document in read_piece(piece)]
+    return [document for piece in list_pieces(str(path), piece_bytes) for document in sound(read_piece(piece))]
 
 
 @pytest.fixture(scope="module")
