@@ -72,7 +72,7 @@ class ReadPieces(PipelineStep):
     type = "READER"
     name = "pieces"
 
-    def __init__(self, pieces: list[Piece], bad_rows: str) -> None:
+    def __init__(self, pieces: list[Piece], bad_rows: str = "stop") -> None:
         super().__init__()
         self.pieces, self.bad_rows = pieces, bad_rows
         self.left_out = LeftOut()
