@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from bert_pld.data import shards
-from bert_pld.data.nvidia_format import read_blocks, read_header
-from bert_pld.data.shards import COLUMNS, SPLITS, Manifest, Shard, ShardRecord, vocabulary_hash
+from bert_pld.data.nvidia_format import find_shards, read_blocks, read_header
+from bert_pld.data.shards import COLUMNS, MANIFEST_NAME, SPLITS, Manifest, Shard, ShardRecord, vocabulary_hash
 from bert_pld.data.tokenizer import read_entries
 from bert_pld.files import TOKENIZER, VOCABULARY, file_sha256
 from data_prep.rows.vocabulary import SPECIAL_TOKENS, unknown_warning
@@ -27,6 +27,11 @@ def verify(data_dir: Path, samples: int = 3, follow_links: bool = False) -> list
     With `follow_links`, files may be symlinks to outside the directory.
     """
     try:
+        if data_dir.is_dir() and not (data_dir / MANIFEST_NAME).exists() and find_shards(data_dir, follow_links):
+            raise ValueError(
+                f"{data_dir}: has shards in NVIDIA's format, but no {MANIFEST_NAME} with their checksums; there is"
+                " nothing to compare them with, and training checks each of them when it starts"
+            )
         manifest = Manifest.read(data_dir, follow_links)
     except ValueError as error:
         return [str(error)]

@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 from data_prep_fixtures import rewrite_shard
+from static_shards import write_static_corpus
 
 from bert_pld.data.shards import Manifest, Shard, write_shard
 from data_prep.__main__ import main
@@ -97,3 +98,10 @@ def test_directory_without_manifest_is_an_error_of_one_line(tmp_path, capsys):
     status, _, err = verified(tmp_path, capsys)
     assert (status, len(err)) == (1, 1)
     assert "holds no manifest.json" in err[0]
+
+
+def test_nvidias_shards_without_a_manifest_are_not_called_an_unfinished_build(tmp_path, capsys):
+    write_static_corpus(tmp_path, train=(3,))
+    status, _, err = verified(tmp_path, capsys)
+    assert (status, len(err)) == (1, 1)
+    assert "has shards in NVIDIA's format, but no manifest.json with their checksums" in err[0]
