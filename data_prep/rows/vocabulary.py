@@ -161,8 +161,8 @@ def _train(
     head = [*SPECIAL_TOKENS.values(), *alphabet.entries(size)]
     if len(head) > size:
         raise ValueError(
-            f"--vocab_size {size}: {ALPHABET_COVERAGE:.1%} of this text's characters take {len(head):,} entries; use a"
-            f" size above {len(head)}, several times as large to have whole words too"
+            f"--vocab_size {size}: {ALPHABET_COVERAGE:.1%} of this text's characters take {len(head)} entries;"
+            " use a larger size"
         )
     tokenizer = Tokenizer(WordPiece({}, unk_token=SPECIAL_TOKENS["unk"]))
     tokenizer.normalizer = normalizer

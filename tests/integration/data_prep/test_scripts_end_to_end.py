@@ -77,3 +77,21 @@ def test_build_that_keeps_less_than_half_says_so_at_the_end(tmp_path, capsys):
     assert page_of_card.count("Warning: ") == 2
     assert main(["verify", str(output_dir)]) == 0
     assert "of the tokens are [UNK]" in capsys.readouterr().out
+
+
+def test_stripped_accents_that_change_the_text_are_said_at_the_end(tmp_path, capsys):
+    draw = random.Random(5)
+    rows = (json.dumps({"text": "\n".join(paragraph("hi", draw) for _ in range(4))}) + "\n" for _ in range(12))
+    (tmp_path / "rows.jsonl").write_text("".join(rows), encoding="utf-8")
+    source = ["--source", f"jsonl={tmp_path}/rows.jsonl", "--vocab_size", "256", "--workers", "1"]
+    warnings = {}
+    for accents in ("strip", "keep"):
+        assert main(["build", *source, "--accents", accents, "--output_dir", str(tmp_path / accents)]) == 0
+        warnings[accents] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+        assert card_of(tmp_path / accents)["vocabulary"]["accents"] == ("kept" if accents == "keep" else "stripped")
+    assert warnings["keep"] == []
+    (warning,) = warnings["strip"]
+    assert warning.startswith("warning: stripping accents changed ")
+    assert main(["build", *source, "--cased", "--accents", "strip", "--output_dir", str(tmp_path / "cased")]) == 1
+    assert "--accents strip: a cased vocabulary keeps accents" in capsys.readouterr().err
+    assert main(["build", *source, "--cased", "--output_dir", str(tmp_path / "cased")]) == 0

@@ -142,7 +142,7 @@ def test_alphabet_covers_the_text_and_a_size_too_small_for_it_is_an_error():
     draw = random.Random(7)
     texts = [[paragraph("ja", draw) for _ in range(100)]]
     with pytest.raises(
-        ValueError, match=r"--vocab_size 256: 99.9% of this text's characters take \d+ entries; use a size"
+        ValueError, match=r"--vocab_size 256: 99.9% of this text's characters take \d+ entries; use a larger size"
     ):
         train_vocabulary(lambda: texts, 256, False, True)
     vocabulary = train_vocabulary(lambda: texts, 370, False, True)
