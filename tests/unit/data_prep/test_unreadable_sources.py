@@ -8,10 +8,12 @@ import lzma
 import zipfile
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from made_up_corpus import read_source, source_error
+from made_up_corpus import card_of, made_up_documents, read_source, source_error
 from made_up_dump import dump, page
 
+from data_prep.__main__ import main
 from data_prep.sources import Source, local_files
 from data_prep.sources.local_files import binary_format
 
@@ -171,3 +173,47 @@ def test_zstd_with_a_long_window_is_named(tmp_path):
         "a.jsonl.zst: compressed by zstd with a window above 128 MiB (--long=28 or more); compress it again without"
     )
     assert message in source_error(f"jsonl={tmp_path}")
+
+
+BAD = [
+    "[" * 5000, '{"text": "cut', "[1]", '{"text": null}', '{"title": "x"}', '{"text": ["x"]}',
+    '{"n": ' + "9" * 6000 + "}"
+]  # fmt: skip
+COUNTED = {
+    "bad row: integer too long": 1, "bad row: nested too deeply": 1, "bad row: not JSON": 1,
+    "bad row: not an object": 1, "no text": 2, "text is not a string": 1,
+}  # fmt: skip
+
+
+def test_bad_rows_stop_the_build_or_are_skipped_and_counted(tmp_path, capsys, tiny_vocab, small_tasks):
+    rows = [json.dumps({"text": text}) for text in made_up_documents(40, seed=3)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows[:20]))
+    (tmp_path / "b.jsonl").write_text("\n".join([*rows[20:30], *BAD, *rows[30:]]))
+    arguments = ["build", "--source", f"jsonl={tmp_path}", "--output_dir", str(tmp_path / "out"), "--workers", "1"]
+    arguments += ["--vocab", tiny_vocab, "--seq_length", "32", "--validation_fraction", "0.1"]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path}/b.jsonl:11: objects or arrays are nested too deeply to be read (--bad_")
+    assert main([*arguments, "--bad_rows", "skip"]) == 0
+    said = capsys.readouterr()
+    assert "1 of 2 reading tasks reused" in said.err
+    assert "1 bad row: not JSON; 1 bad row: not an object" in said.out
+    documents = card_of(tmp_path / "out")["documents"]
+    assert (documents["dropped"], documents["read"]) == (COUNTED, 47)
+
+
+def test_table_and_dump_skip_what_cannot_be_read(tmp_path):
+    column = pa.array([b"One.", b"na\xefve", b"Two."]).cast(pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    source = Source.parse(f"parquet={tmp_path}")
+    documents = [document for piece in source.pieces() for document in source.kind.read_piece(piece)]
+    assert [document.text for document in documents] == ["One.", "", "Two."]
+    assert [document.dropped for document in documents] == [None, "bad row: not UTF-8", None]
+    pages = dump(
+        [page(name, f"{name} is an animal that lives in the mountains.", n) for n, name in enumerate("ABC", 1)]
+    )
+    (tmp_path / "a.xml").write_bytes(pages.replace(b"B is", b"B & is"))
+    source = Source.parse(f"wikipedia-dump={tmp_path}/a.xml")
+    documents = [document for piece in source.pieces() for document in source.kind.read_piece(piece)]
+    assert [document.dropped for document in documents] == [None, "bad row: page not well-formed", None]
+    assert "the page 'B' (id 2) that begins at byte" in documents[1].fault
