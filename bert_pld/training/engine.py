@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -28,14 +29,19 @@ from bert_pld.training.optimizer import (
 )
 
 _NOT_HERE = {
-    "data_efficiency.data_routing.random_ltd": "use progressive_layer_drop with granularity 'token'",
-    "data_efficiency.data_sampling.curriculum_learning": "train short sequences first, and go on with"
-    " --initialize_from",
-    "torch_autocast": "use bf16 or fp16",
-    "hybrid_engine": "it is for generation, which an encoder has not",
-    "expert_parallel": "the model has no experts",
+    "data_efficiency.data_routing.random_ltd.enabled": "use progressive_layer_drop with granularity 'token'",
+    "data_efficiency.data_sampling.curriculum_learning.enabled": (
+        "train short sequences first, and go on with --initialize_from"
+    ),
+    "torch_autocast.enabled": "use bf16 or fp16",
+    "hybrid_engine.enabled": "it is for generation, which an encoder has not",
+    "expert_parallel.enabled": "the model has no experts",
+    "compile.deepcompile": "use model.kernels",
+    "weight_quantization.quantized_initialization": "it is for inference",
+    "tensor_parallel.autotp_size": "every rank needs the whole model; use zero_optimization",
+    "sequence_parallel_size": "every rank needs whole sequences; use data parallelism",
 }
-"""Blocks that need DeepSpeed's own data loader or model; a run would ignore them or fail in its first step."""
+"""Keys of DeepSpeed that need its own data loader, another loop or another model; a run would ignore them."""
 
 
 def make_engine(config: RunConfig, model: nn.Module) -> Any:
@@ -97,11 +103,11 @@ def _set_up_engine(config: RunConfig, model: nn.Module) -> Any:
 def _refuse_unsupported(config: RunConfig) -> None:
     """Raise a ConfigError for keys of DeepSpeed that need another loop, data loader or model than a run's."""
     for path, instead in _NOT_HERE.items():
-        block: Any = config.deepspeed
+        value: Any = config.deepspeed
         for key in path.split("."):
-            block = block.get(key, {}) if isinstance(block, Mapping) else {}
-        if isinstance(block, Mapping) and block.get("enabled"):
-            raise ConfigError(f"{path}.enabled: true; pretraining does not support it; {instead}")
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if (value and value != 1) or value is True:
+            raise ConfigError(f"{path}: {json.dumps(value)}; pretraining does not support it; {instead}")
     kind: Literal["optimizer", "param"]
     for kind in ("optimizer", "param"):
         if config.offload_device(kind) == "nvme":

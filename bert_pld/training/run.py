@@ -138,7 +138,7 @@ def prepare_run(
     watchdog.progress("opening the data", may_take_long=True)
     training_rows, validation_rows = _open_splits(config, data_dir)
 
-    watchdog.progress("building model and engine")
+    watchdog.progress("building model and engine", may_take_long=True)  # DeepSpeed may compile an optimizer.
     config = resolve_config(config, training_rows, dist.get_world_size(), device)
     lock = RunLock(output_dir)
     checkpoint = choose_checkpoint(output_dir, resume, lock)

@@ -177,6 +177,17 @@ def test_state_is_restored_bitwise_at_another_stage(before, after, batches, tmp_
     assert same_scalars["state"] == scalars["state"]
 
 
+def test_offloaded_adam_goes_on_from_the_other_adam_s_step_counter(batches, tmp_path):
+    """Adam on the host is DeepSpeed's, which counts its steps in an integer, or torch's, which does in a tensor."""
+    engine = start("offload_stage_2")
+    train(engine, batches, 0, 3)
+    tensors, scalars = snapshot(engine)
+    whole = train(engine, batches, 3, 6)
+    assert scalars["state"]["step"] == {"value": 3.0, "tensor": True}
+    scalars["state"]["step"] = {"value": 3, "tensor": False}
+    assert train(restore("offload_stage_2", tensors, scalars, tmp_path, 3), batches, 3, 6) == whole
+
+
 def test_bf16_weights_are_saved_in_fp32(batches):
     engine = start("bf16_stage_1")
     train(engine, batches, 0, 2)

@@ -56,6 +56,26 @@ def test_adamw_is_torch_s_fused_one():
     assert optimizer.param_groups[0]["fused"]
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("params", [{}, {"bias_correction": False}, {"adam_w_mode": False}])
+def test_deepspeed_s_adam_on_the_host_makes_the_steps_of_torch_s(params):
+    """Thorough, because compiling it takes minutes."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    block = {"type": "AdamW", "params": {"lr": 0.01, "weight_decay": 0.1, **params}}
+    torch.manual_seed(0)
+    weights, gradients = torch.randn(64), torch.randn(5, 64)
+    results = []
+    for cls in (None, DeepSpeedCPUAdam):
+        parameter = nn.Parameter(weights.clone())
+        optimizer = build_optimizer(block, [{"params": [parameter], "weight_decay": 0.1}], cls)
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        results.append(parameter.detach())
+    assert torch.allclose(*results, rtol=1e-5, atol=5e-6)
+
+
 def test_unknown_optimizer_parameter_is_refused():
     with pytest.raises(ConfigError, match="optimizer.params.momentum: unknown key for AdamW; valid: lr"):
         build_optimizer({"type": "AdamW", "params": {"momentum": 0.9}}, [{"params": [nn.Parameter(torch.ones(2))]}])
