@@ -94,8 +94,8 @@ _REMOVED_FROM_ZERO = {
     "zeropp_loco_param": "leave it out",
 }
 _KNOWN = (*_BLOCKS, *_BOOLEANS, *_COUNTS, *_NUMBERS, *_CHOICES, *_OTHERS, *REMOVED)
-_LARGEST = 2**53
-"""Numbers beyond it have no place in a configuration, and DeepSpeed's arithmetic is not made for them."""
+_LARGEST, _LARGEST_INTEGER = 1e30, 2**53
+"""Numbers beyond them have no place in a configuration, and DeepSpeed's arithmetic is not made for them."""
 
 
 def check_deepspeed(given: Mapping[str, Any], where: str, own_model: bool = False) -> tuple[dict[str, Any], list[str]]:
@@ -109,7 +109,7 @@ def check_deepspeed(given: Mapping[str, Any], where: str, own_model: bool = Fals
         values["steps_per_print"] = 10**9
     for path, number in _numbers(values):
         if not abs(number) <= _LARGEST:  # NaN compares false.
-            raise ConfigError(f"{where}: {path}: {str(number)[:20]}; must be a number of at most {_LARGEST}")
+            raise ConfigError(f"{where}: {path}: {str(number)[:20]}; must be a number of at most {_LARGEST:g}")
     _take_out_removed(values, where, own_model)
     if "bfloat16" in values:
         old = values.pop("bfloat16")
@@ -262,12 +262,7 @@ def read_boolean(value: Any) -> bool | None:
 
 def whole(value: Any) -> int | None:
     """Return an integer that is written as one, or as a whole float such as 1e6; None for anything else."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or value != value
-        or value in (math.inf, -math.inf)
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST_INTEGER:
         return None
     return int(value) if int(value) == value else None
 
