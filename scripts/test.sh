@@ -5,6 +5,7 @@
 #                          (default where CI is set, and in .ci/run); otherwise they are skipped where it is missing
 # BERT_PLD_THOROUGH        1: also run the tests that repeat another test with one more setting
 # BERT_PLD_KILLS           how often the tests of interruption kill a process (default: 12 and 8)
+# BERT_PLD_FUZZ_CASES      how many cases of random damage each test of damaged files tries (default: 40)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh all,test

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-CASES = int(os.environ.get("BERT_PLD_FUZZ_CASES", "60"))
+CASES = int(os.environ.get("BERT_PLD_FUZZ_CASES", "40"))
 """Number of cases of each test with random damage."""
 SECONDS = 10
 
