@@ -37,7 +37,7 @@ class ProgressiveLayerDropConfig:
     keep_last_block: bool = False
     """Never drop the last block."""
     keep_masked_tokens: bool = False
-    """At `token` granularity, a block runs on a sequence's masked tokens before all others, as far as its share goes."""
+    """At `token` granularity, a block runs on a sequence's masked tokens first, as far as its share goes."""
     seed: int = 0
 
     def check(self) -> Iterable[str]:
