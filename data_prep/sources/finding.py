@@ -44,7 +44,7 @@ def find_files(where: str, names: Names = ANY_NAME) -> list[Path]:
     """
     place = Path(os.path.expanduser(where))
     if place.is_dir():
-        tree = _Tree(place)
+        tree = Tree(place)
         found = [path for path in tree.files if names.pattern.search(path.name)]
         others = [path for path in tree.files if not names.pattern.search(path.name)] + tree.others
         if not found:
@@ -77,8 +77,11 @@ def _listed(paths: Sequence[Path], folder: Path) -> str:
     return f"{len(paths):,} other{'s' if len(paths) > 1 else ''}: {', '.join(inside[:MOST_NAMES])}{more}"
 
 
-class _Tree:
-    """A folder with its sub-folders, each once: real ones under their own names, then those that links add."""
+class Tree:
+    """A folder with its sub-folders, each once: real ones under their own names, then those that links add.
+
+    A broken link is a ValueError, and a folder that cannot be read an OSError.
+    """
 
     def __init__(self, top: Path) -> None:
         self.folders: list[Path] = []
@@ -133,7 +136,7 @@ def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
         return
     first, rest = parts[0], parts[1:]
     if first == "**":
-        tree = _Tree(folder)
+        tree = Tree(folder)
         for below in tree.folders:
             yield from _matches(below, rest) if rest else [below]
         yield from () if rest else tree.files

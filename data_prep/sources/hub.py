@@ -16,9 +16,11 @@ import json
 import os
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from data_prep.sources import hub_loading, parquet
+from data_prep.sources.finding import Tree, tell_passed_over
 from data_prep.sources.kind import Document, Piece, SourceKind
 from data_prep.sources.local_files import PIECE_BYTES
 from data_prep.sources.parquet import RowRange, cut_rows, open_table, read_rows, rows_as_pieces, selection_text
@@ -41,6 +43,8 @@ def list_pieces(where: str) -> list[Piece]:
     builder = hub_loading.load_builder(where, name, config, revision)
     if not builder.config.data_files:
         return _pieces_of_prepared(where, builder, split, options)
+    if os.path.isdir(name):
+        _tell_passed_over(where, Path(name), builder.config.data_files)
     _require_split(where, split, builder.config.data_files)
     files = [str(file) for file in builder.config.data_files[split]]
     rows = None
@@ -67,6 +71,14 @@ def read_piece(piece: Piece) -> Iterator[Document]:
         yield from _read_prepared(piece)
     else:
         yield from _read_stream(piece)
+
+
+def _tell_passed_over(where: str, folder: Path, data_files: dict[str, Any]) -> None:
+    """Print which files of a local folder `datasets` reads in no split: it follows no links to folders, for example."""
+    read = {os.path.realpath(str(file)) for files in data_files.values() for file in files}
+    tree = Tree(folder)
+    others = [path for path in tree.files if os.path.realpath(path) not in read]
+    tell_passed_over(f"hub={where}", others + tree.others, folder)
 
 
 def _name_and_config(place: str) -> tuple[str, str | None]:

@@ -110,3 +110,12 @@ def test_pipes_and_sockets_are_never_opened(tmp_path, capsys):
     assert source_error(f"text={folder}/pipe.txt") == (
         f"{folder}/pipe.txt: neither a file nor a folder; write the text to a file"
     )
+
+
+def test_hub_in_a_local_folder_names_what_it_does_not_read(tmp_path, capsys):
+    folder, elsewhere = write(tmp_path / "corpus", "a.md"), write(tmp_path / "elsewhere")
+    (folder / "link").symlink_to(elsewhere)
+    for name in ("part.jsonl", "PART.JSONL", "link/part.jsonl"):
+        (folder / name).write_text('{"text": "A row."}\n')
+    assert texts(f"hub={folder}") == ["A row."]
+    assert capsys.readouterr().err == f"hub={folder}: passed over 3 others: PART.JSONL, a.md, link/part.jsonl\n"
