@@ -44,6 +44,9 @@ _NOT_HERE = {
 """Keys of DeepSpeed that need its own data loader, another loop or another model; a run would ignore them."""
 
 
+_NAMES_OF_TYPES = {"fp32": ("fp32", "float32"), "fp16": ("fp16", "float16", "half"), "bf16": ("bf16", "bfloat16")}
+
+
 def make_engine(config: RunConfig, model: nn.Module) -> Any:
     """Return the engine of a resolved configuration; whatever DeepSpeed cannot set up is a ConfigError."""
     with explaining(config.source):
@@ -108,6 +111,9 @@ def _refuse_unsupported(config: RunConfig) -> None:
             value = value.get(key) if isinstance(value, Mapping) else None
         if (value and value != 1) or value is True:
             raise ConfigError(f"{path}: {json.dumps(value)}; pretraining does not support it; {instead}")
+    given = config.deepspeed.get("data_types", {}).get("param_dtype")
+    if given and given.removeprefix("torch.") not in _NAMES_OF_TYPES[config.precision]:
+        raise ConfigError(f"data_types.param_dtype: {given}; the precision is {config.precision}, by fp16 and bf16")
     kind: Literal["optimizer", "param"]
     for kind in ("optimizer", "param"):
         if config.offload_device(kind) == "nvme":
