@@ -73,6 +73,10 @@ def rows(draw):
             [{"text": value}, {"id": value, "text": text, "title": value}, {"body": text}, [value], value]
         )
         line = json.dumps(record, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
+        if draw.random() < 0.1:
+            line = draw.choice(
+                [b"[" * 5000, b'{"a": ' * 5000, b'{"text": "a", "n": ' + b"9" * 6000 + b"}", b"9" * 6000]
+            )
         if draw.random() < 0.2:
             line = damaged(line, draw).replace(b"\n", b" ")
         if not line.strip():

@@ -34,7 +34,7 @@ REPEATED = {
 }  # fmt: skip
 AROUND = {
     "a link of blanks": ("[[a", " ", "b|]]"), "an argument of blanks": ("{{lang|", " ", "é" * 40 + "=x}}"),
-    "an italic line of blanks": (":''a''", " ", "x"), "blanks before a parenthesis": ("a (", "; ", "x )"),
+    "an italic line of blanks": (":''a''", " ", "x"), "blanks before a parenthesis": ("(a ", "; ", "x )"),
     "commas before a word": ("", ",", "x"), "blanks before a word": ("a , ", " ", "x"),
     "a reference of digits": ("&#", "9", ";"), "a variant of blanks": ("-{", " ", "x}-"),
     "stops of Khmer before one": ("", "។", " ។"), "an accent of marks": ("e", "\u0301\u0323", ""),
