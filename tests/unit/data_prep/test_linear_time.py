@@ -10,6 +10,7 @@ from data_prep.sources import books
 from data_prep.sources.mediawiki.article_prose import prose_of_article
 from data_prep.sources.mediawiki.site_info import CANONICAL_NAMES, SiteInfo
 from data_prep.sources.mediawiki.wikitext import article_of_wikitext
+from data_prep.sources.mediawiki.wikitext_inline import text_of_link
 from data_prep.sources.text import join_lines
 from data_prep.text.clean import clean_text
 from data_prep.text.language import language_of
@@ -33,9 +34,9 @@ REPEATED = {
     "hatnotes": ":''a", "editorial brackets": "[Footnote ", "emphasis": "_a", "initials": "A. ", "formulas": "<math>",
 }  # fmt: skip
 AROUND = {
-    "a link of blanks": ("[[a", " ", "b|]]"), "an argument of blanks": ("{{lang|", " ", "é" * 40 + "=x}}"),
+    "a link of blanks": ("a", " ", "b|"), "an argument of blanks": ("{{lang|", " ", "é" * 40 + "=x}}"),
     "an italic line of blanks": (":''a''", " ", "x"), "blanks before a parenthesis": ("(a ", "; ", "x )"),
-    "commas before a word": ("", ",", "x"), "blanks before a word": ("a , ", " ", "x"),
+    "commas before a word": ("", ",", "x"), "blanks before a word": ("a b c d e f g , ", " ", "x"),
     "a reference of digits": ("&#", "9", ";"), "a variant of blanks": ("-{", " ", "x}-"),
     "stops of Khmer before one": ("", "។", " ។"), "an accent of marks": ("e", "\u0301\u0323", ""),
 }  # fmt: skip
@@ -50,6 +51,7 @@ site = SiteInfo(dict(CANONICAL_NAMES))
 STEPS = {
     "wikitext": lambda text: article_of_wikitext(text, "Title", site),
     "extracted article": lambda text: prose_of_article(text, "Title"),
+    "link": lambda text: text_of_link(text, site),
     "book": book,
     "characters": clean_text,
     "language": language_of,
