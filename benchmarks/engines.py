@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bert_pld.cluster.process_group import join_process_group
+from bert_pld.training.boundary import light_zero_block, lighten_boundary
 from bert_pld.training.optimizer import build_optimizer, parameter_groups
 
 _NEVER = 1 << 30
@@ -49,13 +50,21 @@ def model_section(width: int, **others: Any) -> dict[str, Any]:
     return {"preset": None, **shape, **others}
 
 
-def wrap_in_engine(model: nn.Module, config: Mapping[str, Any]) -> Any:
-    """`deepspeed.initialize` for any module, with the optimizer of our training: no decay of biases and norms."""
+def wrap_in_engine(model: nn.Module, config: Mapping[str, Any], light_boundary: bool = False) -> Any:
+    """`deepspeed.initialize` for any module, with the optimizer of our training: no decay of biases and norms.
+
+    With `light_boundary` a step ends as in our training, otherwise as DeepSpeed ends it.
+    """
     import deepspeed
 
     block = config["optimizer"]
     optimizer = build_optimizer(block, parameter_groups(model, block["params"]["weight_decay"]))
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=without_optimizer(config))
+    settings = without_optimizer(config)
+    if light_boundary:
+        settings["zero_optimization"] = light_zero_block(settings["zero_optimization"])
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    if light_boundary:
+        lighten_boundary(engine)
     return engine
 
 

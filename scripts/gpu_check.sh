@@ -8,7 +8,7 @@
 #
 # Default stages, in this order:
 #   tests      pytest -m gpu: kernels and the fused model; meanwhile Hugging Face's model is compiled for `base`
-#   base       training steps of BERT-base: Hugging Face compiled, Triton kernels, layer dropping by batch and by sample
+#   base       training steps of BERT-base: Hugging Face compiled, Triton kernels, layer dropping by batch, by sample and by token
 #   training   pytest -m gpu: training runs, ZeRO 1 and 3, resume
 #   large      as `base`, BERT-large
 #   kernels    add_norm and bias_gelu beside a copy's bandwidth, with other tile sizes
@@ -123,7 +123,7 @@ PYTHON
 }
 bench() { limited python3 -m benchmarks "$@"; }
 gpu_tests() { limited python3 -m pytest -m gpu -q -n 6 "$@"; }
-contenders=hf_bert_compiled,triton,pld_batch,pld_sample
+contenders=hf_bert_compiled,triton,pld_batch,pld_sample,pld_token
 train() { # PRESET MICRO_BATCH ARGUMENTS…
     bench train --vocab_size 30528 --dtypes bf16 --steps_per_round 16 --model_preset "$1" --micro_batch_size "$2" "${@:3}"
 }
@@ -139,7 +139,7 @@ paper() {
     bench paper run --scale gpu --seeds 1 --data_dir "$SHARDS" --output_dir "${RUNS:-$OUT/paper}" &&
         bench paper summarize "${RUNS:-$OUT/paper}" --json "$OUT/paper_gpu.json"
 }
-without_cudnn() { TORCH_CUDNN_SDPA_DEPRIORITIZED=1 train base 256 --contenders triton,pld_batch,pld_sample --rounds 1 "$@"; }
+without_cudnn() { TORCH_CUDNN_SDPA_DEPRIORITIZED=1 train base 256 --contenders triton,pld_batch,pld_sample,pld_token --rounds 1 "$@"; }
 
 stage setup 3 setup
 if [ "$failed" -ne 0 ]; then

@@ -149,7 +149,8 @@ def prepare_contender(name: str, dtype: str, setup: Setup) -> ThroughputContende
         def forward(engine: Any, batch: Batch, step: int) -> Tensor:
             return forward_ours(engine, batch, None if gates is None else gates[step])
 
-    engine = wrap_in_engine(model.to(setup.device).train(), setup.deepspeed[dtype])
+    is_ours = name in OURS or name in PLD
+    engine = wrap_in_engine(model.to(setup.device).train(), setup.deepspeed[dtype], light_boundary=is_ours)
     contender = ThroughputContender(name, dtype, backend, attention, engine, forward)
     contender.warm_up(setup.batches, setup.warmup_steps)
     contender.resident_bytes = allocated_since(before, setup.device)

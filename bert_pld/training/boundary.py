@@ -12,7 +12,7 @@ Only methods of the engine's one optimizer object are replaced. `python -m bench
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,11 @@ from torch import Tensor
 
 REPLACED = ("check_overflow", "scaled_global_norm", "unscale_and_clip_grads", "step")
 """Methods that may be replaced."""
+
+
+def light_zero_block(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `zero_optimization` block that at stage 1 copies no gradient into a bucket, unless it says otherwise."""
+    return {"contiguous_gradients": False, **block} if block.get("stage") == 1 else dict(block)
 
 
 def lighten_boundary(engine: Any) -> None:

@@ -15,7 +15,7 @@ from bert_pld.config import MONITOR_BLOCKS, RunConfig
 from bert_pld.config_auto import DEFAULT_OPTIMIZER
 from bert_pld.config_errors import ConfigError, explaining
 from bert_pld.pld import initialize
-from bert_pld.training.boundary import lighten_boundary
+from bert_pld.training.boundary import light_zero_block, lighten_boundary
 from bert_pld.training.muon import OrthogonalMomentum
 from bert_pld.training.optimizer import (
     OUR_OPTIMIZERS,
@@ -61,9 +61,8 @@ def _set_up_engine(config: RunConfig, model: nn.Module) -> Any:
     for_deepspeed = {k: v for k, v in config.deepspeed.items() if k not in MONITOR_BLOCKS}
     # By default, DeepSpeed's throughput timer waits for the device at every step.
     for_deepspeed.setdefault("timers", {"throughput": {"enabled": False}})
-    if config.zero_stage == 1:
-        # By default, DeepSpeed copies each gradient into a bucket in a hook of its own.
-        for_deepspeed["zero_optimization"] = {"contiguous_gradients": False, **for_deepspeed["zero_optimization"]}
+    if "zero_optimization" in for_deepspeed:
+        for_deepspeed["zero_optimization"] = light_zero_block(for_deepspeed["zero_optimization"])
     optimizer_block = for_deepspeed.get("optimizer", DEFAULT_OPTIMIZER)
     device_type = next(model.parameters()).device.type
     kind = canonical_optimizer(optimizer_block["type"], config.zero_stage, device_type)

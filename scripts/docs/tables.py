@@ -70,8 +70,12 @@ SHOWN = (
     Shown("scale_cpu", "docs/reproducing.md", "scale_cpu.json", result_tables.scale_search),
     Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _COMPARISON),
     Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _CLAIMS),
-    Shown("recipe_cpu_4", "docs/results/recipe_cpu.md", "recipe_cpu_4.json", _RECIPE),
-    Shown("recipe_claims_cpu_4", "docs/results/recipe_cpu.md", "recipe_cpu_4.json", _CLAIMS),
+    Shown("recipe_advice", "docs/pld.md", "recipe_cpu_8.json", _RECIPE),
+    *(
+        Shown(f"recipe_{what}cpu_{blocks}", "docs/results/recipe_cpu.md", f"recipe_cpu_{blocks}.json", text)
+        for blocks in (4, 8)
+        for what, text in (("", _RECIPE), ("claims_", _CLAIMS))
+    ),
     Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _COMPARISON),
     Shown("choices_cpu", "docs/results/paper_settings.md", "paper_cpu.json", _CHOICES),
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
