@@ -99,6 +99,7 @@ def test_contenders_train_alike_and_are_compared_with_the_first(inputs, tmp_path
 
 
 @on_cpu
+@pytest.mark.thorough  # test_bench_train measures it in the same way
 def test_host_memory_is_measured_in_a_separate_process(inputs, tmp_path):
     options = ("--steps_per_turn=2", "--contenders=hf_bert,post", "--host_memory", "--set=model.hidden_size=256")
     result = measure(tmp_path, "quality", *inputs, *options)
