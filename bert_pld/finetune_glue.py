@@ -13,8 +13,8 @@ from typing import Any
 from bert_pld.cli import make_parser, print_once, run_as_rank
 from bert_pld.cluster.stopping import EXIT_PREEMPTED, Preemption
 from bert_pld.config import OUR_BLOCKS, ConfigError, read_json
-from bert_pld.config_auto import resolve_auto
-from bert_pld.config_deepspeed import check_deepspeed
+from bert_pld.config.auto import resolve_auto
+from bert_pld.config.deepspeed import check_deepspeed
 from bert_pld.files import require_utf8
 from bert_pld.glue.tasks import TASKS, Task, find_tasks
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from bert_pld.cli import make_parser, print_once, run_as_rank
 from bert_pld.cluster.stopping import EXIT_PREEMPTED, Preemption
 from bert_pld.config import load_config
-from bert_pld.config_errors import explaining
+from bert_pld.config.errors import explaining
 from bert_pld.files import require_utf8
 
 

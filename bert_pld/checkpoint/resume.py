@@ -10,7 +10,7 @@ import torch.distributed as dist
 from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.cluster.run_lock import RunLock
 from bert_pld.config import ConfigError, RunConfig, load_config
-from bert_pld.config_auto import DEFAULT_OPTIMIZER
+from bert_pld.config.auto import DEFAULT_OPTIMIZER
 from bert_pld.data.shards import Manifest
 from bert_pld.files import CHECKPOINTS, CONFIG
 from bert_pld.model import BertForPreTraining

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from bert_pld.cluster.stopping import Preemption, StepAgreement
-from bert_pld.config_errors import explaining
+from bert_pld.config.errors import explaining
 from bert_pld.glue.data import Encoded, TaskData, collate, evaluation_rows, training_order
 from bert_pld.glue.encoder import PretrainedEncoder
 from bert_pld.glue.interrupted import Interrupted, Progress

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bert_pld.config_deepspeed import whole
-from bert_pld.config_errors import ConfigError, nearest
+from bert_pld.config.deepspeed import whole
+from bert_pld.config.errors import ConfigError, nearest
 
 _ADAM: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 ADAM_DEFAULTS = {**_ADAM, "bias_correction": True, "adam_w_mode": True, "torch_adam": False, "amsgrad": False}

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import nn
 
 from bert_pld.config import MONITOR_BLOCKS, RunConfig
-from bert_pld.config_auto import DEFAULT_OPTIMIZER
-from bert_pld.config_errors import ConfigError, explaining
+from bert_pld.config.auto import DEFAULT_OPTIMIZER
+from bert_pld.config.errors import ConfigError, explaining
 from bert_pld.pld import initialize
 from bert_pld.training.boundary import light_zero_block, lighten_boundary
 from bert_pld.training.muon import OrthogonalMomentum

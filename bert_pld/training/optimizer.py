@@ -15,8 +15,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from bert_pld.config import ConfigError
-from bert_pld.config_auto import WARMUP_SHARE
-from bert_pld.config_errors import nearest
+from bert_pld.config.auto import WARMUP_SHARE
+from bert_pld.config.errors import nearest
 from bert_pld.model.block import SwitchableBlock
 from bert_pld.training.block_params import ADAM_DEFAULTS, MUON_DEFAULTS, check_params, defaults_of
 from bert_pld.training.muon import OrthogonalMomentum

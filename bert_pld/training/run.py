@@ -20,7 +20,7 @@ from bert_pld.cluster.run_lock import RunLock
 from bert_pld.cluster.stopping import Preemption, StepAgreement
 from bert_pld.cluster.watchdog import Watchdog, collective_timeout
 from bert_pld.config import BATCH_KEYS, ConfigError, RunConfig, resolve_batch_sizes
-from bert_pld.config_errors import explaining
+from bert_pld.config.errors import explaining
 from bert_pld.cost.flops import parameter_count
 from bert_pld.data.batches import MicroBatch
 from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches

@@ -6,7 +6,7 @@ import pytest
 
 from bert_pld import plan
 from bert_pld.cli import run
-from bert_pld.config_errors import ConfigError, explaining
+from bert_pld.config.errors import ConfigError, explaining
 
 
 def errors_of(capsys, *arguments):

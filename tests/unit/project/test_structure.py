@@ -9,8 +9,7 @@ from pathlib import Path
 from repository import REPOSITORY, tracked
 
 # A package imports only from itself and from those before it.
-LAYERS = ["rng", "files", "config_blocks", "config_errors", "config_file", "config_deepspeed", "config_auto", "config"]
-LAYERS += ["pld", "kernels", "model", "cost"]
+LAYERS = ["rng", "files", "config", "pld", "kernels", "model", "cost"]
 LAYERS += ["data", "cluster", "checkpoint", "training", "glue", "cli"]
 COMMANDS = {"pretrain", "evaluate", "export", "plan", "plot", "status", "compile_kernels", "finetune_glue"}
 FORMER_NAMES = {"bench", "experiments"}

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from bert_pld.config_errors import ConfigError, nearest
+from bert_pld.config.errors import ConfigError, nearest
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 MONITOR_BLOCKS = ("tensorboard", "wandb", "csv_monitor", "comet")

@@ -15,15 +15,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from bert_pld.config_auto import resolve_auto
-from bert_pld.config_blocks import DataConfig, ModelConfig, ProgressiveLayerDropConfig, TrainingConfig
-from bert_pld.config_deepspeed import AUTO, BATCH_KEYS, MONITOR_BLOCKS, check_deepspeed, read_boolean, whole
-from bert_pld.config_errors import ConfigError, nearest
-from bert_pld.config_file import find_config, read_json
+from bert_pld.config.auto import resolve_auto
+from bert_pld.config.blocks import DataConfig, ModelConfig, ProgressiveLayerDropConfig, TrainingConfig
+from bert_pld.config.deepspeed import AUTO, BATCH_KEYS, check_deepspeed, read_boolean, whole
+from bert_pld.config.errors import ConfigError, nearest
+from bert_pld.config.file import find_config, read_json
 from bert_pld.files import without_secrets
-
-__all__ = ["AUTO", "BATCH_KEYS", "MONITOR_BLOCKS", "OUR_BLOCKS", "ConfigError", "RunConfig", "apply_override"]
-__all__ += ["find_config", "load_config", "read_json", "resolve_batch_sizes"]
 
 T = TypeVar("T")
 
@@ -50,7 +47,7 @@ class RunConfig:
     training: TrainingConfig
     deepspeed: dict[str, Any]
     """Every key outside our blocks, with `optimizer`, `scheduler` and the monitor blocks, in one form and without
-    "auto" except for batch sizes (see `config_deepspeed` and `config_auto`)."""
+    "auto" except for batch sizes (see `deepspeed.py` and `auto.py`)."""
     source: str = dataclasses.field(default="configuration", compare=False)
     """The file, for errors."""
     warnings: tuple[str, ...] = dataclasses.field(default=(), compare=False)

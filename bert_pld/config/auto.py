@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bert_pld.config_deepspeed import AUTO, BATCH_KEYS, MONITOR_BLOCKS
-from bert_pld.config_errors import ConfigError
+from bert_pld.config.deepspeed import AUTO, BATCH_KEYS, MONITOR_BLOCKS
+from bert_pld.config.errors import ConfigError
 
 DEFAULT_OPTIMIZER = {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.01}}
 """The optimizer of a run without an `optimizer` block."""

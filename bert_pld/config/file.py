@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bert_pld.config_errors import ConfigError
+from bert_pld.config.errors import ConfigError
 
 
 def find_config(source: str | Path) -> Path:
