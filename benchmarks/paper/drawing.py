@@ -13,6 +13,9 @@ from bert_pld.plot import COLOURS
 
 _COLOURS = dict(zip((variant.name for variant in VARIANTS), (*COLOURS, "#999999", "#7F3C8D"), strict=True))
 _COLOURS |= {"keep_first_block": "#B03A2E", "keep_first_block_sample": "#F1948A"}
+for name, colour in (("dense", "#222222"), ("tokens", "#C0392B")):
+    _COLOURS |= dict.fromkeys((name, f"{name}_muon", f"{name}_equal_compute", f"{name}_muon_equal_compute"), colour)
+_COLOURS |= {"recipe_post_ln": "#1F77B4", "recipe_pre_ln": "#2E8B57"}
 _HIDDEN_SHARE = 0.1
 """Share of a run that is not drawn: the steep fall of the loss at first would flatten the rest."""
 
@@ -20,7 +23,7 @@ _HIDDEN_SHARE = 0.1
 def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) -> None:
     """Draw the three figures side by side: losses of every seed (thin) and their mean (thick), depth of one seed.
 
-    `curves` has variant → seed → run; only the paper's variants and those of `FIRST_PAGE` are drawn.
+    `curves` has variant → seed → run; only the paper's variants, those of `FIRST_PAGE` and the recipe's are drawn.
     """
     from matplotlib.figure import Figure
 
@@ -30,7 +33,8 @@ def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) ->
     for variant in KNOWN:
         seeds = [curve for curve in curves.get(variant.name, {}).values() if not curve.diverged]
         if seeds and variant.name in _COLOURS:
-            style = "-" if variant.name in FIRST_PAGE else "--"
+            style = "-" if variant.name in FIRST_PAGE or variant.name.endswith("_muon") else "--"
+            style = style if variant.equal_compute_to is None else ":"
             colour = _COLOURS[variant.name]
             _draw_means(by_samples, [curve.samples for curve in seeds], seeds, variant.label, style, colour)
             _draw_against_minutes(by_time, seeds, variant.label, style, colour)
