@@ -141,4 +141,7 @@ def _groups(build_dir: Path) -> Groups:
 def _tokenizer(build_dir: Path) -> tuple[Vocabulary, Tokenizer, NDArray[np.bool_]]:
     vocabulary = Vocabulary.load(build_dir)
     continuation = np.array([entry.startswith(CONTINUATION) for entry in vocabulary.entries])
-    return vocabulary, vocabulary.tokenizer(), continuation
+    tokenizer = vocabulary.tokenizer()
+    # A text about BERT holds "[MASK]" or "[PAD]". These are words there, not masks or padding.
+    tokenizer.encode_special_tokens = True
+    return vocabulary, tokenizer, continuation

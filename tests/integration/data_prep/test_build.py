@@ -161,6 +161,18 @@ def test_two_tiny_documents_give_a_row_in_each_split(tmp_path, tiny_vocab):
     assert manifest.rows("validation") > 0
 
 
+def test_special_tokens_in_a_text_are_words(tmp_path, tiny_vocab):
+    folder = write_corpus(tmp_path / "text", files=1, documents=8)
+    sentence = "The model reads [CLS] and [SEP], fills up with [PAD], and guesses every [MASK] of the line."
+    (folder / "about.txt").write_text("\n\n".join([f"{sentence}\n{sentence}"] * 2) + "\n")
+    assert build(folder, tmp_path / "data", "--vocab", tiny_vocab) == 0
+    assert main(["verify", str(tmp_path / "data")]) == 0
+    rows = ShardedRows(tmp_path / "data", "train")
+    columns = rows.read(np.arange(len(rows)))
+    for ids, length in zip(columns["input_ids"], columns["length"], strict=True):
+        assert [(ids[:length] == special).sum() for special in (0, 2, 3, 4)] == [0, 1, 2, 0]
+
+
 def test_several_sequence_lengths_contain_the_same_documents(corpus, sound_build, tmp_path, capsys):
     flags = ["--seq_length", "64", "32", "--vocab", str(sound_build / "vocab.txt")]
     assert build(corpus, tmp_path / "both", *flags) == 0
