@@ -86,7 +86,7 @@ def test_build_on_two_nodes_gives_the_bytes_of_a_local_build(
 
 def test_invalid_input_found_on_a_node_is_an_error_of_one_line(cluster, tmp_path, capfd):
     source = tmp_path / "bad.jsonl"
-    source.write_text('{"text": "A first document of some length, in order."}\n{"text": 3}\n')
+    source.write_text('{"text": "A first document of some length, in order."}\n{"text": \n')
     flags = ["build", "--source", f"jsonl={source}", "--vocab_size", "300", "--executor", "slurm"]
     assert main([*flags, "--output_dir", str(tmp_path / "data")]) == 1
     on_slurm = capfd.readouterr().err.splitlines()

@@ -67,7 +67,7 @@ def test_streaming_moments_equal_those_of_stored_vectors():
 
 def test_documented_gradient_variance_equals_the_result_file():
     for name in ("gradient_variance_keep_first_block", "gradient_variance"):
-        header, _, *lines = found_in(DOCS / "pld.md", name).splitlines()
+        header, _, *lines = found_in(DOCS / "results" / "paper_settings.md", name).splitlines()
         assert header.startswith("| weights | sequences |")
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
         result = json.loads((DOCS / "results" / f"{name}_cpu.json").read_text())

@@ -124,7 +124,16 @@ def test_failed_contender_is_reported_and_the_others_continue(inputs, tmp_path, 
     assert "failed: post: RuntimeError: out of memory" in capsys.readouterr().out
 
 
+@pytest.fixture
+def with_keyboard_interrupt():
+    """A shell starts what runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @on_cpu
+@pytest.mark.usefixtures("with_keyboard_interrupt")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_interrupted_benchmark_reports_the_figures_until_the_last_evaluation(
     number, inputs, tmp_path, monkeypatch, capsys

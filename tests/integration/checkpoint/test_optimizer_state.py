@@ -48,7 +48,8 @@ CPU = {"device": "cpu"}
 def stage(number, **blocks):
     """A ZeRO stage with blocks of its own (offload_…) and other blocks."""
     offload = {key: blocks.pop(key) for key in list(blocks) if key.startswith("offload")}
-    return {"zero_optimization": {"stage": number, **offload}, **blocks}
+    # With its default size, a bucket of every engine would stay reserved, and a later test could not fork.
+    return {"zero_optimization": {"stage": number, "reduce_bucket_size": 1_000_000, **offload}, **blocks}
 
 
 SETTINGS = {
