@@ -16,7 +16,7 @@ def find_config(source: str | Path) -> Path:
     same file in any working directory.
     """
     path = Path(source)
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     if path.exists() or path.is_absolute() or ".." in path.parts:
         return path
     name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path

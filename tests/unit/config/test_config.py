@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from published_config import PUBLISHED_CONFIG
@@ -158,3 +159,12 @@ def test_missing_batch_sizes_are_computed_for_the_number_of_ranks(given, world, 
 def test_inconsistent_batch_sizes_are_rejected(sizes, message):
     with pytest.raises(ConfigError, match=message):
         resolve_batch_sizes(sizes, 2)
+
+
+@pytest.mark.parametrize("name", ["bert_base_pld_128.json", "configs/bert_base_pld_128.json", "paper/pre_ln.json"])
+def test_configuration_of_the_checkout_is_found_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name).model.num_layers == 12
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text('{"model": {"num_layers": 3}}')
+    assert load_config(name).model.num_layers == 3
