@@ -52,3 +52,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a GPU")
     if item.get_closest_marker("thorough") and not os.environ.get("BERT_PLD_THOROUGH"):
         pytest.skip("needs BERT_PLD_THOROUGH=1")
+
+
+@pytest.fixture(scope="module")
+def process_group():
+    """A process group of this process alone, for tests that make DeepSpeed's engines."""
+    from deepspeed import comm
+
+    from bert_pld.cluster.process_group import join_process_group
+
+    join_process_group()
+    yield
+    comm.destroy_process_group()

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 
-import deepspeed
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,6 @@ from safetensors.torch import load_file
 from bert_pld.checkpoint.gather import StateGatherer
 from bert_pld.checkpoint.writer import FileChecksum, NonFiniteTensorError, write_tensors
 from bert_pld.checkpoint.zero_state import read_scalars, restore_scalars
-from bert_pld.cluster.process_group import join_process_group
 from bert_pld.config import DataConfig, load_config
 from bert_pld.data.loader import training_batches
 from bert_pld.data.nvidia_rows import open_rows
@@ -88,11 +86,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def process_group():
-    join_process_group()
-    yield
-    deepspeed.comm.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import deepspeed
 import pytest
 import torch
 from runs import small_config
@@ -10,7 +9,6 @@ from tiny_model import make_batch
 
 from benchmarks.__main__ import build_parser
 from benchmarks.operators import command as operators
-from bert_pld.cluster.process_group import join_process_group
 from bert_pld.config import load_config
 from bert_pld.model import BertForPreTraining
 from bert_pld.training.boundary import REPLACED
@@ -19,11 +17,7 @@ from bert_pld.training.engine import make_engine
 SGD = {"type": "SGD", "params": {"lr": 0.3}}  # Adam's update would not change with the clipping factor
 
 
-@pytest.fixture(scope="module", autouse=True)
-def process_group():
-    join_process_group()
-    yield
-    deepspeed.comm.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 def start(stage, boundary, clipping=0.5):

@@ -10,14 +10,11 @@ import random
 import signal
 import warnings
 
-import deepspeed
 import pytest
 from json_mutations import mutate
 from repository import REPOSITORY
-from runs import write_corpus
 from set_up import disagreements, set_up, train_one_step, write_json
 
-from bert_pld.cluster.process_group import join_process_group
 from bert_pld.config import read_json
 from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.plan import format_plan, make_plan
@@ -30,16 +27,12 @@ SIZES = {
 LONGEST_S = 10
 
 
-@pytest.fixture(scope="module", autouse=True)
-def process_group():
-    join_process_group()
-    yield
-    deepspeed.comm.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return open_rows(write_corpus(tmp_path_factory.mktemp("corpus")), "train")
+def rows(corpus):
+    return open_rows(corpus, "train")
 
 
 def small(path):

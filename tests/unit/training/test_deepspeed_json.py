@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 
-import deepspeed
 import pytest
 import torch
-from runs import write_corpus
 from set_up import disagreements, set_up, train_one_step, write_json
 
-from bert_pld.cluster.process_group import join_process_group
 from bert_pld.config import ConfigError, load_config
 from bert_pld.data.nvidia_rows import open_rows
 
@@ -18,16 +15,12 @@ MINIMAL = {"train_micro_batch_size_per_gpu": 8}
 ON, OFF = {"enabled": True}, {"enabled": False}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def process_group():
-    join_process_group()
-    yield
-    deepspeed.comm.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return open_rows(write_corpus(tmp_path_factory.mktemp("corpus")), "train")
+def rows(corpus):
+    return open_rows(corpus, "train")
 
 
 def optimizer(kind="AdamW", **params):
