@@ -55,12 +55,8 @@ _BLOCKS: dict[str, Mapping[str, Any] | None] = {
         **{"parallel_write": None, "type": "", "writer": None},
     },
 }
-_STRICT = (
-    "optimizer",
-    "scheduler",
-    "fp16",
-    "bf16",
-)  # An unknown key in the others is only a warning: DeepSpeed ignores it.
+# An unknown key in the other blocks is only a warning: DeepSpeed ignores it.
+_STRICT = ("optimizer", "scheduler", "fp16", "bf16")
 _BOOLEANS = (
     *("prescale_gradients", "wall_clock_breakdown", "memory_breakdown", "dump_state", "disable_allgather"),
     *("disable_python_gc", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "dataloader_drop_last"),
@@ -250,7 +246,7 @@ def _unknown(values: Mapping[str, Any], where: str) -> Iterator[str]:
 
 
 def read_boolean(value: Any) -> bool | None:
-    """Return a boolean as DeepSpeed's classes read it, from a word or 0 or 1 too; None if it is none."""
+    """Return a boolean as DeepSpeed's classes read it, from a word or 0 or 1 too; None if it is not one."""
     if isinstance(value, bool):
         return value
     if isinstance(value, (int, float)) and value in (0, 1):

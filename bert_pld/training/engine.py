@@ -34,7 +34,7 @@ _NOT_HERE = {
         "train short sequences first, and go on with --initialize_from"
     ),
     "torch_autocast.enabled": "use bf16 or fp16",
-    "hybrid_engine.enabled": "it is for generation, which an encoder has not",
+    "hybrid_engine.enabled": "it is for generating text, and the model is an encoder",
     "expert_parallel.enabled": "the model has no experts",
     "compile.deepcompile": "use model.kernels",
     "weight_quantization.quantized_initialization": "it is for inference",
