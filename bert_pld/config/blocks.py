@@ -50,8 +50,6 @@ class ProgressiveLayerDropConfig:
             value = getattr(self, key)
             if value < 0 or (value >= 1 and value != int(value)):
                 yield f"{key}: {value:g}; must be a share of the run in [0, 1), or a whole number of steps"
-        if self.keep_masked_tokens and self.granularity != "token":
-            yield f"keep_masked_tokens: true; must be false at granularity {self.granularity}; 'token' can have it"
         yield from _check_seed(self.seed)
 
     def describe(self) -> str:
@@ -77,7 +75,8 @@ class ProgressiveLayerDropConfig:
         """Return a copy with `gamma: auto` and all shares of a run of `max_steps` steps replaced by numbers.
 
         What has no effect becomes the same in every run, so that it cannot make two runs differ: `gamma` and `ramp`
-        where `temporal` does not use them, and everything if dropping is disabled.
+        where `temporal` does not use them, `keep_masked_tokens` without token granularity, and everything if dropping
+        is disabled.
         """
         if not self.enabled:
             return ProgressiveLayerDropConfig(enabled=False, gamma=0.0, ramp=0.0)
@@ -89,6 +88,7 @@ class ProgressiveLayerDropConfig:
         return dataclasses.replace(
             self,
             gamma=gamma if self.temporal == "exponential" else 0.0,
+            keep_masked_tokens=self.keep_masked_tokens and self.granularity == "token",
             ramp=steps(self.ramp) if self.temporal in ("linear", "growing") else 0.0,
             dense_warmup=steps(self.dense_warmup),
             dense_finish=steps(self.dense_finish),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from published_config import PUBLISHED_CONFIG
 
-from bert_pld.config import ConfigError, load_config, resolve_batch_sizes
+from bert_pld.config import ConfigError, find_config, load_config, read_json, resolve_batch_sizes
 from bert_pld.pld.engine import make_schedule
 
 PUBLISHED = json.loads(PUBLISHED_CONFIG)
@@ -168,3 +168,10 @@ def test_configuration_of_the_checkout_is_found_from_any_folder(name, tmp_path, 
     Path(name).parent.mkdir(exist_ok=True)
     Path(name).write_text('{"model": {"num_layers": 3}}')
     assert load_config(name).model.num_layers == 3
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+def test_shipped_recipe_loads_with_another_granularity(granularity):
+    values = read_json(find_config("bert_base_pld_128.json"))
+    values["progressive_layer_drop"]["granularity"] = granularity
+    assert not load_config(values).progressive_layer_drop.resolved(100).keep_masked_tokens
