@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bert_pld.kernels.reference import linear
-from bert_pld.kernels.tiles import Tile, power_of_two_from
+from bert_pld.kernels.tiles import Tile, ceil_div, power_of_two_from
 
-CHUNK_ELEMENTS = 2**27
-"""Logits of one chunk: 256 MiB in 16 bits."""
+CHUNK_ELEMENTS = 2**28
+"""Most logits of one chunk: 512 MiB in 16 bits. The masked positions of 32,768 tokens are one chunk, which needs no
+sum over chunks in fp32."""
 _BLOCK = 4096
 
 
@@ -99,12 +100,21 @@ def block_and_warps(vocabulary: int) -> tuple[int, int]:
     return block, min(max(block // 256, 1), 16)
 
 
+def chunk_rows(count: int, vocabulary: int) -> int:
+    """Return the number of positions of a chunk: as few chunks as `CHUNK_ELEMENTS` allows, of equal size.
+
+    A short last chunk would use a part of the device only.
+    """
+    most = max(CHUNK_ELEMENTS // vocabulary, 1)
+    return ceil_div(count, max(ceil_div(count, most), 1))
+
+
 def linear_cross_entropy_forward(
     hidden_states: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, want_gradients: bool
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
     """Return the summed loss (fp32), the number of correct labels (int64) and the first three arguments' gradients."""
     count, vocabulary = hidden_states.shape[0], weight.shape[0]
-    chunk = max(CHUNK_ELEMENTS // vocabulary, 1)
+    chunk = max(chunk_rows(count, vocabulary), 1)
     losses, corrects, grad_hidden = [], [], []
     grad_weight = grad_bias = None
     for first in range(0, max(count, 1), chunk):

@@ -31,16 +31,27 @@ def test_loss_and_gradients_equal_their_formula(count, hidden, vocabulary, dtype
     monkeypatch.setattr(fused, "CHUNK_ELEMENTS", chunk * vocabulary)
     inputs, labels = make_inputs(count, hidden, vocabulary, dtype, device)
 
+    rows = fused.chunk_rows(count, vocabulary)
+
     def eager(values, weight, bias):
         # Split into the same chunks, because the error of a matrix product depends on its shape.
         pieces = [
             reference.linear_cross_entropy_sum(piece, weight, bias, some)
-            for piece, some in zip(values.split(chunk), labels.split(chunk), strict=True)
+            for piece, some in zip(values.split(rows), labels.split(rows), strict=True)
         ]
         return tuple(sum(parts) for parts in zip(*pieces, strict=True))
 
     upstream = [torch.tensor(0.37, device=device), None]
     assert_close_as_eager(lambda *t: fused.linear_cross_entropy_sum(*t, labels), eager, inputs, upstream, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("count", "chunks"), [(4_864, [4_864]), (9_000, [4_500, 4_500]), (17_587, [5_863, 5_863, 5_861]), (1, [1]), (0, [])]
+)
+def test_chunks_are_few_and_of_equal_size(count, chunks):
+    """4,864 masked positions are those of 256 sequences of 128 tokens."""
+    rows = fused.chunk_rows(count, 30_528)
+    assert [len(piece) for piece in torch.arange(count).split(max(rows, 1)) if len(piece)] == chunks
 
 
 def test_counts_the_labels_with_the_highest_logit(device):
