@@ -18,7 +18,7 @@ from typing import Any
 
 from bert_pld.cli import make_parser, print_once
 from bert_pld.cli import run as run_command
-from bert_pld.config import RunConfig, apply_override, load_config, resolve_batch_sizes
+from bert_pld.config import RunConfig, apply_override, load_config
 from bert_pld.cost.flops import ModelFlops, parameter_count
 from bert_pld.cost.memory import MemoryEstimate, estimate_memory
 from bert_pld.cost.scaling import Cluster, with_assumptions
@@ -99,7 +99,7 @@ def make_plan(
     if vocabulary_size < 6:
         raise ValueError(f"--vocab_size {vocabulary_size}: must be at least 6")
     run = _resolve_model(run, vocabulary_size)
-    train_batch, micro_batch, accumulation = resolve_batch_sizes(run.deepspeed, world_size)
+    train_batch, micro_batch, accumulation = run.batch_sizes(world_size)
     schedule = make_schedule(run)
     limit = schedule.limit
     steps = run.training.max_steps
@@ -215,7 +215,8 @@ def _memory_lines(plan: Plan) -> list[str]:
     at_limit = _gib(memory.activation_bytes_at_depth(depth))
     shallow = f"  activations at the limit, {depth:.2f} blocks executed: {at_limit}; dense steps execute all blocks"
     return [
-        f"memory per rank, estimated: ZeRO-{run.zero_stage}, {run.precision}, {plan.world_size} rank(s)",
+        f"memory per rank, estimated: ZeRO-{run.zero_stage}, {run.precision}, {plan.world_size} rank(s), micro-batch"
+        f" {plan.micro_batch_size} × {run.data.seq_length} tokens",
         f"  parameters {_gib(memory.parameters_bytes)}, gradients {_gib(memory.gradients_bytes)},"
         f" optimizer {_gib(memory.optimizer_bytes)}" + (" (off the device)" if memory.optimizer_offloaded else ""),
         f"  activations of all {run.model.num_layers} blocks {_gib(memory.activation_bytes)}{plain};"

@@ -51,6 +51,7 @@ def main(options: argparse.Namespace) -> int:
     from bert_pld.cluster.watchdog import Watchdog
     from bert_pld.data.read_failures import naming_damaged_shards
     from bert_pld.training.loop import train
+    from bert_pld.training.memory import naming_the_micro_batch
     from bert_pld.training.run import prepare_run
 
     run, watchdog = None, Watchdog()
@@ -66,7 +67,8 @@ def main(options: argparse.Namespace) -> int:
                     preemption,
                     watchdog,
                 )
-            with naming_damaged_shards((run.training_rows, run.validation_rows), watchdog.end_with):
+            splits = (run.training_rows, run.validation_rows)
+            with naming_damaged_shards(splits, watchdog.end_with), naming_the_micro_batch(run.config):
                 finished = train(run)
     finally:
         if run is not None:

@@ -22,7 +22,7 @@ from benchmarks.engines import deepspeed_json, model_section, single_rank
 from benchmarks.machine import describe_device
 from benchmarks.markdown import markdown_table
 from benchmarks.options import chosen
-from bert_pld.config import BATCH_KEYS, load_config, resolve_batch_sizes
+from bert_pld.config import BATCH_KEYS, load_config
 from bert_pld.model import BertForPreTraining
 from bert_pld.training.boundary import REPLACED
 from bert_pld.training.engine import make_engine
@@ -74,7 +74,7 @@ def _count(layers: int, dtype: str, stage: int, optimizer: str, boundary: str) -
             "progressive_layer_drop": {"enabled": False},
         }
     )
-    batch_sizes = dict(zip(BATCH_KEYS, resolve_batch_sizes(run.deepspeed, 1), strict=True))
+    batch_sizes = dict(zip(BATCH_KEYS, run.batch_sizes(1), strict=True))
     run = dataclasses.replace(run, deepspeed={**run.deepspeed, **batch_sizes})
     torch.manual_seed(0)
     engine = make_engine(run, BertForPreTraining(run.model))

@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
     import torch
 
     from benchmarks.paper.suite import Suite, plan_jobs
-    from bert_pld.config import load_config, resolve_batch_sizes
+    from bert_pld.config import load_config
 
     if options.seeds < 1 or (options.at_once is not None and options.at_once < 1):
         raise ValueError("--seeds, --at_once: must be at least 1")
@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"--at_once {at_once}: must be at most {len(gpus)}, as each run needs a GPU")
     jobs = plan_jobs(load_scale(options.scale), options.output_dir, options.seeds, options.variants)
     for job in jobs:
-        resolve_batch_sizes(load_config(job.config).deepspeed, world_size=1)
+        load_config(job.config).batch_sizes(world_size=1)
     described = describe(options, jobs[0].config["data"]["seq_length"], len(gpus), at_once)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     record_conditions(options.output_dir / CONDITIONS, described)

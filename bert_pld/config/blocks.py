@@ -183,6 +183,9 @@ class TrainingConfig:
     """The `training` block. Intervals are in optimizer steps; 0 switches evaluation or checkpoints off."""
 
     max_steps: int = 200_000
+    max_micro_batch_size: int | None = None
+    """Largest micro-batch of a rank, in sequences, where the JSON gives `train_batch_size` alone; by default all of the
+    rank's share. The micro-batch is the largest divisor of that share up to it."""
     log_interval: int = 10
     eval_interval: int = 1000
     eval_rows: int | None = None
@@ -201,6 +204,8 @@ class TrainingConfig:
     def check(self) -> Iterable[str]:
         """Yield one message for each invalid value, as 'key: given; allowed'."""
         yield from _check_least(self, 1, "max_steps", "log_interval", "keep_checkpoints", "eval_rows")
+        yield from _check_least(self, 1, "max_micro_batch_size")
+        yield from _check_most(self, 1 << 24, "max_micro_batch_size")
         yield from _check_most(self, 10**9, "max_steps")
         yield from _check_most(self, 10**7, "heartbeat_timeout", "stall_timeout")
         yield from _check_least(self, 0, "eval_interval", "checkpoint_interval", note=" (0: never)")

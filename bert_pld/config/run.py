@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from bert_pld.config.auto import resolve_auto
+from bert_pld.config.batch_sizes import resolve_batch_sizes
 from bert_pld.config.blocks import DataConfig, ModelConfig, ProgressiveLayerDropConfig, TrainingConfig
-from bert_pld.config.deepspeed import AUTO, BATCH_KEYS, check_deepspeed, read_boolean, whole
+from bert_pld.config.deepspeed import check_deepspeed, read_boolean, whole
 from bert_pld.config.errors import ConfigError, nearest
 from bert_pld.config.file import find_config, read_json
 from bert_pld.files import without_secrets
@@ -63,6 +64,10 @@ class RunConfig:
     def with_model(self, **changes: Any) -> RunConfig:
         """Return a copy with some keys of `model` replaced."""
         return dataclasses.replace(self, model=dataclasses.replace(self.model, **changes))
+
+    def batch_sizes(self, world_size: int) -> tuple[int, int, int]:
+        """Return train_batch_size, the micro-batch size and the accumulation steps on `world_size` ranks."""
+        return resolve_batch_sizes(self.deepspeed, world_size, self.training.max_micro_batch_size)
 
     @property
     def precision(self) -> Literal["fp16", "bf16", "fp32"]:
@@ -183,42 +188,6 @@ def apply_override(values: dict[str, Any], override: str, option: str = "--set")
         if not isinstance(values, dict):
             raise ConfigError(f"{option} {override}: '{key}' is not a section")
     values[keys[-1]] = value
-
-
-def resolve_batch_sizes(deepspeed: Mapping[str, Any], world_size: int) -> tuple[int, int, int]:
-    """Solve train_batch_size = train_micro_batch_size_per_gpu × gradient_accumulation_steps × ranks.
-
-    Returns train_batch_size and the micro-batch size of a rank, in sequences, and the accumulation steps. A ConfigError
-    is raised if too few of the three keys are given, or if their product is not train_batch_size.
-    """
-    given = {key: deepspeed.get(key) for key in BATCH_KEYS}
-    automatic = AUTO in given.values()
-    given = {key: None if value == AUTO else value for key, value in given.items()}
-    for key, value in given.items():
-        if value is not None and (whole(value) or 0) < 1:
-            raise ConfigError(f"{key}: {value!r}; must be an integer >= 1")
-    total, micro, accumulation = (whole(given[key]) for key in BATCH_KEYS)
-    if total is None and micro is None:
-        raise ConfigError(
-            f"train_batch_size or train_micro_batch_size_per_gpu: {'auto' if automatic else 'missing'}; give at least"
-            " one, such as --set train_micro_batch_size_per_gpu=32"
-        )
-    if micro is None:
-        assert total is not None
-        micro, rest = divmod(total, (accumulation or 1) * world_size)
-        accumulation = accumulation or 1
-    elif accumulation is None:
-        accumulation, rest = divmod(total, micro * world_size) if total is not None else (1, 0)
-    else:
-        rest = 0
-    product = micro * accumulation * world_size
-    total = product if total is None else total
-    if rest or product != total or not product:
-        raise ConfigError(
-            f"train_batch_size: {total}; must be train_micro_batch_size_per_gpu ({given[BATCH_KEYS[1]] or 'free'})"
-            f" × gradient_accumulation_steps ({given[BATCH_KEYS[2]] or 'free'}) × {world_size} rank(s)"
-        )
-    return total, micro, accumulation
 
 
 def _fill_preset(values: Any, where: str) -> Any:

@@ -8,6 +8,7 @@ forward pre-hook passes the gates to the model.
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from bert_pld.config import OUR_BLOCKS, ConfigError, ProgressiveLayerDropConfig, RunConfig, load_config
+from bert_pld.config import BATCH_KEYS, OUR_BLOCKS, ConfigError, ProgressiveLayerDropConfig, RunConfig, load_config
 from bert_pld.pld.gates import Gates, draw_gates
 from bert_pld.pld.schedule import Schedule
 
@@ -166,11 +167,14 @@ def initialize(
     pld = run.progressive_layer_drop
     if pld.enabled:
         num_blocks = _check_model(model, num_blocks)
+    settings = {key: value for key, value in run.deepspeed.items() if key not in OUR_BLOCKS}
+    if run.training.max_micro_batch_size is not None:
+        settings |= dict(zip(BATCH_KEYS, run.batch_sizes(_world_size()), strict=True))
     engine, *rest = deepspeed.initialize(
         _without_config(args),
         model,
         *positional,
-        config={key: value for key, value in run.deepspeed.items() if key not in OUR_BLOCKS},
+        config=settings,
         **keywords,
     )
     engine.layer_dropper = None
@@ -199,6 +203,13 @@ def _check_model(model: nn.Module | None, num_blocks: int | None) -> int:
             f"{type(model).__name__}: unknown number of gated blocks; pass num_blocks=… or set model.num_gated_blocks"
         )
     return num_blocks
+
+
+def _world_size() -> int:
+    """Return the number of ranks, which DeepSpeed's own initialization may join only later."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:

@@ -19,7 +19,7 @@ from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cluster.run_lock import RunLock
 from bert_pld.cluster.stopping import Preemption, StepAgreement
 from bert_pld.cluster.watchdog import Watchdog, collective_timeout
-from bert_pld.config import BATCH_KEYS, ConfigError, RunConfig, resolve_batch_sizes
+from bert_pld.config import BATCH_KEYS, ConfigError, RunConfig
 from bert_pld.config.errors import explaining
 from bert_pld.cost.flops import parameter_count
 from bert_pld.data.batches import MicroBatch
@@ -149,7 +149,12 @@ def prepare_run(
     host_group = dist.new_group(backend="gloo", timeout=timeout) if dist.get_world_size() > 1 else None
     manifest = training_rows.manifest
     data_facts = {"data_source": manifest.attributes.source, "data_fingerprint": manifest.fingerprint()}
-    _, micro_batch_size, accumulation_steps = (config.deepspeed[key] for key in BATCH_KEYS)
+    total, micro_batch_size, accumulation_steps = (config.deepspeed[key] for key in BATCH_KEYS)
+    if config.training.max_micro_batch_size is not None:
+        metrics.print_line(
+            f"batch of {total:,} sequences: {micro_batch_size} micro-batch × {accumulation_steps} accumulation"
+            f" × {dist.get_world_size()} rank(s)"
+        )
     run = Run(
         config=config,
         output_dir=output_dir,
@@ -196,7 +201,7 @@ def resolve_config(config: RunConfig, training_rows: ShardedRows, world_size: in
     check_matches_model(training_rows, config.model, config.data.seq_length)
     _check_host_memory(config)
     with explaining(config.source):
-        sizes = dict(zip(BATCH_KEYS, resolve_batch_sizes(config.deepspeed, world_size), strict=True))
+        sizes = dict(zip(BATCH_KEYS, config.batch_sizes(world_size), strict=True))
     return dataclasses.replace(config, deepspeed={**config.deepspeed, **sizes})
 
 

@@ -161,6 +161,30 @@ def test_inconsistent_batch_sizes_are_rejected(sizes, message):
         resolve_batch_sizes(sizes, 2)
 
 
+@pytest.mark.parametrize(
+    ("given", "world", "expected"),
+    [
+        ({"train_batch_size": 4096}, 8, (4096, 256, 2)),
+        ({"train_batch_size": 4096}, 32, (4096, 128, 1)),
+        ({"train_batch_size": 4096, "train_micro_batch_size_per_gpu": "auto"}, 64, (4096, 64, 1)),
+        ({"train_batch_size": 3000}, 2, (3000, 250, 6)),
+        ({"train_batch_size": 7}, 1, (7, 7, 1)),
+        ({"train_batch_size": 4096, "train_micro_batch_size_per_gpu": 512}, 1, (4096, 512, 8)),
+        ({"train_batch_size": 4096, "gradient_accumulation_steps": 2}, 1, (4096, 2048, 2)),
+        ({"train_micro_batch_size_per_gpu": 512}, 2, (1024, 512, 1)),
+    ],
+)
+def test_largest_micro_batch_divides_the_batch_unless_deepspeed_s_keys_decide(given, world, expected):
+    assert resolve_batch_sizes(given, world, max_micro_batch_size=256) == expected
+
+
+def test_batch_without_a_divisor_near_the_largest_micro_batch_is_an_error():
+    with pytest.raises(ConfigError, match=r"4098; on 2 rank.*\(256\) that divides it is 3; use a multiple of 512"):
+        resolve_batch_sizes({"train_batch_size": 4098}, 2, max_micro_batch_size=256)
+    with pytest.raises(ConfigError, match=r"train_batch_size: 4097; must be .* 2 rank"):
+        resolve_batch_sizes({"train_batch_size": 4097}, 2, max_micro_batch_size=256)
+
+
 @pytest.mark.parametrize("name", ["bert_base_pld_128.json", "configs/bert_base_pld_128.json", "paper/pre_ln.json"])
 def test_configuration_of_the_checkout_is_found_from_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

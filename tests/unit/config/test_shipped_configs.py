@@ -7,7 +7,7 @@ import pytest
 import torch
 from repository import REPOSITORY
 
-from bert_pld.config import load_config, resolve_batch_sizes
+from bert_pld.config import BATCH_KEYS, load_config
 from bert_pld.cost.flops import parameter_count
 from bert_pld.model import BertForPreTraining
 from bert_pld.pld import draw_gates
@@ -24,13 +24,26 @@ def test_documented_configurations_exist():
     assert set(names.split()) <= {path.stem for path in CONFIGS}
 
 
+def test_micro_batches_of_base_and_large_fill_a_gpu_and_divide_the_documented_jobs():
+    tokens = {"base": 256 * 128, "large": 128 * 128}
+    paths = [path for path in FOLDER.glob("bert_*.json") if path.stem.split("_")[1] in tokens]
+    assert len(paths) == 8
+    for path in paths:
+        config = load_config(path)
+        for ranks in (1, 8, 32, 64):
+            total, micro, _ = config.batch_sizes(ranks)
+            largest = tokens[config.model.preset] // config.data.seq_length
+            assert micro == min(largest, total // ranks), (path.stem, ranks)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configuration_loads_and_runs_a_step_on_meta_tensors(path):
     from deepspeed.runtime.config import DeepSpeedConfig
 
     config = load_config(path).with_model(vocab_size=30528, next_sentence_prediction=True)
-    total, micro, accumulation = resolve_batch_sizes(config.deepspeed, 1)
-    assert DeepSpeedConfig({**config.deepspeed}).train_micro_batch_size_per_gpu == micro
+    total, micro, accumulation = sizes = config.batch_sizes(1)
+    settings = {**config.deepspeed, **dict(zip(BATCH_KEYS, sizes, strict=True))}
+    assert DeepSpeedConfig(settings).train_micro_batch_size_per_gpu == micro
     assert total == micro * accumulation
 
     with torch.device("meta"):

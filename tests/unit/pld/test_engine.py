@@ -65,6 +65,12 @@ def start(model=None, config=CONFIG, **keywords):
     return bert_pld.initialize(model=model, model_parameters=model.parameters(), config=config, **keywords)
 
 
+def test_largest_micro_batch_of_our_block_becomes_deepspeed_s():
+    sizes = {"train_batch_size": 12, "train_micro_batch_size_per_gpu": None, "training": {"max_micro_batch_size": 5}}
+    engine = start(config={**CONFIG, **sizes})[0]
+    assert (engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()) == (4, 3)
+
+
 def test_initialize_returns_deepspeed_s_tuple_and_theta_follows_global_steps():
     engine, optimizer, loader, scheduler = start()
     assert optimizer is not None
