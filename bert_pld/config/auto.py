@@ -15,6 +15,8 @@ DEFAULT_OPTIMIZER = {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.0
 """The optimizer of a run without an `optimizer` block."""
 WARMUP_SHARE = 0.02
 """Share of the steps in which the learning rate rises by default; the paper's."""
+DECAY_SHARE = 0.1
+"""Share of the steps in which a stable learning rate falls by default."""
 
 # Blocks in which DeepSpeed itself reads "auto" as its default, except for the keys that decide what runs at all.
 _DEEPSPEED_DEFAULTS = (
@@ -54,6 +56,7 @@ def resolve_auto(
     if max_steps is not None:
         rules["scheduler.params.total_num_steps"] = max_steps
         rules["scheduler.params.warmup_num_steps"] = max(1, round(WARMUP_SHARE * max_steps))
+        rules["scheduler.params.decay_num_steps"] = round(DECAY_SHARE * max_steps)
     if hidden_size is not None:
         rules["zero_optimization.reduce_bucket_size"] = hidden_size**2
         rules["zero_optimization.stage3_prefetch_bucket_size"] = int(0.9 * hidden_size**2)

@@ -61,8 +61,9 @@ def check_params(params: Mapping[str, Any], defaults: Mapping[str, Any], where: 
 
 def _check_value(key: str, value: Any, default: Any) -> tuple[Any, str]:
     """Return the value, and what is allowed if it is not."""
-    if key in _CHOICES:
-        return value, "" if value in _CHOICES[key] else f"one of {', '.join(_CHOICES[key])}"
+    choices = default if isinstance(default, tuple) and isinstance((*default, None)[0], str) else _CHOICES.get(key)
+    if choices is not None:
+        return value, "" if value in choices else f"one of {', '.join(choices)}"
     if key in _PAIRS:
         is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value))
         below_one = is_pair and all(0 <= part < 1 for part in value)
@@ -81,7 +82,7 @@ def _check_value(key: str, value: Any, default: Any) -> tuple[Any, str]:
     if key == "adam_lr" and min(numbers) <= 0:
         return value, "> 0"
     if numbers is not value and (key in _STEPS or (isinstance(default, int) and _COUNT.search(key))):
-        least, count = 1 if key in _STEPS else 0, whole(value)
+        least, count = 1 if key in _STEPS and default != 0 else 0, whole(value)
         return count, "" if count is not None and count >= least else f"an integer >= {least}"
     return value, ""
 

@@ -23,10 +23,9 @@ from bert_pld.training.optimizer import (
     build_optimizer,
     canonical_optimizer,
     check_optimizer_params,
-    check_scheduler,
     parameter_groups,
-    scheduler_builder,
 )
+from bert_pld.training.schedulers import check_scheduler, scheduler_builder
 
 _NOT_HERE = {
     "data_efficiency.data_routing.random_ltd.enabled": "use progressive_layer_drop with granularity 'token'",

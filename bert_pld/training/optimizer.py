@@ -1,21 +1,17 @@
-"""Optimizers and learning-rate schedules that we build ourselves: torch's fused Adam, Muon, Apex, WarmupExpDecayLR.
+"""Optimizers that we build ourselves: torch's fused Adam, Muon, Apex.
 
 DeepSpeed builds the others from the JSON: `canonical_optimizer` tells which of them can be trained and resumed.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from bert_pld.config import ConfigError
-from bert_pld.config.auto import WARMUP_SHARE
 from bert_pld.config.errors import nearest
 from bert_pld.model.block import SwitchableBlock
 from bert_pld.training.block_params import ADAM_DEFAULTS, MUON_DEFAULTS, check_params, defaults_of
@@ -32,13 +28,6 @@ _UNSUPPORTED = {
     "LBFGS": "it evaluates the loss several times in a step",
     "SparseAdam": "it requires sparse gradients",
 }
-OUR_SCHEDULERS = ("WarmupExpDecayLR",)
-_SCHEDULERS_OF_DEEPSPEED = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest")
-_SCHEDULERS_OF_TORCH = (
-    *("StepLR", "MultiStepLR", "ExponentialLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts"),
-    *("LinearLR", "ConstantLR", "PolynomialLR", "OneCycleLR"),
-)
-"""Schedules of torch that a JSON can describe in full, and that need nothing but the step."""
 # Adam divides its moments by 1 − β^t. From this step on both divisors are exactly 1 in fp32, so an Adam that starts to
 # count here has no bias correction. The fp32 step counter stays exact for 15 million steps more.
 _STEP_PAST_BIAS_CORRECTION = 1_000_000.0
@@ -198,72 +187,3 @@ def _build_apex(name: str, params: dict[str, Any], groups: Iterable[dict[str, An
         return cls(groups, **params)
     except TypeError as error:
         raise ConfigError(f"optimizer.params: {name} does not accept these: {error}") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class WarmupExpDecay:
-    """lr(t) as a share of its peak: t / warmup, then decay_rate ** ((t − warmup) / decay_step).
-
-    The paper's run: warm-up over 2 % of the steps, then × 0.99 every 1,000 steps.
-    """
-
-    warmup_num_steps: int
-    decay_rate: float = 0.99
-    decay_step: int = 1000
-
-    def share(self, step: int) -> float:
-        """Return the learning rate of optimizer step `step` (from 0) as a share of the peak."""
-        if step < self.warmup_num_steps:
-            return (step + 1) / self.warmup_num_steps
-        return self.decay_rate ** ((step - self.warmup_num_steps) / self.decay_step)
-
-
-def check_scheduler(block: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a `scheduler` block with checked `params`; a ConfigError names an unknown type, or a wrong parameter."""
-    name, params = block["type"], block.get("params", {})
-    valid = (*_SCHEDULERS_OF_DEEPSPEED, *OUR_SCHEDULERS, *_SCHEDULERS_OF_TORCH)
-    if name not in valid:
-        raise ConfigError(f"scheduler.type: {name!r} is unknown{nearest(name, valid)}; valid: {', '.join(valid)}")
-    if name in OUR_SCHEDULERS:
-        return dict(block)
-    from deepspeed.runtime import lr_schedules
-
-    module = lr_schedules if name in _SCHEDULERS_OF_DEEPSPEED else torch.optim.lr_scheduler
-    defaults = defaults_of(getattr(module, name))
-    return {**block, "params": check_params(params, defaults, "scheduler.params", name)}
-
-
-def scheduler_builder(block: Mapping[str, Any], max_steps: int) -> Callable[[torch.optim.Optimizer], Any] | None:
-    """Return a function that builds a checked block's schedule around an optimizer; None where DeepSpeed builds it.
-
-    DeepSpeed would give torch's schedules ZeRO's optimizer, which they do not accept.
-    """
-    if block["type"] in OUR_SCHEDULERS:
-        return functools.partial(build_scheduler, block, max_steps)
-    if block["type"] in _SCHEDULERS_OF_TORCH:
-        cls = getattr(torch.optim.lr_scheduler, block["type"])
-        return lambda optimizer: cls(optimizer, **block["params"])
-    return None
-
-
-def build_scheduler(block: Mapping[str, Any], max_steps: int, optimizer: torch.optim.Optimizer) -> LambdaLR:
-    """Build the scheduler of a `scheduler` block whose type is in `OUR_SCHEDULERS`.
-
-    `params`: `warmup_max_lr` (default: the optimizer's lr), `warmup_num_steps` (default: 2 % of max_steps),
-    `decay_rate` (0.99), `decay_step` (1000). An unknown parameter, or one out of range, raises a ConfigError.
-    """
-    fields = {"warmup_num_steps": 1, "decay_rate": 0.99, "decay_step": 1000}
-    valid = {"warmup_max_lr": None, **fields}
-    params = check_params(block.get("params", {}), valid, "scheduler.params", "WarmupExpDecayLR")
-    peak = params.pop("warmup_max_lr", None)
-    params.setdefault("warmup_num_steps", max(1, round(WARMUP_SHARE * max_steps)))
-    schedule = WarmupExpDecay(**params)
-    if schedule.warmup_num_steps < 1 or schedule.decay_step < 1 or not 0 < schedule.decay_rate <= 1:
-        raise ConfigError(
-            "scheduler.params: warmup_num_steps and decay_step must be >= 1, decay_rate in (0, 1];"
-            f" given {dataclasses.asdict(schedule)}"
-        )
-    if peak is not None:
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] = float(peak)
-    return LambdaLR(optimizer, schedule.share)

@@ -13,6 +13,7 @@ from bert_pld.model import BertForPreTraining
 from bert_pld.pld import draw_gates
 from bert_pld.pld.engine import make_schedule
 from bert_pld.training import optimizer as optimizers
+from bert_pld.training import schedulers
 
 FOLDER = REPOSITORY / "configs"
 CONFIGS = sorted(path for path in FOLDER.rglob("*.json") if path.parent.name != "scales")
@@ -74,5 +75,5 @@ def test_shipped_configuration_loads_and_runs_a_step_on_meta_tensors(path):
     groups = optimizers.parameter_groups(model, block["params"]["weight_decay"], muon=block["type"] == "Muon")
     optimizer = optimizers.build_optimizer(block, groups)
     scheduler = config.deepspeed["scheduler"]
-    if scheduler["type"] in optimizers.OUR_SCHEDULERS:
-        optimizers.build_scheduler(scheduler, config.training.max_steps, optimizer)
+    if scheduler["type"] in schedulers.OUR_SCHEDULERS:
+        schedulers.scheduler_builder(scheduler, config.training.max_steps)(optimizer)

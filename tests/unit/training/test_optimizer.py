@@ -1,4 +1,4 @@
-"""Our optimizers and learning-rate schedules match their formulas and torch."""
+"""Our optimizers match their formulas and torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from torch import nn
 
 from bert_pld.config import ConfigError
 from bert_pld.training.optimizer import (
-    WarmupExpDecay,
     build_optimizer,
-    build_scheduler,
     canonical_optimizer,
     parameter_groups,
 )
@@ -105,28 +103,3 @@ def test_names_of_optimizers_are_found_in_any_case():
         "AdamW", "Adam", "Muon", "SGD",
     ]  # fmt: skip
     assert canonical_optimizer("lamb", 0, "cuda") == "Lamb"
-
-
-def test_paper_s_schedule_warms_up_linearly_then_decays_every_thousand_steps():
-    schedule = WarmupExpDecay(warmup_num_steps=4000)
-    assert schedule.share(0) == 1 / 4000
-    assert schedule.share(1999) == 0.5
-    assert schedule.share(4000) == 1.0
-    assert schedule.share(5000) == pytest.approx(0.99)
-    assert schedule.share(200_000) == pytest.approx(0.99**196)
-
-
-def test_scheduler_sets_the_peak_and_follows_the_optimizer():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0)
-    params = {"warmup_max_lr": 0.2, "warmup_num_steps": 2, "decay_rate": 0.5, "decay_step": 1}
-    scheduler = build_scheduler({"params": params}, 100, optimizer)
-    rates = []
-    for _ in range(4):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates == pytest.approx([0.1, 0.2, 0.2, 0.1])
-    with pytest.raises(ConfigError, match=r"scheduler\.params\.total: unknown key"):
-        build_scheduler({"params": {"total": 1}}, 100, optimizer)
-    with pytest.raises(ConfigError, match="decay_rate in"):
-        build_scheduler({"params": {"decay_rate": 2.0}}, 100, optimizer)
