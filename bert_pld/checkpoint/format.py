@@ -46,7 +46,7 @@ from bert_pld.files import (
     require_utf8,
     write_atomically,
 )
-from bert_pld.model import BertForPreTraining
+from bert_pld.model import BertForPreTraining, make_model
 
 TOKENIZER_FILES = (TOKENIZER, VOCABULARY)
 REQUIRED_FILES = (WEIGHTS, CONFIG, STATE, *TOKENIZER_FILES)
@@ -214,7 +214,7 @@ def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 def load_model(checkpoint: Path) -> tuple[BertForPreTraining, RunConfig]:
     """Return a checkpoint's fp32 model, in evaluation mode, and its configuration; a ValueError if they do not fit."""
     config = load_config(checkpoint / CONFIG, use="checkpoint")
-    model = BertForPreTraining(config.model)
+    model = make_model(config.model)
     try:
         model.load_state_dict(load_weights(checkpoint))
     except RuntimeError as error:  # raised by torch for unexpected names or shapes

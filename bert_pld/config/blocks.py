@@ -97,8 +97,11 @@ class ProgressiveLayerDropConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The `model` block. `preset` sets the sizes that are not given."""
+    """The `model` block. `architecture` and `preset` set what is not given (`architectures.py`)."""
 
+    architecture: Literal["bert", "modernbert"] = "bert"
+    """`bert`: learned positions and segments. `modernbert`: rotary positions, gated feed-forwards, no biases, global
+    and local attention."""
     preset: Literal["tiny", "mini", "small", "medium", "base", "large"] | None = "base"
     hidden_size: int = 768
     num_layers: int = 12
@@ -115,7 +118,19 @@ class ModelConfig:
     """Whether the model has a pooler and an NSP head; `auto`: if the data has sentence pairs."""
     hidden_act: Literal["gelu", "gelu_tanh"] = "gelu"
     hidden_dropout: float = 0.1
+    """`bert`: of the embeddings and of both sub-layers' outputs. `modernbert`: of the embeddings and inside the
+    feed-forward, before its last matrix."""
     attention_dropout: float = 0.1
+    """Of the attention weights; in `modernbert` also of the attention's output."""
+    local_attention: int | None = None
+    """`modernbert`: width of the window of a local block, in tokens: i attends to j if |i − j| <= local_attention // 2.
+    """
+    global_attn_every_n_layers: int | None = None
+    """`modernbert`: the first block and every n-th after it attend to the whole sequence, the others locally."""
+    global_rope_theta: float | None = None
+    """`modernbert`: base of the rotary positions' wavelengths in global blocks."""
+    local_rope_theta: float | None = None
+    """The same in local blocks."""
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     position_initialization: Literal["normal", "sinusoidal"] = "normal"
@@ -130,18 +145,38 @@ class ModelConfig:
         yield from _check_least(self, 1, *sizes)
         yield from _check_least(self, 8, "max_position_embeddings")
         yield from _check_least(self, 6, "vocab_size")
+        yield from _check_least(self, 2, "local_attention")
+        yield from _check_least(self, 1, "global_attn_every_n_layers")
         yield from _check_most(self, 10_000, "num_layers")
         yield from _check_most(self, 1 << 20, "hidden_size", "type_vocab_size", "max_position_embeddings")
         yield from _check_most(self, 1 << 24, "intermediate_size", "vocab_size")
         if self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:
             heads = self.num_attention_heads
             yield f"hidden_size: {self.hidden_size}; must be a multiple of num_attention_heads ({heads})"
+        elif self.architecture == "modernbert" and self.hidden_size // self.num_attention_heads % 2:
+            heads = self.num_attention_heads
+            yield f"hidden_size: {self.hidden_size}; rotary positions need an even width of each of the {heads} heads"
         for key in ("hidden_dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, key) < 1.0:
                 yield f"{key}: {getattr(self, key)}; must be in [0, 1)"
-        for key in ("layer_norm_eps", "initializer_range"):
-            if getattr(self, key) <= 0.0:
-                yield f"{key}: {getattr(self, key)}; must be > 0"
+        for key in ("layer_norm_eps", "initializer_range", "global_rope_theta", "local_rope_theta"):
+            value = getattr(self, key)
+            if value is not None and value <= 0.0:
+                yield f"{key}: {value}; must be > 0"
+
+    def is_local(self, block: int) -> bool:
+        """Return whether a block, counted from 0, attends within a window only."""
+        return self.global_attn_every_n_layers is not None and block % self.global_attn_every_n_layers != 0
+
+    @property
+    def attention_reach(self) -> int | None:
+        """Largest distance over which a local block attends, in tokens; None without local blocks."""
+        return None if self.local_attention is None else self.local_attention // 2
+
+    @property
+    def feed_forward_matrices(self) -> int:
+        """Number of `hidden_size` × `intermediate_size` matrices in a block."""
+        return 3 if self.architecture == "modernbert" else 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from bert_pld.config.architectures import complete_model_block
 from bert_pld.config.auto import resolve_auto
 from bert_pld.config.batch_sizes import resolve_batch_sizes
 from bert_pld.config.blocks import DataConfig, ModelConfig, ProgressiveLayerDropConfig, TrainingConfig
@@ -24,18 +25,6 @@ from bert_pld.config.file import find_config, read_json
 from bert_pld.files import without_secrets
 
 T = TypeVar("T")
-
-# BERT's initializer_range of 0.02 suits widths from 768; narrower models leave the unigram plateau sooner with
-# 1/sqrt(hidden_size).
-_PRESET_FIELDS = ("hidden_size", "num_layers", "num_attention_heads", "intermediate_size", "initializer_range")
-_PRESETS: dict[str, tuple[int, int, int, int, float]] = {
-    "tiny": (128, 2, 2, 512, 0.088),
-    "mini": (256, 4, 4, 1024, 0.0625),
-    "small": (512, 4, 8, 2048, 0.044),
-    "medium": (512, 8, 8, 2048, 0.044),
-    "base": (768, 12, 12, 3072, 0.02),
-    "large": (1024, 24, 16, 4096, 0.02),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +43,7 @@ class RunConfig:
     warnings: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """Keys that have no effect."""
     notices: tuple[str, ...] = dataclasses.field(default=(), compare=False)
-    """What each "auto" stands for."""
+    """What each "auto" stands for, and keys of ours that the architecture does not use."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the resolved configuration in the form that `load_config` reads, without secrets."""
@@ -121,16 +110,17 @@ def load_config(
         blocks["progressive_layer_drop"] = {"enabled": False}
     blocks = {name: {} if block is None else block for name, block in blocks.items()}
     known = {name: use == "run" or bool(blocks[name]) for name in ("model", "training")}
-    blocks["model"] = _fill_preset(blocks["model"], where)
+    blocks["model"], notices = complete_model_block(blocks["model"], where)
     values = {key: value for key, value in values.items() if value is not None}
     warnings: list[str] = []
-    notices: list[str] = []
     if use != "checkpoint":
         values, warnings = check_deepspeed(values, where, own_model=use == "own_model")
     ours = {name: _build_block(cls, blocks[name], f"{where}: {name}") for name, cls in OUR_BLOCKS.items()}
     if use != "checkpoint":
         max_steps = ours["training"].max_steps if known["training"] else None
-        values, notices = resolve_auto(values, where, max_steps, ours["model"].hidden_size if known["model"] else None)
+        hidden_size = ours["model"].hidden_size if known["model"] else None
+        values, automatic = resolve_auto(values, where, max_steps, hidden_size)
+        notices += automatic
     run = RunConfig(deepspeed=values, source=where, warnings=tuple(warnings), notices=tuple(notices), **ours)
     if run.data.seq_length > run.model.max_position_embeddings:
         raise ConfigError(
@@ -188,18 +178,6 @@ def apply_override(values: dict[str, Any], override: str, option: str = "--set")
         if not isinstance(values, dict):
             raise ConfigError(f"{option} {override}: '{key}' is not a section")
     values[keys[-1]] = value
-
-
-def _fill_preset(values: Any, where: str) -> Any:
-    """Add the preset's sizes where none are given; with `preset: null` nothing is added."""
-    if not isinstance(values, Mapping):
-        return values
-    preset = values.get("preset", "base")
-    if preset is None:
-        return values
-    if not isinstance(preset, str) or preset not in _PRESETS:
-        raise ConfigError(f"{where}: model.preset: {preset!r}; must be one of {', '.join(_PRESETS)}, or null")
-    return {**dict(zip(_PRESET_FIELDS, _PRESETS[preset], strict=True)), **values}
 
 
 def _refuse_misspelt_blocks(values: Mapping[str, Any], where: str) -> None:

@@ -56,7 +56,7 @@ class Linear(nn.Linear):
         return linear(inputs, self.weight, self.bias)
 
 
-def layer_norm(hidden_states: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def layer_norm(hidden_states: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """Apply LayerNorm over the last dimension: [..., H] → [..., H]."""
     return F.layer_norm(hidden_states, weight.shape, weight, bias, eps)
 
@@ -66,8 +66,14 @@ def gelu(values: Tensor, activation: Literal["gelu", "gelu_tanh"]) -> Tensor:
     return F.gelu(values, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
+def geglu(values: Tensor, activation: Literal["gelu", "gelu_tanh"]) -> Tensor:
+    """Return gelu(a) · b of packed projections [a, b]: [..., 2·I] → [..., I] (Shazeer, arXiv:2002.05202)."""
+    inner, gate = values.chunk(2, dim=-1)
+    return gelu(inner, activation) * gate
+
+
 def linear_dropout_scale_residual(
-    inner: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, dropout: float, scale: float | Tensor
+    inner: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, dropout: float, scale: float | Tensor
 ) -> Tensor:
     """Return residual + scale · dropout(x · Wᵀ + b): [..., I] and [..., H] → [..., H].
 
@@ -79,25 +85,40 @@ def linear_dropout_scale_residual(
     return torch.add(residual, branch, alpha=scale)
 
 
-def self_attention(qkv: Tensor, num_heads: int, attention_mask: Tensor | None, dropout: float) -> Tensor:
+def self_attention(
+    qkv: Tensor,
+    num_heads: int,
+    attention_mask: Tensor | None,
+    dropout: float,
+    rotation: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Apply multi-head softmax attention to packed projections.
 
     Args:
         qkv: [B, S, 3·H], queries, keys and values concatenated.
         num_heads: N.
-        attention_mask: bool [B, S], True for tokens; None if there is no padding.
+        attention_mask: bool [B, S], True for tokens, or bool [B or 1, S, S], True where a token attends to another;
+            None if every token attends to all.
         dropout: dropout probability of the attention weights; 0 outside training.
+        rotation: cosines and sines of the tokens' rotary angles, which `rotate` applies to queries and keys, or None.
 
     Returns:
         [B, S, H].
     """
     if qkv.dtype is torch.bfloat16 and qkv.device.type == "cpu":
         # On a CPU torch's attention is five times slower in bf16 than in fp32, even on processors with bf16 units.
-        return self_attention(qkv.float(), num_heads, attention_mask, dropout).to(qkv.dtype)
+        return self_attention(qkv.float(), num_heads, attention_mask, dropout, rotation).to(qkv.dtype)
     batch, seq, width = qkv.shape
     heads = qkv.view(batch, seq, 3, num_heads, width // (3 * num_heads))
-    query, key, value = (part.transpose(1, 2) for part in heads.unbind(2))  # each [B, N, S, H / N]
-    mask = None if attention_mask is None else attention_mask[:, None, None, :]
+    if rotation is None:
+        query, key, value = heads.unbind(2)  # each [B, S, N, H / N]
+    else:
+        rotated, value = rotate(heads[:, :, :2], *rotation), heads[:, :, 2]
+        query, key = rotated.unbind(2)
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    mask = attention_mask
+    if mask is not None:
+        mask = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
     if dropout and draws_integers(qkv):
         # torch's fused attention has no dropout on a CPU: these are the steps that torch would run, with a faster one.
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
@@ -106,6 +127,39 @@ def self_attention(qkv: Tensor, num_heads: int, attention_mask: Tensor | None, d
     else:
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     return context.transpose(1, 2).reshape(batch, seq, width // 3)
+
+
+def rotary_angles(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines of rotary positions (Su et al., arXiv:2104.09864), in fp32.
+
+    Args:
+        positions: int64 [..., S], of each token in its sequence.
+        head_width: D, even.
+        theta: base of the wavelengths: pair d turns by position · theta^(−2d / D).
+
+    Returns:
+        Two tensors [..., S, D / 2].
+    """
+    exponents = torch.arange(0, head_width, 2, dtype=torch.float32, device=positions.device) / head_width
+    angles = positions[..., None].float() * (1.0 / theta**exponents)
+    return angles.cos(), angles.sin()
+
+
+def rotate(values: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Rotate the pairs (d, d + D / 2) of each head by its token's angles, in fp32.
+
+    Args:
+        values: [B, S, 2, N, D], queries and keys.
+        cosines: fp32 [B or 1, S, D / 2].
+        sines: of the same shape.
+
+    Returns:
+        The shape and type of `values`.
+    """
+    first, second = values.float().chunk(2, dim=-1)
+    cosines, sines = cosines[:, :, None, None], sines[:, :, None, None]
+    rotated = torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
+    return rotated.to(values.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""BERT with switchable blocks: embeddings → gated blocks → heads, and its mapping to Hugging Face's classes.
+"""BERT and ModernBERT with switchable blocks: embeddings → gated blocks → heads, and Hugging Face's classes.
 
 The backend that `use_backend` chooses is kept in the modules' callables alone: `run` of the encoder, its blocks and its
 final LayerNorm, and `cross_entropy_sum` of the masked-LM head.
@@ -6,16 +6,23 @@ final LayerNorm, and `cross_entropy_sum` of the masked-LM head.
 
 from __future__ import annotations
 
+from bert_pld.config import ModelConfig
 from bert_pld.kernels import select_backend
 from bert_pld.model.bert import BertForPreTraining
+from bert_pld.model.modern import ModernBertForPreTraining
 
-__all__ = ["BertForPreTraining", "use_backend"]
+__all__ = ["BertForPreTraining", "ModernBertForPreTraining", "make_model", "use_backend"]
+
+
+def make_model(config: ModelConfig) -> BertForPreTraining:
+    """Make a new model of the configuration's architecture."""
+    return {"bert": BertForPreTraining, "modernbert": ModernBertForPreTraining}[config.architecture](config)
 
 
 def use_backend(model: BertForPreTraining, name: str, device_type: str) -> None:
     """Make a newly constructed model run with a backend, which `bert_pld.kernels.select_backend` chooses or rejects."""
     encoder = model.encoder
-    backend = select_backend(name, device_type, model.config.hidden_size)
+    backend = select_backend(name, device_type, model.config.hidden_size, model.has_fused_kernels)
     if backend == "compiled":
         for block in encoder.blocks:
             # θ changes at every step: with a static scale each value would be compiled again.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from bert_pld.config import ModelConfig
 from bert_pld.kernels.dropout import dropout as drop_out
 from bert_pld.kernels.layout import TokenLayout, padded_layout
 from bert_pld.kernels.reference import Linear, gelu, layer_norm, linear, linear_cross_entropy_sum
-from bert_pld.model.block import SwitchableBlock
+from bert_pld.model.block import GatedBlock, SwitchableBlock
 from bert_pld.pld.gates import BlockGate, run_gated
 
 
@@ -54,8 +54,8 @@ def sinusoids(positions: int, width: int) -> Tensor:
 class FinalNorm(nn.LayerNorm):
     """The LayerNorm that follows the last pre-norm block."""
 
-    def __init__(self, hidden_size: int, eps: float) -> None:
-        super().__init__(hidden_size, eps)
+    def __init__(self, hidden_size: int, eps: float, bias: bool = True) -> None:
+        super().__init__(hidden_size, eps, bias=bias)
         self.run: Callable[..., Tensor] = normalize_eager
         """Called with this module and the arguments of `forward`; a backend replaces it."""
 
@@ -72,20 +72,27 @@ def normalize_eager(norm: FinalNorm, hidden_states: Tensor) -> Tensor:
 class Encoder(nn.Module):
     """Embeddings and L switchable blocks, which run under their gates."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        embeddings: nn.Module,
+        blocks: Iterable[GatedBlock],
+        final_norm: FinalNorm | None,
+        run: Callable[..., tuple[Tensor, TokenLayout]],
+    ) -> None:
         super().__init__()
         self.config = config
-        self.embeddings = Embeddings(config, vocab_size)
-        self.blocks = nn.ModuleList(SwitchableBlock(config) for _ in range(config.num_layers))
-        pre = config.normalization == "pre"
-        self.final_norm = FinalNorm(config.hidden_size, config.layer_norm_eps) if pre else None
-        self.run: Callable[..., tuple[Tensor, TokenLayout]] = encode_eager
+        self.embeddings: Any = embeddings
+        """Module with the word embeddings in `word`; the eager function calls it."""
+        self.blocks = nn.ModuleList(blocks)
+        self.final_norm = final_norm
+        self.run = self._eager = run
         """Called with this encoder and the arguments of `encode`; a backend replaces it."""
 
     @property
     def leaves_padding_out(self) -> bool:
         """Whether the blocks run on tokens only, without the padding."""
-        return self.run is not encode_eager
+        return self.run is not self._eager
 
     def forward(self, *inputs: Any, **keywords: Any) -> Tensor:
         """Encode [B, S] → [B, S, H], zeros at padding if the backend leaves it out. Arguments: see `encode`."""
@@ -122,6 +129,14 @@ class Encoder(nn.Module):
         return functools.partial(checkpoint, block, use_reentrant=False)
 
 
+def bert_encoder(config: ModelConfig, vocab_size: int) -> Encoder:
+    """Make BERT's encoder, pre- or post-norm."""
+    embeddings = Embeddings(config, vocab_size)
+    blocks = [SwitchableBlock(config) for _ in range(config.num_layers)]
+    final_norm = FinalNorm(config.hidden_size, config.layer_norm_eps) if config.normalization == "pre" else None
+    return Encoder(config, embeddings, blocks, final_norm, encode_eager)
+
+
 def encode_eager(
     encoder: Encoder,
     input_ids: Tensor,
@@ -141,15 +156,18 @@ def encode_eager(
 
 
 class MaskedLanguageModelHead(nn.Module):
-    """Transform, LayerNorm, and a decoder that has its own bias and is tied to the word embeddings."""
+    """Transform, LayerNorm, and a decoder that has its own bias and is tied to the word embeddings.
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    `bias` is for the transform and the LayerNorm.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, bias: bool = True) -> None:
         super().__init__()
         self.config = config
         self.cross_entropy_sum: Callable[..., tuple[Tensor, Tensor]] = linear_cross_entropy_sum
         """Decoder and loss against labels; a backend replaces it."""
-        self.transform = Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.transform = Linear(config.hidden_size, config.hidden_size, bias=bias)
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps, bias=bias)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(
@@ -190,17 +208,30 @@ class NextSentenceHead(nn.Module):
 
 
 class BertForPreTraining(nn.Module):
-    """Encoder with the masked-LM head, and with the next-sentence head if the data has sentence pairs."""
+    """Encoder with the masked-LM head, and with the next-sentence head if the data has sentence pairs.
+
+    `bert_pld.model.make_model` makes the model of any architecture.
+    """
+
+    architecture: ClassVar[str] = "bert"
+    """The `model.architecture` that a class is for."""
+    has_fused_kernels: ClassVar[bool] = True
+    """Whether the backend `triton` can run it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        assert config.architecture == self.architecture, "bert_pld.model.make_model chooses the class"
         assert config.vocab_size is not None, "vocab_size must be resolved from the data before the model is made"
         assert config.next_sentence_prediction != "auto", "'auto' must be resolved from the data as well"
         self.config = config
-        self.encoder = Encoder(config, config.vocab_size)
-        self.mlm_head = MaskedLanguageModelHead(config, config.vocab_size)
+        self.encoder, self.mlm_head = self.make_parts(config, config.vocab_size)
         self.nsp_head = NextSentenceHead(config) if config.next_sentence_prediction else None
         self.initialize_parameters()
+
+    @staticmethod
+    def make_parts(config: ModelConfig, vocab_size: int) -> tuple[Encoder, MaskedLanguageModelHead]:
+        """Make the encoder and the masked-LM head; `initialize_parameters` sets their values."""
+        return bert_encoder(config, vocab_size), MaskedLanguageModelHead(config, vocab_size)
 
     @property
     def num_gated_blocks(self) -> int:

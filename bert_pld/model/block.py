@@ -7,8 +7,8 @@ same layout in every backend; `bert_pld.model.fused` runs them through fused ker
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,38 @@ from bert_pld.config import ModelConfig
 from bert_pld.kernels import reference as ops
 
 
-class SwitchableBlock(nn.Module):
-    """One Transformer block that a gate can drop or scale (arXiv:2010.13369, section 3).
+class GatedBlock(nn.Module):
+    """A Transformer block that a gate can drop or scale: its parameters, and the function that runs them.
+
+    It has no sub-modules, so that it is one unit for ZeRO-3's gathering, torch.compile and fused kernels.
+    """
+
+    stacked_matrices: ClassVar[Mapping[str, int]] = {"qkv_weight": 3}
+    """Parameters that hold several equal matrices in their rows, and their number."""
+
+    def __init__(self, config: ModelConfig, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.config = config
+        self.run = run
+        """Called with this block and the arguments of `forward`; a backend replaces it."""
+
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        """Call `run`: the eager function, or the one that a backend put in its place."""
+        return self.run(self, *inputs, **keywords)
+
+    @property
+    def hidden_dropout(self) -> float:
+        """Dropout probability of hidden states; 0 outside training."""
+        return self.config.hidden_dropout if self.training else 0.0
+
+    @property
+    def attention_dropout(self) -> float:
+        """Dropout probability of the attention weights; 0 outside training."""
+        return self.config.attention_dropout if self.training else 0.0
+
+
+class SwitchableBlock(GatedBlock):
+    """BERT's block under a gate (arXiv:2010.13369, section 3).
 
     pre:   x' = x + s · Attention(LN(x));   x'' = x' + s · FFN(LN(x'))
     post:  x' = LN(x + s · Attention(x));   x'' = LN(x' + s · FFN(x'))
@@ -27,12 +57,8 @@ class SwitchableBlock(nn.Module):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config, run_eager)
         hidden, intermediate = config.hidden_size, config.intermediate_size
-        self.config = config
-        self.run: Callable[..., Any] = run_eager
-        """Called with this block and the arguments of `forward`; a backend replaces it."""
-        # The block has no sub-modules, so that it is one unit for ZeRO-3's gathering, torch.compile and fused kernels.
         self.attention_norm_weight = nn.Parameter(torch.empty(hidden))
         self.attention_norm_bias = nn.Parameter(torch.empty(hidden))
         self.qkv_weight = nn.Parameter(torch.empty(3 * hidden, hidden))
@@ -45,20 +71,6 @@ class SwitchableBlock(nn.Module):
         self.ffn_up_bias = nn.Parameter(torch.empty(intermediate))
         self.ffn_down_weight = nn.Parameter(torch.empty(hidden, intermediate))
         self.ffn_down_bias = nn.Parameter(torch.empty(hidden))
-
-    def forward(self, *inputs: Any, **keywords: Any) -> Any:
-        """Run `run_eager`, or the function that a backend put in its place."""
-        return self.run(self, *inputs, **keywords)
-
-    @property
-    def hidden_dropout(self) -> float:
-        """Dropout probability of the sub-layers' outputs; 0 outside training."""
-        return self.config.hidden_dropout if self.training else 0.0
-
-    @property
-    def attention_dropout(self) -> float:
-        """Dropout probability of the attention weights; 0 outside training."""
-        return self.config.attention_dropout if self.training else 0.0
 
 
 def run_eager(

@@ -13,7 +13,7 @@ from torch import nn
 
 from bert_pld.config import ConfigError
 from bert_pld.config.errors import nearest
-from bert_pld.model.block import SwitchableBlock
+from bert_pld.model.block import GatedBlock
 from bert_pld.training.block_params import ADAM_DEFAULTS, MUON_DEFAULTS, check_params, defaults_of
 from bert_pld.training.muon import OrthogonalMomentum
 
@@ -53,9 +53,9 @@ def parameter_groups(model: nn.Module, weight_decay: float, muon: bool = False) 
 def block_matrices(model: nn.Module) -> dict[str, int]:
     """Return the names of the blocks' matrices, each with the number of matrices in it: three for q, k and v."""
     return {
-        f"{prefix}.{name}": 3 if name == "qkv_weight" else 1
+        f"{prefix}.{name}": module.stacked_matrices.get(name, 1)
         for prefix, module in model.named_modules()
-        if isinstance(module, SwitchableBlock)
+        if isinstance(module, GatedBlock)
         for name, parameter in module.named_parameters()
         if parameter.dim() == 2
     }

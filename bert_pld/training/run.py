@@ -28,7 +28,7 @@ from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.files import CONFIG, DIVERGED, METRICS, write_atomically
-from bert_pld.model import BertForPreTraining, use_backend
+from bert_pld.model import BertForPreTraining, make_model, use_backend
 from bert_pld.training.engine import make_engine
 from bert_pld.training.metrics import Metrics
 
@@ -235,7 +235,7 @@ def _make_model(
 ) -> BertForPreTraining:
     """Make the model with the weights of the checkpoint to resume, of `initialize_from`, or new ones."""
     torch.manual_seed(config.training.seed)
-    model = BertForPreTraining(config.model)
+    model = make_model(config.model)
     if checkpoint is not None:
         check_same_run(checkpoint, config, training_rows.manifest)
         load_weights(model, checkpoint)
