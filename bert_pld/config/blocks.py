@@ -109,11 +109,20 @@ class ModelConfig:
     intermediate_size: int = 3072
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
+    """Rows of the segment embedding; with one row all tokens are in the same segment, and 0 leaves it out."""
     vocab_size: int | None = None
     """Rows of the word embedding; by default the size of the data's vocabulary, rounded up to a multiple of 8."""
     normalization: Literal["pre", "post"] = "pre"
     """`pre`: Pre-LN, the paper's identity-mapping blocks (Hugging Face: MegatronBert). `post`: Post-LN, the original
     BERT."""
+    family: Literal["roberta", "xlm-roberta", "camembert", "distilbert", "electra"] | None = None
+    """Hugging Face's model type that an export has; by default BERT's or MegatronBert's, as `normalization` says."""
+    embedding_size: int | None = None
+    """Width of the embeddings, which a projection widens to `hidden_size` (ELECTRA); by default `hidden_size`."""
+    position_offset: int = 0
+    """Unused rows of the position embeddings before the first position's (RoBERTa)."""
+    exported_vocab_size: int | None = None
+    """Entries of the vocabulary in an export; by default `vocab_size`."""
     next_sentence_prediction: bool | Literal["auto"] = "auto"
     """Whether the model has a pooler and an NSP head; `auto`: if the data has sentence pairs."""
     hidden_act: Literal["gelu", "gelu_tanh"] = "gelu"
@@ -141,14 +150,16 @@ class ModelConfig:
 
     def check(self) -> Iterable[str]:
         """Yield one message for each invalid value, as 'key: given; allowed'."""
-        sizes = ("hidden_size", "num_layers", "num_attention_heads", "intermediate_size", "type_vocab_size")
-        yield from _check_least(self, 1, *sizes)
+        sizes = ("hidden_size", "num_layers", "num_attention_heads", "intermediate_size", "embedding_size")
+        yield from _check_least(self, 1, *sizes, "exported_vocab_size")
+        yield from _check_least(self, 0, "type_vocab_size", "position_offset")
         yield from _check_least(self, 8, "max_position_embeddings")
         yield from _check_least(self, 6, "vocab_size")
         yield from _check_least(self, 2, "local_attention")
         yield from _check_least(self, 1, "global_attn_every_n_layers")
         yield from _check_most(self, 10_000, "num_layers")
         yield from _check_most(self, 1 << 20, "hidden_size", "type_vocab_size", "max_position_embeddings")
+        yield from _check_most(self, 1 << 20, "embedding_size", "position_offset")
         yield from _check_most(self, 1 << 24, "intermediate_size", "vocab_size")
         if self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads:
             heads = self.num_attention_heads
@@ -163,6 +174,26 @@ class ModelConfig:
             value = getattr(self, key)
             if value is not None and value <= 0.0:
                 yield f"{key}: {value}; must be > 0"
+        yield from self._check_family()
+
+    def _check_family(self) -> Iterable[str]:
+        """Yield a message if the model could not be exported as its family."""
+        distilled = self.family == "distilbert"
+        if self.family is not None:
+            if self.architecture != "bert":
+                yield f"architecture: {self.architecture!r}; must be 'bert' for family {self.family!r}"
+            if self.normalization == "pre":
+                yield f"normalization: 'pre'; must be 'post' for family {self.family!r}"
+            if self.next_sentence_prediction is True:
+                yield f"next_sentence_prediction: true; must be false for family {self.family!r}"
+            if not distilled and self.hidden_act != "gelu":
+                yield f"hidden_act: {self.hidden_act!r}; must be 'gelu' for family {self.family!r}"
+        if distilled and self.layer_norm_eps != 1e-12:
+            yield f"layer_norm_eps: {self.layer_norm_eps}; must be 1e-12 for family 'distilbert'"
+        if (self.type_vocab_size == 0) != distilled and self.architecture == "bert":
+            yield f"type_vocab_size: {self.type_vocab_size}; must be 0 for family 'distilbert' and >= 1 otherwise"
+        if self.embedding_size is not None and self.family != "electra":
+            yield f"embedding_size: {self.embedding_size}; only family 'electra' has it"
 
     def is_local(self, block: int) -> bool:
         """Return whether a block, counted from 0, attends within a window only."""

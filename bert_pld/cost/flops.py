@@ -51,11 +51,13 @@ class ModelFlops:
 
     @property
     def heads_per_sequence(self) -> float:
-        """FLOPs of the MLM head on the masked positions of one sequence, and of the pooler."""
+        """FLOPs of the MLM head on the masked positions of one sequence, of the pooler, and of narrow embeddings."""
         hidden, vocabulary = self.config.hidden_size, self.config.vocab_size or 0
         masked = self.mask_probability * self.seq_length
+        width = self.config.embedding_size or hidden
+        projection = self.seq_length * hidden * width if self.config.embedding_size else 0
         pooler = hidden * hidden if self.config.next_sentence_prediction else 0
-        return 6.0 * (masked * (hidden * hidden + hidden * vocabulary) + pooler)
+        return 6.0 * (masked * (hidden * width + width * vocabulary) + projection + pooler)
 
     def per_sequence(self, depth: float | None = None, square: float | None = None) -> float:
         """Return the FLOPs of one sequence through the blocks and the heads.
@@ -93,8 +95,14 @@ def parameter_tensors(config: ModelConfig) -> list[ParameterTensor]:
     The configuration's `vocab_size` and `next_sentence_prediction` must be resolved.
     """
     hidden, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size or 0
-    embeddings = [vocabulary * hidden, config.max_position_embeddings * hidden, config.type_vocab_size * hidden]
-    matrices, vectors = [*embeddings, hidden * hidden], [hidden, hidden, hidden, hidden, hidden, vocabulary]
+    width = config.embedding_size or hidden
+    tables = (vocabulary, config.position_offset + config.max_position_embeddings, config.type_vocab_size)
+    matrices = [*(rows * width for rows in tables if rows), hidden * width]
+    # The norm after the embeddings or the last block, the transform's bias, the norm of the head.
+    vectors = [width if config.normalization == "post" else hidden] * 2 + [width] * 3 + [vocabulary]
+    if config.embedding_size:
+        matrices.append(hidden * width)
+        vectors.append(hidden)
     if config.next_sentence_prediction:
         matrices += [hidden * hidden, 2 * hidden]
         vectors += [hidden, 2]

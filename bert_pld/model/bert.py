@@ -26,11 +26,14 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        self.word = nn.Embedding(vocab_size, config.hidden_size)
-        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.normalization == "post" else None
+        width, types = config.embedding_size or config.hidden_size, config.type_vocab_size
+        self.word = nn.Embedding(vocab_size, width)
+        self.position = nn.Embedding(config.position_offset + config.max_position_embeddings, width)
+        self.token_type = nn.Embedding(types, width) if types else None
+        self.norm = nn.LayerNorm(width, config.layer_norm_eps) if config.normalization == "post" else None
+        self.projection = Linear(width, config.hidden_size) if config.embedding_size else None
         self.dropout = config.hidden_dropout
+        self.position_offset = config.position_offset
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Embed ids and segments [B, S] → [B, S, H]; or [T], with each token's position in its sequence, → [T, H]."""
@@ -38,10 +41,18 @@ class Embeddings(nn.Module):
         # order, and whether a micro-batch has padding differs from rank to rank.
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        hidden_states = self.word(input_ids) + self.position(positions) + self.token_type(token_type_ids)
+        if self.position_offset:
+            positions = positions + self.position_offset
+        hidden_states = self.word(input_ids) + self.position(positions)
+        if self.token_type is not None:
+            one_segment = self.token_type.num_embeddings == 1
+            hidden_states = hidden_states + self.token_type(
+                token_type_ids.new_zeros(()) if one_segment else token_type_ids
+            )
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
-        return drop_out(hidden_states, self.dropout if self.training else 0.0)
+        hidden_states = drop_out(hidden_states, self.dropout if self.training else 0.0)
+        return hidden_states if self.projection is None else self.projection(hidden_states)
 
 
 def sinusoids(positions: int, width: int) -> Tensor:
@@ -166,8 +177,9 @@ class MaskedLanguageModelHead(nn.Module):
         self.config = config
         self.cross_entropy_sum: Callable[..., tuple[Tensor, Tensor]] = linear_cross_entropy_sum
         """Decoder and loss against labels; a backend replaces it."""
-        self.transform = Linear(config.hidden_size, config.hidden_size, bias=bias)
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps, bias=bias)
+        width = config.embedding_size or config.hidden_size
+        self.transform = Linear(config.hidden_size, width, bias=bias)
+        self.norm = nn.LayerNorm(width, config.layer_norm_eps, bias=bias)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(
@@ -177,7 +189,7 @@ class MaskedLanguageModelHead(nn.Module):
 
         Args:
             hidden_states: [M, H], of the masked positions only.
-            word_embeddings: [V, H].
+            word_embeddings: [V, H], or [V, E] with an `embedding_size`.
             labels: int64 [M], or None.
 
         Returns:
@@ -250,7 +262,7 @@ class BertForPreTraining(nn.Module):
             else:
                 parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
         if self.config.position_initialization == "sinusoidal":
-            positions = self.encoder.embeddings.position.weight
+            positions = self.encoder.embeddings.position.weight[self.config.position_offset :]
             positions.copy_(sinusoids(*positions.shape) * (2.0**0.5 * self.config.initializer_range))
 
     def forward(

@@ -153,5 +153,5 @@ def test_unsupported_model_or_state_dict_is_rejected():
         from_hugging_face(hf_config, {**hf_state, "bert.adapter": torch.zeros(1)})
     with pytest.raises(ValueError, match="hidden_act: 'relu'; must be one of gelu"):
         from_hugging_face(transformers.BertConfig(hidden_act="relu"), hf_state)
-    with pytest.raises(ValueError, match="'gpt2': must be one of megatron-bert, bert"):
+    with pytest.raises(ValueError, match="'gpt2': must be one of bert, megatron-bert, roberta"):
         from_hugging_face(transformers.GPT2Config(), hf_state)
