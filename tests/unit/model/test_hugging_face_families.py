@@ -1,4 +1,4 @@
-"""Each family's stock class and our model: the same logits, loss, gradients and optimizer steps, and the same export."""
+"""Each family's stock class and our model: the same logits, loss, gradients, optimizer steps and export."""
 
 import dataclasses
 
