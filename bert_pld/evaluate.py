@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--follow_links", action="store_true", help=links)
     splits = ["validation", "train"]
     parser.add_argument("--split", default=splits[0], choices=splits, help="which rows (default validation)")
+    share = "share of the tokens to mask; losses at different shares do not compare (default: that of the run)"
+    parser.add_argument("--mask_probability", type=float, metavar="P", help=share)
     parser.add_argument("--batch_size", type=int, default=64, help="sequences per forward (default 64)")
     parser.add_argument("--max_rows", type=int, help="largest number of rows to evaluate (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
@@ -50,7 +53,13 @@ def main(options: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_matches_model(rows, config.model, seq_length=rows.attributes.seq_length)
     share = BatchShare(micro_batch_size=options.batch_size)
-    batches = evaluation_batches(rows, config.data, share, seed=config.training.seed, max_rows=options.max_rows)
+    data = config.data
+    if options.mask_probability is not None:
+        if not 0.0 < options.mask_probability < 1.0:
+            raise ValueError(f"--mask_probability {options.mask_probability}: must be in (0, 1)")
+        # Masks that shards contain have another share.
+        data = dataclasses.replace(data, masking="dynamic", eval_mask_probability=options.mask_probability)
+    batches = evaluation_batches(rows, data, share, seed=config.training.seed, max_rows=options.max_rows)
     figures = {"checkpoint": str(checkpoint), **evaluate(model.to(device), batches, device)}
     for name, value in figures.items():
         print(f"{name}: {value if isinstance(value, str) else format(value, '.5f')}")

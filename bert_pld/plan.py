@@ -25,6 +25,7 @@ from bert_pld.cost.scaling import Cluster, with_assumptions
 from bert_pld.cost.scaling_table import ScalingRow, scaling_lines, scaling_rows
 from bert_pld.pld.engine import make_schedule
 from bert_pld.pld.schedule import Schedule
+from bert_pld.training.schedulers import Rates, rates_by_step
 
 DEFAULT_VOCABULARY = 30_522
 """Entries of BERT's uncased English vocabulary."""
@@ -46,6 +47,8 @@ class Plan:
     parameters: int
     theta_by_step: list[tuple[int, float, float]]
     """Tuples (step, θ, expected depth)."""
+    rates_by_step: list[Rates]
+    """Learning rate and share of masked tokens; empty unless their phases change."""
     steps_until_limit: int | None
     """First step from which θ is within 1 % of its limit; None if there is no such step."""
     keep_probabilities_at_limit: tuple[float, ...]
@@ -77,6 +80,7 @@ class Plan:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "run"}
         names = ("step", "theta", "expected_depth")
         values["theta_by_step"] = [dict(zip(names, each, strict=True)) for each in self.theta_by_step]
+        values["rates_by_step"] = [dataclasses.asdict(each) for each in self.rates_by_step]
         values["keep_probabilities_at_limit"] = list(self.keep_probabilities_at_limit)
         values["memory"] = self.memory.as_json()
         values["cluster"] = dataclasses.asdict(self.cluster)
@@ -110,7 +114,7 @@ def make_plan(
         at_limit, over_run = (depth_at_limit, depth_at_limit), (mean_depth, mean_depth)
     cluster = cluster or Cluster()
     kept = limit.keep_probabilities(0)
-    flops = ModelFlops(run.model, run.data.seq_length, run.data.mask_probability)
+    flops = ModelFlops(run.model, run.data.seq_length, run.data.mean_mask_probability(steps))
     return Plan(
         run=run,
         world_size=world_size,
@@ -119,6 +123,7 @@ def make_plan(
         accumulation_steps=accumulation,
         parameters=parameter_count(run.model),
         theta_by_step=_theta_by_step(schedule, steps),
+        rates_by_step=rates_by_step(run),
         steps_until_limit=schedule.steps_until_theta_within(0.01),
         keep_probabilities_at_limit=kept,
         depth_at_limit=depth_at_limit,
@@ -177,6 +182,7 @@ def format_plan(plan: Plan) -> str:
         f"  {plan.parameters / 1e6:.2f} M parameters",
         "progressive layer dropping",
         *(_dropping_lines(plan) if pld.enabled else ["  disabled: every block runs"]),
+        *_rate_lines(plan),
         "compute (matrix products, forward and backward)",
         f"  per sequence, all blocks    {_flops(plan.flops_full)}",
         f"  per sequence, at the limit  {_flops(plan.flops_at_limit)}   predicted time ratio"
@@ -206,6 +212,18 @@ def _dropping_lines(plan: Plan) -> list[str]:
         f"  expected depth {plan.depth_at_limit:.2f} at the limit ({plan.block_saving_at_limit:.1%} of the blocks'"
         f" compute saved), {plan.mean_depth:.2f} over the run ({plan.block_saving_over_run:.1%})",
     ]
+
+
+def _rate_lines(plan: Plan) -> list[str]:
+    if not plan.rates_by_step:
+        return []
+    rows = [
+        f"  {one.step:>9,}   {one.phase or '':<6}   {'' if one.lr is None else format(one.lr, '.3g'):>13}   "
+        f"{one.mask_probability:.1%}"
+        for one in plan.rates_by_step
+    ]
+    head = f"  {'step':>9}   {'phase':<6}   {'learning rate':>13}   masked"
+    return ["learning rate and masks", head, *rows]
 
 
 def _memory_lines(plan: Plan) -> list[str]:

@@ -112,6 +112,7 @@ def plot_runs(runs: Sequence[RunCurves], output: Path, title: str | None = None)
     _label_loss_axes(by_samples, by_time, runs, unit)
     _add_theta(depth, runs)
     rate.set(title="learning rate", xlabel="samples", ylim=(0, None))
+    _add_mask_shares(rate, runs)
     rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
     for axes in (by_samples, depth, rate):
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -172,6 +173,19 @@ def _add_theta(depth: Any, runs: Sequence[RunCurves]) -> None:
     right.set(ylabel="θ (dotted)", ylim=(0, 1.05))
     right.spines["top"].set_visible(False)
     depth.set_title("executed blocks and θ")
+
+
+def _add_mask_shares(rate: Any, runs: Sequence[RunCurves]) -> None:
+    """Draw the shares of masked tokens as dotted lines on a second axis if any run's changes."""
+    shares = [run.column("mask_probability") for run in runs]
+    if not any(len({value for value in share if math.isfinite(value)}) > 1 for share in shares):
+        return
+    right = rate.twinx()
+    for index, (run, share) in enumerate(zip(runs, shares, strict=True)):
+        right.plot(run.column("samples"), share, color=COLOURS[index % len(COLOURS)], linestyle=":", linewidth=1.4)
+    right.set(ylabel="masked tokens (dotted)", ylim=(0, None))
+    right.spines["top"].set_visible(False)
+    rate.set_title("learning rate and share of masked tokens")
 
 
 def _time_unit(runs: Sequence[RunCurves]) -> tuple[str, float]:

@@ -69,6 +69,8 @@ def progress_line(progress: Progress) -> str:
     parts = [f"{progress.run_dir}: {_state_text(progress)}", f"step {progress.step:,}"]
     if progress.max_steps is not None:
         parts[-1] += f"/{progress.max_steps:,}"
+    if progress.phase is not None:
+        parts[-1] += f" ({progress.phase})"
     if progress.theta is None:
         parts.append("no metrics yet")
     else:
@@ -80,6 +82,8 @@ def progress_line(progress: Progress) -> str:
     if progress.kept_blocks is not None:
         of_all = "" if progress.num_layers is None else f"/{progress.num_layers}"
         parts.append(f"kept {progress.kept_blocks:.2f}{of_all}")
+    if progress.mask_probability_changes and progress.mask_probability is not None:
+        parts.append(f"masked {progress.mask_probability:.1%}")
     if progress.tokens_per_s is not None:
         parts.append(f"{progress.tokens_per_s:,.0f} tokens/s")
     if progress.seconds_left and progress.state != "finished":
@@ -131,6 +135,11 @@ class Progress:
     theta: float | None
     kept_blocks: float | None
     num_layers: int | None
+    phase: str | None
+    """Phase of the learning rate, if it has phases."""
+    mask_probability: float | None
+    """Share of masked tokens in the last logged step."""
+    mask_probability_changes: bool
     tokens_per_s: float | None
     seconds_per_step: float | None
     seconds_per_step_includes_pauses: bool
@@ -176,6 +185,9 @@ def read_progress(run_dir: Path, now: float | None = None) -> Progress:
         theta=last.get("theta"),
         kept_blocks=last.get("kept_blocks"),
         num_layers=_integer(config, "model", "num_layers", run_dir),
+        phase=last.get("phase"),
+        mask_probability=last.get("mask_probability"),
+        mask_probability_changes=_mask_probability_changes(config),
         tokens_per_s=last.get("tokens_per_s"),
         seconds_per_step=per_step,
         seconds_per_step_includes_pauses=with_pauses,
@@ -205,6 +217,11 @@ def _integer(config: dict[str, Any], block: str, key: str, run_dir: Path) -> int
     if not isinstance(value, int):
         raise ValueError(f"{run_dir / CONFIG}: {block}.{key}: {value!r}; must be an integer")
     return value
+
+
+def _mask_probability_changes(config: dict[str, Any]) -> bool:
+    data = config.get("data")
+    return isinstance(data, dict) and isinstance(data.get("mask_probability"), dict)
 
 
 def _read_recent_metrics(path: Path) -> tuple[list[Record], Record, float | None]:

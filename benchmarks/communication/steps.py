@@ -141,7 +141,7 @@ class _Machine:
         rows, seconds, ranks = [], [], dist.get_world_size()
         for index, setting in enumerate(_CALIBRATION):
             run = setting.run
-            flops = ModelFlops(run.model, setting.seq_length, run.data.mask_probability).per_sequence()
+            flops = ModelFlops(run.model, setting.seq_length, run.data.greatest_mask_probability).per_sequence()
             memory = estimate_memory(run, setting.micro_batch_size, 1)
             rows.append([setting.micro_batch_size * flops, memory.activation_bytes])
             seconds.append(self._typical(index))

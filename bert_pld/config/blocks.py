@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Literal
 
+from bert_pld.config.mask_schedule import MaskSchedule
 from bert_pld.rng import MAX_SEED
 
 
@@ -218,7 +219,10 @@ class DataConfig:
     masking: Literal["dynamic", "static"] = "dynamic"
     """`dynamic`: new masks in each epoch. `static`: the same masks in each epoch; shards that contain masks keep
     those."""
-    mask_probability: float = 0.15
+    mask_probability: float | MaskSchedule = 0.15
+    """Share of the tokens that are selected, or an object by which it changes over the run."""
+    eval_mask_probability: float | None = None
+    """The share in evaluations; by default that of the run's end. Losses at different shares do not compare."""
     whole_word: bool = False
     shuffle: Literal["global", "blocks"] = "global"
     """`global`: a row can come at any place of the epoch. `blocks`: rows that are neighbours in a file are used close
@@ -237,11 +241,50 @@ class DataConfig:
     def check(self) -> Iterable[str]:
         """Yield one message for each invalid value, as 'key: given; allowed'."""
         yield from _check_least(self, 8, "seq_length")
-        if not 0.0 < self.mask_probability < 1.0:
-            yield f"mask_probability: {self.mask_probability}; must be in (0, 1)"
+        for key in ("mask_probability", "eval_mask_probability"):
+            value = getattr(self, key)
+            if isinstance(value, float) and not 0.0 < value < 1.0:
+                yield f"{key}: {value}; must be in (0, 1)"
+        if self.masking == "static":
+            allowed = "must not be given with masking 'static', whose masks stay the same; use 'dynamic'"
+            if isinstance(self.mask_probability, MaskSchedule):
+                yield f"mask_probability: an object; {allowed}"
+            if self.eval_mask_probability is not None:
+                yield f"eval_mask_probability: {self.eval_mask_probability}; {allowed}"
         yield from _check_least(self, 1, "shuffle_block_rows", "shuffle_window_blocks")
         yield from _check_least(self, 0, "workers")
         yield from _check_most(self, 1024, "workers")
+
+    def mask_probability_at(self, step: int) -> float:
+        """Return the share of selected tokens in optimizer step `step`, counted from 0."""
+        return (
+            self.mask_probability.at(step) if isinstance(self.mask_probability, MaskSchedule) else self.mask_probability
+        )
+
+    def mean_mask_probability(self, num_steps: int) -> float:
+        """Return the mean share over the optimizer steps 0 … num_steps − 1."""
+        share = self.mask_probability
+        return share.mean(num_steps) if isinstance(share, MaskSchedule) else share
+
+    @property
+    def greatest_mask_probability(self) -> float:
+        """The greatest share of any step."""
+        share = self.mask_probability
+        return max(share.start, share.end) if isinstance(share, MaskSchedule) else share
+
+    @property
+    def evaluated_mask_probability(self) -> float:
+        """The share in evaluations."""
+        share = self.mask_probability
+        last = share.end if isinstance(share, MaskSchedule) else share
+        return last if self.eval_mask_probability is None else self.eval_mask_probability
+
+    def resolved(self, max_steps: int) -> DataConfig:
+        """Return a copy in which a schedule of the share has steps for a run of `max_steps` steps."""
+        share = self.mask_probability
+        if not isinstance(share, MaskSchedule):
+            return self
+        return dataclasses.replace(self, mask_probability=share.resolved(max_steps))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,7 +129,7 @@ def load_config(
         )
     pld = run.progressive_layer_drop.resolved(run.training.max_steps)
     _check_dropping(pld, run, where)
-    return dataclasses.replace(run, progressive_layer_drop=pld)
+    return dataclasses.replace(run, progressive_layer_drop=pld, data=run.data.resolved(run.training.max_steps))
 
 
 def _check_dropping(pld: ProgressiveLayerDropConfig, run: RunConfig, where: str) -> None:
@@ -198,7 +198,7 @@ def _build_block(cls: type[T], values: Any, where: str) -> T:
             raise ConfigError(f"{where}.{key}: unknown key{nearest(key, hints)}; valid: {', '.join(hints)}")
         if not _matches(value, hints[key]):
             raise ConfigError(f"{where}.{key}: {value!r}; must be {_describe(hints[key])}")
-    block = cls(**{key: _converted(value, hints[key]) for key, value in values.items()})
+    block = cls(**{key: _converted(value, hints[key], f"{where}.{key}") for key, value in values.items()})
     for problem in block.check():  # type: ignore[attr-defined]
         raise ConfigError(f"{where}.{problem}")
     return block
@@ -220,20 +220,25 @@ def _matches(value: Any, hint: Any) -> bool:
         elif kind in (int, float):
             if is_number and (kind is float or whole(value) is not None):
                 return True
-        elif isinstance(value, kind):
+        elif isinstance(value, Mapping if dataclasses.is_dataclass(kind) else kind):
             return True
     return False
 
 
-def _converted(value: Any, hint: Any) -> Any:
+def _converted(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, (bool, str)) or value is None:
         return value
+    if isinstance(value, Mapping):
+        (cls,) = (kind for kind in _alternatives(hint) if dataclasses.is_dataclass(kind))
+        return _build_block(cls, value, where)  # type: ignore[arg-type]
     return float(value) if float in _alternatives(hint) else whole(value)
 
 
 def _describe(hint: Any) -> str:
     words = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
     return " or ".join(
-        f"one of {', '.join(map(repr, get_args(kind)))}" if get_origin(kind) is Literal else words[kind]
+        f"one of {', '.join(map(repr, get_args(kind)))}"
+        if get_origin(kind) is Literal
+        else words.get(kind) or f"an object with {', '.join(get_type_hints(kind))}"
         for kind in _alternatives(hint)
     )

@@ -80,7 +80,7 @@ def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> M
     offloads = run.offload_device() != "none"
 
     tokens = micro_batch_size * run.data.seq_length
-    masked = tokens * run.data.mask_probability
+    masked = tokens * run.data.greatest_mask_probability
     hidden = model.hidden_size
     # Logits in the model's precision, logits in fp32 and their gradient; transform, GELU and LayerNorm of the head.
     logits = (model.vocab_size or 0) * (element + (0 if model.kernels == "triton" else 8))

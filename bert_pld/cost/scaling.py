@@ -166,7 +166,7 @@ def predict_step(
     """
     has_gradient = gradient_probabilities(run, kept)
     collectives = step_collectives(run, world_size, has_gradient)
-    flops = ModelFlops(run.model, run.data.seq_length, run.data.mask_probability)
+    flops = ModelFlops(run.model, run.data.seq_length, run.data.mean_mask_probability(run.training.max_steps))
     recomputed = 4.0 / 3.0 if run.model.activation_checkpointing else 1.0
     ideal = compute = 0.0
     for shares, gradients in zip(kept, has_gradient, strict=True):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from bert_pld.config import DataConfig
-from bert_pld.data.masking import MaskedTokens, MaskingVocabulary, mask_tokens
+from bert_pld.data.masking import Float64Array, MaskedTokens, MaskingVocabulary, mask_tokens
 from bert_pld.data.nvidia_rows import NvidiaRows
 from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import NO_PAIR
@@ -163,9 +163,14 @@ class MicroBatchMaker:
     seed: int
     """Seed of the masks."""
 
-    def make(self, row_indices: Int64Array, epochs: Int64Array, real_rows: list[int]) -> PackedMicroBatches:
-        """Return these rows in equal micro-batches; `real_rows` of each are real, and the rest has no targets."""
-        columns, masked = self._masked(row_indices, epochs)
+    def make(
+        self, row_indices: Int64Array, epochs: Int64Array, real_rows: list[int], mask_probability: float | Float64Array
+    ) -> PackedMicroBatches:
+        """Return these rows in equal micro-batches; `real_rows` of each are real, and the rest has no targets.
+
+        `mask_probability` is one number or one for each row.
+        """
+        columns, masked = self._masked(row_indices, epochs, mask_probability)
         size = len(row_indices) // len(real_rows)
         labels = None
         if self.rows.attributes.objective != "mlm":
@@ -184,7 +189,9 @@ class MicroBatchMaker:
             real_rows=real_rows,
         )
 
-    def _masked(self, row_indices: Int64Array, epochs: Int64Array) -> tuple[dict[str, NDArray[Any]], MaskedTokens]:
+    def _masked(
+        self, row_indices: Int64Array, epochs: Int64Array, mask_probability: float | Float64Array
+    ) -> tuple[dict[str, NDArray[Any]], MaskedTokens]:
         """Return the columns of these rows, and the masked rows."""
         if self.data.masking == "static" and self.rows.has_masks:
             assert isinstance(self.rows, NvidiaRows)
@@ -197,6 +204,6 @@ class MicroBatchMaker:
             np.zeros_like(epochs) if self.data.masking == "static" else epochs,
             vocabulary=self.vocabulary,
             seed=self.seed,
-            mask_probability=self.data.mask_probability,
+            mask_probability=mask_probability,
             whole_word=self.data.whole_word,
         )

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from bert_pld.config import DataConfig, ModelConfig
 from bert_pld.data.batches import Int64Array, MicroBatch, MicroBatchMaker, PackedMicroBatches
 from bert_pld.data.block_order import BlockOrder, WindowReadAhead, sample_order
-from bert_pld.data.masking import MaskingVocabulary
+from bert_pld.data.masking import Float64Array, MaskingVocabulary
 from bert_pld.data.order import BatchShare, GlobalOrder
 from bert_pld.data.read_failures import guard_worker, naming_dead_workers
 from bert_pld.data.rows import ShardedRows
@@ -38,13 +38,15 @@ def training_batches(
     seed: int,
     num_steps: int,
     first_sample: int = 0,
+    first_step: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[list[MicroBatch]]:
     """Yield this rank's micro-batches of `num_steps` steps, a list for each step.
 
-    `seed`, in [0, 2^32), is that of the order and of the masks. Earlier steps have consumed `first_sample` samples,
-    over all ranks. Faulty data raises a ValueError at the step that reads it or a few before. A worker that died raises
-    a ChildProcessError.
+    `seed`, in [0, 2^32), is that of the order and of the masks. The first step has the number `first_step`, by which
+    the share of masked tokens may change, and earlier steps have consumed `first_sample` samples, over all ranks.
+    Faulty data raises a ValueError at the step that reads it or a few before. A worker that died raises a
+    ChildProcessError.
     """
     groups = TrainingGroups(
         maker=_micro_batch_maker(rows, data, seed),
@@ -52,6 +54,7 @@ def training_batches(
         count=num_steps * share.accumulation_steps,
         order=sample_order(data, len(rows), seed),
         first_sample=first_sample,
+        first_step=first_step,
     )
     return _steps(_load(groups, data.workers, pin_memory), share.accumulation_steps)
 
@@ -112,12 +115,16 @@ class MicroBatchGroups(Dataset):
         first = group * self.group_size
         numbers = np.arange(first, min(first + self.group_size, self.count))
         try:
-            return self.maker.make(*self.rows_of(numbers))
+            return self.maker.make(*self.rows_of(numbers), self.mask_probability_of(numbers))
         except ValueError as error:
             return error
 
     def rows_of(self, numbers: Int64Array) -> tuple[Int64Array, Int64Array, list[int]]:
         """Return the row indices of these micro-batches, the rows' epochs, and the real rows of each micro-batch."""
+        raise NotImplementedError
+
+    def mask_probability_of(self, numbers: Int64Array) -> float | Float64Array:
+        """Return the share of tokens to mask in these micro-batches, one number or one for each row."""
         raise NotImplementedError
 
 
@@ -127,6 +134,7 @@ class TrainingGroups(MicroBatchGroups):
 
     order: GlobalOrder | BlockOrder
     first_sample: int
+    first_step: int
 
     @functools.cached_property
     def _window_read_ahead(self) -> WindowReadAhead | None:
@@ -140,6 +148,14 @@ class TrainingGroups(MicroBatchGroups):
         if self._window_read_ahead is not None:
             self._window_read_ahead.advance_to(int(positions[-1]))
         return *self.order.rows_at(positions), [self.share.micro_batch_size] * len(numbers)
+
+    def mask_probability_of(self, numbers: Int64Array) -> float | Float64Array:
+        """Return the share of each row's step, which is the same on all ranks."""
+        data = self.maker.data
+        if isinstance(data.mask_probability, float):
+            return data.mask_probability
+        steps = (self.first_step + numbers // self.share.accumulation_steps).tolist()
+        return np.repeat([data.mask_probability_at(step) for step in steps], self.share.micro_batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +174,10 @@ class EvaluationGroups(MicroBatchGroups):
         row_indices = places * len(self.maker.rows) // self.evaluated_rows
         real_rows = np.clip(self.evaluated_rows - starts, 0, size)
         return row_indices, np.zeros_like(row_indices), real_rows.tolist()
+
+    def mask_probability_of(self, numbers: Int64Array) -> float:
+        """Return the share of evaluations."""
+        return self.maker.data.evaluated_mask_probability
 
 
 def check_matches_model(rows: ShardedRows, model: ModelConfig, seq_length: int) -> None:

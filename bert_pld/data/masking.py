@@ -21,6 +21,7 @@ from bert_pld.rng import Stream, UInt32Array, random_words, to_unit_interval
 
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+Float64Array = NDArray[np.float64]
 
 # Thresholds for a uint32: below the first, [MASK]; else below the second, a random entry; else unchanged.
 _MASK_BELOW = round(0.8 * 2**32)
@@ -115,7 +116,7 @@ def mask_tokens(
     *,
     vocabulary: MaskingVocabulary,
     seed: int,
-    mask_probability: float = 0.15,
+    mask_probability: float | Float64Array = 0.15,
     whole_word: bool = False,
 ) -> MaskedTokens:
     """Mask B rows.
@@ -132,7 +133,7 @@ def mask_tokens(
         epochs: `[B]` each row's epoch, in [0, 2^32); all 0 for static masks.
         vocabulary: the shards' vocabulary.
         seed: in [0, 2^32).
-        mask_probability: p in (0, 1).
+        mask_probability: p in (0, 1), one number or `[B]`.
         whole_word: mask a token together with the `##` pieces that follow it.
     """
     seq_length = input_ids.shape[1]

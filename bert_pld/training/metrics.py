@@ -23,6 +23,7 @@ from bert_pld.data.batches import MicroBatch
 from bert_pld.files import METRICS
 from bert_pld.pld import Gates
 from bert_pld.training.records import Monitors, append_record, drop_records_after
+from bert_pld.training.schedulers import WarmupStableDecay, our_schedule
 
 # Peak TFLOP/s of tensor cores in bf16 and fp16 without sparsity, from NVIDIA's data sheets. The keys are searched in
 # the device's name in this order.
@@ -54,7 +55,10 @@ class Metrics:
     ) -> None:
         self.config, self.device, self.leaves_padding_out = config, device, leaves_padding_out
         self.train_batch_size: int = config.deepspeed["train_batch_size"]
-        self.flops = ModelFlops(config.model, config.data.seq_length, config.data.mask_probability)
+        self.flops = ModelFlops(config.model, config.data.seq_length, config.data.mask_probability_at(0))
+        rates = our_schedule(config.deepspeed.get("scheduler"), config.training.max_steps)
+        self.rates = rates if isinstance(rates, WarmupStableDecay) else None
+        """The learning rates, if they have phases."""
         self.path = run_dir / METRICS
         self.counters = Counters()
         self.monitors = Monitors(run_dir, config) if dist.get_rank() == 0 else None
@@ -109,7 +113,9 @@ class Metrics:
         rows = len(batch.lengths)
         lengths = batch.lengths if self.leaves_padding_out else np.full(rows, self.config.data.seq_length)
         blocks = self.flops.gated_blocks(lengths, gates, self.leaves_padding_out)
-        self._flops += blocks + rows * self.flops.heads_per_sequence
+        masked_share = self.config.data.mask_probability_at(step - 1)
+        heads = dataclasses.replace(self.flops, mask_probability=masked_share).heads_per_sequence
+        self._flops += blocks + rows * heads
         self._theta = gates.theta if gates is not None else 1.0
 
     def first_non_finite_loss(self) -> tuple[int, int] | None:
@@ -142,6 +148,8 @@ class Metrics:
             "mlm_loss": mlm_loss,
             "nsp_loss": nsp_loss,
             "lr": lr,
+            **({} if self.rates is None else {"phase": self.rates.phase(step - 1)}),
+            "mask_probability": self.config.data.mask_probability_at(step - 1),
             "theta": self._theta,
             "kept_blocks": kept_blocks,
             "grad_norm": grad_norm,
@@ -178,8 +186,8 @@ class Metrics:
             return
         append_record(self.path, record)
         values = {k.removeprefix("eval_"): v for k, v in record.items() if k not in ("step", "samples")}
-        events = [(f"{group}/{name}", value, record["samples"]) for name, value in values.items() if value is not None]
-        self.monitors.write(events)
+        numbers = {name: value for name, value in values.items() if value is not None and name != "phase"}
+        self.monitors.write([(f"{group}/{name}", value, record["samples"]) for name, value in numbers.items()])
 
     def print_line(self, text: str, step: int | None = None) -> None:
         """Print a line on rank 0; on a terminal, also show a progress bar from the first `step` on."""

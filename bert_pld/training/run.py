@@ -67,6 +67,7 @@ class Run:
             seed=self.config.training.seed,
             num_steps=self.config.training.max_steps - steps_done,
             first_sample=steps_done * self.batch_share.global_batch_size,
+            first_step=steps_done,
             pin_memory=self.device.type == "cuda",
         )
 

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from bert_pld.config import ConfigError
-from bert_pld.config.auto import DECAY_SHARE, WARMUP_SHARE
+from bert_pld.config import ConfigError, RunConfig
+from bert_pld.config.auto import DECAY_SHARE, DEFAULT_OPTIMIZER, WARMUP_SHARE
 from bert_pld.config.errors import nearest
+from bert_pld.config.mask_schedule import MaskSchedule
 from bert_pld.training.block_params import check_params, defaults_of
 
 OUR_SCHEDULERS = ("WarmupExpDecayLR", "WarmupStableDecayLR")
@@ -157,6 +158,49 @@ def our_schedule(block: Mapping[str, Any] | None, max_steps: int) -> WarmupExpDe
     params.setdefault("total_num_steps", max_steps)
     params.setdefault("decay_num_steps", round(DECAY_SHARE * max_steps))
     return WarmupStableDecay(**params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """What changes over a run, in one optimizer step."""
+
+    step: int
+    """Number of the step, from 0."""
+    phase: str | None
+    """Phase of the learning rate, if it has phases."""
+    lr: float | None
+    """Learning rate; None if another program's schedule sets it."""
+    mask_probability: float
+    """Share of the tokens that are masked."""
+
+
+def rates_by_step(run: RunConfig) -> list[Rates]:
+    """Return the rates at the start, the middle and the end of the run, and where the schedules have corners.
+
+    The list is empty if neither the phase of the learning rate nor the share of masked tokens changes.
+    """
+    max_steps, block, masks = run.training.max_steps, run.deepspeed.get("scheduler"), run.data.mask_probability
+    rates = our_schedule(block, max_steps)
+    steps = {0, max_steps // 2, max_steps - 1}
+    if isinstance(rates, WarmupStableDecay):
+        steps |= {rates.warmup_num_steps, rates.decay_start, (rates.decay_start + rates.total_num_steps) // 2}
+    if isinstance(masks, MaskSchedule):
+        steps |= {round(masks.after), round(masks.after + (masks.over or 0.0))}
+    elif not isinstance(rates, WarmupStableDecay):
+        return []
+    peak = ((block or {}).get("params") or {}).get("warmup_max_lr")
+    if peak is None:
+        peak = run.deepspeed.get("optimizer", DEFAULT_OPTIMIZER).get("params", {}).get("lr", 1e-3)
+    return [
+        Rates(
+            step=step,
+            phase=rates.phase(step) if isinstance(rates, WarmupStableDecay) else None,
+            lr=None if rates is None else peak * rates.share(step),
+            mask_probability=run.data.mask_probability_at(step),
+        )
+        for step in sorted(steps)
+        if 0 <= step < max_steps
+    ]
 
 
 def _build(schedule: Any, peak: float | None, optimizer: torch.optim.Optimizer) -> LambdaLR:

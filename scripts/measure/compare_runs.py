@@ -74,7 +74,9 @@ def main(options: argparse.Namespace) -> None:
         constant_part(run, folder, constant_from, schedule.finish_step)
         for run, folder in ((pld, options.pld_run), (baseline, options.baseline_run))
     )
-    flops = ModelFlops(config.model, config.data.seq_length, config.data.mask_probability)
+    flops = ModelFlops(
+        config.model, config.data.seq_length, config.data.mean_mask_probability(config.training.max_steps)
+    )
     depth, square = schedule.limit.mean_powers(1)
     predicted = drawn = flops.ratio(depth, square)
     if config.progressive_layer_drop.granularity != "token":

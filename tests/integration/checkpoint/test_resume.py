@@ -67,6 +67,26 @@ def test_killed_run_resumes_bitwise(corpus, uninterrupted, tmp_path):
     assert series(run_dir) == uninterrupted
 
 
+def test_run_resumes_bitwise_across_the_phases_of_its_learning_rate_and_its_masks(corpus, tmp_path):
+    """From the checkpoint after step 3, in the warm-up, and after step 6, where the share of masks has begun to fall."""
+    params = {"warmup_num_steps": 4, "decay_num_steps": 4}
+    masks = {"mask_probability": {"start": 0.4, "end": 0.1, "after": 5, "over": 4}, "eval_mask_probability": 0.2}
+    phases = config(scheduler={"type": "WarmupStableDecayLR", "params": params}, data=masks)
+    phases["training"]["keep_checkpoints"] = 4
+    run_dir, keys = tmp_path / "run", ("phase", "mask_probability")
+    run_pretrain(phases, corpus, run_dir)
+    whole = [series(run_dir), *(read_metrics(run_dir, key) for key in keys)]
+    assert whole[1] == ["warmup"] * 4 + ["stable"] * 4 + ["decay"] * 4
+    assert whole[2] == pytest.approx([0.4] * 6 + [0.325, 0.25, 0.175] + [0.1] * 3)
+    for step in (6, 3):
+        for checkpoint in list_checkpoints(run_dir / "checkpoints"):
+            if int(checkpoint.name.split("_")[1]) > step:
+                shutil.rmtree(checkpoint)
+        done = run_pretrain(phases, corpus, run_dir)
+        assert f"resuming after step {step} from checkpoint" in done.stdout
+        assert [series(run_dir), *(read_metrics(run_dir, key) for key in keys)] == whole
+
+
 @pytest.mark.launcher
 def test_two_ranks_resume_bitwise_from_an_earlier_checkpoint(corpus, tmp_path):
     changes = {"zero_optimization": {"stage": 3}, "progressive_layer_drop": {"granularity": "token"}}

@@ -121,3 +121,25 @@ def test_scaling_is_predicted_at_this_batch_size():
         assert plan.ratio_at_limit < row.step.total / row.without_dropping.total < 1.0
     assert plan.as_json()["scaling"][-1]["step"]["efficiency"] == pytest.approx(plan.scaling[-1].step.efficiency)
     assert "1,024    1 × 4 " in format_plan(plan)
+
+
+def test_phases_of_the_learning_rate_and_of_the_masks_are_listed_at_their_corners():
+    blocks = {
+        "train_batch_size": 8,
+        "optimizer": {"type": "AdamW", "params": {"lr": 2e-3}},
+        "scheduler": {"type": "WarmupStableDecayLR", "params": {"decay_type": "linear", "decay_num_steps": 200}},
+        "data": {"mask_probability": {"start": 0.3, "end": 0.1, "after": 0.8}},
+        "training": {"max_steps": 1000},
+    }
+    plan = make_plan(load_config(blocks))
+    assert [(one.step, one.phase, one.lr, one.mask_probability) for one in plan.rates_by_step] == [
+        (0, "warmup", 0.0, 0.3),
+        (20, "stable", 2e-3, 0.3),
+        (500, "stable", 2e-3, 0.3),
+        (800, "decay", 2e-3, 0.3),
+        (900, "decay", pytest.approx(1e-3), pytest.approx(0.2)),
+        (999, "decay", pytest.approx(1e-5), pytest.approx(0.101)),
+    ]
+    assert "      900   decay            0.001   20.0%" in format_plan(plan)
+    constant = make_plan(load_config({**blocks, "data": {"mask_probability": 0.3 * 0.8 + 0.2 * 0.2}}))
+    assert plan.total_flops == pytest.approx(constant.total_flops)

@@ -56,6 +56,18 @@ def test_run_without_evaluation_or_config_is_plotted(make_run, tmp_path, capsys)
     assert "  mine: 50 s of training" in capsys.readouterr().out
 
 
+def test_share_of_masks_is_drawn_if_it_changes(make_run, tmp_path):
+    folder, output = make_run("falling"), tmp_path / "figure.svg"
+    title = "<!-- learning rate and share of masked tokens -->"
+    assert run(folder, "--output", output) == 0
+    assert title not in output.read_text()
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    changed = [{**one, "mask_probability": 0.3 - one["step"] / 2000} for one in records]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in changed))
+    assert run(folder, "--output", output) == 0
+    assert title in output.read_text()
+
+
 def test_newest_record_of_a_step_counts_and_an_incomplete_last_line_is_ignored(make_run):
     folder = make_run("resumed")
     with open(folder / "metrics.jsonl", "a") as file:

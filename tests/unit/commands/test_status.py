@@ -151,3 +151,15 @@ def test_json_is_printed_fast_and_without_torch(tmp_path):
 def test_durations_are_printed_in_readable_units():
     expected = {42: "42 s", 440: "7 min", 11_100: "3 h 05 min", 187_200: "2 d 4 h"}
     assert {seconds: status.duration(seconds) for seconds in expected} == expected
+
+
+def test_line_names_the_phase_and_a_share_of_masks_that_changes(tmp_path):
+    run_dir = write_run(tmp_path / "a")
+    config = json.loads((run_dir / "config.json").read_text())
+    (run_dir / "config.json").write_text(json.dumps({**config, "data": {"mask_probability": {"start": 0.3}}}))
+    (run_dir / "metrics.jsonl").write_text(
+        json.dumps({**record(30), "phase": "decay", "mask_probability": 0.214}) + "\n"
+    )
+    line = status.progress_line(read_progress(run_dir, NOW))
+    assert "step 30/100 (decay)  loss" in line
+    assert "kept 2.50/3  masked 21.4%  1,234 tokens/s" in line

@@ -18,6 +18,7 @@ import torch
 from runs import wait_until
 
 from bert_pld.config import DataConfig, ModelConfig
+from bert_pld.config.mask_schedule import MaskSchedule
 from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
 from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows
@@ -30,7 +31,9 @@ def train(rows, micro=4, accumulation=1, rank=0, world=1, first=0, steps=1, firs
     share = BatchShare(micro, accumulation, rank, world)
     first_sample = first * share.global_batch_size if first_sample is None else first_sample
     config = DataConfig(**{"workers": 0, **data})
-    return training_batches(rows, config, share, seed=seed, num_steps=steps, first_sample=first_sample)
+    return training_batches(
+        rows, config, share, seed=seed, num_steps=steps, first_sample=first_sample, first_step=first
+    )
 
 
 def evaluate(rows, micro, rank=0, world=1, seed=3, **options):
@@ -116,10 +119,13 @@ def test_micro_batch_may_be_larger_than_the_split(make_data_dir):
 
 
 BLOCKS = {"shuffle": "blocks", "shuffle_block_rows": 5, "shuffle_window_blocks": 3}
+FALLING = {"mask_probability": MaskSchedule(start=0.6, end=0.1, after=1, over=4)}
 
 
 @pytest.mark.parametrize(("micro", "accumulation", "world"), [(8, 1, 1), (2, 4, 1), (4, 1, 2), (1, 4, 2), (2, 1, 4)])
-@pytest.mark.parametrize("options", [{}, {"whole_word": True}, BLOCKS], ids=["tokens", "words", "blocks"])
+@pytest.mark.parametrize(
+    "options", [{}, {"whole_word": True}, BLOCKS, FALLING], ids=["tokens", "words", "blocks", "falling"]
+)
 def test_samples_and_masks_are_the_same_for_any_number_of_ranks(train_rows, micro, accumulation, world, options):
     """Also if a run is resumed with another number of ranks; six steps of 8 cross the end of an epoch of 37."""
     expected = samples_by_step(train_rows, micro=8, accumulation=1, world=1, steps=6, **options)
@@ -130,7 +136,7 @@ def test_samples_and_masks_are_the_same_for_any_number_of_ranks(train_rows, micr
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("options", [{}, BLOCKS], ids=["global", "blocks"])
+@pytest.mark.parametrize("options", [{}, BLOCKS, FALLING], ids=["global", "blocks", "falling"])
 def test_ranks_and_workers_change_no_samples(make_data_dir, workers, options):
     """Together, ranks see the same samples. Shards have 1, 7, 0 and 512 rows; each worker makes several groups."""
     rows = ShardedRows(make_data_dir(counts=(1, 7, 0, 512), seq_length=512)[0], "train")
@@ -215,6 +221,27 @@ def test_static_masks_repeat_and_dynamic_masks_change_between_epochs(train_rows)
     assert static[0] == static[1] == dynamic[0]
     changed = sum(a != b for a, b in zip(*dynamic, strict=True))
     assert changed >= 33  # of 37; the shortest rows have one target, which may be the same token again
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_changing_share_masks_each_step_as_its_own_share_would(train_rows, whole_word):
+    falling = list(train(train_rows, accumulation=2, steps=7, whole_word=whole_word, **FALLING))
+    shares = [FALLING["mask_probability"].at(step) for step in range(7)]
+    assert shares == pytest.approx([0.6, 0.6, 0.475, 0.35, 0.225, 0.1, 0.1])
+    for step, (batches, share) in enumerate(zip(falling, shares, strict=True)):
+        (same,) = train(train_rows, accumulation=2, first=step, whole_word=whole_word, mask_probability=share)
+        for ours, theirs in zip(batches, same, strict=True):
+            assert_same(ours, theirs)
+    masked, tokens = (np.array([sum(getattr(b, k) for b in s) for s in falling]) for k in ("masked_tokens", "tokens"))
+    assert masked[:2].sum() / tokens[:2].sum() > 3 * masked[-2:].sum() / tokens[-2:].sum()
+
+
+def test_evaluation_masks_at_its_own_share(train_rows):
+    share = BatchShare(64)
+    settings = DataConfig(mask_probability=0.4), DataConfig(**FALLING, eval_mask_probability=0.4), DataConfig(**FALLING)
+    at_40, given, at_the_end = (next(evaluation_batches(train_rows, data, share, seed=3)) for data in settings)
+    assert_same(given, at_40)
+    assert_same(at_the_end, next(evaluation_batches(train_rows, DataConfig(mask_probability=0.1), share, seed=3)))
 
 
 def test_order_and_masks_depend_on_the_seed_and_masks_not_on_the_order(train_rows):
