@@ -68,7 +68,7 @@ def test_killed_run_resumes_bitwise(corpus, uninterrupted, tmp_path):
 
 
 def test_run_resumes_bitwise_across_the_phases_of_its_learning_rate_and_its_masks(corpus, tmp_path):
-    """From the checkpoint after step 3, in the warm-up, and after step 6, where the share of masks has begun to fall."""
+    """From the checkpoint after step 3, in the warm-up, and after step 6, where the share of masks is falling."""
     params = {"warmup_num_steps": 4, "decay_num_steps": 4}
     masks = {"mask_probability": {"start": 0.4, "end": 0.1, "after": 5, "over": 4}, "eval_mask_probability": 0.2}
     phases = config(scheduler={"type": "WarmupStableDecayLR", "params": params}, data=masks)
