@@ -37,21 +37,13 @@ class Round:
     def flops_at_depth(self, depth: float, square: float | None = None) -> float:
         """FLOPs of `depth` blocks on all rows, and of the heads; `square` as in `ModelFlops.per_sequence`."""
         lengths = np.concatenate(self._lengths)
-        attention = 12.0 * self.config.hidden_size * float((lengths * lengths).sum())
-        saved = 0.0 if square is None else (depth - square) * attention
+        saved = 0.0 if square is None else (depth - square) * self._model.attention(lengths)
         return depth * self._model.block(lengths) - saved + self.heads_flops
 
     def flops_under(self, gates: Sequence[Gates]) -> float:
         """FLOPs that are executed under each step's gates."""
-        total = self.heads_flops
-        for lengths, drawn in zip(self._lengths, gates, strict=True):
-            for gate in drawn:
-                if gate.tokens is not None:
-                    total += self._model.block(gate.tokens.counts)
-                elif gate.keep:
-                    rows = gate.rows_on_host
-                    total += self._model.block(lengths if rows is None else lengths[rows])
-        return total
+        steps = zip(self._lengths, gates, strict=True)
+        return self.heads_flops + sum(self._model.gated_blocks(lengths, drawn) for lengths, drawn in steps)
 
 
 def figures_of(

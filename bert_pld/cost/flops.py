@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bert_pld.config import ModelConfig
+from bert_pld.model import make_model
 from bert_pld.pld.gates import Gates
 
 
@@ -15,7 +19,8 @@ from bert_pld.pld.gates import Gates
 class ModelFlops:
     """Matrix-product FLOPs of forward and backward, together three times the forward; a multiply-add counts as two.
 
-    Element-wise operations and the recomputation of activation checkpointing are not counted.
+    Element-wise operations and the recomputation of activation checkpointing are not counted. Local attention counts
+    the pairs of tokens within the window, though a kernel with a mask computes all.
     """
 
     config: ModelConfig
@@ -24,16 +29,48 @@ class ModelFlops:
 
     @property
     def block_per_sequence(self) -> float:
-        """FLOPs of one block on one sequence of S tokens."""
+        """FLOPs of one block on one sequence of S tokens, mean over the model's blocks."""
         return self.block(np.array([self.seq_length]))
 
-    def block(self, lengths: NDArray[np.int64]) -> float:
+    def block(
+        self, lengths: NDArray[np.int64], index: int | None = None, chosen_from: NDArray[np.int64] | None = None
+    ) -> float:
         """Return the FLOPs of one block on sequences of these lengths.
 
-        Multiply-adds per token: 4H² + 2HI in the projections, 2·length·H in attention.
+        Multiply-adds per token: 4H² and two or three times HI in the projections, 2·H for each token attended to.
+
+        Args:
+            lengths: [B], tokens of each sequence that the block runs on.
+            index: the block, from 0; None: the mean over the model's blocks.
+            chosen_from: [B], tokens of each sequence, of which those of `lengths` are a random subset; None: all.
         """
-        hidden, inner, tokens = self.config.hidden_size, self.config.intermediate_size, lengths.astype(np.float64)
-        return float((6.0 * tokens * (4 * hidden * hidden + 2 * hidden * inner + 2 * tokens * hidden)).sum())
+        hidden, inner = self.config.hidden_size, self.config.intermediate_size
+        weights = 4 * hidden * hidden + self.config.feed_forward_matrices * hidden * inner
+        return 6.0 * weights * float(lengths.sum()) + self.attention(lengths, index, chosen_from)
+
+    def attention(
+        self, lengths: NDArray[np.int64], index: int | None = None, chosen_from: NDArray[np.int64] | None = None
+    ) -> float:
+        """Return the FLOPs of a block's softmax(QKᵀ)V; arguments as in `block`."""
+        tokens = lengths.astype(np.float64)
+        everywhere = float((tokens * tokens).sum())
+        layers = range(self.config.num_layers) if index is None else (index,)
+        local = sum(map(self.config.is_local, layers)) / len(layers)
+        pairs = (1.0 - local) * everywhere
+        if local:
+            pairs += local * float(self._pairs_within_window(tokens, chosen_from).sum())
+        return 12.0 * self.config.hidden_size * pairs
+
+    def _pairs_within_window(
+        self, tokens: NDArray[np.float64], chosen_from: NDArray[np.int64] | None
+    ) -> NDArray[np.float64]:
+        """Return [B]: the number of pairs (i, j) in local attention, expected over the subsets."""
+        whole = tokens if chosen_from is None else chosen_from.astype(np.float64)
+        assert self.config.attention_reach is not None
+        reach = np.minimum(self.config.attention_reach, np.maximum(whole - 1.0, 0.0))
+        of_others = whole * 2.0 * reach - reach * (reach + 1.0)
+        both_chosen = tokens * (tokens - 1.0) / np.maximum(whole * (whole - 1.0), 1.0)
+        return tokens + of_others * both_chosen
 
     def gated_blocks(self, lengths: NDArray[np.int64], gates: Gates | None, without_padding: bool = True) -> float:
         """Return the FLOPs of all blocks under the gates of a micro-batch.
@@ -43,11 +80,16 @@ class ModelFlops:
             gates: the micro-batch's gates; None: all blocks run.
             without_padding: at token granularity, whether the blocks run on the kept tokens alone.
         """
-        whole = self.block(lengths)
-        if gates is None or all(gate.tokens is None for gate in gates):
-            return whole * (self.config.num_layers if gates is None else gates.kept_blocks)
-        subsets = (gate.tokens for gate in gates)
-        return sum(whole if one is None else self.block(one.executed(without_padding)) for one in subsets)
+        if gates is None:
+            return self.config.num_layers * self.block(lengths)
+        total = 0.0
+        for index, gate in enumerate(gates):
+            if gate.tokens is not None:
+                total += self.block(gate.tokens.executed(without_padding), index, lengths)
+            elif gate.keep:
+                share = 1.0 if gate.rows is None else len(gate.rows) / len(lengths)
+                total += share * self.block(lengths, index)
+        return total
 
     @property
     def heads_per_sequence(self) -> float:
@@ -69,7 +111,7 @@ class ModelFlops:
         """
         depth = self.config.num_layers if depth is None else depth
         square = depth if square is None else square
-        attention = 12.0 * self.seq_length**2 * self.config.hidden_size
+        attention = self.attention(np.array([self.seq_length]))
         blocks = depth * (self.block_per_sequence - attention) + square * attention
         return blocks + self.heads_per_sequence
 
@@ -89,29 +131,21 @@ class ParameterTensor:
     """Index of its switchable block; None outside the blocks."""
 
 
-def parameter_tensors(config: ModelConfig) -> list[ParameterTensor]:
-    """Return the tensors of `BertForPreTraining`, tied ones once.
+@functools.cache
+def parameter_tensors(config: ModelConfig) -> tuple[ParameterTensor, ...]:
+    """Return the tensors of the model, tied ones once.
 
     The configuration's `vocab_size` and `next_sentence_prediction` must be resolved.
     """
-    hidden, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size or 0
-    width = config.embedding_size or hidden
-    tables = (vocabulary, config.position_offset + config.max_position_embeddings, config.type_vocab_size)
-    matrices = [*(rows * width for rows in tables if rows), hidden * width]
-    # The norm after the embeddings or the last block, the transform's bias, the norm of the head.
-    vectors = [width if config.normalization == "post" else hidden] * 2 + [width] * 3 + [vocabulary]
-    if config.embedding_size:
-        matrices.append(hidden * width)
-        vectors.append(hidden)
-    if config.next_sentence_prediction:
-        matrices += [hidden * hidden, 2 * hidden]
-        vectors += [hidden, 2]
-    around = [ParameterTensor(size, True, None) for size in matrices]
-    around += [ParameterTensor(size, False, None) for size in vectors]
-    of_block = [(3 * hidden * hidden, True), (hidden * hidden, True), (hidden * inner, True), (inner * hidden, True)]
-    of_block += [(size, False) for size in (*[hidden] * 6, 3 * hidden, inner)]
-    blocks = [ParameterTensor(size, wide, index) for index in range(config.num_layers) for size, wide in of_block]
-    return around + blocks
+    # All blocks but the first are alike.
+    with torch.device("meta"):
+        small = make_model(dataclasses.replace(config, num_layers=min(2, config.num_layers)))
+    of_block: dict[int | None, list[ParameterTensor]] = collections.defaultdict(list)
+    for name, parameter in small.named_parameters():
+        block = int(name.split(".")[2]) if ".blocks." in name else None
+        of_block[block].append(ParameterTensor(parameter.numel(), parameter.dim() >= 2, block))
+    blocks = [dataclasses.replace(t, block=index) for index in range(1, config.num_layers) for t in of_block[1]]
+    return (*of_block[None], *of_block[0], *blocks)
 
 
 def parameter_count(config: ModelConfig) -> int:

@@ -112,10 +112,12 @@ def _moments(run: RunConfig) -> int:
 def _block_bytes_per_token(run: RunConfig, element: int) -> float:
     """Return the bytes that a block keeps per token.
 
-    H wide: inputs and outputs of two LayerNorms, q, k, v, and attention's output. I wide: input and output of GELU.
+    H wide: inputs and outputs of two LayerNorms, q, k, v, and attention's output; with rotary positions also q and k
+    before the rotation's end. I wide: input and output of GELU; with a gate also the gate and the product.
     """
     model = run.model
-    wide = 8 * model.hidden_size + 2 * model.intermediate_size
+    rotated, gated = (2, 2) if model.feed_forward_matrices == 3 else (0, 0)
+    wide = (8 + rotated) * model.hidden_size + (2 + gated) * model.intermediate_size
     stores_masks = model.hidden_dropout and model.kernels != "triton"
     dropout_masks = 2 * model.hidden_size if stores_masks else 0
     return element * wide + dropout_masks + 4 * model.num_attention_heads
