@@ -66,7 +66,10 @@ def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = F
         aside = Path(folder)
         (aside / "config.json").write_text(hf_config.to_json_string(), encoding="utf-8")
         save_file({k: v.float() for k, v in hf_state.items()}, aside / "model.safetensors", metadata={"format": "pt"})
-        _write_tokenizer(aside, checkpoint, tokenizer, model.config.max_position_embeddings)
+        inputs = ["input_ids", "token_type_ids", "attention_mask"]
+        if getattr(hf_config, "type_vocab_size", 0) < 2:
+            inputs.remove("token_type_ids")
+        _write_tokenizer(aside, checkpoint, tokenizer, model.config.max_position_embeddings, inputs)
         card = model_card(run, model.config, hf_config.architectures[0], load_state(checkpoint))
         (aside / "README.md").write_text(card, encoding="utf-8")
         for path in sorted(aside.iterdir()):
@@ -110,7 +113,9 @@ def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     return tokenizer
 
 
-def _write_tokenizer(folder: Path, checkpoint: Path, tokenizer: Tokenizer, max_length_tokens: int) -> None:
+def _write_tokenizer(
+    folder: Path, checkpoint: Path, tokenizer: Tokenizer, max_length_tokens: int, inputs: list[str]
+) -> None:
     (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     if (checkpoint / VOCABULARY).is_file():
         shutil.copyfile(checkpoint / VOCABULARY, folder / VOCABULARY)
@@ -118,7 +123,7 @@ def _write_tokenizer(folder: Path, checkpoint: Path, tokenizer: Tokenizer, max_l
         # This class uses tokenizer.json unchanged for every model type.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length_tokens,
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "model_input_names": inputs,
         "clean_up_tokenization_spaces": True,
         **_TOKEN_SETTINGS,
     }

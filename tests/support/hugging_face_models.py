@@ -35,6 +35,13 @@ _DISTILBERT = {
     "attention_dropout": 0.0,
     "initializer_range": 0.2,
 }
+# Two of its four blocks attend within a window of 8 tokens.
+_MODERNBERT = {
+    **{key: value for key, value in _SIZES.items() if not key.endswith("_prob")},
+    "num_hidden_layers": 4,
+    "local_attention": 8,
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
+}
 STOCK: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("Bert", _SIZES),
     "megatron-bert": ("MegatronBert", _SIZES),
@@ -44,6 +51,7 @@ STOCK: dict[str, tuple[str, dict[str, Any]]] = {
     "distilbert": ("DistilBert", _DISTILBERT),
     "electra": ("Electra", {**_SIZES, "embedding_size": 32}),
     "electra-small": ("Electra", {**_SIZES, "embedding_size": 16}),
+    "modernbert": ("ModernBert", _MODERNBERT),
 }
 """Case → beginning of the classes' names, and their configuration; positions for `POSITIONS` tokens."""
 

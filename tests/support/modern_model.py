@@ -8,26 +8,11 @@ import transformers
 
 from bert_pld.config import load_config
 from bert_pld.model import make_model
+from bert_pld.model.hugging_face import to_hugging_face
 
 ROWS, SEQ, VOCABULARY, WINDOW = 3, 64, 64, 8
 LENGTHS = np.array([64, 40, 23])
 SIZES = {"hidden_size": 32, "num_layers": 5, "num_attention_heads": 4, "intermediate_size": 48}
-_NAMES = {
-    "encoder.embeddings.word.weight": "model.embeddings.tok_embeddings.weight",
-    "encoder.embeddings.norm.weight": "model.embeddings.norm.weight",
-    "encoder.final_norm.weight": "model.final_norm.weight",
-    "mlm_head.transform.weight": "head.dense.weight",
-    "mlm_head.norm.weight": "head.norm.weight",
-    "mlm_head.bias": "decoder.bias",
-}
-_OF_BLOCK = {
-    "attention_norm_weight": "attn_norm.weight",
-    "qkv_weight": "attn.Wqkv.weight",
-    "attention_output_weight": "attn.Wo.weight",
-    "ffn_norm_weight": "mlp_norm.weight",
-    "ffn_up_weight": "mlp.Wi.weight",
-    "ffn_down_weight": "mlp.Wo.weight",
-}
 
 
 def modern_config(seq_length=SEQ, **options):
@@ -46,26 +31,11 @@ def make_modern(seed=0, **options):
     return model
 
 
-def stock_name(name):
-    """The stock class's name of one of our parameters."""
-    if name not in _NAMES:
-        _, _, index, rest = name.split(".")
-        return f"model.layers.{index}.{_OF_BLOCK[rest]}"
-    return _NAMES[name]
-
-
-def stock_model(model, attention="eager", **changes):
+def stock_model(model, attention="eager"):
     """`ModernBertForMaskedLM` with the weights of our model."""
-    ours = model.config
-    config = transformers.ModernBertConfig(
-        vocab_size=ours.vocab_size, hidden_size=ours.hidden_size, num_hidden_layers=ours.num_layers,
-        num_attention_heads=ours.num_attention_heads, intermediate_size=ours.intermediate_size,
-        local_attention=ours.local_attention, attention_dropout=ours.attention_dropout, pad_token_id=0,
-        mlp_dropout=ours.hidden_dropout, embedding_dropout=ours.hidden_dropout,
-        cls_token_id=1, bos_token_id=1, sep_token_id=2, eos_token_id=2, **changes,
-    )  # fmt: skip
+    config, state = to_hugging_face(model.state_dict(), model.config)
     theirs = transformers.ModernBertForMaskedLM._from_config(config, attn_implementation=attention)
-    report = theirs.load_state_dict({stock_name(n): t for n, t in model.state_dict().items()}, strict=False)
+    report = theirs.load_state_dict(state, strict=False)
     assert (report.missing_keys, report.unexpected_keys) == (["decoder.weight"], [])
     return theirs
 

@@ -19,17 +19,18 @@ from bert_pld.model.hugging_face.conversion import export_state, import_state
 from bert_pld.model.hugging_face.distilbert import DISTILBERT
 from bert_pld.model.hugging_face.electra import ELECTRA
 from bert_pld.model.hugging_face.family import Family
+from bert_pld.model.hugging_face.modernbert import MODERNBERT
 from bert_pld.model.hugging_face.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
-FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (BERT, MEGATRON_BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA)
-}
+_OF_BERT_BLOCKS: tuple[Family, ...] = (BERT, MEGATRON_BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*_OF_BERT_BLOCKS, MODERNBERT)}
 """Model type → family."""
 
 
 def family_of(config: ModelConfig) -> Family:
     """Return the family that a model is exported to."""
-    return FAMILIES[config.family or {"pre": "megatron-bert", "post": "bert"}[config.normalization]]
+    of_bert = config.family or {"pre": "megatron-bert", "post": "bert"}[config.normalization]
+    return FAMILIES[of_bert if config.architecture == "bert" else config.architecture]
 
 
 def family_named(model_type: Any) -> Family:

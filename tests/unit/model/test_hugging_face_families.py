@@ -6,7 +6,7 @@ import pytest
 import torch
 from hugging_face_models import ENTRIES, STOCK, make_stock
 
-from bert_pld.model import BertForPreTraining, use_backend
+from bert_pld.model import make_model, use_backend
 from bert_pld.model.hugging_face import FAMILIES, family_named, from_hugging_face, to_hugging_face
 from bert_pld.model.hugging_face.conversion import import_state
 
@@ -15,7 +15,7 @@ SEQ = 17
 
 def make_ours(theirs, backend="reference"):
     config, state = from_hugging_face(theirs.config, theirs.state_dict())
-    ours = BertForPreTraining(config)
+    ours = make_model(config)
     ours.load_state_dict(state)
     use_backend(ours, backend, "cpu")
     return ours.train(theirs.training)
@@ -53,8 +53,8 @@ def test_every_family_has_a_case():
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 @pytest.mark.parametrize("case", STOCK)
 def test_logits_loss_and_every_gradient_equal_the_stock_class(case, backend, padded):
-    if backend == "triton" and torch.cuda.is_available():
-        pytest.skip("interpreted kernels only")
+    if backend == "triton" and (torch.cuda.is_available() or case == "modernbert"):
+        pytest.skip("interpreted kernels only, and ModernBERT has none")
     theirs = make_stock(case).train()
     ours = make_ours(theirs, backend)
     input_ids, mask, labels = make_batch(theirs.config.pad_token_id, padded)
