@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bert_pld.cli import make_parser, print_once, run_as_rank
 from bert_pld.cluster.stopping import EXIT_PREEMPTED, Preemption
-from bert_pld.config import load_config
+from bert_pld.config import ConfigError, load_config
 from bert_pld.config.errors import explaining
 from bert_pld.files import require_utf8
 
@@ -32,6 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help=resume)
     weights = "start a new run from the weights of this run or checkpoint"
     parser.add_argument("--initialize_from", type=Path, metavar="PATH", help=weights)
+    branch = "start a new run that goes on from this checkpoint with its optimizer and its step (docs/training.md)"
+    parser.add_argument("--branch_from", type=Path, metavar="PATH", help=branch)
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
     parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -43,6 +45,9 @@ def main(options: argparse.Namespace) -> int:
     The process exits with EXIT_LOST_RANK if another rank died or hangs, and with 1 if it failed, after printing why.
     """
     require_utf8("--output_dir", options.output_dir)
+    if options.branch_from is not None and (options.initialize_from or options.resume not in ("auto", "never")):
+        other = "--initialize_from" if options.initialize_from else f"--resume {options.resume}"
+        raise ConfigError(f"--branch_from {options.branch_from}: given beside {other}; give one of the two")
     preemption = Preemption()
     config = load_config(options.deepspeed_config, options.set)
     print_once("warning", config.warnings)
@@ -64,6 +69,7 @@ def main(options: argparse.Namespace) -> int:
                     options.output_dir,
                     options.resume,
                     options.initialize_from,
+                    options.branch_from,
                     preemption,
                     watchdog,
                 )

@@ -15,7 +15,13 @@ from bert_pld.data.shards import Manifest
 from bert_pld.files import CHECKPOINTS, CONFIG
 from bert_pld.model import BertForPreTraining
 
-_FREE_MODEL_KEYS = ("kernels", "activation_checkpointing", "preset", "initializer_range", "position_initialization")
+MODEL_KEYS_WITHOUT_EFFECT = (
+    "kernels",
+    "activation_checkpointing",
+    "preset",
+    "initializer_range",
+    "position_initialization",
+)
 """Keys that a resumed run may change: they do not change the model that is trained, or only before its first step."""
 
 
@@ -70,7 +76,7 @@ def check_same_run(checkpoint: Path, config: RunConfig, data: Manifest) -> None:
     for name in _fixed_keys(current):
         saved_value, value = _lookup(saved, name), _lookup(current, name)
         if name == "optimizer.type":
-            saved_value, value = (str(kind or DEFAULT_OPTIMIZER["type"]).lower() for kind in (saved_value, value))
+            saved_value, value = optimizer_type(saved), optimizer_type(current)
         if saved_value != value:
             raise ConfigError(
                 f"checkpoint {checkpoint} belongs to a different run: {name} is {saved_value!r} in the checkpoint,"
@@ -82,13 +88,18 @@ def check_same_run(checkpoint: Path, config: RunConfig, data: Manifest) -> None:
 
 def _fixed_keys(config: dict[str, Any]) -> list[str]:
     """Return the keys of a configuration that a resumed run may not change."""
-    model = [f"model.{key}" for key in config["model"] if key not in _FREE_MODEL_KEYS]
+    model = [f"model.{key}" for key in config["model"] if key not in MODEL_KEYS_WITHOUT_EFFECT]
     drop = [f"progressive_layer_drop.{key}" for key in config["progressive_layer_drop"]]
     data = ["seq_length", "shuffle"]
     if config["data"]["shuffle"] == "blocks":
         data += ["shuffle_block_rows", "shuffle_window_blocks"]
     rest = ("training.seed", "optimizer.type", "train_batch_size")
     return [*model, *drop, *(f"data.{key}" for key in data), *rest]
+
+
+def optimizer_type(config: dict[str, Any]) -> str:
+    """Return the optimizer's name in a configuration, in lower case."""
+    return str(_lookup(config, "optimizer.type") or DEFAULT_OPTIMIZER["type"]).lower()
 
 
 def _lookup(config: dict[str, Any], name: str) -> Any:

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.gather import StateGatherer
 from bert_pld.checkpoint.zero_state import read_scalars, restore_scalars
-from bert_pld.config import ConfigError, RunConfig
+from bert_pld.config import ConfigError, RunConfig, load_config
 from bert_pld.files import CHECKPOINTS, CONFIG, LATEST, PARTIAL, STATE, sync_directory, write_atomically, written_aside
 
 _BYTES_PER_VALUE = 4
@@ -75,7 +75,7 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, run_dir: Path, engine: Any, config: RunConfig, data_facts: dict[str, str], group: dist.ProcessGroup | None
+        self, run_dir: Path, engine: Any, config: RunConfig, data_facts: dict[str, Any], group: dist.ProcessGroup | None
     ) -> None:
         self.run_dir, self.directory = run_dir, run_dir / CHECKPOINTS
         self.engine, self.config, self.data_facts, self.group = engine, config, data_facts, group
@@ -151,12 +151,21 @@ class CheckpointWriter:
             )
         try:
             self.gatherer.load({kind: checkpoint / checkpoint_format.tensor_file(kind) for kind in state["tensors"]})
-            restore_scalars(self.engine, self.gatherer.pieces, state["engine"], state["step"])
+            restore_scalars(
+                self.engine, self.gatherer.pieces, state["engine"], state["step"], self._has_rates_of(checkpoint)
+            )
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
             raise ConfigError(
                 f"checkpoint {checkpoint}: {STATE} does not describe this optimizer ({error!r})"
             ) from error
         return state
+
+    def _has_rates_of(self, checkpoint: Path) -> bool:
+        """Whether this run has the learning-rate schedule of the checkpoint's run."""
+        before = load_config(checkpoint / CONFIG, use="checkpoint")
+        keys = ("scheduler", "optimizer")
+        same = [before.deepspeed.get(key) == self.config.deepspeed.get(key) for key in keys]
+        return all(same) and before.training.max_steps == self.config.training.max_steps
 
     def close(self) -> None:
         """Wait until old checkpoints are removed."""

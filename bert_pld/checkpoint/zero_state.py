@@ -9,10 +9,12 @@ code when they are read, and they depend on the stage and the number of ranks.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 _LOSS_SCALE_KEYS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 _SCHEDULED_KEYS = ("lr", "betas", "momentum")
@@ -165,8 +167,13 @@ def read_scalars(engine: Any, scalars: Mapping[str, dict[str, Any]]) -> dict[str
     }
 
 
-def restore_scalars(engine: Any, pieces: list[Piece], saved: Mapping[str, Any], step: int) -> None:
-    """Restore what `read_scalars` returned after optimizer step `step`, and the engine's counters."""
+def restore_scalars(
+    engine: Any, pieces: list[Piece], saved: Mapping[str, Any], step: int, same_rates: bool = True
+) -> None:
+    """Restore what `read_scalars` returned after optimizer step `step`, and the engine's counters.
+
+    Unless the learning rates are the `same_rates`, their new schedule goes on from that step as if it had always been.
+    """
     optimizer = base_optimizer(engine)
     names = {id(piece.owner): piece.name for piece in reversed(pieces)}
     for owner in _owners(pieces):
@@ -178,9 +185,11 @@ def restore_scalars(engine: Any, pieces: list[Piece], saved: Mapping[str, Any], 
         for key, entry in entries.items():
             optimizer.state[owner][key] = _restored_number(key, entry, optimizer, device)
     for group, saved_group in zip(optimizer.param_groups, saved["groups"], strict=True):
-        keys = ("step", *_SCHEDULED_KEYS) if engine.lr_scheduler is not None else ("step",)
+        keys = ("step", *_SCHEDULED_KEYS) if engine.lr_scheduler is not None and same_rates else ("step",)
         group.update({key: saved_group[key] for key in keys if key in saved_group and key in {*group, "step"}})
-    if engine.lr_scheduler is not None and saved["scheduler"] is not None:
+    if engine.lr_scheduler is not None and not same_rates:
+        _advance(engine.lr_scheduler, step - saved["skipped_steps"])
+    elif engine.lr_scheduler is not None and saved["scheduler"] is not None:
         engine.lr_scheduler.load_state_dict({**engine.lr_scheduler.state_dict(), **saved["scheduler"]})
     for holder in _loss_scalers(engine):
         for key, value in (saved["loss_scale"] or {}).items():
@@ -190,6 +199,16 @@ def restore_scalars(engine: Any, pieces: list[Piece], saved: Mapping[str, Any], 
     engine.global_samples = step * engine.train_batch_size()
     engine.micro_steps = step * engine.gradient_accumulation_steps()
     engine.skipped_steps = saved["skipped_steps"]
+
+
+def _advance(scheduler: Any, steps: int) -> None:
+    """Bring a schedule that has just been built to its state after some steps."""
+    if type(scheduler) is LambdaLR and steps:  # It needs nothing but the step.
+        scheduler.last_epoch, steps = steps - 1, 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Torch's schedules miss the optimizer's steps.
+        for _ in range(steps):
+            scheduler.step()
 
 
 def _restored_number(key: str, entry: Mapping[str, Any], optimizer: Any, device: torch.device) -> Any:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +74,35 @@ class BatchShare:
         first = step * self.global_batch_size + micro_step * self.world_size * self.micro_batch_size
         first += self.rank * self.micro_batch_size
         return np.arange(first, first + self.micro_batch_size, dtype=np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a run's samples begin: all zero, or for a branch the place at which it left another run."""
+
+    step: int = 0
+    """Optimizer steps before the run's first."""
+    samples: int = 0
+    """Samples of these steps."""
+    position: int = 0
+    """Position of the run's first sample in the stream of its data."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: str) -> Origin:
+        """Read what `dataclasses.asdict` wrote; raise a ValueError that names `where` if it is damaged."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        numbers = [value for value in values.values() if isinstance(value, int) and 0 <= value < MAX_ROWS**2]
+        if not known >= values.keys() or len(numbers) < len(values):
+            raise ValueError(f"{where}: origin: {dict(values)!r}; must have {', '.join(sorted(known))}, all at least 0")
+        return cls(**values)
+
+    def samples_before(self, step: int, batch_size: int) -> int:
+        """Return the samples of all steps before `step`, counted from 0, with `batch_size` samples in each own step."""
+        return self.samples + (step - self.step) * batch_size
+
+    def position_of(self, step: int, batch_size: int) -> int:
+        """Return the position of the first sample of a step in the stream."""
+        return self.position + (step - self.step) * batch_size
 
 
 @dataclasses.dataclass(frozen=True)

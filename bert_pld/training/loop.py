@@ -126,7 +126,8 @@ def stop_if_not_finite(run: Run, step: int) -> None:
 
 def _first_rows(run: Run, step: int, rank: int) -> list[int]:
     """Return the row indices of a rank's first micro-batch of a step."""
-    positions = dataclasses.replace(run.batch_share, rank=rank).positions(step - 1, micro_step=0)
+    share = dataclasses.replace(run.batch_share, rank=rank)
+    positions = share.positions(0, micro_step=0) + run.origin.position_of(step - 1, share.global_batch_size)
     order = sample_order(run.config.data, len(run.training_rows), run.config.training.seed)
     return order.rows_at(positions)[0].tolist()
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from bert_pld.config import RunConfig
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.data.batches import MicroBatch
+from bert_pld.data.order import Origin
 from bert_pld.files import METRICS
 from bert_pld.pld import Gates
 from bert_pld.training.records import Monitors, append_record, drop_records_after
@@ -55,6 +56,7 @@ class Metrics:
     ) -> None:
         self.config, self.device, self.leaves_padding_out = config, device, leaves_padding_out
         self.train_batch_size: int = config.deepspeed["train_batch_size"]
+        self.origin = Origin()
         self.flops = ModelFlops(config.model, config.data.seq_length, config.data.mask_probability_at(0))
         rates = our_schedule(config.deepspeed.get("scheduler"), config.training.max_steps)
         self.rates = rates if isinstance(rates, WarmupStableDecay) else None
@@ -76,14 +78,15 @@ class Metrics:
         self._kept_blocks = self._theta = self._flops = 0.0
         self._seconds_before = self.counters.seconds
 
-    def resume(self, step: int, counters: dict[str, Any]) -> None:
+    def resume(self, step: int, counters: dict[str, Any], origin: Origin) -> None:
         """Continue after step `step` with a checkpoint's counters; delete the records of steps to be trained again."""
+        self.origin = origin
         names = (field.name for field in dataclasses.fields(Counters))
         self.counters = Counters(**{name: counters[name] for name in names if name in counters})
         self._reset()
         if self.monitors is not None:
             drop_records_after(self.path, step)
-            self.monitors.drop_after(step * self.train_batch_size)
+            self.monitors.drop_after(self._samples(step))
 
     def start_clock(self) -> None:
         """Count time as training from now on."""
@@ -141,7 +144,7 @@ class Metrics:
         peak = self.config.training.peak_tflops or _known_peak(self.device)
         record = {
             "step": step,
-            "samples": step * self.train_batch_size,
+            "samples": self._samples(step),
             "tokens": self.counters.tokens,
             **self._clocks(),
             "loss": loss,
@@ -169,12 +172,15 @@ class Metrics:
 
     def log_evaluation(self, step: int, figures: dict[str, float]) -> None:
         """Write the record of an evaluation."""
-        self._write({"step": step, "samples": step * self.train_batch_size, **self._clocks(), **figures}, "eval")
+        self._write({"step": step, "samples": self._samples(step), **self._clocks(), **figures}, "eval")
         self.print_line(
             f"step {step}  held-out mlm {figures['eval_mlm_loss']:.4f}, accuracy {figures['eval_mlm_accuracy']:.4f}"
             f", nsp accuracy {figures['eval_nsp_accuracy']:.4f}",
             step,
         )
+
+    def _samples(self, step: int) -> int:
+        return self.origin.samples_before(step, self.train_batch_size)
 
     def _clocks(self) -> dict[str, float]:
         seconds, processor_seconds = self.counters.seconds, self.counters.processor_seconds

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from bert_pld.checkpoint import format as checkpoint_format
-from bert_pld.checkpoint.resume import check_same_run, choose_checkpoint, load_weights
+from bert_pld.checkpoint.branch import find_start
+from bert_pld.checkpoint.resume import choose_checkpoint, load_weights
 from bert_pld.checkpoint.writer import CheckpointWriter
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cluster.run_lock import RunLock
@@ -25,7 +26,7 @@ from bert_pld.cost.flops import parameter_count
 from bert_pld.data.batches import MicroBatch
 from bert_pld.data.loader import check_matches_model, evaluation_batches, training_batches
 from bert_pld.data.nvidia_rows import open_rows
-from bert_pld.data.order import BatchShare
+from bert_pld.data.order import BatchShare, Origin
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.files import CONFIG, DIVERGED, METRICS, write_atomically
 from bert_pld.model import BertForPreTraining, make_model, use_backend
@@ -47,6 +48,7 @@ class Run:
     validation_rows: ShardedRows | None
     """Held-out rows; None if the data has none."""
     batch_share: BatchShare
+    origin: Origin
     engine: Any
     """DeepSpeed's engine around the model."""
     metrics: Metrics
@@ -66,7 +68,7 @@ class Run:
             self.batch_share,
             seed=self.config.training.seed,
             num_steps=self.config.training.max_steps - steps_done,
-            first_sample=steps_done * self.batch_share.global_batch_size,
+            first_sample=self.origin.position_of(steps_done, self.batch_share.global_batch_size),
             first_step=steps_done,
             pin_memory=self.device.type == "cuda",
         )
@@ -123,14 +125,16 @@ def prepare_run(
     output_dir: Path,
     resume: str,
     initialize_from: Path | None,
+    branch_from: Path | None,
     preemption: Preemption,
     watchdog: Watchdog,
 ) -> Run:
     """Set up a run, new or resumed; all ranks call it together. A user's mistake raises a ValueError of one line.
 
     `data_dir` has native or NVIDIA's shards, or those of `data.seq_length` in `seq_<S>`. `resume` is `auto` (the
-    folder's newest checkpoint, if any), `never`, or a checkpoint's path. `initialize_from` is a checkpoint for the
-    weights of a new run, for example of its second phase. The watchdog is started as soon as the process group exists.
+    folder's newest checkpoint, if any), `never`, or a checkpoint's path. A new run takes the weights of the checkpoint
+    `initialize_from`, or also the optimizer and the step of `branch_from`. The watchdog is started as soon as the
+    process group exists.
     """
     timeout = collective_timeout(config.training.stall_timeout)
     device = join_process_group(timeout)
@@ -142,14 +146,20 @@ def prepare_run(
     watchdog.progress("building model and engine", may_take_long=True)  # DeepSpeed may compile an optimizer.
     config = resolve_config(config, training_rows, dist.get_world_size(), device)
     lock = RunLock(output_dir)
-    checkpoint = choose_checkpoint(output_dir, resume, lock)
-    model = _make_model(config, training_rows, checkpoint, initialize_from, device)
+    start = find_start(config, training_rows, choose_checkpoint(output_dir, resume, lock), branch_from)
+    model = _make_model(config, training_rows, None if start is None else start.checkpoint, initialize_from, device)
     engine = make_engine(config, model)
 
     metrics = Metrics(output_dir, config, device, leaves_padding_out=model.encoder.leaves_padding_out)
     host_group = dist.new_group(backend="gloo", timeout=timeout) if dist.get_world_size() > 1 else None
     manifest = training_rows.manifest
-    data_facts = {"data_source": manifest.attributes.source, "data_fingerprint": manifest.fingerprint()}
+    data_facts: dict[str, Any] = {
+        "data_source": manifest.attributes.source,
+        "data_fingerprint": manifest.fingerprint(),
+    }
+    origin = Origin() if start is None else start.origin
+    if origin != Origin():
+        data_facts["origin"] = dataclasses.asdict(origin)
     total, micro_batch_size, accumulation_steps = (config.deepspeed[key] for key in BATCH_KEYS)
     if config.training.max_micro_batch_size is not None:
         metrics.print_line(
@@ -162,6 +172,7 @@ def prepare_run(
         training_rows=training_rows,
         validation_rows=validation_rows,
         batch_share=BatchShare(micro_batch_size, accumulation_steps, dist.get_rank(), dist.get_world_size()),
+        origin=origin,
         engine=engine,
         metrics=metrics,
         checkpoints=CheckpointWriter(output_dir, engine, config, data_facts, host_group),
@@ -171,13 +182,13 @@ def prepare_run(
         lock=lock,
         device=device,
     )
-    if checkpoint is not None:
+    if start is not None:
         watchdog.progress("loading the checkpoint")
-        state = run.checkpoints.restore(checkpoint)
-        metrics.resume(state["step"], state)
-        metrics.print_line(f"resuming after step {state['step']} from checkpoint {checkpoint}")
+        state = run.checkpoints.restore(start.checkpoint)
+        metrics.resume(state["step"], state, origin)
+        metrics.print_line(start.line)
     if dist.get_rank() == 0:
-        _write_run_files(output_dir, config, training_rows, fresh=checkpoint is None)
+        _write_run_files(output_dir, config, training_rows, fresh=start is None or start.is_branch)
     dist.barrier()
     return run
 
@@ -234,11 +245,10 @@ def _make_model(
     initialize_from: Path | None,
     device: torch.device,
 ) -> BertForPreTraining:
-    """Make the model with the weights of the checkpoint to resume, of `initialize_from`, or new ones."""
+    """Make the model with the weights of the checkpoint to go on from, of `initialize_from`, or new ones."""
     torch.manual_seed(config.training.seed)
     model = make_model(config.model)
     if checkpoint is not None:
-        check_same_run(checkpoint, config, training_rows.manifest)
         load_weights(model, checkpoint)
     elif initialize_from is not None:
         other_run = checkpoint_format.resolve_checkpoint(initialize_from)
