@@ -28,6 +28,7 @@ from benchmarks.data import command as data
 from benchmarks.gradient_variance import command as variance
 from benchmarks.operators import command as operators
 from benchmarks.paper import claims, tables
+from benchmarks.prediction import command as prediction
 from benchmarks.quality import command as quality
 from benchmarks.train import report as train
 from bert_pld.cli import make_parser, run
@@ -96,6 +97,7 @@ SHOWN = (
     Shown("steps_small", _README, "bench_train_small_cpu.json", result_tables.training_steps),
     Shown("steps_token", _README, "bench_train_small_token_cpu.json", _as_printed(train.report)),
     Shown("operators", _README, "operators_cpu.json", operators.report),
+    Shown("predicted_mfu", _README, "predicted_mfu.json", prediction.report),
     Shown("quickstart", _README, "quickstart.json", result_tables.quickstart),
     *(
         Shown(

@@ -103,9 +103,11 @@ def test_boundary_has_few_operators_and_waits_once(stage, optimizer):
     options = build_parser("operators").parse_args(
         [f"--zero_stages={stage}", f"--optimizers={optimizer}", "--num_layers=4"]
     )
-    theirs, ours = operators.measure(options)["counts"]
-    assert ours["step"]["operators"] < 100
-    assert ours["step"]["waits"] == 1
-    assert ours["forward"]["waits"] == ours["backward"]["waits"] == 0
-    assert theirs["step"]["operators"] > 600
-    assert operators.report({"counts": [theirs, ours]}).count("\n") == 4
+    before, eager, fused = operators.measure(options)["counts"]
+    for ours in (eager, fused):
+        assert ours["operators"]["boundary"] < 100
+        assert ours["waits"] == 1
+    assert before["operators"]["boundary"] > 600
+    assert before["waits"] > 3
+    assert fused["operators"]["blocks"] < eager["operators"]["blocks"]
+    assert operators.report({"counts": [before, eager, fused]}).count("\n") == 5

@@ -1,0 +1,1 @@
+"""A training step's time and MFU on GPUs, predicted."""
