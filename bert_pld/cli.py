@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 EXIT_ERROR = 1
 
@@ -52,6 +53,26 @@ def make_parser(command: str, description: str, example: str) -> argparse.Argume
     traceback_help = "print where an error was raised, too; BERT_PLD_TRACEBACK=1 does the same"
     parser.add_argument("--traceback", action="store_true", help=traceback_help)
     return parser
+
+
+def add_initial_weights(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what weights a new run starts from."""
+    weights = (
+        "start a new run from the weights of a run, a checkpoint, or a saved Hugging Face model (a directory with"
+        " safetensors, or an id on the Hub)"
+    )
+    parser.add_argument("--initialize_from", metavar="WHERE", help=weights)
+    embeddings = "with --initialize_from: the data has another tokenizer; embeddings of common entries are taken over"
+    parser.add_argument("--new_vocabulary", action="store_true", help=embeddings)
+
+
+def read_initial_weights(options: argparse.Namespace) -> Any:
+    """Return the `InitialWeights` that the options of `add_initial_weights` name, or None; only these import torch."""
+    if options.initialize_from is None and not options.new_vocabulary:
+        return None
+    from bert_pld.training.initial_weights import open_initial_weights
+
+    return open_initial_weights(options.initialize_from, options.new_vocabulary)
 
 
 def run(

@@ -16,7 +16,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from bert_pld.cli import make_parser, print_once
+from bert_pld.cli import add_initial_weights, make_parser, print_once, read_initial_weights
 from bert_pld.cli import run as run_command
 from bert_pld.config import RunConfig, apply_override, load_config
 from bert_pld.cost.flops import ModelFlops, parameter_count
@@ -255,7 +255,8 @@ def _gib(size_bytes: float) -> str:
 
 def main(options: argparse.Namespace) -> None:
     """Print the plan, and write it to `--json`."""
-    run = load_config(options.deepspeed_config, options.set)
+    initial = read_initial_weights(options)
+    run = load_config(options.deepspeed_config, options.set, follows=initial.follows if initial else None)
     print_once("warning", run.warnings)
     print_once("note", run.notices)
     assumptions: dict[str, Any] = {}
@@ -277,6 +278,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--deepspeed_config", type=Path, required=True, help="the run's JSON")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
+    add_initial_weights(parser)
     parser.add_argument("--world_size", type=int, default=1, help="number of data-parallel ranks (default 1)")
     parser.add_argument(
         "--vocab_size",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bert_pld.cli import make_parser, print_once, run_as_rank
+from bert_pld.cli import add_initial_weights, make_parser, print_once, read_initial_weights, run_as_rank
 from bert_pld.cluster.stopping import EXIT_PREEMPTED, Preemption
 from bert_pld.config import ConfigError, load_config
 from bert_pld.config.errors import explaining
@@ -30,8 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--follow_links", action="append_const", dest="set", const=followed, default=[], help=links)
     resume = "checkpoint to resume from: the newest of --output_dir, none, or PATH (default auto)"
     parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help=resume)
-    weights = "start a new run from the weights of this run or checkpoint"
-    parser.add_argument("--initialize_from", type=Path, metavar="PATH", help=weights)
+    add_initial_weights(parser)
     branch = "start a new run that goes on from this checkpoint with its optimizer and its step (docs/training.md)"
     parser.add_argument("--branch_from", type=Path, metavar="PATH", help=branch)
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
@@ -49,7 +48,8 @@ def main(options: argparse.Namespace) -> int:
         other = "--initialize_from" if options.initialize_from else f"--resume {options.resume}"
         raise ConfigError(f"--branch_from {options.branch_from}: given beside {other}; give one of the two")
     preemption = Preemption()
-    config = load_config(options.deepspeed_config, options.set)
+    initial = read_initial_weights(options)
+    config = load_config(options.deepspeed_config, options.set, follows=initial.follows if initial else None)
     print_once("warning", config.warnings)
     print_once("note", config.notices)
     # These import torch and DeepSpeed, which takes seconds: signals are caught before, and mistakes in the JSON shown.
@@ -68,7 +68,7 @@ def main(options: argparse.Namespace) -> int:
                     options.data_dir,
                     options.output_dir,
                     options.resume,
-                    options.initialize_from,
+                    initial,
                     options.branch_from,
                     preemption,
                     watchdog,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.cluster.run_lock import RunLock
@@ -58,14 +60,16 @@ def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | No
 
 def load_weights(model: BertForPreTraining, checkpoint: Path) -> None:
     """Load a checkpoint's weights into a model; raise a ConfigError if the names or shapes of parameters differ."""
-    weights, own = checkpoint_format.load_weights(checkpoint), model.state_dict()
+    fit_weights(model, checkpoint_format.load_weights(checkpoint), f"checkpoint {checkpoint}")
+
+
+def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Load weights into a model; raise a ConfigError if the names or shapes of parameters differ."""
+    own = model.state_dict()
     for name in sorted({*weights, *own}):
         saved, needed = (tuple(tensors[name].shape) if name in tensors else "missing" for tensors in (weights, own))
         if saved != needed:
-            raise ConfigError(
-                f"checkpoint {checkpoint} does not fit the model: {name} has shape {saved} in the checkpoint, {needed}"
-                " in the model"
-            )
+            raise ConfigError(f"{where} does not fit the model: {name} has shape {saved} in it, {needed} in the model")
     model.load_state_dict(weights)
 
 

@@ -64,13 +64,17 @@ def complete_model_block(values: Any, where: str) -> tuple[Any, list[str]]:
     if not isinstance(architecture, str) or architecture not in _PRESETS:
         raise ConfigError(f"{where}: model.architecture: {architecture!r}; must be one of {', '.join(_PRESETS)}")
     values, notices = _fit(values, architecture, where)
-    presets, preset = _PRESETS[architecture], values.get("preset", "base")
-    defaults = dict(_DEFAULTS[architecture])
-    if preset is not None:
-        if not isinstance(preset, str) or preset not in presets:
-            raise ConfigError(f"{where}: model.preset: {preset!r}; must be one of {', '.join(presets)}, or null")
-        defaults |= zip(_SIZES, presets[preset], strict=True)
-    return {**defaults, **values}, notices
+    preset = values.get("preset", "base")
+    sizes = {} if preset is None else preset_sizes(architecture, preset, where)
+    return {**_DEFAULTS[architecture], **sizes, **values}, notices
+
+
+def preset_sizes(architecture: str, preset: Any, where: str) -> dict[str, Any]:
+    """Return a preset's keys and values; a ConfigError lists the presets."""
+    presets = _PRESETS[architecture]
+    if not isinstance(preset, str) or preset not in presets:
+        raise ConfigError(f"{where}: model.preset: {preset!r}; must be one of {', '.join(presets)}, or null")
+    return dict(zip(_SIZES, presets[preset], strict=True))
 
 
 def _fit(values: Mapping[str, Any], architecture: str, where: str) -> tuple[dict[str, Any], list[str]]:

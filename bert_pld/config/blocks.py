@@ -193,6 +193,8 @@ class ModelConfig:
             yield f"layer_norm_eps: {self.layer_norm_eps}; must be 1e-12 for family 'distilbert'"
         if (self.type_vocab_size == 0) != distilled and self.architecture == "bert":
             yield f"type_vocab_size: {self.type_vocab_size}; must be 0 for family 'distilbert' and >= 1 otherwise"
+        if (self.exported_vocab_size or 0) > (self.vocab_size or self.exported_vocab_size or 0):
+            yield f"exported_vocab_size: {self.exported_vocab_size}; must be at most vocab_size ({self.vocab_size})"
         if self.embedding_size is not None and self.family != "electra":
             yield f"embedding_size: {self.embedding_size}; only family 'electra' has it"
 

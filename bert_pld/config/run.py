@@ -22,6 +22,7 @@ from bert_pld.config.blocks import DataConfig, ModelConfig, ProgressiveLayerDrop
 from bert_pld.config.deepspeed import check_deepspeed, read_boolean, whole
 from bert_pld.config.errors import ConfigError, nearest
 from bert_pld.config.file import find_config, read_json
+from bert_pld.config.following import FollowedModel, follow
 from bert_pld.files import without_secrets
 
 T = TypeVar("T")
@@ -92,13 +93,15 @@ def load_config(
     source: str | Path | Mapping[str, Any],
     overrides: Iterable[str] = (),
     use: Literal["run", "own_model", "checkpoint"] = "run",
+    follows: FollowedModel | None = None,
 ) -> RunConfig:
     """Read and validate a run's JSON; a ConfigError names the mistake.
 
     `source` is the path of a file, the name of a shipped one (see `find_config`), or the content as a mapping.
     `overrides` are `section.key=value` strings, in which a value that is not JSON is a string. `use`: with
     `own_model` the model is not ours, so its sizes and number of steps are not known unless the blocks are given; the
-    JSON of a `checkpoint` was checked when its run began, by the rules of that time.
+    JSON of a `checkpoint` was checked when its run began, by the rules of that time. `follows` is the model whose
+    weights the run starts from: its values stand where the JSON gives none, and its positions grow for `seq_length`.
     """
     where = "configuration" if isinstance(source, Mapping) else str(source)
     values = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_json(find_config(source))
@@ -110,6 +113,10 @@ def load_config(
         blocks["progressive_layer_drop"] = {"enabled": False}
     blocks = {name: {} if block is None else block for name, block in blocks.items()}
     known = {name: use == "run" or bool(blocks[name]) for name in ("model", "training")}
+    grows = False
+    if follows is not None and isinstance(blocks["model"], Mapping):
+        grows = "max_position_embeddings" not in blocks["model"]
+        blocks["model"] = follow(blocks["model"], follows, where)
     blocks["model"], notices = complete_model_block(blocks["model"], where)
     values = {key: value for key, value in values.items() if value is not None}
     warnings: list[str] = []
@@ -121,6 +128,10 @@ def load_config(
         hidden_size = ours["model"].hidden_size if known["model"] else None
         values, automatic = resolve_auto(values, where, max_steps, hidden_size)
         notices += automatic
+    positions, needed = ours["model"].max_position_embeddings, ours["data"].seq_length
+    if grows and needed > positions:
+        ours["model"] = dataclasses.replace(ours["model"], max_position_embeddings=needed)
+        notices.append(f"model.max_position_embeddings: {needed}, for data.seq_length; the weights are for {positions}")
     run = RunConfig(deepspeed=values, source=where, warnings=tuple(warnings), notices=tuple(notices), **ours)
     if run.data.seq_length > run.model.max_position_embeddings:
         raise ConfigError(

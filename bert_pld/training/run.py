@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.branch import find_start
 from bert_pld.checkpoint.resume import choose_checkpoint, load_weights
 from bert_pld.checkpoint.writer import CheckpointWriter
@@ -31,6 +30,7 @@ from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.files import CONFIG, DIVERGED, METRICS, write_atomically
 from bert_pld.model import BertForPreTraining, make_model, use_backend
 from bert_pld.training.engine import make_engine
+from bert_pld.training.initial_weights import InitialWeights
 from bert_pld.training.metrics import Metrics
 
 _VOCABULARY_MULTIPLE = 8
@@ -124,7 +124,7 @@ def prepare_run(
     data_dir: Path,
     output_dir: Path,
     resume: str,
-    initialize_from: Path | None,
+    initial: InitialWeights | None,
     branch_from: Path | None,
     preemption: Preemption,
     watchdog: Watchdog,
@@ -132,8 +132,8 @@ def prepare_run(
     """Set up a run, new or resumed; all ranks call it together. A user's mistake raises a ValueError of one line.
 
     `data_dir` has native or NVIDIA's shards, or those of `data.seq_length` in `seq_<S>`. `resume` is `auto` (the
-    folder's newest checkpoint, if any), `never`, or a checkpoint's path. A new run takes the weights of the checkpoint
-    `initialize_from`, or also the optimizer and the step of `branch_from`. The watchdog is started as soon as the
+    folder's newest checkpoint, if any), `never`, or a checkpoint's path. A new run takes the weights of `initial`, or
+    those of the checkpoint `branch_from` with its optimizer and its step. The watchdog is started as soon as the
     process group exists.
     """
     timeout = collective_timeout(config.training.stall_timeout)
@@ -144,10 +144,13 @@ def prepare_run(
     training_rows, validation_rows = _open_splits(config, data_dir)
 
     watchdog.progress("building model and engine", may_take_long=True)  # DeepSpeed may compile an optimizer.
+    if initial is not None:
+        initial.check(training_rows)
+        config = dataclasses.replace(config, model=initial.resolved(config.model, training_rows))
     config = resolve_config(config, training_rows, dist.get_world_size(), device)
     lock = RunLock(output_dir)
     start = find_start(config, training_rows, choose_checkpoint(output_dir, resume, lock), branch_from)
-    model = _make_model(config, training_rows, None if start is None else start.checkpoint, initialize_from, device)
+    model, notes = _make_model(config, training_rows, None if start is None else start.checkpoint, initial, device)
     engine = make_engine(config, model)
 
     metrics = Metrics(output_dir, config, device, leaves_padding_out=model.encoder.leaves_padding_out)
@@ -182,6 +185,8 @@ def prepare_run(
         lock=lock,
         device=device,
     )
+    for note in notes:
+        metrics.print_line(note)
     if start is not None:
         watchdog.progress("loading the checkpoint")
         state = run.checkpoints.restore(start.checkpoint)
@@ -242,20 +247,18 @@ def _make_model(
     config: RunConfig,
     training_rows: ShardedRows,
     checkpoint: Path | None,
-    initialize_from: Path | None,
+    initial: InitialWeights | None,
     device: torch.device,
-) -> BertForPreTraining:
-    """Make the model with the weights of the checkpoint to go on from, of `initialize_from`, or new ones."""
+) -> tuple[BertForPreTraining, list[str]]:
+    """Make the model with the weights of the checkpoint to go on from, of `initial`, or new ones; and lines on them."""
     torch.manual_seed(config.training.seed)
-    model = make_model(config.model)
+    model, notes = make_model(config.model), []
     if checkpoint is not None:
         load_weights(model, checkpoint)
-    elif initialize_from is not None:
-        other_run = checkpoint_format.resolve_checkpoint(initialize_from)
-        checkpoint_format.check_same_vocabulary(other_run, training_rows)
-        load_weights(model, other_run)
+    elif initial is not None:
+        notes = initial.fill(model, config.model, training_rows)
     use_backend(model, config.model.kernels, device.type)
-    return model
+    return model, notes
 
 
 def _write_run_files(output_dir: Path, config: RunConfig, training_rows: ShardedRows, fresh: bool) -> None:
