@@ -21,6 +21,9 @@ DIVERGED = "diverged.json"
 LATEST, CHECKSUMS, WEIGHTS, STATE = "latest", "checksums.json", "model.safetensors", "state.json"
 # The tokenizer's files, in a data directory, a run's folder and a checkpoint.
 TOKENIZER, VOCABULARY = "tokenizer.json", "vocab.txt"
+TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP = "tokenizer_config.json", "special_tokens_map.json"
+TOKENIZER_FILES = (TOKENIZER, VOCABULARY, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP)
+"""BERT's tokenizer has the first two, any other all but the second."""
 
 PARTIAL = ".partial"
 """Suffix of a file or folder that is still being written."""
@@ -51,6 +54,11 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or all of the new one."""
     with written_aside(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))  # a file's name in the text may not be UTF-8
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files of the tokenizer in a data directory, a run's folder or a checkpoint."""
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def printable(name: str | Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from bert_pld.cli import explain_missing_package, print_any_character
 
 with explain_missing_package("data_prep"):
+    from bert_pld.data.fast_tokenizer import FastTokenizer
     from bert_pld.data.shards import MANIFEST_NAME, OBJECTIVES
     from bert_pld.files import file_sha256
     from bert_pld.rng import MAX_SEED
@@ -18,9 +19,18 @@ with explain_missing_package("data_prep"):
     from data_prep.executors.options import ExecutorOptions, add_executor_flags, make_executor
     from data_prep.pipeline import build
     from data_prep.plan import BuildArguments
+    from data_prep.rows.given_tokenizer import read_given_tokenizer
     from data_prep.rows.instances import SMALLEST_SEQ_LENGTH
     from data_prep.rows.shard_files import DEFAULT_DUPE_FACTOR
-    from data_prep.rows.vocabulary import ACCENTS, LARGEST_VOCABULARY, SMALLEST_VOCABULARY
+    from data_prep.rows.trained_tokenizer import ALGORITHMS
+    from data_prep.rows.vocabulary import (
+        ACCENTS,
+        LARGEST_VOCABULARY,
+        SMALLEST_VOCABULARY,
+        BuildTokenizer,
+        advice,
+        read_vocabulary,
+    )
     from data_prep.sources import KINDS, Source
     from data_prep.text.language import parse_languages
     from data_prep.text.sentences import check_language
@@ -73,6 +83,7 @@ def _build(arguments: argparse.Namespace) -> int:
     _check_range("--shard_rows", arguments.shard_rows, 1, 2**31 - 1)
     if arguments.vocab_size is not None:
         _check_range("--vocab_size", arguments.vocab_size, SMALLEST_VOCABULARY, LARGEST_VOCABULARY)
+    _check_tokenizer_flags(arguments)
     if arguments.cased and arguments.accents == "strip":
         raise ValueError("--accents strip: a cased vocabulary keeps accents; leave out --cased or --accents")
     if not 0.0 < arguments.validation_fraction < 1.0:
@@ -81,8 +92,7 @@ def _build(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--similarity {arguments.similarity}: must be above 0 and at most 1")
     check_language(arguments.language)
     sources = tuple(str(Source.parse(source)) for source in arguments.source)
-    if arguments.vocab is not None and not arguments.vocab.is_file():
-        raise ValueError(f"--vocab {arguments.vocab}: no such file; required is a vocab.txt with one entry per line")
+    given = _given_tokenizer(arguments)
     build_arguments = BuildArguments(
         sources=sources, vocab=file_sha256(arguments.vocab) if arguments.vocab else None,
         vocab_size=arguments.vocab_size, cased=arguments.cased, seq_lengths=tuple(sorted(set(arguments.seq_length))),
@@ -91,10 +101,54 @@ def _build(arguments: argparse.Namespace) -> int:
         keep_languages=parse_languages(arguments.keep_language) if arguments.keep_language else (),
         deduplicate=arguments.deduplicate, similarity=arguments.similarity, format=arguments.format,
         dupe_factor=dupe_factor, accents=arguments.accents, bad_rows=arguments.bad_rows,
+        tokenizer=_identity(given) if isinstance(given, FastTokenizer) else None,
+        algorithm=arguments.algorithm or ALGORITHMS[0],
     )  # fmt: skip
     with make_executor(options) as executor:
-        build(build_arguments, arguments.vocab, arguments.output_dir, executor)
+        build(build_arguments, given, arguments.output_dir, executor)
     return 0
+
+
+def _check_tokenizer_flags(arguments: argparse.Namespace) -> None:
+    """Raise a ValueError for flags that exclude each other."""
+    given = "--tokenizer" if arguments.tokenizer is not None else "--vocab" if arguments.vocab is not None else None
+    if arguments.algorithm is not None and given:
+        raise ValueError(
+            f"--algorithm {arguments.algorithm}: for a tokenizer that --vocab_size trains; leave out {given}"
+        )
+    if arguments.add_mask_token and given != "--tokenizer":
+        raise ValueError("--add_mask_token: requires --tokenizer; all other tokenizers have a [MASK]")
+    keeps = given if given == "--tokenizer" else f"--algorithm {arguments.algorithm}"
+    if given == "--tokenizer" or arguments.algorithm in ALGORITHMS[1:]:
+        why = "it decides on capitals and accents itself" if given else "it keeps capitals and accents"
+        if arguments.cased and given:
+            raise ValueError(f"--cased: not allowed with {keeps}; {why}")
+        if arguments.accents != ACCENTS[0]:
+            raise ValueError(f"--accents {arguments.accents}: not allowed with {keeps}; {why}")
+        if arguments.format == "nvidia":
+            raise ValueError(f"--format nvidia: requires a WordPiece vocab.txt (--vocab, or --vocab_size); not {keeps}")
+
+
+def _given_tokenizer(arguments: argparse.Namespace) -> BuildTokenizer | None:
+    """Return the tokenizer of `--vocab` or `--tokenizer`, None to train one."""
+    if arguments.tokenizer is not None:
+        return read_given_tokenizer(arguments.tokenizer, arguments.add_mask_token)
+    vocab = arguments.vocab
+    if vocab is None:
+        return None
+    if not vocab.is_file():
+        raise ValueError(f"--vocab {vocab}: no such file; required is a vocab.txt with one entry per line")
+    given = read_vocabulary(vocab, arguments.cased, arguments.accents)
+    if warning := advice(given):
+        print(f"warning: --vocab {vocab}: {warning}", file=sys.stderr)
+    if arguments.format == "nvidia" and (pad := given.special_ids()["pad"]) != 0:
+        raise ValueError(f"--vocab {vocab}: the id of [PAD] is {pad}; --format nvidia requires 0")
+    return given
+
+
+def _identity(tokenizer: FastTokenizer) -> str:
+    """Return what identifies a given tokenizer: its content and its special tokens."""
+    return " ".join([tokenizer.tokenizer_hash, *map(str, tokenizer.special_ids().values())])
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -153,7 +207,16 @@ def build_parser() -> argparse.ArgumentParser:
     vocabulary = add.add_mutually_exclusive_group(required=True)
     vocabulary.add_argument("--vocab", type=Path, metavar="FILE", help="use this WordPiece vocab.txt")
     vocabulary.add_argument(
-        "--vocab_size", type=int, metavar="N", help="train a WordPiece vocabulary of N entries on the text"
+        "--tokenizer", type=Path, metavar="FILE_OR_DIR",
+        help="use any fast tokenizer: a tokenizer.json, or a folder that transformers' AutoTokenizer loads",
+    )  # fmt: skip
+    vocabulary.add_argument("--vocab_size", type=int, metavar="N", help="train a tokenizer of N entries on the text")
+    add.add_argument(
+        "--algorithm", choices=ALGORITHMS,
+        help="with --vocab_size: BERT's WordPiece, byte-level BPE, or Unigram (default: wordpiece)",
+    )  # fmt: skip
+    add.add_argument(
+        "--add_mask_token", action="store_true", help="with --tokenizer: add a mask token to one that has none"
     )
     add.add_argument("--cased", action="store_true", help="keep capitals and accents (default: uncased)")
     add.add_argument(

@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.data.shards import MANIFEST_NAME
-from bert_pld.files import TOKENIZER, VOCABULARY, FileLock, locked, write_atomically
+from bert_pld.files import TOKENIZER_FILES, FileLock, locked, write_atomically
 from data_prep.data_card import DATA_CARD_NAME
 from data_prep.executors.slurm_queue import stop_orphaned_jobs
 from data_prep.plan import PLAN_NAME, RECIPE_VERSION, BuildPlan
 from data_prep.sources.kind import Piece
+from data_prep.spool import SPOOL_VERSION
 
 BUILD_FOLDER = ".build"
 _LOCK_NAME = "lock"
@@ -136,7 +137,7 @@ def _discard_build(output_dir: Path, plan: BuildPlan) -> None:
     """Remove the files of an unfinished build, and its directories where nothing else is in them."""
     remove_build_folder(output_dir / BUILD_FOLDER)
     for folder in [*plan.arguments.data_dirs(output_dir).values(), output_dir]:
-        for name in (TOKENIZER, VOCABULARY):
+        for name in TOKENIZER_FILES:
             (folder / name).unlink(missing_ok=True)
         if folder.is_dir() and not os.listdir(folder):
             folder.rmdir()
@@ -146,13 +147,15 @@ def _adopt_unfinished_build(build_dir: Path, plan: BuildPlan) -> None:
     """Accept an unfinished build with the same plan; convert one with another plan if reading tasks can be reused."""
     plan_file = build_dir / PLAN_NAME
     content = json.loads(plan_file.read_text(encoding="utf-8")) if plan_file.is_file() else None
-    if content is None or content["identity"] == plan.identity():
+    same_spool = content is not None and content.get("spool") == SPOOL_VERSION
+    if content is None or (same_spool and content["identity"] == plan.identity()):
         return
-    same_recipe = content.get("recipe") == RECIPE_VERSION
+    same_recipe = same_spool and content.get("recipe") == RECIPE_VERSION
     reused = _reuse_reading_tasks(build_dir, BuildPlan.read(build_dir), plan) if same_recipe else 0
     if not reused:
         raise ValueError(
-            f"--output_dir {build_dir.parent}: holds an unfinished build with other arguments or inputs;"
+            f"--output_dir {build_dir.parent}: holds an unfinished build"
+            f" {'with other arguments or inputs' if same_spool else 'of another release'};"
             f" nothing was changed; choose another directory, or remove {build_dir} to start again"
         )
     print(f"{reused} of {len(plan.tasks)} reading tasks reused from an unfinished build", file=sys.stderr)

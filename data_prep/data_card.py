@@ -6,7 +6,6 @@ a network; `summary` shows it on a terminal.
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import importlib.metadata
 import io
@@ -17,10 +16,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from bert_pld.data.fast_tokenizer import FastTokenizer
 from bert_pld.data.shards import Manifest
 from bert_pld.files import write_atomically
 from data_prep.plan import BuildPlan
-from data_prep.rows.vocabulary import Vocabulary, unknown_warning
+from data_prep.rows.vocabulary import BuildTokenizer, unknown_warning
 from data_prep.sources import Source
 from data_prep.text.left_out import LeftOut
 
@@ -47,7 +47,7 @@ def make_card(
     reading: Counts,
     removed: dict[str, int],
     writing: Counts,
-    vocabulary: Vocabulary,
+    tokenizer: BuildTokenizer,
 ) -> dict[str, Any]:
     """Return the data card of a data directory. It does not depend on time, place or the number of workers.
 
@@ -68,7 +68,7 @@ def make_card(
     length_counts = [counts["lengths"][str(stored.seq_length)] for counts in writing]
     return {
         "build": plan.identity(),
-        "arguments": dataclasses.asdict(arguments),
+        "arguments": arguments.to_json(),
         "seq_length": stored.seq_length,
         "sources": sources,
         "documents": {
@@ -95,12 +95,24 @@ def make_card(
             "size": stored.vocabulary_size,
             "sha256": stored.vocabulary_hash,
             "casing": stored.casing,
-            "accents": "kept" if vocabulary.cased or vocabulary.keep_accents else "stripped",
+            "accents": "kept" if tokenizer.keeps_accents else "stripped",
+            **_of_any_tokenizer(tokenizer),
         },
         "made_with": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("sentencex", "tokenizers", "h5py", "numpy")},
         },
+    }
+
+
+def _of_any_tokenizer(tokenizer: BuildTokenizer) -> dict[str, Any]:
+    """Return what the card says of a tokenizer other than BERT's."""
+    if not isinstance(tokenizer, FastTokenizer):
+        return {}
+    return {
+        "algorithm": tokenizer.kind,
+        "tokenizer_sha256": tokenizer.tokenizer_hash,
+        "special_tokens": tokenizer.special_tokens,
     }
 
 
@@ -140,7 +152,8 @@ def warnings_of(card: dict[str, Any]) -> list[str]:
     if vocabulary["accents"] == "stripped" and characters["changed_by_accents"] >= SIGNIFICANT_ACCENTS:
         found.append(
             f"stripping accents changed {characters['changed_by_accents']:.1%} of the characters, in scripts without"
-            " capitals (vowel signs removed, Hangul taken apart); --accents keep or --cased keeps them"
+            " capitals (vowel signs removed, Hangul taken apart)"
+            + ("" if "algorithm" in vocabulary else "; --accents keep or --cased keeps them")
         )
     return found
 
@@ -160,6 +173,7 @@ def write_card(card: dict[str, Any], data_dir: Path) -> None:
 def summary(card: dict[str, Any], data_dir: Path, seconds: float) -> str:
     """Return the card as lines for a terminal, with the duration of the build."""
     documents = card["documents"]
+    kind = f", {card['vocabulary']['algorithm']}" if "algorithm" in card["vocabulary"] else ""
     fill = sum(card["row_tokens"].values()) / max(sum(card["rows"].values()), 1) / card["seq_length"]
     lines = [
         ("documents", f"{documents['train']:,} train, {documents['validation']:,} validation"),
@@ -168,7 +182,7 @@ def summary(card: dict[str, Any], data_dir: Path, seconds: float) -> str:
         ("characters", _kept(card["characters"])),
         ("sentences", f"{card['sentences']:,}"),
         ("tokens", f"{card['tokens']:,} ({card['unknown_token_rate']:.4%} [UNK])"),
-        ("vocabulary", f"{card['vocabulary']['size']:,} entries, {card['vocabulary']['casing']}"),
+        ("vocabulary", f"{card['vocabulary']['size']:,} entries, {card['vocabulary']['casing']}{kind}"),
         ("rows", f"{card['rows']['train']:,} train, {card['rows']['validation']:,} validation, {fill:.1%} full"),
         ("seconds", f"{seconds:.1f} ({card['tokens'] / max(seconds, 1e-9):,.0f} tokens/s)"),
         ("written to", str(data_dir)),
@@ -224,6 +238,7 @@ def page(card: dict[str, Any]) -> str:
             f"{vocabulary['size']:,} entries, {vocabulary['casing']}, SHA-256 {vocabulary['sha256']}",
         ),
         ("accents", vocabulary["accents"]),
+        *([("tokenizer", _tokenizer_line(vocabulary))] if "algorithm" in vocabulary else []),
         ("[UNK]", f"{card['unknown_token_rate']:.4%} of the tokens"),
         ("seed", str(card["arguments"]["seed"])),
         ("made with", ", ".join(f"{name} {version}" for name, version in card["made_with"].items())),
@@ -257,6 +272,11 @@ def page(card: dict[str, Any]) -> str:
 <table>{"".join(f"<tr><td>{name}</td><td>{html.escape(value)}</td></tr>" for name, value in facts)}</table>
 </body></html>
 """
+
+
+def _tokenizer_line(vocabulary: dict[str, Any]) -> str:
+    tokens = " ".join(f"{role} {token}" for role, token in vocabulary["special_tokens"].items())
+    return f"{vocabulary['algorithm']}; {tokens}; SHA-256 {vocabulary['tokenizer_sha256']}"
 
 
 def _bars(title: str, counts: list[int], labels: list[str]) -> str:

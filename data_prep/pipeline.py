@@ -31,26 +31,22 @@ from data_prep.plan import BuildArguments, BuildPlan, make_plan
 from data_prep.progress import StageProgress
 from data_prep.rows.shard_files import MaskingPart, masking_parts, place_nvidia_shards, place_shards, write_parts
 from data_prep.rows.splitting import Group, Groups, make_groups
-from data_prep.rows.vocabulary import Vocabulary, advice, read_vocabulary, train_vocabulary
+from data_prep.rows.trained_tokenizer import train_tokenizer
+from data_prep.rows.vocabulary import BuildTokenizer, load_tokenizer, train_vocabulary
 from data_prep.spool import Spool
 
-VOCABULARY_SAMPLE_BYTES = 128 << 20
+SAMPLE_BYTES = {"wordpiece": 128 << 20, "bpe": 128 << 20, "unigram": 16 << 20}
+"""Text that training a tokenizer reads at most."""
 _SAMPLE_BATCH_SENTENCES = 1 << 13
 
 
-def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, executor: Executor) -> None:
+def build(arguments: BuildArguments, given: BuildTokenizer | None, output_dir: Path, executor: Executor) -> None:
     """Make a data directory, or resume an interrupted build with the same arguments.
 
-    `vocab` is the file whose digest is `arguments.vocab`; None trains a vocabulary. `output_dir` must be new or empty,
-    or hold this build. Sources, a vocabulary or a directory that cannot be used are a ValueError.
+    `given` is the tokenizer whose digest is in `arguments`; None trains one. `output_dir` must be new or empty, or hold
+    this build. Sources or a directory that cannot be used are a ValueError.
     """
     began = time.monotonic()
-    given = read_vocabulary(vocab, arguments.cased, arguments.accents) if vocab else None
-    if given is not None and (warning := advice(given)):
-        print(f"warning: --vocab {vocab}: {warning}", file=sys.stderr)
-    if arguments.format == "nvidia" and given is not None and given.special_ids()["pad"] != 0:
-        pad = given.special_ids()["pad"]
-        raise ValueError(f"--vocab {vocab}: the id of [PAD] is {pad}; --format nvidia requires 0")
     plan = make_plan(arguments)
     if is_finished(output_dir, plan):
         if (output_dir / BUILD_FOLDER).is_dir():  # the build was killed while it removed its folder
@@ -61,14 +57,14 @@ def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, execu
         run = _Build(plan, build_dir, executor)
         reading = run.read()
         removed = run.compare(sum(counts["documents"] for counts in reading))
-        vocabulary = run.vocabulary(given, reading)
+        tokenizer = run.tokenizer(given, reading)
         groups = make_groups(build_dir, len(plan.tasks), arguments.seed, arguments.validation_fraction)
         groups.write(build_dir)
         writing = run.stage("tokenizing", "write", tasks.run_writing_task, [group.bytes for group in groups.tasks])
         masking = run.mask(groups, writing) if arguments.format == "nvidia" else []
         cards = {}
         for seq_length, data_dir in arguments.data_dirs(output_dir).items():
-            vocabulary.save(data_dir)
+            tokenizer.save(data_dir)
             if arguments.format == "nvidia":
                 parts = [(part, records) for part, records in masking if part.seq_length == seq_length]
                 splits = place_nvidia_shards(run.shard_dir(seq_length), data_dir, parts)
@@ -76,13 +72,13 @@ def build(arguments: BuildArguments, vocab: Path | None, output_dir: Path, execu
                 native = _native_records(groups, writing, seq_length)
                 splits = place_shards(run.shard_dir(seq_length), data_dir, native)
             manifest = Manifest(
-                tasks.shard_attributes(plan, vocabulary, seq_length),
+                tasks.shard_attributes(plan, tokenizer, seq_length),
                 splits,
                 {split: sum(group.documents for group in groups.tasks if group.split == split) for split in splits},
-                vocabulary.special_ids(),
+                tokenizer.special_ids(),
                 NVIDIA_FORMAT_NAME if arguments.format == "nvidia" else FORMAT_NAME,
             )
-            cards[data_dir] = make_card(plan, manifest, reading, removed, writing, vocabulary)
+            cards[data_dir] = make_card(plan, manifest, reading, removed, writing, tokenizer)
             write_card(cards[data_dir], data_dir)
             manifest.write(data_dir)
             for leftover in data_dir.glob(".*.partial"):  # of a build that was killed while it wrote here
@@ -148,17 +144,22 @@ class _Build:
             removed["near"] = cluster_near(self.build_dir, len(near))
         return removed
 
-    def vocabulary(self, given: Vocabulary | None, reading: Counts) -> Vocabulary:
-        """Return the given vocabulary, or the one trained before an interruption, or train one; save it."""
+    def tokenizer(self, given: BuildTokenizer | None, reading: Counts) -> BuildTokenizer:
+        """Return the given tokenizer, or the one trained before an interruption, or train one; save it."""
         arguments = self.plan.arguments
         if given is not None:
             given.save(self.build_dir)
             return given
-        if (self.build_dir / TOKENIZER).is_file():  # written after vocab.txt, so both files are complete
-            return Vocabulary.load(self.build_dir)
+        if (self.build_dir / TOKENIZER).is_file():  # written last, so all files are complete
+            return load_tokenizer(self.build_dir)
         assert arguments.vocab_size is not None
         print(f"vocabulary: training {arguments.vocab_size:,} entries", file=sys.stderr)
-        sample = _vocabulary_sample(self.build_dir, len(self.plan.tasks))
+        if arguments.algorithm != "wordpiece":
+            sample = _sample(self.build_dir, len(self.plan.tasks), SAMPLE_BYTES[arguments.algorithm], with_blanks=True)
+            trained = train_tokenizer(sample, arguments.vocab_size, arguments.algorithm)
+            trained.save(self.build_dir)
+            return trained
+        sample = _sample(self.build_dir, len(self.plan.tasks), SAMPLE_BYTES["wordpiece"])
         changed = share_changed_by_accents(reading)
         keep = arguments.accents == "keep" or (arguments.accents == "auto" and changed >= SIGNIFICANT_ACCENTS)
         if keep and arguments.accents == "auto" and not arguments.cased:
@@ -189,18 +190,23 @@ class _Build:
         return self.build_dir / "shards" / str(seq_length)
 
 
-def _vocabulary_sample(build_dir: Path, task_count: int) -> Callable[[], Iterator[list[str]]]:
-    """Return a function that yields batches of sentences: the first part of each spool, at most 128 MiB together."""
+def _sample(
+    build_dir: Path, task_count: int, most_bytes: int, with_blanks: bool = False
+) -> Callable[[], Iterator[list[str]]]:
+    """Return a function that yields batches of sentences: the first part of each spool, at most `most_bytes` together.
+
+    `with_blanks` puts the sentences of a document together.
+    """
     spools, duplicates = [Spool(build_dir / "spool", task) for task in range(task_count)], Duplicates(build_dir)
-    share = min(VOCABULARY_SAMPLE_BYTES / max(sum(spool.path.stat().st_size for spool in spools), 1), 1.0)
+    share = min(most_bytes / max(sum(spool.path.stat().st_size for spool in spools), 1), 1.0)
 
     def batches() -> Iterator[list[str]]:
         batch: list[str] = []
         for spool in spools:
             size = spool.path.stat().st_size * share
             kept = duplicates.kept(spool.task, len(spool))
-            for sentences in spool.read(np.flatnonzero(kept & (spool.starts < size))):
-                batch += sentences
+            for sentences in spool.read(np.flatnonzero(kept & (spool.starts < size)), with_blanks):
+                batch += ["".join(sentences)] if with_blanks else sentences
                 if len(batch) >= _SAMPLE_BATCH_SENTENCES:
                     yield batch
                     batch = []

@@ -16,11 +16,15 @@ from typing import Any
 from bert_pld.files import write_atomically
 from data_prep.sources import Source
 from data_prep.sources.kind import Piece
+from data_prep.spool import SPOOL_VERSION
 
 PLAN_NAME = "plan.json"
 READING_TASK_BYTES = 4 << 20
 RECIPE_VERSION = 3
 """Increase it when a change makes the same arguments give other bytes."""
+
+
+_LATER_ARGUMENTS = ("tokenizer", "algorithm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,15 @@ class BuildArguments:
     """Sets of masks for each training row in NVIDIA's format; native rows hold no masks."""
     accents: str = "auto"
     """`keep` or `strip` accents in lower case; `auto` keeps them where stripping would change many characters."""
+    tokenizer: str | None = None
+    """SHA-256 of a given tokenizer that is not a `vocab.txt`, with its special tokens."""
+    algorithm: str = "wordpiece"
+    """Kind of the trained tokenizer: `wordpiece`, `bpe` or `unigram`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the arguments; later ones only if they are set, so that older builds keep their identity."""
+        defaults = {name: getattr(type(self), name) for name in _LATER_ARGUMENTS}
+        return {name: v for name, v in dataclasses.asdict(self).items() if name not in defaults or v != defaults[name]}
 
     def data_dirs(self, output_dir: Path) -> dict[int, Path]:
         """Return the data directory of each sequence length."""
@@ -74,12 +87,15 @@ class BuildPlan:
 
     def identity(self) -> str:
         """Return a digest of the arguments and of the names and sizes of the inputs."""
-        content = json.dumps([RECIPE_VERSION, dataclasses.asdict(self)], sort_keys=True)
+        content = json.dumps([RECIPE_VERSION, self._to_json()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def _to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "arguments": self.arguments.to_json()}
 
     def write(self, build_dir: Path) -> None:
         """Write the plan for the tasks, and for a later call that resumes the build."""
-        content = {"identity": self.identity(), "recipe": RECIPE_VERSION, **dataclasses.asdict(self)}
+        content = {"identity": self.identity(), "recipe": RECIPE_VERSION, "spool": SPOOL_VERSION, **self._to_json()}
         write_atomically(build_dir / PLAN_NAME, json.dumps(content) + "\n")
 
     @classmethod

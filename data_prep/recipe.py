@@ -126,7 +126,8 @@ class Drop(PipelineStep):
 
 
 class SplitSentences(PipelineStep):
-    """Stores the sentences of a document in its metadata under `sentences`; counts the pieces without words."""
+    """Stores the sentences of a document in its metadata under `sentences`, each with the blank or the line feed before
+    it; counts the pieces without words."""
 
     type = "FORMATTER"
     name = "sentences"
@@ -140,11 +141,19 @@ class SplitSentences(PipelineStep):
         """Yield each document with its sentences."""
         for document in data:
             pieces = split_pieces(document.text, self.language)
-            document.metadata["sentences"] = [piece for piece in pieces if has_word(piece)]
-            if len(document.metadata["sentences"]) < len(pieces):
-                for piece in pieces:
-                    if not has_word(piece):
-                        self.left_out.add(WITHOUT_WORDS, piece)
+            sentences: list[str] = []
+            end, blanks = 0, ""
+            for piece in pieces:
+                start = document.text.index(piece, end)
+                blanks += document.text[end:start]
+                end = start + len(piece)
+                if has_word(piece):
+                    blank = "\n" if "\n" in blanks else " " if blanks else ""
+                    sentences.append((blank if sentences else "") + piece)
+                    blanks = ""
+                else:
+                    self.left_out.add(WITHOUT_WORDS, piece)
+            document.metadata["sentences"] = sentences
             yield document
 
 

@@ -1,6 +1,7 @@
 """The spool: the documents that the reading tasks write to disk for the later tasks. Each task writes these files.
 
-00012.txt   one sentence per line, UTF-8, the documents one after another
+00012.txt   sentences, UTF-8, the documents one after another; the byte after a sentence says what followed it in its
+            document: 0A a line feed or the end, 1E a blank, 1F nothing
 00012.npz   for each document: its end, and 128 bits of a digest of its text
 00012.sig   MinHash signatures, band by band: uint16 [BANDS, documents, BAND_ROWS]
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,11 @@ from bert_pld.files import written_aside
 from bert_pld.rng import Stream, random_words
 from data_prep.dedup.minhash import BAND_ROWS, BANDS, signatures
 
+SPOOL_VERSION = 2
+"""Version of these files; a build goes on only with its own. Version 1 did not mark what follows a sentence."""
+_BLANKS = {"\n": "\n", "\x1e": " ", "\x1f": ""}
+"""Mark after a sentence → what follows it. Cleaned text holds no such control characters."""
+_CUT = "\x1d"
 _DIGEST_BYTES = 16
 _SIGNATURE_BATCH_BYTES = 1 << 20
 
@@ -27,8 +34,8 @@ _SIGNATURE_BATCH_BYTES = 1 << 20
 def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], signed: bool) -> dict[str, int]:
     """Write the documents of a reading task, and return the number of `documents`, `sentences` and `bytes` written.
 
-    A document is a list of sentences without line feeds. MinHash signatures are written only if `signed` is true. Each
-    file appears only when it is complete.
+    A document is a list of sentences, each with the blank or the line feed before it, so that together they are its
+    text. MinHash signatures are written only if `signed` is true. Each file appears only when it is complete.
     """
     ends: list[int] = []
     digests, signed_blocks = [], [np.empty((0, BANDS, BAND_ROWS), np.uint16)]
@@ -36,10 +43,11 @@ def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], sign
     unsigned_bytes = written = sentence_count = 0
     path = Spool(spool_dir, task).path
     with written_aside(path) as file:
-        for sentences in documents:
+        for pieces in documents:
+            sentences = [piece.lstrip(" \n") for piece in pieces]
             text = "\n".join(sentences)
             data = text.encode("utf-8") + b"\n"
-            file.write(data)
+            file.write(_with_marks(pieces, sentences).encode("utf-8"))
             written += len(data)
             ends.append(written)
             sentence_count += len(sentences)
@@ -58,6 +66,13 @@ def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], sign
     with written_aside(path.with_suffix(".npz")) as file:
         np.savez(file, ends=np.array(ends, np.int64), digests=words)
     return {"documents": len(ends), "sentences": sentence_count, "bytes": written}
+
+
+def _with_marks(pieces: list[str], sentences: list[str]) -> str:
+    """Return the sentences, each followed by the mark of what came after it."""
+    mark_of = {blank: mark for mark, blank in _BLANKS.items()}
+    marks = [mark_of[piece[: len(piece) - len(sentence)]] for piece, sentence in zip(pieces, sentences, strict=True)]
+    return "".join(itertools.chain.from_iterable(zip(sentences, [*marks[1:], "\n"], strict=True))) or "\n"
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
@@ -114,9 +129,15 @@ class Spool:
         drawn: NDArray[np.uint64] = (high.astype(np.uint64) << np.uint64(32)) | low
         return drawn
 
-    def read(self, chosen: NDArray[np.integer[Any]]) -> Iterator[list[str]]:
-        """Yield the sentences of the documents at these indices."""
+    def read(self, chosen: NDArray[np.integer[Any]], with_blanks: bool = False) -> Iterator[list[str]]:
+        """Yield the sentences of the documents at these indices.
+
+        `with_blanks` puts the blank or the line feed before a sentence into it; together they are then the text.
+        """
         with open(self.path, "rb") as file:
             for document in chosen.tolist():
                 file.seek(int(self.starts[document]))
-                yield file.read(int(self.bytes[document])).decode("utf-8").split("\n")[:-1]
+                text = file.read(int(self.bytes[document])).decode("utf-8")[:-1]
+                for mark, blank in _BLANKS.items():
+                    text = text.replace(mark, _CUT + blank if with_blanks else _CUT)
+                yield text.split(_CUT)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from bert_pld.data.fast_tokenizer import REQUIRED_ROLES
 from bert_pld.data.masking import MaskingVocabulary
 from bert_pld.data.shards import ShardAttributes
 from bert_pld.files import printable
@@ -24,8 +25,8 @@ from data_prep.recipe import WriteSpool, left_out_by, reading_recipe, run_recipe
 from data_prep.rows.instances import packed_rows, pair_rows
 from data_prep.rows.shard_files import read_parts, write_group, write_nvidia_shards
 from data_prep.rows.splitting import Group, Groups
-from data_prep.rows.tokens import encode_documents
-from data_prep.rows.vocabulary import CONTINUATION, Vocabulary
+from data_prep.rows.tokens import encode_documents, encode_whole_documents
+from data_prep.rows.vocabulary import BuildTokenizer, load_tokenizer
 from data_prep.spool import Spool
 from data_prep.text.left_out import count_characters
 
@@ -59,32 +60,37 @@ def run_writing_task(build_dir: Path, task: int) -> None:
     """Tokenize a group of documents and make rows of each length; write shards, and a marker with their records."""
     plan, group = _plan(build_dir), _groups(build_dir).tasks[task]
     arguments = plan.arguments
-    vocabulary, tokenizer, is_continuation = _tokenizer(build_dir)
+    tokenizer, encoder = _tokenizer(build_dir)
     characters = 0
 
     def texts() -> Iterator[list[str]]:
         nonlocal characters
-        for sentences in _texts(build_dir, plan, group):
+        for sentences in _texts(build_dir, plan, group, with_blanks=not tokenizer.splits_at_sentences):
             characters += sum(map(count_characters, sentences))
             yield sentences
 
-    documents = encode_documents(tokenizer, texts())
-    special_ids = vocabulary.special_ids()
+    special_ids = tokenizer.special_ids()
+    if tokenizer.splits_at_sentences:
+        documents = encode_documents(encoder, texts())
+    else:
+        left_out = np.zeros(len(tokenizer.entries), np.bool_)
+        left_out[[special_ids[role] for role in REQUIRED_ROLES]] = True
+        documents = encode_whole_documents(encoder, texts(), left_out)
     counts: dict[str, Any] = {
         "characters": characters,
         "tokens": len(documents.tokens),
-        "unknown": int(np.count_nonzero(documents.tokens == special_ids["unk"])),
+        "unknown": int(np.count_nonzero(documents.tokens == special_ids["unk"])) if "unk" in special_ids else 0,
         "document_lengths": _histogram(np.diff(documents.segment_starts[documents.document_starts])),
         "sentence_lengths": _histogram(np.diff(documents.segment_starts)),
         "lengths": {},
     }
     for seq_length in arguments.seq_lengths:
         if arguments.objective == "mlm":
-            rows = packed_rows(documents, seq_length, special_ids)
+            rows = packed_rows(documents, seq_length, tokenizer.template)
         else:
             key = arguments.seed, group.split, group.number
-            rows = pair_rows(documents, seq_length, special_ids, is_continuation, *key)
-        attributes = shard_attributes(plan, vocabulary, seq_length)
+            rows = pair_rows(documents, seq_length, tokenizer.template, tokenizer.is_continuation, *key)
+        attributes = shard_attributes(plan, tokenizer, seq_length)
         folder = build_dir / "shards" / str(seq_length)
         counts["lengths"][str(seq_length)] = {
             "records": write_group(folder, group, rows, attributes, arguments.shard_rows),
@@ -97,29 +103,34 @@ def run_writing_task(build_dir: Path, task: int) -> None:
 def run_masking_task(build_dir: Path, task: int) -> None:
     """Mask the rows of a native shard; write them in NVIDIA's format, and a marker with the records."""
     arguments, part = _plan(build_dir).arguments, read_parts(build_dir)[task]
-    vocabulary, _, is_continuation = _tokenizer(build_dir)
-    ids = {f"{name}_id": identity for name, identity in vocabulary.special_ids().items()}
-    masking_vocabulary = MaskingVocabulary(size=len(vocabulary.entries), is_continuation=is_continuation, **ids)
+    tokenizer, _ = _tokenizer(build_dir)
+    ids = {f"{name}_id": identity for name, identity in tokenizer.special_ids().items()}
+    masking_vocabulary = MaskingVocabulary(
+        size=len(tokenizer.entries),
+        is_continuation=tokenizer.is_continuation,
+        **ids,  # type: ignore[arg-type]
+    )
     folder = build_dir / "shards" / str(part.seq_length)
     records = write_nvidia_shards(folder, part, arguments.dupe_factor, masking_vocabulary, arguments.seed)
     Markers(build_dir).write("mask", task, {"records": records})
 
 
-def shard_attributes(plan: BuildPlan, vocabulary: Vocabulary, seq_length: int) -> ShardAttributes:
+def shard_attributes(plan: BuildPlan, tokenizer: BuildTokenizer, seq_length: int) -> ShardAttributes:
     """Return the HDF5 attributes of the shards of a sequence length."""
     arguments = plan.arguments
     return ShardAttributes(
-        vocabulary_hash=vocabulary.hash, vocabulary_size=len(vocabulary.entries), casing=vocabulary.casing,
+        vocabulary_hash=tokenizer.hash, vocabulary_size=len(tokenizer.entries), casing=tokenizer.casing,
         seq_length=seq_length, objective=arguments.objective, source=printable(", ".join(arguments.sources)),
-        seed=arguments.seed,
+        seed=arguments.seed, tokenizer_hash=tokenizer.tokenizer_hash,
     )  # fmt: skip
 
 
-def _texts(build_dir: Path, plan: BuildPlan, group: Group) -> Iterator[list[str]]:
+def _texts(build_dir: Path, plan: BuildPlan, group: Group, with_blanks: bool) -> Iterator[list[str]]:
     groups, duplicates = _groups(build_dir), Duplicates(build_dir)
     for number, first, end in group.members:
         spool = Spool(build_dir / "spool", number)
-        yield from spool.read(groups.chosen(spool, duplicates, plan.arguments.seed, group.split)[first:end])
+        chosen = groups.chosen(spool, duplicates, plan.arguments.seed, group.split)[first:end]
+        yield from spool.read(chosen, with_blanks)
 
 
 def _histogram(lengths: NDArray[np.int64]) -> list[int]:
@@ -138,10 +149,9 @@ def _groups(build_dir: Path) -> Groups:
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(build_dir: Path) -> tuple[Vocabulary, Tokenizer, NDArray[np.bool_]]:
-    vocabulary = Vocabulary.load(build_dir)
-    continuation = np.array([entry.startswith(CONTINUATION) for entry in vocabulary.entries])
-    tokenizer = vocabulary.tokenizer()
+def _tokenizer(build_dir: Path) -> tuple[BuildTokenizer, Tokenizer]:
+    tokenizer = load_tokenizer(build_dir)
+    encoder = tokenizer.tokenizer()
     # A text about BERT holds "[MASK]" or "[PAD]". These are words there, not masks or padding.
-    tokenizer.encode_special_tokens = True
-    return vocabulary, tokenizer, continuation
+    encoder.encode_special_tokens = True
+    return tokenizer, encoder

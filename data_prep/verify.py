@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from bert_pld.data import shards
+from bert_pld.data.fast_tokenizer import FastTokenizer
 from bert_pld.data.nvidia_format import find_shards, read_blocks, read_header
 from bert_pld.data.shards import COLUMNS, MANIFEST_NAME, SPLITS, Manifest, Shard, ShardRecord, vocabulary_hash
 from bert_pld.data.tokenizer import read_entries
@@ -76,7 +77,7 @@ def _unknown_share(paths: list[Path], manifest: Manifest) -> float:
             else _blocks_of_ids(path)
         )
         for ids in blocks:
-            unknown += int(np.count_nonzero(ids == special["unk"]))
+            unknown += int(np.count_nonzero(ids == special["unk"])) if "unk" in special else 0
             tokens += int(np.count_nonzero(~np.isin(ids, [special[name] for name in ("pad", "cls", "sep")])))
     return unknown / max(tokens, 1)
 
@@ -88,7 +89,20 @@ def _blocks_of_ids(path: Path) -> Iterator[NDArray[Any]]:
 
 
 def _tokenizer_faults(data_dir: Path, manifest: Manifest) -> Iterator[str]:
-    """Check that both tokenizer files hold the vocabulary of the shards, with the special tokens at their ids."""
+    """Check that the tokenizer's files hold the vocabulary of the shards, with the special tokens at their ids."""
+    if manifest.attributes.tokenizer_hash:
+        try:
+            tokenizer = FastTokenizer.of_shards(data_dir, manifest)
+            tokenizer.tokenizer()
+        except ValueError as error:
+            yield str(error)
+            return
+        if (tokenizer.hash, len(tokenizer.entries)) != (
+            manifest.attributes.vocabulary_hash,
+            manifest.attributes.vocabulary_size,
+        ):
+            yield f"{data_dir / TOKENIZER}: not the vocabulary of these shards (SHA-256 differs from the manifest's)"
+        return
     size = manifest.attributes.vocabulary_size
     for name in (TOKENIZER, VOCABULARY):
         path = data_dir / name

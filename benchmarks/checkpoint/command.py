@@ -24,7 +24,7 @@ from benchmarks.options import require_positive
 from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.writer import CheckpointWriter
 from bert_pld.config import load_config
-from bert_pld.files import CHECKPOINTS
+from bert_pld.files import CHECKPOINTS, TOKENIZER, VOCABULARY
 from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.training.engine import make_engine
 
@@ -79,7 +79,7 @@ def _measure(options: argparse.Namespace, device: torch.device, folder: Path) ->
     use_backend(model, "auto", device.type)
     engine = make_engine(config, model)
     batch = pattern_batch(config.model, options.micro_batch_size, options.seq_length, 0, device)
-    for name in checkpoint_format.TOKENIZER_FILES:
+    for name in (TOKENIZER, VOCABULARY):
         (folder / name).write_text("[PAD]\n")
     writer = CheckpointWriter(folder, engine, config, {"data_source": "none", "data_fingerprint": "none"}, None)
 

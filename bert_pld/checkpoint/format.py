@@ -7,7 +7,7 @@
         optimizer_….safetensors one state of the optimizer (Adam: exp_avg, exp_avg_sq) in the same layout
         config.json             resolved configuration of the run
         state.json              step, counters of the metrics, fingerprint of the data, scheduler, loss scale
-        tokenizer.json vocab.txt
+        tokenizer.json …        and the tokenizer's other files (`bert_pld.files.TOKENIZER_FILES`)
         checksums.json          size and SHA-256 of each file above
       .step_00002000.partial    incomplete: being written, or left by a killed run and removed by the next one
 
@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bert_pld.config import RunConfig, load_config
+from bert_pld.data.fast_tokenizer import FastTokenizer
 from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import vocabulary_hash
 from bert_pld.data.tokenizer import read_entries
@@ -48,8 +49,7 @@ from bert_pld.files import (
 )
 from bert_pld.model import BertForPreTraining, make_model
 
-TOKENIZER_FILES = (TOKENIZER, VOCABULARY)
-REQUIRED_FILES = (WEIGHTS, CONFIG, STATE, *TOKENIZER_FILES)
+REQUIRED_FILES = (WEIGHTS, CONFIG, STATE, TOKENIZER)
 WEIGHTS_KIND = "weights"
 """The kind of tensors that are not a state of the optimizer."""
 PRUNED = ".pruned"
@@ -168,13 +168,19 @@ def resolve_checkpoint(path: Path) -> Path:
 
 
 def check_same_vocabulary(checkpoint: Path, rows: ShardedRows) -> None:
-    """Raise a ValueError if the data was not tokenized with the checkpoint's vocabulary."""
-    entries = read_entries(checkpoint / VOCABULARY)
-    if vocabulary_hash(entries) != rows.attributes.vocabulary_hash:
+    """Raise a ValueError if the data was not tokenized with the checkpoint's tokenizer."""
+    if (checkpoint / VOCABULARY).is_file():
+        entries, flag = tuple(read_entries(checkpoint / VOCABULARY)), f"--vocab {checkpoint}/{VOCABULARY}"
+        own_hash = ""
+    else:
+        tokenizer = FastTokenizer.load(checkpoint)
+        entries, own_hash, flag = tokenizer.entries, tokenizer.tokenizer_hash, f"--tokenizer {checkpoint}"
+    same_entries = vocabulary_hash(list(entries)) == rows.attributes.vocabulary_hash
+    hashes = {own_hash, rows.attributes.tokenizer_hash} - {""}  # BERT's tokenizer has none
+    if not same_entries or len(hashes) > 1:
         raise ValueError(
             f"data directory {rows.data_dir}: its vocabulary ({rows.attributes.vocabulary_size} entries) differs from"
-            f" that of checkpoint {checkpoint} ({len(entries)} entries); build the data with"
-            f" --vocab {checkpoint}/{VOCABULARY}"
+            f" that of checkpoint {checkpoint} ({len(entries)} entries); build the data with {flag}"
         )
 
 

@@ -25,7 +25,17 @@ from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.gather import StateGatherer
 from bert_pld.checkpoint.zero_state import read_scalars, restore_scalars
 from bert_pld.config import ConfigError, RunConfig, load_config
-from bert_pld.files import CHECKPOINTS, CONFIG, LATEST, PARTIAL, STATE, sync_directory, write_atomically, written_aside
+from bert_pld.files import (
+    CHECKPOINTS,
+    CONFIG,
+    LATEST,
+    PARTIAL,
+    STATE,
+    sync_directory,
+    tokenizer_files,
+    write_atomically,
+    written_aside,
+)
 
 _BYTES_PER_VALUE = 4
 """Weights and states are saved in fp32."""
@@ -181,7 +191,7 @@ class CheckpointWriter:
             return {}
         objects = {CONFIG: self.config.as_json(), STATE: state}
         files = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in objects.items()}
-        return files | {name: (self.run_dir / name).read_bytes() for name in checkpoint_format.TOKENIZER_FILES}
+        return files | {path.name: path.read_bytes() for path in tokenizer_files(self.run_dir)}
 
     def _write(self, pending: _Pending, tensors: dict[str, dict[str, np.ndarray]], small: dict[str, bytes]) -> None:
         """Write this rank's files and flush them to the disk; runs in a thread."""
@@ -248,7 +258,7 @@ class CheckpointWriter:
         failure = None
         if self.is_rank_0:
             self.directory.mkdir(parents=True, exist_ok=True)
-            small = sum((self.run_dir / name).stat().st_size for name in checkpoint_format.TOKENIZER_FILES)
+            small = sum(path.stat().st_size for path in tokenizer_files(self.run_dir))
             values = sum(math.prod(self.gatherer.shapes[name]) for names in kinds.values() for name in names)
             needed = values * _BYTES_PER_VALUE + small + (1 << 20)
             free = shutil.disk_usage(self.directory).free

@@ -183,7 +183,8 @@ class MicroBatchMaker:
             masked_positions=masked.positions,
             masked_labels=masked.labels,
             lengths=columns["length"],
-            segment_b_starts=columns["segment_b_start"],
+            # Where the tokenizer gives both segments the same type, no position has another one.
+            segment_b_starts=columns["segment_b_start" if self.vocabulary.segment_b_type else "length"],
             next_sentence_labels=labels,
             row_indices=row_indices,
             real_rows=real_rows,

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pld.data.fast_tokenizer import FastTokenizer
 from bert_pld.data.shards import Manifest, vocabulary_hash
 from bert_pld.data.tokenizer import CONTINUATION, SPECIAL_TOKENS, read_entries
 from bert_pld.files import VOCABULARY
@@ -35,16 +36,20 @@ _POSITION_MASK = np.uint64(2**16 - 1)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaskingVocabulary:
-    """The properties of a WordPiece vocabulary that masking uses."""
+    """The properties of a tokenizer that masks and micro-batches use."""
 
     size: int
     pad_id: int
-    unk_id: int
+    unk_id: int | None
     cls_id: int
     sep_id: int
     mask_id: int
     is_continuation: BoolArray
-    """`[size]`: whether the entry continues a word (`##…`)."""
+    """`[size]`: whether the entry continues a word (`bert_pld.data.word_starts`)."""
+    other_special_ids: tuple[int, ...] = ()
+    """Further ids that are never masked and never a replacement."""
+    segment_b_type: int = 1
+    """Token type of segment B."""
 
     is_ordinary: BoolArray = dataclasses.field(init=False, repr=False)
     """`[size]`: whether the entry is not special, so that it may be masked or drawn as a replacement."""
@@ -55,29 +60,48 @@ class MaskingVocabulary:
         outside = [i for i in self.special_ids if not 0 <= i < self.size]
         if outside or len(set(self.special_ids)) != len(self.special_ids):
             raise ValueError(
-                f"special tokens pad, unk, cls, sep, mask = {list(self.special_ids)}: must be five different ids"
+                f"special tokens pad, unk, cls, sep, mask = {list(self.special_ids)}: must be different ids"
                 f" in [0, {self.size})"
             )
         if len(self.is_continuation) != self.size:
             raise ValueError(f"is_continuation has {len(self.is_continuation)} entries, the vocabulary {self.size}")
         is_ordinary = np.ones(self.size, np.bool_)
-        is_ordinary[list(self.special_ids)] = False
+        is_ordinary[[*self.special_ids, *self.other_special_ids]] = False
         if not is_ordinary.any():
             raise ValueError("vocabulary: has only special tokens")
         object.__setattr__(self, "is_ordinary", is_ordinary)
         object.__setattr__(self, "replacement_ids", np.flatnonzero(is_ordinary).astype(np.int64))
 
     @property
-    def special_ids(self) -> tuple[int, int, int, int, int]:
-        """Ids of pad, unk, cls, sep and mask."""
-        return (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of pad, unk (where there is one), cls, sep and mask."""
+        unknown = () if self.unk_id is None else (self.unk_id,)
+        return (self.pad_id, *unknown, self.cls_id, self.sep_id, self.mask_id)
+
+    @classmethod
+    def of(cls, tokenizer: FastTokenizer) -> MaskingVocabulary:
+        """Return what masks use of a tokenizer."""
+        ids = tokenizer.special_ids()
+        return cls(
+            size=len(tokenizer.entries),
+            pad_id=ids["pad"],
+            unk_id=ids.get("unk"),
+            cls_id=ids["cls"],
+            sep_id=ids["sep"],
+            mask_id=ids["mask"],
+            is_continuation=tokenizer.is_continuation,
+            other_special_ids=tokenizer.other_special_ids,
+            segment_b_type=tokenizer.template.segment_b_type,
+        )
 
     @classmethod
     def read(cls, data_dir: str | Path, manifest: Manifest, path: Path | None = None) -> MaskingVocabulary:
-        """Read a data directory's vocabulary, `vocab.txt` or the file at `path`, and check it against the manifest.
+        """Read a data directory's tokenizer, and check it against the manifest; `path` names another `vocab.txt`.
 
-        A file that is missing or is not the shards' vocabulary, or a manifest without a special token, is a ValueError.
+        A file that is missing or is not the shards' tokenizer, or a manifest without a special token, is a ValueError.
         """
+        if manifest.attributes.tokenizer_hash:
+            return cls.of(FastTokenizer.of_shards(Path(data_dir), manifest))
         path = path or Path(data_dir) / VOCABULARY
         entries = read_entries(path)
         expected = manifest.attributes
@@ -92,7 +116,7 @@ class MaskingVocabulary:
         return cls(
             size=len(entries),
             is_continuation=np.array([entry.startswith(CONTINUATION) for entry in entries], np.bool_),
-            **{f"{name}_id": manifest.special_tokens[name] for name in SPECIAL_TOKENS},
+            **{f"{name}_id": manifest.special_tokens[name] for name in SPECIAL_TOKENS},  # type: ignore[arg-type]
         )
 
 
@@ -134,7 +158,7 @@ def mask_tokens(
         vocabulary: the shards' vocabulary.
         seed: in [0, 2^32).
         mask_probability: p in (0, 1), one number or `[B]`.
-        whole_word: mask a token together with the `##` pieces that follow it.
+        whole_word: mask a token together with those after it that continue its word.
     """
     seq_length = input_ids.shape[1]
     candidates = vocabulary.is_ordinary.take(input_ids)

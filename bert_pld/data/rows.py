@@ -24,7 +24,7 @@ from bert_pld.data.shards import (
     ShardAttributes,
     reject_links_outside,
 )
-from bert_pld.files import TOKENIZER, VOCABULARY
+from bert_pld.files import TOKENIZER, TOKENIZER_FILES, VOCABULARY
 
 _SEQ_DIRECTORY = re.compile(r"seq_(\d+)")
 
@@ -147,9 +147,12 @@ class ShardedRows:
         return self._gather(indices, {**shapes, "input_ids": (self.attributes.seq_length,)})
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Copy `tokenizer.json` and `vocab.txt` into a folder."""
-        for name in (TOKENIZER, VOCABULARY):
-            shutil.copyfile(self.data_dir / name, folder / name)
+        """Copy the tokenizer's files into a folder; those of another tokenizer there are removed."""
+        for name in TOKENIZER_FILES:
+            if name == TOKENIZER or (self.data_dir / name).is_file():
+                shutil.copyfile(self.data_dir / name, folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
 
     def _gather(
         self, indices: NDArray[np.integer[Any]], row_shapes: Mapping[str, tuple[int, ...]]

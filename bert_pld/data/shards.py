@@ -3,7 +3,7 @@
 A data directory holds::
 
     manifest.json              splits, shards, rows, tokens, checksums (Manifest below)
-    tokenizer.json, vocab.txt  the tokenizer that made the ids
+    tokenizer.json, vocab.txt  the tokenizer that made the ids; or the files of `bert_pld.data.fast_tokenizer`
     train_00000.hdf5 …         one file per shard
     validation_00000.hdf5 …
 
@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.data.opening import ShardError, contained_dataset, map_file, opened
-from bert_pld.files import TOKENIZER, VOCABULARY, write_atomically, written_aside
+from bert_pld.files import TOKENIZER_FILES, write_atomically, written_aside
 
 FORMAT_NAME = "bert_pld"
 FORMAT_VERSION = 1
@@ -70,6 +70,14 @@ class ShardAttributes:
     source: str
     """The sources as given to the build, joined by ', '."""
     seed: int
+    tokenizer_hash: str = ""
+    """SHA-256 of the tokenizer (`fast_tokenizer.content_hash`); empty, and not stored, for BERT's WordPiece."""
+
+    def stored(self) -> dict[str, str | int]:
+        """Return what a file stores: all attributes with a value."""
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if value != "" or name != "tokenizer_hash"
+        }
 
     @property
     def token_dtype(self) -> type[np.unsignedinteger]:
@@ -98,7 +106,7 @@ class Manifest:
     documents: dict[str, int]
     """Split → number of documents."""
     special_tokens: dict[str, int]
-    """Ids of pad, unk, cls, sep and mask."""
+    """Ids of pad, unk (where the tokenizer has one), cls, sep and mask."""
     format: str = FORMAT_NAME
     """`bert_pld`, or `nvidia` for shards in NVIDIA's format."""
 
@@ -120,7 +128,7 @@ class Manifest:
 
     def write(self, data_dir: Path) -> None:
         """Write `manifest.json` atomically."""
-        payload = {"version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        payload = {"version": FORMAT_VERSION, **dataclasses.asdict(self), "attributes": self.attributes.stored()}
         write_atomically(data_dir / MANIFEST_NAME, json.dumps(payload, indent=2, sort_keys=True) + "\n")
 
     @classmethod
@@ -157,7 +165,7 @@ class Manifest:
         for name in names:
             require_plain_name(name, path)
         if not follow_links:
-            reject_links_outside(directory, [*names, MANIFEST_NAME, TOKENIZER, VOCABULARY])
+            reject_links_outside(directory, [*names, MANIFEST_NAME, *TOKENIZER_FILES])
         return manifest
 
 
@@ -191,7 +199,7 @@ def write_shard(path: Path, rows: Rows, attributes: ShardAttributes) -> ShardRec
     with h5py.File(path.name, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
         file.attrs["format"] = FORMAT_NAME
         file.attrs["version"] = FORMAT_VERSION
-        for name, value in dataclasses.asdict(attributes).items():
+        for name, value in attributes.stored().items():
             file.attrs[name] = value
         for name, dtype in COLUMNS.items():
             column = np.ascontiguousarray(rows[name], dtype=dtype or attributes.token_dtype)
@@ -225,7 +233,8 @@ class Shard:
             attributes = file.attrs
             if attributes.get("format") != FORMAT_NAME or attributes.get("version") != FORMAT_VERSION:
                 raise ShardError(f"{path}: not a {FORMAT_NAME} shard of version {FORMAT_VERSION}")
-            values = {field.name: attributes[field.name] for field in dataclasses.fields(ShardAttributes)}
+            names = [field.name for field in dataclasses.fields(ShardAttributes)]
+            values = {name: attributes[name] for name in names if name in attributes or name != "tokenizer_hash"}
             plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in values.items()}
             for name, value in plain.items():
                 if not isinstance(value, (str, int)):

@@ -23,7 +23,7 @@ LONGEST_WORD_CHARACTERS = 100
 """WordPiece makes a longer word a single [UNK]."""
 SIGNIFICANT_SHARE = 0.01
 """A vocabulary belongs to a kind of script if more than this share of its entries shows it."""
-_SPELT_WITHOUT_BLANKS = re.compile(
+SPELT_WITHOUT_BLANKS = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f\ua980-\ua9ff\uaa60-\uaadf]"
 )
 """Thai, Lao, Myanmar, Khmer, Tai, Balinese and Javanese, where a whole clause stands between two blanks."""
@@ -102,7 +102,7 @@ def bert_tokenizer(entries: Sequence[str], cased: bool, keep_accents: bool | Non
     tokenizer = Tokenizer(WordPiece(ids, unk_token=SPECIAL_TOKENS["unk"]))
     tokenizer.normalizer = bert_normalizer(cased, keeps_accents(entries) if keep_accents is None else keep_accents)
     splitter: PreTokenizer = BertPreTokenizer()
-    if _share(_SPELT_WITHOUT_BLANKS, entries) > SIGNIFICANT_SHARE:
+    if _share(SPELT_WITHOUT_BLANKS, entries) > SIGNIFICANT_SHARE:
         at_most = Regex(rf"[\s\S]{{1,{LONGEST_WORD_CHARACTERS}}}")
         splitter = PreTokenizers([splitter, Split(at_most, behavior="isolated")])
     tokenizer.pre_tokenizer = splitter
@@ -112,11 +112,12 @@ def bert_tokenizer(entries: Sequence[str], cased: bool, keep_accents: bool | Non
     return tokenizer
 
 
-def bert_template(ids: Mapping[str, int]) -> TemplateProcessing:
-    """Return the post-processor that adds `[CLS]` and `[SEP]` as BERT does; `ids` has them by token."""
-    cls, sep = SPECIAL_TOKENS["cls"], SPECIAL_TOKENS["sep"]
+def bert_template(
+    ids: Mapping[str, int], cls: str = SPECIAL_TOKENS["cls"], sep: str = SPECIAL_TOKENS["sep"]
+) -> TemplateProcessing:
+    """Return the post-processor that adds `[CLS]` and `[SEP]` (or others) as BERT does; `ids` has them by token."""
     return TemplateProcessing(
-        single=f"{cls} $A {sep}",
-        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        single=[cls, "$A", sep],
+        pair=[cls, "$A", sep, "$B:1", f"{sep}:1"],
         special_tokens=[(token, ids[token]) for token in (cls, sep)],
     )

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pld.data.fast_tokenizer import RowTemplate
 from bert_pld.data.shards import IS_NEXT, NO_PAIR, RANDOM_NEXT, SPLITS, Rows
 from bert_pld.rng import Stream, random_words, to_unit_interval
 from data_prep.rows.tokens import TokenizedDocuments, split_long_segments
@@ -28,13 +29,15 @@ _BLOCK = 4096
 def pair_rows(
     documents: TokenizedDocuments,
     seq_length: int,
-    special_ids: dict[str, int],
+    template: RowTemplate,
     is_continuation: NDArray[np.bool_],
     seed: int,
     split: str,
     group: int,
 ) -> Rows:
     """Rows `[CLS] A [SEP] B [SEP]` of at most `seq_length` tokens (at least 8), as the columns of a shard.
+
+    `template` may have more than one token between A and B.
 
     Consecutive segments of a document form a chunk of the target length: the full length, or for one chunk in ten a
     shorter one, drawn uniformly from 2 to the full length. The chunk is cut between two segments into A and B. In half
@@ -43,44 +46,50 @@ def pair_rows(
     the random B is taken from elsewhere in that document. The random numbers depend on `seed`, `split` and `group`.
     `is_continuation`, bool [vocabulary size], is true for entries that continue a word.
     """
-    room = seq_length - 3
+    around = 2 + len(template.between)
+    room = seq_length - around
     documents = split_long_segments(documents, room // 2, is_continuation)
     spans = np.array(list(_pairs(documents, room, _draws(seed, split, group))), np.int64).reshape(-1, 5)
     a_start, a_end, b_start, b_end, label = spans.T
     a_length, b_length = a_end - a_start, b_end - b_start
-    length = a_length + b_length + 3
+    length = a_length + b_length + around
+    b_begin = a_length + 1 + len(template.between)
     input_ids = np.empty((len(spans), seq_length), np.uint32)
     column = np.arange(seq_length)
     for first in range(0, len(spans), _BLOCK):
         block = slice(first, first + _BLOCK)
         a_stop, stop = a_length[block, None] + 1, length[block, None] - 1
-        in_b = column > a_stop
-        position = np.where(in_b, b_start[block, None] + column - a_stop - 1, a_start[block, None] + column - 1)
+        first_b = b_begin[block, None]
+        position = np.where(
+            column >= first_b, b_start[block, None] + column - first_b, a_start[block, None] + column - 1
+        )
         ids = documents.tokens[np.clip(position, 0, len(documents.tokens) - 1)]
-        ids[column > stop] = special_ids["pad"]
-        ids[(column == a_stop) | (column == stop)] = special_ids["sep"]
-        ids[:, 0] = special_ids["cls"]
+        ids[column > stop] = template.pad_id
+        for place, between in enumerate(template.between):
+            ids[column == a_stop + place] = between
+        ids[column == stop] = template.sep_id
+        ids[:, 0] = template.cls_id
         input_ids[block] = ids
-    return {"input_ids": input_ids, "length": length, "segment_b_start": a_length + 2, "next_sentence_label": label}
+    return {"input_ids": input_ids, "length": length, "segment_b_start": b_begin, "next_sentence_label": label}
 
 
-def packed_rows(documents: TokenizedDocuments, seq_length: int, special_ids: dict[str, int]) -> Rows:
+def packed_rows(documents: TokenizedDocuments, seq_length: int, template: RowTemplate) -> Rows:
     """Rows `[CLS] … [SEP]` filled to `seq_length`: the documents in order, with a [SEP] between them.
 
     Every token is in exactly one row; only the last row is padded.
     """
     width = seq_length - 2
     inner_ends = documents.segment_starts[documents.document_starts[1:-1]]
-    stream = np.insert(documents.tokens, inner_ends, special_ids["sep"])
+    stream = np.insert(documents.tokens, inner_ends, template.sep_id)
     count = -(-len(stream) // width)
-    input_ids = np.full((count, seq_length), special_ids["pad"], np.uint32)
-    input_ids[:, 0] = special_ids["cls"]
-    body = np.full(count * width, special_ids["pad"], np.uint32)
+    input_ids = np.full((count, seq_length), template.pad_id, np.uint32)
+    input_ids[:, 0] = template.cls_id
+    body = np.full(count * width, template.pad_id, np.uint32)
     body[: len(stream)] = stream
     input_ids[:, 1:-1] = body.reshape(count, width)
     length = np.full(count, seq_length, np.int64)
     length[-1] = len(stream) - (count - 1) * width + 2
-    input_ids[np.arange(count), length - 1] = special_ids["sep"]
+    input_ids[np.arange(count), length - 1] = template.sep_id
     return {
         "input_ids": input_ids,
         "length": length,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 _BATCH_SENTENCES = 4096
+_BATCH_CHARACTERS = 1 << 19
 
 
 @dataclasses.dataclass
@@ -27,29 +28,74 @@ class TokenizedDocuments:
 
 def encode_documents(tokenizer: Tokenizer, documents: Iterable[list[str]]) -> TokenizedDocuments:
     """Tokenize sentence by sentence, without special tokens; sentences and documents without a token are left out."""
-    pieces: list[NDArray[np.uint32]] = []
-    lengths: list[int] = []
-    sentences_per_document: list[int] = []
-    batch: list[str] = []
+    gathered = _Gathered()
+    for batch in _batches(documents, _BATCH_SENTENCES, len):
+        sentences = list(itertools.chain.from_iterable(batch))
+        ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(sentences, add_special_tokens=False)]
+        gathered.add(list(itertools.chain.from_iterable(ids)), list(map(len, ids)), list(map(len, batch)))
+    return gathered.documents()
 
-    def flush() -> None:
-        ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
-        counts = list(map(len, ids))
-        pieces.append(np.fromiter(itertools.chain.from_iterable(ids), np.uint32, count=sum(counts)))
-        lengths.extend(counts)
-        batch.clear()
 
-    for sentences in documents:
-        sentences_per_document.append(len(sentences))
-        batch += sentences
-        if len(batch) >= _BATCH_SENTENCES:
-            flush()
-    flush()
-    segment_lengths = np.array(lengths, np.int64)
-    document_of_segment = np.repeat(np.arange(len(sentences_per_document)), sentences_per_document)[segment_lengths > 0]
-    segment_lengths = segment_lengths[segment_lengths > 0]
-    segments = np.bincount(document_of_segment, minlength=len(sentences_per_document))
-    return TokenizedDocuments(np.concatenate(pieces), _starts(segment_lengths), _starts(segments[segments > 0]))
+def encode_whole_documents(
+    tokenizer: Tokenizer, documents: Iterable[list[str]], left_out: NDArray[np.bool_]
+) -> TokenizedDocuments:
+    """Tokenize whole documents, without special tokens, and cut them where sentences begin.
+
+    A document is a list of sentences that are together its text. A token belongs to the sentence in which it begins,
+    and the blank before a sentence to this sentence. `left_out`, bool [vocabulary size], is true for ids that must not
+    occur in a text: a model may have entries for special tokens, and find them where a text spells them.
+    """
+    gathered = _Gathered()
+    for batch in _batches(documents, _BATCH_CHARACTERS, lambda sentences: sum(map(len, sentences))):
+        encodings = tokenizer.encode_batch(["".join(sentences) for sentences in batch], add_special_tokens=False)
+        for sentences, encoding in zip(batch, encodings, strict=True):
+            ids = np.array(encoding.ids, np.uint32)
+            starts = np.fromiter((start for start, _ in encoding.offsets), np.int64, count=len(ids))
+            if (unwanted := left_out[ids]).any():
+                ids, starts = ids[~unwanted], starts[~unwanted]
+            ends = np.cumsum([len(sentence) for sentence in sentences])
+            cuts = np.searchsorted(np.maximum.accumulate(starts), ends[:-1])
+            gathered.add(ids, np.diff(cuts, prepend=0, append=len(ids)).tolist(), [len(sentences)])
+    return gathered.documents()
+
+
+def _batches(
+    documents: Iterable[list[str]], size: int, size_of: Callable[[list[str]], int]
+) -> Iterator[list[list[str]]]:
+    """Yield the documents in batches of at least `size`, but for the last."""
+    batch: list[list[str]] = []
+    total = 0
+    for document in documents:
+        batch.append(document)
+        total += size_of(document)
+        if total >= size:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
+
+
+class _Gathered:
+    """Ids, segment lengths and segments of each document, batch after batch."""
+
+    def __init__(self) -> None:
+        self._ids = [np.empty(0, np.uint32)]
+        self._lengths: list[int] = []
+        self._segments: list[int] = []
+
+    def add(self, ids: Sequence[int] | NDArray[np.uint32], lengths: list[int], segments: list[int]) -> None:
+        self._ids.append(np.asarray(ids, np.uint32))
+        self._lengths += lengths
+        self._segments += segments
+
+    def documents(self) -> TokenizedDocuments:
+        """Return all documents; segments and documents without a token are left out."""
+        lengths = np.array(self._lengths, np.int64)
+        document_of_segment = np.repeat(np.arange(len(self._segments)), self._segments)[lengths > 0]
+        segments = np.bincount(document_of_segment, minlength=len(self._segments))
+        return TokenizedDocuments(
+            np.concatenate(self._ids), _starts(lengths[lengths > 0]), _starts(segments[segments > 0])
+        )
 
 
 def split_long_segments(
@@ -59,7 +105,7 @@ def split_long_segments(
 
     Afterwards every document of at least two tokens has two segments or more, as a sentence pair needs. A cut is placed
     at the nearest word start where the parts stay short enough. `is_continuation`, bool [vocabulary size], is true for
-    entries that continue a word (`##…`).
+    entries that continue a word.
     """
     starts = documents.segment_starts
     lengths = np.diff(starts)

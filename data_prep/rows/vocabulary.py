@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 
+from bert_pld.data.fast_tokenizer import FastTokenizer, RowTemplate
 from bert_pld.data.shards import vocabulary_hash
 from bert_pld.data.tokenizer import (
     CONTINUATION,
@@ -60,6 +63,27 @@ class Vocabulary:
         """`cased` or `uncased`."""
         return "cased" if self.cased else "uncased"
 
+    tokenizer_hash = ""
+    """None is stored: entries, casing and accents determine BERT's tokenizer."""
+    splits_at_sentences = True
+    """The ids of a document are those of its sentences: words end at blanks and punctuation marks."""
+
+    @property
+    def keeps_accents(self) -> bool:
+        """Whether accents stay, in a cased vocabulary or in lower case."""
+        return self.cased or self.keep_accents
+
+    @property
+    def template(self) -> RowTemplate:
+        """BERT's template of rows."""
+        ids = self.special_ids()
+        return RowTemplate(ids["pad"], ids["cls"], (ids["sep"],), ids["sep"])
+
+    @property
+    def is_continuation(self) -> NDArray[np.bool_]:
+        """Bool `[entries]`: whether the entry continues a word."""
+        return np.array([entry.startswith(CONTINUATION) for entry in self.entries], np.bool_)
+
     def special_ids(self) -> dict[str, int]:
         """Return the ids of pad, unk, cls, sep and mask."""
         return {name: self.entries.index(token) for name, token in SPECIAL_TOKENS.items()}
@@ -79,6 +103,15 @@ class Vocabulary:
         normalizer = json.loads((directory / TOKENIZER).read_text(encoding="utf-8"))["normalizer"]
         cased = not normalizer["lowercase"]
         return cls(tuple(read_entries(directory / VOCABULARY)), cased, normalizer["strip_accents"] is False)
+
+
+BuildTokenizer = Vocabulary | FastTokenizer
+"""The tokenizer of a build: a WordPiece vocabulary with BERT's tokenizer, or any other."""
+
+
+def load_tokenizer(directory: Path) -> BuildTokenizer:
+    """Read the tokenizer that a build saved."""
+    return Vocabulary.load(directory) if (directory / VOCABULARY).is_file() else FastTokenizer.load(directory)
 
 
 def read_vocabulary(path: Path, cased: bool, accents: str = "auto") -> Vocabulary:

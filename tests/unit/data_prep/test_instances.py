@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 
+from bert_pld.data.fast_tokenizer import RowTemplate
 from data_prep.rows.instances import packed_rows, pair_rows
 from data_prep.rows.tokens import TokenizedDocuments, split_long_segments
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+TEMPLATE = RowTemplate(0, 2, (3,), 3)
 FIRST_ID = 10
 
 
@@ -25,7 +27,7 @@ def random_documents(count, segments, lengths, seed=0):
 
 def pairs(documents, seq_length=64, seed=5, group=0, split="train"):
     no_continuations = np.zeros(FIRST_ID + len(documents.tokens), bool)
-    return pair_rows(documents, seq_length, SPECIAL, no_continuations, seed, split, group)
+    return pair_rows(documents, seq_length, TEMPLATE, no_continuations, seed, split, group)
 
 
 def segments_of(rows, n):
@@ -134,7 +136,7 @@ def test_long_segments_are_cut_between_words():
 @pytest.mark.parametrize("sizes", [[[5, 7], [3], [40, 2]], [[30]], [[31]], [[1]], [[29], [1]]])
 def test_packed_rows_contain_every_token_once_in_order(sizes):
     documents = numbered_documents(sizes)
-    rows = packed_rows(documents, 32, SPECIAL)
+    rows = packed_rows(documents, 32, TEMPLATE)
     ids, length = rows["input_ids"], rows["length"]
     body = np.concatenate([row[1 : n - 1] for row, n in zip(ids, length, strict=True)])
     assert np.array_equal(body[body >= FIRST_ID], documents.tokens)

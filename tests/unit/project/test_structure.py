@@ -14,12 +14,13 @@ LAYERS += ["data", "cluster", "checkpoint", "training", "glue", "cli"]
 COMMANDS = {"pretrain", "evaluate", "export", "plan", "plot", "status", "compile_kernels", "finetune_glue"}
 FORMER_NAMES = {"bench", "experiments"}
 USE_COMMANDS = {"finetune_glue"}
+TOKENIZER_AND_FORMATS = ("shards", "nvidia_format", "masking", "tokenizer", "fast_tokenizer", "word_starts")
 # data_prep, which has no run and no configuration, uses the formats, the masks and the tokenizer; so the modules of
 # `data` know neither model nor DeepSpeed, and only those that make a run's micro-batches know its configuration.
 USED_BY_DATA = {"rng", "files", "data"}
 DATA_WITH_CONFIG = {"batches", "block_order", "loader"}
 USED_BY_DATA_PREP = {"bert_pld.cli", "bert_pld.files", "bert_pld.rng"}
-USED_BY_DATA_PREP |= {f"bert_pld.data.{name}" for name in ("shards", "nvidia_format", "masking", "tokenizer")}
+USED_BY_DATA_PREP |= {f"bert_pld.data.{name}" for name in TOKENIZER_AND_FORMATS}
 
 
 def imports_of(path: Path) -> set[str]:

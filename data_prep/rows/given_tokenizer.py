@@ -1,0 +1,121 @@
+"""A given tokenizer, `--tokenizer`: a `tokenizer.json`, or a directory that transformers' `AutoTokenizer` loads.
+
+The ids are those of `AutoTokenizer` for a directory, which may differ from its `tokenizer.json`: some classes build
+parts of the tokenizer anew. What the class made is therefore saved.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import PostProcessor
+from tokenizers.processors import Sequence as PostProcessors
+
+from bert_pld.data.fast_tokenizer import ROLES, FastTokenizer, RowTemplate, entries_of, parse, read_text
+from bert_pld.data.tokenizer import bert_template
+from bert_pld.files import TOKENIZER
+
+WELL_KNOWN = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>", "<cls>", "<bos>"),
+    "sep": ("[SEP]", "</s>", "<sep>", "<eos>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+"""Role → names of its token, for a `tokenizer.json` without settings."""
+
+
+def read_given_tokenizer(path: Path, add_mask_token: bool) -> FastTokenizer:
+    """Read a tokenizer and complete it, with a line on standard error for each change.
+
+    `add_mask_token` adds a mask token where there is none. A post-processor that adds nothing gets BERT's template. A
+    path without a fast tokenizer, and one without a pad, cls, sep or mask token, are a ValueError.
+    """
+    where = f"--tokenizer {path}"
+    if not path.exists():
+        raise ValueError(f"{where}: no such file or directory; required is a tokenizer.json, or a folder with one")
+    text, settings = _read_folder(path, where) if path.is_dir() else (_read_file(path, where), {})
+    content = parse(text, where)
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokens = {**_well_known(content), **settings, **_of_template(content, tokenizer, where)}
+    if "mask" not in tokens and add_mask_token:
+        tokens["mask"] = _add_mask_token(tokenizer, tokens, content)
+        print(
+            f"{where}: mask token {tokens['mask']} added as id {tokenizer.token_to_id(tokens['mask'])}", file=sys.stderr
+        )
+    elif "mask" not in tokens:
+        raise ValueError(f"{where}: the tokenizer has no mask token; --add_mask_token adds one to the saved tokenizer")
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    tokenizer.add_special_tokens([token for token in tokens.values() if token not in added])
+    if RowTemplate.of(content, 0, where) is None and "cls" in tokens and "sep" in tokens:
+        _add_template(tokenizer, tokens["cls"], tokens["sep"])
+        print(
+            f"{where}: adds no special tokens; rows are {tokens['cls']} … {tokens['sep']}, as in BERT", file=sys.stderr
+        )
+    return FastTokenizer(tokenizer.to_str(), tokens, where)
+
+
+def _read_folder(folder: Path, where: str) -> tuple[str, dict[str, str]]:
+    """Return the `tokenizer.json` and the special tokens by role of what transformers makes of a folder."""
+    from transformers import AutoTokenizer
+
+    if (folder / TOKENIZER).is_file():
+        _read_file(folder / TOKENIZER, f"--tokenizer {folder / TOKENIZER}")  # transformers does not name a damaged one
+    try:
+        loaded: Any = AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # its types vary: missing files, unknown classes, packages that are not installed
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{where}: transformers cannot load a tokenizer from it ({why})") from error
+    if not getattr(loaded, "is_fast", False):
+        raise ValueError(
+            f"{where}: {type(loaded).__name__} is no fast tokenizer; required is one that the library `tokenizers` runs"
+            " (a tokenizer.json)"
+        )
+    tokens = {role: getattr(loaded, f"{role}_token", None) for role in ROLES}
+    tokens["cls"] = tokens["cls"] or loaded.bos_token
+    tokens["sep"] = tokens["sep"] or loaded.eos_token
+    return loaded.backend_tokenizer.to_str(), {role: str(token) for role, token in tokens.items() if token}
+
+
+def _read_file(path: Path, where: str) -> str:
+    """Return the text of a `tokenizer.json` that the library loads."""
+    text = read_text(path)
+    try:
+        Tokenizer.from_str(text)
+    except Exception as error:  # the library raises Exception itself
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{where}: not a tokenizer.json ({why}); a vocab.txt is given with --vocab") from error
+    return text
+
+
+def _well_known(content: dict[str, Any]) -> dict[str, str]:
+    """Return the special tokens by role where they have well-known names."""
+    special = {token["content"] for token in content["added_tokens"] if token["special"]}
+    entries = special or set(entries_of(content))
+    return {role: name for role, names in WELL_KNOWN.items() for name in reversed(names) if name in entries}
+
+
+def _of_template(content: dict[str, Any], tokenizer: Tokenizer, where: str) -> dict[str, str]:
+    """Return the tokens that the post-processor puts before and after a text: they are cls and sep."""
+    template = RowTemplate.of(content, 0, where)
+    if template is None:
+        return {}
+    return {"cls": tokenizer.id_to_token(template.cls_id), "sep": tokenizer.id_to_token(template.sep_id)}
+
+
+def _add_mask_token(tokenizer: Tokenizer, tokens: dict[str, str], content: dict[str, Any]) -> str:
+    name = "[MASK]" if any(token.startswith("[") for token in tokens.values()) else "<mask>"
+    # Where words carry the blank before them, a mask takes this blank with it, as in RoBERTa.
+    tokenizer.add_special_tokens([AddedToken(name, lstrip=content["model"].get("type") != "WordPiece")])
+    return name
+
+
+def _add_template(tokenizer: Tokenizer, cls: str, sep: str) -> None:
+    ids = {token: tokenizer.token_to_id(token) for token in (cls, sep)}
+    template: PostProcessor = bert_template(ids, cls, sep)
+    before = tokenizer.post_processor
+    tokenizer.post_processor = template if before is None else PostProcessors([before, template])
