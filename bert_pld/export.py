@@ -9,7 +9,6 @@ bert_pld.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import tempfile
@@ -18,27 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from bert_pld.cli import explain_missing_package, make_parser
 from bert_pld.cli import run as run_command
-from bert_pld.files import TOKENIZER, VOCABULARY, require_utf8
+from bert_pld.files import TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_FILES, VOCABULARY, require_utf8
 
 with explain_missing_package("bert_pld.export"):
+    from bert_pld.data.fast_tokenizer import FastTokenizer
     from bert_pld.data.tokenizer import SPECIAL_TOKENS, bert_template
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from bert_pld.config import ModelConfig, RunConfig
 
-EXPORTED_FILES = (
-    "README.md",
-    "config.json",
-    "model.safetensors",
-    "special_tokens_map.json",
-    TOKENIZER,
-    "tokenizer_config.json",
-    VOCABULARY,
-)
-_TOKEN_SETTINGS = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items()}
-"""The special tokens, by their names in transformers' settings."""
+EXPORTED_FILES = ("README.md", "config.json", "model.safetensors", *TOKENIZER_FILES)
 
 
 def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = False) -> None:
@@ -56,8 +44,8 @@ def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = F
     _check_output_dir(output_dir, overwrite)
     checkpoint = resolve_checkpoint(checkpoint)
     model, run = load_model(checkpoint)
-    tokenizer = _load_tokenizer(checkpoint / TOKENIZER, model.config)
-    pad_id = tokenizer.token_to_id(SPECIAL_TOKENS["pad"])
+    tokenizer = _load_tokenizer(checkpoint, model.config)
+    pad_id = tokenizer.special_ids()["pad"]
     hf_config, hf_state = to_hugging_face(model.state_dict(), model.config, pad_token_id=pad_id)
     hf_config.dtype = "float32"
 
@@ -66,11 +54,12 @@ def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = F
         aside = Path(folder)
         (aside / "config.json").write_text(hf_config.to_json_string(), encoding="utf-8")
         save_file({k: v.float() for k, v in hf_state.items()}, aside / "model.safetensors", metadata={"format": "pt"})
-        inputs = ["input_ids", "token_type_ids", "attention_mask"]
-        if getattr(hf_config, "type_vocab_size", 0) < 2:
-            inputs.remove("token_type_ids")
-        _write_tokenizer(aside, checkpoint, tokenizer, model.config.max_position_embeddings, inputs)
-        card = model_card(run, model.config, hf_config.architectures[0], load_state(checkpoint))
+        has_types = getattr(hf_config, "type_vocab_size", 0) > 1
+        tokenizer.save(aside, model.config.max_position_embeddings, has_types)
+        if (checkpoint / VOCABULARY).is_file():
+            shutil.copyfile(checkpoint / VOCABULARY, aside / VOCABULARY)
+        mask = tokenizer.special_tokens["mask"]
+        card = model_card(run, model.config, hf_config.architectures[0], load_state(checkpoint), mask)
         (aside / "README.md").write_text(card, encoding="utf-8")
         for path in sorted(aside.iterdir()):
             os.replace(path, output_dir / path.name)
@@ -88,8 +77,18 @@ def _check_output_dir(output_dir: Path, overwrite: bool) -> None:
         )
 
 
-def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
-    """Load the checkpoint's tokenizer; add a decoder and BERT's template [CLS] A [SEP] B [SEP] if it has none."""
+def _load_tokenizer(checkpoint: Path, config: ModelConfig) -> FastTokenizer:
+    """Load the checkpoint's tokenizer. BERT's gets a decoder and the template [CLS] A [SEP] B [SEP] if it has none."""
+    path = checkpoint / TOKENIZER
+    tokenizer = FastTokenizer.load(checkpoint) if (checkpoint / TOKENIZER_CONFIG).is_file() else _load_berts(path)
+    assert config.vocab_size is not None
+    entries = len(tokenizer.entries)
+    if entries > config.vocab_size:
+        raise ValueError(f"{path}: {entries} entries; must be at most the model's {config.vocab_size}")
+    return tokenizer
+
+
+def _load_berts(path: Path) -> FastTokenizer:
     from tokenizers import Tokenizer, decoders
 
     try:
@@ -100,38 +99,16 @@ def _load_tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     missing = [token for token, index in ids.items() if index is None]
     if missing:
         raise ValueError(f"{path}: special tokens {', '.join(missing)} are missing; must contain {', '.join(ids)}")
-    assert config.vocab_size is not None
-    entries = tokenizer.get_vocab_size()
-    if entries > config.vocab_size:
-        raise ValueError(f"{path}: {entries} entries; must be at most the model's {config.vocab_size}")
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     if tokenizer.decoder is None:
         tokenizer.decoder = decoders.WordPiece()
     if tokenizer.post_processor is None:
         tokenizer.post_processor = bert_template(ids)
-    return tokenizer
+    return FastTokenizer(tokenizer.to_str(), SPECIAL_TOKENS, path)
 
 
-def _write_tokenizer(
-    folder: Path, checkpoint: Path, tokenizer: Tokenizer, max_length_tokens: int, inputs: list[str]
-) -> None:
-    (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-    if (checkpoint / VOCABULARY).is_file():
-        shutil.copyfile(checkpoint / VOCABULARY, folder / VOCABULARY)
-    settings = {
-        # This class uses tokenizer.json unchanged for every model type.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": max_length_tokens,
-        "model_input_names": inputs,
-        "clean_up_tokenization_spaces": True,
-        **_TOKEN_SETTINGS,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    (folder / "special_tokens_map.json").write_text(json.dumps(_TOKEN_SETTINGS, indent=2) + "\n", encoding="utf-8")
-
-
-def model_card(run: RunConfig, model: ModelConfig, architecture: str, state: dict[str, Any]) -> str:
+def model_card(
+    run: RunConfig, model: ModelConfig, architecture: str, state: dict[str, Any], mask: str = SPECIAL_TOKENS["mask"]
+) -> str:
     """Return the README.md of an exported model; `state` may have `step`, `tokens` and `data_source`."""
     from bert_pld.cost.flops import parameter_count
 
@@ -177,7 +154,7 @@ folder = "."  # this folder
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = {auto_class}.from_pretrained(folder)
 
-print(pipeline("fill-mask", folder)("The answer is [MASK]."))
+print(pipeline("fill-mask", folder)("The answer is {mask}."))
 ```
 
 The model reproduces the errors and biases of its training data. It was not tested for either.

@@ -141,14 +141,18 @@ class FastTokenizer:
             )
         return tokenizer
 
-    def save(self, folder: Path, model_max_length: int | None = None) -> None:
-        """Write the files that `AutoTokenizer` reads; `tokenizer.json` comes last."""
+    def save(self, folder: Path, model_max_length: int | None = None, has_types: bool = True) -> None:
+        """Write the files that `AutoTokenizer` reads; `tokenizer.json` comes last.
+
+        Without `has_types`, the model takes no token types. `model_max_length` is in tokens.
+        """
         tokens = {f"{role}_token": token for role, token in self.special_tokens.items()}
+        types = ["token_type_ids"] if has_types and self.template.segment_b_type else []
         settings = {
             # This class uses tokenizer.json unchanged for every model type.
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_input_names": ["input_ids", *(["token_type_ids"] * self.template.segment_b_type), "attention_mask"],
-            "clean_up_tokenization_spaces": False,
+            "model_input_names": ["input_ids", *types, "attention_mask"],
+            "clean_up_tokenization_spaces": self.kind == "WordPiece",
             # Before version 5 of transformers, the class overwrites the value in tokenizer.json with this one.
             "add_prefix_space": bool((self._content["pre_tokenizer"] or {}).get("add_prefix_space", False)),
             **({} if model_max_length is None else {"model_max_length": model_max_length}),
