@@ -256,7 +256,8 @@ def _gib(size_bytes: float) -> str:
 def main(options: argparse.Namespace) -> None:
     """Print the plan, and write it to `--json`."""
     initial = read_initial_weights(options)
-    run = load_config(options.deepspeed_config, options.set, follows=initial.follows if initial else None)
+    follows = initial.follows if initial else None
+    run = load_config(options.deepspeed_config, options.set, follows=follows, phase=options.phase)
     print_once("warning", run.warnings)
     print_once("note", run.notices)
     assumptions: dict[str, Any] = {}
@@ -277,6 +278,7 @@ def build_parser() -> argparse.ArgumentParser:
         "python -m bert_pld.plan --deepspeed_config configs/base.json --world_size 64 --set model.preset=large",
     )
     parser.add_argument("--deepspeed_config", type=Path, required=True, help="the run's JSON")
+    parser.add_argument("--phase", metavar="NAME", help="a name in the JSON's `phases`")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
     add_initial_weights(parser)
     parser.add_argument("--world_size", type=int, default=1, help="number of data-parallel ranks (default 1)")

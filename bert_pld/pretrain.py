@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     shards = "output of `data_prep build` (shards, or seq_<S> directories of them), or NVIDIA's shards"
     parser.add_argument("--data_dir", required=True, type=Path, help=shards)
     parser.add_argument("--output_dir", required=True, type=Path, help="the run's folder")
+    parser.add_argument("--phase", metavar="NAME", help="a name in the JSON's `phases` (docs/training.md)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
     links = "follow symlinks out of --data_dir; only for directories from people you trust (docs/security.md)"
     followed = "data.follow_links=true"
@@ -49,7 +50,8 @@ def main(options: argparse.Namespace) -> int:
         raise ConfigError(f"--branch_from {options.branch_from}: given beside {other}; give one of the two")
     preemption = Preemption()
     initial = read_initial_weights(options)
-    config = load_config(options.deepspeed_config, options.set, follows=initial.follows if initial else None)
+    follows = initial.follows if initial else None
+    config = load_config(options.deepspeed_config, options.set, follows=follows, phase=options.phase)
     print_once("warning", config.warnings)
     print_once("note", config.notices)
     # These import torch and DeepSpeed, which takes seconds: signals are caught before, and mistakes in the JSON shown.

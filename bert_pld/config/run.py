@@ -23,6 +23,7 @@ from bert_pld.config.deepspeed import check_deepspeed, read_boolean, whole
 from bert_pld.config.errors import ConfigError, nearest
 from bert_pld.config.file import find_config, read_json
 from bert_pld.config.following import FollowedModel, follow
+from bert_pld.config.phases import choose_phase
 from bert_pld.files import without_secrets
 
 T = TypeVar("T")
@@ -94,17 +95,20 @@ def load_config(
     overrides: Iterable[str] = (),
     use: Literal["run", "own_model", "checkpoint"] = "run",
     follows: FollowedModel | None = None,
+    phase: str | None = None,
 ) -> RunConfig:
     """Read and validate a run's JSON; a ConfigError names the mistake.
 
-    `source` is the path of a file, the name of a shipped one (see `find_config`), or the content as a mapping.
-    `overrides` are `section.key=value` strings, in which a value that is not JSON is a string. `use`: with
-    `own_model` the model is not ours, so its sizes and number of steps are not known unless the blocks are given; the
-    JSON of a `checkpoint` was checked when its run began, by the rules of that time. `follows` is the model whose
-    weights the run starts from: its values stand where the JSON gives none, and its positions grow for `seq_length`.
+    `source` is the path of a file, the name of a shipped one (see `find_config`), or the content as a mapping. `phase`
+    is a name in its `phases`. `overrides` are `section.key=value` strings, in which a value that is not JSON is a
+    string. `use`: with `own_model` the model is not ours, so its sizes and number of steps are not known unless the
+    blocks are given; the JSON of a `checkpoint` was checked when its run began, by the rules of that time. `follows` is
+    the model whose weights the run starts from: its values stand where the JSON gives none, and its positions grow for
+    `seq_length`.
     """
     where = "configuration" if isinstance(source, Mapping) else str(source)
     values = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_json(find_config(source))
+    values = choose_phase(values, phase, where)
     for override in overrides:
         apply_override(values, override)
     blocks = {name: values.pop(name, None) for name in OUR_BLOCKS}
@@ -194,7 +198,7 @@ def apply_override(values: dict[str, Any], override: str, option: str = "--set")
 def _refuse_misspelt_blocks(values: Mapping[str, Any], where: str) -> None:
     """Reject top-level keys that look like one of our blocks: DeepSpeed would silently ignore a misspelt one."""
     for key in values:
-        near = difflib.get_close_matches(key.lower(), OUR_BLOCKS, n=1, cutoff=0.8)
+        near = difflib.get_close_matches(key.lower(), [*OUR_BLOCKS, "phases"], n=1, cutoff=0.8)
         if near:
             raise ConfigError(f"{where}: {key}: unknown block, did you mean '{near[0]}'?")
 
