@@ -13,19 +13,20 @@ from torch import nn
 
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.training.boundary import light_zero_block, lighten_boundary
-from bert_pld.training.optimizer import build_optimizer, parameter_groups
+from bert_pld.training.muon import OrthogonalMomentum
+from bert_pld.training.optimizer import block_matrices, build_optimizer, parameter_groups
 
 _NEVER = 1 << 30
 _MOST_RECOMPILATIONS = 64
 """Compiled versions of one function, over all contenders."""
 
 
-def deepspeed_json(dtype: str, zero_stage: int, micro_batch_size: int) -> dict[str, Any]:
-    """The DeepSpeed configuration: ZeRO, precision, fused AdamW, gradient clipping.
+def deepspeed_json(dtype: str, zero_stage: int, micro_batch_size: int, optimizer: str = "AdamW") -> dict[str, Any]:
+    """The DeepSpeed configuration: ZeRO, precision, fused AdamW or our Muon, gradient clipping.
 
     The learning rate is small because random tokens teach nothing and the loss must not overflow.
     """
-    adamw = {"lr": 1e-5, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.01}
+    params = {"lr": 1e-5, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.01}
     precision: dict[str, Any] = {}
     if dtype == "bf16":
         precision["bf16"] = {"enabled": True}
@@ -37,7 +38,7 @@ def deepspeed_json(dtype: str, zero_stage: int, micro_batch_size: int) -> dict[s
         "gradient_clipping": 1.0,
         "zero_optimization": {"stage": zero_stage},
         **precision,
-        "optimizer": {"type": "AdamW", "params": adamw},
+        "optimizer": {"type": optimizer, "params": params},
         "steps_per_print": _NEVER,
         # DeepSpeed's throughput timer synchronizes with the device at every step.
         "timers": {"throughput": {"enabled": False}},
@@ -58,13 +59,17 @@ def wrap_in_engine(model: nn.Module, config: Mapping[str, Any], light_boundary: 
     import deepspeed
 
     block = config["optimizer"]
-    optimizer = build_optimizer(block, parameter_groups(model, block["params"]["weight_decay"]))
+    matrices = block_matrices(model)
+    groups = parameter_groups(model, block["params"]["weight_decay"], muon=block["type"] == "Muon")
+    optimizer = build_optimizer(block, groups)
     settings = without_optimizer(config)
     if light_boundary:
         settings["zero_optimization"] = light_zero_block(settings["zero_optimization"])
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     if light_boundary:
         lighten_boundary(engine)
+    if isinstance(optimizer, OrthogonalMomentum):
+        optimizer.attach(engine, matrices)
     return engine
 
 

@@ -9,8 +9,9 @@
 # Default stages, in this order:
 #   tests      pytest -m gpu: kernels and the fused model; meanwhile Hugging Face's model is compiled for `base`
 #   base       training steps of BERT-base: Hugging Face compiled, Triton kernels, layer dropping by batch, by sample and by token
-#   training   pytest -m gpu: training runs, ZeRO 1 and 3, resume
+#   training   pytest -m gpu: training runs, ZeRO 1 and 3, dropping by token, Muon, resume
 #   large      as `base`, BERT-large
+#   muon       `base` for one round with Muon, at full depth and dropping by token
 #   kernels    add_norm and bias_gelu beside a copy's bandwidth, with other tile sizes
 #   cudnn      `base` for one round without cuDNN's attention
 # By name only:
@@ -20,7 +21,7 @@
 #   paper      the paper's variants at the scale `gpu`; hours; resumes; needs SHARDS
 #
 # A stage must end when its own limit and what the stages before it left unused are spent; then it is killed. A stage
-# that fails or is killed does not stop the others. SHARDS: a folder of `data_prep build --seq_length 128`. RUNS: where
+# that fails or is killed does not stop the others. How to read what is printed: docs/gpu.md. SHARDS: a folder of `data_prep build --seq_length 128`. RUNS: where
 # `paper` keeps its runs (default $OUT/paper). Packages that the host lacks are installed from .whl/
 # (scripts/gpu_wheels.sh fetches them) into a temporary folder. Writes one log and one JSON file for each benchmark to
 # $OUT and prints a table. Exit 1 if a stage failed.
@@ -34,7 +35,7 @@ export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/bert_pld_triton}"
 export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-${TMPDIR:-/tmp}/bert_pld_inductor}"
 
 declare -A LIMIT_S=(
-    [setup]=45 [tests]=75 [base]=90 [training]=65 [large]=110 [kernels]=70 [cudnn]=40
+    [setup]=45 [tests]=75 [base]=90 [training]=65 [large]=100 [muon]=35 [kernels]=60 [cudnn]=30
     [deepspeed]=540 [saving]=120 [curves]=480 [sweep]=400 [quality]=900 [paper]=86400
 )
 KILL_S=5 # between SIGTERM and SIGKILL
@@ -44,7 +45,7 @@ if [ "${1:-}" = --dry-run ]; then
 fi
 if [ $# -eq 0 ]; then
     TOTAL_S=540
-    set -- tests base training large kernels cudnn
+    set -- tests base training large muon kernels cudnn
 elif [ "$1" = again ]; then
     TOTAL_S=240
     shift
@@ -52,8 +53,8 @@ elif [ "$1" = again ]; then
 fi
 for name in "$@"; do
     if [ "$name" = setup ] || [ -z "${LIMIT_S[$name]:-}" ]; then
-        echo "error: $name: must be one of tests, base, training, large, kernels, cudnn, deepspeed, saving, curves," \
-            "sweep, quality, paper" >&2
+        echo "error: $name: must be one of tests, base, training, large, muon, kernels, cudnn, deepspeed, saving," \
+            "curves, sweep, quality, paper" >&2
         exit 2
     fi
     if { [ "$name" = quality ] || [ "$name" = paper ]; } && ! [ -d "${SHARDS:-}" ]; then
@@ -139,7 +140,7 @@ paper() {
     bench paper run --scale gpu --seeds 1 --data_dir "$SHARDS" --output_dir "${RUNS:-$OUT/paper}" &&
         bench paper summarize "${RUNS:-$OUT/paper}" --json "$OUT/paper_gpu.json"
 }
-without_cudnn() { TORCH_CUDNN_SDPA_DEPRIORITIZED=1 train base 256 --contenders triton,pld_batch,pld_sample,pld_token --rounds 1 "$@"; }
+without_cudnn() { TORCH_CUDNN_SDPA_DEPRIORITIZED=1 train base 256 --contenders triton,pld_sample,pld_token --rounds 1 "$@"; }
 
 stage setup 3 setup
 if [ "$failed" -ne 0 ]; then
@@ -152,6 +153,8 @@ for name in "$@"; do
     base) stage "$name" 20 train base 256 --contenders "$contenders" --rounds 3 --json "$OUT/base.json" ;;
     training) stage "$name" 5 gpu_tests tests/gpu/test_training_on_gpu.py -k "fused_blocks or resumed" ;;
     large) stage "$name" 20 train large 128 --contenders "$contenders" --rounds 3 --json "$OUT/large.json" ;;
+    muon) stage "$name" 15 train base 256 --optimizer Muon --contenders triton,pld_token --rounds 1 \
+        --json "$OUT/muon.json" ;;
     kernels) stage "$name" 30 bench kernels --peers none --tokens 32768 --hidden 768 \
         --operations add_norm,bias_gelu --sweep --rounds 5 --json "$OUT/kernels.json" ;;
     cudnn) stage "$name" 15 without_cudnn --json "$OUT/cudnn.json" ;;

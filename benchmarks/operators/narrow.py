@@ -17,17 +17,14 @@ from bert_pld.training.engine import make_engine
 
 WIDTH, SEQ_LENGTH, MICRO_BATCH_SIZE = 64, 16, 2
 _WARMUP_STEPS = 2
-_MUON = {"type": "Muon", "params": {"lr": 1e-5, "muon_lr": 2e-5, "weight_decay": 0.01}}
 
 
 def narrow_run(
     dtype: str, zero_stage: int, optimizer: str, num_layers: int, vocab_size: int = 128, accumulation_steps: int = 1
 ) -> RunConfig:
     """Return the configuration of a model of width 64 without dropping, with all batch sizes."""
-    settings = deepspeed_json(dtype, zero_stage, MICRO_BATCH_SIZE)
+    settings = deepspeed_json(dtype, zero_stage, MICRO_BATCH_SIZE, optimizer)
     settings["gradient_accumulation_steps"] = accumulation_steps
-    if optimizer == "Muon":
-        settings["optimizer"] = _MUON
     sizes = {"num_layers": num_layers, "vocab_size": vocab_size, "max_position_embeddings": SEQ_LENGTH}
     run = load_config(
         {

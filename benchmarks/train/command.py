@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = f"all on a GPU; on a CPU {','.join(_DEFAULT_ON_CPU)}"
     add("--contenders", help=f"list of {', '.join(CONTENDERS)}; or {alias} (default: {default})")
     add("--zero_stage", type=int, choices=(0, 1, 2), default=1, help="ZeRO stage (default 1)")
+    add("--optimizer", choices=("AdamW", "Muon"), default="AdamW", help="of our contenders (default AdamW for all)")
     add("--pld_kernels", choices=(*BACKENDS, "auto"), default="auto", help="backend of the PLD contenders")
     add("--theta", type=float, default=0.5, help="θ of the PLD contenders (default 0.5)")
     add("--rounds", type=int, default=5, help="turns of each contender (default 5)")
@@ -168,6 +169,7 @@ class _Measurement:
             "steps_per_round": len(setup.batches),
             "theta": options.theta,
             "zero_stage": options.zero_stage,
+            "optimizer": options.optimizer,
             "deepspeed": setup.deepspeed,
             "matmul_gflops": self.gflops,
             "loss_difference": self.difference,
@@ -202,6 +204,7 @@ def make_setup(options: argparse.Namespace, config: ModelConfig, dtypes: list[st
         deepspeed={dtype: deepspeed_json(dtype, options.zero_stage, rows) for dtype in dtypes},
         pld_kernels=options.pld_kernels,
         warmup_steps=options.warmup_steps,
+        optimizer=options.optimizer,
     )
 
 

@@ -50,6 +50,8 @@ class Setup:
     pld_kernels: str
     """Backend of the PLD contenders."""
     warmup_steps: int
+    optimizer: str = "AdamW"
+    """Optimizer of our contenders; the others have AdamW."""
 
 
 @dataclasses.dataclass
@@ -150,7 +152,10 @@ def prepare_contender(name: str, dtype: str, setup: Setup) -> ThroughputContende
             return forward_ours(engine, batch, None if gates is None else gates[step])
 
     is_ours = name in OURS or name in PLD
-    engine = wrap_in_engine(model.to(setup.device).train(), setup.deepspeed[dtype], light_boundary=is_ours)
+    settings = setup.deepspeed[dtype]
+    if is_ours:
+        settings = {**settings, "optimizer": {**settings["optimizer"], "type": setup.optimizer}}
+    engine = wrap_in_engine(model.to(setup.device).train(), settings, light_boundary=is_ours)
     contender = ThroughputContender(name, dtype, backend, attention, engine, forward)
     contender.warm_up(setup.batches, setup.warmup_steps)
     contender.resident_bytes = allocated_since(before, setup.device)

@@ -14,6 +14,10 @@ pytestmark = pytest.mark.gpu
 
 PRECISIONS = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}}
 PRECISIONS["fp16"] = {"fp16": {"enabled": True, "initial_scale_power": 8}}
+MUON_BY_TOKEN = {
+    "optimizer": {"type": "Muon", "params": {"lr": 0.001}},
+    "progressive_layer_drop": {"granularity": "token", "keep_masked_tokens": True},
+}
 NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
 
 
@@ -40,9 +44,13 @@ def test_faster_backends_train_as_the_reference(backend, corpus, tmp_path):
     assert runs[backend] == pytest.approx(runs["reference"], rel=1e-3)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-@pytest.mark.parametrize("granularity", ["batch", "sample"])
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("precision", "granularity", "stage"),
+    [
+        *(("bf16", granularity, stage) for granularity in ("sample", "token") for stage in (1, 3)),
+        *(("fp16", "batch", 1), ("fp16", "sample", 3), ("bf16", "batch", 3)),
+    ],
+)
 def test_fused_blocks_in_16_bits_follow_the_fp32_run(precision, granularity, stage, corpus, tmp_path):
     common = {"model": NO_DROPOUT, "progressive_layer_drop": {"granularity": granularity}}
     expected = losses(small_config(**common), corpus, tmp_path / "fp32")
@@ -51,9 +59,14 @@ def test_fused_blocks_in_16_bits_follow_the_fp32_run(precision, granularity, sta
     assert actual == pytest.approx(expected, rel=0.03)
 
 
-@pytest.mark.parametrize(("kernels", "precision"), [("reference", "bf16"), ("triton", "bf16"), ("triton", "fp16")])
-def test_resumed_run_repeats_its_losses_bitwise(kernels, precision, corpus, tmp_path):
-    config = small_config(zero_optimization={"stage": 1}, model={"kernels": kernels}, **PRECISIONS[precision])
+@pytest.mark.parametrize(
+    ("kernels", "precision", "changes"),
+    [("reference", "bf16", {}), ("triton", "bf16", MUON_BY_TOKEN), ("triton", "fp16", {})],
+    ids=["reference-bf16", "triton-bf16-muon-token", "triton-fp16"],
+)
+def test_resumed_run_repeats_its_losses_bitwise(kernels, precision, changes, corpus, tmp_path):
+    changes = {"zero_optimization": {"stage": 1}, "model": {"kernels": kernels}, **PRECISIONS[precision], **changes}
+    config = small_config(**changes)
     run_dir = tmp_path / "run"
     whole = losses(config, corpus, run_dir).tolist()
     for checkpoint in list_checkpoints(run_dir / "checkpoints")[:2]:

@@ -10,7 +10,7 @@ from repository import REPOSITORY
 from runs import run_captured
 
 SCRIPT = REPOSITORY / "scripts" / "gpu_check.sh"
-STAGES = ["setup", "tests", "base", "training", "large", "kernels", "cudnn"]
+STAGES = ["setup", "tests", "base", "training", "large", "muon", "kernels", "cudnn"]
 # Stands for python3: notes its arguments and writes the JSON file; tests fail and BERT-large hangs.
 PYTHON = """#!/bin/bash
 echo "$PYTORCH_NVML_BASED_CUDA_CHECK $*" >>"$CALLS"
@@ -77,8 +77,9 @@ def test_failed_and_hung_stages_lose_no_other_stage(tmp_path):
     assert list(rows) == STAGES
     assert rows["tests"] == rows["training"] == "FAILED: exit 1"
     assert rows["large"] == "FAILED: killed at its limit"
-    assert {rows[name] for name in ("setup", "base", "kernels", "cudnn")} == {"ok"}
-    assert sorted(path.name for path in out.iterdir()) == ["base.json", "cudnn.json", "gpu_check.log", "kernels.json"]
+    assert {rows[name] for name in ("setup", "base", "muon", "kernels", "cudnn")} == {"ok"}
+    written = ["base.json", "cudnn.json", "gpu_check.log", "kernels.json", "muon.json"]
+    assert sorted(path.name for path in out.iterdir()) == written
     lines = calls.read_text().splitlines()
     limits = [int(line.split()[1]) for line in lines if line.startswith("limit")]
     commands = [line for line in lines if not line.startswith("limit")]
