@@ -105,6 +105,8 @@ def self_attention(
     Returns:
         [B, S, H].
     """
+    if not qkv.shape[0]:  # Under ZeRO 3 a dropped block runs on no rows; not every attention kernel does.
+        return qkv[..., : qkv.shape[-1] // 3]
     if qkv.dtype is torch.bfloat16 and qkv.device.type == "cpu":
         # On a CPU torch's attention is five times slower in bf16 than in fp32, even on processors with bf16 units.
         return self_attention(qkv.float(), num_heads, attention_mask, dropout, rotation).to(qkv.dtype)

@@ -5,10 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from recorded_operators import RecordOperators
 
 from bert_pld import kernels
 from bert_pld.kernels import reference, select_backend
 from bert_pld.kernels.dropout import dropout
+
+
+def test_attention_on_no_rows_runs_no_attention_kernel_and_has_a_gradient():
+    qkv = torch.zeros(0, 8, 24, requires_grad=True)
+    with RecordOperators() as operators:
+        out = reference.self_attention(qkv, 2, None, 0.1)
+    assert out.shape == (0, 8, 8)
+    assert all(operator.is_view for operator, *_ in operators.calls)
+    out.backward(torch.zeros_like(out))
+    assert qkv.grad.shape == qkv.shape
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
