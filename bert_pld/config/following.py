@@ -56,7 +56,7 @@ def follow(values: Mapping[str, Any], model: FollowedModel, where: str) -> dict[
                 f" from, has {own[key]}; give preset null"
             )
     for key, value in given.items():
-        if key in own and not _agrees(key, value, own[key]):
+        if key in own and not _agrees(key, value, own):
             raise ConfigError(
                 f"{where}: model.{key}: {value!r}; {model.name}, whose weights the run starts from, has {own[key]!r};"
                 " leave the key out"
@@ -64,11 +64,12 @@ def follow(values: Mapping[str, Any], model: FollowedModel, where: str) -> dict[
     return {**own, **given, "preset": None}
 
 
-def _agrees(key: str, value: Any, own: Any) -> bool:
+def _agrees(key: str, value: Any, own: Mapping[str, Any]) -> bool:
     if key == "next_sentence_prediction":
-        return own == "auto" or value is not True
-    if key in _MAY_DIFFER or value == own:
+        return own[key] == "auto" or value is not True
+    if key in _MAY_DIFFER or value == own[key] or (value is None and key.endswith("vocab_size")):
         return True
     if key in _MAY_GROW:
-        return own is None or value is None or (isinstance(value, (int, float)) and value >= own)
-    return key == "exported_vocab_size" and value is None
+        least = own["exported_vocab_size"] if key == "vocab_size" else own[key]
+        return least is None or (isinstance(value, (int, float)) and value >= least)
+    return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -168,8 +167,14 @@ def open_initial_weights(where: str | None, new_vocabulary: bool) -> InitialWeig
             path = download(where)
         except ValueError as error:
             raise ValueError(f"--initialize_from {error}") from error
-    kind: Any = SavedModelWeights if is_saved_model(path) else RunWeights
-    return kind(path, new_vocabulary)
+    if is_saved_model(path):
+        return SavedModelWeights(path, new_vocabulary)
+    if not (path / CONFIG).is_file() and not any(map(checkpoint_format.list_checkpoints, (path, path / CHECKPOINTS))):
+        raise ValueError(
+            f"--initialize_from {where}: must be a run, a checkpoint, or a saved Hugging Face model with {CONFIG} and"
+            " safetensors"
+        )
+    return RunWeights(path, new_vocabulary)
 
 
 def grow_positions(state: dict[str, Tensor], config: ModelConfig) -> list[str]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from runs import VOCABULARY
+from runs import VOCABULARY, word_tokenizer
+from tokenizers import Tokenizer
+from tokenizers.decoders import WordPiece as WordPieceDecoder
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
+
+from bert_pld.data.tokenizer import SPECIAL_TOKENS
 
 ENTRIES, POSITIONS = len(VOCABULARY), 40
 _SIZES = {
@@ -68,11 +75,26 @@ def make_stock(case: str, head: str = "ForMaskedLM", **changes: Any) -> Any:
     return model.eval()
 
 
-def save_stock(folder: Path, case: str, head: str = "ForMaskedLM", tokenizer: Any = None, **changes: Any) -> Any:
+def save_stock(
+    folder: Path,
+    case: str = "bert",
+    head: str = "ForMaskedLM",
+    tokenizer: Tokenizer | None = None,
+    max_shard_size: str = "1GB",
+    **changes: Any,
+) -> Any:
     """Save a stock model with the tokenizer of the synthetic corpus, or another one; return the model."""
-    from runs import word_tokenizer
-
-    model = make_stock(case, head, **changes)
-    model.save_pretrained(folder)
-    (tokenizer or word_tokenizer()).save(str(folder / "tokenizer.json"))
+    model = make_stock(case, head, **{"pad_token_id": 0, **changes})
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    special = {f"{role}_token": token for role, token in SPECIAL_TOKENS.items()}
+    tokenizer = tokenizer or word_tokenizer()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     return model
+
+
+def word_pieces(entries: Sequence[str]) -> Tokenizer:
+    """Return a WordPiece tokenizer with these entries in id order."""
+    tokenizer = Tokenizer(WordPiece({entry: index for index, entry in enumerate(entries)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.decoder = WordPieceDecoder()
+    return tokenizer

@@ -96,7 +96,8 @@ def download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(_READ_FROM_HUB)))
     except Exception as error:  # no network, no such model, no access: each has its own type
-        why = " ".join(str(error).split())[:160]
+        why = " ".join(str(error).split())
+        why = why if len(why) <= 120 else f"{why[:120]}…"
         raise ValueError(
             f"{name}: no such directory, and the Hugging Face Hub does not give a model of this name"
             f" ({type(error).__name__}: {why}); without a network, copy the model's directory to this machine"
