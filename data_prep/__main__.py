@@ -37,6 +37,7 @@ with explain_missing_package("data_prep"):
     from data_prep.verify import verify
 
 FORMATS = ("native", "nvidia")
+PACKINGS = ("stream", "documents")
 BAD_ROWS = ("stop", "skip")
 LONGEST_SEQ_LENGTH = 2**16 - 1
 LARGEST_DUPE_FACTOR = 1000
@@ -74,6 +75,10 @@ def _build(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--format {arguments.format}: not available; allowed: {', '.join(FORMATS)}")
     if arguments.dupe_factor is not None and arguments.format != "nvidia":
         raise ValueError("--dupe_factor: requires --format nvidia; native rows hold no masks")
+    if arguments.pack == "documents" and arguments.objective != "mlm":
+        raise ValueError(f"--pack documents: requires --objective mlm; a row of {arguments.objective} is one pair")
+    if arguments.pack == "documents" and arguments.format != "native":
+        raise ValueError("--pack documents: requires --format native; NVIDIA's format cannot say where documents start")
     default = DEFAULT_DUPE_FACTOR if arguments.format == "nvidia" else 1
     dupe_factor = default if arguments.dupe_factor is None else arguments.dupe_factor
     _check_range("--dupe_factor", dupe_factor, 1, LARGEST_DUPE_FACTOR)
@@ -102,7 +107,7 @@ def _build(arguments: argparse.Namespace) -> int:
         deduplicate=arguments.deduplicate, similarity=arguments.similarity, format=arguments.format,
         dupe_factor=dupe_factor, accents=arguments.accents, bad_rows=arguments.bad_rows,
         tokenizer=_identity(given) if isinstance(given, FastTokenizer) else None,
-        algorithm=arguments.algorithm or ALGORITHMS[0],
+        algorithm=arguments.algorithm or ALGORITHMS[0], pack=arguments.pack,
     )  # fmt: skip
     with make_executor(options) as executor:
         build(build_arguments, given, arguments.output_dir, executor)
@@ -232,6 +237,12 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--objective", choices=OBJECTIVES, default=OBJECTIVES[0],
         help="mlm+nsp: sentence pairs; mlm: packed full sequences (default: mlm+nsp)",
+    )  # fmt: skip
+    add.add_argument(
+        "--pack", choices=PACKINGS, default=PACKINGS[0],
+        help="how --objective mlm fills its rows. stream: with one document after the other; attention looks across"
+        " them. documents: with whole documents where they fit; attention and positions restart at each (default:"
+        " stream)",
     )  # fmt: skip
     add.add_argument(
         "--validation_fraction", type=float, default=0.003,

@@ -24,7 +24,7 @@ RECIPE_VERSION = 3
 """Increase it when a change makes the same arguments give other bytes."""
 
 
-_LATER_ARGUMENTS = ("tokenizer", "algorithm")
+_LATER_ARGUMENTS = ("tokenizer", "algorithm", "pack")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,8 @@ class BuildArguments:
     """SHA-256 of a given tokenizer that is not a `vocab.txt`, with its special tokens."""
     algorithm: str = "wordpiece"
     """Kind of the trained tokenizer: `wordpiece`, `bpe` or `unigram`."""
+    pack: str = "stream"
+    """What a row of objective `mlm` holds: a piece of one `stream` of all documents, or `documents`."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the arguments; later ones only if they are set, so that older builds keep their identity."""

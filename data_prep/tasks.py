@@ -23,6 +23,7 @@ from data_prep.dedup.duplicates import Comparisons, Duplicates, find_exact, find
 from data_prep.plan import BuildPlan
 from data_prep.recipe import WriteSpool, left_out_by, reading_recipe, run_recipe
 from data_prep.rows.instances import packed_rows, pair_rows
+from data_prep.rows.packing import document_rows
 from data_prep.rows.shard_files import read_parts, write_group, write_nvidia_shards
 from data_prep.rows.splitting import Group, Groups
 from data_prep.rows.tokens import encode_documents, encode_whole_documents
@@ -85,7 +86,9 @@ def run_writing_task(build_dir: Path, task: int) -> None:
         "lengths": {},
     }
     for seq_length in arguments.seq_lengths:
-        if arguments.objective == "mlm":
+        if arguments.pack == "documents":
+            rows = document_rows(documents, seq_length, tokenizer.template)
+        elif arguments.objective == "mlm":
             rows = packed_rows(documents, seq_length, tokenizer.template)
         else:
             key = arguments.seed, group.split, group.number
@@ -121,7 +124,7 @@ def shard_attributes(plan: BuildPlan, tokenizer: BuildTokenizer, seq_length: int
     return ShardAttributes(
         vocabulary_hash=tokenizer.hash, vocabulary_size=len(tokenizer.entries), casing=tokenizer.casing,
         seq_length=seq_length, objective=arguments.objective, source=printable(", ".join(arguments.sources)),
-        seed=arguments.seed, tokenizer_hash=tokenizer.tokenizer_hash,
+        seed=arguments.seed, tokenizer_hash=tokenizer.tokenizer_hash, document_starts=arguments.pack == "documents",
     )  # fmt: skip
 
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from bert_pld.data import shards
+from bert_pld.data.documents import misplaced_starts, unpack_starts
 from bert_pld.data.fast_tokenizer import FastTokenizer
 from bert_pld.data.nvidia_format import find_shards, read_blocks, read_header
-from bert_pld.data.shards import COLUMNS, MANIFEST_NAME, SPLITS, Manifest, Shard, ShardRecord, vocabulary_hash
+from bert_pld.data.shards import MANIFEST_NAME, SPLITS, Manifest, Shard, ShardRecord, vocabulary_hash
 from bert_pld.data.tokenizer import read_entries
 from bert_pld.files import TOKENIZER, VOCABULARY, file_sha256
 from data_prep.rows.vocabulary import SPECIAL_TOKENS, unknown_warning
@@ -183,11 +184,10 @@ def _shard_faults(path: Path, record: ShardRecord, manifest: Manifest) -> Iterat
     if shard.attributes != manifest.attributes:
         yield f"{path}: belongs to another build (attributes differ from the manifest's)"
         return
-    wanted = {name: np.dtype(dtype or manifest.attributes.token_dtype) for name, dtype in COLUMNS.items()}
-    for name, column in shard.columns.items():
-        shape = (record.rows, manifest.attributes.seq_length) if name == "input_ids" else (record.rows,)
-        if column.dtype != wanted[name] or column.shape != shape:
-            yield f"{path}: column {name} is {column.dtype}{list(column.shape)}, expected {wanted[name]}{list(shape)}"
+    for name, (dtype, row_shape) in manifest.attributes.columns.items():
+        column, shape = shard.columns[name], (record.rows, *row_shape)
+        if column.dtype != dtype or column.shape != shape:
+            yield f"{path}: column {name} is {column.dtype}{list(column.shape)}, expected {dtype}{list(shape)}"
             return
     tokens = int(np.sum(shard.columns["length"], dtype=np.int64))
     if tokens != record.tokens:
@@ -225,11 +225,26 @@ def _row_faults(block: dict[str, NDArray[Any]], manifest: Manifest) -> Iterator[
     yield "padding does not begin at position length", np.any(is_padding != beyond, axis=1)
     if attributes.objective == "mlm":
         yield "has a next sentence label or a segment B", (label != shards.NO_PAIR) | (b_start != length)
+        if shards.DOCUMENT_STARTS in block:
+            yield from _document_faults(block, manifest)
         return
     yield "next_sentence_label is neither 0 nor 1", (label != shards.IS_NEXT) & (label != shards.RANDOM_NEXT)
     yield "segment_b_start is outside the row", (b_start < 3) | (b_start > length - 2)
     before = np.clip(b_start - 1, 0, attributes.seq_length - 1)
     yield "no [SEP] before segment B", ids[rows, before] != special["sep"]
+
+
+def _document_faults(block: dict[str, NDArray[Any]], manifest: Manifest) -> Iterator[tuple[str, Any]]:
+    """Yield the rules for rows that say where their documents start, as in `_row_faults`."""
+    ids, special = block["input_ids"], manifest.special_tokens
+    is_start = unpack_starts(block[shards.DOCUMENT_STARTS], manifest.attributes.seq_length)
+    yield (
+        "has no document that starts at position 0, or one that starts in the padding",
+        misplaced_starts(is_start, block["length"]),
+    )
+    yield "has a document that does not begin with [CLS]", np.any(is_start & (ids != special["cls"]), axis=1)
+    inner = is_start[:, 1:] & (ids[:, :-1] != special["sep"])
+    yield "has a document that does not end with [SEP]", np.any(inner, axis=1)
 
 
 def _show(tokenizer: Tokenizer, columns: dict[str, NDArray[Any]], samples: int) -> None:

@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pld.data.documents import misplaced_starts, unpack_starts
 from bert_pld.data.opening import read_ahead
 from bert_pld.data.shards import (
-    COLUMNS,
+    DOCUMENT_STARTS,
     FORMAT_NAME,
     MANIFEST_NAME,
     NO_PAIR,
@@ -143,8 +144,7 @@ class ShardedRows:
 
         An index outside [0, rows) is a ValueError, and so is a shard that contradicts the manifest.
         """
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(COLUMNS, ())
-        return self._gather(indices, {**shapes, "input_ids": (self.attributes.seq_length,)})
+        return self._gather(indices, {name: shape for name, (_, shape) in self.attributes.columns.items()})
 
     def save_tokenizer(self, folder: Path) -> None:
         """Copy the tokenizer's files into a folder; those of another tokenizer there are removed."""
@@ -200,12 +200,20 @@ class ShardedRows:
                 continue
             invalid = (column < lowest) | (column > highest)
             row = int(invalid.reshape(len(column), -1).any(axis=1).argmax())
-            owner = bisect.bisect_right(self._starts, int(ascending[row])) - 1
-            raise ValueError(
-                f"{self.data_dir / self.records[owner].file}: damaged, row {int(ascending[row]) - self._starts[owner]}"
-                f" has {name} {int(column[invalid][0])}, which must be in [{lowest}, {highest}];"
-                f" `python -m data_prep verify {self.data_dir}` checks all shards"
-            )
+            what = f"has {name} {int(column[invalid][0])}, which must be in [{lowest}, {highest}]"
+            raise self._damaged_row(int(ascending[row]), what)
+        if DOCUMENT_STARTS in gathered:
+            misplaced = misplaced_starts(unpack_starts(gathered[DOCUMENT_STARTS], seq_length), gathered["length"])
+            if misplaced.any():
+                what = "has no document that starts at position 0, or one that starts in the padding"
+                raise self._damaged_row(int(ascending[misplaced.argmax()]), what)
+
+    def _damaged_row(self, index: int, what: str) -> ValueError:
+        owner = bisect.bisect_right(self._starts, index) - 1
+        return ValueError(
+            f"{self.data_dir / self.records[owner].file}: damaged, row {index - self._starts[owner]} {what};"
+            f" `python -m data_prep verify {self.data_dir}` checks all shards"
+        )
 
     def read_ahead(self, first: int, count: int) -> None:
         """Ask the system to load rows `first` to `first + count - 1` into its cache, without waiting."""

@@ -13,8 +13,10 @@ A shard is an HDF5 file of unmasked sequences. It is contiguous and uncompressed
     length               uint16 [N]                tokens that are not padding
     segment_b_start      uint16 [N]                first position of segment B; equal to `length` without a segment B
     next_sentence_label  int8 [N]                  0 B follows A, 1 B is random, -1 no pair
+    document_starts      uint8 [N, ⌈S/8⌉]          version 2 alone: bit p is 1 if a document starts at position p
 
-with the attributes of `ShardAttributes`. Rows are addressed across all shards of a split by one running index.
+with the attributes of `ShardAttributes`. Version 2 is for rows of documents that do not attend to
+each other. Rows are addressed across all shards of a split by one running index.
 
 A data directory may come from anybody: names and symlinks that leave it are rejected. What an HDF5 file may refer to is
 checked in `bert_pld.data.opening`.
@@ -39,7 +41,8 @@ from bert_pld.data.opening import ShardError, contained_dataset, map_file, opene
 from bert_pld.files import TOKENIZER_FILES, write_atomically, written_aside
 
 FORMAT_NAME = "bert_pld"
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = {False: 1, True: 2}
+"""Whether shards have `document_starts` → version of their format."""
 NVIDIA_FORMAT_NAME = "nvidia"
 """Name in the manifest for shards in the format of `bert_pld.data.nvidia_format`."""
 MANIFEST_NAME = "manifest.json"
@@ -47,7 +50,8 @@ FORMATS = (FORMAT_NAME, NVIDIA_FORMAT_NAME)
 OBJECTIVES = ("mlm+nsp", "mlm")
 SPLITS = ("train", "validation")
 COLUMNS = {"input_ids": None, "length": np.uint16, "segment_b_start": np.uint16, "next_sentence_label": np.int8}
-"""Name → type of a shard's columns; None: `ShardAttributes.token_dtype`."""
+"""Name → type of the columns that every shard has; None: `ShardAttributes.token_dtype`."""
+DOCUMENT_STARTS = "document_starts"
 
 IS_NEXT, RANDOM_NEXT, NO_PAIR = 0, 1, -1
 
@@ -72,12 +76,34 @@ class ShardAttributes:
     seed: int
     tokenizer_hash: str = ""
     """SHA-256 of the tokenizer (`fast_tokenizer.content_hash`); empty, and not stored, for BERT's WordPiece."""
+    document_starts: bool = False
+    """Whether each row says where its documents start. In a file, the version says so."""
+
+    @property
+    def version(self) -> int:
+        """The version of the format."""
+        return FORMAT_VERSIONS[self.document_starts]
 
     def stored(self) -> dict[str, str | int]:
-        """Return what a file stores: all attributes with a value."""
-        return {
-            name: value for name, value in dataclasses.asdict(self).items() if value != "" or name != "tokenizer_hash"
-        }
+        """Return what a file stores beside its version: all attributes with a value."""
+        values = dataclasses.asdict(self)
+        del values[DOCUMENT_STARTS]
+        return {name: value for name, value in values.items() if value != "" or name != "tokenizer_hash"}
+
+    @classmethod
+    def restored(cls, version: object, stored: Mapping[str, Any]) -> ShardAttributes:
+        """Return the attributes from what a file of this version stores."""
+        return cls(**stored, document_starts=version == FORMAT_VERSIONS[True])
+
+    @property
+    def columns(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        """The columns of a shard: name → type, and shape of one row."""
+        columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        for name, dtype in COLUMNS.items():
+            columns[name] = np.dtype(dtype or self.token_dtype), (self.seq_length,) if name == "input_ids" else ()
+        if self.document_starts:
+            columns[DOCUMENT_STARTS] = np.dtype(np.uint8), (-(-self.seq_length // 8),)
+        return columns
 
     @property
     def token_dtype(self) -> type[np.unsignedinteger]:
@@ -128,7 +154,11 @@ class Manifest:
 
     def write(self, data_dir: Path) -> None:
         """Write `manifest.json` atomically."""
-        payload = {"version": FORMAT_VERSION, **dataclasses.asdict(self), "attributes": self.attributes.stored()}
+        payload = {
+            "version": self.attributes.version,
+            **dataclasses.asdict(self),
+            "attributes": self.attributes.stored(),
+        }
         write_atomically(data_dir / MANIFEST_NAME, json.dumps(payload, indent=2, sort_keys=True) + "\n")
 
     @classmethod
@@ -150,10 +180,10 @@ class Manifest:
             )
         try:
             payload = json.loads(path.read_text(encoding="utf-8"))
-            if payload["format"] not in FORMATS or payload["version"] != FORMAT_VERSION:
-                raise ValueError(f"{path}: not a {FORMAT_NAME} manifest of version {FORMAT_VERSION}")
+            if payload["format"] not in FORMATS or payload["version"] not in FORMAT_VERSIONS.values():
+                raise ValueError(f"{path}: not a {FORMAT_NAME} manifest of version 1 or 2")
             manifest = cls(
-                attributes=ShardAttributes(**payload["attributes"]),
+                attributes=ShardAttributes.restored(payload["version"], payload["attributes"]),
                 splits={name: [ShardRecord(**r) for r in records] for name, records in payload["splits"].items()},
                 documents=payload["documents"],
                 special_tokens=payload["special_tokens"],
@@ -185,9 +215,9 @@ def write_shard(path: Path, rows: Rows, attributes: ShardAttributes) -> ShardRec
     The same rows and attributes give the same bytes: no timestamps are stored. A column of another shape is a
     ValueError, and so is a token id outside the vocabulary (it would overflow).
     """
-    count = len(rows["length"])
-    for name in COLUMNS:
-        expected = (count, attributes.seq_length) if name == "input_ids" else (count,)
+    count, columns = len(rows["length"]), attributes.columns
+    for name, (_, row_shape) in columns.items():
+        expected = (count, *row_shape)
         if np.shape(rows[name]) != expected:
             raise ValueError(f"{path}: column {name} has shape {np.shape(rows[name])}, expected {expected}")
     if count and not 0 <= np.min(rows["input_ids"]) <= np.max(rows["input_ids"]) < attributes.vocabulary_size:
@@ -198,11 +228,11 @@ def write_shard(path: Path, rows: Rows, attributes: ShardAttributes) -> ShardRec
     # Built in memory, then written: on a full disk, HDF5 itself prints a page of its own tracebacks.
     with h5py.File(path.name, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
         file.attrs["format"] = FORMAT_NAME
-        file.attrs["version"] = FORMAT_VERSION
+        file.attrs["version"] = attributes.version
         for name, value in attributes.stored().items():
             file.attrs[name] = value
-        for name, dtype in COLUMNS.items():
-            column = np.ascontiguousarray(rows[name], dtype=dtype or attributes.token_dtype)
+        for name, (dtype, _) in columns.items():
+            column = np.ascontiguousarray(rows[name], dtype=dtype)
             file.create_dataset(name, data=column, track_times=False)
         file.flush()
         image: bytes = file.id.get_file_image()
@@ -231,25 +261,27 @@ class Shard:
     def __init__(self, path: Path) -> None:
         with opened(path) as file:
             attributes = file.attrs
-            if attributes.get("format") != FORMAT_NAME or attributes.get("version") != FORMAT_VERSION:
-                raise ShardError(f"{path}: not a {FORMAT_NAME} shard of version {FORMAT_VERSION}")
-            names = [field.name for field in dataclasses.fields(ShardAttributes)]
+            version = attributes.get("version")
+            if attributes.get("format") != FORMAT_NAME or version not in FORMAT_VERSIONS.values():
+                raise ShardError(f"{path}: not a {FORMAT_NAME} shard of version 1 or 2")
+            names = [field.name for field in dataclasses.fields(ShardAttributes) if field.name != DOCUMENT_STARTS]
             values = {name: attributes[name] for name in names if name in attributes or name != "tokenizer_hash"}
             plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in values.items()}
             for name, value in plain.items():
                 if not isinstance(value, (str, int)):
                     raise ShardError(f"{path}: attribute {name} is {value!r}; must be a text or an integer")
-            self.attributes = ShardAttributes(**plain)
+            self.attributes = ShardAttributes.restored(version, plain)
             mapped = map_file(path)
             self.path, self.columns, self.offsets = path, {}, {}
-            for name in COLUMNS:
+            wanted = self.attributes.columns
+            for name in wanted:
                 dataset = contained_dataset(path, file, name)
                 self.offsets[name] = _offset(path, dataset)
                 self.columns[name] = _column(path, mapped, self.offsets[name], dataset.dtype, dataset.shape)
             self.rows = len(self.columns["length"])
             for name, column in self.columns.items():
-                shape = (self.rows, self.attributes.seq_length) if name == "input_ids" else (self.rows,)
-                dtype = np.dtype(COLUMNS[name] or self.attributes.token_dtype)
+                dtype, row_shape = wanted[name]
+                shape = (self.rows, *row_shape)
                 if column.shape != shape or column.dtype != dtype:
                     raise ShardError(
                         f"{path}: column {name} is {column.dtype} {list(column.shape)}, expected {dtype} {list(shape)}"

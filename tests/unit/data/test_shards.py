@@ -140,7 +140,7 @@ def test_directories_without_data_and_damaged_manifests_are_reported(tmp_path, m
         (directory / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match=r"manifest\.json: damaged manifest"):
             Manifest.read(directory)
-    (directory / "manifest.json").write_text('{"format": "bert_pld", "version": 2}')
+    (directory / "manifest.json").write_text('{"format": "bert_pld", "version": 3}')
     with pytest.raises(ValueError, match="not a bert_pld manifest of version 1"):
         Manifest.read(directory)
 

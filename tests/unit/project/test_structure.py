@@ -14,7 +14,15 @@ LAYERS += ["data", "cluster", "checkpoint", "training", "glue", "cli"]
 COMMANDS = {"pretrain", "evaluate", "export", "plan", "plot", "status", "compile_kernels", "finetune_glue"}
 FORMER_NAMES = {"bench", "experiments"}
 USE_COMMANDS = {"finetune_glue"}
-TOKENIZER_AND_FORMATS = ("shards", "nvidia_format", "masking", "tokenizer", "fast_tokenizer", "word_starts")
+TOKENIZER_AND_FORMATS = (
+    "shards",
+    "documents",
+    "nvidia_format",
+    "masking",
+    "tokenizer",
+    "fast_tokenizer",
+    "word_starts",
+)
 # data_prep, which has no run and no configuration, uses the formats, the masks and the tokenizer; so the modules of
 # `data` know neither model nor DeepSpeed, and only those that make a run's micro-batches know its configuration.
 USED_BY_DATA = {"rng", "files", "data"}
