@@ -18,13 +18,14 @@ import torch
 from benchmarks.batches import Batch, random_batch
 from benchmarks.engines import deepspeed_json, model_section, recompiling, single_rank
 from benchmarks.host_memory import HostMemory, in_own_process
-from benchmarks.hugging_face import HUGGING_FACE, HUGGING_FACE_CONTENDERS, import_hugging_face
+from benchmarks.hugging_face import HUGGING_FACE, MODERNBERT, import_hugging_face
 from benchmarks.machine import describe_libraries
 from benchmarks.options import DTYPES, chosen, require_positive
 from benchmarks.results import one_line, save
 from benchmarks.timing import allocate_workspaces, matmul_gflops
 from benchmarks.train.contenders import (
     CONTENDERS,
+    PEERS,
     PLD,
     Setup,
     ThroughputContender,
@@ -41,8 +42,11 @@ from bert_pld.pld.gates import Gates, draw_gates
 __all__ = ["EXAMPLE", "add_arguments", "measure", "report"]
 EXAMPLE = "python -m benchmarks train --model_preset small --dtypes fp32 --json train.json"
 _ALIAS = "hugging_face"
-"""Stands for Hugging Face's class with our normalization."""
-_DEFAULT_ON_CPU = ("hf_bert", "hf_megatron", "reference", *PLD)
+"""Stands for Hugging Face's class with our architecture and normalization."""
+_DEFAULT_ON_CPU = {
+    "bert": ("hf_bert", "hf_megatron", "reference", *PLD),
+    "modernbert": (MODERNBERT, "reference", *PLD),
+}
 _MOST_BATCHES = 4
 _SLOW_MATMUL = 0.1
 """Hugging Face's classes are skipped, unless forced, in a dtype whose matrix products run at less than this share of
@@ -56,15 +60,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num_layers", type=int, help="number of blocks")
     add("--hidden_size", type=int, help="width")
     add("--num_attention_heads", type=int, help="number of heads (default: width / 64)")
-    add("--intermediate_size", type=int, help="width of the feed-forward layer (default: 4 × width)")
+    add("--intermediate_size", type=int, help="width of the feed-forward layer (default: 4 × width, or 1.5 ×)")
+    add("--architecture", choices=tuple(_DEFAULT_ON_CPU), default="bert")
     add("--normalization", choices=("pre", "post"), default="pre")
     add("--vocab_size", type=int, default=8192)
     add("--micro_batch_size", type=int, default=16, help="sequences (default 16)")
     add("--seq_length", type=int, default=128, help="tokens a sequence (default 128)")
     add("--padding", type=float, default=0.0, help="share of padding, below 0.5 (default 0)")
     add("--dtypes", help=f"list of {', '.join(DTYPES)} (the whole model); default bf16 on a GPU, fp32,bf16 on a CPU")
-    alias = f"{_ALIAS}: Hugging Face's class with our normalization"
-    default = f"all on a GPU; on a CPU {','.join(_DEFAULT_ON_CPU)}"
+    alias = f"{_ALIAS}: Hugging Face's class with our architecture and normalization"
+    default = f"all on a GPU; on a CPU {' or '.join(map(','.join, _DEFAULT_ON_CPU.values()))}"
     add("--contenders", help=f"list of {', '.join(CONTENDERS)}; or {alias} (default: {default})")
     add("--zero_stage", type=int, choices=(0, 1, 2), default=1, help="ZeRO stage (default 1)")
     add("--optimizer", choices=("AdamW", "Muon"), default="AdamW", help="of our contenders (default AdamW for all)")
@@ -82,7 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure all contenders in all dtypes; `failed` names those of the `skipped` that met an error, not a limit."""
     on_gpu = options.device == "cuda"
     dtypes = chosen("--dtypes", options.dtypes or ("bf16" if on_gpu else "fp32,bf16"), tuple(DTYPES))
-    default = ",".join(CONTENDERS if on_gpu else _DEFAULT_ON_CPU)
+    default = ",".join(CONTENDERS if on_gpu else _DEFAULT_ON_CPU[options.architecture])
     names = chosen("--contenders", options.contenders or default, (_ALIAS, *CONTENDERS))
     require_positive(options, "rounds", "steps_per_round", "micro_batch_size")
     if not 0 <= options.padding < 0.5:
@@ -92,7 +97,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if "fp16" in dtypes and not on_gpu:
         raise ValueError("--dtypes fp16: a CPU cannot train in fp16; use fp32 or bf16, or a GPU")
     config = model_config(options)
-    matching = next(name for name, normalization in HUGGING_FACE.items() if normalization == config.normalization)
+    of_bert = next(name for name, normalization in HUGGING_FACE.items() if normalization == config.normalization)
+    matching = of_bert if config.architecture == "bert" else MODERNBERT
     names = list(dict.fromkeys(matching if name == _ALIAS else name for name in names))
     with single_rank(options.device) as device, recompiling():
         allocate_workspaces(device)
@@ -123,7 +129,7 @@ class _Measurement:
         for dtype in dtypes:
             for name in names:
                 rate, fp32_rate = self.gflops[dtype], self.gflops["fp32"]
-                if name in HUGGING_FACE_CONTENDERS and rate < _SLOW_MATMUL * fp32_rate and not self.options.force:
+                if name in PEERS and rate < _SLOW_MATMUL * fp32_rate and not self.options.force:
                     rates = f"matrix products at {rate:,.1f} GFLOP/s against fp32's {fp32_rate:,.0f}"
                     self._skip(name, dtype, f"{rates}; --force measures it")
                     continue
@@ -222,13 +228,17 @@ def model_config(options: argparse.Namespace) -> ModelConfig:
     """The model that the options describe."""
     sizes = ("num_layers", "hidden_size", "num_attention_heads", "intermediate_size")
     given = {key: getattr(options, key) for key in sizes if getattr(options, key) is not None}
+    is_bert = options.architecture == "bert"
     if options.model_preset is None:
-        given = model_section(given.pop("hidden_size", 256), **{"num_layers": 8, **given})
+        width = given.pop("hidden_size", 256)
+        inner = 4 * width if is_bert else 3 * width // 2
+        given = model_section(width, **{"num_layers": 8, "intermediate_size": inner, **given})
     else:
         given["preset"] = options.model_preset
     model = {**given, "normalization": options.normalization, "vocab_size": options.vocab_size}
+    model["architecture"] = options.architecture
     run = load_config({"model": model, "data": {"seq_length": options.seq_length}})
-    return dataclasses.replace(run.model, next_sentence_prediction=True)
+    return dataclasses.replace(run.model, next_sentence_prediction=is_bert)
 
 
 def _draw_all_gates(

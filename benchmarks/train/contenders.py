@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 
 from benchmarks.batches import Batch
 from benchmarks.engines import wrap_in_engine
-from benchmarks.hugging_face import HUGGING_FACE_CONTENDERS, as_hugging_face, make_hugging_face
+from benchmarks.hugging_face import HUGGING_FACE_CONTENDERS, MODERNBERT_CONTENDERS, as_hugging_face, make_hugging_face
 from benchmarks.timing import PeakMemory, StepClock, allocated_bytes, allocated_since, synchronize
 from benchmarks.train.deepspeed_layer import use_deepspeed_blocks
 from bert_pld.config import ModelConfig
 from bert_pld.kernels import select_backend
-from bert_pld.model import BertForPreTraining, use_backend
+from bert_pld.model import make_model, use_backend
 from bert_pld.pld.gates import Gates
 from bert_pld.pld.schedule import Schedule
 
@@ -28,7 +29,9 @@ PLD: dict[str, Literal["batch", "sample", "token"]] = {
     "pld_token": "token",
 }
 """The contenders with layer dropping, and their granularity."""
-CONTENDERS = (*HUGGING_FACE_CONTENDERS, "deepspeed_transformer", *OURS, *PLD)
+PEERS = (*HUGGING_FACE_CONTENDERS, *MODERNBERT_CONTENDERS)
+"""Hugging Face's classes."""
+CONTENDERS = (*PEERS, "deepspeed_transformer", *OURS, *PLD)
 Forward = Callable[[Any, Batch, int], Tensor]
 """(engine, batch, step within the round) → loss."""
 
@@ -139,11 +142,12 @@ def prepare_contender(name: str, dtype: str, setup: Setup) -> ThroughputContende
     Raises ValueError with the reason if it cannot run here.
     """
     before = allocated_bytes(setup.device)
-    if name in HUGGING_FACE_CONTENDERS:
+    if name in PEERS:
         model = make_hugging_face(name, setup.config, 0, setup.device)
         backend = "compiled" if name.endswith("_compiled") else "eager"
         attention = model.config._attn_implementation
-        forward: Forward = forward_hugging_face
+        reads_pairs = bool(setup.config.next_sentence_prediction)
+        forward: Forward = functools.partial(forward_hugging_face, reads_pairs=reads_pairs)
     else:
         model, backend, attention = _make_ours(name, dtype, setup)
         gates = setup.gates.get(name)
@@ -162,16 +166,13 @@ def prepare_contender(name: str, dtype: str, setup: Setup) -> ThroughputContende
     return contender
 
 
-def forward_hugging_face(model: nn.Module, batch: Batch, step: int = 0) -> Tensor:
+def forward_hugging_face(model: nn.Module, batch: Batch, step: int = 0, reads_pairs: bool = True) -> Tensor:
     """The class's own loss, as its users run it: with the MLM head on all positions."""
-    mask = batch.attention_mask
-    return model(
-        input_ids=batch.input_ids,
-        token_type_ids=batch.token_type_ids,
-        attention_mask=None if mask is None else mask.long(),
-        labels=batch.labels,
-        next_sentence_label=batch.next_sentence_labels,
-    ).loss
+    mask, pairs = batch.attention_mask, {}
+    if reads_pairs:
+        pairs = {"token_type_ids": batch.token_type_ids, "next_sentence_label": batch.next_sentence_labels}
+    mask = None if mask is None else mask.long()
+    return model(input_ids=batch.input_ids, attention_mask=mask, labels=batch.labels, **pairs).loss
 
 
 def forward_ours(model: nn.Module, batch: Batch, gates: Gates | None = None) -> Tensor:
@@ -187,18 +188,21 @@ def loss_difference(config: ModelConfig, batch: Batch, device: torch.device) -> 
     A small value shows that the compared classes compute the same function.
     """
     torch.manual_seed(0)
-    ours = BertForPreTraining(config).eval()
+    ours = make_model(config).eval()
     theirs = as_hugging_face(ours).to(device).eval()
-    difference = forward_ours(ours.to(device), batch) - forward_hugging_face(theirs, batch)
-    return abs(difference.item())
+    their_loss = forward_hugging_face(theirs, batch, reads_pairs=bool(config.next_sentence_prediction))
+    return abs((forward_ours(ours.to(device), batch) - their_loss).item())
 
 
 def _make_ours(name: str, dtype: str, setup: Setup) -> tuple[nn.Module, str, str]:
     torch.manual_seed(0)
-    model = BertForPreTraining(setup.config)
+    model = make_model(setup.config)
     if name == "deepspeed_transformer":
+        if setup.config.architecture != "bert":
+            raise ValueError("deepspeed_transformer: its blocks are those of --architecture bert")
         use_deepspeed_blocks(model, setup.micro_batch_size, setup.seq_length, dtype, setup.device)
         return model, "deepspeed", "deepspeed"
-    backend = select_backend(setup.pld_kernels if name in PLD else name, setup.device.type, setup.config.hidden_size)
+    kernels = setup.pld_kernels if name in PLD else name
+    backend = select_backend(kernels, setup.device.type, setup.config.hidden_size, model.has_fused_kernels)
     use_backend(model, backend, setup.device.type)
     return model, backend, "sdpa"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.hugging_face import HUGGING_FACE
+from benchmarks.hugging_face import HUGGING_FACE, MODERNBERT
 from benchmarks.train.contenders import PLD
 
 _TIME_TARGET = 1.05
@@ -93,7 +93,8 @@ def _fastest_peers(contenders: list[dict[str, Any]], dtype: str) -> tuple[str | 
     def fastest(names: list[str]) -> str | None:
         return max((name for name in names if name in rates), key=rates.__getitem__, default=None)
 
-    return fastest(list(HUGGING_FACE)), fastest([f"{name}_compiled" for name in HUGGING_FACE])
+    names = (*HUGGING_FACE, MODERNBERT)
+    return fastest(list(names)), fastest([f"{name}_compiled" for name in names])
 
 
 def _ratio(value: float | None, digits: int = 2) -> str:

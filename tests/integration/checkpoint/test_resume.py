@@ -87,6 +87,20 @@ def test_run_resumes_bitwise_across_the_phases_of_its_learning_rate_and_its_mask
         assert [series(run_dir), *(read_metrics(run_dir, key) for key in keys)] == whole
 
 
+def test_modernbert_resumes_bitwise(corpus, tmp_path):
+    """With dropout in all four places; under token granularity the block's positions are redrawn too."""
+    changes = {"progressive_layer_drop": {"granularity": "token"}, "optimizer": {"type": "Muon"}}
+    run = config(model={"architecture": "modernbert", "hidden_dropout": 0.1, "attention_dropout": 0.1}, **changes)
+    run_dir = tmp_path / "run"
+    run_pretrain(run, corpus, run_dir)
+    whole = series(run_dir)
+    shutil.rmtree(list_checkpoints(run_dir / "checkpoints")[0])
+    done = run_pretrain(run, corpus, run_dir)
+    assert "resuming after step 9 from checkpoint" in done.stdout
+    assert series(run_dir) == whole
+    assert min(whole["kept_blocks"]) < 3
+
+
 @pytest.mark.launcher
 def test_two_ranks_resume_bitwise_from_an_earlier_checkpoint(corpus, tmp_path):
     changes = {"zero_optimization": {"stage": 3}, "progressive_layer_drop": {"granularity": "token"}}

@@ -71,6 +71,27 @@ def test_muon_on_two_ranks_is_that_of_one_rank(stage, corpus, one_rank_by_muon, 
     assert np.array(read_metrics(tmp_path / "run")) == pytest.approx(one_rank_by_muon, rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def one_rank_of_modernbert(corpus, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("one_modern") / "run"
+    run_pretrain(modernbert(train_micro_batch_size_per_gpu=8), corpus, run_dir)
+    return np.array(read_metrics(run_dir))
+
+
+def modernbert(**changes):
+    """By token, so that positions are gathered, with local attention in two of three blocks."""
+    run = config(progressive_layer_drop=BY_TOKEN, optimizer=MUON, **changes)
+    run["model"] |= {"architecture": "modernbert", "local_attention": 8}
+    return run
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("stage", [pytest.param(stage, marks=pytest.mark.thorough) for stage in (0, 1, 2)] + [3])
+def test_two_ranks_train_modernbert_as_one(stage, corpus, one_rank_of_modernbert, tmp_path):
+    run_pretrain(modernbert(zero_optimization={"stage": stage}), corpus, tmp_path / "run", ranks=2)
+    assert np.array(read_metrics(tmp_path / "run")) == pytest.approx(one_rank_of_modernbert, rel=1e-5)
+
+
 def test_accumulated_micro_batches_weigh_tokens_as_one_batch(corpus, one_rank, tmp_path):
     """Without gates, which differ between micro-steps, accumulation equals one large micro-batch."""
     off = {"progressive_layer_drop": {"enabled": False}}
