@@ -19,9 +19,11 @@ from modern_model import (
 )
 
 from bert_pld.config import ConfigError, load_config
+from bert_pld.cost.flops import ModelFlops
 from bert_pld.model import make_model, use_backend
 from bert_pld.model.hugging_face import from_hugging_face
 from bert_pld.pld import BlockGate, Schedule, draw_gates
+from bert_pld.training.optimizer import block_matrices, parameter_groups
 
 CASES = [("eager", True), ("sdpa", True), ("sdpa", False)]
 HALF = Schedule(5, 0.5, temporal="constant", depth="uniform")
@@ -176,6 +178,36 @@ def test_initial_values_are_those_of_the_stock_class():
         other = expected[name]
         assert parameter.std(correction=0).item() == pytest.approx(other.std(correction=0).item(), rel=0.05), name
         assert parameter.abs().max().item() == pytest.approx(other.abs().max().item(), rel=0.05), name
+
+
+def test_muon_sees_the_matrices_that_are_stacked_in_one_parameter():
+    """Queries, keys and values; the feed-forward's two first matrices."""
+    stacked = block_matrices(make_modern(num_layers=2))
+    assert {name.removeprefix("encoder.blocks.1."): count for name, count in stacked.items() if ".1." in name} == {
+        "qkv_weight": 3,
+        "attention_output_weight": 1,
+        "ffn_up_weight": 2,
+        "ffn_down_weight": 1,
+    }
+    groups = parameter_groups(make_modern(num_layers=2), 0.1, muon=True)
+    assert [len(group["params"]) for group in groups] == [8, 2, 3 + 3 + 1]
+
+
+def test_counted_flops_are_those_of_three_feed_forward_matrices_and_of_the_window():
+    """By hand for a global and a local block, on whole sequences and on a random half of their tokens."""
+    config = modern_config(num_layers=2).model
+    model, lengths = ModelFlops(config, SEQ), np.array([SEQ, 5])
+    weights = 6.0 * (4 * 32 * 32 + 3 * 32 * 48)
+    within = [sum(abs(i - j) <= WINDOW // 2 for i in range(n) for j in range(n)) for n in lengths]
+    assert within == [SEQ * 9 - 20, 25]
+    assert model.block(lengths, 0) == weights * (SEQ + 5) + 12 * 32 * (SEQ**2 + 25)
+    assert model.block(lengths, 1) == weights * (SEQ + 5) + 12 * 32 * sum(within)
+    assert model.block(lengths) == (model.block(lengths, 0) + model.block(lengths, 1)) / 2
+    half, whole = np.array([SEQ // 2]), np.array([SEQ])
+    generator = np.random.default_rng(0)
+    drawn = [np.sort(generator.permutation(SEQ)[: SEQ // 2]) for _ in range(400)]
+    pairs = np.mean([(np.abs(kept[:, None] - kept[None]) <= WINDOW // 2).sum() for kept in drawn])
+    assert model.attention(half, 1, whole) == pytest.approx(12 * 32 * pairs, rel=0.01)
 
 
 def test_a_window_as_long_as_the_sequence_is_global_attention():
