@@ -7,25 +7,31 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-ROLES = ("pad", "unk", "cls", "sep", "mask")
+from bert_pld.data.fast_tokenizer import ROLES, read_text
+from bert_pld.files import TOKENIZER
 
 
-def read_saved_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
-    """Return a folder's fast tokenizer and its special tokens by role; a ValueError if it has none.
+def read_saved_tokenizer(folder: Path, where: str) -> tuple[Tokenizer, dict[str, str]]:
+    """Return a folder's fast tokenizer and its special tokens by role.
 
-    Some classes build parts of their tokenizer anew, so it may differ from the folder's `tokenizer.json`.
+    Some classes build parts of their tokenizer anew, so it may differ from the folder's `tokenizer.json`. A folder
+    without a fast tokenizer is a ValueError that begins with `where`.
     """
     from transformers import AutoTokenizer
 
+    if (folder / TOKENIZER).is_file():
+        check_tokenizer(
+            read_text(folder / TOKENIZER), f"{where}/{TOKENIZER}"
+        )  # transformers does not name a damaged one
     try:
         loaded: Any = AutoTokenizer.from_pretrained(str(folder))
     except Exception as error:  # its types vary: missing files, unknown classes, packages that are not installed
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: transformers cannot load a tokenizer from it ({why})") from error
+        raise ValueError(f"{where}: transformers cannot load a tokenizer from it ({why})") from error
     if not getattr(loaded, "is_fast", False):
         raise ValueError(
-            f"{folder}: {type(loaded).__name__} is no fast tokenizer; required is one that the library `tokenizers`"
-            " runs (a tokenizer.json)"
+            f"{where}: {type(loaded).__name__} is no fast tokenizer; required is one that the library `tokenizers` runs"
+            " (a tokenizer.json)"
         )
     tokens = {role: getattr(loaded, f"{role}_token", None) for role in ROLES}
     tokens["cls"] = tokens["cls"] or loaded.bos_token
@@ -33,10 +39,10 @@ def read_saved_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
     return loaded.backend_tokenizer, {role: str(token) for role, token in tokens.items() if token}
 
 
-def entries_of(tokenizer: Tokenizer) -> list[str]:
-    """Return a tokenizer's entries in id order; an id that no token has is an empty text."""
-    ids = tokenizer.get_vocab(with_added_tokens=True)
-    entries = [""] * (max(ids.values(), default=-1) + 1)
-    for entry, index in ids.items():
-        entries[index] = entry
-    return entries
+def check_tokenizer(text: str, where: str) -> None:
+    """Raise a ValueError unless the library loads the text of a `tokenizer.json`."""
+    try:
+        Tokenizer.from_str(text)
+    except Exception as error:  # the library raises Exception itself
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{where}: not a tokenizer.json ({why}); a vocab.txt is given with --vocab") from error

@@ -25,7 +25,8 @@ _CHINESE_OR_JAPANESE = re.compile(
     "[\u2e80-\u30ff\u3190-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]"
 )
 """Ideographs and kana, with their punctuation."""
-_BYTE = re.compile("<0x([0-9A-F]{2})>")
+WRITTEN_BYTE = re.compile("<0x([0-9A-F]{2})>")
+"""SentencePiece's entry for a byte of a character that it does not know."""
 _PRINTED_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 
 
@@ -33,11 +34,11 @@ def continues_word(content: dict[str, Any], entries: Sequence[str]) -> NDArray[n
     """Return bool `[entries]` for a `tokenizer.json` with these entries, which are in id order."""
     model = content["model"]
     prefix = model.get("continuing_subword_prefix")
-    kinds = _kinds(content["normalizer"]) | _kinds(content["pre_tokenizer"]) | _kinds(content["decoder"])
+    kinds = kinds_of(content["normalizer"]) | kinds_of(content["pre_tokenizer"]) | kinds_of(content["decoder"])
     if model.get("type") == "WordPiece" or prefix:
         return _table(entries, lambda entry: entry.startswith(prefix or "##"))
     if "ByteLevel" in kinds:
-        byte_of = _bytes_of_printed_characters()
+        byte_of = bytes_of_printed_characters()
         return _table(entries, lambda entry: _continues(bytes(byte_of.get(character, 0x20) for character in entry)))
     if "Metaspace" in kinds or any(entry.startswith(BLANK) for entry in entries):
         return _table(entries, lambda entry: _continues(_sentencepiece_bytes(entry)))
@@ -48,13 +49,13 @@ def _table(entries: Sequence[str], rule: Callable[[str], bool]) -> NDArray[np.bo
     return np.fromiter(map(rule, entries), np.bool_, count=len(entries))
 
 
-def _kinds(part: Any) -> set[str]:
+def kinds_of(part: Any) -> set[str]:
     """Return the types of a normalizer, pre-tokenizer or decoder and of all its parts."""
     if isinstance(part, list):
-        return set().union(*map(_kinds, part))
+        return set().union(*map(kinds_of, part))
     if not isinstance(part, dict):
         return set()
-    return {str(part.get("type"))}.union(*(_kinds(value) for value in part.values()))
+    return {str(part.get("type"))}.union(*(kinds_of(value) for value in part.values()))
 
 
 def _continues(text: bytes) -> bool:
@@ -75,11 +76,11 @@ def _continues(text: bytes) -> bool:
 
 
 def _sentencepiece_bytes(entry: str) -> bytes:
-    byte = _BYTE.fullmatch(entry)
+    byte = WRITTEN_BYTE.fullmatch(entry)
     return bytes([int(byte[1], 16)]) if byte else entry.replace(BLANK, " ").encode("utf-8", "replace")
 
 
-def _bytes_of_printed_characters() -> dict[str, int]:
+def bytes_of_printed_characters() -> dict[str, int]:
     """Map the characters with which byte-level BPE writes bytes to the bytes."""
     others = [byte for byte in range(256) if byte not in _PRINTED_BYTES]
     printed = {chr(byte): byte for byte in _PRINTED_BYTES}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import json
+import tempfile
 from pathlib import Path
 
 import torch
@@ -13,11 +15,12 @@ from torch import Tensor, nn
 from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.resume import fit_weights
 from bert_pld.config import FollowedModel, ModelConfig, load_config
+from bert_pld.data.fast_tokenizer import FastTokenizer, entries_of
 from bert_pld.data.rows import ShardedRows
-from bert_pld.data.saved_tokenizer import entries_of, read_saved_tokenizer
+from bert_pld.data.saved_tokenizer import read_saved_tokenizer
 from bert_pld.data.shards import vocabulary_hash
 from bert_pld.data.tokenizer import SPECIAL_TOKENS
-from bert_pld.files import CHECKPOINTS, CONFIG, TOKENIZER
+from bert_pld.files import CHECKPOINTS, CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from bert_pld.model.hugging_face.directory import download, is_saved_model, open_saved_model
 from bert_pld.training.new_vocabulary import find_sources
 
@@ -62,9 +65,11 @@ class InitialWeights(abc.ABC):
         self, state: dict[str, Tensor], old: Tokenizer, old_special: dict[str, int], rows: ShardedRows, offset: int
     ) -> list[str]:
         """Make the tables of words for the data's tokenizer, and leave out positions before the first."""
-        new = Tokenizer.from_file(str(rows.data_dir / TOKENIZER))
+        with tempfile.TemporaryDirectory() as folder:  # NVIDIA's shards have no tokenizer.json before it is saved.
+            rows.save_tokenizer(Path(folder))
+            new = Tokenizer.from_file(f"{folder}/{TOKENIZER}")
         sources = find_sources(old, old_special, new, rows.manifest.special_tokens)
-        entries = len(entries_of(old))
+        entries = len(entries_of(json.loads(old.to_str())))
         for name in (_WORDS, _WORD_BIAS):
             if name in state:
                 state[name] = sources.apply(state[name][:entries])
@@ -94,9 +99,7 @@ class RunWeights(InitialWeights):
         checkpoint = checkpoint_format.resolve_checkpoint(self.path)
         state, notes = checkpoint_format.load_weights(checkpoint), []
         if self.new_vocabulary:
-            old = Tokenizer.from_file(str(checkpoint / TOKENIZER))
-            ids = {role: old.token_to_id(token) for role, token in SPECIAL_TOKENS.items()}
-            special = {role: index for role, index in ids.items() if index is not None}
+            old, special = _tokenizer_of(checkpoint)
             saved = load_config(checkpoint / CONFIG, use="checkpoint").model
             notes += self._replace_vocabulary(state, old, special, rows, saved.position_offset)
             pad_vocabulary(state, model.state_dict())
@@ -123,13 +126,13 @@ class SavedModelWeights(InitialWeights):
 
     def check(self, rows: ShardedRows) -> None:
         """Raise a ValueError if the data has another tokenizer, unless `new_vocabulary` allows it."""
-        tokenizer, _ = read_saved_tokenizer(self.path)
-        entries, found = entries_of(tokenizer), rows.attributes
+        tokenizer, _ = read_saved_tokenizer(self.path, str(self.path))
+        entries, found = entries_of(json.loads(tokenizer.to_str())), rows.attributes
         if len(entries) > (self.saved.config.vocab_size or 0):
             raise ValueError(
                 f"{self.path}: its tokenizer has {len(entries)} entries, its model {self.saved.config.vocab_size}"
             )
-        if not self.new_vocabulary and vocabulary_hash(entries) != found.vocabulary_hash:
+        if not self.new_vocabulary and vocabulary_hash(list(entries)) != found.vocabulary_hash:
             raise ValueError(
                 f"data directory {rows.data_dir}: its vocabulary ({found.vocabulary_size} entries) differs from that of"
                 f" {self.path} ({len(entries)} entries); build the data with --tokenizer {self.path}, or give"
@@ -141,7 +144,7 @@ class SavedModelWeights(InitialWeights):
         imported = self.saved.read_state(config.next_sentence_prediction is True)
         state, notes = dict(imported.state), [f"initialized from {self.path} ({self.saved.family.model_type})"]
         if self.new_vocabulary:
-            tokenizer, tokens = read_saved_tokenizer(self.path)
+            tokenizer, tokens = read_saved_tokenizer(self.path, str(self.path))
             special = {role: tokenizer.token_to_id(token) for role, token in tokens.items()}
             notes += self._replace_vocabulary(state, tokenizer, special, rows, self.saved.config.position_offset)
         notes += grow_positions(state, config)
@@ -175,6 +178,16 @@ def open_initial_weights(where: str | None, new_vocabulary: bool) -> InitialWeig
             " safetensors"
         )
     return RunWeights(path, new_vocabulary)
+
+
+def _tokenizer_of(checkpoint: Path) -> tuple[Tokenizer, dict[str, int]]:
+    """Return a checkpoint's tokenizer and the ids of its special tokens by role."""
+    if (checkpoint / TOKENIZER_CONFIG).is_file():
+        saved = FastTokenizer.load(checkpoint)
+        return saved.tokenizer(), saved.special_ids()
+    tokenizer = Tokenizer.from_file(str(checkpoint / TOKENIZER))
+    ids = {role: tokenizer.token_to_id(token) for role, token in SPECIAL_TOKENS.items()}
+    return tokenizer, {role: index for role, index in ids.items() if index is not None}
 
 
 def grow_positions(state: dict[str, Tensor], config: ModelConfig) -> list[str]:

@@ -17,10 +17,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bert_pld.data.saved_tokenizer import entries_of
-
-_BLANK = "▁"
-"""SentencePiece's mark of a blank."""
+from bert_pld.data.fast_tokenizer import entries_of
+from bert_pld.data.word_starts import BLANK, WRITTEN_BYTE, bytes_of_printed_characters, kinds_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +52,14 @@ def find_sources(
     old: Tokenizer, old_special: Mapping[str, int], new: Tokenizer, new_special: Mapping[str, int]
 ) -> Sources:
     """Return the sources of a new tokenizer's entries; the special ids are by role, such as `cls`."""
-    marks = _marks_of(old)
-    known = {marks.read(entry): index for index, entry in enumerate(entries_of(old)) if entry}
+    old_content, new_content = json.loads(old.to_str()), json.loads(new.to_str())
+    marks = _marks_of(old_content)
+    known = {marks.read(entry): index for index, entry in enumerate(entries_of(old_content)) if entry}
     special = {index: old_special.get(role) for role, index in new_special.items()}
-    read = _marks_of(new).read
+    read = _marks_of(new_content).read
     ids: list[tuple[int, ...]] = []
     texts: dict[int, str] = {}
-    for index, entry in enumerate(entries_of(new)):
+    for index, entry in enumerate(entries_of(new_content)):
         piece = read(entry)
         same = special[index] if index in special else known.get(piece)
         ids.append(() if same is None else (same,))
@@ -91,50 +90,35 @@ class _Marks:
     kind: str
     """`prefix` (WordPiece's ##), `bytes` (byte-level BPE), `blank` (SentencePiece), or `none`."""
     prefix: str = ""
+    byte_of: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Character → the byte that byte-level BPE writes with it."""
 
     def read(self, entry: str) -> _Piece:
         """Return an entry's text and whether it begins a word."""
         if self.kind == "prefix":
             continues = entry.startswith(self.prefix)
             return _Piece(entry.removeprefix(self.prefix), not continues)
+        if self.kind == "blank" and WRITTEN_BYTE.fullmatch(entry):
+            return _Piece("", True, raw=entry)
         if self.kind == "blank":
-            return _Piece(entry.removeprefix(_BLANK), entry.startswith(_BLANK))
+            return _Piece(entry.removeprefix(BLANK), entry.startswith(BLANK))
         if self.kind == "bytes":
             try:
-                text = bytes(_BYTES[character] for character in entry).decode("utf-8")
+                text = bytes(self.byte_of[character] for character in entry).decode("utf-8")
             except (KeyError, UnicodeDecodeError):  # a special token, or a part of a character
                 return _Piece("", True, raw=entry)
             return _Piece(text.removeprefix(" "), text.startswith(" "))
         return _Piece(entry, True)
 
 
-def _marks_of(tokenizer: Tokenizer) -> _Marks:
-    content = json.loads(tokenizer.to_str())
+def _marks_of(content: dict[str, Any]) -> _Marks:
+    """Return the marks of a `tokenizer.json`."""
     prefix = content["model"].get("continuing_subword_prefix")
     if prefix:
         return _Marks("prefix", prefix)
-    kinds = {kind for part in ("normalizer", "pre_tokenizer", "decoder") for kind in _kinds(content.get(part))}
+    kinds = set().union(*(kinds_of(content.get(part)) for part in ("normalizer", "pre_tokenizer", "decoder")))
     if "ByteLevel" in kinds:
-        return _Marks("bytes")
+        return _Marks("bytes", byte_of=bytes_of_printed_characters())
     if "Metaspace" in kinds or content["model"]["type"] == "Unigram":
         return _Marks("blank")
     return _Marks("none")
-
-
-def _kinds(part: Any) -> set[str]:
-    """Return the types of a part of a tokenizer and of all its parts."""
-    if isinstance(part, list):
-        return set().union(*map(_kinds, part))
-    if not isinstance(part, dict):
-        return set()
-    return {str(part.get("type"))}.union(*map(_kinds, part.values()))
-
-
-def _printed_bytes() -> dict[str, int]:
-    """Map the characters with which byte-level BPE writes bytes to the bytes."""
-    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printed]
-    return {chr(byte): byte for byte in printed} | {chr(256 + number): byte for number, byte in enumerate(others)}
-
-
-_BYTES = _printed_bytes()

@@ -15,9 +15,9 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import PostProcessor
 from tokenizers.processors import Sequence as PostProcessors
 
-from bert_pld.data.fast_tokenizer import ROLES, FastTokenizer, RowTemplate, entries_of, parse, read_text
+from bert_pld.data.fast_tokenizer import FastTokenizer, RowTemplate, entries_of, parse, read_text
+from bert_pld.data.saved_tokenizer import check_tokenizer, read_saved_tokenizer
 from bert_pld.data.tokenizer import bert_template
-from bert_pld.files import TOKENIZER
 
 WELL_KNOWN = {
     "pad": ("[PAD]", "<pad>"),
@@ -38,7 +38,12 @@ def read_given_tokenizer(path: Path, add_mask_token: bool) -> FastTokenizer:
     where = f"--tokenizer {path}"
     if not path.exists():
         raise ValueError(f"{where}: no such file or directory; required is a tokenizer.json, or a folder with one")
-    text, settings = _read_folder(path, where) if path.is_dir() else (_read_file(path, where), {})
+    if path.is_dir():
+        loaded, settings = read_saved_tokenizer(path, where)
+        text = loaded.to_str()
+    else:
+        text, settings = read_text(path), {}
+        check_tokenizer(text, where)
     content = parse(text, where)
     tokenizer = Tokenizer.from_str(json.dumps(content))
     tokens = {**_well_known(content), **settings, **_of_template(content, tokenizer, where)}
@@ -57,39 +62,6 @@ def read_given_tokenizer(path: Path, add_mask_token: bool) -> FastTokenizer:
             f"{where}: adds no special tokens; rows are {tokens['cls']} … {tokens['sep']}, as in BERT", file=sys.stderr
         )
     return FastTokenizer(tokenizer.to_str(), tokens, where)
-
-
-def _read_folder(folder: Path, where: str) -> tuple[str, dict[str, str]]:
-    """Return the `tokenizer.json` and the special tokens by role of what transformers makes of a folder."""
-    from transformers import AutoTokenizer
-
-    if (folder / TOKENIZER).is_file():
-        _read_file(folder / TOKENIZER, f"--tokenizer {folder / TOKENIZER}")  # transformers does not name a damaged one
-    try:
-        loaded: Any = AutoTokenizer.from_pretrained(str(folder))
-    except Exception as error:  # its types vary: missing files, unknown classes, packages that are not installed
-        why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{where}: transformers cannot load a tokenizer from it ({why})") from error
-    if not getattr(loaded, "is_fast", False):
-        raise ValueError(
-            f"{where}: {type(loaded).__name__} is no fast tokenizer; required is one that the library `tokenizers` runs"
-            " (a tokenizer.json)"
-        )
-    tokens = {role: getattr(loaded, f"{role}_token", None) for role in ROLES}
-    tokens["cls"] = tokens["cls"] or loaded.bos_token
-    tokens["sep"] = tokens["sep"] or loaded.eos_token
-    return loaded.backend_tokenizer.to_str(), {role: str(token) for role, token in tokens.items() if token}
-
-
-def _read_file(path: Path, where: str) -> str:
-    """Return the text of a `tokenizer.json` that the library loads."""
-    text = read_text(path)
-    try:
-        Tokenizer.from_str(text)
-    except Exception as error:  # the library raises Exception itself
-        why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{where}: not a tokenizer.json ({why}); a vocab.txt is given with --vocab") from error
-    return text
 
 
 def _well_known(content: dict[str, Any]) -> dict[str, str]:

@@ -17,6 +17,7 @@ USE_COMMANDS = {"finetune_glue"}
 TOKENIZER_AND_FORMATS = (
     "shards",
     "documents",
+    "saved_tokenizer",
     "nvidia_format",
     "masking",
     "tokenizer",

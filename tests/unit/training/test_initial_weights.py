@@ -5,42 +5,19 @@ import json
 
 import pytest
 import torch
+from begun_runs import begin
 from hugging_face_models import ENTRIES, STOCK, save_stock, word_pieces
-from runs import VOCABULARY, small_config, write_corpus
+from runs import VOCABULARY, write_corpus
 from safetensors.torch import load_file, save_file
 
-from bert_pld.config import load_config
 from bert_pld.data.rows import ShardedRows
-from bert_pld.model import make_model
 from bert_pld.model.hugging_face import to_hugging_face
 from bert_pld.training.initial_weights import open_initial_weights
-from bert_pld.training.run import resolve_config
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def rows(corpus):
     return ShardedRows(corpus, "train")
-
-
-def without_model(**blocks):
-    config = small_config(**blocks)
-    config["model"] = blocks.get("model", {})
-    return config
-
-
-def begin(folder, rows, new_vocabulary=False, **blocks):
-    """Do what `pretrain --initialize_from` does up to the model; return it and the lines that it prints."""
-    initial = open_initial_weights(str(folder), new_vocabulary)
-    run = load_config(without_model(**blocks), follows=initial.follows)
-    initial.check(rows)
-    run = dataclasses.replace(run, model=initial.resolved(run.model, rows))
-    run = resolve_config(run, rows, 1, CPU)
-    torch.manual_seed(run.training.seed)
-    model = make_model(run.model)
-    notes = [*run.notices, *initial.fill(model, run.model, rows)]
-    return model.eval(), "\n".join(notes)
 
 
 def logits_of(model, input_ids, positions=16):
@@ -58,7 +35,7 @@ def some_ids(seed=0, entries=ENTRIES, length=16):
 def test_saved_model_of_each_family_gives_its_logits_and_comes_back_bit_for_bit(case, rows, tmp_path):
     theirs = save_stock(tmp_path, case, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1  # beside an index
-    model, notes = begin(tmp_path, rows)
+    model, _, notes = begin(tmp_path, rows)
     input_ids = some_ids()
     torch.testing.assert_close(logits_of(model, input_ids), theirs(input_ids).logits.detach(), atol=1e-5, rtol=0)
     assert ("new: nsp_head" in notes) == (case in ("bert", "megatron-bert"))
@@ -73,7 +50,7 @@ def test_saved_model_of_each_family_gives_its_logits_and_comes_back_bit_for_bit(
 @pytest.mark.parametrize("case", ["bert", "roberta", "distilbert", "electra-small"])
 def test_bare_model_gets_new_heads(case, rows, tmp_path):
     theirs = save_stock(tmp_path, case, "Model")
-    model, notes = begin(tmp_path, rows)
+    model, _, notes = begin(tmp_path, rows)
     input_ids = some_ids()
     with torch.no_grad():
         hidden_states = model.encoder(input_ids, torch.zeros_like(input_ids))
@@ -86,14 +63,14 @@ def test_bare_model_gets_new_heads(case, rows, tmp_path):
 
 def test_heads_for_other_tasks_are_not_used(rows, tmp_path):
     save_stock(tmp_path, "bert", "ForSequenceClassification")
-    model, notes = begin(tmp_path, rows, model={"next_sentence_prediction": False})
+    model, _, notes = begin(tmp_path, rows, model={"next_sentence_prediction": False})
     assert "not used: bert.pooler.dense, classifier" in notes
     assert model.nsp_head is None
 
 
 def test_next_sentence_head_is_taken_over_where_the_data_has_pairs(rows, tmp_path):
     theirs = save_stock(tmp_path, "bert", "ForPreTraining")
-    model, notes = begin(tmp_path, rows)
+    model, _, notes = begin(tmp_path, rows)
     assert torch.equal(model.nsp_head.classifier.weight, theirs.cls.seq_relationship.weight)
     assert notes == f"initialized from {tmp_path} (bert)"
 
@@ -108,7 +85,7 @@ def test_old_names_and_half_precision_are_read(rows, tmp_path):
     save_file(
         {name: t.half() if t.is_floating_point() else t for name, t in state.items()}, tmp_path / "model.safetensors"
     )
-    model, _ = begin(tmp_path, rows)
+    model, *_ = begin(tmp_path, rows)
     norm = theirs.bert.embeddings.LayerNorm.weight
     assert torch.equal(model.encoder.embeddings.norm.weight, norm.half().float())
     assert model.state_dict()["encoder.embeddings.norm.weight"].dtype == torch.float32
@@ -116,7 +93,7 @@ def test_old_names_and_half_precision_are_read(rows, tmp_path):
 
 def test_vocabulary_is_rounded_up_without_changing_the_loss_and_exported_at_its_own_size(rows, tmp_path):
     theirs = save_stock(tmp_path, vocab_size=ENTRIES + 3)
-    model, _ = begin(tmp_path, rows)
+    model, *_ = begin(tmp_path, rows)
     assert (model.config.vocab_size, model.config.exported_vocab_size) == (ENTRIES + 8, ENTRIES + 3)
     input_ids = some_ids()
     labels = some_ids(1)
@@ -126,7 +103,7 @@ def test_vocabulary_is_rounded_up_without_changing_the_loss_and_exported_at_its_
     hf_config, state = to_hugging_face(model.state_dict(), model.config)
     assert hf_config.vocab_size == ENTRIES + 3
     assert torch.equal(state["bert.embeddings.word_embeddings.weight"], theirs.bert.embeddings.word_embeddings.weight)
-    exact, _ = begin(tmp_path, rows, model={"vocab_size": ENTRIES + 3})
+    exact, *_ = begin(tmp_path, rows, model={"vocab_size": ENTRIES + 3})
     assert len(exact.mlm_head.bias) == ENTRIES + 3
 
 
@@ -136,7 +113,7 @@ def test_positions_grow_for_longer_sequences(case, tmp_path_factory, tmp_path):
     offset = 1 if case == "roberta" else 0
     own = theirs.config.max_position_embeddings - offset
     long = ShardedRows(write_corpus(tmp_path_factory.mktemp("long"), seq_length=64), "train")
-    model, notes = begin(tmp_path, long, data={"seq_length": 64})
+    model, _, notes = begin(tmp_path, long, data={"seq_length": 64})
     assert model.config.max_position_embeddings == 64
     assert f"model.max_position_embeddings: 64, for data.seq_length; the weights are for {own}" in notes
     input_ids = some_ids(length=64)
@@ -177,10 +154,10 @@ def test_key_of_the_json_that_contradicts_the_model_is_named(model, message, row
 def test_keys_that_agree_or_say_how_a_model_runs_are_accepted(rows, tmp_path):
     save_stock(tmp_path)
     keys = {"hidden_size": 32, "normalization": "post", "hidden_dropout": 0.3, "kernels": "reference", "preset": None}
-    model, _ = begin(tmp_path, rows, model=keys)
+    model, *_ = begin(tmp_path, rows, model=keys)
     assert (model.config.hidden_dropout, model.config.attention_dropout) == (0.3, 0.0)
     # The configuration that a run saves is accepted again.
-    again, _ = begin(tmp_path, rows, model=dataclasses.asdict(model.config))
+    again, *_ = begin(tmp_path, rows, model=dataclasses.asdict(model.config))
     assert again.config == model.config
 
 

@@ -1,24 +1,20 @@
 """A new vocabulary on old weights: which embeddings are taken over, and what the others start from."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
+from begun_runs import begin, write_checkpoint
 from hugging_face_models import ENTRIES, save_stock, word_pieces
 from runs import SPECIAL, VOCABULARY
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from bert_pld.checkpoint import format as checkpoints
 from bert_pld.config import load_config
 from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import Manifest, vocabulary_hash
 from bert_pld.model import make_model
 from bert_pld.model.hugging_face import to_hugging_face
-from bert_pld.training.initial_weights import open_initial_weights
 from bert_pld.training.new_vocabulary import find_sources
-from bert_pld.training.run import resolve_config
 
 OLD_SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 # Most old words in another order, one word of two old pieces, and one that is unknown.
@@ -42,25 +38,13 @@ def rows(corpus, tmp_path):
     return rows
 
 
-def begin(where, rows, model=None):
-    initial = open_initial_weights(str(where), True)
-    values = {"train_batch_size": 8, "model": model or {}, "data": {"seq_length": 32}}
-    run = load_config(values, follows=initial.follows)
-    initial.check(rows)
-    run = dataclasses.replace(run, model=initial.resolved(run.model, rows))
-    run = resolve_config(run, rows, 1, torch.device("cpu"))
-    model = make_model(run.model)
-    return model.eval(), initial.fill(model, run.model, rows)
-
-
 def test_common_entries_are_taken_over_and_others_start_from_their_pieces(rows, tmp_path):
     theirs = save_stock(tmp_path / "old")
-    model, notes = begin(tmp_path / "old", rows)
+    model, _, notes = begin(tmp_path / "old", rows, new_vocabulary=True)
     # Of the text "w3##p1", the old tokenizer knows the words w3 and p1; the second as a piece that continues a word.
     kept = len(NEW) - 2
     assert (
-        f"new vocabulary of {len(NEW)} entries: {kept} embeddings taken over, 1 from the mean of their pieces"
-        in notes[1]
+        f"new vocabulary of {len(NEW)} entries: {kept} embeddings taken over, 1 from the mean of their pieces" in notes
     )
     words, bias = model.encoder.embeddings.word.weight, model.mlm_head.bias
     old_words, old_bias = theirs.bert.embeddings.word_embeddings.weight, theirs.cls.predictions.bias
@@ -77,7 +61,7 @@ def test_common_entries_are_taken_over_and_others_start_from_their_pieces(rows, 
 
 def test_positions_of_roberta_begin_after_the_new_pad_token(rows, tmp_path):
     theirs = save_stock(tmp_path / "old", "roberta", pad_token_id=3)
-    model, _ = begin(tmp_path / "old", rows)
+    model, *_ = begin(tmp_path / "old", rows, new_vocabulary=True)
     used = theirs.roberta.embeddings.position_embeddings.weight[4:]
     assert torch.equal(model.encoder.embeddings.position.weight, used)
     hf_config, state = to_hugging_face(model.state_dict(), model.config, pad_token_id=1)
@@ -85,21 +69,14 @@ def test_positions_of_roberta_begin_after_the_new_pad_token(rows, tmp_path):
     assert hf_config.max_position_embeddings == len(used) + 2
 
 
-def test_weights_of_a_run_take_a_new_vocabulary_too(rows, tmp_path):
+def test_weights_of_a_run_take_a_new_vocabulary_too(rows, corpus, tmp_path):
     sizes = {"preset": None, "hidden_size": 16, "num_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     sizes |= {"vocab_size": ENTRIES, "next_sentence_prediction": True, "max_position_embeddings": 32}
     run = load_config({"train_batch_size": 8, "model": sizes, "data": {"seq_length": 32}})
     first = make_model(run.model)
-    folder = tmp_path / "checkpoints" / "step_00000001"
-    folder.mkdir(parents=True)
-    save_file(first.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(run.as_json()))
-    (folder / "state.json").write_text('{"step": 1}')
-    word_pieces(VOCABULARY).save(str(folder / "tokenizer.json"))
-    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
-    checkpoints.write_checksums(folder)
-    model, notes = begin(folder, rows)
-    assert f"{len(NEW) - 2} embeddings taken over" in notes[0]
+    folder = write_checkpoint(tmp_path / "run", first, run, ShardedRows(corpus, "train"))
+    model, _, notes = begin(folder, rows, new_vocabulary=True)
+    assert f"{len(NEW) - 2} embeddings taken over" in notes
     old = first.encoder.embeddings.word.weight
     assert torch.equal(model.encoder.embeddings.word.weight[0], old[4])
     assert torch.equal(model.encoder.blocks[1].qkv_weight, first.encoder.blocks[1].qkv_weight)
