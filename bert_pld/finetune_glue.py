@@ -81,8 +81,8 @@ def main(options: argparse.Namespace) -> int:
             raise ValueError(f"--learning_rates {rate:g}: must be in (0, 1)")
     overrides = read_deepspeed_overrides(options.deepspeed_config, options.precision)
     preemption = Preemption()  # before the imports that take seconds
-    from bert_pld.glue.finetune import StoppedError
-    from bert_pld.glue.sweep import print_line
+    from bert_pld.finetuning.loop import StoppedError
+    from bert_pld.finetuning.sweep import print_line
 
     try:
         without_score = finetune_all(options, tasks, overrides, preemption)
@@ -126,10 +126,11 @@ def finetune_all(
     import torch.distributed as dist
 
     from bert_pld.cluster.process_group import join_process_group
-    from bert_pld.glue.encoder import load_encoder
-    from bert_pld.glue.finetune import Settings, SharedSignal
+    from bert_pld.finetuning.encoder import load_encoder
+    from bert_pld.finetuning.loop import Settings, SharedSignal
+    from bert_pld.finetuning.sweep import Sweep, scored_rates
+    from bert_pld.glue.data import GlueSource
     from bert_pld.glue.summary import write_summary
-    from bert_pld.glue.sweep import Sweep, scored_rates
 
     device = join_process_group()
     try:
@@ -145,10 +146,13 @@ def finetune_all(
         )
         settings.check(dist.get_world_size(), device.type)
         with hugging_face_folder(options.model) as folder:
+            encoder = load_encoder(folder, settings.max_seq_length, options.from_scratch, settings.dropout)
             sweep = Sweep(
-                encoder=load_encoder(folder, settings.max_seq_length, options.from_scratch, settings.dropout),
+                encoder=encoder,
                 model=options.model,
-                glue_dir=options.glue_dir,
+                source=GlueSource(
+                    options.glue_dir, encoder.tokenizer, settings.max_seq_length, settings.max_train_rows
+                ),
                 output_dir=options.output_dir,
                 learning_rates=options.learning_rates,
                 seeds=options.seeds,
@@ -171,7 +175,7 @@ def finetune_all(
 def hugging_face_folder(model: str) -> Iterator[str]:
     """Yield a name that transformers loads: the model itself, or a temporary export of a bert_pld checkpoint."""
     from bert_pld.export import export_checkpoint
-    from bert_pld.glue.encoder import is_hugging_face_folder
+    from bert_pld.finetuning.encoder import is_hugging_face_folder
 
     path = Path(model)
     if not path.is_dir() or is_hugging_face_folder(path):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.files import write_atomically
-from bert_pld.glue.sweep import RESULT, by_learning_rate, diverged, read_result, scored_rates
+from bert_pld.finetuning.sweep import RESULT, by_learning_rate, diverged, read_result, scored_rates
 from bert_pld.glue.tasks import TASKS, Task, mean_score
 
 SUMMARY = "summary"

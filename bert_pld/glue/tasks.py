@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+_DEFAULT_LEARNING_RATE = 5e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,36 @@ class Task:
     def num_outputs(self) -> int:
         """Number of the classifier's outputs."""
         return 1 if self.labels is None else len(self.labels)
+
+    @property
+    def tags_words(self) -> bool:
+        """Whether each word has a label: never."""
+        return False
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that is tried if none is given."""
+        return self.paper_lr or _DEFAULT_LEARNING_RATE
+
+    def score(self, predictions: NDArray[np.float64], labels: NDArray[np.float64]) -> dict[str, float]:
+        """Return the task's metrics."""
+        return score(self.metrics, predictions, labels)
+
+    def selection(self, scores: dict[str, float]) -> float:
+        """Return the mean of the metrics."""
+        return mean_score(scores)
+
+    def write_predictions(self, path: Path, predictions: NDArray[np.float64]) -> None:
+        """Write a file for the leaderboard: `index` and `prediction`; classes as words, scores with three decimals.
+
+        The predictions are in the order of the test file.
+        """
+        if self.labels is None:
+            words = [f"{value:.3f}" for value in predictions]
+        else:
+            words = [self.labels[int(value)] for value in predictions]
+        rows = "".join(f"{index}\t{word}\n" for index, word in enumerate(words))
+        path.write_text(f"index\tprediction\n{rows}", encoding="utf-8")
 
 
 def _task(name: str, hub: str, columns: tuple[str, ...], **others: Any) -> Task:

@@ -63,7 +63,7 @@ class ForkedRuns:
 _SHARED_IMPORTS = {
     "bert_pld.evaluate": [],
     "bert_pld.pretrain": ["bert_pld.training.loop"],
-    "bert_pld.finetune_glue": ["bert_pld.glue.finetune", "transformers.models.auto", "sklearn.metrics"],
+    "bert_pld.finetune_glue": ["bert_pld.finetuning.loop", "transformers.models.auto", "sklearn.metrics"],
 }
 
 

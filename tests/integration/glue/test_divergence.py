@@ -12,14 +12,14 @@ import torch
 from finetune_runs import finetune, result_of, write_tokenizer
 from runs import VOCABULARY, clean_environment, run_captured
 
-from bert_pld.glue.data import training_order
+from bert_pld.finetuning.batches import training_order
 
 RATES = ["--epochs", "1", "--learning_rates", "0.9", "1e-3"]
 IN_FP16 = """
 import sys
 from bert_pld.glue.data import read_task
-from bert_pld.glue.encoder import load_encoder
-from bert_pld.glue.finetune import Settings, finetune
+from bert_pld.finetuning.encoder import load_encoder
+from bert_pld.finetuning.loop import Settings, finetune
 from bert_pld.glue.tasks import TASKS
 from bert_pld.cluster.process_group import join_process_group
 

@@ -16,8 +16,8 @@ from finetune_runs import finetune, result_of
 from repository import REPOSITORY
 from runs import SEQ_LENGTH, error_of, run_captured
 
+from bert_pld.finetuning.encoder import identify_weights, load_encoder
 from bert_pld.glue.data import identify_data
-from bert_pld.glue.encoder import identify_weights, load_encoder
 from bert_pld.glue.summary import table
 from bert_pld.glue.tasks import TASKS
 

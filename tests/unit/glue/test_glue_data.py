@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from bert_pld.glue.data import Encoded, collate, evaluation_rows, read_split, training_order
-from bert_pld.glue.finetune import linear_schedule
-from bert_pld.glue.sweep import write_predictions
+from bert_pld.finetuning.batches import Encoded, collate, evaluation_rows, training_order
+from bert_pld.finetuning.loop import linear_schedule
+from bert_pld.glue.data import read_split
 from bert_pld.glue.tasks import DIAGNOSTIC, TASKS, find_tasks, mean_score, score
 
 
@@ -173,7 +173,7 @@ def test_metrics_equal_values_computed_by_hand():
     ],
 )
 def test_prediction_files_have_the_leaderboards_format(tmp_path, task, predictions, lines):
-    write_predictions(tmp_path / "x.tsv", TASKS[task], np.array(predictions, dtype=float))
+    TASKS[task].write_predictions(tmp_path / "x.tsv", np.array(predictions, dtype=float))
     assert (tmp_path / "x.tsv").read_text().splitlines() == ["index\tprediction", *lines]
 
 

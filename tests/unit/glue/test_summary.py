@@ -10,8 +10,8 @@ from scipy.stats import ttest_ind
 
 from bert_pld.cli import run
 from bert_pld.finetune_glue import build_parser, main
+from bert_pld.finetuning.sweep import ResultFolder
 from bert_pld.glue.summary import difference, differences_table, draw, summarize, table, write_summary
-from bert_pld.glue.sweep import ResultFolder
 
 
 def write_result(folder, task, rate, seed, diverged_at=None, **scores):

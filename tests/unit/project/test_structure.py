@@ -10,7 +10,7 @@ from repository import REPOSITORY, tracked
 
 # A package imports only from itself and from those before it.
 LAYERS = ["rng", "files", "config", "pld", "kernels", "model", "cost"]
-LAYERS += ["data", "cluster", "checkpoint", "training", "glue", "cli"]
+LAYERS += ["data", "cluster", "checkpoint", "training", "finetuning", "glue", "cli"]
 COMMANDS = {"pretrain", "evaluate", "export", "plan", "plot", "status", "compile_kernels", "finetune_glue"}
 FORMER_NAMES = {"bench", "experiments"}
 USE_COMMANDS = {"finetune_glue"}

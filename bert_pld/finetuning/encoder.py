@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bert_pld.files import file_sha256
-from bert_pld.glue.tasks import Task
+from bert_pld.finetuning.task import Task
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 CLASSIFIER_DROPOUTS = ("classifier_dropout", "classifier_dropout_prob", "cls_dropout", "pooler_dropout")
@@ -40,22 +40,23 @@ class PretrainedEncoder:
 
     def classifier(self, task: Task, seed: int) -> nn.Module:
         """Return an fp32 classifier for a task on top of the encoder; the seed determines all new weights."""
-        from transformers import AutoModelForSequenceClassification
+        from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
         from transformers.utils import logging
 
         changes: dict[str, Any] = {"num_labels": task.num_outputs}
         if self.dropout is not None:
             changes |= dict.fromkeys((*DROPOUTS, *CLASSIFIER_DROPOUTS), self.dropout)
         config = type(self.config).from_dict({**self.config.to_dict(), **changes})
+        kind = AutoModelForTokenClassification if task.tags_words else AutoModelForSequenceClassification
         torch.manual_seed(seed)
         if self.from_scratch:
-            model: nn.Module = AutoModelForSequenceClassification.from_config(config)
+            model: nn.Module = kind.from_config(config)
             return model.float()
         # transformers warns that the classifier is new and the pretraining heads are unused: both are intended.
         before = logging.get_verbosity()
         logging.set_verbosity_error()
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(self.folder, config=config, dtype=torch.float32)
+            model = kind.from_pretrained(self.folder, config=config, dtype=torch.float32)
         finally:
             logging.set_verbosity(before)
         return model

@@ -22,13 +22,11 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from bert_pld.files import write_atomically
-from bert_pld.glue.data import identify_data, read_task
-from bert_pld.glue.encoder import PretrainedEncoder
-from bert_pld.glue.finetune import Outcome, Settings, SharedSignal, finetune
-from bert_pld.glue.interrupted import Interrupted
-from bert_pld.glue.tasks import DIAGNOSTIC, Task
+from bert_pld.finetuning.encoder import PretrainedEncoder
+from bert_pld.finetuning.interrupted import Interrupted
+from bert_pld.finetuning.loop import Outcome, Settings, SharedSignal, finetune
+from bert_pld.finetuning.task import DataSource, Task
 
-_DEFAULT_LEARNING_RATE = 5e-5
 RESULT = "result.json"
 
 
@@ -39,11 +37,10 @@ class Sweep:
     encoder: PretrainedEncoder
     model: str
     """The model as the user named it."""
-    glue_dir: str
-    """The data, as for `read_split`."""
+    source: DataSource
     output_dir: Path
     learning_rates: Sequence[float] | None
-    """Learning rates to try; None: the one in the paper's table for each task."""
+    """Learning rates to try; None: the task's own."""
     seeds: Sequence[int]
     settings: Settings
     device: torch.device
@@ -65,14 +62,7 @@ class Sweep:
         if len(results) == len(planned):
             return results
         self.signal.check()
-        data = read_task(
-            task,
-            self.glue_dir,
-            self.encoder.tokenizer,
-            self.settings.max_seq_length,
-            max_train_rows=self.settings.max_train_rows,
-            also_test=DIAGNOSTIC if task.name == "MNLI" else None,
-        )
+        data = self.source.read(task)
         print_line(f"{task.name}: {data.describe()}")
         for rate, seed, folder in (plan for plan, found in zip(planned, earlier, strict=True) if found is None):
             self.signal.check()
@@ -107,10 +97,10 @@ class Sweep:
 
     def _plan(self, task: Task) -> list[tuple[float, int, ResultFolder]]:
         """Return learning rate, seed and result folder of each fine-tuning of a task."""
-        rates = self.learning_rates or [task.paper_lr or _DEFAULT_LEARNING_RATE]
+        rates = self.learning_rates or [task.learning_rate]
         shared = {
             "weights": self.encoder.weights,
-            "data": identify_data(task, self.glue_dir),
+            "data": self.source.identity(task),
             "from_scratch": self.encoder.from_scratch,
         }
         planned = []
@@ -194,7 +184,7 @@ class ResultFolder:
         """Write the predictions, then the result: a folder with a result is complete."""
         self.path.mkdir(parents=True, exist_ok=True)
         for name, values in predictions.items():
-            write_predictions(self.path / name, task, values)
+            task.write_predictions(self.path / name, values)
         write_atomically(self.path / RESULT, json.dumps(result, indent=2) + "\n")
 
 
@@ -203,19 +193,6 @@ def _versions() -> dict[str, str]:
     import transformers
 
     return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
-
-
-def write_predictions(path: Path, task: Task, predictions: NDArray[np.float64]) -> None:
-    """Write a file for the leaderboard: columns `index` and `prediction`; classes as words, scores with three decimals.
-
-    The predictions are in the order of the test file.
-    """
-    if task.labels is None:
-        words = [f"{value:.3f}" for value in predictions]
-    else:
-        words = [task.labels[int(value)] for value in predictions]
-    rows = "".join(f"{index}\t{word}\n" for index, word in enumerate(words))
-    path.write_text(f"index\tprediction\n{rows}", encoding="utf-8")
 
 
 def diverged(result: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import math
 import time
 from collections.abc import Callable
@@ -18,10 +19,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bert_pld.cluster.stopping import Preemption, StepAgreement
 from bert_pld.config.errors import explaining
-from bert_pld.glue.data import Encoded, TaskData, collate, evaluation_rows, training_order
-from bert_pld.glue.encoder import PretrainedEncoder
-from bert_pld.glue.interrupted import Interrupted, Progress
-from bert_pld.glue.tasks import mean_score, score
+from bert_pld.finetuning.batches import IGNORED_LABEL, Encoded, TaskData, collate, evaluation_rows, training_order
+from bert_pld.finetuning.encoder import PretrainedEncoder
+from bert_pld.finetuning.interrupted import Interrupted, Progress
 from bert_pld.training.loop import seed_dropout
 from bert_pld.training.optimizer import build_optimizer, parameter_groups
 
@@ -139,7 +139,8 @@ def finetune(
     engine = _make_engine(model, learning_rate, steps, settings)
     if interrupted is not None and found is not None:
         interrupted.load_optimizer(engine)
-    run = _FineTuning(engine, data, settings, seed, encoder.pad_id, device, check)
+    accepted = frozenset(inspect.signature(model.forward).parameters)
+    run = _FineTuning(engine, data, settings, seed, encoder.pad_id, device, check, accepted)
     progress = found or Progress()
     try:
         outcome = _run_epochs(run, progress, steps)
@@ -163,7 +164,7 @@ def _run_epochs(run: _FineTuning, progress: Progress, steps: int) -> Outcome:
                 step = len(losses) - 1 if is_finite.all() else int(np.argmin(is_finite))
                 return Outcome(progress.epochs, None, {}, {}, steps, diverged_at_step=epoch * len(losses) + step + 1)
             scores = {name: run.score(split) for name, split in data.dev.items()}
-            value = sum(map(mean_score, scores.values())) / len(scores)
+            value = sum(map(data.task.selection, scores.values())) / len(scores)
             seconds = round(time.perf_counter() - began, 2)
             if value > progress.best_score:
                 progress.predictions = {name: run.predict(split) for name, split in data.test.items()}
@@ -211,8 +212,14 @@ def linear_schedule(step: int, steps: int, warmup_share: float) -> float:
     return max(0.0, (steps - step) / max(1, steps - warmup))
 
 
-def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy, or for logits `[rows, 1]` the mean squared error, in fp32; `labels` is `[rows]`."""
+def loss_of(logits: torch.Tensor, labels: torch.Tensor, words: float = 0.0) -> torch.Tensor:
+    """Return the cross-entropy, or for logits `[rows, 1]` the mean squared error, in fp32; `labels` is `[rows]`.
+
+    With labels `[rows, tokens]` of words, it is the sum over the words of these rows, divided by `words`.
+    """
+    if labels.dim() == 2:
+        flat, options = logits.float().flatten(0, 1), {"ignore_index": IGNORED_LABEL, "reduction": "sum"}
+        return nn.functional.cross_entropy(flat, labels.flatten(), **options) / max(words, 1.0)
     if logits.shape[-1] == 1:
         return nn.functional.mse_loss(logits.float().squeeze(-1), labels)
     return nn.functional.cross_entropy(logits.float(), labels)
@@ -236,6 +243,8 @@ class _FineTuning:
     pad_id: int
     device: torch.device
     check: Callable[[], None]
+    accepted: frozenset[str]
+    """Arguments of the model's forward; some models have no `token_type_ids`."""
 
     def train_epoch(self, epoch: int, progress: Progress) -> tuple[NDArray[np.float64], bool]:
         """Train the rest of an epoch; return the loss of each of its steps `[steps]`, the mean over ranks, and whether
@@ -245,6 +254,7 @@ class _FineTuning:
         """
         rank, world_size = dist.get_rank(), dist.get_world_size()
         lengths = np.array([len(row) for row in self.data.train.input_ids])
+        counts = np.diff(self.data.train.label_starts)
         batches = training_order(lengths, self.settings.batch_size, self.seed, epoch)
         done = len(progress.losses)
         losses = torch.zeros(len(batches), device=self.device)
@@ -259,7 +269,9 @@ class _FineTuning:
             seed_dropout(self.seed, epoch * len(batches) + number, 0, rank)
             inputs, labels = self._collate(self.data.train, rows[rank::world_size])
             assert labels is not None
-            loss = loss_of(self.engine(**inputs).logits, labels)
+            # The loss of several ranks is that of one: the mean over all words of the step.
+            words = float(counts[rows].sum()) / world_size
+            loss = loss_of(self.engine(**inputs).logits, labels, words)
             losses[number] = loss.detach()
             self.engine.backward(loss)
             try:
@@ -277,7 +289,10 @@ class _FineTuning:
 
     @torch.no_grad()
     def predict(self, split: Encoded) -> NDArray[np.float64]:
-        """Return the predictions for all rows, in their order, the same on every rank: classes, or scores in [0, 5]."""
+        """Return the predictions for all rows or words, in their order, the same on every rank.
+
+        They are classes, or scores in [0, 5].
+        """
         self.engine.eval()
         mine: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
         for rows in evaluation_rows(split, 2 * self.settings.batch_size, dist.get_rank(), dist.get_world_size()):
@@ -291,15 +306,21 @@ class _FineTuning:
             mine.append((rows, predicted.double().cpu().numpy()))
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, mine)
-        predictions = np.zeros(len(split))
+        starts = split.label_starts
+        predictions = np.zeros(starts[-1])
         for rows, values in (part for parts in gathered for part in parts):
-            predictions[rows] = values
+            if split.word_places is None:
+                predictions[rows] = values
+            else:
+                for row, of_tokens in zip(rows, values, strict=True):
+                    predictions[starts[row] : starts[row + 1]] = of_tokens[split.word_places[row]]
         return predictions
 
     def score(self, split: Encoded) -> dict[str, float]:
         """Return the task's metrics on a dev split."""
         assert split.labels is not None
-        return score(self.data.task.metrics, self.predict(split), split.labels)
+        return self.data.task.score(self.predict(split), split.labels)
 
     def _collate(self, split: Encoded, rows: NDArray[np.int64]) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-        return collate(split, rows, self.pad_id, self.device, classes=not self.data.task.is_regression)
+        inputs, labels = collate(split, rows, self.pad_id, self.device, classes=not self.data.task.is_regression)
+        return {name: tensor for name, tensor in inputs.items() if name in self.accepted}, labels
