@@ -97,8 +97,8 @@ def self_attention(
     Args:
         qkv: [B, S, 3·H], queries, keys and values concatenated.
         num_heads: N.
-        attention_mask: bool [B, S], True for tokens, or bool [B or 1, S, S], True where a token attends to another;
-            None if every token attends to all.
+        attention_mask: bool [B, S], True for tokens; or bool [B or 1, S or 1, S], True where a token attends to
+            another; None if every token attends to all.
         dropout: dropout probability of the attention weights; 0 outside training.
         rotation: cosines and sines of the tokens' rotary angles, which `rotate` applies to queries and keys, or None.
 

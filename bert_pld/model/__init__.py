@@ -13,10 +13,23 @@ from bert_pld.model.modern import ModernBertForPreTraining
 
 __all__ = ["BertForPreTraining", "ModernBertForPreTraining", "make_model", "use_backend"]
 
+_MOST_GRAPHS = 64
+
 
 def make_model(config: ModelConfig) -> BertForPreTraining:
     """Make a new model of the configuration's architecture."""
     return {"bert": BertForPreTraining, "modernbert": ModernBertForPreTraining}[config.architecture](config)
+
+
+def allow_graphs() -> None:
+    """Let torch.compile keep enough graphs of one block's code; beyond its limit it runs eagerly.
+
+    A graph is for one kind of block, with or without padding, on whole sequences or on some tokens, and with or without
+    gradients.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
 
 
 def use_backend(model: BertForPreTraining, name: str, device_type: str) -> None:
@@ -24,6 +37,7 @@ def use_backend(model: BertForPreTraining, name: str, device_type: str) -> None:
     encoder = model.encoder
     backend = select_backend(name, device_type, model.config.hidden_size, model.has_fused_kernels)
     if backend == "compiled":
+        allow_graphs()
         for block in encoder.blocks:
             # θ changes at every step: with a static scale each value would be compiled again.
             block.compile(dynamic=True)

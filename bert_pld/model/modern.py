@@ -79,7 +79,7 @@ class Placement:
         assert reach is not None
         angles = rotary_angles(positions, config.hidden_size // config.num_attention_heads, theta)
         if not is_local or reach >= self.positions.shape[1] - 1:
-            return *angles, attention_mask
+            return *angles, None if attention_mask is None else attention_mask[:, None, :]
         distances = (positions[:, :, None] - positions[:, None, :]).abs()
         mask = distances <= reach
         if attention_mask is not None:
