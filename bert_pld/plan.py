@@ -179,7 +179,7 @@ def format_plan(plan: Plan) -> str:
         "model",
         f"  {model.num_layers} blocks × {model.hidden_size}, {model.num_attention_heads} heads, FFN"
         f" {model.intermediate_size}, {model.normalization}-normalization, vocabulary {model.vocab_size:,}, {head}",
-        f"  {plan.parameters / 1e6:.2f} M parameters",
+        f"  {plan.parameters / 1e6:.2f} M parameters" + (", matrix products of the blocks in FP8" if model.fp8 else ""),
         "progressive layer dropping",
         *(_dropping_lines(plan) if pld.enabled else ["  disabled: every block runs"]),
         *_rate_lines(plan),

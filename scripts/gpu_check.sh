@@ -8,7 +8,8 @@
 #
 # Default stages, in this order:
 #   tests      pytest -m gpu: kernels and the fused model; meanwhile Hugging Face's model is compiled for `base`
-#   base       training steps of BERT-base: Hugging Face compiled, Triton kernels, layer dropping by batch, by sample and by token
+#   base       training steps of BERT-base: Hugging Face compiled, Triton kernels, with FP8 products, dropping by batch,
+#              by sample and by token
 #   training   pytest -m gpu: training runs, ZeRO 1 and 3, dropping by token, Muon, resume
 #   large      as `base`, BERT-large
 #   muon       `base` for one round with Muon, at full depth and dropping by token
@@ -124,7 +125,7 @@ PYTHON
 }
 bench() { limited python3 -m benchmarks "$@"; }
 gpu_tests() { limited python3 -m pytest -m gpu -q -n 6 "$@"; }
-contenders=hf_bert_compiled,triton,pld_batch,pld_sample,pld_token
+contenders=hf_bert_compiled,triton,triton_fp8,pld_batch,pld_sample,pld_token
 train() { # PRESET MICRO_BATCH ARGUMENTS…
     bench train --vocab_size 30528 --dtypes bf16 --steps_per_round 16 --model_preset "$1" --micro_batch_size "$2" "${@:3}"
 }

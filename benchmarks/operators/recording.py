@@ -182,6 +182,7 @@ def as_on_a_gpu(recorder: Recorder | None = None, multiprocessors: int = 132) ->
 
     with (
         mock.patch.object(model, "select_backend", lambda name, *_: name),
+        mock.patch.object(model, "check_fp8"),
         mock.patch.object(JITFunction, "run", launch),
         mock.patch.object(InterpretedFunction, "run", launch),
         mock.patch.object(tiles, "multiprocessors", return_value=multiprocessors),

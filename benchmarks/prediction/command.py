@@ -44,6 +44,8 @@ class Assumptions:
     product_half_width: float = 200.0
     """A product whose smallest dimension is d achieves d / (d + this) of the ceiling: 627 TFLOP/s at 768, 661 at
     1,024."""
+    fp8_half_width: float = 400.0
+    """The same for FP8 products, whose ceiling is twice as high."""
     attention_flops_per_s: float = 300e12
     """FLOP/s of the attention kernel, if its bytes need less time."""
     share_of_bandwidth: float = 0.85
@@ -93,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--models", default="base,large", help="list of base, large (default both)")
     add("--optimizers", default="AdamW,Muon", help="list of AdamW, Muon (default both)")
     add("--micro_batches", default="1,4", help="micro-batches a step, joined by commas (default 1,4)")
+    add("--fp8", action="store_true", help="with model.fp8")
     add("--rounds", type=int, default=10, help="measurements of the host's time (default 10)")
     add("--assume", action="append", default=[], metavar="KEY=VALUE", help="change a field of Assumptions")
 
@@ -107,7 +110,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     micro_batch: dict[str, dict[str, Any]] = {}
     with single_rank("cpu"):
         for name in names:
-            model = _model(name)
+            model = _model(name, options.fp8)
             work = record_model(model, "triton", MICRO_BATCH_SIZES[name], _SEQ)
             launched = [one for one in work if one.kind == "kernel"]
             host_s = _host_seconds(model, options.rounds) + len(launched) * assumptions.launch_of_a_kernel_s
@@ -127,15 +130,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "assumptions": dataclasses.asdict(assumptions),
         "copy_bytes_per_s": COPY_BYTES_PER_S,
+        "fp8": options.fp8,
         "micro_batch_sizes": MICRO_BATCH_SIZES,
         "micro_batch": micro_batch,
         "steps": [step.as_json() for step in steps],
     }
 
 
-def _model(name: str, **sizes: Any) -> ModelConfig:
-    section = {"preset": name, "vocab_size": _VOCABULARY, "next_sentence_prediction": True, **sizes}
-    return load_config({"train_batch_size": 1, "model": section}).model
+def _model(name: str, fp8: bool) -> ModelConfig:
+    section = {"preset": name, "vocab_size": _VOCABULARY, "next_sentence_prediction": True, "fp8": fp8}
+    return load_config({"train_batch_size": 1, "bf16": {"enabled": True}, "model": section}).model
 
 
 def _assumptions(changes: Sequence[str]) -> Assumptions:
@@ -170,7 +174,9 @@ def _device_seconds(work: Work, gpu: str, assumptions: Assumptions) -> float:
     by_bytes = work.bytes / (assumptions.share_of_bandwidth * COPY_BYTES_PER_S[gpu])
     rate = assumptions.attention_flops_per_s
     if work.kind == "product":
-        rate = assumptions.product_flops_per_s * work.width / (work.width + assumptions.product_half_width)
+        fp8 = work.name == "_scaled_mm"
+        half_width = assumptions.fp8_half_width if fp8 else assumptions.product_half_width
+        rate = (2 if fp8 else 1) * assumptions.product_flops_per_s * work.width / (work.width + half_width)
     return max(by_bytes, work.flops / rate if work.flops else 0.0, assumptions.shortest_launch_s)
 
 

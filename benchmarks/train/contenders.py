@@ -22,7 +22,7 @@ from bert_pld.model import make_model, use_backend
 from bert_pld.pld.gates import Gates
 from bert_pld.pld.schedule import Schedule
 
-OURS = ("reference", "compiled", "triton")
+OURS = ("reference", "compiled", "triton", "triton_fp8")
 PLD: dict[str, Literal["batch", "sample", "token"]] = {
     "pld_batch": "batch",
     "pld_sample": "sample",
@@ -196,13 +196,13 @@ def loss_difference(config: ModelConfig, batch: Batch, device: torch.device) -> 
 
 def _make_ours(name: str, dtype: str, setup: Setup) -> tuple[nn.Module, str, str]:
     torch.manual_seed(0)
-    model = make_model(setup.config)
+    model = make_model(dataclasses.replace(setup.config, fp8=name.endswith("_fp8")))
     if name == "deepspeed_transformer":
         if setup.config.architecture != "bert":
             raise ValueError("deepspeed_transformer: its blocks are those of --architecture bert")
         use_deepspeed_blocks(model, setup.micro_batch_size, setup.seq_length, dtype, setup.device)
         return model, "deepspeed", "deepspeed"
-    kernels = setup.pld_kernels if name in PLD else name
+    kernels = setup.pld_kernels if name in PLD else name.removesuffix("_fp8")
     backend = select_backend(kernels, setup.device.type, setup.config.hidden_size, model.has_fused_kernels)
     use_backend(model, backend, setup.device.type)
     return model, backend, "sdpa"

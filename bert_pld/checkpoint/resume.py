@@ -20,6 +20,7 @@ from bert_pld.model import BertForPreTraining
 MODEL_KEYS_WITHOUT_EFFECT = (
     "kernels",
     "activation_checkpointing",
+    "fp8",
     "preset",
     "initializer_range",
     "position_initialization",

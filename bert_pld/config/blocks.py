@@ -148,6 +148,8 @@ class ModelConfig:
     rotation, which attention learns sooner. Both are trained and exported in the same way."""
     kernels: Literal["auto", "reference", "compiled", "triton"] = "auto"
     activation_checkpointing: bool = False
+    fp8: bool = False
+    """Whether the blocks' matrix products have operands in FP8 during training, on a GPU that has it (8.9 or newer)."""
 
     def check(self) -> Iterable[str]:
         """Yield one message for each invalid value, as 'key: given; allowed'."""

@@ -11,7 +11,7 @@ from bert_pld.config.blocks import ModelConfig
 from bert_pld.config.errors import ConfigError
 
 FREE_KEYS = (
-    *("kernels", "activation_checkpointing", "hidden_dropout", "attention_dropout"),
+    *("kernels", "activation_checkpointing", "fp8", "hidden_dropout", "attention_dropout"),
     *("initializer_range", "position_initialization", "next_sentence_prediction"),
 )
 """Keys that say how a model runs or begins, not what its weights are."""

@@ -143,6 +143,8 @@ def load_config(
             f" model.max_position_embeddings ({run.model.max_position_embeddings})"
         )
     pld = run.progressive_layer_drop.resolved(run.training.max_steps)
+    if run.model.fp8 and run.precision == "fp32" and use == "run":
+        raise ConfigError(f"{where}: model.fp8: true in fp32; enable bf16 or fp16, or set model.fp8 to false")
     _check_dropping(pld, run, where)
     return dataclasses.replace(run, progressive_layer_drop=pld, data=run.data.resolved(run.training.max_steps))
 

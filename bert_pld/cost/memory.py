@@ -120,4 +120,6 @@ def _block_bytes_per_token(run: RunConfig, element: int) -> float:
     wide = (8 + rotated) * model.hidden_size + (2 + gated) * model.intermediate_size
     stores_masks = model.hidden_dropout and model.kernels != "triton"
     dropout_masks = 2 * model.hidden_size if stores_masks else 0
-    return element * wide + dropout_masks + 4 * model.num_attention_heads
+    # In FP8 the inputs of the four products: only attention's output is needed in the model's precision too.
+    narrow = (2 * model.hidden_size + model.intermediate_size) * (1 - element) + model.hidden_size if model.fp8 else 0
+    return element * wide + narrow + dropout_masks + 4 * model.num_attention_heads

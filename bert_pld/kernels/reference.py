@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -73,13 +74,20 @@ def geglu(values: Tensor, activation: Literal["gelu", "gelu_tanh"]) -> Tensor:
 
 
 def linear_dropout_scale_residual(
-    inner: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, dropout: float, scale: float | Tensor
+    inner: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    dropout: float,
+    scale: float | Tensor,
+    multiply: Callable[[Tensor, Tensor, Tensor | None], Tensor] = linear,
 ) -> Tensor:
     """Return residual + scale · dropout(x · Wᵀ + b): [..., I] and [..., H] → [..., H].
 
-    `scale` is the gate's 1 / p_l (arXiv:2010.13369, section 3); `dropout` is 0 outside training.
+    `scale` is the gate's 1 / p_l (arXiv:2010.13369, section 3); `dropout` is 0 outside training; `multiply` computes
+    x · Wᵀ + b.
     """
-    branch = drop_out(linear(inner, weight, bias), dropout)
+    branch = drop_out(multiply(inner, weight, bias), dropout)
     if isinstance(scale, Tensor):
         return residual + branch * scale
     return torch.add(residual, branch, alpha=scale)

@@ -1,13 +1,14 @@
 """BERT and ModernBERT with switchable blocks: embeddings → gated blocks → heads, and Hugging Face's classes.
 
 The backend that `use_backend` chooses is kept in the modules' callables alone: `run` of the encoder, its blocks and its
-final LayerNorm, and `cross_entropy_sum` of the masked-LM head.
+final LayerNorm, `linear` of the blocks, and `cross_entropy_sum` of the masked-LM head.
 """
 
 from __future__ import annotations
 
 from bert_pld.config import ModelConfig
 from bert_pld.kernels import select_backend
+from bert_pld.kernels.fp8_linear import check_fp8, fp8_linear
 from bert_pld.model.bert import BertForPreTraining
 from bert_pld.model.modern import ModernBertForPreTraining
 
@@ -52,3 +53,7 @@ def use_backend(model: BertForPreTraining, name: str, device_type: str) -> None:
         if encoder.final_norm is not None:
             encoder.final_norm.run = fused.normalize_fused
         model.mlm_head.cross_entropy_sum = linear_cross_entropy_sum
+    if model.config.fp8:
+        check_fp8(device_type, backend, model.config.hidden_size, model.config.intermediate_size)
+        for block in encoder.blocks:
+            block.linear = fp8_linear

@@ -31,6 +31,8 @@ class GatedBlock(nn.Module):
         self.config = config
         self.run = run
         """Called with this block and the arguments of `forward`; a backend replaces it."""
+        self.linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = ops.linear
+        """The block's matrix products; `model.fp8` replaces it."""
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """Call `run`: the eager function, or the one that a backend put in its place."""
@@ -87,17 +89,23 @@ def run_eager(
 def _attend(
     block: SwitchableBlock, normed: Tensor, residual: Tensor, attention_mask: Tensor | None, scale: float | Tensor
 ) -> Tensor:
-    qkv = ops.linear(normed, block.qkv_weight, block.qkv_bias)
+    qkv = block.linear(normed, block.qkv_weight, block.qkv_bias)
     context = ops.self_attention(qkv, block.config.num_attention_heads, attention_mask, block.attention_dropout)
     return ops.linear_dropout_scale_residual(
-        context, block.attention_output_weight, block.attention_output_bias, residual, block.hidden_dropout, scale
+        context,
+        block.attention_output_weight,
+        block.attention_output_bias,
+        residual,
+        block.hidden_dropout,
+        scale,
+        block.linear,
     )
 
 
 def _feed_forward(block: SwitchableBlock, normed: Tensor, residual: Tensor, scale: float | Tensor) -> Tensor:
-    inner = ops.gelu(ops.linear(normed, block.ffn_up_weight, block.ffn_up_bias), block.config.hidden_act)
+    inner = ops.gelu(block.linear(normed, block.ffn_up_weight, block.ffn_up_bias), block.config.hidden_act)
     return ops.linear_dropout_scale_residual(
-        inner, block.ffn_down_weight, block.ffn_down_bias, residual, block.hidden_dropout, scale
+        inner, block.ffn_down_weight, block.ffn_down_bias, residual, block.hidden_dropout, scale, block.linear
     )
 
 

@@ -22,7 +22,7 @@ from bert_pld.kernels.attention import self_attention
 from bert_pld.kernels.bias_gelu import bias_gelu
 from bert_pld.kernels.dropout import CounterDropout
 from bert_pld.kernels.layout import TokenLayout, kept_layouts, packed_layout, padded_layout, token_layouts
-from bert_pld.kernels.reference import Join, RowMap, linear
+from bert_pld.kernels.reference import Join, RowMap
 from bert_pld.model.bert import Encoder
 from bert_pld.model.block import SwitchableBlock
 from bert_pld.pld.gates import BlockGate
@@ -123,15 +123,15 @@ def run_on_no_rows(block: SwitchableBlock, stream: Tensor, call: BlockCall) -> T
 
 def _attention(block: SwitchableBlock, normed: Tensor, layout: TokenLayout) -> Tensor:
     """Apply attention and its output projection without the bias, which `add_norm` adds: [K, H] → [K, H]."""
-    qkv = linear(normed, block.qkv_weight, block.qkv_bias)
+    qkv = block.linear(normed, block.qkv_weight, block.qkv_bias)
     context = self_attention(qkv, block.config.num_attention_heads, layout, block.attention_dropout)
-    return linear(context, block.attention_output_weight, None)
+    return block.linear(context, block.attention_output_weight, None)
 
 
 def _feed_forward(block: SwitchableBlock, normed: Tensor) -> Tensor:
     """Apply the feed-forward without the output's bias, which `add_norm` adds: [K, H] → [K, H]."""
-    inner = bias_gelu(linear(normed, block.ffn_up_weight, None), block.ffn_up_bias, block.config.hidden_act)
-    return linear(inner, block.ffn_down_weight, None)
+    inner = bias_gelu(block.linear(normed, block.ffn_up_weight, None), block.ffn_up_bias, block.config.hidden_act)
+    return block.linear(inner, block.ffn_down_weight, None)
 
 
 def _usable_after_forward(bias: Tensor) -> Tensor:

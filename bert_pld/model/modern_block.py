@@ -56,14 +56,16 @@ def run_eager(
     normed = hidden_states
     if block.attention_norm_weight is not None:
         normed = ops.layer_norm(hidden_states, block.attention_norm_weight, None, eps)
-    qkv = ops.linear(normed, block.qkv_weight, None)
+    qkv = block.linear(normed, block.qkv_weight, None)
     context = ops.self_attention(
         qkv, config.num_attention_heads, attention_mask, block.attention_dropout, (cosines, sines)
     )
     hidden_states = ops.linear_dropout_scale_residual(
-        context, block.attention_output_weight, None, hidden_states, block.attention_dropout, scale
+        context, block.attention_output_weight, None, hidden_states, block.attention_dropout, scale, block.linear
     )
     normed = ops.layer_norm(hidden_states, block.ffn_norm_weight, None, eps)
-    inner = ops.geglu(ops.linear(normed, block.ffn_up_weight, None), config.hidden_act)
+    inner = ops.geglu(block.linear(normed, block.ffn_up_weight, None), config.hidden_act)
     inner = drop_out(inner, block.hidden_dropout)
-    return ops.linear_dropout_scale_residual(inner, block.ffn_down_weight, None, hidden_states, 0.0, scale)
+    return ops.linear_dropout_scale_residual(
+        inner, block.ffn_down_weight, None, hidden_states, 0.0, scale, block.linear
+    )

@@ -110,6 +110,16 @@ def test_predicted_activations_equal_the_tensors_that_a_block_saves(normalizatio
     assert plan.memory.activation_bytes_checkpointed < plan.memory.activation_bytes
 
 
+def test_fp8_halves_what_only_products_keep():
+    bf16 = {"bf16": {"enabled": True}, "fp16": {"enabled": False}}
+    plain, narrow = (plan_of({**bf16, "model": {"fp8": fp8}}) for fp8 in (False, True))
+    tokens = plain.micro_batch_size * 128
+    # Outputs of both LayerNorms and of GELU take one byte instead of two; attention's output takes one more.
+    saved = plain.memory.block_activation_bytes - narrow.memory.block_activation_bytes
+    assert saved == tokens * (2 * 768 + 3072 - 768)
+    assert " M parameters, matrix products of the blocks in FP8\n" in format_plan(narrow)
+
+
 def test_scaling_is_predicted_at_this_batch_size():
     assert plan_of().scaling == []
     plan = plan_of({"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": 1}}, world_size=1024)
