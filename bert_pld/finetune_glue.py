@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from bert_pld.config import OUR_BLOCKS, ConfigError, read_json
 from bert_pld.config.auto import resolve_auto
 from bert_pld.config.deepspeed import check_deepspeed
 from bert_pld.files import require_utf8
-from bert_pld.glue.tasks import TASKS, Task, find_tasks
+from bert_pld.glue.tasks import TASKS, find_tasks
 
 HIGHEST_ZERO_STAGE = 2
 _BATCH, _PRECISION = "use --batch_size, the sequences per step over all ranks", "use --precision"
@@ -42,10 +42,19 @@ def build_parser() -> argparse.ArgumentParser:
     names = ", ".join(TASKS)
     parser.add_argument("--task", nargs="+", metavar="TASK", help=f"all, or some of {names}; AX is predicted with MNLI")
     parser.add_argument("--glue_dir", help="folder of the official download; or hub, or hub=DATASET on the Hub")
+    add_training_options(parser, "the paper's per task")
+    parser.add_argument("--summarize", nargs="+", type=Path, metavar="DIR", help="only print a table of these folders")
+    parser.add_argument("--json", type=Path, help="with --summarize: write the figures to this file")
+    parser.add_argument("--plot", type=Path, help="with --summarize: plot them to this file (.png, .svg, .pdf)")
+    return parser
+
+
+def add_training_options(parser: argparse.ArgumentParser, rates: str) -> None:
+    """Add the options of every fine-tuning command; `rates` says which learning rates are the default."""
     parser.add_argument("--model", help="a run, a checkpoint, an exported model, or any encoder transformers loads")
-    parser.add_argument("--output_dir", type=Path, help="folder for results, leaderboard predictions and the summary")
+    parser.add_argument("--output_dir", type=Path, help="folder for results, predictions and the summary")
     parser.add_argument("--from_scratch", action="store_true", help="random weights of the same shape: the baseline")
-    parser.add_argument("--learning_rates", nargs="+", type=float, help="rates to try (default: the paper's per task)")
+    parser.add_argument("--learning_rates", nargs="+", type=float, help=f"rates to try (default: {rates})")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default 1 2 3")
     parser.add_argument("--epochs", type=int, default=3, help="default 3")
     parser.add_argument("--batch_size", type=int, default=32, help="sequences per step, over all ranks (default 32)")
@@ -55,12 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default fp32")
     parser.add_argument("--max_train_rows", type=int, help="train on this many rows only, the first of the file")
     parser.add_argument("--deepspeed_config", type=Path, metavar="FILE", help="JSON with additional DeepSpeed keys")
-    parser.add_argument("--summarize", nargs="+", type=Path, metavar="DIR", help="only print a table of these folders")
-    parser.add_argument("--json", type=Path, help="with --summarize: write the figures to this file")
-    parser.add_argument("--plot", type=Path, help="with --summarize: plot them to this file (.png, .svg, .pdf)")
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
     parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
-    return parser
 
 
 def main(options: argparse.Namespace) -> int:
@@ -76,6 +81,30 @@ def main(options: argparse.Namespace) -> int:
     require_utf8("--output_dir", options.output_dir)
     require_utf8("--model", Path(options.model))
     tasks = find_tasks(options.task)
+
+    def source(encoder: Any, settings: Any) -> Any:
+        from bert_pld.glue.data import GlueSource
+
+        return GlueSource(options.glue_dir, encoder.tokenizer, settings.max_seq_length, settings.max_train_rows)
+
+    def report(_: Any) -> str:
+        from bert_pld.glue.summary import write_summary
+
+        return write_summary(options.output_dir)
+
+    return finetune(options, tasks, source, report)
+
+
+def finetune(
+    options: argparse.Namespace,
+    tasks: Sequence[Any],
+    make_source: Callable[[Any, Any], Any],
+    report: Callable[[dict[str, list[dict[str, Any]]]], str],
+) -> int:
+    """Run the fine-tunings of all tasks that are not finished, print `report` of their results; return the exit code.
+
+    `make_source` returns the tasks' `DataSource` for an encoder and the settings.
+    """
     for rate in options.learning_rates or ():
         if not 0 < rate < 1:
             raise ValueError(f"--learning_rates {rate:g}: must be in (0, 1)")
@@ -85,7 +114,7 @@ def main(options: argparse.Namespace) -> int:
     from bert_pld.finetuning.sweep import print_line
 
     try:
-        without_score = finetune_all(options, tasks, overrides, preemption)
+        without_score = _finetune_all(options, tasks, overrides, preemption, make_source, report)
     except StoppedError:
         print_line("stopped by a signal; the work is saved, run the same command again to continue")
         return EXIT_PREEMPTED
@@ -119,18 +148,21 @@ def compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def finetune_all(
-    options: argparse.Namespace, tasks: list[Task], overrides: dict[str, Any] | None, preemption: Preemption
+def _finetune_all(
+    options: argparse.Namespace,
+    tasks: Sequence[Any],
+    overrides: dict[str, Any] | None,
+    preemption: Preemption,
+    make_source: Callable[[Any, Any], Any],
+    report: Callable[[dict[str, list[dict[str, Any]]]], str],
 ) -> list[str]:
-    """Fine-tune on all tasks and write the summary; return the tasks of which no rate has a score with every seed."""
+    """Fine-tune on all tasks and report; return the tasks of which no rate has a score with every seed."""
     import torch.distributed as dist
 
     from bert_pld.cluster.process_group import join_process_group
     from bert_pld.finetuning.encoder import load_encoder
     from bert_pld.finetuning.loop import Settings, SharedSignal
     from bert_pld.finetuning.sweep import Sweep, scored_rates
-    from bert_pld.glue.data import GlueSource
-    from bert_pld.glue.summary import write_summary
 
     device = join_process_group()
     try:
@@ -150,9 +182,7 @@ def finetune_all(
             sweep = Sweep(
                 encoder=encoder,
                 model=options.model,
-                source=GlueSource(
-                    options.glue_dir, encoder.tokenizer, settings.max_seq_length, settings.max_train_rows
-                ),
+                source=make_source(encoder, settings),
                 output_dir=options.output_dir,
                 learning_rates=options.learning_rates,
                 seeds=options.seeds,
@@ -163,7 +193,7 @@ def finetune_all(
             results = {task.name: sweep.run_task(task) for task in tasks}
         try:
             if dist.get_rank() == 0:
-                print(write_summary(options.output_dir), end="", flush=True)
+                print(report(results), end="", flush=True)
         finally:
             dist.barrier()  # a rank that exits with an error would make the launcher end the others
         return [name for name, of_task in results.items() if not scored_rates(of_task)]

@@ -319,7 +319,7 @@ class _FineTuning:
     def score(self, split: Encoded) -> dict[str, float]:
         """Return the task's metrics on a dev split."""
         assert split.labels is not None
-        return self.data.task.score(self.predict(split), split.labels)
+        return self.data.task.score(self.predict(split), split)
 
     def _collate(self, split: Encoded, rows: NDArray[np.int64]) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         inputs, labels = collate(split, rows, self.pad_id, self.device, classes=not self.data.task.is_regression)

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from bert_pld.files import write_atomically
+from bert_pld.finetuning.batches import TaskData
 from bert_pld.finetuning.encoder import PretrainedEncoder
 from bert_pld.finetuning.interrupted import Interrupted
 from bert_pld.finetuning.loop import Outcome, Settings, SharedSignal, finetune
@@ -78,9 +79,9 @@ class Sweep:
                 check=self.signal.check,
                 interrupted=interrupted,
             )
-            results.append(folder.describe(task, outcome, data.left_out, time.perf_counter() - began))
+            results.append(folder.describe(task, outcome, data, time.perf_counter() - began))
             if dist.get_rank() == 0:
-                folder.write(task, results[-1], outcome.predictions)
+                folder.write(task, results[-1], outcome.predictions, data)
                 interrupted.remove()
             if outcome.best_epoch is None:
                 print_line(divergence_warning(results[-1]), sys.stderr)
@@ -164,8 +165,13 @@ class ResultFolder:
             )
         return found
 
-    def describe(self, task: Task, outcome: Outcome, left_out: Mapping[str, int], seconds: float) -> dict[str, Any]:
-        """Return the result as `write` saves it."""
+    def describe(self, task: Task, outcome: Outcome, data: TaskData, seconds: float) -> dict[str, Any]:
+        """Return the result as `write` saves it; rank 0, which has the predictions, adds the scores of test splits."""
+        test = {
+            name: task.score(values, data.test[name])
+            for name, values in outcome.predictions.items()
+            if data.test[name].labels is not None
+        }
         return {
             "task": task.name,
             "model": self.model,
@@ -175,16 +181,19 @@ class ResultFolder:
             "diverged_at_step": outcome.diverged_at_step,
             "best_epoch": outcome.best_epoch,
             "dev": outcome.scores,
+            **({"test": test} if test else {}),
             "epochs": outcome.epochs,
-            "left_out_rows": dict(left_out),
+            "left_out_rows": dict(data.left_out),
             "seconds": round(seconds, 1),
         }
 
-    def write(self, task: Task, result: Mapping[str, Any], predictions: Mapping[str, NDArray[np.float64]]) -> None:
+    def write(
+        self, task: Task, result: Mapping[str, Any], predictions: Mapping[str, NDArray[np.float64]], data: TaskData
+    ) -> None:
         """Write the predictions, then the result: a folder with a result is complete."""
         self.path.mkdir(parents=True, exist_ok=True)
         for name, values in predictions.items():
-            task.write_predictions(self.path / name, values)
+            task.write_predictions(self.path / name, values, data.test[name])
         write_atomically(self.path / RESULT, json.dumps(result, indent=2) + "\n")
 
 

@@ -32,13 +32,13 @@ class Task(Protocol):
     def learning_rate(self) -> float:
         """The rate that is tried if none is given."""
 
-    def score(self, predictions: NDArray[np.float64], labels: NDArray[np.float64]) -> dict[str, float]:
-        """Return each figure of a split by name, times 100."""
+    def score(self, predictions: NDArray[np.float64], split: Any) -> dict[str, float]:
+        """Return each figure of a split (`Encoded`, with labels) by name, times 100."""
 
     def selection(self, scores: dict[str, float]) -> float:
         """Return the number by which epochs are compared."""
 
-    def write_predictions(self, path: Path, predictions: NDArray[np.float64]) -> None:
+    def write_predictions(self, path: Path, predictions: NDArray[np.float64], split: Any) -> None:
         """Write a test split's answers."""
 
 

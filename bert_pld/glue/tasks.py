@@ -6,10 +6,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:  # The command's options list the tasks, without torch.
+    from bert_pld.finetuning.batches import Encoded
 
 _DEFAULT_LEARNING_RATE = 5e-5
 
@@ -87,15 +90,16 @@ class Task:
         """The rate that is tried if none is given."""
         return self.paper_lr or _DEFAULT_LEARNING_RATE
 
-    def score(self, predictions: NDArray[np.float64], labels: NDArray[np.float64]) -> dict[str, float]:
+    def score(self, predictions: NDArray[np.float64], split: Encoded) -> dict[str, float]:
         """Return the task's metrics."""
-        return score(self.metrics, predictions, labels)
+        assert split.labels is not None
+        return score(self.metrics, predictions, split.labels)
 
     def selection(self, scores: dict[str, float]) -> float:
         """Return the mean of the metrics."""
         return mean_score(scores)
 
-    def write_predictions(self, path: Path, predictions: NDArray[np.float64]) -> None:
+    def write_predictions(self, path: Path, predictions: NDArray[np.float64], split: Encoded | None = None) -> None:
         """Write a file for the leaderboard: `index` and `prediction`; classes as words, scores with three decimals.
 
         The predictions are in the order of the test file.

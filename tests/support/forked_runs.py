@@ -64,6 +64,7 @@ _SHARED_IMPORTS = {
     "bert_pld.evaluate": [],
     "bert_pld.pretrain": ["bert_pld.training.loop"],
     "bert_pld.finetune_glue": ["bert_pld.finetuning.loop", "transformers.models.auto", "sklearn.metrics"],
+    "bert_pld.finetune_tokens": ["bert_pld.finetuning.loop", "transformers.models.auto", "bert_pld.tagging.task"],
 }
 
 
