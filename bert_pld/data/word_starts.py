@@ -2,9 +2,12 @@
 
 Tokenizers mark words in their entries. WordPiece marks what continues a word (`##ing`). Byte-level BPE and
 SentencePiece mark what begins one, with the blank before it (`Ġthe`, `▁the`). The groups are those of transformers'
-`DataCollatorForLanguageModeling(whole_word_mask=True)`, with two exceptions. A line feed also begins a word. And in
-scripts without blanks between words (Chinese, Japanese, Thai, Khmer and others), where a whole sentence would be one
-word, each token is a word of its own, and so is each token of a tokenizer without marks.
+`DataCollatorForLanguageModeling(whole_word_mask=True)`, with these exceptions:
+
+- In scripts without blanks between words (Chinese, Japanese, Thai, Khmer and others), where a whole sentence would be
+  one word, each token is a word of its own. So is each token of a tokenizer without marks.
+- A line feed begins a word. The bytes of a character that are tokens of their own are one word, or belong to one.
+- A punctuation mark is a word in WordPiece, which does not mark it.
 """
 
 from __future__ import annotations
@@ -62,17 +65,18 @@ def _continues(text: bytes) -> bool:
     """Return whether a token with these bytes, which may be a part of a character, continues a word."""
     if not text or text[0] in b" \t\r\n":
         return False
-    if text[0] < 0x80:
-        return True
-    if text[0] < 0xC0:  # inside a character
+    if text[0] < 0xC0:  # a letter of ASCII, or a byte inside a character
         return True
     length = 2 if text[0] < 0xE0 else 3 if text[0] < 0xF0 else 4
-    # Where a character is cut, its script is that of the first character with the same first bytes.
+    # Where a character is cut, its script is that of the first character with the same first bytes, if there is one.
+    is_cut = len(text) < length
     character = text[:length].ljust(length, b"\x80").decode("utf-8", errors="ignore")[:1]
-    if not character or unicodedata.category(character).startswith("M"):
+    if not character:
+        return not is_cut
+    if unicodedata.category(character).startswith("M"):
         return True
     is_unspaced = _CHINESE_OR_JAPANESE.match(character) or SPELT_WITHOUT_BLANKS.match(character)
-    return not is_unspaced and not character.isspace()
+    return not is_unspaced and (is_cut or not character.isspace())
 
 
 def _sentencepiece_bytes(entry: str) -> bytes:
