@@ -137,8 +137,12 @@ def test_whole_words_are_those_of_the_collator_of_transformers(tmp_path):
             del encoding["attention_mask"]
             collator = DataCollatorForLanguageModeling(auto, whole_word_mask=True, mlm_probability=0.5, seed=1)
             theirs = collator([dict(encoding) for _ in range(64)])["labels"].numpy() != -100
-            assert groups(theirs) == groups(drawn(encoding["input_ids"], vocabulary)), (kind, language)
-            assert len(groups(theirs)) < theirs.shape[1] - 2
+            ours = drawn(encoding["input_ids"], vocabulary)
+            # A blank that is a token of its own is a word for the collator, and belongs to the next word here.
+            blank = np.array(encoding.tokens()) == "▁"
+            theirs[:, blank], ours[:, blank] = False, False
+            assert groups(theirs) == groups(ours), (kind, language)
+            assert len(groups(theirs)) < (~blank).sum() - 2
 
 
 def drawn(ids, vocabulary):
