@@ -132,7 +132,7 @@ def test_whole_words_are_those_of_the_collator_of_transformers(tmp_path):
         auto = AutoTokenizer.from_pretrained(tmp_path / kind)
         vocabulary = MaskingVocabulary.of(read_given_tokenizer(tmp_path / kind, add_mask_token=False))
         for language in languages[kind]:
-            text = made_documents(language, 1)[0].replace("\n", " ").replace("„", "").replace("“", "")
+            text = " ".join(SENTENCES[language]).replace("„", "").replace("“", "")
             encoding = auto(text, return_offsets_mapping=True, return_special_tokens_mask=True)
             del encoding["attention_mask"]
             collator = DataCollatorForLanguageModeling(auto, whole_word_mask=True, mlm_probability=0.5, seed=1)
