@@ -1,8 +1,8 @@
 """Training of byte-level BPE and Unigram tokenizers on the spooled text; WordPiece is in `vocabulary.py`.
 
-Both keep capitals and accents. BPE has all 256 bytes and therefore no [UNK]. Its words are runs of letters with their
-marks, of digits, or of other characters, each with the blank before it. Unigram has at least 99.95 % of the text's
-characters, as SentencePiece has.
+Both keep capitals and accents. A piece is a part of a run of letters with their marks, of digits, or of other
+characters, with the blank before it. BPE has all 256 bytes and therefore no [UNK]. Unigram has the text's characters
+but for the rarest, as SentencePiece has.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from bert_pld.data.fast_tokenizer import FastTokenizer
 from bert_pld.data.tokenizer import SPECIAL_TOKENS, bert_template
 from bert_pld.data.word_starts import BLANK
+from data_prep.rows.unigram import train_pieces
 from data_prep.rows.vocabulary import SMALLEST_VOCABULARY
 
 ALGORITHMS = ("wordpiece", "bpe", "unigram")
@@ -27,10 +28,10 @@ UNIGRAM_COVERAGE = (0.9995, 0.9999)
 fewer."""
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?[\p{L}\p{M}\u200c\u200d]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
 """GPT-2's words; but a letter's marks, which are many in Indic and South East Asian scripts, belong to its word."""
-_SCORE_DIGITS = 4
-"""The trainer's scores differ in their last digits from run to run; rounded, they are the same."""
-_SPARE = 1.1
-"""Unigram pieces trained per piece wanted: among equal scores the trainer's choice differs from run to run."""
+_WORDS_AFTER_BLANK = (
+    rf"{BLANK}?[\p{{L}}\p{{M}}\u200c\u200d]+|{BLANK}?\p{{N}}+|{BLANK}?[^\p{{L}}\p{{M}}\p{{N}}{BLANK}]+|{BLANK}"
+)
+"""The same where a mark stands for the blank."""
 _NEVER = -1000.0
 """Score of a special token, so that the model never finds one in a text."""
 
@@ -90,17 +91,7 @@ def _train_unigram(texts: Texts, size: int) -> Tokenizer:
             f"--vocab_size {size}: {UNIGRAM_COVERAGE[0]:.2%} of this text's characters take {size - room} entries;"
             " use a larger size"
         )
-    tokenizer = _with_blanks(models.Unigram())
-    trainer = trainers.UnigramTrainer(
-        vocab_size=int(size * _SPARE) + 1, show_progress=False, special_tokens=[], unk_token=None
-    )
-    tokenizer.train_from_iterator(texts(), trainer)
-    scores = {piece: round(score, _SCORE_DIGITS) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]}
-    lowest = min(scores.values())
-    known = [(piece, score) for piece, score in scores.items() if set(piece) <= kept]
-    longer = sorted(((piece, score) for piece, score in known if len(piece) > 1), key=lambda pair: (-pair[1], pair[0]))
-    single = [(character, scores.get(character, lowest)) for character in kept]
-    pieces = sorted([*single, *longer[:room]], key=lambda pair: (-pair[1], pair[0]))
+    pieces = train_pieces(_words(texts), kept, size - len(special))
     vocabulary = [*((token, _NEVER) for token in special), *pieces]
     unigram = models.Unigram(vocabulary, unk_id=special.index(SPECIAL_TOKENS["unk"]), byte_fallback=False)
     return _completed(_with_blanks(unigram), [])
@@ -110,9 +101,21 @@ def _with_blanks(model: models.Model) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " ")])
     # A blank before the first word alone: after a [MASK], a word begins where the text has a blank.
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=BLANK, prepend_scheme="first")
+    words = pre_tokenizers.Split(Regex(_WORDS_AFTER_BLANK), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(BLANK, prepend_scheme="first"), words])
     tokenizer.decoder = decoders.Metaspace(replacement=BLANK, prepend_scheme="first")
     return tokenizer
+
+
+def _words(texts: Texts) -> Counter[str]:
+    """Return how often each word occurs: what stands between two blanks, with the mark of the first."""
+    tokenizer = _with_blanks(models.Unigram())
+    counts: Counter[str] = Counter()
+    for batch in texts():
+        for text in batch:
+            normal = tokenizer.normalizer.normalize_str(text)
+            counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
+    return counts
 
 
 def _characters(texts: Texts, size: int) -> set[str]:
