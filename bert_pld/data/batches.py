@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from bert_pld.config import DataConfig
+from bert_pld.data.documents import document_lengths, unpack_starts
 from bert_pld.data.masking import Float64Array, MaskedTokens, MaskingVocabulary, mask_tokens
 from bert_pld.data.nvidia_rows import NvidiaRows
 from bert_pld.data.rows import ShardedRows
-from bert_pld.data.shards import NO_PAIR
+from bert_pld.data.shards import DOCUMENT_STARTS, NO_PAIR
 
 Int64Array = NDArray[np.int64]
 IntegerArray = NDArray[np.integer[Any]]
@@ -49,6 +50,8 @@ class MicroBatch:
     """`[B]` indices of the rows in the split."""
     lengths: Int64Array
     """`[B]` number of tokens of each row without padding, on the host."""
+    document_lengths: Int64Array | None = None
+    """`[D]` tokens of each document, row by row, on the host; None if the rows do not say where documents start."""
 
     @property
     def masked_tokens(self) -> int:
@@ -57,7 +60,8 @@ class MicroBatch:
 
     def model_inputs(self) -> dict[str, Any]:
         """Return the arguments of the model's forward."""
-        return {**{name: getattr(self, name) for name in _INPUTS}, "sequence_lengths": self.lengths}
+        inputs = {**{name: getattr(self, name) for name in _INPUTS}, "sequence_lengths": self.lengths}
+        return inputs if self.document_lengths is None else {**inputs, "document_lengths": self.document_lengths}
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """Return a copy on the device; from pinned memory, the host does not wait for the transfer."""
@@ -99,6 +103,10 @@ class PackedMicroBatches:
     """`[K · B]` indices of the rows in the split."""
     real_rows: list[int]
     """`[K]` number of real rows of each micro-batch; the rest fills it up."""
+    document_lengths: Int64Array | None
+    """`[D]` number of tokens of each document, row by row; None if rows do not say where documents start."""
+    documents_of_row: Int64Array | None
+    """`[K · B]` number of documents in each row, or None."""
 
     def __getstate__(self) -> dict[str, Any]:
         narrowed = {"input_ids": _narrowed(self.input_ids), "masked_labels": _narrowed(self.masked_labels)}
@@ -124,6 +132,10 @@ class PackedMicroBatches:
         pairs = None if self.next_sentence_labels is None else torch.from_numpy(self.next_sentence_labels)
         firsts = np.arange(len(self.real_rows)) * size
         # The rows that fill up a micro-batch come last and have no targets.
+        from_document = [0] * (len(firsts) + 1)
+        if self.documents_of_row is not None:
+            per_batch = self.documents_of_row.reshape(len(firsts), size).sum(axis=1)
+            from_document[1:] = np.cumsum(per_batch).tolist()
         ends = [(first + real) * seq_length for first, real in zip(firsts.tolist(), self.real_rows, strict=True)]
         from_target = np.searchsorted(self.masked_positions, firsts * seq_length).tolist()
         to_target = np.searchsorted(self.masked_positions, ends).tolist()
@@ -143,6 +155,9 @@ class PackedMicroBatches:
                     rows=real,
                     row_indices=self.row_indices[rows],
                     lengths=lengths,
+                    document_lengths=None
+                    if self.document_lengths is None
+                    else self.document_lengths[from_document[index] : from_document[index + 1]],
                 )
             )
         return unpacked
@@ -177,6 +192,10 @@ class MicroBatchMaker:
             labels = columns["next_sentence_label"]
             is_extra = np.tile(np.arange(size), len(real_rows)) >= np.repeat(real_rows, size)
             labels[(labels == NO_PAIR) | is_extra] = IGNORED_LABEL
+        documents = documents_of_row = None
+        if DOCUMENT_STARTS in columns:
+            is_start = unpack_starts(columns[DOCUMENT_STARTS], self.rows.attributes.seq_length)
+            documents, documents_of_row = document_lengths(is_start, columns["length"])
         return PackedMicroBatches(
             micro_batch_size=size,
             input_ids=masked.input_ids,
@@ -188,6 +207,8 @@ class MicroBatchMaker:
             next_sentence_labels=labels,
             row_indices=row_indices,
             real_rows=real_rows,
+            document_lengths=documents,
+            documents_of_row=documents_of_row,
         )
 
     def _masked(

@@ -7,13 +7,15 @@ for the device.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bert_pld.kernels.documents import Documents, document_edges, documents_in_rows
 from bert_pld.kernels.reference import RowMap
 from bert_pld.pld.subsets import upload
 
@@ -36,6 +38,8 @@ class TokenLayout:
     """int64 [T]: index of each row into the flattened [B · S]; None if the two are equal."""
     row_of_position: Tensor | None = None
     """int64 [B · S]: the inverse of `positions`, undefined at padding; None if the two are equal."""
+    documents: Documents | None = None
+    """The documents in the sequences; None: each token attends to its whole sequence."""
 
     @property
     def total(self) -> int:
@@ -54,6 +58,14 @@ class TokenLayout:
             return self.cumulative_lengths[:-1].long()
         return torch.arange(len(self.lengths), device=self.device) * self.padded_length
 
+    @property
+    def token_positions(self) -> Tensor:
+        """int64 [T]: position of each token in its document, or in its sequence if there are no documents."""
+        if self.documents is not None:
+            return self.documents.positions(self.total)
+        index = torch.arange(self.total, device=self.device) if self.positions is None else self.positions
+        return index % self.padded_length
+
     def rows_of(self, positions: Tensor) -> Tensor:
         """Return the rows of tokens that are given by their index into the flattened [B · S]."""
         return positions if self.row_of_position is None else self.row_of_position.index_select(0, positions)
@@ -71,31 +83,37 @@ class TokenLayout:
         return values.new_zeros(shape).flatten(0, 1).index_copy(0, self.positions, values).view(shape)
 
 
-def padded_layout(input_ids: Tensor) -> TokenLayout:
-    """Return the layout of ids [B, S] in which every sequence has S rows."""
+def padded_layout(input_ids: Tensor, document_lengths: NDArray[np.int64] | None = None) -> TokenLayout:
+    """Return the layout of ids [B, S] in which every sequence has S rows; `document_lengths` as in `packed_layout`."""
     batch, padded_length = input_ids.shape
-    return TokenLayout(np.full(batch, padded_length, np.int64), padded_length, input_ids.device)
+    lengths, device = np.full(batch, padded_length, np.int64), input_ids.device
+    documents = None if document_lengths is None else documents_in_rows(document_lengths, lengths, device)
+    return TokenLayout(lengths, padded_length, device, documents=documents)
 
 
-def packed_layout(attention_mask: Tensor, lengths: NDArray[np.int64] | None) -> TokenLayout:
+def packed_layout(
+    attention_mask: Tensor, lengths: NDArray[np.int64] | None, document_lengths: NDArray[np.int64] | None = None
+) -> TokenLayout:
     """Return the layout in which only tokens have rows, not padding.
 
     Args:
         attention_mask: bool [B, S], True for tokens.
         lengths: [B], number of tokens of each sequence, on the host; None reads the mask, which waits for its device.
+        document_lengths: [D], tokens of each document, sequence by sequence, on the host; None: there are no documents.
     """
     _batch, padded_length = attention_mask.shape
     if lengths is None:
         lengths = attention_mask.sum(1).cpu().numpy().astype(np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    flat = attention_mask.flatten()
+    flat, device = attention_mask.flatten(), attention_mask.device
     return TokenLayout(
         lengths,
         padded_length,
-        attention_mask.device,
-        cumulative_lengths=upload(starts, attention_mask.device),
+        device,
+        cumulative_lengths=upload(starts, device),
         positions=torch.nonzero_static(flat, size=int(starts[-1])).squeeze(1),
         row_of_position=flat.cumsum(0) - 1,
+        documents=None if document_lengths is None else documents_in_rows(document_lengths, lengths, device),
     )
 
 
@@ -114,17 +132,21 @@ def kept_layouts(
     some = [rows for rows in kept if rows is not None]
     if not some:
         return [(layout, None)] * len(kept)
-    packed = layout.cumulative_lengths is not None
+    packed, documents = layout.cumulative_lengths is not None, layout.documents
     shifts = np.full((len(some), len(layout.lengths)), _ABSENT, np.int32)
     starts = np.cumsum(layout.lengths) - layout.lengths
-    compact_starts = []
+    compact_starts: list[NDArray[np.int32]] = []
     for shift, rows in zip(shifts, some, strict=True):
         edges = np.concatenate([[0], np.cumsum(layout.lengths[rows])])
         shift[rows] = edges[:-1] - starts[rows]
         compact_starts.append(edges.astype(np.int32))
-    uploaded = upload(np.concatenate([shifts.ravel(), *(compact_starts if packed else [])]), layout.device)
+    lengths = [] if documents is None else [documents.within_rows(rows) for rows in some]
+    parts = [*(compact_starts if packed else []), *(document_edges(own).astype(np.int32) for own in lengths)]
+    uploaded = upload(np.concatenate([shifts.ravel(), *parts]), layout.device)
     maps = iter(_row_maps(uploaded[: shifts.size].view(shifts.shape), layout))
-    cumulative = iter(uploaded[shifts.size :].split([len(edges) for edges in compact_starts]) if packed else [])
+    edges_on_device = uploaded[shifts.size :].split([len(part) for part in parts])
+    cumulative, edges_of_documents = iter(edges_on_device), iter(edges_on_device[len(some) if packed else 0 :])
+    own_lengths = iter(lengths)
 
     result: list[tuple[TokenLayout, RowMap | None]] = []
     for block_rows in kept:
@@ -136,6 +158,9 @@ def kept_layouts(
             layout.padded_length,
             layout.device,
             cumulative_lengths=next(cumulative) if packed else None,
+            documents=None
+            if documents is None
+            else dataclasses.replace(documents, lengths=next(own_lengths), edges=next(edges_of_documents)),
         )
         result.append((own, RowMap(next(maps), own.total)))
     return result
@@ -161,7 +186,13 @@ def token_layouts(
     flat = torch.stack(masks).flatten(1)
     if layout.positions is not None:
         flat = flat.index_select(1, layout.positions)
-    compact_rows = iter(torch.where(flat, flat.cumsum(1, dtype=torch.int32) - 1, -1).unbind())
+    kept_before = flat.cumsum(1, dtype=torch.int32)
+    compact_rows = iter(torch.where(flat, kept_before - 1, -1).unbind())
+    documents = layout.documents
+    edges_of_documents: Iterator[Tensor] = iter(())
+    if documents is not None:
+        # How many of a document's tokens a block keeps is known on the device alone, and so are their edges.
+        edges_of_documents = iter(F.pad(kept_before, (1, 0)).index_select(1, documents.edges).unbind())
     packed = layout.cumulative_lengths is not None
     edges = np.concatenate([np.concatenate([[0], np.cumsum(count)]) for count in some]).astype(np.int32)
     cumulative = iter(upload(edges, layout.device).view(len(some), -1).unbind() if packed else [None] * len(some))
@@ -171,7 +202,12 @@ def token_layouts(
         if count is None:
             result.append((layout, None))
             continue
-        own = TokenLayout(count, int(count.max(initial=0)), layout.device, cumulative_lengths=next(cumulative))
+        longest = int(count.max(initial=0))
+        own_documents = None
+        if documents is not None:
+            limit = min(documents.longest, longest)
+            own_documents = dataclasses.replace(documents, edges=next(edges_of_documents), longest=limit)
+        own = TokenLayout(count, longest, layout.device, cumulative_lengths=next(cumulative), documents=own_documents)
         result.append((own, RowMap(next(compact_rows), own.total)))
     return result
 

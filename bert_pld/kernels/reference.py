@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bert_pld.kernels.documents import same_document
 from bert_pld.kernels.dropout import (
     NO_DROPOUT,
     CounterDropout,
@@ -24,6 +25,9 @@ from bert_pld.kernels.dropout import (
     kept_scale,
 )
 from bert_pld.kernels.dropout import dropout as drop_out
+
+_LONGEST_MASKED_ROW = 160
+"""Most tokens of a row for which attention within documents uses a mask on a CPU."""
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -106,7 +110,8 @@ def self_attention(
         qkv: [B, S, 3·H], queries, keys and values concatenated.
         num_heads: N.
         attention_mask: bool [B, S], True for tokens; or bool [B or 1, S or 1, S], True where a token attends to
-            another; None if every token attends to all.
+            another; or int64 [B, S], the document of each token, which attends to no other, numbered differently in all
+            rows; None if every token attends to all.
         dropout: dropout probability of the attention weights; 0 outside training.
         rotation: cosines and sines of the tokens' rotary angles, which `rotate` applies to queries and keys, or None.
 
@@ -125,18 +130,47 @@ def self_attention(
     else:
         rotated, value = rotate(heads[:, :, :2], *rotation), heads[:, :, 2]
         query, key = rotated.unbind(2)
-    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     mask = attention_mask
+    if mask is not None and mask.dtype is torch.int64:
+        if splits_documents(qkv):
+            return _attend_document_by_document(query, key, value, mask, dropout).view(batch, seq, width // 3)
+        mask = same_document(mask)
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     if mask is not None:
         mask = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
-    if dropout and draws_integers(qkv):
+    return _attend(query, key, value, mask, dropout).transpose(1, 2).reshape(batch, seq, width // 3)
+
+
+def splits_documents(qkv: Tensor) -> bool:
+    """Whether attention runs document by document, rather than on whole rows with a mask.
+
+    On a CPU this is cheaper for long rows, at 512 tokens two to four times, and there the lengths can be read without
+    waiting. Below about 160 tokens the calls cost more than the mask.
+    """
+    return qkv.device.type == "cpu" and qkv.shape[1] > _LONGEST_MASKED_ROW and not torch.compiler.is_compiling()
+
+
+def _attend_document_by_document(
+    query: Tensor, key: Tensor, value: Tensor, documents: Tensor, dropout: float
+) -> Tensor:
+    """Attend within each run of equal `documents` [B, S]: three times [B, S, N, D] → [B · S, N · D]."""
+    lengths = torch.unique_consecutive(documents, return_counts=True)[1].tolist()
+    parts = zip(*(values.flatten(0, 1).split(lengths) for values in (query, key, value)), strict=True)
+    contexts = []
+    for part in parts:
+        own_query, own_key, own_value = (values.transpose(0, 1)[None] for values in part)
+        contexts.append(_attend(own_query, own_key, own_value, None, dropout)[0].transpose(0, 1).flatten(1))
+    return torch.cat(contexts)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Return softmax(QKᵀ / √D)·V: three times [B, N, S, D] → [B, N, S, D]; `mask` is bool, [B or 1, 1, S or 1, S]."""
+    if dropout and draws_integers(query):
         # torch's fused attention has no dropout on a CPU: these are the steps that torch would run, with a faster one.
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
-        context = drop_out(scores.softmax(-1), dropout) @ value
-    else:
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    return context.transpose(1, 2).reshape(batch, seq, width // 3)
+        return drop_out(scores.softmax(-1), dropout) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
 
 def rotary_angles(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bert_pld.config import ModelConfig
+from bert_pld.kernels.documents import place_documents
 from bert_pld.kernels.dropout import dropout as drop_out
 from bert_pld.kernels.layout import TokenLayout, padded_layout
 from bert_pld.kernels.reference import Linear, gelu, layer_norm, linear, linear_cross_entropy_sum
@@ -36,7 +37,10 @@ class Embeddings(nn.Module):
         self.position_offset = config.position_offset
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Embed ids and segments [B, S] → [B, S, H]; or [T], with each token's position in its sequence, → [T, H]."""
+        """Embed ids and segments [B, S] → [B, S, H]; or [T] → [T, H].
+
+        `positions` [B, S] or [T] are the tokens' positions in their sequences; None counts along each row.
+        """
         # Always through the module, padded or not: under ZeRO-3 every rank must gather the same modules in the same
         # order, and whether a micro-batch has padding differs from rank to rank.
         if positions is None:
@@ -117,6 +121,7 @@ class Encoder(nn.Module):
         attention_mask: Tensor | None = None,
         gates: Sequence[BlockGate] | None = None,
         sequence_lengths: NDArray[np.int64] | None = None,
+        document_lengths: NDArray[np.int64] | None = None,
     ) -> tuple[Tensor, TokenLayout]:
         """Compute hidden states, without padding if the backend leaves it out.
 
@@ -127,11 +132,13 @@ class Encoder(nn.Module):
             gates: one gate per block; None runs all blocks unscaled.
             sequence_lengths: [B], number of tokens of each row, on the host. If a mask is given without it, a backend
                 that leaves padding out waits for the device to compute it.
+            document_lengths: [D], number of tokens of each document, row by row, on the host: the rows hold documents
+                that do not attend to each other, and positions restart at each. None: a row is one sequence.
 
         Returns:
             Hidden states [T, H] and the layout of the tokens in them.
         """
-        return self.run(self, input_ids, token_type_ids, attention_mask, gates, sequence_lengths)
+        return self.run(self, input_ids, token_type_ids, attention_mask, gates, sequence_lengths, document_lengths)
 
     def recomputed(self, block: nn.Module) -> Callable[..., Tensor]:
         """Return the block, or with activation checkpointing a function that recomputes it in backward."""
@@ -155,9 +162,14 @@ def encode_eager(
     attention_mask: Tensor | None,
     gates: Sequence[BlockGate] | None,
     sequence_lengths: NDArray[np.int64] | None,
+    document_lengths: NDArray[np.int64] | None,
 ) -> tuple[Tensor, TokenLayout]:
     """Run `Encoder.encode` in eager torch, padding included: [B · S, H]."""
-    hidden_states = encoder.embeddings(input_ids, token_type_ids)
+    positions = None
+    if document_lengths is not None:
+        # In place of the mask: `self_attention` takes either.
+        attention_mask, positions = place_documents(input_ids, attention_mask, sequence_lengths, document_lengths)
+    hidden_states = encoder.embeddings(input_ids, token_type_ids, positions)
     for index, block in enumerate(encoder.blocks):
         gate = None if gates is None else gates[index]
         hidden_states = run_gated(encoder.recomputed(block), hidden_states, gate, attention_mask)
@@ -276,6 +288,7 @@ class BertForPreTraining(nn.Module):
         mlm_denominator: Tensor | float | None = None,
         gates: Sequence[BlockGate] | None = None,
         sequence_lengths: NDArray[np.int64] | None = None,
+        document_lengths: NDArray[np.int64] | None = None,
     ) -> dict[str, Tensor]:
         """Compute the losses of one micro-batch, in nats.
 
@@ -290,12 +303,15 @@ class BertForPreTraining(nn.Module):
                 masked tokens per micro-batch and rank, so that the mean over micro-batches is the mean over tokens.
             gates: one gate per block, or None.
             sequence_lengths: [B], number of tokens of each row, on the host: see `Encoder.encode`.
+            document_lengths: [D], number of tokens of each document, on the host: see `Encoder.encode`.
 
         Returns:
             `loss` (with gradient) and, detached, `mlm_loss`, `nsp_loss` (0 without the head), `mlm_correct` and
             `nsp_correct` (counts).
         """
-        hidden_states, layout = self.encoder.encode(input_ids, token_type_ids, attention_mask, gates, sequence_lengths)
+        hidden_states, layout = self.encoder.encode(
+            input_ids, token_type_ids, attention_mask, gates, sequence_lengths, document_lengths
+        )
         masked = hidden_states.index_select(0, layout.rows_of(masked_positions))
         mlm_loss, mlm_correct = self.mlm_head(masked, self.encoder.embeddings.word.weight, masked_labels)
         denominator = max(masked_labels.numel(), 1) if mlm_denominator is None else mlm_denominator

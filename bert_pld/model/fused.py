@@ -157,6 +157,7 @@ def encode_fused(
     attention_mask: Tensor | None,
     gates: Sequence[BlockGate] | None,
     sequence_lengths: NDArray[np.int64] | None,
+    document_lengths: NDArray[np.int64] | None,
 ) -> tuple[Tensor, TokenLayout]:
     """`Encoder.encode` without padding: [T, H] for T tokens.
 
@@ -166,13 +167,12 @@ def encode_fused(
     # Triton launches kernels on the current device, whatever device the tensors are on.
     assert device.type != "cuda" or device.index == torch.cuda.current_device(), f"call torch.cuda.set_device({device})"
     if attention_mask is None:
-        layout = padded_layout(input_ids)
-        stream = encoder.embeddings(input_ids, token_type_ids).flatten(0, 1)
+        layout = padded_layout(input_ids, document_lengths)
+        positions = None if document_lengths is None else layout.token_positions.view(input_ids.shape)
+        stream = encoder.embeddings(input_ids, token_type_ids, positions).flatten(0, 1)
     else:
-        layout = packed_layout(attention_mask, sequence_lengths)
-        assert layout.positions is not None
-        positions = layout.positions % layout.padded_length
-        stream = encoder.embeddings(layout.pack(input_ids), layout.pack(token_type_ids), positions)
+        layout = packed_layout(attention_mask, sequence_lengths, document_lengths)
+        stream = encoder.embeddings(layout.pack(input_ids), layout.pack(token_type_ids), layout.token_positions)
     if encoder.final_norm is None:
         return _run_post_norm_blocks(encoder, stream, layout, gates), layout
 

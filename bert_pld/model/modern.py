@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bert_pld.config import ModelConfig
+from bert_pld.kernels.documents import place_documents, same_document
 from bert_pld.kernels.dropout import dropout as drop_out
 from bert_pld.kernels.layout import TokenLayout, padded_layout
 from bert_pld.kernels.reference import layer_norm, rotary_angles
@@ -46,31 +47,33 @@ class Placement:
 
     config: ModelConfig
     attention_mask: Tensor | None
-    """bool [B, S], True for tokens; None if no row has padding."""
+    """bool [B, S], True for tokens; or int64 [B, S], the tokens' documents; None if no row has padding."""
     positions: Tensor
-    """int64 [B, S]: each token's position in its sequence."""
+    """int64 [1, S], or [B, S] with documents: each token's position in its sequence or document."""
+    longest: int
+    """Tokens of the longest sequence or document."""
 
     def placed(self, is_local: bool, attention_mask: Tensor | None, positions: Tensor | None) -> Placed:
         """Return what a global or a local block needs that runs on these tokens.
 
         Args:
             is_local: whether the block attends locally.
-            attention_mask: bool [b, K], True for tokens; None if there is no padding.
-            positions: int64 [b, K], positions of the tokens; None if the block runs on whole sequences.
+            attention_mask: that of these tokens, [b, K]; None if there is no padding.
+            positions: int64 [b, K], positions of these tokens; None if the block runs on whole sequences.
         """
-        if positions is not None:
+        if positions is not None and positions is not self.positions:
             return self._compute(is_local, attention_mask, positions)
         if attention_mask is self.attention_mask:
             return self._local if is_local else self._global
-        return self._compute(is_local, attention_mask, self.positions[:1])
+        return self._compute(is_local, attention_mask, self.positions)
 
     @functools.cached_property
     def _global(self) -> Placed:
-        return self._compute(False, self.attention_mask, self.positions[:1])
+        return self._compute(False, self.attention_mask, self.positions)
 
     @functools.cached_property
     def _local(self) -> Placed:
-        return self._compute(True, self.attention_mask, self.positions[:1])
+        return self._compute(True, self.attention_mask, self.positions)
 
     def _compute(self, is_local: bool, attention_mask: Tensor | None, positions: Tensor) -> Placed:
         config = self.config
@@ -78,11 +81,14 @@ class Placement:
         assert theta is not None
         assert reach is not None
         angles = rotary_angles(positions, config.hidden_size // config.num_attention_heads, theta)
-        if not is_local or reach >= self.positions.shape[1] - 1:
-            return *angles, None if attention_mask is None else attention_mask[:, None, :]
+        by_document = attention_mask is not None and attention_mask.dtype is torch.int64
+        if not is_local or reach >= self.longest - 1:
+            return *angles, attention_mask if attention_mask is None or by_document else attention_mask[:, None, :]
         distances = (positions[:, :, None] - positions[:, None, :]).abs()
         mask = distances <= reach
-        if attention_mask is not None:
+        if attention_mask is not None and by_document:
+            mask = mask & same_document(attention_mask)
+        elif attention_mask is not None:
             # Padding attends to itself, because the softmax of a row without any token is not a number.
             mask = mask & (attention_mask[:, None, :] | (distances == 0))
         return *angles, mask
@@ -95,17 +101,22 @@ def encode_eager(
     attention_mask: Tensor | None,
     gates: Sequence[BlockGate] | None,
     sequence_lengths: NDArray[np.int64] | None,
+    document_lengths: NDArray[np.int64] | None,
 ) -> tuple[Tensor, TokenLayout]:
     """Run `Encoder.encode` in eager torch, padding included: [B · S, H]. There are no segments."""
     batch, length = input_ids.shape
-    positions = torch.arange(length, device=input_ids.device).expand(batch, length)
-    placement = Placement(encoder.config, attention_mask, positions)
+    if document_lengths is None:
+        positions = torch.arange(length, device=input_ids.device).expand(batch, length)
+        placement = Placement(encoder.config, attention_mask, positions[:1], length)
+    else:
+        attention_mask, positions = place_documents(input_ids, attention_mask, sequence_lengths, document_lengths)
+        placement = Placement(encoder.config, attention_mask, positions, int(document_lengths.max()))
     hidden_states = encoder.embeddings(input_ids)
     for index, block in enumerate(encoder.blocks):
         gate = None if gates is None else gates[index]
         run = functools.partial(_run_placed, encoder.recomputed(block), placement, block.is_local)
-        chosen = positions if gate is not None and gate.tokens is not None else None
-        hidden_states = run_gated(run, hidden_states, gate, attention_mask, chosen)
+        differ = document_lengths is not None or (gate is not None and gate.tokens is not None)
+        hidden_states = run_gated(run, hidden_states, gate, attention_mask, positions if differ else None)
     assert encoder.final_norm is not None
     return encoder.final_norm(hidden_states).flatten(0, 1), padded_layout(input_ids)
 
