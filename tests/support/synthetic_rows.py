@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from bert_pld.data.documents import pack_starts
 from bert_pld.data.shards import NO_PAIR
 
 SPECIAL_TOKENS = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
@@ -28,3 +29,16 @@ def make_rows(generator, count, seq_length, vocabulary_size, objective="mlm+nsp"
         ids[np.arange(count), segment_b_start - 1] = SPECIAL_TOKENS["sep"]
     ids[np.arange(seq_length) >= length[:, None]] = SPECIAL_TOKENS["pad"]
     return {"input_ids": ids, "length": length, "segment_b_start": segment_b_start, "next_sentence_label": label}
+
+
+def with_documents(rows, generator):
+    """Return rows of objective mlm cut into documents, each `[CLS] … [SEP]` of at least three tokens."""
+    ids, length = rows["input_ids"].copy(), rows["length"]
+    is_start = np.zeros(ids.shape, bool)
+    is_start[:, 0] = True
+    for row, last in enumerate(length):
+        for start in range(3, last - 3, 3):
+            is_start[row, start] = generator.random() < 0.3
+    ids[is_start] = SPECIAL_TOKENS["cls"]
+    ids[:, :-1][is_start[:, 1:]] = SPECIAL_TOKENS["sep"]
+    return {**rows, "input_ids": ids, "document_starts": pack_starts(is_start)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_rows import SPECIAL_TOKENS, make_entries, make_rows
+from synthetic_rows import SPECIAL_TOKENS, make_entries, make_rows, with_documents
 
 from bert_pld.data.masking import MaskingVocabulary
 from bert_pld.data.rows import ShardedRows
@@ -18,16 +18,32 @@ def make_data_dir(tmp_path):
     """Return a function that writes a data directory and returns it with the written rows of each split."""
 
     def make(
-        *, counts=(23, 0, 14), validation=10, seq_length=32, vocabulary_size=1000, objective="mlm+nsp", full=False
+        *,
+        counts=(23, 0, 14),
+        validation=10,
+        seq_length=32,
+        vocabulary_size=1000,
+        objective="mlm+nsp",
+        full=False,
+        documents=False,
     ) -> tuple[Path, dict]:
         generator = np.random.Generator(np.random.PCG64(7))
         entries = make_entries(vocabulary_size)
         attributes = ShardAttributes(
-            vocabulary_hash(entries), vocabulary_size, "uncased", seq_length, objective, "synthetic", 7
+            vocabulary_hash(entries),
+            vocabulary_size,
+            "uncased",
+            seq_length,
+            objective,
+            "synthetic",
+            7,
+            document_starts=documents,
         )
         splits, written = {}, {}
         for split, sizes in (("train", counts), ("validation", (validation,))):
             shards = [make_rows(generator, n, seq_length, vocabulary_size, objective, full) for n in sizes]
+            if documents:
+                shards = [with_documents(rows, generator) for rows in shards]
             paths = [tmp_path / shard_name(split, i) for i in range(len(shards))]
             splits[split] = [write_shard(path, shard, attributes) for path, shard in zip(paths, shards, strict=True)]
             written[split] = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
