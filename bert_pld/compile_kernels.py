@@ -2,8 +2,10 @@
 
     python -m bert_pld.compile_kernels --hidden_sizes 768,1024 --capabilities 80,90,100
 
-prints registers per thread, bytes spilled to local memory, shared memory and machine instructions of each kernel, in
-the variants that training launches. Triton contains NVIDIA's assembler. The exit code is 1 if any kernel spills.
+prints registers per thread, bytes spilled to local memory, shared memory, machine instructions (in all, and of a thread
+for each of its elements) and warps a multiprocessor of each kernel, in the variants that training launches. Triton
+contains NVIDIA's assembler. The exit code is 1 if any kernel spills or does not fit a
+multiprocessor.
 """
 
 from __future__ import annotations
@@ -13,10 +15,7 @@ import concurrent.futures
 import dataclasses
 import json
 import os
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,21 +24,16 @@ from bert_pld.cli import explain_missing_package, make_parser, run
 
 with explain_missing_package("bert_pld.compile_kernels"):
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    from bert_pld.kernels import add_norm, bias_gelu, linear_cross_entropy
-    from bert_pld.kernels.tiles import element_tile, reducing_row_tile, row_tile
+    from bert_pld.kernels import linear_cross_entropy
+    from bert_pld.kernels.add_norm import add_norm_backward_kernel, add_norm_forward_kernel
+    from bert_pld.kernels.bias_gelu import bias_gelu_backward_kernel, bias_gelu_forward_kernel
+    from bert_pld.kernels.machine_code import compile_kernel, resident_programs
+    from bert_pld.kernels.tiles import Tile, element_tile, reducing_row_tile, row_tile
 
 CAPABILITIES = (80, 90, 100)
 DTYPES = ("bf16", "fp16", "fp32")
-_NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_ARGUMENT_TYPES = {
-    **dict.fromkeys(("branch_rows_ptr", "norm_rows_ptr", "correct_ptr"), "*i32"),
-    **dict.fromkeys(("mean_ptr", "rstd_ptr", "partial_ptr", "losses_ptr"), "*fp32"),
-    **{"labels_ptr": "*i64", "scale": "fp32", "eps": "fp32"},
-}
-"""Types of the arguments that are neither pointers to the model's dtype nor 32-bit integers."""
+_WARP = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +44,10 @@ class Variant:
     kernel: Any
     arguments: dict[str, Any]
     """The kernel's constants and `num_warps`."""
+    elements: int
+    """Elements of the matrix that a program, or a turn of its loop, processes, without idle lanes."""
+    programs: int | None = None
+    """Programs a multiprocessor that a reducing kernel launches; None: as many as there are tiles."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +65,10 @@ class Resources:
     num_warps: int
     instructions: int
     """Number of machine instructions in the kernel's code."""
+    instructions_per_element: float
+    """Machine instructions of a thread for each of its elements: of the loop, if the kernel has one."""
+    warps_per_multiprocessor: int
+    """Warps that run at the same time; 0: a program needs more than a multiprocessor has."""
 
     @property
     def spills(self) -> bool:
@@ -82,18 +84,24 @@ def variants(hidden_size: int, vocabulary: int = 30528) -> Iterator[Variant]:
     gradients = {"HAS_GRAD_NORMED": True, "HAS_GRAD_NEW_STREAM": True}
     forms = {"norm": plain, "norm gather": {**plain, "HAS_NORM_ROWS": True}, "branch norm": branch}
     for name, form in {**forms, "scatter norm gather": scattered}.items():
-        launch = row_tile(hidden_size).launch_arguments(hidden_size)
-        yield Variant(f"{name} forward", add_norm.add_norm_forward_kernel, {**launch, **form})
-        launch = reducing_row_tile(hidden_size).launch_arguments(hidden_size)
-        yield Variant(f"{name} backward", add_norm.add_norm_backward_kernel, {**launch, **form, **gradients})
-    launch = element_tile(4 * hidden_size).launch_arguments(4 * hidden_size)
+        tile, reducing = row_tile(hidden_size), reducing_row_tile(hidden_size)
+        launch = {**tile.launch_arguments(hidden_size), **form}
+        yield Variant(f"{name} forward", add_norm_forward_kernel, launch, tile.rows * hidden_size)
+        launch = {**reducing.launch_arguments(hidden_size), **form, **gradients}
+        yield _reducing(f"{name} backward", add_norm_backward_kernel, launch, reducing, reducing.rows * hidden_size)
+    tile = element_tile(4 * hidden_size)
+    launch, elements = tile.launch_arguments(4 * hidden_size), tile.rows * tile.width
     for name, tanh in (("gelu", False), ("gelu_tanh", True)):
-        yield Variant(f"bias {name} forward", bias_gelu.bias_gelu_forward_kernel, {**launch, "TANH": tanh})
-        yield Variant(f"bias {name} backward", bias_gelu.bias_gelu_backward_kernel, {**launch, "TANH": tanh})
+        yield Variant(f"bias {name} forward", bias_gelu_forward_kernel, {**launch, "TANH": tanh}, elements)
+        yield _reducing(f"bias {name} backward", bias_gelu_backward_kernel, {**launch, "TANH": tanh}, tile, elements)
     block, warps = linear_cross_entropy.block_and_warps(vocabulary)
     launch = {"VOCABULARY": vocabulary, "BLOCK": block, "num_warps": warps}
     for name, gradient in (("cross entropy", False), ("cross entropy with gradient", True)):
-        yield Variant(name, linear_cross_entropy.cross_entropy_kernel, {**launch, "WRITE_GRADIENT": gradient})
+        yield Variant(name, linear_cross_entropy.cross_entropy_kernel, {**launch, "WRITE_GRADIENT": gradient}, block)
+
+
+def _reducing(name: str, kernel: Any, arguments: dict[str, Any], tile: Tile, elements: int) -> Variant:
+    return Variant(name, kernel, arguments, elements, tile.programs_per_multiprocessor)
 
 
 def compile_variant(variant: Variant, hidden_size: int, dtype: str, capability: int) -> Resources:
@@ -101,64 +109,28 @@ def compile_variant(variant: Variant, hidden_size: int, dtype: str, capability: 
 
     If it does not compile, a RuntimeError has the compiler's message.
     """
-    signature, attributes = {}, {}
-    for index, parameter in enumerate(variant.kernel.params):
-        if parameter.is_constexpr:
-            signature[parameter.name] = "constexpr"
-            continue
-        default = f"*{dtype}" if parameter.name.endswith("_ptr") else "i32"
-        signature[parameter.name] = _ARGUMENT_TYPES.get(parameter.name, default)
-        if parameter.name.endswith("_ptr"):
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    constants = dict(variant.arguments)
-    num_warps = constants.pop("num_warps")
-    source = ASTSource(variant.kernel, signature, constants, attributes)
     try:
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+        code = compile_kernel(variant.kernel, variant.arguments, dtype, capability)
     except Exception as error:
         raise RuntimeError(f"{variant.name}, H = {hidden_size}, {dtype}, sm_{capability}: {error}") from error
-    output = _assemble(compiled.asm["ptx"], capability)
+    num_warps = variant.arguments["num_warps"]
+    fitting = resident_programs(code, num_warps, capability)
+    running = fitting if variant.programs is None else min(variant.programs, fitting)
+    per_thread = variant.elements / (_WARP * num_warps)
     return Resources(
         kernel=variant.name,
         hidden_size=hidden_size,
         dtype=dtype,
         capability=capability,
-        registers=_number(r"Used (\d+) registers", output),
-        spill_store_bytes=_number(r"(\d+) bytes spill stores", output),
-        spill_load_bytes=_number(r"(\d+) bytes spill loads", output),
-        shared_bytes=compiled.metadata.shared,
+        registers=code.registers,
+        spill_store_bytes=code.spill_store_bytes,
+        spill_load_bytes=code.spill_load_bytes,
+        shared_bytes=code.shared_bytes,
         num_warps=num_warps,
-        instructions=_count_instructions(compiled.asm["cubin"]),
+        instructions=code.instructions,
+        instructions_per_element=round((code.loop_instructions or code.instructions) / per_thread, 1),
+        warps_per_multiprocessor=running * num_warps,
     )
-
-
-def _assemble(ptx: str, capability: int) -> str:
-    """Return the output of `ptxas -v`."""
-    # Triton ships a second assembler for Blackwell, which its own driver uses from sm_100.
-    newer = _NVIDIA_TOOLS / "ptxas-blackwell"
-    assembler = newer if capability >= 100 and newer.exists() else _NVIDIA_TOOLS / "ptxas"
-    architecture = re.search(r"\.target (sm_\w+)", ptx)
-    assert architecture is not None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.ptx"
-        path.write_text(ptx)
-        command = [str(assembler), "-v", f"--gpu-name={architecture[1]}", str(path), "-o", str(path.with_suffix(".o"))]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
-
-
-def _count_instructions(cubin: bytes) -> int:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(_NVIDIA_TOOLS / "cuobjdump"), "-sass", file.name]
-        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)", listing, flags=re.MULTILINE))
-
-
-def _number(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    return int(found[1]) if found else 0
 
 
 def compile_all(hidden_sizes: list[int], dtypes: list[str], capabilities: list[int]) -> list[Resources]:
@@ -176,11 +148,12 @@ def compile_all(hidden_sizes: list[int], dtypes: list[str], capabilities: list[i
 
 def format_table(found: list[Resources]) -> str:
     """Return a table with one line per variant."""
-    names = ("sm", 4), ("registers", 10), ("spills", 8), ("shared", 8), ("instr.", 8), ("warps", 6)
+    names = ("sm", 4), ("registers", 10), ("spills", 8), ("shared", 8), ("instr.", 8), ("/element", 9), ("warps/SM", 9)
     lines = [f"{'kernel':30}{'H':>6} {'dtype':6}" + "".join(f"{name:>{width}}" for name, width in names)]
     lines += [
         f"{r.kernel:30}{r.hidden_size:>6} {r.dtype:6}{r.capability:>4}{r.registers:>10}"
-        f"{r.spill_store_bytes + r.spill_load_bytes:>8}{r.shared_bytes:>8}{r.instructions:>8}{r.num_warps:>6}"
+        f"{r.spill_store_bytes + r.spill_load_bytes:>8}{r.shared_bytes:>8}{r.instructions:>8}"
+        f"{r.instructions_per_element:>9}{r.warps_per_multiprocessor:>9}"
         for r in found
     ]
     spilling = sum(r.spills for r in found)
@@ -208,7 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Compile and print; exit with 1 if any kernel spills."""
+    """Compile and print; exit with 1 if any kernel spills or cannot run."""
     if triton.knobs.runtime.interpret:
         raise ValueError("TRITON_INTERPRET is set: interpreted kernels cannot be compiled; unset it")
     dtypes = options.dtypes.split(",")
@@ -224,7 +197,7 @@ def main(options: argparse.Namespace) -> None:
     print(format_table(found))
     if options.json is not None:
         options.json.write_text(json.dumps([dataclasses.asdict(r) for r in found], indent=2) + "\n", encoding="utf-8")
-    if any(r.spills for r in found):
+    if any(r.spills or not r.warps_per_multiprocessor for r in found):
         sys.exit(1)
 
 

@@ -35,6 +35,8 @@ def test_every_kernel_compiles_and_none_spills(tmp_path):
         assert one["spill_store_bytes"] == one["spill_load_bytes"] == 0
         assert 16 <= one["registers"] <= 255
         assert one["instructions"] > 100
+        assert one["warps_per_multiprocessor"] >= 8
+        assert 10 < one["instructions_per_element"] < 60
 
 
 def test_spilling_kernel_is_reported_and_the_command_fails():
