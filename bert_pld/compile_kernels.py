@@ -26,13 +26,15 @@ with explain_missing_package("bert_pld.compile_kernels"):
     import triton
 
     from bert_pld.kernels import linear_cross_entropy
-    from bert_pld.kernels.add_norm import add_norm_backward_kernel, add_norm_forward_kernel
+    from bert_pld.kernels.add_norm_backward import add_norm_backward_kernel
+    from bert_pld.kernels.add_norm_forward import add_norm_forward_kernel
     from bert_pld.kernels.bias_gelu import bias_gelu_backward_kernel, bias_gelu_forward_kernel
     from bert_pld.kernels.machine_code import compile_kernel, resident_programs
     from bert_pld.kernels.tiles import Tile, element_tile, reducing_row_tile, row_tile
 
 CAPABILITIES = (80, 90, 100)
-DTYPES = ("bf16", "fp16", "fp32")
+DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
+"""Bytes of each dtype."""
 _WARP = 32
 
 
@@ -46,6 +48,8 @@ class Variant:
     """The kernel's constants and `num_warps`."""
     elements: int
     """Elements of the matrix that a program, or a turn of its loop, processes, without idle lanes."""
+    accesses: int
+    """Elements that it reads and writes for each of them, parameters and numbers of a row left out."""
     programs: int | None = None
     """Programs a multiprocessor that a reducing kernel launches; None: as many as there are tiles."""
 
@@ -67,6 +71,8 @@ class Resources:
     """Number of machine instructions in the kernel's code."""
     instructions_per_element: float
     """Machine instructions of a thread for each of its elements: of the loop, if the kernel has one."""
+    bytes_per_element: int
+    """Bytes that memory moves for each element."""
     warps_per_multiprocessor: int
     """Warps that run at the same time; 0: a program needs more than a multiprocessor has."""
 
@@ -84,24 +90,28 @@ def variants(hidden_size: int, vocabulary: int = 30528) -> Iterator[Variant]:
     gradients = {"HAS_GRAD_NORMED": True, "HAS_GRAD_NEW_STREAM": True}
     forms = {"norm": plain, "norm gather": {**plain, "HAS_NORM_ROWS": True}, "branch norm": branch}
     for name, form in {**forms, "scatter norm gather": scattered}.items():
+        forward, backward = (4, 5) if form["HAS_BRANCH"] else (2, 4)
         tile, reducing = row_tile(hidden_size), reducing_row_tile(hidden_size)
         launch = {**tile.launch_arguments(hidden_size), **form}
-        yield Variant(f"{name} forward", add_norm_forward_kernel, launch, tile.rows * hidden_size)
-        launch = {**reducing.launch_arguments(hidden_size), **form, **gradients}
-        yield _reducing(f"{name} backward", add_norm_backward_kernel, launch, reducing, reducing.rows * hidden_size)
+        yield Variant(f"{name} forward", add_norm_forward_kernel, launch, tile.rows * hidden_size, forward)
+        launch = {**reducing.launch_arguments(hidden_size), "PIECES": reducing.pieces, "STAGES": reducing.num_stages}
+        launch |= {**form, **gradients}
+        yield _reducing(f"{name} backward", add_norm_backward_kernel, launch, reducing, hidden_size, backward)
     tile = element_tile(4 * hidden_size)
     launch, elements = tile.launch_arguments(4 * hidden_size), tile.rows * tile.width
     for name, tanh in (("gelu", False), ("gelu_tanh", True)):
-        yield Variant(f"bias {name} forward", bias_gelu_forward_kernel, {**launch, "TANH": tanh}, elements)
-        yield _reducing(f"bias {name} backward", bias_gelu_backward_kernel, {**launch, "TANH": tanh}, tile, elements)
+        yield Variant(f"bias {name} forward", bias_gelu_forward_kernel, {**launch, "TANH": tanh}, elements, 2)
+        arguments = {**launch, "TANH": tanh}
+        yield _reducing(f"bias {name} backward", bias_gelu_backward_kernel, arguments, tile, tile.width, 3)
     block, warps = linear_cross_entropy.block_and_warps(vocabulary)
     launch = {"VOCABULARY": vocabulary, "BLOCK": block, "num_warps": warps}
     for name, gradient in (("cross entropy", False), ("cross entropy with gradient", True)):
-        yield Variant(name, linear_cross_entropy.cross_entropy_kernel, {**launch, "WRITE_GRADIENT": gradient}, block)
+        arguments, accesses = {**launch, "WRITE_GRADIENT": gradient}, 3 if gradient else 1
+        yield Variant(name, linear_cross_entropy.cross_entropy_kernel, arguments, block, accesses)
 
 
-def _reducing(name: str, kernel: Any, arguments: dict[str, Any], tile: Tile, elements: int) -> Variant:
-    return Variant(name, kernel, arguments, elements, tile.programs_per_multiprocessor)
+def _reducing(name: str, kernel: Any, arguments: dict[str, Any], tile: Tile, columns: int, accesses: int) -> Variant:
+    return Variant(name, kernel, arguments, tile.rows * columns, accesses, tile.programs_per_multiprocessor)
 
 
 def compile_variant(variant: Variant, hidden_size: int, dtype: str, capability: int) -> Resources:
@@ -129,6 +139,7 @@ def compile_variant(variant: Variant, hidden_size: int, dtype: str, capability: 
         num_warps=num_warps,
         instructions=code.instructions,
         instructions_per_element=round((code.loop_instructions or code.instructions) / per_thread, 1),
+        bytes_per_element=variant.accesses * DTYPES[dtype],
         warps_per_multiprocessor=running * num_warps,
     )
 

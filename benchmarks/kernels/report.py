@@ -91,4 +91,7 @@ def _swept(row: dict[str, Any]) -> list[str]:
 
 def _tile(one: dict[str, Any]) -> str:
     tile = one["tile"]
-    return "{rows}×{width}, {num_warps} warps, {programs_per_multiprocessor} a multiprocessor".format(**tile)
+    text = "{rows}×{width}, {num_warps} warps, {programs_per_multiprocessor} a multiprocessor".format(**tile)
+    if tile.get("pieces", 1) > 1:
+        text += ", {pieces} pieces, {num_stages} stages, registers: {max_registers}".format(**tile)
+    return text

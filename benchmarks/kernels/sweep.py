@@ -26,9 +26,10 @@ _TRIAL_ROUNDS = 5
 
 
 def candidate_tiles(default: Tile, direction: str) -> list[Tile]:
-    """The default and its neighbours that fit; all sizes but `programs_per_multiprocessor` are powers of two.
+    """The default and its neighbours that fit; rows, width and warps are powers of two.
 
-    `backward` reduces over rows, so the number of programs varies too. In `both` a program has one row, so its piece of
+    `backward` reduces over rows, so the number of programs varies too, and so do, where the default loads ahead, the
+    number of tiles that are loaded ahead and the limit of registers. In `both` a program has one row, so its piece of
     it (`width`) varies instead of the rows.
     """
     shapes = (
@@ -43,7 +44,10 @@ def candidate_tiles(default: Tile, direction: str) -> list[Tile]:
         for warps in _powers(default.num_warps)
         for programs in (dict.fromkeys(sharing) if direction == "backward" else [default.programs_per_multiprocessor])
     ]
-    return [default, *(tile for tile in candidates if tile != default and fits(tile))]
+    if default.num_stages > 1:
+        candidates += [dataclasses.replace(default, num_stages=stages) for stages in (1, 2, 3, 4)]
+        candidates += [dataclasses.replace(default, max_registers=most) for most in (None, 128, 168)]
+    return [default, *(tile for tile in dict.fromkeys(candidates) if tile != default and fits(tile))]
 
 
 def _powers(default: int) -> list[int]:
@@ -53,7 +57,7 @@ def _powers(default: int) -> list[int]:
 def fits(tile: Tile) -> bool:
     """Whether a tile's size per thread and warps per multiprocessor are within the limits."""
     least, most = _ELEMENTS_A_THREAD
-    a_thread = tile.rows * tile.width / (32 * tile.num_warps)
+    a_thread = tile.rows * tile.pieces * tile.width / (32 * tile.num_warps)
     return (
         least <= a_thread <= most
         and tile.num_warps <= _MOST_WARPS

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are no part of the installed package
 
 import full_run_tables
+import kernel_tables
 import result_tables
 
 from benchmarks.checkpoint import command as checkpoint
@@ -96,6 +97,7 @@ SHOWN = (
     Shown("steps_bf16", _README, "bench_train_8x256_bf16_cpu.json", result_tables.training_steps),
     Shown("steps_small", _README, "bench_train_small_cpu.json", result_tables.training_steps),
     Shown("steps_token", _README, "bench_train_small_token_cpu.json", _as_printed(train.report)),
+    Shown("machine_code", "docs/kernels.md", "kernels.json", kernel_tables.machine_code),
     Shown("operators", _README, "operators_cpu.json", operators.report),
     Shown("predicted_mfu", _README, "predicted_mfu.json", prediction.report),
     Shown("quickstart", _README, "quickstart.json", result_tables.quickstart),

@@ -42,7 +42,7 @@ def test_every_kernel_compiles_and_none_spills(tmp_path):
 def test_spilling_kernel_is_reported_and_the_command_fails():
     tall = (
         "import dataclasses\nfrom bert_pld.kernels import tiles\nplain = tiles.reducing_row_tile\n"
-        "tiles.reducing_row_tile = lambda width: dataclasses.replace(plain(width), rows=16)"
+        "tiles.reducing_row_tile = lambda width: dataclasses.replace(plain(width), rows=4)"
     )
     done = compile_ahead("--hidden_sizes", "1024", "--capabilities", "90", code=tall)
     assert done.returncode == 1
