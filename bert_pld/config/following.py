@@ -12,7 +12,7 @@ from bert_pld.config.errors import ConfigError
 
 FREE_KEYS = (
     *("kernels", "activation_checkpointing", "fp8", "hidden_dropout", "attention_dropout"),
-    *("initializer_range", "position_initialization", "next_sentence_prediction"),
+    *("initializer_range", "position_initialization"),
 )
 """Keys that say how a model runs or begins, not what its weights are."""
 _MAY_DIFFER = (*FREE_KEYS, "global_rope_theta", "local_rope_theta")

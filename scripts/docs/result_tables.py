@@ -182,3 +182,21 @@ def _unusual(one: dict[str, Any]) -> list[str]:
     found += [f"width {one['hidden_size']}"] if one["hidden_size"] != 128 else []
     found += ["no sentence pairs"] if one["objective"] == "mlm" else []
     return found + (["bf16"] if one["precision"] == "bf16" else [])
+
+
+def continued(result: dict[str, Any]) -> str:
+    """Return the table of going on with a saved model, from `compare_continued_pretraining.py`."""
+    names = {"bert_pld": "`bert_pld.pretrain`", "trainer": "transformers' `Trainer`"}
+    slowest = max(result["tokens_per_s"]["trainer"])
+    rows = [
+        [
+            names[name],
+            *(f"{result['losses'][name][step]:.4f}" for step in (0, -1)),
+            f"{max(speeds):,.0f}",
+            f"{max(speeds) / slowest:.2f}",
+        ]
+        for name, speeds in result["tokens_per_s"].items()
+    ]
+    steps = len(result["losses"]["trainer"])
+    table = markdown_table(["", "loss, step 1", f"loss, step {steps}", "tokens/s", "× Trainer"], rows)
+    return f"{table}\nThe losses of all {steps} steps differ by at most {result['largest_difference']:.0e}.\n"
