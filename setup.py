@@ -21,7 +21,7 @@ configs = {
 pretrain = ["h5py>=3.10", "safetensors>=0.5", "tokenizers>=0.21", "tqdm>=4.66"]
 plot = ["matplotlib>=3.8"]
 kernels = ["triton>=3.5; platform_system == 'Linux'"]  # 700 MB, which torch's CUDA build brings along.
-LEFT_OUT = {"kernels", "wandb", "ray", "tagging", "test"}
+LEFT_OUT = {"kernels", "wandb", "ray", "tagging", "retrieval", "test"}
 extras = {  # bert_pld/cli.py knows them too: it names the extra of a missing package.
     "pretrain": pretrain,
     "data": [
@@ -30,6 +30,7 @@ extras = {  # bert_pld/cli.py knows them too: it names the extra of a missing pa
     ],
     "glue": [*pretrain, *plot, "datasets>=4.0", "scikit-learn>=1.3", "scipy>=1.11", "transformers>=4.57"],
     "tagging": [*pretrain, "scikit-learn>=1.3", "seqeval>=1.2", "transformers>=4.57"],
+    "retrieval": [*pretrain, "accelerate>=1.0", "datasets>=4.0", "sentence-transformers>=5.2", "transformers>=4.57"],
     "plot": plot,
     "kernels": kernels,
     "tensorboard": ["tensorboard>=2.16"],

