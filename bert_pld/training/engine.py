@@ -117,7 +117,7 @@ def _refuse_unsupported(config: RunConfig) -> None:
         if config.offload_device(kind) == "nvme":
             raise ConfigError(
                 f"zero_optimization.offload_{kind}.device: nvme; checkpoints cannot hold what DeepSpeed has swapped to"
-                " a disk; use cpu"
+                " a disk; use cpu, which frees the same GPU memory"
             )
     if config.offload_device("param") != "none" and config.zero_stage < 3:
         raise ConfigError(
