@@ -109,7 +109,10 @@ def _load_berts(path: Path) -> FastTokenizer:
 def model_card(
     run: RunConfig, model: ModelConfig, architecture: str, state: dict[str, Any], mask: str = SPECIAL_TOKENS["mask"]
 ) -> str:
-    """Return the README.md of an exported model; `state` may have `step`, `tokens` and `data_source`."""
+    """Return the README.md of an exported model.
+
+    `state` may have `step`, `tokens`, `data_source` and `initialized_from`.
+    """
     from bert_pld.cost.flops import parameter_count
 
     pld = run.progressive_layer_drop
@@ -125,6 +128,7 @@ def model_card(
         ("Class", f"`{architecture}`, {norm}"),
         ("Size", size),
         ("Objective", objective),
+        *([("Started from", f"the weights of {state['initialized_from']}")] if state.get("initialized_from") else []),
         ("Training data", state.get("data_source") or "not recorded"),
         ("Training", _training_row(run, state)),
         ("Sequence length", f"{run.data.seq_length} tokens (positions up to {model.max_position_embeddings})"),

@@ -55,7 +55,7 @@ WEIGHTS_KIND = "weights"
 PRUNED = ".pruned"
 """Suffix of a checkpoint that is being removed."""
 _STATE_TYPES = {
-    **dict.fromkeys(("data_source", "data_fingerprint"), str),
+    **dict.fromkeys(("data_source", "data_fingerprint", "initialized_from"), str),
     **dict.fromkeys(("step", "tokens"), int),
     **dict.fromkeys(("seconds", "processor_seconds"), float),
     **{"tensors": list, "engine": dict, "origin": dict},

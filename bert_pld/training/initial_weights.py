@@ -32,10 +32,12 @@ _MULTIPLE = 8
 
 
 class InitialWeights(abc.ABC):
-    """Weights for a new run, from a path; with `new_vocabulary` the run's data has another tokenizer."""
+    """Weights for a new run; with `new_vocabulary` the run's data has another tokenizer."""
 
-    def __init__(self, path: Path, new_vocabulary: bool) -> None:
+    def __init__(self, path: Path, name: str, new_vocabulary: bool) -> None:
         self.path, self.new_vocabulary = path, new_vocabulary
+        self.name = name
+        """What the user gave: the path, or an id on the Hub."""
 
     @property
     @abc.abstractmethod
@@ -59,7 +61,7 @@ class InitialWeights(abc.ABC):
     def _followed(self, config: ModelConfig, is_run: bool) -> FollowedModel:
         if self.new_vocabulary:  # Rows before the first position are those up to the old [PAD].
             config = dataclasses.replace(config, vocab_size=None, exported_vocab_size=None, position_offset=0)
-        return FollowedModel(str(self.path), config, is_run)
+        return FollowedModel(self.name, config, is_run)
 
     def _replace_vocabulary(
         self, state: dict[str, Tensor], old: Tokenizer, old_special: dict[str, int], rows: ShardedRows, offset: int
@@ -111,8 +113,8 @@ class RunWeights(InitialWeights):
 class SavedModelWeights(InitialWeights):
     """A saved model of transformers."""
 
-    def __init__(self, path: Path, new_vocabulary: bool) -> None:
-        super().__init__(path, new_vocabulary)
+    def __init__(self, path: Path, name: str, new_vocabulary: bool) -> None:
+        super().__init__(path, name, new_vocabulary)
         self.saved = open_saved_model(path)
 
     @property
@@ -142,7 +144,7 @@ class SavedModelWeights(InitialWeights):
     def fill(self, model: nn.Module, config: ModelConfig, rows: ShardedRows) -> list[str]:
         """Put the weights into a new model of a resolved configuration; return lines that say what is new."""
         imported = self.saved.read_state(config.next_sentence_prediction is True)
-        state, notes = dict(imported.state), [f"initialized from {self.path} ({self.saved.family.model_type})"]
+        state, notes = dict(imported.state), [f"initialized from {self.name} ({self.saved.family.model_type})"]
         if self.new_vocabulary:
             tokenizer, tokens = read_saved_tokenizer(self.path, str(self.path))
             special = {role: tokenizer.token_to_id(token) for role, token in tokens.items()}
@@ -171,13 +173,13 @@ def open_initial_weights(where: str | None, new_vocabulary: bool) -> InitialWeig
         except ValueError as error:
             raise ValueError(f"--initialize_from {error}") from error
     if is_saved_model(path):
-        return SavedModelWeights(path, new_vocabulary)
+        return SavedModelWeights(path, where, new_vocabulary)
     if not (path / CONFIG).is_file() and not any(map(checkpoint_format.list_checkpoints, (path, path / CHECKPOINTS))):
         raise ValueError(
             f"--initialize_from {where}: must be a run, a checkpoint, or a saved Hugging Face model with {CONFIG} and"
             " safetensors"
         )
-    return RunWeights(path, new_vocabulary)
+    return RunWeights(path, where, new_vocabulary)
 
 
 def _tokenizer_of(checkpoint: Path) -> tuple[Tokenizer, dict[str, int]]:

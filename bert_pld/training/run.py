@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from bert_pld.checkpoint.branch import find_start
+from bert_pld.checkpoint.format import load_state
 from bert_pld.checkpoint.resume import choose_checkpoint, load_weights
 from bert_pld.checkpoint.writer import CheckpointWriter
 from bert_pld.cluster.process_group import join_process_group
@@ -160,6 +161,10 @@ def prepare_run(
         "data_source": manifest.attributes.source,
         "data_fingerprint": manifest.fingerprint(),
     }
+    if start is not None:
+        data_facts["initialized_from"] = load_state(start.checkpoint).get("initialized_from", "")
+    elif initial is not None:
+        data_facts["initialized_from"] = initial.name
     origin = Origin() if start is None else start.origin
     if origin != Origin():
         data_facts["origin"] = dataclasses.asdict(origin)

@@ -68,7 +68,7 @@ def open_saved_model(path: Path) -> SavedModel:
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     classes = content.get("architectures")
-    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+    if not isinstance(classes, list) or not classes or not all(str(name).isidentifier() for name in classes):
         raise ValueError(
             f"{file}: architectures: {classes!r}; must name the class that saved the weights, such as"
             f' ["{family.class_prefix}ForMaskedLM"]'
@@ -83,7 +83,7 @@ def open_saved_model(path: Path) -> SavedModel:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from error
     if problem is not None:
         raise ValueError(f"{file}: {problem}")
-    _weight_files(path)
+    _weight_files(path, classes[0])
     return SavedModel(path, family, config)
 
 
@@ -104,8 +104,11 @@ def download(name: str) -> Path:
         ) from error
 
 
-def _weight_files(path: Path) -> list[Path]:
-    """Return the safetensors files; a ValueError if one is missing, or if there are only pickles."""
+def _weight_files(path: Path, saved_by: str = "AutoModelForMaskedLM") -> list[Path]:
+    """Return the safetensors files; a ValueError if one is missing, or if there are only pickles.
+
+    `saved_by` is the class that converts pickles.
+    """
     if (path / WEIGHTS).is_file():
         return [path / WEIGHTS]
     index = path / INDEX
@@ -122,7 +125,7 @@ def _weight_files(path: Path) -> list[Path]:
     if pickles:
         raise ValueError(
             f"{path}: has its weights only in {pickles[0]}, a pickle, which can run code when it is read; convert it"
-            ' where you trust it: python -c "from transformers import AutoModelForPreTraining as Model;'
+            f' where you trust it: python -c "from transformers import {saved_by} as Model;'
             f" Model.from_pretrained('{path}').save_pretrained('{path}')\""
         )
     raise ValueError(f"{path}: has no {WEIGHTS} and no {INDEX}")

@@ -16,8 +16,9 @@ Names = Iterator[tuple[str, tuple[str, ...]]]
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 """Our activations → theirs."""
+_OUR_ACTIVATIONS = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
 # Other names of the same functions.
-_OUR_ACTIVATIONS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {"gelu_new": "gelu_tanh"}
+_OUR_ACTIVATIONS |= {"gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_python": "gelu"}
 
 
 @dataclasses.dataclass(frozen=True)

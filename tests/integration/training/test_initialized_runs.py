@@ -38,6 +38,9 @@ def test_run_resumes_bitwise_and_its_second_phase_and_export_need_no_model_block
     assert held_out[1] == pytest.approx(held_out[0], rel=1e-6)
     export.export_checkpoint(tmp_path / "second", tmp_path / "exported")
     exported = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert (
+        f"| Started from | the weights of {tmp_path / 'whole'} |" in (tmp_path / "exported" / "README.md").read_text()
+    )
     assert (exported["architectures"], exported["max_position_embeddings"]) == (["RobertaForMaskedLM"], 42)
 
 

@@ -206,8 +206,16 @@ def no_tokenizer(folder):
         (folder / name).unlink()
 
 
+def slow_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CanineTokenizer"}')
+
+
 BAD = {
-    "pickle": (only_pickle, "only in pytorch_model.bin, a pickle, .* convert it where you trust it: python -c"),
+    "pickle": (
+        only_pickle,
+        "only in pytorch_model.bin, a pickle, .* where you trust it: python -c .*import BertForMaskedLM as Model",
+    ),
     "decoder": (
         lambda f: rewrite_config(f, model_type="gpt2"),
         "model type 'gpt2': must be one of bert, megatron-bert",
@@ -216,6 +224,7 @@ BAD = {
     "is_decoder": (lambda f: rewrite_config(f, is_decoder=True), "is_decoder: true; must be false"),
     "no_model_type": (lambda f: rewrite_config(f, model_type=None), "model type None: must be one of bert"),
     "no_architectures": (lambda f: rewrite_config(f, architectures=None), 'architectures: None; .*"BertForMaskedLM"'),
+    "no_class": (lambda f: rewrite_config(f, architectures=["a; rm b"]), r"architectures: \['a; rm b'\]; must name"),
     "bad_size": (lambda f: rewrite_config(f, hidden_size="wide"), "config.json: .*hidden_size"),
     "odd_heads": (lambda f: rewrite_config(f, num_attention_heads=5), "hidden_size"),
     "other_size": (lambda f: rewrite_config(f, hidden_size=64), r"shape \[64, 32\]; must be \[64, 64\]"),
@@ -228,6 +237,7 @@ BAD = {
     "adapter": (adapter, "unexpected bert.adapter.weight"),
     "part_missing": (part_missing, "bert.encoder.layer.1.output.dense.bias .* is missing"),
     "no_tokenizer": (no_tokenizer, "load a tokenizer|no fast tokenizer|differs from that of"),
+    "slow_tokenizer": (slow_tokenizer, "CanineTokenizer is no fast tokenizer; required is one that the library"),
     "other_tokenizer": (
         lambda f: word_pieces(VOCABULARY[::-1]).save(str(f / "tokenizer.json")),
         r"its vocabulary \(64 entries\) differs from that of .* build the data with --tokenizer .*--new_vocabulary",
