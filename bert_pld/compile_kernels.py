@@ -25,10 +25,11 @@ from bert_pld.cli import explain_missing_package, make_parser, run
 with explain_missing_package("bert_pld.compile_kernels"):
     import triton
 
-    from bert_pld.kernels import linear_cross_entropy
+    from bert_pld.kernels import linear_cross_entropy, rotary
     from bert_pld.kernels.add_norm_backward import add_norm_backward_kernel
     from bert_pld.kernels.add_norm_forward import add_norm_forward_kernel
     from bert_pld.kernels.bias_gelu import bias_gelu_backward_kernel, bias_gelu_forward_kernel
+    from bert_pld.kernels.geglu import geglu_backward_kernel, geglu_forward_kernel
     from bert_pld.kernels.machine_code import compile_kernel, resident_programs
     from bert_pld.kernels.tiles import Tile, element_tile, reducing_row_tile, row_tile
 
@@ -103,11 +104,26 @@ def variants(hidden_size: int, vocabulary: int = 30528) -> Iterator[Variant]:
         yield Variant(f"bias {name} forward", bias_gelu_forward_kernel, {**launch, "TANH": tanh}, elements, 2)
         arguments = {**launch, "TANH": tanh}
         yield _reducing(f"bias {name} backward", bias_gelu_backward_kernel, arguments, tile, tile.width, 3)
+    yield from _modernbert_variants(hidden_size)
     block, warps = linear_cross_entropy.block_and_warps(vocabulary)
     launch = {"VOCABULARY": vocabulary, "BLOCK": block, "num_warps": warps}
     for name, gradient in (("cross entropy", False), ("cross entropy with gradient", True)):
         arguments, accesses = {**launch, "WRITE_GRADIENT": gradient}, 3 if gradient else 1
         yield Variant(name, linear_cross_entropy.cross_entropy_kernel, arguments, block, accesses)
+
+
+def _modernbert_variants(hidden_size: int) -> Iterator[Variant]:
+    """Yield the kernels of ModernBERT's blocks, with heads of width 64."""
+    inner, heads, pairs = 3 * hidden_size // 2, max(hidden_size // 64, 1), 32
+    tile = element_tile(inner)
+    launch, elements = tile.launch_arguments(inner), tile.rows * tile.width
+    for name, tanh in (("geglu", False), ("geglu_tanh", True)):
+        yield Variant(f"{name} forward", geglu_forward_kernel, {**launch, "TANH": tanh}, elements, 3)
+        yield Variant(f"{name} backward", geglu_backward_kernel, {**launch, "TANH": tanh}, elements, 5)
+    launch = rotary.launch_arguments(heads, pairs)
+    elements = 3 * 2 * pairs * launch["BLOCK_ROWS"]
+    for name, backward in (("forward", False), ("backward", True)):
+        yield Variant(f"rotary {name}", rotary.rotary_kernel, {**launch, "BACKWARD": backward}, elements, 2)
 
 
 def _reducing(name: str, kernel: Any, arguments: dict[str, Any], tile: Tile, columns: int, accesses: int) -> Variant:

@@ -1,7 +1,8 @@
 """The blocks' operations in eager torch: the specification against which every backend is tested.
 
 Shapes: B sequences, S positions, H hidden, I intermediate, N attention heads, M masked positions, V vocabulary.
-`add_norm`, `bias_gelu` and `linear_cross_entropy_sum` specify the fused kernels, operation by operation.
+`add_norm`, `bias_gelu`, `geglu`, `rotary_heads` and `linear_cross_entropy_sum` specify the fused kernels, operation by
+operation.
 """
 
 from __future__ import annotations
@@ -125,20 +126,26 @@ def self_attention(
         return self_attention(qkv.float(), num_heads, attention_mask, dropout, rotation).to(qkv.dtype)
     batch, seq, width = qkv.shape
     heads = qkv.view(batch, seq, 3, num_heads, width // (3 * num_heads))
-    if rotation is None:
-        query, key, value = heads.unbind(2)  # each [B, S, N, H / N]
-    else:
-        rotated, value = rotate(heads[:, :, :2], *rotation), heads[:, :, 2]
-        query, key = rotated.unbind(2)
+    query, key, value = heads.unbind(2)  # each [B, S, N, H / N]
+    if rotation is not None:
+        query, key = rotate(heads[:, :, :2], *rotation).unbind(2)
     mask = attention_mask
     if mask is not None and mask.dtype is torch.int64:
         if splits_documents(qkv):
             return _attend_document_by_document(query, key, value, mask, dropout).view(batch, seq, width // 3)
         mask = same_document(mask)
+    return attend(query, key, value, mask, dropout)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Apply softmax attention to heads: three times [B, S, N, D] → [B, S, N · D].
+
+    `mask` is bool, [B, S] for tokens or [B or 1, S or 1, S] for pairs, or None.
+    """
     query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     if mask is not None:
         mask = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
-    return _attend(query, key, value, mask, dropout).transpose(1, 2).reshape(batch, seq, width // 3)
+    return _attend(query, key, value, mask, dropout).transpose(1, 2).flatten(2)
 
 
 def splits_documents(qkv: Tensor) -> bool:
@@ -190,7 +197,7 @@ def rotary_angles(positions: Tensor, head_width: int, theta: float) -> tuple[Ten
 
 
 def rotate(values: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotate the pairs (d, d + D / 2) of each head by its token's angles, in fp32.
+    """Rotate the pairs (d, d + D / 2) of each head by its token's angles, at least in fp32.
 
     Args:
         values: [B, S, 2, N, D], queries and keys.
@@ -200,10 +207,30 @@ def rotate(values: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     Returns:
         The shape and type of `values`.
     """
-    first, second = values.float().chunk(2, dim=-1)
+    first, second = values.to(torch.promote_types(values.dtype, torch.float32)).chunk(2, dim=-1)
     cosines, sines = cosines[:, :, None, None], sines[:, :, None, None]
     rotated = torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
     return rotated.to(values.dtype)
+
+
+def rotary_heads(
+    qkv: Tensor, num_heads: int, positions: Tensor, cosines: Tensor, sines: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Separate packed projections, and rotate queries and keys.
+
+    Args:
+        qkv: [T, 3·H].
+        num_heads: N.
+        positions: int32 [T], of each token in its sequence.
+        cosines: fp32 [S, D / 2], of every position's angles.
+        sines: of the same shape.
+
+    Returns:
+        Queries, keys and values, each [T, N, D].
+    """
+    heads = qkv.view(1, len(qkv), 3, num_heads, 2 * cosines.shape[1])
+    rotated = rotate(heads[:, :, :2], cosines[positions][None], sines[positions][None])
+    return *rotated[0].unbind(1), heads[0, :, 2]
 
 
 @dataclasses.dataclass(frozen=True)
