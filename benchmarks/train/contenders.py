@@ -202,7 +202,6 @@ def _make_ours(name: str, dtype: str, setup: Setup) -> tuple[nn.Module, str, str
             raise ValueError("deepspeed_transformer: its blocks are those of --architecture bert")
         use_deepspeed_blocks(model, setup.micro_batch_size, setup.seq_length, dtype, setup.device)
         return model, "deepspeed", "deepspeed"
-    kernels = setup.pld_kernels if name in PLD else name.removesuffix("_fp8")
-    backend = select_backend(kernels, setup.device.type, setup.config.hidden_size, model.has_fused_kernels)
+    backend = select_backend(setup.pld_kernels if name in PLD else name, setup.device.type, setup.config.hidden_size)
     use_backend(model, backend, setup.device.type)
     return model, backend, "sdpa"

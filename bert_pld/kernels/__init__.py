@@ -20,7 +20,7 @@ TRITON_MAX_WIDTH = 8192
 """Largest hidden size of the Triton kernels: one program normalises a row in its registers."""
 
 
-def select_backend(name: str, device_type: str, hidden_size: int, has_fused_kernels: bool = True) -> Backend:
+def select_backend(name: str, device_type: str, hidden_size: int) -> Backend:
     """Resolve `model.kernels` for a device.
 
     Args:
@@ -29,24 +29,22 @@ def select_backend(name: str, device_type: str, hidden_size: int, has_fused_kern
             compiling takes a minute and gains a few per cent.
         device_type: `cuda`, `cpu`, …
         hidden_size: the model's hidden size.
-        has_fused_kernels: whether there are Triton kernels for the model's architecture.
 
     Raises:
         ValueError: the requested backend cannot run on this machine; the message gives the reason.
     """
     if name == "auto":
         candidates: tuple[Backend, ...] = ("triton", "compiled") if device_type == "cuda" else ()
-        able = (b for b in candidates if _obstacle(b, device_type, hidden_size, has_fused_kernels) is None)
-        return next(able, "reference")
+        return next((b for b in candidates if _obstacle(b, device_type, hidden_size) is None), "reference")
     if name not in BACKENDS:
         raise ValueError(f"model.kernels: {name!r}; must be one of {', '.join(BACKENDS)}, auto")
-    obstacle = _obstacle(name, device_type, hidden_size, has_fused_kernels)
+    obstacle = _obstacle(name, device_type, hidden_size)
     if obstacle is not None:
         raise ValueError(f"model.kernels: {name!r} {obstacle}; use 'auto' or 'reference'")
     return name  # type: ignore[return-value]
 
 
-def _obstacle(name: str, device_type: str, hidden_size: int, has_fused_kernels: bool) -> str | None:
+def _obstacle(name: str, device_type: str, hidden_size: int) -> str | None:
     """Return the reason why a backend cannot run, or None."""
     if name == "reference":
         return None
@@ -56,8 +54,6 @@ def _obstacle(name: str, device_type: str, hidden_size: int, has_fused_kernels: 
         if device_type == "cuda" and importlib.util.find_spec("triton") is None:
             return "requires the package triton on a GPU, and it is not installed"
         return None
-    if not has_fused_kernels:
-        return "has no kernels for this model.architecture"
     if importlib.util.find_spec("triton") is None:
         return "requires the package triton, which is not installed"
     if hidden_size > TRITON_MAX_WIDTH:

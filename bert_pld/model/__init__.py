@@ -36,7 +36,7 @@ def allow_graphs() -> None:
 def use_backend(model: BertForPreTraining, name: str, device_type: str) -> None:
     """Make a newly constructed model run with a backend, which `bert_pld.kernels.select_backend` chooses or rejects."""
     encoder = model.encoder
-    backend = select_backend(name, device_type, model.config.hidden_size, model.has_fused_kernels)
+    backend = select_backend(name, device_type, model.config.hidden_size)
     if backend == "compiled":
         allow_graphs()
         for block in encoder.blocks:
@@ -45,13 +45,9 @@ def use_backend(model: BertForPreTraining, name: str, device_type: str) -> None:
     elif backend == "triton":
         # Imported here, because only this backend requires the package triton.
         from bert_pld.kernels.linear_cross_entropy import linear_cross_entropy_sum
-        from bert_pld.model import fused
+        from bert_pld.model import fused, modern_fused
 
-        encoder.run = fused.encode_fused
-        for block in encoder.blocks:
-            block.run = fused.run_fused_post_norm if encoder.final_norm is None else fused.run_fused_pre_norm
-        if encoder.final_norm is not None:
-            encoder.final_norm.run = fused.normalize_fused
+        {"bert": fused.install, "modernbert": modern_fused.install}[model.architecture](encoder)
         model.mlm_head.cross_entropy_sum = linear_cross_entropy_sum
     if model.config.fp8:
         check_fp8(device_type, backend, model.config.hidden_size, model.config.intermediate_size)

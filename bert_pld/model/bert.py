@@ -239,8 +239,6 @@ class BertForPreTraining(nn.Module):
 
     architecture: ClassVar[str] = "bert"
     """The `model.architecture` that a class is for."""
-    has_fused_kernels: ClassVar[bool] = True
-    """Whether the backend `triton` can run it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

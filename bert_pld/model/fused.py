@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,15 @@ class BlockCall:
         """How this block's two outputs join the stream."""
         attention, ffn = self.dropout
         return Join(self.scale, attention, self.rows), Join(self.scale, ffn, self.rows)
+
+
+def install(encoder: Encoder) -> None:
+    """Make BERT's encoder run through fused kernels."""
+    encoder.run = encode_fused
+    for block in encoder.blocks:
+        block.run = run_fused_post_norm if encoder.final_norm is None else run_fused_pre_norm
+    if encoder.final_norm is not None:
+        encoder.final_norm.run = normalize_fused
 
 
 def run_fused_pre_norm(
@@ -179,7 +189,7 @@ def encode_fused(
     values: Tensor | None = None
     bias: Tensor | None = None
     pending: Join | None = None
-    for block, call, keep in _calls(encoder, layout, gates):
+    for _, block, call, keep in block_calls(encoder, layout, gates, (encoder.config.hidden_dropout,) * 2):
         if not keep:
             # The zero is added where that is cheapest: to H numbers if an output is pending.
             if bias is None:
@@ -196,7 +206,7 @@ def encode_fused(
 def _run_post_norm_blocks(
     encoder: Encoder, hidden_states: Tensor, layout: TokenLayout, gates: Sequence[BlockGate] | None
 ) -> Tensor:
-    for block, call, keep in _calls(encoder, layout, gates):
+    for _, block, call, keep in block_calls(encoder, layout, gates, (encoder.config.hidden_dropout,) * 2):
         if not keep:
             hidden_states = hidden_states + run_on_no_rows(block, hidden_states, call)
         elif call.rows is None:
@@ -209,14 +219,17 @@ def _run_post_norm_blocks(
     return hidden_states
 
 
-def _calls(
-    encoder: Encoder, layout: TokenLayout, gates: Sequence[BlockGate] | None
-) -> Iterator[tuple[SwitchableBlock, BlockCall, bool]]:
-    """Yield each block to call, its arguments, and whether it is kept; a dropped one is called on no rows."""
+def block_calls(
+    encoder: Encoder, layout: TokenLayout, gates: Sequence[BlockGate] | None, probabilities: tuple[float, float]
+) -> Iterator[tuple[BlockGate, Any, BlockCall, bool]]:
+    """Yield each gate with the block to call, its arguments, and whether it is kept; else it is called on no rows.
+
+    `probabilities` are the dropout probabilities of the sub-layers' outputs in training.
+    """
     if gates is None:
         gates = [BlockGate(keep=True, scale=1.0, keep_probability=1.0)] * len(encoder.blocks)
-    dropout = encoder.config.hidden_dropout if encoder.training else 0.0
-    seed = draw_seed() if dropout else 0
+    first, second = probabilities if encoder.training else (0.0, 0.0)
+    seed = draw_seed() if first or second else 0
     if any(gate.tokens is not None for gate in gates):
         subsets = [(None, None) if gate.tokens is None else (gate.tokens.kept, gate.tokens.counts) for gate in gates]
         layouts = token_layouts(layout, subsets)
@@ -224,11 +237,11 @@ def _calls(
         layouts = kept_layouts(layout, [gate.rows_on_host if gate.keep else None for gate in gates])
     no_rows = TokenLayout(layout.lengths[:0], layout.padded_length, layout.device)
     for index, (block, gate, (own, rows)) in enumerate(zip(encoder.blocks, gates, layouts, strict=True)):
-        dropouts = CounterDropout(dropout, seed, 2 * index), CounterDropout(dropout, seed, 2 * index + 1)
+        dropouts = CounterDropout(first, seed, 2 * index), CounterDropout(second, seed, 2 * index + 1)
         if gate.keep:
-            yield block, BlockCall(own, rows, gate.scale, dropouts), True
+            yield gate, block, BlockCall(own, rows, gate.scale, dropouts), True
         elif gate.zero_gradient_when_dropped and torch.is_grad_enabled():
-            yield block, BlockCall(no_rows, None, gate.scale, dropouts), False
+            yield gate, block, BlockCall(no_rows, None, gate.scale, dropouts), False
 
 
 def draw_seed() -> int:

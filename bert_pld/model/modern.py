@@ -16,7 +16,7 @@ from bert_pld.config import ModelConfig
 from bert_pld.kernels.documents import place_documents, same_document
 from bert_pld.kernels.dropout import dropout as drop_out
 from bert_pld.kernels.layout import TokenLayout, padded_layout
-from bert_pld.kernels.reference import layer_norm, rotary_angles
+from bert_pld.kernels.reference import rotary_angles
 from bert_pld.model.bert import BertForPreTraining, Encoder, FinalNorm, MaskedLanguageModelHead
 from bert_pld.model.modern_block import ModernBlock
 from bert_pld.pld.gates import BlockGate, run_gated
@@ -37,8 +37,8 @@ class ModernEmbeddings(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Embed ids: [...] → [..., H]."""
-        normed = layer_norm(self.word(input_ids), self.norm.weight, None, self.norm.eps)
-        return drop_out(normed, self.dropout if self.training else 0.0)
+        # Through the modules, because ZeRO-3 gathers their parameters in hooks of these calls.
+        return drop_out(self.norm(self.word(input_ids)), self.dropout if self.training else 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,6 @@ class ModernBertForPreTraining(BertForPreTraining):
     """ModernBERT with the masked-LM head, whose transform and LayerNorm have no bias; there is no other head."""
 
     architecture: ClassVar[str] = "modernbert"
-    has_fused_kernels: ClassVar[bool] = False
 
     @staticmethod
     def make_parts(config: ModelConfig, vocab_size: int) -> tuple[Encoder, MaskedLanguageModelHead]:

@@ -20,7 +20,7 @@ from modern_model import (
 
 from bert_pld.config import ConfigError, load_config
 from bert_pld.cost.flops import ModelFlops
-from bert_pld.model import make_model, use_backend
+from bert_pld.model import make_model
 from bert_pld.model.hugging_face import from_hugging_face
 from bert_pld.pld import BlockGate, Schedule, draw_gates
 from bert_pld.training.optimizer import block_matrices, parameter_groups
@@ -218,11 +218,6 @@ def test_a_window_as_long_as_the_sequence_is_global_attention():
     inputs = batch["input_ids"], batch["token_type_ids"], batch["attention_mask"]
     with torch.no_grad():
         assert torch.equal(wide.encoder(*inputs), everywhere.encoder(*inputs))
-
-
-def test_the_fused_backend_is_refused_in_one_line():
-    with pytest.raises(ValueError, match=r"model.kernels: 'triton' has no kernels for this model.architecture"):
-        use_backend(make_modern(), "triton", "cpu")
 
 
 def test_a_bert_configuration_becomes_modernbert_s_by_one_key():

@@ -1,0 +1,158 @@
+"""ModernBERT's encoder through fused kernels, as `fused.py` does for BERT: no padding, outputs that join late.
+
+The blocks have no biases; `add_norm` gets zeros for them. The positions of the tokens that a block runs on are gathered
+once a block and drive both the rotation and the local window.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bert_pld.kernels.add_norm import add_norm
+from bert_pld.kernels.dropout import dropout as drop_out
+from bert_pld.kernels.geglu import geglu
+from bert_pld.kernels.layout import TokenLayout, packed_layout, padded_layout
+from bert_pld.kernels.placed_attention import Places, placed_attention
+from bert_pld.kernels.reference import Join, RowMap, rotary_angles
+from bert_pld.kernels.rotary import rotary_heads
+from bert_pld.model.bert import Encoder
+from bert_pld.model.fused import BlockCall, block_calls
+from bert_pld.model.modern_block import ModernBlock
+from bert_pld.pld.gates import BlockGate
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedCall:
+    """The arguments of one block's forward that have no gradient, passed by keyword as `BlockCall` is."""
+
+    call: BlockCall
+    places: Places
+    zeros: Tensor
+    """[H], in place of biases."""
+
+
+def install(encoder: Encoder) -> None:
+    """Make ModernBERT's encoder run through fused kernels."""
+    encoder.run = encode_fused
+    for block in encoder.blocks:
+        block.run = run_fused
+    assert encoder.final_norm is not None
+    encoder.final_norm.run = normalize_fused
+
+
+def run_fused(block: ModernBlock, stream: Tensor, values: Tensor | None, placed: PlacedCall) -> tuple[Tensor, Tensor]:
+    """Run a block.
+
+    Args:
+        block: the module that holds the parameters.
+        stream: [T, H] residual stream.
+        values: [K, H] pending output of the last kept block, or None.
+        placed: the arguments without gradients.
+
+    Returns:
+        The stream with everything but this block's last output, and that output.
+    """
+    call, zeros, config = placed.call, placed.zeros, block.config
+    after_attention, _ = call.joins
+    bias = None if values is None else zeros
+    if block.attention_norm_weight is None:
+        assert values is None, "no block comes before the first one"
+        normed = _rows_of(stream, call.rows)
+    else:
+        normed, stream = add_norm(
+            stream, block.attention_norm_weight, zeros, config.layer_norm_eps, values, bias, call.pending, call.rows
+        )
+    places = placed.places
+    heads = rotary_heads(
+        block.linear(normed, block.qkv_weight, None),
+        config.num_attention_heads,
+        places.positions,
+        places.cosines,
+        places.sines,
+    )
+    context = placed_attention(*heads, call.layout, block.attention_dropout, places)
+    attended = block.linear(context, block.attention_output_weight, None)
+    normed, stream = add_norm(
+        stream, block.ffn_norm_weight, zeros, config.layer_norm_eps, attended, zeros, after_attention, call.rows
+    )
+    inner = drop_out(geglu(block.linear(normed, block.ffn_up_weight, None), config.hidden_act), block.hidden_dropout)
+    return stream, block.linear(inner, block.ffn_down_weight, None)
+
+
+def normalize_fused(
+    norm: nn.LayerNorm, stream: Tensor, values: Tensor | None, zeros: Tensor, join: Join | None
+) -> Tensor:
+    """Add the last kept block's pending output to the stream [T, H] and normalise it: [T, H]."""
+    bias = None if values is None else zeros
+    return add_norm(stream, norm.weight, zeros, norm.eps, values, bias, join)[0]
+
+
+def encode_fused(
+    encoder: Encoder,
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    attention_mask: Tensor | None,
+    gates: Sequence[BlockGate] | None,
+    sequence_lengths: NDArray[np.int64] | None,
+    document_lengths: NDArray[np.int64] | None,
+) -> tuple[Tensor, TokenLayout]:
+    """`Encoder.encode` without padding: [T, H] for T tokens. There are no segments."""
+    device, config = input_ids.device, encoder.config
+    # Triton launches kernels on the current device, whatever device the tensors are on.
+    assert device.type != "cuda" or device.index == torch.cuda.current_device(), f"call torch.cuda.set_device({device})"
+    if attention_mask is None:
+        layout = padded_layout(input_ids, document_lengths)
+    else:
+        layout = packed_layout(attention_mask, sequence_lengths, document_lengths)
+    stream = encoder.embeddings(layout.pack(input_ids))
+    positions = layout.token_positions.int()
+    kinds = [_of_kind(encoder, is_local, layout, positions) for is_local in (False, True)]
+    zeros = stream.new_zeros(config.hidden_size)
+
+    values: Tensor | None = None
+    pending: Join | None = None
+    for gate, block, call, keep in block_calls(encoder, layout, gates, (config.attention_dropout, 0.0)):
+        whole = kinds[block.is_local]
+        if not keep:
+            nothing = PlacedCall(call, dataclasses.replace(whole, positions=positions[:0]), zeros)
+            no_stream, no_values = block(stream[:0], None, placed=nothing)
+            stream = stream + no_stream.sum() + no_values.sum()
+            continue
+        places = dataclasses.replace(
+            whole,
+            positions=_rows_of(positions, call.rows),
+            are_neighbours=gate.tokens is None,
+        )
+        placed = PlacedCall(dataclasses.replace(call, pending=pending), places, zeros)
+        stream, values = encoder.recomputed(block)(stream, values, placed=placed)
+        pending = call.joins[1]
+    assert encoder.final_norm is not None
+    return encoder.final_norm(stream, values, zeros, pending), layout
+
+
+def _of_kind(encoder: Encoder, is_local: bool, layout: TokenLayout, positions: Tensor) -> Places:
+    """Return the places of a global or a local block on whole sequences."""
+    config = encoder.config
+    theta = config.local_rope_theta if is_local else config.global_rope_theta
+    assert theta is not None
+    longest = layout.padded_length if layout.documents is None else layout.documents.longest
+    every = torch.arange(longest, device=positions.device)
+    angles = rotary_angles(every, config.hidden_size // config.num_attention_heads, theta)
+    reach = config.attention_reach if is_local else None
+    if reach is not None and reach >= longest - 1:
+        reach = None
+    return Places(positions, *angles, reach, are_neighbours=True)
+
+
+def _rows_of(values: Tensor, rows: RowMap | None) -> Tensor:
+    """Return the rows of the stream that a block runs on, in order."""
+    if rows is None:
+        return values
+    # The number of rows is known on the host: torch.nonzero would wait for the device.
+    return values.index_select(0, torch.nonzero_static(rows.compact_row >= 0, size=rows.count).squeeze(1))
