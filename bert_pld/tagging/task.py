@@ -119,11 +119,9 @@ def encode(tokenizer: Any, sentences: list[Sentence], tags: tuple[str, ...], max
     places: list[NDArray[np.int64]] = []
     labels: list[int] = []
     words: list[int] = []
-    first_word = split = 0
+    first_word = 0
     for sentence, starts in zip(sentences, alone, strict=True):
-        parts = _parts(starts, room)
-        split += len(parts) > 1
-        for begin, end in parts:
+        for begin, end in _parts(starts, room):
             row, found = _tokens_of_words(tokenizer, sentence.words[begin:end], special=True)
             row, kept = row[:max_seq_length], [place is not None and place < max_seq_length for place in found[:-1]]
             ids.append(row)
@@ -132,7 +130,8 @@ def encode(tokenizer: Any, sentences: list[Sentence], tags: tuple[str, ...], max
             labels += [numbers[sentence.tags[begin + word]] for word, is_kept in enumerate(kept) if is_kept]
             words += [first_word + begin + word for word, is_kept in enumerate(kept) if is_kept]
         first_word += len(sentence.words)
-    return TaggedRows(ids, types, np.array(labels, np.float64), split, places, np.array(words, np.int64), sentences)
+    labels_of_words, of_words = np.array(labels, np.float64), np.array(words, np.int64)
+    return TaggedRows(ids, types, labels_of_words, 0, places, of_words, sentences)
 
 
 def _tokens_of_words(tokenizer: Any, words: list[str], special: bool) -> tuple[list[int], list[int | None]]:
