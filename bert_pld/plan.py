@@ -23,6 +23,8 @@ from bert_pld.cost.flops import ModelFlops, parameter_count
 from bert_pld.cost.memory import MemoryEstimate, estimate_memory
 from bert_pld.cost.scaling import Cluster, with_assumptions
 from bert_pld.cost.scaling_table import ScalingRow, scaling_lines, scaling_rows
+from bert_pld.data.rows import resolve_data_dir
+from bert_pld.data.shards import Manifest
 from bert_pld.pld.engine import make_schedule
 from bert_pld.pld.schedule import Schedule
 from bert_pld.training.schedulers import Rates, rates_by_step
@@ -91,18 +93,24 @@ class Plan:
 
 
 def make_plan(
-    run: RunConfig, *, world_size: int = 1, vocabulary_size: int = DEFAULT_VOCABULARY, cluster: Cluster | None = None
+    run: RunConfig,
+    *,
+    world_size: int = 1,
+    vocabulary_size: int = DEFAULT_VOCABULARY,
+    cluster: Cluster | None = None,
+    data: Manifest | None = None,
 ) -> Plan:
     """Compute a run's plan on `world_size` data-parallel ranks.
 
-    `vocabulary_size` counts if `model.vocab_size` is not given, and `cluster` is that of the predicted step times. A
-    ValueError names inconsistent batch sizes, or an argument that is too small.
+    `vocabulary_size` counts if `model.vocab_size` is not given, and `cluster` is that of the predicted step times. The
+    shards of `data` give the vocabulary, the objective and the documents in their rows instead. A ValueError names
+    inconsistent batch sizes, or an argument that is too small.
     """
     if world_size < 1:
         raise ValueError(f"--world_size {world_size}: must be at least 1")
     if vocabulary_size < 6:
         raise ValueError(f"--vocab_size {vocabulary_size}: must be at least 6")
-    run = _resolve_model(run, vocabulary_size)
+    run = _resolve_model(run, data.attributes.vocabulary_size if data else vocabulary_size, data)
     train_batch, micro_batch, accumulation = run.batch_sizes(world_size)
     schedule = make_schedule(run)
     limit = schedule.limit
@@ -114,7 +122,8 @@ def make_plan(
         at_limit, over_run = (depth_at_limit, depth_at_limit), (mean_depth, mean_depth)
     cluster = cluster or Cluster()
     kept = limit.keep_probabilities(0)
-    flops = ModelFlops(run.model, run.data.seq_length, run.data.mean_mask_probability(steps))
+    attended_tokens = None if data is None else data.attended_tokens
+    flops = ModelFlops(run.model, run.data.seq_length, run.data.mean_mask_probability(steps), attended_tokens)
     return Plan(
         run=run,
         world_size=world_size,
@@ -142,12 +151,12 @@ def make_plan(
     )
 
 
-def _resolve_model(run: RunConfig, vocabulary_size: int) -> RunConfig:
+def _resolve_model(run: RunConfig, vocabulary_size: int, data: Manifest | None) -> RunConfig:
     changes: dict[str, Any] = {}
     if run.model.vocab_size is None:
         changes["vocab_size"] = -(-vocabulary_size // 8) * 8
     if run.model.next_sentence_prediction == "auto":
-        changes["next_sentence_prediction"] = True
+        changes["next_sentence_prediction"] = data is None or data.attributes.objective == "mlm+nsp"
     return run.with_model(**changes)
 
 
@@ -264,7 +273,11 @@ def main(options: argparse.Namespace) -> None:
     for assumption in options.assume:
         apply_override(assumptions, assumption, "--assume")
     cluster = with_assumptions(Cluster(), assumptions)
-    plan = make_plan(run, world_size=options.world_size, vocabulary_size=options.vocab_size, cluster=cluster)
+    data = None
+    if options.data_dir is not None:
+        data = Manifest.read(resolve_data_dir(options.data_dir, run.data.seq_length))
+    sizes = {"world_size": options.world_size, "vocabulary_size": options.vocab_size}
+    plan = make_plan(run, **sizes, cluster=cluster, data=data)
     print(format_plan(plan))
     if options.json is not None:
         options.json.write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")
@@ -288,6 +301,8 @@ def build_parser() -> argparse.ArgumentParser:
         default=DEFAULT_VOCABULARY,
         help=f"entries of the data's vocabulary, rounded up to a multiple of 8 (default {DEFAULT_VOCABULARY})",
     )
+    shards = "shards with a manifest: their vocabulary, objective and documents count (default: none are needed)"
+    parser.add_argument("--data_dir", type=Path, help=shards)
     parser.add_argument(
         "--assume",
         action="append",

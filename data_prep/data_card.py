@@ -90,6 +90,7 @@ def make_card(
         "rows": {split: manifest.rows(split) for split in manifest.splits},
         "row_tokens": {split: manifest.tokens(split) for split in manifest.splits},
         "shards": {split: len(records) for split, records in manifest.splits.items()},
+        **_documents_in_rows(manifest, length_counts),
         "random_next_rows": sum(counts["random_next"] for counts in length_counts),
         "vocabulary": {
             "size": stored.vocabulary_size,
@@ -103,6 +104,15 @@ def make_card(
             **{name: importlib.metadata.version(name) for name in ("sentencex", "tokenizers", "h5py", "numpy")},
         },
     }
+
+
+def _documents_in_rows(manifest: Manifest, length_counts: Counts) -> dict[str, Any]:
+    """Return what the card says of rows whose documents do not attend to each other."""
+    if manifest.attended_tokens is None:
+        return {}
+    parts = sum(counts["documents"]["parts"] for counts in length_counts)
+    rows = sum(map(manifest.rows, manifest.splits))
+    return {"documents_in_rows": {"a_row": parts / rows, "attended_tokens": manifest.attended_tokens}}
 
 
 def _of_any_tokenizer(tokenizer: BuildTokenizer) -> dict[str, Any]:
@@ -184,6 +194,7 @@ def summary(card: dict[str, Any], data_dir: Path, seconds: float) -> str:
         ("tokens", f"{card['tokens']:,} ({card['unknown_token_rate']:.4%} [UNK])"),
         ("vocabulary", f"{card['vocabulary']['size']:,} entries, {card['vocabulary']['casing']}{kind}"),
         ("rows", f"{card['rows']['train']:,} train, {card['rows']['validation']:,} validation, {fill:.1%} full"),
+        *([("in a row", _documents_line(card))] if "documents_in_rows" in card else []),
         ("seconds", f"{seconds:.1f} ({card['tokens'] / max(seconds, 1e-9):,.0f} tokens/s)"),
         ("written to", str(data_dir)),
     ]
@@ -195,6 +206,11 @@ def _kept(characters: dict[str, Any]) -> str:
     share = characters["kept"] / max(characters["read"], 1)
     kept = f"{characters['kept']:,} of {characters['read']:,} kept ({share:.1%})"
     return kept + (f"; left out: {'; '.join(parts)}" if parts else "")
+
+
+def _documents_line(card: dict[str, Any]) -> str:
+    rows = card["documents_in_rows"]
+    return f"{rows['a_row']:.1f} documents apart; a token attends to {rows['attended_tokens']:,.0f} tokens on average"
 
 
 def _reasons(counts: dict[str, int]) -> str:
@@ -233,6 +249,7 @@ def page(card: dict[str, Any]) -> str:
     ]
     facts = [
         ("objective", card["arguments"]["objective"]),
+        *([("documents in a row", _documents_line(card))] if "documents_in_rows" in card else []),
         (
             "vocabulary",
             f"{vocabulary['size']:,} entries, {vocabulary['casing']}, SHA-256 {vocabulary['sha256']}",

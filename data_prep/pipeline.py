@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_pld.data.shards import FORMAT_NAME, NVIDIA_FORMAT_NAME, Manifest
+from bert_pld.data.shards import FORMAT_NAME, NVIDIA_FORMAT_NAME, Manifest, ShardRecord
 from bert_pld.files import TOKENIZER
 from data_prep import tasks
 from data_prep.build_folder import BUILD_FOLDER, Markers, is_finished, open_build_folder, remove_build_folder
@@ -77,6 +77,7 @@ def build(arguments: BuildArguments, given: BuildTokenizer | None, output_dir: P
                 {split: sum(group.documents for group in groups.tasks if group.split == split) for split in splits},
                 tokenizer.special_ids(),
                 NVIDIA_FORMAT_NAME if arguments.format == "nvidia" else FORMAT_NAME,
+                _attended_tokens(groups, writing, seq_length, splits["train"]),
             )
             cards[data_dir] = make_card(plan, manifest, reading, removed, writing, tokenizer)
             write_card(cards[data_dir], data_dir)
@@ -219,3 +220,11 @@ def _native_records(groups: Groups, writing: Counts, seq_length: int) -> list[tu
     """Return each group with the records of its native shards of a sequence length."""
     pairs = zip(groups.tasks, writing, strict=True)
     return [(group, counts["lengths"][str(seq_length)]["records"]) for group, counts in pairs]
+
+
+def _attended_tokens(groups: Groups, writing: Counts, seq_length: int, train: list[ShardRecord]) -> float | None:
+    """Return `Manifest.attended_tokens` of a sequence length."""
+    counts = [written["lengths"][str(seq_length)].get("documents") for written in writing]
+    pairs = zip(groups.tasks, counts, strict=True)
+    squares = [count["squares"] for group, count in pairs if count is not None and group.split == "train"]
+    return sum(squares) / max(sum(record.tokens for record in train), 1) if squares else None

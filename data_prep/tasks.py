@@ -23,7 +23,7 @@ from data_prep.dedup.duplicates import Comparisons, Duplicates, find_exact, find
 from data_prep.plan import BuildPlan
 from data_prep.recipe import WriteSpool, left_out_by, reading_recipe, run_recipe
 from data_prep.rows.instances import packed_rows, pair_rows
-from data_prep.rows.packing import document_rows
+from data_prep.rows.packing import count_documents, document_rows
 from data_prep.rows.shard_files import read_parts, write_group, write_nvidia_shards
 from data_prep.rows.splitting import Group, Groups
 from data_prep.rows.tokens import encode_documents, encode_whole_documents
@@ -98,6 +98,7 @@ def run_writing_task(build_dir: Path, task: int) -> None:
         counts["lengths"][str(seq_length)] = {
             "records": write_group(folder, group, rows, attributes, arguments.shard_rows),
             "random_next": int(np.count_nonzero(np.asarray(rows["next_sentence_label"]) == 1)),
+            **({"documents": count_documents(rows, seq_length)} if arguments.pack == "documents" else {}),
             "row_lengths": np.bincount(np.asarray(rows["length"]) * 16 // (seq_length + 1), minlength=16).tolist(),
         }
     Markers(build_dir).write("write", task, counts)

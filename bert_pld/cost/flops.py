@@ -5,12 +5,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bert_pld.config import ModelConfig
+from bert_pld.kernels.documents import rows_of_documents
 from bert_pld.model import make_model
 from bert_pld.pld.gates import Gates
 
@@ -26,14 +28,28 @@ class ModelFlops:
     config: ModelConfig
     seq_length: int
     mask_probability: float = 0.15
+    attended_tokens: float | None = None
+    """Mean tokens of the document that a token is in, where rows hold several documents; None: S."""
 
     @property
     def block_per_sequence(self) -> float:
         """FLOPs of one block on one sequence of S tokens, mean over the model's blocks."""
-        return self.block(np.array([self.seq_length]))
+        return self.block(np.array([self.seq_length]), documents=self._documents)
+
+    @property
+    def _documents(self) -> NDArray[np.float64] | None:
+        """Documents of equal length, of which one sequence has as many as the mean says."""
+        if self.attended_tokens is None:
+            return None
+        whole, rest = divmod(self.seq_length, self.attended_tokens)
+        return np.array([self.attended_tokens] * int(whole) + [rest])
 
     def block(
-        self, lengths: NDArray[np.int64], index: int | None = None, chosen_from: NDArray[np.int64] | None = None
+        self,
+        lengths: NDArray[np.int64],
+        index: int | None = None,
+        chosen_from: NDArray[np.int64] | None = None,
+        documents: NDArray[Any] | None = None,
     ) -> float:
         """Return the FLOPs of one block on sequences of these lengths.
 
@@ -43,13 +59,17 @@ class ModelFlops:
             lengths: [B], tokens of each sequence that the block runs on.
             index: the block, from 0; None: the mean over the model's blocks.
             chosen_from: [B], tokens of each sequence, of which those of `lengths` are a random subset; None: all.
+            documents: [D], tokens of each document in the sequences that the block runs on, expected over the subsets;
+                then `chosen_from` has D numbers too. None: a token attends to its whole sequence.
         """
         hidden, inner = self.config.hidden_size, self.config.intermediate_size
         weights = 4 * hidden * hidden + self.config.feed_forward_matrices * hidden * inner
-        return 6.0 * weights * float(lengths.sum()) + self.attention(lengths, index, chosen_from)
+        return 6.0 * weights * float(lengths.sum()) + self.attention(
+            lengths if documents is None else documents, index, chosen_from
+        )
 
     def attention(
-        self, lengths: NDArray[np.int64], index: int | None = None, chosen_from: NDArray[np.int64] | None = None
+        self, lengths: NDArray[Any], index: int | None = None, chosen_from: NDArray[np.int64] | None = None
     ) -> float:
         """Return the FLOPs of a block's softmax(QKᵀ)V; arguments as in `block`."""
         tokens = lengths.astype(np.float64)
@@ -69,26 +89,38 @@ class ModelFlops:
         assert self.config.attention_reach is not None
         reach = np.minimum(self.config.attention_reach, np.maximum(whole - 1.0, 0.0))
         of_others = whole * 2.0 * reach - reach * (reach + 1.0)
-        both_chosen = tokens * (tokens - 1.0) / np.maximum(whole * (whole - 1.0), 1.0)
+        both_chosen = tokens * np.maximum(tokens - 1.0, 0.0) / np.maximum(whole * (whole - 1.0), 1.0)
         return tokens + of_others * both_chosen
 
-    def gated_blocks(self, lengths: NDArray[np.int64], gates: Gates | None, without_padding: bool = True) -> float:
+    def gated_blocks(
+        self,
+        lengths: NDArray[np.int64],
+        gates: Gates | None,
+        without_padding: bool = True,
+        documents: NDArray[np.int64] | None = None,
+    ) -> float:
         """Return the FLOPs of all blocks under the gates of a micro-batch.
 
         Args:
             lengths: [B], tokens of each sequence that a block without a gate runs on.
             gates: the micro-batch's gates; None: all blocks run.
             without_padding: at token granularity, whether the blocks run on the kept tokens alone.
+            documents: [D], tokens of each document in the sequences, sequence by sequence; None as in `block`.
         """
         if gates is None:
-            return self.config.num_layers * self.block(lengths)
+            return self.config.num_layers * self.block(lengths, documents=documents)
         total = 0.0
         for index, gate in enumerate(gates):
             if gate.tokens is not None:
-                total += self.block(gate.tokens.executed(without_padding), index, lengths)
+                executed = gate.tokens.executed(without_padding)
+                chosen = None
+                if documents is not None:
+                    kept = gate.tokens.counts / gate.tokens.lengths
+                    chosen = documents * kept[rows_of_documents(documents, gate.tokens.lengths)]
+                total += self.block(executed, index, lengths if documents is None else documents, chosen)
             elif gate.keep:
                 share = 1.0 if gate.rows is None else len(gate.rows) / len(lengths)
-                total += share * self.block(lengths, index)
+                total += share * self.block(lengths, index, documents=documents)
         return total
 
     @property
@@ -111,7 +143,8 @@ class ModelFlops:
         """
         depth = self.config.num_layers if depth is None else depth
         square = depth if square is None else square
-        attention = self.attention(np.array([self.seq_length]))
+        sequence = np.array([self.seq_length])
+        attention = self.attention(sequence if self._documents is None else self._documents)
         blocks = depth * (self.block_per_sequence - attention) + square * attention
         return blocks + self.heads_per_sequence
 

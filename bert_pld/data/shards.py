@@ -135,6 +135,9 @@ class Manifest:
     """Ids of pad, unk (where the tokenizer has one), cls, sep and mask."""
     format: str = FORMAT_NAME
     """`bert_pld`, or `nvidia` for shards in NVIDIA's format."""
+    attended_tokens: float | None = None
+    """Mean length of the document that a token of the training split is in; None, and not stored, without
+    `document_starts`."""
 
     def rows(self, split: str) -> int:
         """Return the number of rows of a split."""
@@ -159,6 +162,8 @@ class Manifest:
             **dataclasses.asdict(self),
             "attributes": self.attributes.stored(),
         }
+        if self.attended_tokens is None:
+            del payload["attended_tokens"]
         write_atomically(data_dir / MANIFEST_NAME, json.dumps(payload, indent=2, sort_keys=True) + "\n")
 
     @classmethod
@@ -188,6 +193,7 @@ class Manifest:
                 documents=payload["documents"],
                 special_tokens=payload["special_tokens"],
                 format=payload["format"],
+                attended_tokens=payload.get("attended_tokens"),
             )
             names = [record.file for records in manifest.splits.values() for record in records]
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -47,8 +47,8 @@ class Documents:
 
 def documents_in_rows(lengths: NDArray[np.int64], row_lengths: NDArray[np.int64], device: torch.device) -> Documents:
     """Return documents of these lengths [D] in rows of `row_lengths` [B] tokens; both are on the host."""
-    edges = document_edges(lengths)
-    return Documents(lengths, _rows_of(edges, row_lengths), upload(edges.astype(np.int32), device), int(lengths.max()))
+    edges = upload(document_edges(lengths).astype(np.int32), device)
+    return Documents(lengths, rows_of_documents(lengths, row_lengths), edges, int(lengths.max()))
 
 
 def document_edges(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -56,8 +56,9 @@ def document_edges(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
-def _rows_of(edges: NDArray[np.int64], row_lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    ends = np.cumsum(row_lengths)
+def rows_of_documents(lengths: NDArray[np.int64], row_lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the row of each document, [D]; a ValueError says that they do not fill the rows."""
+    edges, ends = document_edges(lengths), np.cumsum(row_lengths)
     if edges[-1] != ends[-1] or not np.isin(ends, edges).all():
         raise ValueError(f"document_lengths: {edges[-1]} tokens that do not fill rows of {row_lengths.tolist()} tokens")
     return np.searchsorted(ends, edges[:-1], side="right")
@@ -84,7 +85,7 @@ def place_documents(
     if row_lengths is None:
         row_lengths = np.full(*shape) if attention_mask is None else attention_mask.sum(1).cpu().numpy()
     edges, padding = document_edges(lengths), shape[1] - row_lengths
-    before = (np.cumsum(padding) - padding)[_rows_of(edges, row_lengths)]
+    before = (np.cumsum(padding) - padding)[rows_of_documents(lengths, row_lengths)]
     starts = upload(edges[:-1] + before, device)
     documents = torch.zeros(shape.numel(), dtype=torch.int64, device=device).index_fill_(0, starts, 1).cumsum(0) - 1
     positions = torch.arange(shape.numel(), device=device) - starts.index_select(0, documents)

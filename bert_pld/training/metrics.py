@@ -115,7 +115,7 @@ class Metrics:
         self._kept_blocks += kept_blocks
         rows = len(batch.lengths)
         lengths = batch.lengths if self.leaves_padding_out else np.full(rows, self.config.data.seq_length)
-        blocks = self.flops.gated_blocks(lengths, gates, self.leaves_padding_out)
+        blocks = self.flops.gated_blocks(lengths, gates, self.leaves_padding_out, batch.document_lengths)
         masked_share = self.config.data.mask_probability_at(step - 1)
         heads = dataclasses.replace(self.flops, mask_probability=masked_share).heads_per_sequence
         self._flops += blocks + rows * heads

@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_pld.data.documents import pack_starts
+from bert_pld.data.documents import document_lengths, pack_starts, unpack_starts
 from bert_pld.data.fast_tokenizer import RowTemplate
 from bert_pld.data.shards import DOCUMENT_STARTS, NO_PAIR, Rows
 from data_prep.rows.tokens import TokenizedDocuments
@@ -48,6 +48,13 @@ def document_rows(documents: TokenizedDocuments, seq_length: int, template: RowT
         "next_sentence_label": np.full(count, NO_PAIR, np.int8),
         DOCUMENT_STARTS: pack_starts(is_start.reshape(count, seq_length)),
     }
+
+
+def count_documents(rows: Rows, seq_length: int) -> dict[str, int]:
+    """Return how many documents or parts of one the rows hold, and the sum of the squares of their lengths."""
+    is_start = unpack_starts(rows[DOCUMENT_STARTS], seq_length)
+    lengths, _ = document_lengths(is_start, np.asarray(rows["length"], np.int64))
+    return {"parts": len(lengths), "squares": int((lengths * lengths).sum())}
 
 
 def _pieces(bounds: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
