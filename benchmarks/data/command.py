@@ -9,6 +9,8 @@ The contenders take turns in one run, each in a process of its own:
 - on a sample, the Python tokenizer of `transformers` alone (`pure_python`), and the whole published approach in Python,
   from sentences to NVIDIA's format (`python_static`).
 
+The last two are for WordPiece; `--algorithm` measures the others with another tokenizer.
+
 A build's time includes everything, also the start of Python; the others count from the first sentence to the last token
 or row. Memory is read from /proc while a command runs.
 """
@@ -32,6 +34,8 @@ from benchmarks.data.measured_process import run_measured
 from benchmarks.data.python_static import DUPE_FACTOR
 from benchmarks.options import positive_integers, require_positive
 
+ALGORITHMS = ("wordpiece", "bpe", "unigram")
+
 EXAMPLE = "python -m benchmarks data --source wikiextractor=extracted/ --vocab vocab.txt --json data.json"
 _NVIDIA = "build --format nvidia 1"
 _DATA_PREP = [sys.executable, "-m", "data_prep"]
@@ -43,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--source", action="append", metavar="KIND=WHERE", help="as `data_prep build` takes it (default: python-docs)")
     add("--vocab", type=Path, metavar="FILE", help="vocab.txt (default: a new one is trained first)")
     add("--vocab_size", type=int, default=8192, help="size of a vocabulary that is trained (default 8192)")
+    add("--algorithm", choices=ALGORITHMS, default=ALGORITHMS[0], help="of a trained tokenizer (default wordpiece)")
     add("--seq_length", type=int, default=128, help="tokens a row (default 128)")
     add("--workers", default="1,2", help="numbers of build workers and of threads (default 1,2)")
     add("--rounds", type=int, default=3, help="turns of each contender (default 3)")
@@ -56,6 +61,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     if max(workers) > cores:
         raise ValueError(f"--workers {options.workers}: must be at most {cores}, the cores that this process may use")
+    if options.vocab is not None and options.algorithm != ALGORITHMS[0]:
+        raise ValueError(f"--algorithm {options.algorithm}: for a tokenizer that is trained; leave out --vocab")
     if options.vocab is not None and not options.vocab.is_file():
         raise ValueError(f"--vocab {options.vocab}: no such file")
     sources = options.source or ["python-docs"]
@@ -69,7 +76,9 @@ def _measure(
     named = [part for source in sources for part in ("--source", source)]
     base = [*_DATA_PREP, "build", *named, "--seq_length", str(options.seq_length)]
     # The first build warms the file cache and makes the vocabulary that all contenders use.
-    given = ["--vocab", str(options.vocab)] if options.vocab else ["--vocab_size", str(options.vocab_size)]
+    is_wordpiece = options.algorithm == ALGORITHMS[0]
+    trained = ["--vocab_size", str(options.vocab_size), "--algorithm", options.algorithm]
+    given = ["--vocab", str(options.vocab)] if options.vocab else trained
     first = folder / "first"
     run_measured([*base, *given, "--workers", str(max(workers)), "--output_dir", str(first)])
     card = json.loads((first / "data_card.json").read_text(encoding="utf-8"))
@@ -77,7 +86,8 @@ def _measure(
     run_measured([sys.executable, "-m", "benchmarks.data.extract", str(sentences), *sources])
 
     output = folder / "build"
-    build = [*base, "--vocab", str(first / "vocab.txt"), "--output_dir", str(output)]
+    same = ["--vocab", str(first / "vocab.txt")] if is_wordpiece else ["--tokenizer", str(first / "tokenizer.json")]
+    build = [*base, *same, "--output_dir", str(output)]
     contenders: dict[str, dict[str, Any]] = {}
     for _ in range(options.rounds):
         for count in workers:
@@ -91,6 +101,8 @@ def _measure(
             summed = {key: both[0][key] + both[1][key] for key in ("seconds", "processor_seconds")}
             _add(contenders, f"build + verify {count}", count, summed, card)
             shutil.rmtree(output)
+        if not is_wordpiece:
+            continue
         # As many statically masked copies as the Python approach makes.
         built = run_measured([*build, "--workers", "1", "--format", "nvidia", "--dupe_factor", str(DUPE_FACTOR)])
         _add(contenders, _NVIDIA, 1, dataclasses.asdict(built), card)
@@ -105,6 +117,7 @@ def _measure(
         entry["mb_per_s"] = entry["text_bytes"] / entry["seconds_median"] / 1e6
     return {
         "sources": sources,
+        "algorithm": options.algorithm,
         "vocabulary_entries": card["vocabulary"]["size"],
         "documents": card["documents"]["train"] + card["documents"]["validation"],
         "tokens": card["tokens"],
@@ -115,7 +128,7 @@ def _measure(
         "python": platform.python_version(),
         "made_with": card["made_with"],
         "contenders": contenders,
-        "ratios": _ratios(contenders, workers),
+        "ratios": _ratios(contenders, workers, is_wordpiece),
     }
 
 
@@ -141,7 +154,9 @@ def _add(
             entry[key] = max(entry.get(key, 0), run[key])
 
 
-def _ratios(contenders: dict[str, dict[str, Any]], workers: list[int]) -> dict[str, dict[str, float]]:
+def _ratios(
+    contenders: dict[str, dict[str, Any]], workers: list[int], with_python: bool
+) -> dict[str, dict[str, float]]:
     """Ratios of tokens/s within a round: by wall-clock time, and their median by processor time."""
 
     def ratio(name: str, other: str) -> dict[str, float]:
@@ -158,7 +173,8 @@ def _ratios(contenders: dict[str, dict[str, Any]], workers: list[int]) -> dict[s
         pairs.append((f"build + verify {count}", f"{BARE} {count}"))
     first = f"build {workers[0]}"
     pairs += [(f"build {count}", first) for count in workers[1:]]
-    pairs += [(first, PURE_PYTHON), (first, PYTHON_STATIC), (_NVIDIA, PYTHON_STATIC)]
+    if with_python:
+        pairs += [(first, PURE_PYTHON), (first, PYTHON_STATIC), (_NVIDIA, PYTHON_STATIC)]
     return {f"{name} / {other}": ratio(name, other) for name, other in pairs}
 
 

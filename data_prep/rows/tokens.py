@@ -50,7 +50,7 @@ def encode_whole_documents(
         encodings = tokenizer.encode_batch(["".join(sentences) for sentences in batch], add_special_tokens=False)
         for sentences, encoding in zip(batch, encodings, strict=True):
             ids = np.array(encoding.ids, np.uint32)
-            starts = np.fromiter((start for start, _ in encoding.offsets), np.int64, count=len(ids))
+            starts = np.fromiter(itertools.chain.from_iterable(encoding.offsets), np.int64, count=2 * len(ids))[::2]
             if (unwanted := left_out[ids]).any():
                 ids, starts = ids[~unwanted], starts[~unwanted]
             ends = np.cumsum([len(sentence) for sentence in sentences])
