@@ -227,7 +227,10 @@ class DataConfig:
     """Share of the tokens that are selected, or an object by which it changes over the run."""
     eval_mask_probability: float | None = None
     """The share in evaluations; by default that of the run's end. Losses at different shares do not compare."""
+    masking_unit: Literal["token", "word", "span"] = "token"
+    """What is masked together: a token, a whole word, or 1 to 10 words."""
     whole_word: bool = False
+    """The same as `masking_unit` word."""
     shuffle: Literal["global", "blocks"] = "global"
     """`global`: a row can come at any place of the epoch. `blocks`: rows that are neighbours in a file are used close
     together."""
@@ -244,6 +247,8 @@ class DataConfig:
 
     def check(self) -> Iterable[str]:
         """Yield one message for each invalid value, as 'key: given; allowed'."""
+        if self.whole_word and self.masking_unit == "span":
+            yield "whole_word: true; must be false with masking_unit 'span', which masks whole words"
         yield from _check_least(self, 8, "seq_length")
         for key in ("mask_probability", "eval_mask_probability"):
             value = getattr(self, key)

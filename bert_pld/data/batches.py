@@ -227,5 +227,5 @@ class MicroBatchMaker:
             vocabulary=self.vocabulary,
             seed=self.seed,
             mask_probability=mask_probability,
-            whole_word=self.data.whole_word,
+            unit="word" if self.data.whole_word else self.data.masking_unit,
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,16 @@ from bert_pld.files import VOCABULARY
 from bert_pld.rng import Stream, UInt32Array, random_words, to_unit_interval
 
 Int64Array = NDArray[np.int64]
+Unit = Literal["token", "word", "span"]
 BoolArray = NDArray[np.bool_]
 Float64Array = NDArray[np.float64]
 
 # Thresholds for a uint32: below the first, [MASK]; else below the second, a random entry; else unchanged.
 _MASK_BELOW = round(0.8 * 2**32)
 _RANDOM_BELOW = round(0.9 * 2**32)
+
+_SPAN_BEGINS_BELOW = round(0.2 * 2**16)
+_LONGEST_SPAN_WORDS = 10
 
 _NO_WORD = np.uint32(2**32 - 1)
 _NO_KEY = np.uint64(2**64 - 1)
@@ -141,14 +146,15 @@ def mask_tokens(
     vocabulary: MaskingVocabulary,
     seed: int,
     mask_probability: float | Float64Array = 0.15,
-    whole_word: bool = False,
+    unit: Unit = "token",
 ) -> MaskedTokens:
     """Mask B rows.
 
     A row with c candidates has a budget of p·c tokens, at least 1; a fraction is rounded up with a probability equal to
-    it, so that rounding has no bias. Without `whole_word`, exactly this many tokens are masked. With it, words are
-    chosen in random order; the first one is always masked. The word that would exceed the budget is masked with a
-    probability equal to the share of it that fits, so that the expected number of masked tokens is still the budget.
+    it, so that rounding has no bias. By `token`, exactly this many tokens are masked. By `word` or `span`, these are
+    chosen in random order; the first one is always masked. The one that would exceed the budget is masked with a
+    probability equal to the share of it that fits, so that the expected number of masked tokens is still the budget,
+    but for short rows, whose first span can be longer.
 
     Args:
         input_ids: `[B, S]` unmasked tokens, S at most 65,536.
@@ -158,7 +164,8 @@ def mask_tokens(
         vocabulary: the shards' vocabulary.
         seed: in [0, 2^32).
         mask_probability: p in (0, 1), one number or `[B]`.
-        whole_word: mask a token together with those after it that continue its word.
+        unit: `token`; `word`, a token with those after it that continue its word; or `span`, 1 to 10 words, 3.6 on
+            average (after Joshi et al., "SpanBERT", TACL 2020, section 3.1).
     """
     seq_length = input_ids.shape[1]
     candidates = vocabulary.is_ordinary.take(input_ids)
@@ -167,8 +174,11 @@ def mask_tokens(
     selection, action, row_words = _random_words(seed, seq_length, row_indices, epochs)
     budgets = np.floor(mask_probability * counts + to_unit_interval(row_words[:, 0])).astype(np.int64)
     budgets = np.maximum(budgets, 1)
-    if whole_word:
-        flat = _choose_words(input_ids, candidates, selection, budgets, row_words[:, 1], vocabulary)
+    if unit != "token":
+        starts = _word_starts(input_ids, candidates, vocabulary)
+        if unit == "span":
+            starts = _span_starts(starts, candidates, selection)
+        flat = _choose_words(candidates, selection, budgets, row_words[:, 1], starts)
     else:
         flat = choose_tokens(candidates, selection, np.minimum(budgets, counts))
     labels = input_ids.reshape(-1)[flat]
@@ -214,18 +224,32 @@ def choose_tokens(candidates: BoolArray, selection: UInt32Array, counts: Int64Ar
     return flat
 
 
+def _word_starts(input_ids: Int64Array, candidates: BoolArray, vocabulary: MaskingVocabulary) -> BoolArray:
+    starts = candidates.copy()
+    starts[:, 1:] &= ~(vocabulary.is_continuation.take(input_ids[:, 1:]) & candidates[:, :-1])
+    return starts
+
+
+def _span_starts(word_starts: BoolArray, candidates: BoolArray, selection: UInt32Array) -> BoolArray:
+    """Return where spans begin: after a special token, at each tenth word of a row, and at a fifth of all words.
+
+    The last bits of `selection` decide; its first bits, which order the spans, are independent of them.
+    """
+    begins = (selection & 0xFFFF) < _SPAN_BEGINS_BELOW
+    begins |= np.cumsum(word_starts, axis=1, dtype=np.int32) % _LONGEST_SPAN_WORDS == 0
+    begins[:, 1:] |= ~candidates[:, :-1]
+    return begins & word_starts
+
+
 def _choose_words(
-    input_ids: Int64Array,
     candidates: BoolArray,
     selection: UInt32Array,
     budgets: Int64Array,
     row_words: UInt32Array,
-    vocabulary: MaskingVocabulary,
+    starts: BoolArray,
 ) -> Int64Array:
-    """Return the tokens of the whole words chosen in each row: flat indices, ascending."""
-    batch, seq_length = input_ids.shape
-    starts = candidates.copy()
-    starts[:, 1:] &= ~(vocabulary.is_continuation.take(input_ids[:, 1:]) & candidates[:, :-1])
+    """Return the tokens of the words or spans chosen in each row, which begin at `starts`: flat indices, ascending."""
+    batch, seq_length = candidates.shape
     tokens = np.flatnonzero(candidates)
     word_of = np.cumsum(starts.reshape(-1), dtype=np.int32) - 1  # `[B · S]`: number of the token's word
     word_of_token = word_of[tokens]

@@ -150,7 +150,7 @@ def drawn(ids, vocabulary):
     rows = np.tile(np.array(ids, np.int64), (64, 1))
     masked = mask_tokens(
         rows, np.full(64, len(ids)), np.zeros(64, np.int64), np.arange(64), vocabulary=vocabulary, seed=3,
-        mask_probability=0.5, whole_word=True,
+        mask_probability=0.5, unit="word",
     )  # fmt: skip
     chosen = np.zeros(rows.size, bool)
     chosen[masked.positions] = True
