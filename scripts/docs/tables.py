@@ -84,6 +84,7 @@ SHOWN = (
     Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.differences_table),
     Shown("glue_few_cpu", "docs/results/glue_cpu.md", "glue_few_cpu.json", summary.table),
     Shown("trainer_cpu", "docs/results/glue_cpu.md", "trainer_cpu.json", result_tables.trainer),
+    Shown("continued_cpu", "docs/continue_from_hugging_face.md", "continued_cpu.json", result_tables.continued),
     Shown("quality_cpu", "docs/results/peers_cpu.md", "quality_cpu.json", _as_printed(quality.report)),
     Shown("train_cpu", "docs/results/peers_cpu.md", "bench_train_peers_cpu.json", _as_printed(train.report)),
     Shown("data_cpu", "docs/results/peers_cpu.md", "bench_data_peers_cpu.json", _as_printed(data.report)),
