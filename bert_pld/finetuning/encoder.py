@@ -13,9 +13,13 @@ from torch import nn
 from bert_pld.files import file_sha256
 from bert_pld.finetuning.task import Task
 
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+DROPOUTS = (
+    ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    ("mlp_dropout", "attention_dropout", "embedding_dropout"),
+)
+"""Names of the encoder's dropouts in the configurations of BERT and others, and of ModernBERT."""
 CLASSIFIER_DROPOUTS = ("classifier_dropout", "classifier_dropout_prob", "cls_dropout", "pooler_dropout")
-"""Names of the classifier's dropout in the configurations of BERT, ALBERT, DeBERTa and others that have `DROPOUTS`."""
+"""Names of the classifier's dropout in the configurations of BERT, ALBERT, DeBERTa, ModernBERT and others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,7 @@ class PretrainedEncoder:
 
         changes: dict[str, Any] = {"num_labels": task.num_outputs}
         if self.dropout is not None:
-            changes |= dict.fromkeys((*DROPOUTS, *CLASSIFIER_DROPOUTS), self.dropout)
+            changes |= dict.fromkeys((*_dropouts_of(self.config), *CLASSIFIER_DROPOUTS), self.dropout)
         config = type(self.config).from_dict({**self.config.to_dict(), **changes})
         kind = AutoModelForTokenClassification if task.tags_words else AutoModelForSequenceClassification
         torch.manual_seed(seed)
@@ -69,7 +73,7 @@ def load_encoder(
 
     Raises:
         ValueError: the model cannot be loaded, has too few positions, has no fast tokenizer, or has other names for its
-            dropout than BERT.
+            dropout than BERT and ModernBERT.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -84,9 +88,15 @@ def load_encoder(
         raise ValueError(f"--max_seq_length {max_seq_length}: must be at most {positions}, the model's positions")
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"--model {folder}: a fast tokenizer (tokenizer.json) is required")
-    if dropout is not None and not all(hasattr(config, name) for name in DROPOUTS):
-        raise ValueError(f"--dropout {dropout:g}: the model's configuration must have {' and '.join(DROPOUTS)}")
+    if dropout is not None and not _dropouts_of(config):
+        known = ", or ".join(" and ".join(names) for names in DROPOUTS)
+        raise ValueError(f"--dropout {dropout:g}: the model's configuration must have {known}")
     return PretrainedEncoder(folder, tokenizer, config, from_scratch, identify_weights(folder), dropout)
+
+
+def _dropouts_of(config: Any) -> tuple[str, ...]:
+    """Return the names of a configuration's dropouts; none if it has other ones than we know."""
+    return next((names for names in DROPOUTS if all(hasattr(config, name) for name in names)), ())
 
 
 def identify_weights(model: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from finetune_runs import finetune, result_of
+from hugging_face_models import save_stock
 from repository import REPOSITORY
 from runs import SEQ_LENGTH, error_of, run_captured
 
@@ -195,6 +196,17 @@ def test_dropout_is_the_configurations_unless_given(exported):
     DistilBertConfig(max_position_embeddings=64).save_pretrained(folder)  # has `dropout` and `attention_dropout`
     with pytest.raises(ValueError, match="--dropout 0.1: the model's configuration must have hidden_dropout_prob"):
         load_encoder(str(folder), SEQ_LENGTH, dropout=0.1)
+
+
+def test_modernbert_is_fine_tuned_with_its_own_dropouts(tmp_path):
+    theirs = save_stock(tmp_path, "modernbert")
+    encoder = load_encoder(str(tmp_path), SEQ_LENGTH, dropout=0.25)
+    model = encoder.classifier(TASKS["RTE"], seed=3).train()
+    layer = model.model.layers[1]
+    assert {layer.mlp.drop.p, layer.attn.out_drop.p, model.model.embeddings.drop.p, model.drop.p} == {0.25}
+    assert torch.equal(model.model.layers[2].mlp.Wi.weight, theirs.model.layers[2].mlp.Wi.weight)
+    ids = torch.randint(5, 60, (2, SEQ_LENGTH))
+    assert model(ids, attention_mask=torch.ones_like(ids)).logits.shape == (2, 2)
 
 
 def test_from_scratch_has_the_same_shape_and_other_weights(exported):

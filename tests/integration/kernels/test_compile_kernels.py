@@ -28,15 +28,17 @@ def compile_ahead(*arguments, code="", **environment):
 def test_every_kernel_compiles_and_none_spills(tmp_path):
     done = compile_ahead("--hidden_sizes", "1000", "--capabilities", "90", "--json", str(tmp_path / "found.json"))
     assert done.returncode == 0, done.stderr
-    assert "14 kernels compiled" in done.stdout
+    assert "20 kernels compiled" in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())
-    assert {one["kernel"] for one in found} >= {"norm forward", "scatter norm gather backward", "bias gelu backward"}
+    names = {"norm forward", "scatter norm gather backward", "bias gelu backward", "geglu backward", "rotary forward"}
+    assert {one["kernel"] for one in found} >= names
     for one in found:
         assert one["spill_store_bytes"] == one["spill_load_bytes"] == 0
         assert 16 <= one["registers"] <= 255
         assert one["instructions"] > 100
         assert one["warps_per_multiprocessor"] >= 8
-        assert 10 < one["instructions_per_element"] < 60
+        # A rotation is a few instructions; everything else has at least a GELU, a sum or a random number.
+        assert (3 if "rotary" in one["kernel"] else 10) < one["instructions_per_element"] < 60
 
 
 def test_spilling_kernel_is_reported_and_the_command_fails():
