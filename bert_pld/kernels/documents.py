@@ -7,6 +7,7 @@ and nothing here waits for the device.
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -93,6 +94,43 @@ def place_documents(
     if attention_mask is None:
         return documents, positions
     return documents.masked_fill(~attention_mask, -1), positions * attention_mask
+
+
+class WithinDocuments(NamedTuple):
+    """Who attends to whom in rows of several documents: the tokens of a document, or those of them that are near."""
+
+    documents: Tensor
+    """int64 [B, S]: the document of each token, numbered differently in all rows."""
+    positions: Tensor | None = None
+    """int64 [B, S]: each token's position in its document, ascending; needed with `reach`."""
+    reach: int | None = None
+    """Largest distance between tokens that attend to each other; None: any."""
+
+    def mask(self) -> Tensor:
+        """Return which tokens attend to each other, bool [B, S, S]."""
+        same = same_document(self.documents)
+        if self.positions is None or self.reach is None:
+            return same
+        return same & _near(self.positions, self.reach)
+
+    def runs(self) -> tuple[list[int], list[Tensor | None]]:
+        """Return the lengths of the documents in the flattened rows, and a mask [1, n, n] for each that needs one.
+
+        The lengths are read from the device.
+        """
+        lengths = torch.unique_consecutive(self.documents, return_counts=True)[1]
+        if self.positions is None or self.reach is None:
+            return lengths.tolist(), [None] * len(lengths)
+        positions, ends = self.positions.flatten(), lengths.cumsum(0) - 1
+        spans = positions.index_select(0, ends) - positions.index_select(0, ends + 1 - lengths)
+        parts = zip(positions.split(lengths.tolist()), spans.tolist(), strict=True)
+        masks = [_near(own[None], self.reach) if span > self.reach else None for own, span in parts]
+        return lengths.tolist(), masks
+
+
+def _near(positions: Tensor, reach: int) -> Tensor:
+    """Return which tokens are at most `reach` apart: int64 [B, S] → bool [B, S, S]."""
+    return (positions[:, :, None] - positions[:, None, :]).abs() <= reach
 
 
 def same_document(documents: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bert_pld.kernels.documents import same_document
+from bert_pld.kernels.documents import WithinDocuments
 from bert_pld.kernels.dropout import (
     NO_DROPOUT,
     CounterDropout,
@@ -101,7 +101,7 @@ def linear_dropout_scale_residual(
 def self_attention(
     qkv: Tensor,
     num_heads: int,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | WithinDocuments | None,
     dropout: float,
     rotation: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
@@ -111,8 +111,8 @@ def self_attention(
         qkv: [B, S, 3·H], queries, keys and values concatenated.
         num_heads: N.
         attention_mask: bool [B, S], True for tokens; or bool [B or 1, S or 1, S], True where a token attends to
-            another; or int64 [B, S], the document of each token, which attends to no other, numbered differently in all
-            rows; None if every token attends to all.
+            another; or int64 [B, S], the documents of `WithinDocuments`, or all of it; None if every token attends to
+            all.
         dropout: dropout probability of the attention weights; 0 outside training.
         rotation: cosines and sines of the tokens' rotary angles, which `rotate` applies to queries and keys, or None.
 
@@ -130,10 +130,12 @@ def self_attention(
     if rotation is not None:
         query, key = rotate(heads[:, :, :2], *rotation).unbind(2)
     mask = attention_mask
-    if mask is not None and mask.dtype is torch.int64:
+    if isinstance(mask, Tensor) and mask.dtype is torch.int64:
+        mask = WithinDocuments(mask)
+    if isinstance(mask, WithinDocuments):
         if splits_documents(qkv):
             return _attend_document_by_document(query, key, value, mask, dropout).view(batch, seq, width // 3)
-        mask = same_document(mask)
+        mask = mask.mask()
     return attend(query, key, value, mask, dropout)
 
 
@@ -158,16 +160,13 @@ def splits_documents(qkv: Tensor) -> bool:
 
 
 def _attend_document_by_document(
-    query: Tensor, key: Tensor, value: Tensor, documents: Tensor, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, within: WithinDocuments, dropout: float
 ) -> Tensor:
-    """Attend within each run of equal `documents` [B, S]: three times [B, S, N, D] → [B · S, N · D]."""
-    lengths = torch.unique_consecutive(documents, return_counts=True)[1].tolist()
-    parts = zip(*(values.flatten(0, 1).split(lengths) for values in (query, key, value)), strict=True)
-    contexts = []
-    for part in parts:
-        own_query, own_key, own_value = (values.transpose(0, 1)[None] for values in part)
-        contexts.append(_attend(own_query, own_key, own_value, None, dropout)[0].transpose(0, 1).flatten(1))
-    return torch.cat(contexts)
+    """Attend within each document: three times [B, S, N, D] → [B · S, N · D]."""
+    lengths, masks = within.runs()
+    parts = zip(*(values.flatten(0, 1)[None].split(lengths, dim=1) for values in (query, key, value)), strict=True)
+    contexts = [attend(q, k, v, mask, dropout) for (q, k, v), mask in zip(parts, masks, strict=True)]
+    return torch.cat(contexts, dim=1)[0]
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bert_pld.config import ModelConfig
-from bert_pld.kernels.documents import place_documents, same_document
+from bert_pld.kernels.documents import WithinDocuments, place_documents
 from bert_pld.kernels.dropout import dropout as drop_out
 from bert_pld.kernels.layout import TokenLayout, padded_layout
 from bert_pld.kernels.reference import rotary_angles
@@ -21,7 +21,7 @@ from bert_pld.model.bert import BertForPreTraining, Encoder, FinalNorm, MaskedLa
 from bert_pld.model.modern_block import ModernBlock
 from bert_pld.pld.gates import BlockGate, run_gated
 
-Placed = tuple[Tensor, Tensor, Tensor | None]
+Placed = tuple[Tensor, Tensor, Tensor | WithinDocuments | None]
 """Cosines and sines of the tokens' rotary angles, and the mask of who attends to whom: what a block's attention needs
 to know about positions (see `bert_pld.kernels.reference.self_attention`)."""
 
@@ -84,11 +84,11 @@ class Placement:
         by_document = attention_mask is not None and attention_mask.dtype is torch.int64
         if not is_local or reach >= self.longest - 1:
             return *angles, attention_mask if attention_mask is None or by_document else attention_mask[:, None, :]
+        if attention_mask is not None and by_document:
+            return *angles, WithinDocuments(attention_mask, positions, reach)
         distances = (positions[:, :, None] - positions[:, None, :]).abs()
         mask = distances <= reach
-        if attention_mask is not None and by_document:
-            mask = mask & same_document(attention_mask)
-        elif attention_mask is not None:
+        if attention_mask is not None:
             # Padding attends to itself, because the softmax of a row without any token is not a number.
             mask = mask & (attention_mask[:, None, :] | (distances == 0))
         return *angles, mask

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bert_pld.config import ModelConfig
 from bert_pld.kernels import reference as ops
+from bert_pld.kernels.documents import WithinDocuments
 from bert_pld.kernels.dropout import dropout as drop_out
 from bert_pld.model.block import GatedBlock
 
@@ -45,7 +46,7 @@ def run_eager(
     hidden_states: Tensor,
     cosines: Tensor,
     sines: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | WithinDocuments | None,
     scale: float | Tensor,
 ) -> Tensor:
     """Run the block in eager torch: [B, S, H] → [B, S, H].

@@ -61,6 +61,15 @@ def test_micro_batch_has_the_lengths_of_its_documents(directory, workers):
         assert len(expected) > len(batch.lengths)
 
 
+def test_resumed_stream_has_the_same_documents(directory):
+    rows, config = ShardedRows(directory[0], "train"), DataConfig(workers=0)
+    whole = list(training_batches(rows, config, BatchShare(4), seed=4, num_steps=12))
+    rest = list(training_batches(rows, config, BatchShare(4), seed=4, num_steps=5, first_sample=28, first_step=7))
+    for (ours,), (theirs,) in zip(rest, whole[7:], strict=True):
+        assert torch.equal(ours.input_ids, theirs.input_ids)
+        assert ours.document_lengths.tolist() == theirs.document_lengths.tolist()
+
+
 def test_rows_without_starts_have_no_documents(make_data_dir):
     path, _ = make_data_dir(objective="mlm")
     assert Shard(path / "train_00000.hdf5").attributes.version == 1

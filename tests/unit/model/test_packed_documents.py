@@ -19,6 +19,7 @@ BACKENDS = {
     "bert": ("bert", "reference"),
     "modernbert": ("modernbert", "reference"),
     "bert-triton": pytest.param("bert", "triton", marks=INTERPRETED),
+    "modernbert-triton": pytest.param("modernbert", "triton", marks=INTERPRETED),
 }
 backends = pytest.mark.parametrize(("architecture", "backend"), BACKENDS.values(), ids=BACKENDS)
 
