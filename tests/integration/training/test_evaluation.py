@@ -38,6 +38,18 @@ def test_evaluation_command_repeats_the_metrics_of_training(corpus, run_dir, tmp
         assert figures[key] == pytest.approx(read_metrics(run_dir, key)[-1], rel=1e-5)
 
 
+def test_evaluation_command_masks_at_a_given_share(corpus, run_dir, tmp_path):
+    model, _ = load_model(resolve_checkpoint(run_dir))
+    run_evaluate(run_dir, corpus, "--mask_probability", "0.4", "--json", str(tmp_path / "figures.json"))
+    rows, data = ShardedRows(corpus, "validation"), DataConfig(mask_probability=0.4)
+    expected = evaluate(model, evaluation_batches(rows, data, BatchShare(12), seed=1), torch.device("cpu"))
+    found = json.loads((tmp_path / "figures.json").read_text())["eval_mlm_loss"]
+    assert found == pytest.approx(expected["eval_mlm_loss"], rel=1e-5)
+    assert abs(found - read_metrics(run_dir, "eval_mlm_loss")[-1]) > 1e-3
+    done = run_evaluate(run_dir, corpus, "--mask_probability", "1.5", expect=1)
+    assert "error: --mask_probability 1.5: must be in (0, 1)" in done.stderr
+
+
 def test_data_with_another_vocabulary_is_refused(corpus, run_dir, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(corpus, other)
