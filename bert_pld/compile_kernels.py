@@ -25,7 +25,7 @@ from bert_pld.cli import explain_missing_package, make_parser, run
 with explain_missing_package("bert_pld.compile_kernels"):
     import triton
 
-    from bert_pld.kernels import linear_cross_entropy, rotary
+    from bert_pld.kernels import fp8_rounding, linear_cross_entropy, rotary
     from bert_pld.kernels.add_norm_backward import add_norm_backward_kernel
     from bert_pld.kernels.add_norm_forward import add_norm_forward_kernel
     from bert_pld.kernels.bias_gelu import bias_gelu_backward_kernel, bias_gelu_forward_kernel
@@ -53,6 +53,7 @@ class Variant:
     """Elements that it reads and writes for each of them, parameters and numbers of a row left out."""
     programs: int | None = None
     """Programs a multiprocessor that a reducing kernel launches; None: as many as there are tiles."""
+    least_capability: int = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,12 @@ def variants(hidden_size: int, vocabulary: int = 30528) -> Iterator[Variant]:
     for name, gradient in (("cross entropy", False), ("cross entropy with gradient", True)):
         arguments, accesses = {**launch, "WRITE_GRADIENT": gradient}, 3 if gradient else 1
         yield Variant(name, linear_cross_entropy.cross_entropy_kernel, arguments, block, accesses)
+    launch = fp8_rounding.largest_arguments()
+    yield Variant("fp8 largest value", fp8_rounding.largest_kernel, launch, launch["BLOCK"], 1)
+    launch = fp8_rounding.rounding_arguments(hidden_size, fp8_rounding.FORWARD_DTYPE)
+    launch |= {"WRITE_NARROW": True, "WRITE_TRANSPOSED": True}
+    elements = launch["TILE"] ** 2
+    yield Variant("fp8 rounding", fp8_rounding.rounding_kernel, launch, elements, 2, least_capability=89)
 
 
 def _modernbert_variants(hidden_size: int) -> Iterator[Variant]:
@@ -168,6 +175,7 @@ def compile_all(hidden_sizes: list[int], dtypes: list[str], capabilities: list[i
         for dtype in dtypes
         for hidden in hidden_sizes
         for variant in variants(hidden)
+        if capability >= variant.least_capability
     ]
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(lambda job: compile_variant(*job), jobs))

@@ -6,6 +6,8 @@ final LayerNorm, `linear` of the blocks, and `cross_entropy_sum` of the masked-L
 
 from __future__ import annotations
 
+import functools
+
 from bert_pld.config import ModelConfig
 from bert_pld.kernels import select_backend
 from bert_pld.kernels.fp8_linear import check_fp8, fp8_linear
@@ -51,5 +53,10 @@ def use_backend(model: BertForPreTraining, name: str, device_type: str) -> None:
         model.mlm_head.cross_entropy_sum = linear_cross_entropy_sum
     if model.config.fp8:
         check_fp8(device_type, backend, model.config.hidden_size, model.config.intermediate_size)
+        product = fp8_linear
+        if backend == "triton":
+            from bert_pld.kernels.fp8_rounding import round_matrix
+
+            product = functools.partial(fp8_linear, rounding=round_matrix)
         for block in encoder.blocks:
-            block.linear = fp8_linear
+            block.linear = product

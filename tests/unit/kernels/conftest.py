@@ -15,11 +15,14 @@ from bert_pld.kernels import tiles
 def interpreter_rounds_bf16_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make Triton's interpreter round to nearest even like a GPU; it truncates, which doubles the error."""
     convert = interpreter._convert_float
+    fp8 = {triton.language.float8e4nv: torch.float8_e4m3fn, triton.language.float8e5: torch.float8_e5m2}
 
     def rounding(values, from_dtype, to_dtype, mode):
         if from_dtype == triton.language.float32 and to_dtype == triton.language.bfloat16:
             wide = torch.from_numpy(np.ascontiguousarray(values))
             return wide.bfloat16().view(torch.int16).numpy().view(np.uint16)
+        if from_dtype == triton.language.float32 and to_dtype in fp8:
+            return torch.from_numpy(np.ascontiguousarray(values)).to(fp8[to_dtype]).view(torch.uint8).numpy()
         return convert(values, from_dtype, to_dtype, mode)
 
     monkeypatch.setattr(interpreter, "_convert_float", rounding)

@@ -9,8 +9,16 @@ from recorded_operators import RecordOperators
 from tiny_model import SIZES, make_batch
 
 from bert_pld.config import ConfigError, load_config
-from bert_pld.kernels import reference
-from bert_pld.kernels.fp8_linear import BACKWARD_DTYPE, FORWARD_DTYPE, ON_CPU, check_fp8, fp8_linear, quantize
+from bert_pld.kernels import fp8_rounding, reference
+from bert_pld.kernels.fp8_linear import (
+    BACKWARD_DTYPE,
+    FORWARD_DTYPE,
+    ON_CPU,
+    check_fp8,
+    fp8_linear,
+    quantize,
+    round_matrix,
+)
 from bert_pld.model import BertForPreTraining, use_backend
 
 ROUNDING = {FORWARD_DTYPE: 2.0**-4, BACKWARD_DTYPE: 2.0**-3}
@@ -45,22 +53,58 @@ def test_zeros_stay_zero_and_values_that_are_not_finite_stay_such():
         assert not torch.isfinite(narrow.float() * unscale).all()
 
 
+def skip_without_fp8(device):
+    if device == "cuda" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no FP8")
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("shape", [(70, 48), (64, 160), (3, 16)])
+def test_kernel_rounds_as_eager_torch(shape, dtype, transposed, narrow, device):
+    skip_without_fp8(device)
+    torch.manual_seed(0)
+    values = (torch.randn(*shape) * 37).to(device, torch.bfloat16)
+    expected, expected_turned, expected_unscale = round_matrix(values, dtype, narrow, transposed)
+    actual, turned, unscale = fp8_rounding.round_matrix(values, dtype, narrow, transposed)
+    assert torch.equal(unscale, expected_unscale)
+    assert (turned is None) == (not transposed)
+    if narrow:
+        assert torch.equal(actual.view(torch.uint8), expected.view(torch.uint8))
+    if transposed:
+        assert turned.shape == (shape[1], -(-shape[0] // 16) * 16)
+        assert torch.equal(turned.view(torch.uint8), expected_turned.view(torch.uint8))
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")
+def test_kernel_keeps_zeros_and_shows_values_that_are_not_finite(device):
+    skip_without_fp8(device)
+    zeros, _, unscale = fp8_rounding.round_matrix(torch.zeros(16, 16, device=device), FORWARD_DTYPE, True, False)
+    assert not zeros.float().any()
+    assert torch.isfinite(unscale)
+    for wrong in (float("nan"), float("inf")):
+        values = torch.ones(16, 16, device=device)
+        values[3, 5] = wrong
+        narrow, _, unscale = fp8_rounding.round_matrix(values, FORWARD_DTYPE, True, False)
+        assert not torch.isfinite(narrow.float() * unscale)[3, 5]
+
+
 def dequantized(values, dtype):
     narrow, unscale = quantize(values, dtype)
     return narrow.double() * unscale.double()
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("rounding", [round_matrix, fp8_rounding.round_matrix], ids=["eager", "kernel"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [33, 5])
-def test_product_and_gradients_are_those_of_the_rounded_operands(dtype, rows, device):
-    if device == "cuda" and torch.cuda.get_device_capability() < (8, 9):
-        pytest.skip("this GPU has no FP8")
+def test_product_and_gradients_are_those_of_the_rounded_operands(dtype, rows, rounding, device):
+    skip_without_fp8(device)
     torch.manual_seed(1)
     inputs, weight, bias = torch.randn(2, rows, 48), torch.randn(32, 48) / 7, torch.randn(32)
     operands = [one.to(device, dtype).requires_grad_() for one in (inputs, weight, bias)]
     upstream = torch.randn(2, rows, 32).to(device, dtype) * 1e-3
-    out = fp8_linear(*operands)
+    out = fp8_linear(*operands, rounding)
     out.backward(upstream)
 
     x, w = (dequantized(one.detach(), FORWARD_DTYPE) for one in operands[:2])
