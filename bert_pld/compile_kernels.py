@@ -31,7 +31,8 @@ with explain_missing_package("bert_pld.compile_kernels"):
     from bert_pld.kernels.bias_gelu import bias_gelu_backward_kernel, bias_gelu_forward_kernel
     from bert_pld.kernels.geglu import geglu_backward_kernel, geglu_forward_kernel
     from bert_pld.kernels.machine_code import compile_kernel, resident_programs
-    from bert_pld.kernels.tiles import Tile, element_tile, reducing_row_tile, row_tile
+    from bert_pld.kernels.split_qkv import split_qkv_backward_kernel
+    from bert_pld.kernels.tiles import Tile, column_tile, element_tile, reducing_row_tile, row_tile
 
 CAPABILITIES = (80, 90, 100)
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -106,6 +107,9 @@ def variants(hidden_size: int, vocabulary: int = 30528) -> Iterator[Variant]:
         arguments = {**launch, "TANH": tanh}
         yield _reducing(f"bias {name} backward", bias_gelu_backward_kernel, arguments, tile, tile.width, 3)
     yield from _modernbert_variants(hidden_size)
+    tile = column_tile(hidden_size)
+    launch = tile.launch_arguments(hidden_size)
+    yield _reducing("split qkv backward", split_qkv_backward_kernel, launch, tile, 3 * tile.width, 2)
     block, warps = linear_cross_entropy.block_and_warps(vocabulary)
     launch = {"VOCABULARY": vocabulary, "BLOCK": block, "num_warps": warps}
     for name, gradient in (("cross entropy", False), ("cross entropy with gradient", True)):

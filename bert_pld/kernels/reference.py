@@ -129,12 +129,23 @@ def self_attention(
     query, key, value = heads.unbind(2)  # each [B, S, N, H / N]
     if rotation is not None:
         query, key = rotate(heads[:, :, :2], *rotation).unbind(2)
+    return multi_head_attention(query, key, value, attention_mask, dropout)
+
+
+def multi_head_attention(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float
+) -> Tensor:
+    """Apply `self_attention` to queries, keys and values that are apart: three times [B, S, N, D] → [B, S, N · D]."""
+    if query.dtype is torch.bfloat16 and query.device.type == "cpu":
+        wide = query.float(), key.float(), value.float()
+        return multi_head_attention(*wide, attention_mask, dropout).to(query.dtype)
+    batch, seq = query.shape[:2]
     mask = attention_mask
     if isinstance(mask, Tensor) and mask.dtype is torch.int64:
         mask = WithinDocuments(mask)
     if isinstance(mask, WithinDocuments):
-        if splits_documents(qkv):
-            return _attend_document_by_document(query, key, value, mask, dropout).view(batch, seq, width // 3)
+        if splits_documents(query):
+            return _attend_document_by_document(query, key, value, mask, dropout).view(batch, seq, -1)
         mask = mask.mask()
     return attend(query, key, value, mask, dropout)
 
@@ -148,6 +159,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropo
     if mask is not None:
         mask = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
     return _attend(query, key, value, mask, dropout).transpose(1, 2).flatten(2)
+
+
+def split_qkv(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Split projections, and pass their gradient on to the bias that they contain.
+
+    Args:
+        qkv: [T, 3·H], queries, keys and values concatenated: a product plus `bias.detach()`.
+        bias: [3·H].
+
+    Returns:
+        Queries, keys and values, each [T, H].
+    """
+    query, key, value = (qkv + (bias - bias.detach())).chunk(3, dim=-1)
+    return query, key, value
 
 
 def splits_documents(qkv: Tensor) -> bool:

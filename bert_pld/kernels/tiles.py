@@ -96,6 +96,13 @@ def element_tile(width: int) -> Tile:
     return Tile(4, padded, num_warps=max(padded // _WARP_WIDTH, 1), programs_per_multiprocessor=6)
 
 
+@functools.cache
+def column_tile(width: int) -> Tile:
+    """Return a tile of a row per warp for kernels that sum over rows: 256 columns wide, as 768 is three of them."""
+    padded = min(max(power_of_two_from(width), 64), _WARP_WIDTH)
+    return Tile(4 * _WARP_WIDTH // padded, padded, num_warps=4, programs_per_multiprocessor=6)
+
+
 def multiprocessors(device: torch.device) -> int:
     """Return a GPU's number of multiprocessors; on the interpreter a few, so that loops run more than once."""
     if device.type != "cuda":

@@ -133,8 +133,9 @@ def run_on_no_rows(block: SwitchableBlock, stream: Tensor, call: BlockCall) -> T
 
 def _attention(block: SwitchableBlock, normed: Tensor, layout: TokenLayout) -> Tensor:
     """Apply attention and its output projection without the bias, which `add_norm` adds: [K, H] → [K, H]."""
-    qkv = block.linear(normed, block.qkv_weight, block.qkv_bias)
-    context = self_attention(qkv, block.config.num_attention_heads, layout, block.attention_dropout)
+    # The bias's gradient is summed where that of queries, keys and values is written, not by the product's backward.
+    qkv = block.linear(normed, block.qkv_weight, block.qkv_bias.detach())
+    context = self_attention(qkv, block.config.num_attention_heads, layout, block.attention_dropout, block.qkv_bias)
     return block.linear(context, block.attention_output_weight, None)
 
 

@@ -28,7 +28,7 @@ def compile_ahead(*arguments, code="", **environment):
 def test_every_kernel_compiles_and_none_spills(tmp_path):
     done = compile_ahead("--hidden_sizes", "1000", "--capabilities", "90", "--json", str(tmp_path / "found.json"))
     assert done.returncode == 0, done.stderr
-    assert "22 kernels compiled" in done.stdout
+    assert "23 kernels compiled" in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())
     names = {"norm forward", "scatter norm gather backward", "bias gelu backward", "geglu backward", "rotary forward"}
     names |= {"fp8 largest value", "fp8 rounding"}
@@ -38,8 +38,8 @@ def test_every_kernel_compiles_and_none_spills(tmp_path):
         assert 16 <= one["registers"] <= 255
         assert one["instructions"] > 100
         assert one["warps_per_multiprocessor"] >= 8
-        # A rotation is a few instructions; everything else has at least a GELU, a sum or a random number.
-        assert (3 if "rotary" in one["kernel"] else 10) < one["instructions_per_element"] < 60
+        # Rotating, and joining gradients, is a few instructions; the rest has at least a GELU, a norm or random numbers.
+        assert (3 if one["kernel"].startswith(("rotary", "split")) else 10) < one["instructions_per_element"] < 60
 
 
 def test_spilling_kernel_is_reported_and_the_command_fails():

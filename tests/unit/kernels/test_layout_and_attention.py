@@ -84,7 +84,8 @@ def test_variable_length_kernel_accepts_its_arguments_and_is_differentiable():
     assert attention.runs_packed(torch.device("cuda"), qkv.dtype, 16)
     assert not attention.runs_packed(torch.device("cpu"), qkv.dtype, 16)
     edges = layout.cumulative_lengths.to("meta")
-    out = attention.packed_attention(qkv, 4, dataclasses.replace(layout, cumulative_lengths=edges), 0.1)
+    parts = (part.unflatten(1, (4, 16)) for part in qkv.chunk(3, dim=1))
+    out = attention.packed_attention(*parts, dataclasses.replace(layout, cumulative_lengths=edges), 0.1)
     assert out.shape == (17, 64)
     out.backward(torch.empty_like(out))
     assert qkv.grad.shape == qkv.shape
