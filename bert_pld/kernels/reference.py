@@ -133,7 +133,7 @@ def self_attention(
 
 
 def multi_head_attention(
-    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | WithinDocuments | None, dropout: float
 ) -> Tensor:
     """Apply `self_attention` to queries, keys and values that are apart: three times [B, S, N, D] → [B, S, N · D]."""
     if query.dtype is torch.bfloat16 and query.device.type == "cpu":
