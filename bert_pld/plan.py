@@ -188,6 +188,7 @@ def format_plan(plan: Plan) -> str:
         "model",
         f"  {model.num_layers} blocks × {model.hidden_size}, {model.num_attention_heads} heads, FFN"
         f" {model.intermediate_size}, {model.normalization}-normalization, vocabulary {model.vocab_size:,}, {head}",
+        *_attention_lines(plan),
         f"  {plan.parameters / 1e6:.2f} M parameters" + (", matrix products of the blocks in FP8" if model.fp8 else ""),
         "progressive layer dropping",
         *(_dropping_lines(plan) if pld.enabled else ["  disabled: every block runs"]),
@@ -203,6 +204,16 @@ def format_plan(plan: Plan) -> str:
         *scaling_lines(plan.run, plan.scaling),
     ]
     return "\n".join(lines)
+
+
+def _attention_lines(plan: Plan) -> list[str]:
+    """Return a line on local attention, if the model has it."""
+    model, length = plan.run.model, plan.run.data.seq_length
+    if model.attention_reach is None:
+        return []
+    local, reach = sum(map(model.is_local, range(model.num_layers))), model.attention_reach
+    covers = f", which is all of {length} tokens" if reach >= length - 1 else ""
+    return [f"  rotary positions; {local} of {model.num_layers} blocks attend to tokens at most {reach} away{covers}"]
 
 
 def _dropping_lines(plan: Plan) -> list[str]:

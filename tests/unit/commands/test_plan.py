@@ -7,7 +7,7 @@ import torch
 from published_config import PUBLISHED_CONFIG
 
 from bert_pld.config import load_config
-from bert_pld.model.bert import BertForPreTraining
+from bert_pld.model import make_model
 from bert_pld.plan import format_plan, make_plan
 
 
@@ -88,12 +88,12 @@ def test_zero_stages_partition_memory_over_ranks():
     assert muon.optimizer_bytes == 8 * count - 4 * 12 * 12 * 768**2  # one value for each weight of the blocks' matrices
 
 
-@pytest.mark.parametrize("normalization", ["pre", "post"])
-def test_predicted_activations_equal_the_tensors_that_a_block_saves(normalization):
-    model = {"preset": "mini", "hidden_dropout": 0.0, "attention_dropout": 0.0, "normalization": normalization}
+@pytest.mark.parametrize("kind", [{"normalization": "pre"}, {"normalization": "post"}, {"architecture": "modernbert"}])
+def test_predicted_activations_equal_the_tensors_that_a_block_saves(kind):
+    model = {"preset": "mini", "hidden_dropout": 0.0, "attention_dropout": 0.0, **kind}
     run = load_config({"train_micro_batch_size_per_gpu": 4, "model": model})
     plan = make_plan(run, vocabulary_size=100)
-    block = BertForPreTraining(plan.run.model).encoder.blocks[0].train()
+    block = make_model(plan.run.model).encoder.blocks[1].train()
     parameters = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
     kept, alive = {}, []
 
@@ -105,7 +105,8 @@ def test_predicted_activations_equal_the_tensors_that_a_block_saves(normalizatio
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        block(torch.randn(4, 128, 256, requires_grad=True), None, 1.0)
+        angles = torch.rand(2, 1, 128, 32).unbind() if "architecture" in kind else ()
+        block(torch.randn(4, 128, 256, requires_grad=True), *angles, None, 1.0)
     assert plan.memory.block_activation_bytes == pytest.approx(sum(kept.values()), rel=0.01)
     assert plan.memory.activation_bytes_checkpointed < plan.memory.activation_bytes
 
@@ -153,3 +154,15 @@ def test_phases_of_the_learning_rate_and_of_the_masks_are_listed_at_their_corner
     assert "      900   decay            0.001   20.0%" in format_plan(plan)
     constant = make_plan(load_config({**blocks, "data": {"mask_probability": 0.3 * 0.8 + 0.2 * 0.2}}))
     assert plan.total_flops == pytest.approx(constant.total_flops)
+
+
+def test_modernbert_s_plan_counts_its_own_blocks_and_names_the_window():
+    base = load_config("modernbert_base_pld_128.json")
+    plan = make_plan(base, vocabulary_size=50_368)
+    assert plan.parameters == 149_655_232  # those of the stock class with its default sizes
+    printed = format_plan(plan)
+    assert "22 blocks × 768, 12 heads, FFN 1152" in printed
+    assert "rotary positions; 14 of 22 blocks attend to tokens at most 64 away" in printed
+    narrow = make_plan(load_config("bert_tiny_pld.json", ["model.architecture=modernbert"]), vocabulary_size=100)
+    assert "at most 64 away, which is all of 32 tokens" in format_plan(narrow)
+    assert plan.memory.activation_bytes_checkpointed < plan.memory.activation_bytes
