@@ -19,7 +19,7 @@ from bert_pld.training.run import resolve_config
 
 
 def begin(
-    where: Path, rows: ShardedRows, *, new_vocabulary: bool = False, **blocks: dict[str, Any]
+    where: Path | str, rows: ShardedRows, *, new_vocabulary: bool = False, **blocks: dict[str, Any]
 ) -> tuple[BertForPreTraining, RunConfig, str]:
     """Return the model, in evaluation mode, the resolved configuration, and the lines that the command prints."""
     initial = open_initial_weights(str(where), new_vocabulary)

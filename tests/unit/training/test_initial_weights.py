@@ -269,6 +269,25 @@ def test_folder_without_a_model_is_refused(tmp_path):
         open_initial_weights(str(tmp_path), False)
 
 
+def test_hub_id_is_downloaded_where_there_is_a_network(rows, tmp_path, monkeypatch):
+    save_stock(tmp_path)
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
+    assert "initialized from lab/encoder (bert)" in begin("lab/encoder", rows)[2]
+    assert asked == ["lab/encoder"]
+
+
+def test_hub_id_without_a_network_is_one_line(monkeypatch):
+    def no_network(*_, **__):
+        raise OSError("Name or service\nnot known")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
+    message = "^--initialize_from lab/encoder: no such directory, and the .* Hub does not give .*; without a network"
+    with pytest.raises(ValueError, match=message) as raised:
+        open_initial_weights("lab/encoder", False)
+    assert "\n" not in str(raised.value)
+
+
 def test_path_that_does_not_exist_is_not_asked_of_the_hub():
     with pytest.raises(ValueError, match="^--initialize_from /nowhere/at/all: does not exist$"):
         open_initial_weights("/nowhere/at/all", False)
