@@ -1,6 +1,8 @@
 """Fill [MASK] with an exported model; needs only transformers and torch.
 
 python scripts/fill_mask.py MODEL_DIR "A sentence with [MASK]." …
+
+[MASK] stands for the model's mask token, whatever its name is.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def main() -> None:
     logging.set_verbosity_error()
     fill = pipeline("fill-mask", str(options.model))
     for sentence in options.sentences:
-        guesses = ", ".join(f"{guess['token_str']} {guess['score']:.2f}" for guess in fill(sentence, top_k=5))
+        masked = sentence.replace("[MASK]", fill.tokenizer.mask_token)
+        guesses = ", ".join(f"{guess['token_str']} {guess['score']:.2f}" for guess in fill(masked, top_k=5))
         print(f"{sentence}\n    {guesses}")
 
 

@@ -42,7 +42,18 @@ def test_links_resolve(page):
 
 MADE_BY_COMMANDS = {
     *("manifest.json", "data_card.json", "metrics.jsonl", "config.json", "state.json", "checksums.json", "vocab.txt"),
-    *("tokenizer.json", "result.json", "summary.json", "summary.md", "ds.json", "given.json", "loss.png", "paper.json"),
+    *(
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "result.json",
+        "summary.json",
+        "summary.md",
+        "ds.json",
+        "given.json",
+        "loss.png",
+        "paper.json",
+    ),
     *("paper.png", "glue.json", "glue.png", "base.json", "trainer.json", "configs.txt", "c.json", "bench_large.json"),
     *("bert-base-uncased-vocab.txt", "run.json", "continued_cpu.json", "train.txt", "dev.txt", "test.txt"),
     *("corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/dev.tsv", "qrels/test.tsv"),
