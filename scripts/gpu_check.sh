@@ -151,9 +151,9 @@ fi
 for name in "$@"; do
     case "$name" in
     tests) stage "$name" 5 first_tests ;;
-    base) stage "$name" 20 train base 256 --contenders "$contenders" --rounds 3 --json "$OUT/base.json" ;;
+    base) stage "$name" 32 train base 256 --contenders "$contenders" --rounds 3 --profile --json "$OUT/base.json" ;;
     training) stage "$name" 5 gpu_tests tests/gpu/test_training_on_gpu.py -k "fused_blocks or resumed" ;;
-    large) stage "$name" 20 train large 128 --contenders "$contenders" --rounds 3 --json "$OUT/large.json" ;;
+    large) stage "$name" 32 train large 128 --contenders "$contenders" --rounds 3 --profile --json "$OUT/large.json" ;;
     muon) stage "$name" 15 train base 256 --optimizer Muon --contenders triton,pld_token --rounds 1 \
         --json "$OUT/muon.json" ;;
     kernels) stage "$name" 30 bench kernels --peers none --tokens 32768 --hidden 768 \

@@ -34,6 +34,7 @@ from benchmarks.train.contenders import (
     schedule_of,
 )
 from benchmarks.train.figures import Round, figures_of
+from benchmarks.train.profile import profile_step
 from benchmarks.train.report import report
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.kernels import BACKENDS
@@ -78,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, default=5, help="turns of each contender (default 5)")
     add("--steps_per_round", type=int, default=6, help="steps a turn, each with its own gates (default 6)")
     add("--warmup_steps", type=int, default=2, help="steps before the first turn; at least one turn's if it compiles")
+    add("--profile", action="store_true", help="after the rounds: where the device's time of a step goes")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--host_memory", action="store_true", help="on a CPU: also measure memory, each contender in its own process")
     add("--force", action="store_true", help="measure Hugging Face even where a dtype is very slow")
@@ -107,6 +109,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for _ in range(options.rounds):
             measurement.measure_round()
             save(measurement.result(), options.json)
+        if options.profile:
+            measurement.profile()
         if options.host_memory and device.type == "cpu":
             measurement.measure_host_memory()
         return measurement.result()
@@ -154,6 +158,14 @@ class _Measurement:
         if not self.contenders:
             last = self.skipped[-1]
             raise ValueError(f"--contenders: all failed; {last['name']}: {last['reason']}")
+
+    def profile(self) -> None:
+        """Find where the time of a step goes; a contender that cannot be profiled keeps its figures."""
+        for contender in self.contenders:
+            try:
+                contender.profile = profile_step(contender, self.setup.batches)
+            except Exception:
+                logging.getLogger(__name__).exception("%s in %s: profile", contender.name, contender.dtype)
 
     def measure_host_memory(self) -> None:
         """Measure the memory of each contender in a process of its own."""

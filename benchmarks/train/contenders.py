@@ -79,6 +79,8 @@ class ThroughputContender:
     """Rise of memory above that, in each round."""
     step_seconds: list[list[float]] = dataclasses.field(default_factory=list)
     """Seconds of each step, by round."""
+    profile: dict[str, Any] | None = None
+    """See `benchmarks.train.profile`."""
 
     @property
     def round_seconds(self) -> list[float]:

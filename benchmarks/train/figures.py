@@ -75,6 +75,7 @@ def figures_of(
         "skipped_steps": one.skipped_steps,
         "speed_over": _speed_over(one, contenders),
         "step_seconds": one.step_seconds,
+        "profile": one.profile,
     }
     if gates is not None:
         figures |= _figures_of_dropping(one, contenders, one_round, gates)

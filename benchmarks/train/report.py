@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.hugging_face import HUGGING_FACE, MODERNBERT
 from benchmarks.train.contenders import PLD
+from benchmarks.train.profile import profile_lines
 
 _TIME_TARGET = 1.05
 _SPREAD_TARGET = 1.05
@@ -18,6 +19,8 @@ def report(result: dict[str, Any]) -> str:
     dropping = [one for one in contenders if one["name"] in PLD]
     if dropping:
         lines += ["", *_pld_table(dropping, result["theta"], result["model"]["num_layers"])]
+    if profiles := profile_lines(contenders):
+        lines += ["", *profiles]
     return "\n".join(lines)
 
 
