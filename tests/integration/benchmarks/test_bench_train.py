@@ -197,6 +197,15 @@ def test_hugging_face_classes_have_our_sizes_and_losses(normalization):
     assert difference < 1e-5
 
 
+def test_modernbert_is_compared_with_the_class_of_its_blocks():
+    config = config_of("--architecture=modernbert")
+    model = make_hugging_face("hf_modernbert", config, 0, CPU)
+    assert (model.config.model_type, model.config.num_hidden_layers) == ("modernbert", 4)
+    assert contenders.loss_difference(config, batches.random_batch(config, 4, 16, CPU, 0, 0.3), CPU) < 1e-5
+    with pytest.raises(ValueError, match="hf_bert: its blocks are those of --architecture bert, not modernbert"):
+        make_hugging_face("hf_bert", config, 0, CPU)
+
+
 def test_contenders_get_the_same_targets():
     config = config_of()
     batch, again = (batches.random_batch(config, 4, 16, CPU, seed=1) for _ in range(2))

@@ -147,6 +147,16 @@ def test_dropped_blocks_get_zero_gradients_of_the_right_shape_where_zero_needs_t
         torch.testing.assert_close(gradient, plain.get(name, torch.zeros_like(gradient)), atol=1e-6, rtol=0)
 
 
+def test_angles_stay_in_fp32_in_a_model_of_16_bits():
+    """Positions beyond 256 are not numbers of bf16: angles from rounded ones would be wrong by whole radians."""
+    model = make_modern(num_layers=2, local_attention=600).eval()
+    ids = torch.randint(5, 64, (1, 600), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model.encoder(ids, torch.zeros_like(ids))
+        found = model.bfloat16().encoder(ids, torch.zeros_like(ids)).float()
+    assert (found - expected).abs().mean() < 0.02 * expected.abs().mean()
+
+
 def test_dropout_acts_where_the_stock_class_has_it():
     """The embeddings, the attention weights, the attention's output, the inside of the feed-forward; nothing else."""
     ours = make_modern(num_layers=1, hidden_dropout=0.0, attention_dropout=0.0)
