@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import json
 import tempfile
 from pathlib import Path
@@ -83,6 +84,11 @@ class InitialWeights(abc.ABC):
 class RunWeights(InitialWeights):
     """A run of ours, its `checkpoints` folder, or one checkpoint."""
 
+    @functools.cached_property
+    def checkpoint(self) -> Path:
+        """The verified checkpoint; reading all of it takes a while."""
+        return checkpoint_format.resolve_checkpoint(self.path)
+
     @property
     def follows(self) -> FollowedModel | None:
         """The model of the run's configuration; None if it has none, which `fill` reports."""
@@ -93,12 +99,17 @@ class RunWeights(InitialWeights):
 
     def check(self, rows: ShardedRows) -> None:
         """Raise a ValueError if the data has another tokenizer, unless `new_vocabulary` allows it."""
-        if not self.new_vocabulary:
-            checkpoint_format.check_same_vocabulary(checkpoint_format.resolve_checkpoint(self.path), rows)
+        if self.new_vocabulary:
+            return
+        checkpoint = self.checkpoint
+        try:
+            checkpoint_format.check_same_vocabulary(checkpoint, rows)
+        except ValueError as error:
+            raise ValueError(f"{error}, or give --new_vocabulary to start its embeddings from these") from error
 
     def fill(self, model: nn.Module, config: ModelConfig, rows: ShardedRows) -> list[str]:
         """Put the weights into a new model of a resolved configuration; return lines that say what is new."""
-        checkpoint = checkpoint_format.resolve_checkpoint(self.path)
+        checkpoint = self.checkpoint
         state, notes = checkpoint_format.load_weights(checkpoint), []
         if self.new_vocabulary:
             old, special = _tokenizer_of(checkpoint)

@@ -75,6 +75,8 @@ def test_weights_of_a_run_take_a_new_vocabulary_too(rows, corpus, tmp_path):
     run = load_config({"train_batch_size": 8, "model": sizes, "data": {"seq_length": 32}})
     first = make_model(run.model)
     folder = write_checkpoint(tmp_path / "run", first, run, ShardedRows(corpus, "train"))
+    with pytest.raises(ValueError, match="differs from that of checkpoint .* or give --new_vocabulary to start"):
+        begin(folder, rows)
     model, _, notes = begin(folder, rows, new_vocabulary=True)
     assert f"{len(NEW) - 2} embeddings taken over" in notes
     old = first.encoder.embeddings.word.weight
