@@ -21,10 +21,10 @@ ROWS = {
 VOCABULARY = 64
 
 
-def make_packed_model(architecture, backend="reference", **options):
+def make_packed_model(architecture, backend="reference", device="cpu", **options):
     model = make_modern(**options) if architecture == "modernbert" else make_model(num_layers=5, **options)
-    use_backend(model, backend, "cpu")
-    return model
+    use_backend(model, backend, device)
+    return model.to(device)
 
 
 def packed_batch(rows, seed=0):
