@@ -47,6 +47,8 @@ class Plan:
     micro_batch_size: int
     accumulation_steps: int
     parameters: int
+    attended_tokens: float | None
+    """Mean length of the document that a token is in, if rows hold several that do not attend to each other."""
     theta_by_step: list[tuple[int, float, float]]
     """Tuples (step, θ, expected depth)."""
     rates_by_step: list[Rates]
@@ -131,6 +133,7 @@ def make_plan(
         micro_batch_size=micro_batch,
         accumulation_steps=accumulation,
         parameters=parameter_count(run.model),
+        attended_tokens=attended_tokens,
         theta_by_step=_theta_by_step(schedule, steps),
         rates_by_step=rates_by_step(run),
         steps_until_limit=schedule.steps_until_theta_within(0.01),
@@ -185,6 +188,7 @@ def format_plan(plan: Plan) -> str:
         f" accumulation × {plan.world_size} rank(s); {plan.train_batch_size * run.data.seq_length:,} tokens per step",
         f"  {run.training.max_steps:,} steps = {plan.train_batch_size * run.training.max_steps:,} sequences of"
         f" {run.data.seq_length} tokens",
+        *_document_lines(plan),
         "model",
         f"  {model.num_layers} blocks × {model.hidden_size}, {model.num_attention_heads} heads, FFN"
         f" {model.intermediate_size}, {model.normalization}-normalization, vocabulary {model.vocab_size:,}, {head}",
@@ -214,6 +218,12 @@ def _attention_lines(plan: Plan) -> list[str]:
     local, reach = sum(map(model.is_local, range(model.num_layers))), model.attention_reach
     covers = f", which is all of {length} tokens" if reach >= length - 1 else ""
     return [f"  rotary positions; {local} of {model.num_layers} blocks attend to tokens at most {reach} away{covers}"]
+
+
+def _document_lines(plan: Plan) -> list[str]:
+    if plan.attended_tokens is None:
+        return []
+    return [f"  attention within documents; that of a token has {plan.attended_tokens:,.0f} tokens on average"]
 
 
 def _dropping_lines(plan: Plan) -> list[str]:

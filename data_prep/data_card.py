@@ -210,7 +210,7 @@ def _kept(characters: dict[str, Any]) -> str:
 
 def _documents_line(card: dict[str, Any]) -> str:
     rows = card["documents_in_rows"]
-    return f"{rows['a_row']:.1f} documents apart; a token attends to {rows['attended_tokens']:,.0f} tokens on average"
+    return f"{rows['a_row']:.1f} documents apart; that of a token has {rows['attended_tokens']:,.0f} tokens on average"
 
 
 def _reasons(counts: dict[str, int]) -> str:

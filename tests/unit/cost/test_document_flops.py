@@ -9,7 +9,7 @@ from published_config import PUBLISHED_CONFIG
 from bert_pld.config import load_config
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.data.shards import Manifest, ShardAttributes
-from bert_pld.plan import make_plan
+from bert_pld.plan import format_plan, make_plan
 from bert_pld.pld import Schedule, draw_gates
 
 LENGTHS, DOCUMENTS = np.array([100, 80]), np.array([60, 40, 10, 70])
@@ -58,5 +58,7 @@ def test_plan_counts_the_documents_of_the_shards():
     packed = make_plan(run, data=Manifest(attributes, {}, {}, {}, attended_tokens=40.0))
     stream = make_plan(run, data=Manifest(attributes, {}, {}, {}))
     assert packed.run.model.next_sentence_prediction is False
+    assert "attention within documents; that of a token has 40 tokens on average" in format_plan(packed)
+    assert "documents" not in format_plan(stream)
     squares = 3 * 40.0**2 + 8.0**2
     assert stream.flops_full - packed.flops_full == pytest.approx(12 * 12 * 768 * (128**2 - squares))
