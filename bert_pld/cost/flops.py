@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bert_pld.config import ModelConfig
 from bert_pld.kernels.documents import rows_of_documents
 from bert_pld.model import make_model
-from bert_pld.pld.gates import Gates
+from bert_pld.pld.gates import Gates, last_whole_block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +122,17 @@ class ModelFlops:
                 share = 1.0 if gate.rows is None else len(gate.rows) / len(lengths)
                 total += share * self.block(lengths, index, documents=documents)
         return total
+
+    def left_out(self, lengths: NDArray[np.int64], gates: Gates | None, chosen: int) -> float:
+        """Return the FLOPs that fused kernels leave out of the last block that runs, if it runs on all tokens.
+
+        Its attention output and its feed-forward run only on the `chosen` tokens that a loss looks at.
+        """
+        hidden, inner = self.config.hidden_size, self.config.intermediate_size
+        if last_whole_block(gates, self.config.num_layers) is None:
+            return 0.0
+        weights = hidden * hidden + self.config.feed_forward_matrices * hidden * inner
+        return 6.0 * weights * (float(lengths.sum()) - chosen)
 
     @property
     def heads_per_sequence(self) -> float:

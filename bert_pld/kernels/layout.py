@@ -70,6 +70,11 @@ class TokenLayout:
         """Return the rows of tokens that are given by their index into the flattened [B · S]."""
         return positions if self.row_of_position is None else self.row_of_position.index_select(0, positions)
 
+    def chosen_rows(self, positions: Tensor, with_first: bool) -> Tensor:
+        """Return the rows of `rows_of`, then, with `with_first`, those of each sequence's first token."""
+        rows = self.rows_of(positions)
+        return torch.cat([rows, self.first_rows]) if with_first else rows
+
     def pack(self, values: Tensor) -> Tensor:
         """Remove padding: [B, S, …] → [T, …]."""
         flat = values.flatten(0, 1)

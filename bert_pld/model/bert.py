@@ -103,6 +103,8 @@ class Encoder(nn.Module):
         self.final_norm = final_norm
         self.run = self._eager = run
         """Called with this encoder and the arguments of `encode`; a backend replaces it."""
+        self.run_chosen: Callable[..., Tensor] | None = None
+        """Called with this encoder and the arguments of `encode_chosen`; None: all tokens are encoded, then chosen."""
 
     @property
     def leaves_padding_out(self) -> bool:
@@ -139,6 +141,25 @@ class Encoder(nn.Module):
             Hidden states [T, H] and the layout of the tokens in them.
         """
         return self.run(self, input_ids, token_type_ids, attention_mask, gates, sequence_lengths, document_lengths)
+
+    def encode_chosen(self, positions: Tensor, with_first: bool, *inputs: Any) -> Tensor:
+        """Compute the hidden states of the tokens that a loss looks at.
+
+        A backend leaves out what only the other tokens' hidden states need: in the last block everything after
+        attention, and the final LayerNorm.
+
+        Args:
+            positions: int64 [M], indices into the flattened [B·S].
+            with_first: whether to append the first token of each row.
+            inputs: those of `encode`.
+
+        Returns:
+            [M, H], or [M + B, H].
+        """
+        if self.run_chosen is not None:
+            return self.run_chosen(self, positions, with_first, *inputs)
+        hidden_states, layout = self.encode(*inputs)
+        return hidden_states.index_select(0, layout.chosen_rows(positions, with_first))
 
     def recomputed(self, block: nn.Module) -> Callable[..., Tensor]:
         """Return the block, or with activation checkpointing a function that recomputes it in backward."""
@@ -307,17 +328,17 @@ class BertForPreTraining(nn.Module):
             `loss` (with gradient) and, detached, `mlm_loss`, `nsp_loss` (0 without the head), `mlm_correct` and
             `nsp_correct` (counts).
         """
-        hidden_states, layout = self.encoder.encode(
-            input_ids, token_type_ids, attention_mask, gates, sequence_lengths, document_lengths
-        )
-        masked = hidden_states.index_select(0, layout.rows_of(masked_positions))
+        predicts_next = self.nsp_head is not None and next_sentence_labels is not None
+        inputs = input_ids, token_type_ids, attention_mask, gates, sequence_lengths, document_lengths
+        chosen = self.encoder.encode_chosen(masked_positions, predicts_next, *inputs)
+        masked, first_tokens = chosen.tensor_split([masked_positions.numel()])
         mlm_loss, mlm_correct = self.mlm_head(masked, self.encoder.embeddings.word.weight, masked_labels)
         denominator = max(masked_labels.numel(), 1) if mlm_denominator is None else mlm_denominator
         mlm_loss = mlm_loss / denominator
         loss, nsp_loss = mlm_loss, torch.zeros_like(mlm_loss)
         nsp_correct = torch.zeros_like(mlm_loss)
         if self.nsp_head is not None and next_sentence_labels is not None:
-            nsp_logits = self.nsp_head(hidden_states.index_select(0, layout.first_rows))
+            nsp_logits = self.nsp_head(first_tokens)
             nsp_loss = self.nsp_head.loss(nsp_logits, next_sentence_labels)
             nsp_correct = (nsp_logits.argmax(-1) == next_sentence_labels).sum()
             loss = mlm_loss + nsp_loss

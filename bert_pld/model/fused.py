@@ -26,7 +26,7 @@ from bert_pld.kernels.layout import TokenLayout, kept_layouts, packed_layout, pa
 from bert_pld.kernels.reference import Join, RowMap
 from bert_pld.model.bert import Encoder
 from bert_pld.model.block import SwitchableBlock
-from bert_pld.pld.gates import BlockGate
+from bert_pld.pld.gates import BlockGate, last_whole_block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,8 @@ class BlockCall:
     """Dropout of the attention's output and of the feed-forward's output."""
     pending: Join | None = None
     """How the pending output of an earlier block joins the stream."""
+    chosen: Tensor | None = None
+    """int64 [R]: the rows that anything after this block's attention is needed for; None: all."""
 
     @property
     def joins(self) -> tuple[Join, Join]:
@@ -61,6 +63,7 @@ def install(encoder: Encoder) -> None:
         block.run = run_fused_post_norm if encoder.final_norm is None else run_fused_pre_norm
     if encoder.final_norm is not None:
         encoder.final_norm.run = normalize_fused
+        encoder.run_chosen = encode_chosen_fused
 
 
 def run_fused_pre_norm(
@@ -76,14 +79,17 @@ def run_fused_pre_norm(
         call: the arguments without gradients.
 
     Returns:
-        The stream with everything but this block's last output, that output, and the bias to be added to it.
+        The stream with everything but this block's last output, that output, and the bias to be added to it; of the
+        chosen rows [R, H] if there are any.
     """
     eps = block.config.layer_norm_eps
     after_attention, _ = call.joins
     normed, stream = add_norm(
         stream, block.attention_norm_weight, block.attention_norm_bias, eps, values, bias, call.pending, call.rows
     )
-    attended = _attention(block, normed, call.layout)
+    if call.chosen is not None:
+        stream = stream.index_select(0, call.chosen)
+    attended = _attention(block, normed, call.layout, call.chosen)
     normed, stream = add_norm(
         stream,
         block.ffn_norm_weight,
@@ -131,11 +137,16 @@ def run_on_no_rows(block: SwitchableBlock, stream: Tensor, call: BlockCall) -> T
     return stream.sum() + values.sum() + bias[:0].sum()
 
 
-def _attention(block: SwitchableBlock, normed: Tensor, layout: TokenLayout) -> Tensor:
-    """Apply attention and its output projection without the bias, which `add_norm` adds: [K, H] → [K, H]."""
+def _attention(block: SwitchableBlock, normed: Tensor, layout: TokenLayout, chosen: Tensor | None = None) -> Tensor:
+    """Apply attention and, on the chosen rows, its output projection: [K, H] → [K, H], or [R, H].
+
+    `add_norm` adds the projection's bias.
+    """
     # The bias's gradient is summed where that of queries, keys and values is written, not by the product's backward.
     qkv = block.linear(normed, block.qkv_weight, block.qkv_bias.detach())
     context = self_attention(qkv, block.config.num_attention_heads, layout, block.attention_dropout, block.qkv_bias)
+    if chosen is not None:
+        context = context.index_select(0, chosen)
     return block.linear(context, block.attention_output_weight, None)
 
 
@@ -170,7 +181,36 @@ def encode_fused(
     sequence_lengths: NDArray[np.int64] | None,
     document_lengths: NDArray[np.int64] | None,
 ) -> tuple[Tensor, TokenLayout]:
-    """`Encoder.encode` without padding: [T, H] for T tokens.
+    """`Encoder.encode` without padding: [T, H] for T tokens."""
+    lengths = sequence_lengths, document_lengths
+    stream, layout = _embed(encoder, input_ids, token_type_ids, attention_mask, *lengths)
+    return _run_blocks(encoder, stream, layout, gates, None), layout
+
+
+def encode_chosen_fused(
+    encoder: Encoder,
+    positions: Tensor,
+    with_first: bool,
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    attention_mask: Tensor | None,
+    gates: Sequence[BlockGate] | None,
+    *lengths: NDArray[np.int64] | None,
+) -> Tensor:
+    """`Encoder.encode_chosen` without padding, for pre-norm blocks."""
+    stream, layout = _embed(encoder, input_ids, token_type_ids, attention_mask, *lengths)
+    return _run_blocks(encoder, stream, layout, gates, layout.chosen_rows(positions, with_first))
+
+
+def _embed(
+    encoder: Encoder,
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    attention_mask: Tensor | None,
+    sequence_lengths: NDArray[np.int64] | None,
+    document_lengths: NDArray[np.int64] | None,
+) -> tuple[Tensor, TokenLayout]:
+    """Embed the tokens, [T, H].
 
     Blocks, embeddings and LayerNorm are called as modules, because ZeRO-3 gathers parameters in their forward hooks.
     """
@@ -180,13 +220,24 @@ def encode_fused(
     if attention_mask is None:
         layout = padded_layout(input_ids, document_lengths)
         positions = None if document_lengths is None else layout.token_positions.view(input_ids.shape)
-        stream = encoder.embeddings(input_ids, token_type_ids, positions).flatten(0, 1)
-    else:
-        layout = packed_layout(attention_mask, sequence_lengths, document_lengths)
-        stream = encoder.embeddings(layout.pack(input_ids), layout.pack(token_type_ids), layout.token_positions)
-    if encoder.final_norm is None:
-        return _run_post_norm_blocks(encoder, stream, layout, gates), layout
+        return encoder.embeddings(input_ids, token_type_ids, positions).flatten(0, 1), layout
+    layout = packed_layout(attention_mask, sequence_lengths, document_lengths)
+    return encoder.embeddings(layout.pack(input_ids), layout.pack(token_type_ids), layout.token_positions), layout
 
+
+def _run_blocks(
+    encoder: Encoder,
+    stream: Tensor,
+    layout: TokenLayout,
+    gates: Sequence[BlockGate] | None,
+    chosen: Tensor | None,
+) -> Tensor:
+    """Run the blocks and the final LayerNorm: [T, H] → [T, H], or of the chosen rows [R, H]."""
+    if encoder.final_norm is None:
+        assert chosen is None
+        return _run_post_norm_blocks(encoder, stream, layout, gates)
+    last = None if chosen is None else last_whole_block(gates, len(encoder.blocks))
+    last_block = None if last is None else encoder.blocks[last]
     values: Tensor | None = None
     bias: Tensor | None = None
     pending: Join | None = None
@@ -198,10 +249,11 @@ def encode_fused(
             else:
                 bias = bias + run_on_no_rows(block, stream, call)
             continue
-        call = dataclasses.replace(call, pending=pending)
+        call = dataclasses.replace(call, pending=pending, chosen=chosen if block is last_block else None)
         stream, values, bias = encoder.recomputed(block)(stream, values, bias, call=call)
         pending = call.joins[1]
-    return encoder.final_norm(stream, values, bias, pending), layout
+    hidden_states = encoder.final_norm(stream, values, bias, pending)
+    return hidden_states if chosen is None or last is not None else hidden_states.index_select(0, chosen)
 
 
 def _run_post_norm_blocks(

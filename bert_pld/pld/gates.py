@@ -67,6 +67,16 @@ class Gates(Sequence[BlockGate]):
         return len(self.blocks)
 
 
+def last_whole_block(gates: Sequence[BlockGate] | None, num_blocks: int) -> int | None:
+    """Return the last block that runs if it runs on all rows and tokens, else None."""
+    if gates is None:
+        return num_blocks - 1
+    last = max((index for index, gate in enumerate(gates) if gate.keep), default=None)
+    if last is None or gates[last].rows is not None or gates[last].tokens is not None:
+        return None
+    return last
+
+
 def draw_gates(
     schedule: Schedule,
     *,

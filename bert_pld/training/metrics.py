@@ -47,14 +47,20 @@ class Counters:
 class Metrics:
     """Sums a run's metrics and writes them at logging steps.
 
-    With `leaves_padding_out`, the blocks compute only the tokens that are not padding; `tflops` and `mfu` then count
-    only these.
+    With `leaves_padding_out`, the blocks compute only the tokens that are not padding, and with `chooses_rows` the last
+    one computes only the tokens that a loss looks at, as far as it can; `tflops` and `mfu` then count only these.
     """
 
     def __init__(
-        self, run_dir: Path, config: RunConfig, device: torch.device, leaves_padding_out: bool = False
+        self,
+        run_dir: Path,
+        config: RunConfig,
+        device: torch.device,
+        leaves_padding_out: bool = False,
+        chooses_rows: bool = False,
     ) -> None:
         self.config, self.device, self.leaves_padding_out = config, device, leaves_padding_out
+        self.chooses_rows = chooses_rows
         self.train_batch_size: int = config.deepspeed["train_batch_size"]
         self.origin = Origin()
         self.flops = ModelFlops(config.model, config.data.seq_length, config.data.mask_probability_at(0))
@@ -116,6 +122,9 @@ class Metrics:
         rows = len(batch.lengths)
         lengths = batch.lengths if self.leaves_padding_out else np.full(rows, self.config.data.seq_length)
         blocks = self.flops.gated_blocks(lengths, gates, self.leaves_padding_out, batch.document_lengths)
+        if self.chooses_rows:
+            first_tokens = rows if self.config.model.next_sentence_prediction else 0
+            blocks -= self.flops.left_out(lengths, gates, batch.masked_positions.numel() + first_tokens)
         masked_share = self.config.data.mask_probability_at(step - 1)
         heads = dataclasses.replace(self.flops, mask_probability=masked_share).heads_per_sequence
         self._flops += blocks + rows * heads

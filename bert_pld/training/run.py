@@ -154,7 +154,8 @@ def prepare_run(
     model, notes = _make_model(config, training_rows, None if start is None else start.checkpoint, initial, device)
     engine = make_engine(config, model)
 
-    metrics = Metrics(output_dir, config, device, leaves_padding_out=model.encoder.leaves_padding_out)
+    encoder = model.encoder
+    metrics = Metrics(output_dir, config, device, encoder.leaves_padding_out, encoder.run_chosen is not None)
     host_group = dist.new_group(backend="gloo", timeout=timeout) if dist.get_world_size() > 1 else None
     manifest = training_rows.manifest
     data_facts: dict[str, Any] = {

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from recorded_operators import RecordOperators
-from tiny_model import ROWS, SEQ, drawn_gates, fixed_gates, gradients, make_batch, make_model
+from tiny_model import LENGTHS, ROWS, SEQ, drawn_gates, fixed_gates, gradients, make_batch, make_model
 
+from bert_pld.cost.flops import ModelFlops
 from bert_pld.kernels import reference
 from bert_pld.model import fused, use_backend
 from bert_pld.pld import BlockGate
@@ -153,21 +154,37 @@ def test_every_module_with_parameters_is_entered_by_a_module_call(normalization,
     assert sum(name.startswith("encoder.blocks.") for name in owners) == 4
 
 
-def rows_of_matrix_products(gates, **batch):
+def products_of_blocks(gates, **batch):
+    """Return the factors of the blocks' matrix products, without those of the head."""
     model = fused_model(num_layers=4, next_sentence_prediction=False)
     batch = {**make_batch(), **batch, "next_sentence_labels": None, "gates": gates}
     with torch.no_grad(), RecordOperators() as recorded:
         model(**batch)
     left = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}  # the product's left factor
-    rows = [arguments[left[operator]].shape[0] for operator, arguments, _ in recorded.calls if operator in left]
-    return rows[:-2]  # without the head's two products
+    products = [(arguments, left[operator]) for operator, arguments, _ in recorded.calls if operator in left]
+    return [(arguments[index].shape, arguments[index + 1].shape) for arguments, index in products[:-2]]
 
 
-def test_padding_and_dropped_sequences_run_no_matrix_product():
+def rows_of_matrix_products(gates, **batch):
+    return [left[0] for left, _ in products_of_blocks(gates, **batch)]
+
+
+@pytest.mark.parametrize("gates", [None, fixed_gates([1, 0, 1, 0]), fixed_gates([0, 0, 0, 0])])
+def test_counted_flops_are_those_of_the_matrix_products(gates):
+    counted = ModelFlops(make_model(next_sentence_prediction=False).config, SEQ)
+    run = 4 if gates is None else sum(gate.keep for gate in gates)
+    executed = counted.gated_blocks(LENGTHS, gates) - counted.left_out(LENGTHS, gates, 6)
+    forward = sum(2 * left[0] * left[1] * right[1] for left, right in products_of_blocks(gates))
+    assert forward == pytest.approx((executed - run * counted.attention(LENGTHS)) / 3)
+
+
+def test_padding_dropped_sequences_and_rows_without_a_loss_run_no_matrix_product():
+    """In the last block that runs, the three products after attention see the six masked tokens alone."""
     tokens, lengths = 16 + 12 + 9 + 16, [16, 12, 9, 16]
-    assert rows_of_matrix_products(None) == [tokens] * 16
-    assert rows_of_matrix_products(None, attention_mask=None) == [ROWS * SEQ] * 16
-    assert rows_of_matrix_products(fixed_gates([1, 0, 0, 1])) == [tokens] * 8
+    assert rows_of_matrix_products(None) == [tokens] * 13 + [6] * 3
+    assert rows_of_matrix_products(None, attention_mask=None) == [ROWS * SEQ] * 13 + [6] * 3
+    assert rows_of_matrix_products(fixed_gates([1, 0, 0, 1])) == [tokens] * 5 + [6] * 3
+    assert rows_of_matrix_products(fixed_gates([1, 1, 0, 0])) == [tokens] * 5 + [6] * 3
     kept = [[0, 1, 3], [2], [1, 2]]
     assert rows_of_matrix_products(SOME) == [sum(lengths[i] for i in rows) for rows in kept for _ in range(4)]
 
@@ -176,6 +193,18 @@ def test_lengths_from_the_host_and_from_the_mask_give_the_same_loss():
     model = fused_model().eval()
     expected = model(**make_batch())["loss"].item()
     assert model(**make_batch(), sequence_lengths=np.array([16, 12, 9, 16]))["loss"].item() == expected
+
+
+@pytest.mark.parametrize("gates", GATES.values(), ids=GATES)
+def test_chosen_hidden_states_are_those_of_all_tokens(gates):
+    batch, model = make_batch(), fused_model().eval()
+    inputs = [batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")] + [gates, None, None]
+    with torch.no_grad():
+        every, layout = model.encoder.encode(*inputs)
+        for positions in (batch["masked_positions"], torch.tensor([0, 3, 3]), torch.tensor([], dtype=torch.int64)):
+            chosen = model.encoder.encode_chosen(positions, True, *inputs)
+            rows = torch.cat([layout.rows_of(positions), layout.first_rows])
+            assert torch.allclose(chosen, every[rows], atol=1e-6)
 
 
 def test_encoder_returns_hidden_states_padded_with_zeros():
