@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.batches import targets_of
+from benchmarks.kernels.modern_cases import Geglu, RotaryHeads
 from benchmarks.kernels.operation import Formula, InputSet, Operation, Size
 from bert_pld.kernels import reference
 from bert_pld.kernels.dropout import CounterDropout
@@ -248,6 +249,8 @@ OPERATIONS: dict[str, Callable[[Size, torch.device], Operation]] = {
     ),
     "bias_gelu": lambda size, device: BiasGelu(size, device, "gelu"),
     "bias_gelu_tanh": lambda size, device: BiasGelu(size, device, "gelu_tanh"),
+    "geglu": Geglu,
+    "rotary": RotaryHeads,
     "cross_entropy": CrossEntropy,
 }
 

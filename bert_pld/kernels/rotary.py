@@ -10,13 +10,16 @@ would copy together anyway. Each direction reads and writes 3·H values a row. T
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bert_pld.kernels.tiles import ceil_div, power_of_two_from
+from bert_pld.kernels.tiles import Tile, ceil_div, power_of_two_from
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -73,31 +76,56 @@ def _copy(source, target, mask, PAIRS: tl.constexpr):
     tl.store(target + PAIRS, tl.load(source + PAIRS, mask=mask, other=0.0), mask=mask)
 
 
-_PROGRAM_PAIRS = 2048
-
-
-def launch_arguments(num_heads: int, pairs: int) -> dict[str, int]:
-    """Return the arguments of a launch that depend on sizes: a program handles 2,048 pairs of one head."""
+def head_tile(pairs: int) -> Tile:
+    """Return a tile of rows of one head: 2,048 pairs on four warps."""
     padded = max(power_of_two_from(pairs), 16)
-    rows = max(_PROGRAM_PAIRS // padded, 1)
-    return {"HEADS": num_heads, "PAIRS": pairs, "BLOCK_ROWS": rows, "BLOCK_WIDTH": padded, "num_warps": 4}
+    return Tile(max(2048 // padded, 1), padded, num_warps=4)
 
 
-def _launch(
-    packed: Tensor,
-    separate: tuple[Tensor, Tensor, Tensor],
-    num_heads: int,
-    positions: Tensor,
-    cosines: Tensor,
-    sines: Tensor,
-    backward: bool,
-) -> None:
-    num_rows, pairs = len(packed), cosines.shape[1]
-    assert packed.shape[1] == 6 * num_heads * pairs
+def launch_arguments(num_heads: int, pairs: int, tile: Tile | None = None) -> dict[str, int]:
+    """Return the arguments of a launch that depend on sizes; `tile` defaults to `head_tile(pairs)`."""
+    tile = tile or head_tile(pairs)
+    sizes = {"BLOCK_ROWS": tile.rows, "BLOCK_WIDTH": tile.width, "num_warps": tile.num_warps}
+    return {"HEADS": num_heads, "PAIRS": pairs, **sizes}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotation:
+    """What the rows turn by."""
+
+    num_heads: int
+    positions: Tensor
+    """int32 [T]: each row's position."""
+    cosines: Tensor
+    """fp32 [S, D / 2]: of every position's angles."""
+    sines: Tensor
+
+
+def rotary_forward(qkv: Tensor, rotation: Rotation, tile: Tile | None = None) -> tuple[Tensor, ...]:
+    """Launch the kernel: [T, 3·H] → queries, keys and values, each [T, N, D]."""
+    shape = len(qkv), rotation.num_heads, 2 * rotation.cosines.shape[1]
+    separate = tuple(torch.empty(shape, dtype=qkv.dtype, device=qkv.device) for _ in range(3))
+    _launch(qkv, separate, rotation, False, tile)
+    return separate
+
+
+def rotary_backward(grads: Sequence[Tensor], rotation: Rotation, tile: Tile | None = None) -> Tensor:
+    """Launch the kernel in the other direction: three gradients [T, N, D] → [T, 3·H]."""
+    separate = tuple(grad.contiguous() for grad in grads)
+    rows, heads, width = separate[0].shape
+    packed = torch.empty(rows, 3 * heads * width, dtype=separate[0].dtype, device=separate[0].device)
+    _launch(packed, separate, rotation, True, tile)
+    return packed
+
+
+def _launch(packed: Tensor, separate: Sequence[Tensor], rotation: Rotation, backward: bool, tile: Tile | None) -> None:
+    num_rows, heads, pairs = len(packed), rotation.num_heads, rotation.cosines.shape[1]
+    assert packed.shape[1] == 6 * heads * pairs
     if num_rows:
-        arguments = launch_arguments(num_heads, pairs)
-        grid = (ceil_div(num_rows, arguments["BLOCK_ROWS"]), num_heads)
-        rotary_kernel[grid](packed, *separate, positions, cosines, sines, num_rows, BACKWARD=backward, **arguments)
+        arguments = launch_arguments(heads, pairs, tile)
+        grid = (ceil_div(num_rows, arguments["BLOCK_ROWS"]), heads)
+        angles = rotation.positions, rotation.cosines, rotation.sines
+        rotary_kernel[grid](packed, *separate, *angles, num_rows, BACKWARD=backward, **arguments)
 
 
 class _RotaryHeads(torch.autograd.Function):
@@ -105,20 +133,12 @@ class _RotaryHeads(torch.autograd.Function):
     def forward(ctx, qkv, num_heads, positions, cosines, sines):
         ctx.save_for_backward(positions, cosines, sines)
         ctx.num_heads = num_heads
-        shape = len(qkv), num_heads, 2 * cosines.shape[1]
-        separate = tuple(torch.empty(shape, dtype=qkv.dtype, device=qkv.device) for _ in range(3))
-        _launch(qkv, separate, num_heads, positions, cosines, sines, False)
-        return separate
+        return rotary_forward(qkv, Rotation(num_heads, positions, cosines, sines))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        positions, cosines, sines = ctx.saved_tensors
-        separate = tuple(grad.contiguous() for grad in grads)
-        rows, heads, width = separate[0].shape
-        packed = torch.empty(rows, 3 * heads * width, dtype=separate[0].dtype, device=separate[0].device)
-        _launch(packed, separate, ctx.num_heads, positions, cosines, sines, True)
-        return packed, None, None, None, None
+        return rotary_backward(grads, Rotation(ctx.num_heads, *ctx.saved_tensors)), None, None, None, None
 
 
 def rotary_heads(

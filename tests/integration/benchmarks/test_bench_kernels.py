@@ -49,6 +49,12 @@ BYTES = {
     ("bias_gelu", "backward"): 1024 + 1024 + 64 + 1024 + 128,
     ("bias_gelu_tanh", "forward"): 2112,
     ("bias_gelu_tanh", "backward"): 3264,
+    # 12 values a row, of two matrices
+    ("geglu", "forward"): 2 * 384 + 384,
+    ("geglu", "backward"): 384 + 2 * 384 + 2 * 384,
+    # one head of 8, positions, and the table of 4 positions × 4 pairs
+    ("rotary", "forward"): 3 * 256 + 3 * 256 + 64 + 2 * 64,
+    ("rotary", "backward"): 3 * 256 + 3 * 256 + 64 + 2 * 64,
     # two masked positions
     ("cross_entropy", "both"): 40 + 40 + 2 * (8 + 4 + 4),
 }
@@ -178,7 +184,7 @@ def test_peers_are_timed_on_a_cpu_and_absent_kernels_are_explained(tmp_path, cap
             assert 0 < times["lowest_us"] <= times["median_us"] <= times["highest_us"]
             assert times["gb_s"] == pytest.approx(row["bytes"] / times["median_us"] / 1e3)
             assert times["share_of_copy"] == pytest.approx(times["gb_s"] / max(result["copy_gb_s"]))
-    assert "triton left out: needs a GPU (26 rows)" in printed
+    assert "triton left out: needs a GPU (34 rows)" in printed
     assert "apex left out: not installed (4 rows)" in printed
 
 
