@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from runs import read_metrics, run_pretrain, small_config
 
 from bert_pld.checkpoint.format import list_checkpoints
@@ -57,6 +58,16 @@ def test_fused_blocks_in_16_bits_follow_the_fp32_run(precision, granularity, sta
     zero = {"zero_optimization": {"stage": stage}}
     actual = losses(small_config(**common, **zero, **PRECISIONS[precision]), corpus, tmp_path / "run")
     assert actual == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9), reason="needs FP8")
+@pytest.mark.parametrize("kernels", ["triton", "reference"])
+def test_fused_blocks_and_eager_ones_in_fp8_follow_the_fp32_run(kernels, corpus, tmp_path):
+    pld = {"progressive_layer_drop": {"granularity": "token"}}
+    expected = losses(small_config(model=NO_DROPOUT, **pld), corpus, tmp_path / "fp32")
+    model = {**NO_DROPOUT, "fp8": True, "kernels": kernels}
+    actual = losses(small_config(model=model, **pld, **PRECISIONS["bf16"]), corpus, tmp_path / "run")
+    assert actual == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize(
