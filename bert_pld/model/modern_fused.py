@@ -24,7 +24,7 @@ from bert_pld.kernels.rotary import rotary_heads
 from bert_pld.model.bert import Encoder
 from bert_pld.model.fused import BlockCall, block_calls
 from bert_pld.model.modern_block import ModernBlock
-from bert_pld.pld.gates import BlockGate
+from bert_pld.pld.gates import BlockGate, last_whole_block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PlacedCall:
 
 def install(encoder: Encoder) -> None:
     """Make ModernBERT's encoder run through fused kernels."""
-    encoder.run = encode_fused
+    encoder.run, encoder.run_chosen = encode_fused, encode_chosen_fused
     for block in encoder.blocks:
         block.run = run_fused
     assert encoder.final_norm is not None
@@ -56,7 +56,8 @@ def run_fused(block: ModernBlock, stream: Tensor, values: Tensor | None, placed:
         placed: the arguments without gradients.
 
     Returns:
-        The stream with everything but this block's last output, and that output.
+        The stream with everything but this block's last output, and that output; of the chosen rows [R, H] if there
+        are any.
     """
     call, zeros, config = placed.call, placed.zeros, block.config
     after_attention, _ = call.joins
@@ -77,6 +78,8 @@ def run_fused(block: ModernBlock, stream: Tensor, values: Tensor | None, placed:
         places.sines,
     )
     context = placed_attention(*heads, call.layout, block.attention_dropout, places)
+    if call.chosen is not None:
+        stream, context = stream.index_select(0, call.chosen), context.index_select(0, call.chosen)
     attended = block.linear(context, block.attention_output_weight, None)
     normed, stream = add_norm(
         stream, block.ffn_norm_weight, zeros, config.layer_norm_eps, attended, zeros, after_attention, call.rows
@@ -103,18 +106,56 @@ def encode_fused(
     document_lengths: NDArray[np.int64] | None,
 ) -> tuple[Tensor, TokenLayout]:
     """`Encoder.encode` without padding: [T, H] for T tokens. There are no segments."""
-    device, config = input_ids.device, encoder.config
+    stream, layout = _embed(encoder, input_ids, attention_mask, sequence_lengths, document_lengths)
+    return _run_blocks(encoder, stream, layout, gates, None), layout
+
+
+def encode_chosen_fused(
+    encoder: Encoder,
+    positions: Tensor,
+    with_first: bool,
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    attention_mask: Tensor | None,
+    gates: Sequence[BlockGate] | None,
+    *lengths: NDArray[np.int64] | None,
+) -> Tensor:
+    """`Encoder.encode_chosen` without padding."""
+    stream, layout = _embed(encoder, input_ids, attention_mask, *lengths)
+    return _run_blocks(encoder, stream, layout, gates, layout.chosen_rows(positions, with_first))
+
+
+def _embed(
+    encoder: Encoder,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    sequence_lengths: NDArray[np.int64] | None,
+    document_lengths: NDArray[np.int64] | None,
+) -> tuple[Tensor, TokenLayout]:
+    """Embed the tokens, [T, H]."""
+    device = input_ids.device
     # Triton launches kernels on the current device, whatever device the tensors are on.
     assert device.type != "cuda" or device.index == torch.cuda.current_device(), f"call torch.cuda.set_device({device})"
     if attention_mask is None:
         layout = padded_layout(input_ids, document_lengths)
     else:
         layout = packed_layout(attention_mask, sequence_lengths, document_lengths)
-    stream = encoder.embeddings(layout.pack(input_ids))
-    positions = layout.token_positions.int()
+    return encoder.embeddings(layout.pack(input_ids)), layout
+
+
+def _run_blocks(
+    encoder: Encoder,
+    stream: Tensor,
+    layout: TokenLayout,
+    gates: Sequence[BlockGate] | None,
+    chosen: Tensor | None,
+) -> Tensor:
+    """Run the blocks and the final LayerNorm: [T, H] → [T, H], or of the chosen rows [R, H]."""
+    config, positions = encoder.config, layout.token_positions.int()
     kinds = [_of_kind(encoder, is_local, layout, positions) for is_local in (False, True)]
     zeros = stream.new_zeros(config.hidden_size)
-
+    last = None if chosen is None else last_whole_block(gates, len(encoder.blocks))
+    last_block = None if last is None else encoder.blocks[last]
     values: Tensor | None = None
     pending: Join | None = None
     for gate, block, call, keep in block_calls(encoder, layout, gates, (config.attention_dropout, 0.0)):
@@ -124,16 +165,14 @@ def encode_fused(
             no_stream, no_values = block(stream[:0], None, placed=nothing)
             stream = stream + no_stream.sum() + no_values.sum()
             continue
-        places = dataclasses.replace(
-            whole,
-            positions=_rows_of(positions, call.rows),
-            are_neighbours=gate.tokens is None,
-        )
-        placed = PlacedCall(dataclasses.replace(call, pending=pending), places, zeros)
-        stream, values = encoder.recomputed(block)(stream, values, placed=placed)
+        call = dataclasses.replace(call, pending=pending, chosen=chosen if block is last_block else None)
+        own = _rows_of(positions, call.rows)
+        places = dataclasses.replace(whole, positions=own, are_neighbours=gate.tokens is None)
+        stream, values = encoder.recomputed(block)(stream, values, placed=PlacedCall(call, places, zeros))
         pending = call.joins[1]
     assert encoder.final_norm is not None
-    return encoder.final_norm(stream, values, zeros, pending), layout
+    hidden_states = encoder.final_norm(stream, values, zeros, pending)
+    return hidden_states if chosen is None or last is not None else hidden_states.index_select(0, chosen)
 
 
 def _of_kind(encoder: Encoder, is_local: bool, layout: TokenLayout, positions: Tensor) -> Places:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from modern_model import LENGTHS, ROWS, SEQ, make_modern, modern_batch
+from recorded_operators import RecordOperators
 
 from bert_pld.kernels import reference
 from bert_pld.model import modern_fused, use_backend
@@ -114,3 +115,24 @@ def test_every_module_with_parameters_is_entered_by_a_module_call():
         module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
     model(**modern_batch())
     assert {name: calls[name] for name in owners} == dict.fromkeys(owners, 1)
+
+
+def test_encoder_returns_all_hidden_states_padded_with_zeros():
+    batch, inputs = modern_batch(), ("input_ids", "token_type_ids", "attention_mask")
+    with torch.no_grad():
+        found, expected = (
+            make().eval().encoder(*(batch[key] for key in inputs)) for make in (fused_modern, eager_modern)
+        )
+    mask = batch["attention_mask"]
+    assert not found[~mask].any()
+    torch.testing.assert_close(found[mask], expected[mask], atol=1e-5, rtol=0)
+
+
+def test_after_the_last_block_s_attention_only_masked_tokens_are_computed():
+    """Rows of the matrix products of the last block and the head, and of those before."""
+    model, batch = fused_modern(), modern_batch()
+    with torch.no_grad(), RecordOperators() as recorded:
+        model(**batch)
+    products = [arguments[0].shape[0] for op, arguments, _ in recorded.calls if op is torch.ops.aten.mm.default]
+    tokens, masked = int(LENGTHS.sum()), len(batch["masked_positions"])
+    assert products[: 4 * 4] == [tokens] * 13 + [masked] * 3
