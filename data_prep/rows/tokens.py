@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 _BATCH_SENTENCES = 4096
-_BATCH_CHARACTERS = 1 << 19
+_BATCH_CHARACTERS = 1 << 17
 
 
 @dataclasses.dataclass
