@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -52,6 +53,21 @@ def test_ids_are_those_of_auto_tokenizer_on_whole_documents_of_ten_languages(fol
         alone = encode_documents(tokenizer.tokenizer(), [[piece.strip() for piece in piece_] for piece_ in documents])
         assert alone.tokens.tolist() == encoded.tokens.tolist()
         assert alone.segment_starts.tolist() == encoded.segment_starts.tolist()
+
+
+@pytest.mark.parametrize("kind", ["roberta", "modernbert", "xlm_roberta"])
+def test_a_token_belongs_to_the_sentence_in_which_it_begins(kind, tmp_path):
+    """And a blank before a sentence to this sentence. Here no token holds letters of two sentences."""
+    make, tokens = KINDS[kind]
+    tokenizer = read_given_tokenizer(save(make(), tmp_path / kind, tokens), add_mask_token=False)
+    documents = [sentences_of(text) for language in ("de", "tr", "ja") for text in made_documents(language, 2)]
+    encoded = encode_whole_documents(tokenizer.tokenizer(), documents, np.zeros(len(tokenizer.entries), bool))
+    spans = zip(encoded.segment_starts, encoded.segment_starts[1:], strict=False)
+    found = [tokenizer.tokenizer().decode(encoded.tokens[start:end].tolist()).strip() for start, end in spans]
+    unknown = kind == "xlm_roberta"  # has no digits
+    for sentence, decoded in zip(itertools.chain.from_iterable(documents), found, strict=True):
+        wanted = sentence.strip()
+        assert decoded == (wanted.lstrip("12 ") if unknown else wanted)
 
 
 def test_pair_rows_have_the_separators_and_types_of_the_tokenizer(folder, tmp_path):
