@@ -105,6 +105,6 @@ def evaluate_rankings(model: Any, data: RetrievalData, split: str, batch_size: i
     of_queries = model.encode([data.queries[query] for query in judgements], **options)
     rankings = {}
     for query, hits in zip(judgements, semantic_search(of_queries, of_documents, top_k=_RANKED + 1), strict=True):
-        ranked = [documents[hit["corpus_id"]] for hit in hits]
+        ranked = [documents[int(hit["corpus_id"])] for hit in hits]
         rankings[query] = [document for document in ranked if document != query][:_RANKED]
     return ranking_figures(rankings, judgements)
