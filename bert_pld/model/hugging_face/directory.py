@@ -67,8 +67,9 @@ def open_saved_model(path: Path) -> SavedModel:
         family = family_named(content.get("model_type"))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-    classes = content.get("architectures")
-    if not isinstance(classes, list) or not classes or not all(str(name).isidentifier() for name in classes):
+    # Some old files do not name the class. The weights tell which heads there are, so it is needed for advice only.
+    classes = content.get("architectures") or [f"{family.class_prefix}ForMaskedLM"]
+    if not isinstance(classes, list) or not all(str(name).isidentifier() for name in classes):
         raise ValueError(
             f"{file}: architectures: {classes!r}; must name the class that saved the weights, such as"
             f' ["{family.class_prefix}ForMaskedLM"]'
