@@ -187,7 +187,7 @@ class FastTokenizer:
     @property
     def other_special_ids(self) -> tuple[int, ...]:
         """Ids that are never masked and never a replacement, besides those with a role: special tokens and gaps."""
-        special = {token["id"] for token in self._content["added_tokens"] if token["special"]}
+        special = {token["id"] for token in self._content["added_tokens"] if token.get("special")}
         special |= {index for index, entry in enumerate(self.entries) if not entry}
         return tuple(sorted(special - set(self._special_ids.values())))
 
@@ -217,7 +217,7 @@ class FastTokenizer:
         BERT's pre-tokenizer cuts at blanks and at punctuation marks, and a sentence ends at one of them.
         """
         parts = [(self._content[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer")]
-        only_special = all(token["special"] for token in self._content["added_tokens"])
+        only_special = all(token.get("special") for token in self._content["added_tokens"])
         return parts == ["BertNormalizer", "BertPreTokenizer"] and self.kind == "WordPiece" and only_special
 
 

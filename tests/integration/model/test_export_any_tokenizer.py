@@ -65,8 +65,9 @@ def test_export_has_the_tokenizer_of_the_shards_and_fills_its_mask(tmp_path):
     assert exported("a", "b")["input_ids"] == given("a", "b")["input_ids"]
     assert json.loads((tmp_path / "exported" / "config.json").read_text())["pad_token_id"] == 1
     assert exported.pad_token_id == 1
-    filled = pipeline("fill-mask", str(tmp_path / "exported"))("Der <mask> war voller Leute.", top_k=3)
-    assert len(filled) == 3
+    masked = [f"{sentences[0][:6]} <mask> {sentences[0][6:]}" for sentences in SENTENCES.values()]
+    filled = pipeline("fill-mask", str(tmp_path / "exported"))(masked, top_k=3)
+    assert [len(guesses) for guesses in filled] == [3] * 10
     assert 'fill-mask", folder)("The answer is <mask>.")' in (tmp_path / "exported" / "README.md").read_text()
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,9 @@ import pytest
 from made_up_corpus import made_up_documents
 from tokenizers import Tokenizer
 
+from data_prep.build_folder import open_build_folder
 from data_prep.dedup.duplicates import Duplicates
+from data_prep.plan import BuildArguments, BuildPlan
 from data_prep.rows.splitting import make_groups
 from data_prep.rows.tokens import encode_documents
 from data_prep.rows.vocabulary import SPECIAL_TOKENS, read_vocabulary, train_vocabulary
@@ -92,6 +95,33 @@ def test_spool_returns_what_was_written(tmp_path):
     documents = [["One.", "Zwei ü."], ["Three."], ["四。", "Five."]]
     assert write_spool(tmp_path, 0, documents, signed=True) == {"documents": 3, "sentences": 5, "bytes": 34}
     assert list(Spool(tmp_path, 0).read(np.array([2, 0]))) == [documents[2], documents[0]]
+
+
+def test_spool_keeps_what_is_between_sentences(tmp_path):
+    documents = [["One.", " Two.", "\nThree."], ["四。", "五。"], ["Six."]]
+    written = write_spool(tmp_path, 0, documents, signed=False)
+    spool, all_of_them = Spool(tmp_path, 0), np.arange(3)
+    assert list(spool.read(all_of_them, with_blanks=True)) == documents
+    assert list(spool.read(all_of_them)) == [[piece.strip() for piece in document] for document in documents]
+    # Neither the size nor the digest, which decide about duplicates and groups, depends on the blanks.
+    (tmp_path / "plain").mkdir()
+    plain = [[piece.strip() for piece in document] for document in documents]
+    assert write_spool(tmp_path / "plain", 0, plain, signed=False) == written
+    assert (Spool(tmp_path / "plain", 0).digests == spool.digests).all()
+
+
+def test_unfinished_build_of_an_earlier_release_is_refused(tmp_path):
+    arguments = BuildArguments(("text=a",), None, 300, False, (32,), "mlm", 0.1, 0, 99, "en")
+    plan = BuildPlan(arguments, [], [])
+    with open_build_folder(tmp_path / "out", plan) as build_dir:
+        path = build_dir / "plan.json"
+    content = json.loads(path.read_text())
+    assert content.pop("spool") == 2
+    path.write_text(json.dumps(content))
+    refused = pytest.raises(ValueError, match="holds an unfinished build of another release; nothing was changed")
+    with refused, open_build_folder(tmp_path / "out", plan):
+        pass
+    assert path.is_file()
 
 
 def validation_texts(build_dir, task, groups, seed=3):
