@@ -102,7 +102,7 @@ def test_directory_of_another_build_is_an_error_and_is_not_changed(corpus, sound
 
 def test_unfinished_build_with_other_arguments_is_an_error(corpus, tmp_path, capsys):
     (tmp_path / "data" / ".build").mkdir(parents=True)
-    (tmp_path / "data" / ".build" / "plan.json").write_text('{"identity": "other"}')
+    (tmp_path / "data" / ".build" / "plan.json").write_text('{"identity": "other", "spool": 2}')
     assert build(corpus, tmp_path / "data") == 1
     assert "holds an unfinished build with other arguments" in capsys.readouterr().err
 
