@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.batches import targets_of
 from benchmarks.kernels.modern_cases import Geglu, RotaryHeads
 from benchmarks.kernels.operation import Formula, InputSet, Operation, Size
+from benchmarks.kernels.split_case import SplitQkv
 from bert_pld.kernels import reference
 from bert_pld.kernels.dropout import CounterDropout
 from bert_pld.kernels.layout import TokenLayout, kept_layouts
@@ -251,6 +252,7 @@ OPERATIONS: dict[str, Callable[[Size, torch.device], Operation]] = {
     "bias_gelu_tanh": lambda size, device: BiasGelu(size, device, "gelu_tanh"),
     "geglu": Geglu,
     "rotary": RotaryHeads,
+    "split_qkv": SplitQkv,
     "cross_entropy": CrossEntropy,
 }
 

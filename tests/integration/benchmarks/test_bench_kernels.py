@@ -55,6 +55,7 @@ BYTES = {
     # one head of 8, positions, and the table of 4 positions × 4 pairs
     ("rotary", "forward"): 3 * 256 + 3 * 256 + 64 + 2 * 64,
     ("rotary", "backward"): 3 * 256 + 3 * 256 + 64 + 2 * 64,
+    ("split_qkv", "backward"): 6 * 256 + 3 * 32,
     # two masked positions
     ("cross_entropy", "both"): 40 + 40 + 2 * (8 + 4 + 4),
 }
@@ -102,7 +103,8 @@ def test_kernels_pass_the_correctness_check(name, interpreted):
     errors = kernel_errors(operation, operation.random_inputs(3))
     assert set(errors) == {"both"} if name == "cross_entropy" else {"forward", "backward"}
     for error in errors.values():
-        assert 0 < error < 1e-2
+        assert 0 <= error < 1e-2
+        assert error > 0 or name == "split_qkv"  # copies, and sums that fp32 holds exactly
 
 
 @pytest.fixture(scope="module", params=[[], ["--no_graphs"]], ids=["graphs", "launches"])
