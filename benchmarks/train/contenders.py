@@ -83,6 +83,11 @@ class ThroughputContender:
     """See `benchmarks.train.profile`."""
 
     @property
+    def chooses_rows(self) -> bool:
+        """Whether the last block's end is computed on the tokens that a loss looks at only."""
+        return getattr(getattr(self.engine.module, "encoder", None), "run_chosen", None) is not None
+
+    @property
     def round_seconds(self) -> list[float]:
         """Seconds of each round."""
         return [sum(steps) for steps in self.step_seconds]

@@ -31,6 +31,8 @@ class Round:
         self.tokens = sum(batch.tokens for batch in batches)
         self._model = ModelFlops(config, max(int(batch.sequence_lengths.max()) for batch in batches))
         self._lengths = [batch.sequence_lengths for batch in batches]
+        # Tokens that a loss looks at: the masked ones and [CLS].
+        self._chosen = [batch.masked_positions.numel() + len(batch.sequence_lengths) for batch in batches]
         lengths = np.concatenate(self._lengths).tolist()
         self.heads_flops = sum(ModelFlops(config, n, targets_of(n) / n).heads_per_sequence for n in lengths)
 
@@ -45,6 +47,12 @@ class Round:
         steps = zip(self._lengths, gates, strict=True)
         return self.heads_flops + sum(self._model.gated_blocks(lengths, drawn) for lengths, drawn in steps)
 
+    def left_out(self, gates: Sequence[Gates] | None) -> float:
+        """FLOPs that kernels leave out which compute the last block on the tokens that a loss looks at."""
+        drawn_gates: Sequence[Gates | None] = gates or [None] * self.steps
+        steps = zip(self._lengths, drawn_gates, self._chosen, strict=True)
+        return sum(self._model.left_out(lengths, drawn, chosen) for lengths, drawn, chosen in steps)
+
 
 def figures_of(
     one: ThroughputContender, contenders: Sequence[ThroughputContender], one_round: Round, matmul_gflops: float
@@ -53,6 +61,7 @@ def figures_of(
     full = one_round.flops_at_depth(one_round.config.num_layers)
     gates = one_round.gates.get(one.name)
     executed = full if gates is None else one_round.flops_under(gates)
+    executed -= one_round.left_out(gates) if one.chooses_rows else 0.0
     rates = [one_round.tokens / seconds for seconds in one.round_seconds]
     steps_ms = 1e3 * np.array(one.step_seconds).flatten()
     p50, p95 = (float(value) for value in np.percentile(steps_ms, (50, 95)))
@@ -88,6 +97,8 @@ def _figures_of_dropping(
     """A PLD contender's time over that of the same kernels at full depth, and what FLOPs predict."""
     blocks = one_round.config.num_layers
     full, executed = one_round.flops_at_depth(blocks), one_round.flops_under(gates)
+    if one.chooses_rows:
+        full, executed = full - one_round.left_out(None), executed - one_round.left_out(gates)
     expected, square = schedule_of(one.name, blocks, one_round.theta).mean_powers(1)
     if one.name != "pld_token":
         square = expected
@@ -97,7 +108,7 @@ def _figures_of_dropping(
         "full_depth": one.backend,
         "time_over_full_depth": measured,
         "predicted_of_gates_drawn": executed / full,
-        "predicted_of_expectation": one_round.flops_at_depth(expected, square) / full,
+        "predicted_of_expectation": one_round.flops_at_depth(expected, square) / one_round.flops_at_depth(blocks),
         "measured_over_predicted": None if measured is None else measured * full / executed,
         "depth_drawn": statistics.fmean(drawn.kept_blocks for drawn in gates),
         "depth_expected": expected,

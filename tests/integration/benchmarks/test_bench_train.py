@@ -244,6 +244,8 @@ def test_executed_flops_follow_gates_and_lengths():
         expected = sum(4 * model.per_sequence(drawn.kept_blocks) for drawn in gates)
         assert flops.flops_under(gates) == pytest.approx(expected)
         assert flops.flops_under(gates) < flops.flops_at_depth(4)
+    # Two masked tokens and [CLS] of each row of 16; a matrix of 12·H² in the last block, less q, k and v.
+    assert flops.left_out(None) == 2 * 6 * (12 - 3) * 32**2 * 4 * (16 - 3)
     padded = batches.random_batch(config, 4, 16, CPU, seed=0, padding=0.3)
     expected = sum(ModelFlops(config, n, batches.targets_of(n) / n).per_sequence() for n in padded.sequence_lengths)
     assert figures.Round(config, [padded], {}, 0.5).flops_at_depth(4) == pytest.approx(expected)
