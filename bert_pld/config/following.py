@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bert_pld.config.architectures import preset_sizes
-from bert_pld.config.blocks import ModelConfig
 from bert_pld.config.errors import ConfigError
+from bert_pld.config.model import ModelConfig
 
 FREE_KEYS = (
     *("kernels", "activation_checkpointing", "fp8", "hidden_dropout", "attention_dropout"),

@@ -18,11 +18,12 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from bert_pld.config.architectures import complete_model_block
 from bert_pld.config.auto import resolve_auto
 from bert_pld.config.batch_sizes import resolve_batch_sizes
-from bert_pld.config.blocks import DataConfig, ModelConfig, ProgressiveLayerDropConfig, TrainingConfig
+from bert_pld.config.blocks import DataConfig, ProgressiveLayerDropConfig, TrainingConfig
 from bert_pld.config.deepspeed import check_deepspeed, read_boolean, whole
 from bert_pld.config.errors import ConfigError, nearest
 from bert_pld.config.file import find_config, read_json
 from bert_pld.config.following import FollowedModel, follow
+from bert_pld.config.model import ModelConfig
 from bert_pld.config.phases import choose_phase
 from bert_pld.files import without_secrets
 

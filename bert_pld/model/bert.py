@@ -1,4 +1,4 @@
-"""The model for pretraining: embeddings, encoder (switchable Transformer blocks under their gates) and heads."""
+"""The model for pretraining: embeddings, switchable Transformer blocks under their gates, and the heads on them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -17,8 +16,9 @@ from bert_pld.config import ModelConfig
 from bert_pld.kernels.documents import place_documents
 from bert_pld.kernels.dropout import dropout as drop_out
 from bert_pld.kernels.layout import TokenLayout, padded_layout
-from bert_pld.kernels.reference import Linear, gelu, layer_norm, linear, linear_cross_entropy_sum
+from bert_pld.kernels.reference import Linear, layer_norm
 from bert_pld.model.block import GatedBlock, SwitchableBlock
+from bert_pld.model.heads import MaskedLanguageModelHead, NextSentenceHead
 from bert_pld.pld.gates import BlockGate, run_gated
 
 
@@ -197,59 +197,6 @@ def encode_eager(
     if encoder.final_norm is not None:
         hidden_states = encoder.final_norm(hidden_states)
     return hidden_states.flatten(0, 1), padded_layout(input_ids)
-
-
-class MaskedLanguageModelHead(nn.Module):
-    """Transform, LayerNorm, and a decoder that has its own bias and is tied to the word embeddings.
-
-    `bias` is for the transform and the LayerNorm.
-    """
-
-    def __init__(self, config: ModelConfig, vocab_size: int, bias: bool = True) -> None:
-        super().__init__()
-        self.config = config
-        self.cross_entropy_sum: Callable[..., tuple[Tensor, Tensor]] = linear_cross_entropy_sum
-        """Decoder and loss against labels; a backend replaces it."""
-        width = config.embedding_size or config.hidden_size
-        self.transform = Linear(config.hidden_size, width, bias=bias)
-        self.norm = nn.LayerNorm(width, config.layer_norm_eps, bias=bias)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
-
-    def forward(
-        self, hidden_states: Tensor, word_embeddings: Tensor, labels: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Compute logits, or the loss against labels.
-
-        Args:
-            hidden_states: [M, H], of the masked positions only.
-            word_embeddings: [V, H], or [V, E] with an `embedding_size`.
-            labels: int64 [M], or None.
-
-        Returns:
-            Logits [M, V]; with labels the summed loss (fp32, nats) and the number of labels with the highest logit.
-        """
-        inner = self.norm(gelu(self.transform(hidden_states), self.config.hidden_act))
-        if labels is None:
-            return linear(inner, word_embeddings, self.bias)
-        return self.cross_entropy_sum(inner, word_embeddings, self.bias, labels)
-
-
-class NextSentenceHead(nn.Module):
-    """Pooler over [CLS] and a classifier with two classes: 0 next sentence, 1 random sentence."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.pooler = Linear(config.hidden_size, config.hidden_size)
-        self.classifier = Linear(config.hidden_size, 2)
-
-    def forward(self, first_tokens: Tensor) -> Tensor:
-        """Return logits [B, 2] from the hidden states [B, H] of the first tokens."""
-        return self.classifier(torch.tanh(self.pooler(first_tokens)))
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy in fp32 over labels that are not -100; 0 if there are none."""
-        loss_sum = F.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=-100)
-        return loss_sum / (labels != -100).sum().clamp(min=1)
 
 
 class BertForPreTraining(nn.Module):

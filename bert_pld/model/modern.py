@@ -17,7 +17,8 @@ from bert_pld.kernels.documents import WithinDocuments, place_documents
 from bert_pld.kernels.dropout import dropout as drop_out
 from bert_pld.kernels.layout import TokenLayout, padded_layout
 from bert_pld.kernels.reference import rotary_angles
-from bert_pld.model.bert import BertForPreTraining, Encoder, FinalNorm, MaskedLanguageModelHead
+from bert_pld.model.bert import BertForPreTraining, Encoder, FinalNorm
+from bert_pld.model.heads import MaskedLanguageModelHead
 from bert_pld.model.modern_block import ModernBlock
 from bert_pld.pld.gates import BlockGate, run_gated
 
