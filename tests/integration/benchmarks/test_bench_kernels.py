@@ -186,7 +186,7 @@ def test_peers_are_timed_on_a_cpu_and_absent_kernels_are_explained(tmp_path, cap
             assert 0 < times["lowest_us"] <= times["median_us"] <= times["highest_us"]
             assert times["gb_s"] == pytest.approx(row["bytes"] / times["median_us"] / 1e3)
             assert times["share_of_copy"] == pytest.approx(times["gb_s"] / max(result["copy_gb_s"]))
-    assert "triton left out: needs a GPU (34 rows)" in printed
+    assert f"triton left out: needs a GPU ({len(result['rows'])} rows)" in printed
     assert "apex left out: not installed (4 rows)" in printed
 
 

@@ -137,7 +137,7 @@ def test_pretraining_refuses_a_folder_in_use_and_does_not_change_it(corpus, hold
 
 def test_second_job_on_a_folder_does_not_disturb_the_first(corpus, tmp_path):
     run_dir = tmp_path / "run"
-    config = small_config(training={"max_steps": 400, "checkpoint_interval": 0, "eval_interval": 0})
+    config = small_config(training={"max_steps": 20_000, "checkpoint_interval": 0, "eval_interval": 0})
     command = pretrain_command(config, corpus, run_dir)
     first = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
