@@ -3,7 +3,7 @@
 #
 # BERT_PLD_REQUIRE_SLURM   1: install Slurm from Debian's packages (needs root) and fail its tests if they cannot run
 #                          (default where CI is set, and in .ci/run); otherwise they are skipped where it is missing
-# BERT_PLD_THOROUGH        1: also run the tests that repeat another test with one more setting
+# BERT_PLD_THOROUGH        1: also run tests that repeat another one with one more setting, or measure for long
 # BERT_PLD_KILLS           how often the tests of interruption kill a process (default: 12 and 8)
 # BERT_PLD_FUZZ_CASES      how many cases of random damage each test of damaged files tries (default: 40)
 set -euo pipefail

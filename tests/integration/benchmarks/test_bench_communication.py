@@ -31,6 +31,7 @@ def counted(tmp_path_factory):
     return {(one["stage"], bool(one["overlap_comm"])): one["steps"] for one in result["settings"]}
 
 
+@pytest.mark.thorough
 @pytest.mark.launcher
 def test_counted_bytes_equal_the_cost_model_at_every_zero_stage(counted):
     assert sorted(counted) == [(stage, overlap) for stage in range(4) for overlap in (False, True)]

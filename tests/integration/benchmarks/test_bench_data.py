@@ -28,6 +28,7 @@ def source(tmp_path_factory):
     return f"text={path}"
 
 
+@pytest.mark.thorough
 def test_build_has_as_many_tokens_as_bare_tokenization_and_ratios_follow_from_the_times(source, tmp_path, capsys):
     options = ["--workers=1", "--rounds=2", "--vocab_size=300", "--seq_length=32", "--python_bytes=2000"]
     result = measure(tmp_path, "data", f"--source={source}", *options)

@@ -11,6 +11,7 @@ from benchmarks.loader.made_up_rows import write_made_up_rows
 TINY = ["--micro_batch_sizes=8", "--rounds=2", "--seconds=0.05", "--rows=600", "--cold_rows=200"]
 
 
+@pytest.mark.thorough
 def test_every_setting_is_measured_and_compared_with_its_peer(tmp_path, capsys):
     result = measure(tmp_path, "loader", *TINY, "--seq_lengths=16", "--workers=0,1")
     assert loader.report(result) in capsys.readouterr().out

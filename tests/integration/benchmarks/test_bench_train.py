@@ -346,6 +346,7 @@ def test_no_contender_that_can_run_is_an_error(capsys):
     assert "error: --contenders: none can run here; deepspeed_transformer: requires an NVIDIA GPU" in error
 
 
+@pytest.mark.thorough
 @on_cpu
 def test_host_memory_is_that_of_one_contender(tmp_path):
     # 2 M parameters: weights, gradients and two moments in fp32 are 16 bytes each.

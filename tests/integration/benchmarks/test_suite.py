@@ -249,6 +249,7 @@ def test_interrupted_suite_continues_and_is_summarized(command):
     assert "| Post-LN |" in said
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent death signal")
 def test_runs_of_a_killed_suite_save_a_checkpoint_and_end(command):
     out = command.folder / "killed"

@@ -113,6 +113,7 @@ def test_fp16_overflow_at_the_lowest_loss_scale_is_a_divergence(glue_dir, unnorm
     assert (step < 20, steps) == (True, 50)
 
 
+@pytest.mark.thorough
 @pytest.mark.launcher
 def test_two_ranks_agree_if_the_loss_of_one_is_not_finite(glue_dir, exported, tmp_path):
     """The embedding of [UNK] is infinite; it occurs in one row only, which the second rank has in the tenth batch."""

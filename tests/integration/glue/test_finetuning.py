@@ -131,6 +131,7 @@ def test_bf16_learns_like_fp32(finished, glue_dir, checkpoint, tmp_path):
     assert second[0] == pytest.approx(first[0], rel=0.05)
 
 
+@pytest.mark.thorough
 def test_transformers_trainer_reaches_similar_scores(glue_dir, checkpoint, tmp_path):
     command = [sys.executable, COMPARISON, "--model", checkpoint, "--task", "SST-2", "--glue_dir", glue_dir]
     settings = ["--learning_rate", "3e-3", "--batch_size", "16", "--max_seq_length", "32", "--seeds", "1", "2"]

@@ -100,6 +100,7 @@ def test_signal_stops_within_seconds(file, arguments, line, seconds, glue_dir, c
     assert saved == (["lr_0.003_seed_1"] if seconds else [])
 
 
+@pytest.mark.thorough
 @pytest.mark.launcher
 def test_all_ranks_stop_when_one_gets_a_signal(glue_dir, checkpoint, start, tmp_path):
     process = start(glue_dir, checkpoint, tmp_path / "out", *LONG, ranks=2)

@@ -25,7 +25,7 @@ def losses(corpus, run_dir, kernels, *, steps, stage=0, ranks=1, granularity="ba
     return np.array(read_metrics(run_dir))
 
 
-@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("granularity", ["batch", pytest.param("sample", marks=pytest.mark.thorough)])
 def test_fused_run_of_thirty_steps_has_the_losses_of_the_eager_run(granularity, corpus, tmp_path):
     expected = losses(corpus, tmp_path / "reference", "reference", steps=30, granularity=granularity)
     actual = losses(corpus, tmp_path / "triton", "triton", steps=30, granularity=granularity)
