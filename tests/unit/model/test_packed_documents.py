@@ -22,12 +22,13 @@ BACKENDS = {
     "modernbert-triton": pytest.param("modernbert", "triton", marks=INTERPRETED),
 }
 backends = pytest.mark.parametrize(("architecture", "backend"), BACKENDS.values(), ids=BACKENDS)
+# The interpreter is slow: there, long rows are left out, and full ones beside short ones are thorough.
+IN_INTERPRETER = {"short": [INTERPRETED], "short, full": [INTERPRETED, pytest.mark.thorough]}
 CASES = [
-    pytest.param(architecture, backend, rows, id=f"{architecture}-{backend}-{rows}", marks=INTERPRETED if fused else ())
+    pytest.param(architecture, backend, rows, id=f"{architecture}-{backend}-{rows}", marks=marks)
     for architecture in ("bert", "modernbert")
-    for backend, fused in (("reference", False), ("triton", True))
-    for rows in ROWS
-    if not (fused and rows == "long")  # slow in the interpreter
+    for backend, cases in (("reference", dict.fromkeys(ROWS, ())), ("triton", IN_INTERPRETER))
+    for rows, marks in cases.items()
 ]
 
 
