@@ -266,6 +266,12 @@ class RowMap:
     count: int
     """K, on the host."""
 
+    @property
+    def stream_rows(self) -> Tensor:
+        """int64 [K]: the stream's row of each row of the compact tensor."""
+        # The number of rows is known on the host: torch.nonzero would wait for the device.
+        return torch.nonzero_static(self.compact_row >= 0, size=self.count).squeeze(1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Join:
@@ -312,15 +318,9 @@ def add_norm(
         if join.rows is None:
             stream = stream + branch
         else:
-            stream = stream.index_add(0, _stream_rows(join.rows), branch)
-    chosen = stream if rows is None else stream.index_select(0, _stream_rows(rows))
+            stream = stream.index_add(0, join.rows.stream_rows, branch)
+    chosen = stream if rows is None else stream.index_select(0, rows.stream_rows)
     return layer_norm(chosen, weight, norm_bias, eps), stream
-
-
-def _stream_rows(rows: RowMap) -> Tensor:
-    """Return int64 [K]: the stream's row of each row of the compact tensor."""
-    present = (rows.compact_row >= 0).nonzero().squeeze(1)
-    return torch.empty_like(present).index_copy(0, rows.compact_row[present].long(), present)
 
 
 def bias_gelu(values: Tensor, bias: Tensor, activation: Literal["gelu", "gelu_tanh"]) -> Tensor:

@@ -10,7 +10,7 @@ rows of the block that ran and gathers those of the block that runs next.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,12 +58,13 @@ class BlockCall:
 
 def install(encoder: Encoder) -> None:
     """Make BERT's encoder run through fused kernels."""
-    encoder.run = encode_fused
+    encoding = FusedEncoding(_embed, _run_post_norm_blocks if encoder.final_norm is None else _run_pre_norm_blocks)
+    encoder.run = encoding.encode
     for block in encoder.blocks:
         block.run = run_fused_post_norm if encoder.final_norm is None else run_fused_pre_norm
     if encoder.final_norm is not None:
         encoder.final_norm.run = normalize_fused
-        encoder.run_chosen = encode_chosen_fused
+        encoder.run_chosen = encoding.encode_chosen
 
 
 def run_fused_pre_norm(
@@ -172,72 +173,78 @@ def normalize_fused(
     return add_norm(stream, norm.weight, norm.bias, norm.eps, values, bias, join)[0]
 
 
-def encode_fused(
-    encoder: Encoder,
+Chosen = Mapping[nn.Module, Tensor]
+"""By block, int64 [R]: the rows that anything after its attention is needed for; other blocks need all rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedEncoding:
+    """`Encoder.encode` and `Encoder.encode_chosen` without padding, from an architecture's two steps."""
+
+    embed: Callable[[Encoder, Tensor, Tensor, TokenLayout], Tensor]
+    """Embed the tokens: encoder, ids and segments [B, S], layout → [T, H]."""
+    run_blocks: Callable[[Encoder, Tensor, TokenLayout, Sequence[BlockGate] | None, Chosen], Tensor]
+    """Run the blocks and the final LayerNorm: [T, H] → [T, H], or of the rows chosen in the last kept block [R, H]."""
+
+    def encode(
+        self,
+        encoder: Encoder,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        attention_mask: Tensor | None,
+        gates: Sequence[BlockGate] | None,
+        *lengths: NDArray[np.int64] | None,
+    ) -> tuple[Tensor, TokenLayout]:
+        """`Encoder.encode`: [T, H] for T tokens."""
+        layout = _layout(input_ids, attention_mask, *lengths)
+        stream = self.embed(encoder, input_ids, token_type_ids, layout)
+        return self.run_blocks(encoder, stream, layout, gates, {}), layout
+
+    def encode_chosen(
+        self,
+        encoder: Encoder,
+        positions: Tensor,
+        with_first: bool,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        attention_mask: Tensor | None,
+        gates: Sequence[BlockGate] | None,
+        *lengths: NDArray[np.int64] | None,
+    ) -> Tensor:
+        """`Encoder.encode_chosen`, for architectures with a final LayerNorm."""
+        layout = _layout(input_ids, attention_mask, *lengths)
+        stream = self.embed(encoder, input_ids, token_type_ids, layout)
+        rows, last = layout.chosen_rows(positions, with_first), last_whole_block(gates, len(encoder.blocks))
+        if last is None:
+            return self.run_blocks(encoder, stream, layout, gates, {}).index_select(0, rows)
+        return self.run_blocks(encoder, stream, layout, gates, {encoder.blocks[last]: rows})
+
+
+def _layout(
     input_ids: Tensor,
-    token_type_ids: Tensor,
     attention_mask: Tensor | None,
-    gates: Sequence[BlockGate] | None,
     sequence_lengths: NDArray[np.int64] | None,
     document_lengths: NDArray[np.int64] | None,
-) -> tuple[Tensor, TokenLayout]:
-    """`Encoder.encode` without padding: [T, H] for T tokens."""
-    lengths = sequence_lengths, document_lengths
-    stream, layout = _embed(encoder, input_ids, token_type_ids, attention_mask, *lengths)
-    return _run_blocks(encoder, stream, layout, gates, None), layout
-
-
-def encode_chosen_fused(
-    encoder: Encoder,
-    positions: Tensor,
-    with_first: bool,
-    input_ids: Tensor,
-    token_type_ids: Tensor,
-    attention_mask: Tensor | None,
-    gates: Sequence[BlockGate] | None,
-    *lengths: NDArray[np.int64] | None,
-) -> Tensor:
-    """`Encoder.encode_chosen` without padding, for pre-norm blocks."""
-    stream, layout = _embed(encoder, input_ids, token_type_ids, attention_mask, *lengths)
-    return _run_blocks(encoder, stream, layout, gates, layout.chosen_rows(positions, with_first))
-
-
-def _embed(
-    encoder: Encoder,
-    input_ids: Tensor,
-    token_type_ids: Tensor,
-    attention_mask: Tensor | None,
-    sequence_lengths: NDArray[np.int64] | None,
-    document_lengths: NDArray[np.int64] | None,
-) -> tuple[Tensor, TokenLayout]:
-    """Embed the tokens, [T, H].
-
-    Blocks, embeddings and LayerNorm are called as modules, because ZeRO-3 gathers parameters in their forward hooks.
-    """
+) -> TokenLayout:
     device = input_ids.device
     # Triton launches kernels on the current device, whatever device the tensors are on.
     assert device.type != "cuda" or device.index == torch.cuda.current_device(), f"call torch.cuda.set_device({device})"
     if attention_mask is None:
-        layout = padded_layout(input_ids, document_lengths)
-        positions = None if document_lengths is None else layout.token_positions.view(input_ids.shape)
-        return encoder.embeddings(input_ids, token_type_ids, positions).flatten(0, 1), layout
-    layout = packed_layout(attention_mask, sequence_lengths, document_lengths)
-    return encoder.embeddings(layout.pack(input_ids), layout.pack(token_type_ids), layout.token_positions), layout
+        return padded_layout(input_ids, document_lengths)
+    return packed_layout(attention_mask, sequence_lengths, document_lengths)
 
 
-def _run_blocks(
-    encoder: Encoder,
-    stream: Tensor,
-    layout: TokenLayout,
-    gates: Sequence[BlockGate] | None,
-    chosen: Tensor | None,
+def _embed(encoder: Encoder, input_ids: Tensor, token_type_ids: Tensor, layout: TokenLayout) -> Tensor:
+    # Blocks, embeddings and LayerNorm are called as modules, because ZeRO-3 gathers parameters in their forward hooks.
+    if layout.positions is not None:
+        return encoder.embeddings(layout.pack(input_ids), layout.pack(token_type_ids), layout.token_positions)
+    positions = None if layout.documents is None else layout.token_positions.view(input_ids.shape)
+    return encoder.embeddings(input_ids, token_type_ids, positions).flatten(0, 1)
+
+
+def _run_pre_norm_blocks(
+    encoder: Encoder, stream: Tensor, layout: TokenLayout, gates: Sequence[BlockGate] | None, chosen: Chosen
 ) -> Tensor:
-    """Run the blocks and the final LayerNorm: [T, H] → [T, H], or of the chosen rows [R, H]."""
-    if encoder.final_norm is None:
-        assert chosen is None
-        return _run_post_norm_blocks(encoder, stream, layout, gates)
-    last = None if chosen is None else last_whole_block(gates, len(encoder.blocks))
-    last_block = None if last is None else encoder.blocks[last]
     values: Tensor | None = None
     bias: Tensor | None = None
     pending: Join | None = None
@@ -249,24 +256,24 @@ def _run_blocks(
             else:
                 bias = bias + run_on_no_rows(block, stream, call)
             continue
-        call = dataclasses.replace(call, pending=pending, chosen=chosen if block is last_block else None)
+        call = dataclasses.replace(call, pending=pending, chosen=chosen.get(block))
         stream, values, bias = encoder.recomputed(block)(stream, values, bias, call=call)
         pending = call.joins[1]
-    hidden_states = encoder.final_norm(stream, values, bias, pending)
-    return hidden_states if chosen is None or last is not None else hidden_states.index_select(0, chosen)
+    assert encoder.final_norm is not None
+    return encoder.final_norm(stream, values, bias, pending)
 
 
 def _run_post_norm_blocks(
-    encoder: Encoder, hidden_states: Tensor, layout: TokenLayout, gates: Sequence[BlockGate] | None
+    encoder: Encoder, hidden_states: Tensor, layout: TokenLayout, gates: Sequence[BlockGate] | None, chosen: Chosen
 ) -> Tensor:
+    assert not chosen
     for _, block, call, keep in block_calls(encoder, layout, gates, (encoder.config.hidden_dropout,) * 2):
         if not keep:
             hidden_states = hidden_states + run_on_no_rows(block, hidden_states, call)
         elif call.rows is None:
             hidden_states = encoder.recomputed(block)(hidden_states, call=call)
         else:
-            # The number of rows is known on the host: torch.nonzero would wait for the device.
-            rows = torch.nonzero_static(call.rows.compact_row >= 0, size=call.rows.count).squeeze(1)
+            rows = call.rows.stream_rows
             updated = encoder.recomputed(block)(hidden_states.index_select(0, rows), call=call)
             hidden_states = hidden_states.index_copy(0, rows, updated)
     return hidden_states

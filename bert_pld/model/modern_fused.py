@@ -9,22 +9,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bert_pld.kernels.add_norm import add_norm
 from bert_pld.kernels.dropout import dropout as drop_out
 from bert_pld.kernels.geglu import geglu
-from bert_pld.kernels.layout import TokenLayout, packed_layout, padded_layout
+from bert_pld.kernels.layout import TokenLayout
 from bert_pld.kernels.placed_attention import Places, placed_attention
 from bert_pld.kernels.reference import Join, RowMap, rotary_angles
 from bert_pld.kernels.rotary import rotary_heads
 from bert_pld.model.bert import Encoder
-from bert_pld.model.fused import BlockCall, block_calls
+from bert_pld.model.fused import BlockCall, Chosen, FusedEncoding, block_calls
 from bert_pld.model.modern_block import ModernBlock
-from bert_pld.pld.gates import BlockGate, last_whole_block
+from bert_pld.pld.gates import BlockGate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +37,8 @@ class PlacedCall:
 
 def install(encoder: Encoder) -> None:
     """Make ModernBERT's encoder run through fused kernels."""
-    encoder.run, encoder.run_chosen = encode_fused, encode_chosen_fused
+    encoding = FusedEncoding(_embed, _run_blocks)
+    encoder.run, encoder.run_chosen = encoding.encode, encoding.encode_chosen
     for block in encoder.blocks:
         block.run = run_fused
     assert encoder.final_norm is not None
@@ -96,66 +95,17 @@ def normalize_fused(
     return add_norm(stream, norm.weight, zeros, norm.eps, values, bias, join)[0]
 
 
-def encode_fused(
-    encoder: Encoder,
-    input_ids: Tensor,
-    token_type_ids: Tensor,
-    attention_mask: Tensor | None,
-    gates: Sequence[BlockGate] | None,
-    sequence_lengths: NDArray[np.int64] | None,
-    document_lengths: NDArray[np.int64] | None,
-) -> tuple[Tensor, TokenLayout]:
-    """`Encoder.encode` without padding: [T, H] for T tokens. There are no segments."""
-    stream, layout = _embed(encoder, input_ids, attention_mask, sequence_lengths, document_lengths)
-    return _run_blocks(encoder, stream, layout, gates, None), layout
-
-
-def encode_chosen_fused(
-    encoder: Encoder,
-    positions: Tensor,
-    with_first: bool,
-    input_ids: Tensor,
-    token_type_ids: Tensor,
-    attention_mask: Tensor | None,
-    gates: Sequence[BlockGate] | None,
-    *lengths: NDArray[np.int64] | None,
-) -> Tensor:
-    """`Encoder.encode_chosen` without padding."""
-    stream, layout = _embed(encoder, input_ids, attention_mask, *lengths)
-    return _run_blocks(encoder, stream, layout, gates, layout.chosen_rows(positions, with_first))
-
-
-def _embed(
-    encoder: Encoder,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    sequence_lengths: NDArray[np.int64] | None,
-    document_lengths: NDArray[np.int64] | None,
-) -> tuple[Tensor, TokenLayout]:
-    """Embed the tokens, [T, H]."""
-    device = input_ids.device
-    # Triton launches kernels on the current device, whatever device the tensors are on.
-    assert device.type != "cuda" or device.index == torch.cuda.current_device(), f"call torch.cuda.set_device({device})"
-    if attention_mask is None:
-        layout = padded_layout(input_ids, document_lengths)
-    else:
-        layout = packed_layout(attention_mask, sequence_lengths, document_lengths)
-    return encoder.embeddings(layout.pack(input_ids)), layout
+def _embed(encoder: Encoder, input_ids: Tensor, token_type_ids: Tensor, layout: TokenLayout) -> Tensor:
+    """Embed the tokens, [T, H]. There are no segments."""
+    return encoder.embeddings(layout.pack(input_ids))
 
 
 def _run_blocks(
-    encoder: Encoder,
-    stream: Tensor,
-    layout: TokenLayout,
-    gates: Sequence[BlockGate] | None,
-    chosen: Tensor | None,
+    encoder: Encoder, stream: Tensor, layout: TokenLayout, gates: Sequence[BlockGate] | None, chosen: Chosen
 ) -> Tensor:
-    """Run the blocks and the final LayerNorm: [T, H] → [T, H], or of the chosen rows [R, H]."""
     config, positions = encoder.config, layout.token_positions.int()
     kinds = [_of_kind(encoder, is_local, layout, positions) for is_local in (False, True)]
     zeros = stream.new_zeros(config.hidden_size)
-    last = None if chosen is None else last_whole_block(gates, len(encoder.blocks))
-    last_block = None if last is None else encoder.blocks[last]
     values: Tensor | None = None
     pending: Join | None = None
     for gate, block, call, keep in block_calls(encoder, layout, gates, (config.attention_dropout, 0.0)):
@@ -165,14 +115,13 @@ def _run_blocks(
             no_stream, no_values = block(stream[:0], None, placed=nothing)
             stream = stream + no_stream.sum() + no_values.sum()
             continue
-        call = dataclasses.replace(call, pending=pending, chosen=chosen if block is last_block else None)
+        call = dataclasses.replace(call, pending=pending, chosen=chosen.get(block))
         own = _rows_of(positions, call.rows)
         places = dataclasses.replace(whole, positions=own, are_neighbours=gate.tokens is None)
         stream, values = encoder.recomputed(block)(stream, values, placed=PlacedCall(call, places, zeros))
         pending = call.joins[1]
     assert encoder.final_norm is not None
-    hidden_states = encoder.final_norm(stream, values, zeros, pending)
-    return hidden_states if chosen is None or last is not None else hidden_states.index_select(0, chosen)
+    return encoder.final_norm(stream, values, zeros, pending)
 
 
 def _of_kind(encoder: Encoder, is_local: bool, layout: TokenLayout, positions: Tensor) -> Places:
@@ -191,7 +140,4 @@ def _of_kind(encoder: Encoder, is_local: bool, layout: TokenLayout, positions: T
 
 def _rows_of(values: Tensor, rows: RowMap | None) -> Tensor:
     """Return the rows of the stream that a block runs on, in order."""
-    if rows is None:
-        return values
-    # The number of rows is known on the host: torch.nonzero would wait for the device.
-    return values.index_select(0, torch.nonzero_static(rows.compact_row >= 0, size=rows.count).squeeze(1))
+    return values if rows is None else values.index_select(0, rows.stream_rows)
