@@ -126,7 +126,7 @@ class Drop(PipelineStep):
 
 
 class SplitSentences(PipelineStep):
-    """Stores the sentences of a document in its metadata under `sentences`, each with the blank or the line feed before
+    """Stores the sentences of a document in its metadata under `sentences`, each with the space or the line feed before
     it; counts the pieces without words."""
 
     type = "FORMATTER"

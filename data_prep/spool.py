@@ -1,7 +1,7 @@
 """The spool: the documents that the reading tasks write to disk for the later tasks. Each task writes these files.
 
 00012.txt   sentences, UTF-8, the documents one after another; the byte after a sentence says what followed it in its
-            document: 0A a line feed or the end, 1E a blank, 1F nothing
+            document: 0A a line feed or the end, 1E a space, 1F nothing
 00012.npz   for each document: its end, and 128 bits of a digest of its text
 00012.sig   MinHash signatures, band by band: uint16 [BANDS, documents, BAND_ROWS]
 """
@@ -34,7 +34,7 @@ _SIGNATURE_BATCH_BYTES = 1 << 20
 def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], signed: bool) -> dict[str, int]:
     """Write the documents of a reading task, and return the number of `documents`, `sentences` and `bytes` written.
 
-    A document is a list of sentences, each with the blank or the line feed before it, so that together they are its
+    A document is a list of sentences, each with the space or the line feed before it, so that together they are its
     text. MinHash signatures are written only if `signed` is true. Each file appears only when it is complete.
     """
     ends: list[int] = []
@@ -132,7 +132,7 @@ class Spool:
     def read(self, chosen: NDArray[np.integer[Any]], with_blanks: bool = False) -> Iterator[list[str]]:
         """Yield the sentences of the documents at these indices.
 
-        `with_blanks` puts the blank or the line feed before a sentence into it; together they are then the text.
+        `with_blanks` puts the space or the line feed before a sentence into it; together they are then the text.
         """
         with open(self.path, "rb") as file:
             for document in chosen.tolist():

@@ -1,7 +1,7 @@
 """Where words begin, known from token ids alone: for each entry of a tokenizer, whether it continues a word.
 
 Tokenizers mark words in their entries. WordPiece marks what continues a word (`##ing`). Byte-level BPE and
-SentencePiece mark what begins one, with the blank before it (`Ġthe`, `▁the`). The groups are those of transformers'
+SentencePiece mark what begins one, with the space before it (`Ġthe`, `▁the`). The groups are those of transformers'
 `DataCollatorForLanguageModeling(whole_word_mask=True)`, with these exceptions:
 
 - In scripts without blanks between words (Chinese, Japanese, Thai, Khmer and others), where a whole sentence would be
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from bert_pld.data.tokenizer import SPELT_WITHOUT_BLANKS
 
 BLANK = "▁"
-"""SentencePiece's mark of a blank."""
+"""SentencePiece's mark of a space."""
 _CHINESE_OR_JAPANESE = re.compile(
     "[\u2e80-\u30ff\u3190-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]"
 )

@@ -25,7 +25,7 @@ class RetrievalData:
     """Texts by id, and the judgements of each split that exists."""
 
     documents: dict[str, str]
-    """Title and text, with a blank between them."""
+    """Title and text, with a space between them."""
     queries: dict[str, str]
     judgements: dict[str, Judgements]
     identity: str

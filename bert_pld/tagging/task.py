@@ -1,7 +1,7 @@
 """A task of tagging words, from text to token ids and from predictions to figures.
 
 A word's tag is predicted at its first token. Sentences are tokenized as text, with blanks between the words, so that
-tokenizers that mark the blank see words as in pretraining. A sentence that is too long becomes several rows between
+tokenizers that mark the space see words as in pretraining. A sentence that is too long becomes several rows between
 words, so no word is left out of the figures.
 """
 
@@ -146,7 +146,7 @@ def _tokens_of_words(tokenizer: Any, words: list[str], special: bool) -> tuple[l
     for place, (start, end) in enumerate(found["offset_mapping"]):
         if end <= start:  # A special token.
             continue
-        word = int(np.searchsorted(ends, start, side="right"))  # A token may begin with the blank before its word.
+        word = int(np.searchsorted(ends, start, side="right"))  # A token may begin with the space before its word.
         while word < len(words) and begins[word] < end:
             if places[word] is None:
                 places[word] = place

@@ -81,7 +81,7 @@ def _of_template(content: dict[str, Any], tokenizer: Tokenizer, where: str) -> d
 
 def _add_mask_token(tokenizer: Tokenizer, tokens: dict[str, str], content: dict[str, Any]) -> str:
     name = "[MASK]" if any(token.startswith("[") for token in tokens.values()) else "<mask>"
-    # Where words carry the blank before them, a mask takes this blank with it, as in RoBERTa.
+    # Where words carry the space before them, a mask takes this space with it, as in RoBERTa.
     tokenizer.add_special_tokens([AddedToken(name, lstrip=content["model"].get("type") != "WordPiece")])
     return name
 

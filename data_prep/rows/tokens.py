@@ -41,9 +41,9 @@ def encode_whole_documents(
 ) -> TokenizedDocuments:
     """Tokenize whole documents, without special tokens, and cut them where sentences begin.
 
-    A document is a list of sentences that are together its text. A token belongs to the sentence in which it begins,
-    and the blank before a sentence to this sentence. `left_out`, bool [vocabulary size], is true for ids that must not
-    occur in a text: a model may have entries for special tokens, and find them where a text spells them.
+    A document is a list of sentences, which together are its text. A token belongs to the sentence in which it begins,
+    and the space before a sentence belongs to that sentence. `left_out`, bool [vocabulary size], is true for ids that
+    must not occur in a text: a tokenizer may make a special token where a text contains its name.
     """
     gathered = _Gathered()
     for batch in _batches(documents, _BATCH_CHARACTERS, lambda sentences: sum(map(len, sentences))):

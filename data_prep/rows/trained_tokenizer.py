@@ -1,7 +1,7 @@
 """Training of byte-level BPE and Unigram tokenizers on the spooled text; WordPiece is in `vocabulary.py`.
 
 Both keep capitals and accents. A piece is a part of a run of letters with their marks, of digits, or of other
-characters, with the blank before it. BPE has all 256 bytes and therefore no [UNK]. Unigram has the text's characters
+characters, with the space before it. BPE has all 256 bytes and therefore no [UNK]. Unigram has the text's characters
 but for the rarest, as SentencePiece has.
 """
 
