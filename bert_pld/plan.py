@@ -18,7 +18,7 @@ from typing import Any
 
 from bert_pld.cli import add_initial_weights, make_parser, print_once, read_initial_weights
 from bert_pld.cli import run as run_command
-from bert_pld.config import RunConfig, apply_override, load_config
+from bert_pld.config import RunConfig, apply_override, load_config, rounded_vocabulary
 from bert_pld.cost.flops import ModelFlops, parameter_count
 from bert_pld.cost.memory import MemoryEstimate, estimate_memory
 from bert_pld.cost.scaling import Cluster, with_assumptions
@@ -157,7 +157,7 @@ def make_plan(
 def _resolve_model(run: RunConfig, vocabulary_size: int, data: Manifest | None) -> RunConfig:
     changes: dict[str, Any] = {}
     if run.model.vocab_size is None:
-        changes["vocab_size"] = -(-vocabulary_size // 8) * 8
+        changes["vocab_size"] = rounded_vocabulary(vocabulary_size)
     if run.model.next_sentence_prediction == "auto":
         changes["next_sentence_prediction"] = data is None or data.attributes.objective == "mlm+nsp"
     return run.with_model(**changes)

@@ -8,6 +8,14 @@ from typing import Literal
 
 from bert_pld.config.ranges import check_least, check_most
 
+_VOCABULARY_MULTIPLE = 8
+"""Tensor cores need matrix sizes that are multiples of 8."""
+
+
+def rounded_vocabulary(entries: int) -> int:
+    """Return the rows of the word embedding for a vocabulary: its entries, rounded up for tensor cores."""
+    return -(-entries // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:

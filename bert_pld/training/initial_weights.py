@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.resume import fit_weights
-from bert_pld.config import FollowedModel, ModelConfig, load_config
+from bert_pld.config import FollowedModel, ModelConfig, load_config, rounded_vocabulary
 from bert_pld.data.fast_tokenizer import FastTokenizer, entries_of
 from bert_pld.data.rows import ShardedRows
 from bert_pld.data.saved_tokenizer import read_saved_tokenizer
@@ -29,7 +29,6 @@ NEVER_LOGIT = -100.0
 """Decoder bias of the rows that only round a vocabulary up: e^-100 is 0 beside any other probability in fp32."""
 _WORDS, _WORD_BIAS = "encoder.embeddings.word.weight", "mlm_head.bias"
 _POSITIONS = "encoder.embeddings.position.weight"
-_MULTIPLE = 8
 
 
 class InitialWeights(abc.ABC):
@@ -133,8 +132,9 @@ class SavedModelWeights(InitialWeights):
         """The directory's model, with a vocabulary rounded up."""
         entries = self.saved.config.vocab_size
         assert entries is not None
-        rounded = -(-entries // _MULTIPLE) * _MULTIPLE
-        config = dataclasses.replace(self.saved.config, vocab_size=rounded, exported_vocab_size=entries)
+        config = dataclasses.replace(
+            self.saved.config, vocab_size=rounded_vocabulary(entries), exported_vocab_size=entries
+        )
         return self._followed(config, is_run=False)
 
     def check(self, rows: ShardedRows) -> None:

@@ -20,7 +20,7 @@ from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cluster.run_lock import RunLock
 from bert_pld.cluster.stopping import Preemption, StepAgreement
 from bert_pld.cluster.watchdog import Watchdog, collective_timeout
-from bert_pld.config import BATCH_KEYS, ConfigError, RunConfig
+from bert_pld.config import BATCH_KEYS, ConfigError, RunConfig, rounded_vocabulary
 from bert_pld.config.errors import explaining
 from bert_pld.cost.flops import parameter_count
 from bert_pld.data.batches import MicroBatch
@@ -33,9 +33,6 @@ from bert_pld.model import BertForPreTraining, make_model, use_backend
 from bert_pld.training.engine import make_engine
 from bert_pld.training.initial_weights import InitialWeights
 from bert_pld.training.metrics import Metrics
-
-_VOCABULARY_MULTIPLE = 8
-"""Tensor cores need matrix sizes that are multiples of 8."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -215,10 +212,9 @@ def resolve_config(config: RunConfig, training_rows: ShardedRows, world_size: in
             " use --set fp16.enabled=false, or a GPU"
         )
     attributes, model = training_rows.attributes, config.model
-    padded_size = -(-attributes.vocabulary_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
     pairs = model.next_sentence_prediction
     config = config.with_model(
-        vocab_size=model.vocab_size or padded_size,
+        vocab_size=model.vocab_size or rounded_vocabulary(attributes.vocabulary_size),
         next_sentence_prediction=attributes.objective == "mlm+nsp" if pairs == "auto" else pairs,
     )
     check_matches_model(training_rows, config.model, config.data.seq_length)
