@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from bert_pld.config import ModelConfig
 from bert_pld.kernels.documents import place_documents
 from bert_pld.kernels.dropout import dropout as drop_out
-from bert_pld.kernels.layout import TokenLayout, padded_layout
-from bert_pld.kernels.reference import Linear, layer_norm
-from bert_pld.model.block import GatedBlock, SwitchableBlock
+from bert_pld.kernels.reference import Linear
+from bert_pld.model.block import SwitchableBlock
+from bert_pld.model.encoder import Encoder, FinalNorm, calls_of_blocks
 from bert_pld.model.heads import MaskedLanguageModelHead, NextSentenceHead
 from bert_pld.pld.gates import BlockGate, run_gated
 
@@ -66,137 +64,33 @@ def sinusoids(positions: int, width: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
 
 
-class FinalNorm(nn.LayerNorm):
-    """The LayerNorm that follows the last pre-norm block."""
-
-    def __init__(self, hidden_size: int, eps: float, bias: bool = True) -> None:
-        super().__init__(hidden_size, eps, bias=bias)
-        self.run: Callable[..., Tensor] = normalize_eager
-        """Called with this module and the arguments of `forward`; a backend replaces it."""
-
-    def forward(self, *inputs: Any) -> Tensor:
-        """Apply LayerNorm: run `normalize_eager`, or the function that a backend put in its place."""
-        return self.run(self, *inputs)
-
-
-def normalize_eager(norm: FinalNorm, hidden_states: Tensor) -> Tensor:
-    """Apply LayerNorm in eager torch: […, H] → […, H]."""
-    return layer_norm(hidden_states, norm.weight, norm.bias, norm.eps)
-
-
-class Encoder(nn.Module):
-    """Embeddings and L switchable blocks, which run under their gates."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        embeddings: nn.Module,
-        blocks: Iterable[GatedBlock],
-        final_norm: FinalNorm | None,
-        run: Callable[..., tuple[Tensor, TokenLayout]],
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.embeddings: Any = embeddings
-        """Module with the word embeddings in `word`; the eager function calls it."""
-        self.blocks = nn.ModuleList(blocks)
-        self.final_norm = final_norm
-        self.run = self._eager = run
-        """Called with this encoder and the arguments of `encode`; a backend replaces it."""
-        self.run_chosen: Callable[..., Tensor] | None = None
-        """Called with this encoder and the arguments of `encode_chosen`; None: all tokens are encoded, then chosen."""
-
-    @property
-    def leaves_padding_out(self) -> bool:
-        """Whether the blocks run on tokens only, without the padding."""
-        return self.run is not self._eager
-
-    def forward(self, *inputs: Any, **keywords: Any) -> Tensor:
-        """Encode [B, S] → [B, S, H], zeros at padding if the backend leaves it out. Arguments: see `encode`."""
-        hidden_states, layout = self.encode(*inputs, **keywords)
-        return layout.pad(hidden_states)
-
-    def encode(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        gates: Sequence[BlockGate] | None = None,
-        sequence_lengths: NDArray[np.int64] | None = None,
-        document_lengths: NDArray[np.int64] | None = None,
-    ) -> tuple[Tensor, TokenLayout]:
-        """Compute hidden states, without padding if the backend leaves it out.
-
-        Args:
-            input_ids: int64 [B, S].
-            token_type_ids: int64 [B, S].
-            attention_mask: bool [B, S], True for tokens; None if no row has padding.
-            gates: one gate per block; None runs all blocks unscaled.
-            sequence_lengths: [B], number of tokens of each row, on the host. If a mask is given without it, a backend
-                that leaves padding out waits for the device to compute it.
-            document_lengths: [D], number of tokens of each document, row by row, on the host: the rows hold documents
-                that do not attend to each other, and positions restart at each. None: a row is one sequence.
-
-        Returns:
-            Hidden states [T, H] and the layout of the tokens in them.
-        """
-        return self.run(self, input_ids, token_type_ids, attention_mask, gates, sequence_lengths, document_lengths)
-
-    def encode_chosen(self, positions: Tensor, with_first: bool, *inputs: Any) -> Tensor:
-        """Compute the hidden states of the tokens that a loss looks at.
-
-        A backend leaves out what only the other tokens' hidden states need: in the last block everything after
-        attention, and the final LayerNorm.
-
-        Args:
-            positions: int64 [M], indices into the flattened [B·S].
-            with_first: whether to append the first token of each row.
-            inputs: those of `encode`.
-
-        Returns:
-            [M, H], or [M + B, H].
-        """
-        if self.run_chosen is not None:
-            return self.run_chosen(self, positions, with_first, *inputs)
-        hidden_states, layout = self.encode(*inputs)
-        return hidden_states.index_select(0, layout.chosen_rows(positions, with_first))
-
-    def recomputed(self, block: nn.Module) -> Callable[..., Tensor]:
-        """Return the block, or with activation checkpointing a function that recomputes it in backward."""
-        if not (self.config.activation_checkpointing and self.training and torch.is_grad_enabled()):
-            return block
-        return functools.partial(checkpoint, block, use_reentrant=False)
-
-
 def bert_encoder(config: ModelConfig, vocab_size: int) -> Encoder:
     """Make BERT's encoder, pre- or post-norm."""
     embeddings = Embeddings(config, vocab_size)
     blocks = [SwitchableBlock(config) for _ in range(config.num_layers)]
     final_norm = FinalNorm(config.hidden_size, config.layer_norm_eps) if config.normalization == "pre" else None
-    return Encoder(config, embeddings, blocks, final_norm, encode_eager)
+    return Encoder(config, embeddings, blocks, final_norm, run_blocks_eager)
 
 
-def encode_eager(
+def run_blocks_eager(
     encoder: Encoder,
+    rows: Tensor | None,
     input_ids: Tensor,
     token_type_ids: Tensor,
     attention_mask: Tensor | None,
     gates: Sequence[BlockGate] | None,
     sequence_lengths: NDArray[np.int64] | None,
     document_lengths: NDArray[np.int64] | None,
-) -> tuple[Tensor, TokenLayout]:
-    """Run `Encoder.encode` in eager torch, padding included: [B · S, H]."""
+) -> Tensor:
+    """Run BERT's encoder for `EagerEncoding`."""
     positions = None
     if document_lengths is not None:
         # In place of the mask: `self_attention` takes either.
         attention_mask, positions = place_documents(input_ids, attention_mask, sequence_lengths, document_lengths)
     hidden_states = encoder.embeddings(input_ids, token_type_ids, positions)
-    for index, block in enumerate(encoder.blocks):
-        gate = None if gates is None else gates[index]
-        hidden_states = run_gated(encoder.recomputed(block), hidden_states, gate, attention_mask)
-    if encoder.final_norm is not None:
-        hidden_states = encoder.final_norm(hidden_states)
-    return hidden_states.flatten(0, 1), padded_layout(input_ids)
+    for _, run, gate in calls_of_blocks(encoder, gates, rows):
+        hidden_states = run_gated(run, hidden_states, gate, attention_mask)
+    return hidden_states if encoder.final_norm is None else encoder.final_norm(hidden_states)
 
 
 class BertForPreTraining(nn.Module):

@@ -76,21 +76,36 @@ class SwitchableBlock(GatedBlock):
 
 
 def run_eager(
-    block: SwitchableBlock, hidden_states: Tensor, attention_mask: Tensor | None, scale: float | Tensor
+    block: SwitchableBlock,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None,
+    scale: float | Tensor,
+    chosen: Tensor | None = None,
 ) -> Tensor:
-    """Run the block in eager torch: hidden states [B, S, H] and a bool mask [B, S], or None → [B, S, H]."""
+    """Run the block in eager torch: hidden states [B, S, H] and a bool mask [B, S], or None → [B, S, H].
+
+    With `chosen` (int64 [R], rows of the flattened result) everything after attention runs on these rows: → [R, H].
+    """
     if block.config.normalization == "pre":
-        hidden_states = _attend(block, _attention_norm(block, hidden_states), hidden_states, attention_mask, scale)
+        normed = _attention_norm(block, hidden_states)
+        hidden_states = _attend(block, normed, hidden_states, attention_mask, scale, chosen)
         return _feed_forward(block, _ffn_norm(block, hidden_states), hidden_states, scale)
-    hidden_states = _attention_norm(block, _attend(block, hidden_states, hidden_states, attention_mask, scale))
+    hidden_states = _attention_norm(block, _attend(block, hidden_states, hidden_states, attention_mask, scale, chosen))
     return _ffn_norm(block, _feed_forward(block, hidden_states, hidden_states, scale))
 
 
 def _attend(
-    block: SwitchableBlock, normed: Tensor, residual: Tensor, attention_mask: Tensor | None, scale: float | Tensor
+    block: SwitchableBlock,
+    normed: Tensor,
+    residual: Tensor,
+    attention_mask: Tensor | None,
+    scale: float | Tensor,
+    chosen: Tensor | None,
 ) -> Tensor:
     qkv = block.linear(normed, block.qkv_weight, block.qkv_bias)
     context = ops.self_attention(qkv, block.config.num_attention_heads, attention_mask, block.attention_dropout)
+    if chosen is not None:
+        context, residual = rows_of(context, chosen), rows_of(residual, chosen)
     return ops.linear_dropout_scale_residual(
         context,
         block.attention_output_weight,
@@ -100,6 +115,11 @@ def _attend(
         scale,
         block.linear,
     )
+
+
+def rows_of(values: Tensor, chosen: Tensor) -> Tensor:
+    """Return the chosen rows: [B, S, H] and int64 [R] → [R, H]."""
+    return values.flatten(0, 1).index_select(0, chosen)
 
 
 def _feed_forward(block: SwitchableBlock, normed: Tensor, residual: Tensor, scale: float | Tensor) -> Tensor:

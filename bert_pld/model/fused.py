@@ -24,8 +24,8 @@ from bert_pld.kernels.bias_gelu import bias_gelu
 from bert_pld.kernels.dropout import CounterDropout
 from bert_pld.kernels.layout import TokenLayout, kept_layouts, packed_layout, padded_layout, token_layouts
 from bert_pld.kernels.reference import Join, RowMap
-from bert_pld.model.bert import Encoder
 from bert_pld.model.block import SwitchableBlock
+from bert_pld.model.encoder import Encoder
 from bert_pld.pld.gates import BlockGate, last_whole_block
 
 
@@ -59,12 +59,12 @@ class BlockCall:
 def install(encoder: Encoder) -> None:
     """Make BERT's encoder run through fused kernels."""
     encoding = FusedEncoding(_embed, _run_post_norm_blocks if encoder.final_norm is None else _run_pre_norm_blocks)
-    encoder.run = encoding.encode
+    encoder.run, encoder.leaves_padding_out = encoding.encode, True
     for block in encoder.blocks:
         block.run = run_fused_post_norm if encoder.final_norm is None else run_fused_pre_norm
     if encoder.final_norm is not None:
         encoder.final_norm.run = normalize_fused
-        encoder.run_chosen = encoding.encode_chosen
+    encoder.run_chosen = None if encoder.final_norm is None else encoding.encode_chosen
 
 
 def run_fused_pre_norm(

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from bert_pld.config import ModelConfig
 from bert_pld.kernels.documents import WithinDocuments, place_documents
 from bert_pld.kernels.dropout import dropout as drop_out
-from bert_pld.kernels.layout import TokenLayout, padded_layout
 from bert_pld.kernels.reference import rotary_angles
-from bert_pld.model.bert import BertForPreTraining, Encoder, FinalNorm
+from bert_pld.model.bert import BertForPreTraining
+from bert_pld.model.encoder import Encoder, FinalNorm, calls_of_blocks
 from bert_pld.model.heads import MaskedLanguageModelHead
 from bert_pld.model.modern_block import ModernBlock
 from bert_pld.pld.gates import BlockGate, run_gated
@@ -95,16 +95,17 @@ class Placement:
         return *angles, mask
 
 
-def encode_eager(
+def run_blocks_eager(
     encoder: Encoder,
+    rows: Tensor | None,
     input_ids: Tensor,
     token_type_ids: Tensor,
     attention_mask: Tensor | None,
     gates: Sequence[BlockGate] | None,
     sequence_lengths: NDArray[np.int64] | None,
     document_lengths: NDArray[np.int64] | None,
-) -> tuple[Tensor, TokenLayout]:
-    """Run `Encoder.encode` in eager torch, padding included: [B · S, H]. There are no segments."""
+) -> Tensor:
+    """Run ModernBERT's encoder for `EagerEncoding`. There are no segments."""
     batch, length = input_ids.shape
     if document_lengths is None:
         positions = torch.arange(length, device=input_ids.device).expand(batch, length)
@@ -113,13 +114,12 @@ def encode_eager(
         attention_mask, positions = place_documents(input_ids, attention_mask, sequence_lengths, document_lengths)
         placement = Placement(encoder.config, attention_mask, positions, int(document_lengths.max()))
     hidden_states = encoder.embeddings(input_ids)
-    for index, block in enumerate(encoder.blocks):
-        gate = None if gates is None else gates[index]
-        run = functools.partial(_run_placed, encoder.recomputed(block), placement, block.is_local)
+    for block, run, gate in calls_of_blocks(encoder, gates, rows):
+        run = functools.partial(_run_placed, run, placement, block.is_local)
         differ = document_lengths is not None or (gate is not None and gate.tokens is not None)
         hidden_states = run_gated(run, hidden_states, gate, attention_mask, positions if differ else None)
     assert encoder.final_norm is not None
-    return encoder.final_norm(hidden_states).flatten(0, 1), padded_layout(input_ids)
+    return encoder.final_norm(hidden_states)
 
 
 def _run_placed(
@@ -146,7 +146,7 @@ class ModernBertForPreTraining(BertForPreTraining):
         embeddings = ModernEmbeddings(config, vocab_size)
         blocks = [ModernBlock(config, index) for index in range(config.num_layers)]
         final_norm = FinalNorm(config.hidden_size, config.layer_norm_eps, bias=False)
-        encoder = Encoder(config, embeddings, blocks, final_norm, encode_eager)
+        encoder = Encoder(config, embeddings, blocks, final_norm, run_blocks_eager)
         return encoder, MaskedLanguageModelHead(config, vocab_size, bias=False)
 
     @torch.no_grad()

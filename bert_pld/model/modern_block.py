@@ -12,7 +12,7 @@ from bert_pld.config import ModelConfig
 from bert_pld.kernels import reference as ops
 from bert_pld.kernels.documents import WithinDocuments
 from bert_pld.kernels.dropout import dropout as drop_out
-from bert_pld.model.block import GatedBlock
+from bert_pld.model.block import GatedBlock, rows_of
 
 
 class ModernBlock(GatedBlock):
@@ -48,8 +48,9 @@ def run_eager(
     sines: Tensor,
     attention_mask: Tensor | WithinDocuments | None,
     scale: float | Tensor,
+    chosen: Tensor | None = None,
 ) -> Tensor:
-    """Run the block in eager torch: [B, S, H] → [B, S, H].
+    """Run the block in eager torch: [B, S, H] → [B, S, H], or with `chosen` [R] the rows [R, H] as in BERT's block.
 
     `cosines`, `sines` (fp32 [B or 1, S, D / 2]) and `attention_mask` are those of `ops.self_attention`.
     """
@@ -61,6 +62,8 @@ def run_eager(
     context = ops.self_attention(
         qkv, config.num_attention_heads, attention_mask, block.attention_dropout, (cosines, sines)
     )
+    if chosen is not None:
+        context, hidden_states = rows_of(context, chosen), rows_of(hidden_states, chosen)
     hidden_states = ops.linear_dropout_scale_residual(
         context, block.attention_output_weight, None, hidden_states, block.attention_dropout, scale, block.linear
     )

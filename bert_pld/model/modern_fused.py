@@ -19,7 +19,7 @@ from bert_pld.kernels.layout import TokenLayout
 from bert_pld.kernels.placed_attention import Places, placed_attention
 from bert_pld.kernels.reference import Join, RowMap, rotary_angles
 from bert_pld.kernels.rotary import rotary_heads
-from bert_pld.model.bert import Encoder
+from bert_pld.model.encoder import Encoder
 from bert_pld.model.fused import BlockCall, Chosen, FusedEncoding, block_calls
 from bert_pld.model.modern_block import ModernBlock
 from bert_pld.pld.gates import BlockGate
@@ -38,7 +38,7 @@ class PlacedCall:
 def install(encoder: Encoder) -> None:
     """Make ModernBERT's encoder run through fused kernels."""
     encoding = FusedEncoding(_embed, _run_blocks)
-    encoder.run, encoder.run_chosen = encoding.encode, encoding.encode_chosen
+    encoder.run, encoder.run_chosen, encoder.leaves_padding_out = encoding.encode, encoding.encode_chosen, True
     for block in encoder.blocks:
         block.run = run_fused
     assert encoder.final_norm is not None
