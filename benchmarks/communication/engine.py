@@ -7,6 +7,7 @@ import itertools
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -19,7 +20,7 @@ from bert_pld.pld.gates import Gates, draw_gates
 from bert_pld.training.loop import masked_tokens_per_micro_batch
 from bert_pld.training.optimizer import build_optimizer, parameter_groups
 
-GATES = ("none", "batch", "sample")
+GATES = ("none", "batch", "sample", "token")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Trainer:
             self.step()
 
     def step(self) -> list[list[float]]:
-        """Run one optimizer step; return for each micro-batch the share of rows that each block ran on."""
+        """Run one optimizer step; return for each micro-batch the share of it that each block ran on."""
         counts: Any = [SimpleNamespace(masked_tokens=batch.masked_labels.numel()) for batch in self.batches]
         denominator = masked_tokens_per_micro_batch(counts, self.device)
         kept = []
@@ -112,6 +113,8 @@ class Trainer:
                 step=step,
                 rows=self.setting.micro_batch_size,
                 first_row=dist.get_rank() * self.setting.micro_batch_size,
+                lengths=np.full(self.setting.micro_batch_size, self.setting.seq_length),
+                padded_length=self.setting.seq_length,
                 device=self.device,
                 zero_gradient_when_dropped=self.setting.stage == 3,
             )
@@ -121,4 +124,7 @@ class Trainer:
 
 
 def _shares(gates: Gates, rows: int) -> list[float]:
-    return [float(gate.keep) if gate.rows is None else len(gate.rows) / rows for gate in gates]
+    """The share of the micro-batch's rows, or of its tokens, that each block ran on."""
+    by_row = [float(gate.keep) if gate.rows is None else len(gate.rows) / rows for gate in gates]
+    by_token = [gate.tokens.counts.sum() / gate.tokens.lengths.sum() if gate.tokens else 1.0 for gate in gates]
+    return [float(one * other) for one, other in zip(by_row, by_token, strict=True)]

@@ -18,11 +18,12 @@ _REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter")
 
 
 def settings_to_count(options: argparse.Namespace, stages: list[int], precisions: list[str]) -> list[Setting]:
-    """All combinations of the options' lists; sample granularity with the first θ only."""
+    """All combinations of the options' lists; sample and token granularity with the first θ only."""
     by_gates = {
         "none": [("none", 1.0)],
         "batch": [("batch", theta) for theta in options.thetas],
         "sample": [("sample", options.thetas[0])],
+        "token": [("token", options.thetas[0])],
     }
     gates = [one for name in options.gates for one in by_gates[name]]
     names = ("micro_batch_size", "num_layers", "hidden_size", "vocab_size", "seq_length")

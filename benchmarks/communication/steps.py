@@ -41,7 +41,7 @@ _SIZES = (
     Setting(num_layers=2, hidden_size=512, micro_batch_size=2),
     Setting(num_layers=8, hidden_size=128, micro_batch_size=8),
 )
-_GATED = (("batch", 0.5), ("sample", 0.5))
+_GATED = (("batch", 0.5), ("sample", 0.5), ("token", 0.5))
 
 
 def settings_to_predict(stages: list[int]) -> list[Setting]:

@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.batches import pattern_batch
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--vocab_size", type=int, default=8192)
     add("--backends", default="reference,triton", help="two; the second is compared with the first")
     add("--dtypes", default="bf16", help=f"list of {', '.join(DTYPES)} (default bf16)")
-    add("--granularity", choices=("batch", "sample"), default="batch")
+    add("--granularity", choices=("batch", "sample", "token"), default="batch")
     add("--theta", type=float, default=0.5, help="constant θ (default 0.5)")
     add("--steps", type=int, default=200, help="steps a run (default 200)")
     seeds_help = "runs of each backend and precision, at least 2 (default 6; fewer miss larger differences)"
@@ -101,7 +102,16 @@ def _train(
     rows, losses = options.micro_batch_size, []
     for step in range(options.steps):
         batch = pattern_batch(config, rows, options.seq_length, 1000 * seed + step, device)
-        gates = draw_gates(schedule, granularity=options.granularity, seed=seed, step=step, rows=rows, device=device)
+        gates = draw_gates(
+            schedule,
+            granularity=options.granularity,
+            seed=seed,
+            step=step,
+            rows=rows,
+            lengths=np.full(rows, options.seq_length),
+            padded_length=options.seq_length,
+            device=device,
+        )
         loss = engine(**batch, gates=gates)["loss"]
         engine.backward(loss)
         engine.step()

@@ -1,11 +1,11 @@
-"""Variance of the gradient under gate draws: batch against sample granularity at the same expected compute.
+"""Variance of the gradient under gate draws: the granularities at the same expected compute.
 
 The batch is fixed, θ is constant and dropout is 0, so only the gates differ between draws. Gradients are clipped as in
 training, because a few draws would otherwise dominate. Tokens are random and learnable: each sequence has one of 16
 topics; a topic is a sixteenth of the vocabulary under a Zipf distribution; 15 % of the tokens are masked. Gradients are
-taken at the initial weights and after some AdamW steps under layer dropping, with both granularities in turn; the
-embeddings' gradient includes that of the tied output matrix. The variance between batches without gates is given for
-scale.
+taken at the initial weights and after some AdamW steps under layer dropping, with batch and sample granularity in turn;
+the embeddings' gradient includes that of the tied output matrix. The variance between batches without gates is given
+for scale.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ from bert_pld.pld.schedule import Schedule
 EXAMPLE = "python -m benchmarks gradient_variance --json gradient_variance.json"
 PARTS = ("first third", "middle third", "last third", "embeddings", "head")
 """Thirds of the blocks in depth order, and the rest of the model; the head includes the last LayerNorm."""
-GRANULARITIES: tuple[Literal["batch", "sample"], ...] = ("batch", "sample")
+GRANULARITIES: tuple[Literal["batch", "sample", "token"], ...] = ("batch", "sample", "token")
 _TRAINING = ("trained_steps", "trained_theta", "learning_rate")
 _RECORDED_OPTIONS = ("seq_length", "draws", "clip", "keep_first_block", *_TRAINING)
 _CHUNKS = 8
@@ -130,7 +131,7 @@ def _train(model: BertForPreTraining, options: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, fused=True)
     schedule = _schedule(model, options.trained_theta, options)
     for step in range(options.trained_steps):
-        kind = GRANULARITIES[step % len(GRANULARITIES)]
+        kind = GRANULARITIES[step % 2]
         # Seed 1: training must not use the gates that are measured.
         gates = draw_gates(schedule, granularity=kind, seed=1, step=step, rows=_TRAINING_ROWS, device=options.device)
         _loss(model, _batch(model, _TRAINING_ROWS, options, 1 + step), gates).backward()
@@ -202,7 +203,16 @@ def _under_gates(model: BertForPreTraining, rows: int, theta: float, options: ar
     figures: dict[str, Any] = {"blocks_expected": schedule.expected_depth(0)}
     for granularity in GRANULARITIES:
         drawn = [
-            draw_gates(schedule, granularity=granularity, seed=0, step=step, rows=rows, device=options.device)
+            draw_gates(
+                schedule,
+                granularity=granularity,
+                seed=0,
+                step=step,
+                rows=rows,
+                lengths=np.full(rows, options.seq_length),
+                padded_length=options.seq_length,
+                device=options.device,
+            )
             for step in range(options.draws)
         ]
         figures[granularity] = {
@@ -241,21 +251,23 @@ def report(result: dict[str, Any]) -> str:
         "",
     ]
     whole, by_part = [], []
+    # Results that were made before token granularity have no figures of it.
+    names = [name for name in GRANULARITIES if all(name in one for one in result["figures"])]
     for one in result["figures"]:
         setting = (one["weights"], f"{one['micro_batch_size']}", f"{one['theta']:g}")
-        pair = (one["batch"], one["sample"])
+        measured = [one[name] for name in names]
         whole.append(
             [
                 *setting,
-                *(f"{of['relative_variance']:.3f}" for of in pair),
+                *(f"{of['relative_variance']:.3f}" for of in measured),
                 f"{one['ratio']:.2f} ± {one['ratio'] * one['ratio_relative_standard_error']:.2f}",
                 f"{between[one['weights'], one['micro_batch_size']]:.2f}",
-                *(f"{of['blocks_mean']:.2f} ± {of['blocks_standard_deviation']:.2f}" for of in pair),
+                *(f"{of['blocks_mean']:.2f} ± {of['blocks_standard_deviation']:.2f}" for of in measured),
             ]
         )
         ratios = one["ratio_by_part"]
         by_part.append([*setting, *(f"{ratios[part]:.2f}" if part in ratios else "–" for part in PARTS)])
-    columns = ("batch", "sample", "batch / sample", "between batches", "blocks, batch", "blocks, sample")
+    columns = (*names, "batch / sample", "between batches", *(f"blocks, {name}" for name in names))
     lines += table_lines(("weights", "sequences", "θ", *columns), whole)
     lines += ["", "batch / sample by part:", ""]
     return "\n".join(lines + table_lines(("weights", "sequences", "θ", *PARTS), by_part))

@@ -22,11 +22,12 @@ from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.training.engine import make_engine
 from bert_pld.training.loop import evaluate, seed_dropout
 
-OURS: dict[str, tuple[Literal["pre", "post"], Literal["batch", "sample"] | None]] = {
+OURS: dict[str, tuple[Literal["pre", "post"], Literal["batch", "sample", "token"] | None]] = {
     "post": ("post", None),
     "pre": ("pre", None),
     "pld_batch": ("pre", "batch"),
     "pld_sample": ("pre", "sample"),
+    "pld_token": ("pre", "token"),
 }
 """Normalization and granularity of our contenders."""
 CONTENDERS = (*HUGGING_FACE_CONTENDERS, *OURS)
@@ -133,10 +134,11 @@ class QualityContender:
 
     def _count(self, batch: MicroBatch) -> None:
         dropper, rows = self.engine.layer_dropper, len(batch.lengths)
-        depth = self.config.model.num_layers if dropper is None else dropper.last_gates.kept_blocks
+        gates = None if dropper is None else dropper.last_gates
         targets = batch.masked_tokens / batch.input_ids.numel()
         model = ModelFlops(self.config.model, self.config.data.seq_length, targets)
-        self.flops += depth * model.block(batch.lengths) + rows * model.heads_per_sequence
+        blocks = model.gated_blocks(batch.lengths, gates, without_padding=True, documents=batch.document_lengths)
+        self.flops += blocks + rows * model.heads_per_sequence
         self.tokens += batch.tokens
 
     def seconds(self) -> list[float]:

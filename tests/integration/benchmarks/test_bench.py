@@ -41,9 +41,11 @@ def test_gradient_variance_is_finite_for_every_setting(tmp_path, capsys):
         assert one["blocks_expected"] == 2.75
         assert one["sample"]["blocks_mean"] == pytest.approx(2.75, abs=1 / one["micro_batch_size"])
         assert one["sample"]["blocks_standard_deviation"] < one["batch"]["blocks_standard_deviation"]
-        for granularity in ("batch", "sample"):
+        for granularity in ("batch", "sample", "token"):
             assert 0 < one[granularity]["relative_variance"] < math.inf
             assert list(one[granularity]["by_part"]) == list(gradient_variance.PARTS)
+        assert one["token"]["blocks_mean"] == pytest.approx(2.75, abs=0.1)
+        assert one["token"]["blocks_standard_deviation"] < 1e-12  # the share is the same at every step
         assert one["ratio"] == one["batch"]["relative_variance"] / one["sample"]["relative_variance"]
     assert all(0 < one["relative_variance"] < 1 for one in result["between_batches"])
     check_error(capsys, "--draws 20: must be a multiple of 8, at least 16", "gradient_variance", "--draws=20")

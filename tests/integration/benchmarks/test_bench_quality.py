@@ -68,10 +68,11 @@ def test_wrapped_hugging_face_class_gives_our_losses():
 
 @on_cpu
 def test_contenders_train_alike_and_are_compared_with_the_first(inputs, tmp_path, capsys):
-    result = measure(tmp_path, "quality", *inputs, "--steps_per_turn=2")
+    every = "--contenders=hf_bert,hf_megatron,post,pre,pld_batch,pld_sample,pld_token"
+    result = measure(tmp_path, "quality", *inputs, "--steps_per_turn=2", every)
     printed = capsys.readouterr().out
     by_name = {one["name"]: one for one in result["contenders"]}
-    assert list(by_name) == ["hf_bert", "hf_megatron", "post", "pre", "pld_batch", "pld_sample"]
+    assert list(by_name) == ["hf_bert", "hf_megatron", "post", "pre", "pld_batch", "pld_sample", "pld_token"]
     assert {tuple(one["samples"]) for one in by_name.values()} == {(32, 64, 96)}
     # The same weights, rows, masks and optimizer: without dropout the two implementations learn the same.
     assert by_name["post"]["loss"] == pytest.approx(by_name["hf_bert"]["loss"], rel=1e-4)
@@ -89,6 +90,8 @@ def test_contenders_train_alike_and_are_compared_with_the_first(inputs, tmp_path
     assert 0.8 < flops["pre"] / (8 * model.per_sequence()) < 1.0  # some rows have padding
     assert flops["hf_bert"] == flops["hf_megatron"] == flops["post"] == flops["pre"]
     assert flops["pld_sample"] / flops["pre"] == pytest.approx(model.ratio(2.0), rel=0.02)  # θ = 0.5: 2 blocks of 3
+    # The same share, less what attention among fewer tokens saves.
+    assert 0.9 * model.ratio(2.0) < flops["pld_token"] / flops["pre"] < model.ratio(2.0)
     assert flops["pld_batch"] < flops["pre"]
     for one in by_name.values():
         rate = one["executed_flops_per_step"] * 12 / one["seconds"][-1]
