@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bert_pld.kernels.add_norm_forward import ROW_MAPS, VARYING, compact_row, join_arguments
+from bert_pld.kernels.joins import read_words, words_of
 from bert_pld.kernels.reference import Join, RowMap
 from bert_pld.kernels.tiles import Tile, keep_tile, reducing_row_tile
 
@@ -27,11 +28,8 @@ def add_norm_backward_kernel(
     grad_stream_ptr,  # [T, WIDTH]
     grad_values_ptr,  # [K, WIDTH]
     partial_ptr,  # fp32 [programs, 3, WIDTH]: of weight, norm_bias and bias; 2 instead of 3 without a branch
+    words_ptr,  # int32 [4], see joins.py
     num_rows,
-    scale,
-    seed,
-    seed_high,
-    site,
     dropped_levels,
     WIDTH: tl.constexpr,
     HAS_BRANCH: tl.constexpr,
@@ -50,6 +48,8 @@ def add_norm_backward_kernel(
     The sums stay in the tile's layout until the loop ends, so that threads with different rows need not meet in it.
     """
     program = tl.program_id(0)
+    if HAS_BRANCH:
+        seed, seed_high, site, scale = read_words(words_ptr)
     in_tile = tl.zeros([BLOCK_ROWS, 1], tl.int32) + tl.arange(0, BLOCK_WIDTH)[None, :]
     weight = ()
     grad_weight = ()
@@ -190,6 +190,7 @@ def add_norm_backward(
         grad_stream,
         grad_stream if grad_values is None else grad_values,
         partial,
+        words_of(join, mean),
         num_rows,
         HAS_NORM_ROWS=rows is not None,
         HAS_GRAD_NORMED=grad_normed is not None,

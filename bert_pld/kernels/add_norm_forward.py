@@ -10,11 +10,12 @@ import triton.language as tl
 from torch import Tensor
 
 from bert_pld.kernels import TRITON_MAX_WIDTH
-from bert_pld.kernels.dropout import NO_DROPOUT, dropped_levels, kept_scale
+from bert_pld.kernels.dropout import NO_DROPOUT, dropped_levels
+from bert_pld.kernels.joins import read_words, words_of
 from bert_pld.kernels.reference import Join, RowMap
 from bert_pld.kernels.tiles import Tile, ceil_div, keep_tile, row_tile
 
-VARYING = ["num_rows", "scale", "seed", "seed_high", "site", "dropped_levels"]
+VARYING = ["num_rows", "dropped_levels"]
 """Arguments that change from call to call: special values (1, multiples of 16) must not trigger a compilation."""
 ROW_MAPS = ["branch_rows_ptr", "norm_rows_ptr"]
 """Pointers to rows of one matrix: their alignment depends on the number of tokens and must not trigger one either."""
@@ -33,12 +34,9 @@ def add_norm_forward_kernel(
     normed_ptr,  # [N, WIDTH]
     mean_ptr,  # fp32 [N]
     rstd_ptr,  # fp32 [N]
+    words_ptr,  # int32 [4], see joins.py
     num_rows,
-    scale,
     eps,
-    seed,
-    seed_high,
-    site,
     dropped_levels,
     WIDTH: tl.constexpr,
     HAS_BRANCH: tl.constexpr,
@@ -64,6 +62,7 @@ def add_norm_forward_kernel(
     x = tl.load(stream_ptr + offsets, mask=mask if HAS_BRANCH else target_mask, other=0.0).to(tl.float32)
 
     if HAS_BRANCH:
+        seed, seed_high, site, scale = read_words(words_ptr)
         source = tl.load(branch_rows_ptr + rows, mask=in_rows, other=-1) if HAS_BRANCH_ROWS else rows
         joins = (in_rows & (source >= 0))[:, None] & in_width[None, :]
         source_offsets = source.to(tl.int64)[:, None] * WIDTH + columns[None, :]
@@ -126,6 +125,7 @@ def add_norm_forward(
             normed,
             mean,
             rstd,
+            words_of(join, mean),
             num_rows,
             eps=eps,
             HAS_NORM_ROWS=rows is not None,
@@ -141,15 +141,10 @@ def compact_row(rows: RowMap | None, unread: Tensor) -> Tensor:
 
 
 def join_arguments(join: Join | None) -> dict[str, Any]:
-    """Return the arguments of both kernels that depend on how the branch joins the stream."""
+    """Return the arguments of both kernels that depend on the kind of a join, not on its numbers."""
     dropout = NO_DROPOUT if join is None else join.dropout
     dropped = dropped_levels(dropout.probability)
-    low, high = dropout.key_words
     return {
-        "scale": 1.0 if join is None else float(join.scale) * kept_scale(dropped),
-        "seed": low,
-        "seed_high": high,
-        "site": dropout.site,
         "dropped_levels": dropped,
         "HAS_BRANCH": join is not None,
         "HAS_BRANCH_ROWS": join is not None and join.rows is not None,

@@ -18,11 +18,11 @@ from triton.compiler import ASTSource
 
 _NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _ARGUMENT_TYPES = {
-    **dict.fromkeys(("branch_rows_ptr", "norm_rows_ptr", "correct_ptr"), "*i32"),
+    **dict.fromkeys(("branch_rows_ptr", "norm_rows_ptr", "correct_ptr", "words_ptr"), "*i32"),
     **dict.fromkeys(("mean_ptr", "rstd_ptr", "partial_ptr", "losses_ptr"), "*fp32"),
     **dict.fromkeys(("cosines_ptr", "sines_ptr", "largest_ptr", "unscale_ptr"), "*fp32"),
     **dict.fromkeys(("narrow_ptr", "transposed_ptr"), "*fp8e4nv"),
-    **{"labels_ptr": "*i64", "positions_ptr": "*i32", "scale": "fp32", "eps": "fp32"},
+    **{"labels_ptr": "*i64", "positions_ptr": "*i32", "eps": "fp32"},
 }
 """Types of the arguments that are neither pointers to the model's dtype nor 32-bit integers."""
 _OPTIONS = {"num_warps", "maxnreg"}

@@ -282,6 +282,8 @@ class Join:
     dropout: CounterDropout = NO_DROPOUT
     rows: RowMap | None = None
     """The rows that the sub-layer ran on; None: all rows."""
+    words: Tensor | None = None
+    """int32 [4] on the device: seed, site and scale as kernels read them (`joins.py`); None: a launch uploads them."""
 
 
 def add_norm(

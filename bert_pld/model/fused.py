@@ -22,6 +22,7 @@ from bert_pld.kernels.add_norm import add_norm
 from bert_pld.kernels.attention import self_attention
 from bert_pld.kernels.bias_gelu import bias_gelu
 from bert_pld.kernels.dropout import CounterDropout
+from bert_pld.kernels.joins import on_device
 from bert_pld.kernels.layout import TokenLayout, kept_layouts, packed_layout, padded_layout, token_layouts
 from bert_pld.kernels.reference import Join, RowMap
 from bert_pld.model.block import SwitchableBlock
@@ -40,20 +41,12 @@ class BlockCall:
     """Layout of the sequences that the block runs on."""
     rows: RowMap | None
     """Rows of these sequences in the stream; None: all rows."""
-    scale: float
-    """The gate's scale."""
-    dropout: tuple[CounterDropout, CounterDropout]
-    """Dropout of the attention's output and of the feed-forward's output."""
+    joins: tuple[Join, Join]
+    """How the attention's output and the feed-forward's output join the stream."""
     pending: Join | None = None
     """How the pending output of an earlier block joins the stream."""
     chosen: Tensor | None = None
     """int64 [R]: the rows that anything after this block's attention is needed for; None: all."""
-
-    @property
-    def joins(self) -> tuple[Join, Join]:
-        """How this block's two outputs join the stream."""
-        attention, ffn = self.dropout
-        return Join(self.scale, attention, self.rows), Join(self.scale, ffn, self.rows)
 
 
 def install(encoder: Encoder) -> None:
@@ -296,12 +289,20 @@ def block_calls(
     else:
         layouts = kept_layouts(layout, [gate.rows_on_host if gate.keep else None for gate in gates])
     no_rows = TokenLayout(layout.lengths[:0], layout.padded_length, layout.device)
-    for index, (block, gate, (own, rows)) in enumerate(zip(encoder.blocks, gates, layouts, strict=True)):
-        dropouts = CounterDropout(first, seed, 2 * index), CounterDropout(second, seed, 2 * index + 1)
+    joins = on_device(
+        [
+            Join(gate.scale, CounterDropout(probability, seed, 2 * index + output), rows if gate.keep else None)
+            for index, (gate, (_, rows)) in enumerate(zip(gates, layouts, strict=True))
+            for output, probability in enumerate((first, second))
+        ],
+        layout.device,
+    )
+    of_blocks = zip(joins[::2], joins[1::2], strict=True)
+    for block, gate, (own, rows), both in zip(encoder.blocks, gates, layouts, of_blocks, strict=True):
         if gate.keep:
-            yield gate, block, BlockCall(own, rows, gate.scale, dropouts), True
+            yield gate, block, BlockCall(own, rows, both), True
         elif gate.zero_gradient_when_dropped and torch.is_grad_enabled():
-            yield gate, block, BlockCall(no_rows, None, gate.scale, dropouts), False
+            yield gate, block, BlockCall(no_rows, None, both), False
 
 
 def draw_seed() -> int:

@@ -1,7 +1,8 @@
-"""A record of the operators that torch dispatches."""
+"""A record of the operators that torch dispatches, and of the kernels that Triton interprets."""
 
 from __future__ import annotations
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -16,3 +17,19 @@ class RecordOperators(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self.calls.append((func, args, result))
         return result
+
+
+def record_launches(monkeypatch):
+    """Record each launch of a Triton kernel in the interpreter: its name, grid, and arguments that are no tensors."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    launches, run = [], InterpretedFunction.run
+
+    def recording(kernel, *arguments, grid, **keywords):
+        named = {name: value for name, value in keywords.items() if not isinstance(value, torch.Tensor)}
+        others = [value for value in arguments if not isinstance(value, torch.Tensor)]
+        launches.append((kernel.__name__, grid, others, named))
+        return run(kernel, *arguments, grid=grid, **keywords)
+
+    monkeypatch.setattr(InterpretedFunction, "run", recording)
+    return launches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from kernel_comparison import assert_close_as_eager, outputs_and_gradients, random_tensor
@@ -9,6 +10,7 @@ from kernel_comparison import assert_close_as_eager, outputs_and_gradients, rand
 from bert_pld.kernels import add_norm as fused
 from bert_pld.kernels import reference
 from bert_pld.kernels.dropout import CounterDropout, counter_keep_mask
+from bert_pld.kernels.joins import join_words, on_device
 from bert_pld.kernels.reference import Join, RowMap
 
 EPS = 1e-5
@@ -135,6 +137,32 @@ def kernel_mask(dropout: CounterDropout, rows: int, width: int, device: str) -> 
 def test_kernel_draws_the_specified_mask(width, device):
     for dropout in (CounterDropout(0.1), CounterDropout(0.5, seed=2**62 - 1, site=2**31 - 1)):
         assert torch.equal(kernel_mask(dropout, 13, width, device), counter_keep_mask(dropout, 13, width))
+
+
+def test_kernels_read_seed_site_and_scale_from_the_device(device):
+    """Overwriting the words changes what the same launch computes, forward and backward, to the bit."""
+    first, second = Join(1.5, CounterDropout(0.3, seed=7, site=2)), Join(1.1, CounterDropout(0.3, (5 << 40) + 1, 9))
+    (join,) = on_device([first], torch.device(device))
+    inputs = make_inputs(13, 96, torch.float32, device, join)
+    upstream = [random_tensor(13, 96, seed=seed, device=device) for seed in (8, 9)]
+
+    def results(join):
+        def add_norm(stream, weight, norm_bias, values, bias):
+            return fused.add_norm(stream, weight, norm_bias, EPS, values, bias, join)
+
+        return outputs_and_gradients(add_norm, inputs, upstream)
+
+    for other in (first, second):
+        join.words.copy_(torch.from_numpy(join_words([other]))[0])
+        assert all(torch.equal(*both) for both in zip(results(join), results(other), strict=True))
+
+
+def test_words_of_a_join_hold_its_seed_site_and_scale_exactly():
+    join = Join(1.7, CounterDropout(0.1, seed=(3 << 31) + 5, site=9))
+    words = join_words([Join(), join])
+    assert words.shape == (2, 4)
+    assert words[:, :3].tolist() == [[0, 0, 0], [5, 3, 9]]
+    assert words[:, 3].view(np.float32).tolist() == [1.0, np.float32(1.7 * 2**16 / (2**16 - 6554))]
 
 
 def test_stream_wider_than_the_maximum_is_rejected(device):

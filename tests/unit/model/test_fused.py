@@ -7,7 +7,7 @@ import collections
 import numpy as np
 import pytest
 import torch
-from recorded_operators import RecordOperators
+from recorded_operators import RecordOperators, record_launches
 from tiny_model import LENGTHS, ROWS, SEQ, drawn_gates, fixed_gates, gradients, make_batch, make_model
 
 from bert_pld.cost.flops import ModelFlops
@@ -124,6 +124,18 @@ def test_every_sub_layer_has_its_own_dropout_site_and_every_forward_its_own_seed
         model(**make_batch())
     assert len({(dropout.seed, dropout.site) for dropout in seen}) == len(seen) == 2 * 6
     assert len({dropout.seed for dropout in seen}) == 2
+
+
+@pytest.mark.parametrize("normalization", ["pre", "post"])
+def test_only_tensors_differ_between_the_launches_of_two_micro_batches(normalization, monkeypatch):
+    """A CUDA graph repeats every other argument: seeds, scales and the block that a pending output is of."""
+    launches = record_launches(monkeypatch)
+    model = fused_model(normalization=normalization, hidden_dropout=0.2, num_layers=2)
+    for scale in (1.5, 1.25):
+        gradients(model, fixed_gates([1, 1], scale), **make_batch(padded=False))
+    first, second = launches[: len(launches) // 2], launches[len(launches) // 2 :]
+    assert first == second
+    assert len(first) == 2 * 7 + 2 * (normalization == "pre") + 1
 
 
 @pytest.mark.parametrize("normalization", ["pre", "post"])
