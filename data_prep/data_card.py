@@ -18,6 +18,7 @@ from typing import Any
 
 from bert_pld.data.fast_tokenizer import FastTokenizer
 from bert_pld.data.shards import Manifest
+from bert_pld.data.tokenizer import LONGEST_WORD_CHARACTERS
 from bert_pld.files import write_atomically
 from data_prep.plan import BuildPlan
 from data_prep.rows.vocabulary import BuildTokenizer, unknown_warning
@@ -82,6 +83,7 @@ def make_card(
         "text_bytes": sum(source["bytes"] for source in sources),
         "tokens": tokens,
         "unknown_token_rate": sum(counts["unknown"] for counts in writing) / max(tokens, 1),
+        "long_unknown_words": sum(counts.get("long_unknown", 0) for counts in writing),
         "histograms": {
             "document_tokens": _sum([counts["document_lengths"] for counts in writing]),
             "sentence_tokens": _sum([counts["sentence_lengths"] for counts in writing]),
@@ -191,7 +193,7 @@ def summary(card: dict[str, Any], data_dir: Path, seconds: float) -> str:
         ("duplicates", _reasons(documents["duplicates"])),
         ("characters", _kept(card["characters"])),
         ("sentences", f"{card['sentences']:,}"),
-        ("tokens", f"{card['tokens']:,} ({card['unknown_token_rate']:.4%} [UNK])"),
+        ("tokens", f"{card['tokens']:,} ({card['unknown_token_rate']:.4%} [UNK]{_long_words(card)})"),
         ("vocabulary", f"{card['vocabulary']['size']:,} entries, {card['vocabulary']['casing']}{kind}"),
         ("rows", f"{card['rows']['train']:,} train, {card['rows']['validation']:,} validation, {fill:.1%} full"),
         *([("in a row", _documents_line(card))] if "documents_in_rows" in card else []),
@@ -206,6 +208,11 @@ def _kept(characters: dict[str, Any]) -> str:
     share = characters["kept"] / max(characters["read"], 1)
     kept = f"{characters['kept']:,} of {characters['read']:,} kept ({share:.1%})"
     return kept + (f"; left out: {'; '.join(parts)}" if parts else "")
+
+
+def _long_words(card: dict[str, Any]) -> str:
+    long = card["long_unknown_words"]
+    return f", {long:,} of them for more than {LONGEST_WORD_CHARACTERS} characters" if long else ""
 
 
 def _documents_line(card: dict[str, Any]) -> str:
@@ -256,7 +263,7 @@ def page(card: dict[str, Any]) -> str:
         ),
         ("accents", vocabulary["accents"]),
         *([("tokenizer", _tokenizer_line(vocabulary))] if "algorithm" in vocabulary else []),
-        ("[UNK]", f"{card['unknown_token_rate']:.4%} of the tokens"),
+        ("[UNK]", f"{card['unknown_token_rate']:.4%} of the tokens{_long_words(card)}"),
         ("seed", str(card["arguments"]["seed"])),
         ("made with", ", ".join(f"{name} {version}" for name, version in card["made_with"].items())),
     ]

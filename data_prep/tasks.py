@@ -72,15 +72,16 @@ def run_writing_task(build_dir: Path, task: int) -> None:
 
     special_ids = tokenizer.special_ids()
     if tokenizer.splits_at_sentences:
-        documents = encode_documents(encoder, texts())
+        documents = encode_documents(encoder, texts(), special_ids.get("unk"))
     else:
         left_out = np.zeros(len(tokenizer.entries), np.bool_)
         left_out[[special_ids[role] for role in REQUIRED_ROLES]] = True
-        documents = encode_whole_documents(encoder, texts(), left_out)
+        documents = encode_whole_documents(encoder, texts(), left_out, special_ids.get("unk"))
     counts: dict[str, Any] = {
         "characters": characters,
         "tokens": len(documents.tokens),
         "unknown": int(np.count_nonzero(documents.tokens == special_ids["unk"])) if "unk" in special_ids else 0,
+        "long_unknown": documents.long_unknown,
         "document_lengths": _histogram(np.diff(documents.segment_starts[documents.document_starts])),
         "sentence_lengths": _histogram(np.diff(documents.segment_starts)),
         "lengths": {},

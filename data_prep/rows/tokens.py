@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
+
+from bert_pld.data.tokenizer import LONGEST_WORD_CHARACTERS
 
 _BATCH_SENTENCES = 4096
 _BATCH_CHARACTERS = 1 << 17
@@ -24,26 +26,40 @@ class TokenizedDocuments:
     """[S + 1] positions in `tokens`."""
     document_starts: NDArray[np.int64]
     """[D + 1] positions in `segment_starts`."""
+    long_unknown: int = 0
+    """Number of unknown tokens that stand for more than 100 characters."""
 
 
-def encode_documents(tokenizer: Tokenizer, documents: Iterable[list[str]]) -> TokenizedDocuments:
-    """Tokenize sentence by sentence, without special tokens; sentences and documents without a token are left out."""
+def encode_documents(
+    tokenizer: Tokenizer, documents: Iterable[list[str]], unknown: int | None = None
+) -> TokenizedDocuments:
+    """Tokenize sentence by sentence, without special tokens; sentences and documents without a token are left out.
+
+    `unknown` is the id of [UNK], if there is one.
+    """
     gathered = _Gathered()
     for batch in _batches(documents, _BATCH_SENTENCES, len):
         sentences = list(itertools.chain.from_iterable(batch))
         ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(sentences, add_special_tokens=False)]
         gathered.add(list(itertools.chain.from_iterable(ids)), list(map(len, ids)), list(map(len, batch)))
+        for sentence, own in zip(sentences, ids, strict=True):
+            if len(sentence) > LONGEST_WORD_CHARACTERS and unknown in own:
+                gathered.long_unknown += _long_unknown(tokenizer.encode(sentence, add_special_tokens=False), unknown)
     return gathered.documents()
 
 
 def encode_whole_documents(
-    tokenizer: Tokenizer, documents: Iterable[list[str]], left_out: NDArray[np.bool_]
+    tokenizer: Tokenizer,
+    documents: Iterable[list[str]],
+    left_out: NDArray[np.bool_],
+    unknown: int | None = None,
 ) -> TokenizedDocuments:
     """Tokenize whole documents, without special tokens, and cut them where sentences begin.
 
     A document is a list of sentences, which together are its text. A token belongs to the sentence in which it begins,
     and the space before a sentence belongs to that sentence. `left_out`, bool [vocabulary size], is true for ids that
-    must not occur in a text: a tokenizer may make a special token where a text contains its name.
+    must not occur in a text: a tokenizer may make a special token where a text contains its name. `unknown` is the id
+    of [UNK], if there is one.
     """
     gathered = _Gathered()
     for batch in _batches(documents, _BATCH_CHARACTERS, lambda sentences: sum(map(len, sentences))):
@@ -51,12 +67,19 @@ def encode_whole_documents(
         for sentences, encoding in zip(batch, encodings, strict=True):
             ids = np.array(encoding.ids, np.uint32)
             starts = np.fromiter(itertools.chain.from_iterable(encoding.offsets), np.int64, count=2 * len(ids))[::2]
+            if unknown is not None and (ids == unknown).any():
+                gathered.long_unknown += _long_unknown(encoding, unknown)
             if (unwanted := left_out[ids]).any():
                 ids, starts = ids[~unwanted], starts[~unwanted]
             ends = np.cumsum([len(sentence) for sentence in sentences])
             cuts = np.searchsorted(np.maximum.accumulate(starts), ends[:-1])
             gathered.add(ids, np.diff(cuts, prepend=0, append=len(ids)).tolist(), [len(sentences)])
     return gathered.documents()
+
+
+def _long_unknown(encoding: Encoding, unknown: int | None) -> int:
+    tokens = zip(encoding.ids, encoding.offsets, strict=True)
+    return sum(token == unknown and end - start > LONGEST_WORD_CHARACTERS for token, (start, end) in tokens)
 
 
 def _batches(
@@ -82,6 +105,7 @@ class _Gathered:
         self._ids = [np.empty(0, np.uint32)]
         self._lengths: list[int] = []
         self._segments: list[int] = []
+        self.long_unknown = 0
 
     def add(self, ids: Sequence[int] | NDArray[np.uint32], lengths: list[int], segments: list[int]) -> None:
         self._ids.append(np.asarray(ids, np.uint32))
@@ -94,7 +118,10 @@ class _Gathered:
         document_of_segment = np.repeat(np.arange(len(self._segments)), self._segments)[lengths > 0]
         segments = np.bincount(document_of_segment, minlength=len(self._segments))
         return TokenizedDocuments(
-            np.concatenate(self._ids), _starts(lengths[lengths > 0]), _starts(segments[segments > 0])
+            np.concatenate(self._ids),
+            _starts(lengths[lengths > 0]),
+            _starts(segments[segments > 0]),
+            self.long_unknown,
         )
 
 
@@ -121,7 +148,7 @@ def split_long_segments(
         before = start
         for part in range(1, count):
             ideal = start + length * part // count
-            cut = int(word_starts[np.argmin(np.abs(word_starts - ideal))]) if len(word_starts) else ideal
+            cut = _nearest(word_starts, ideal)
             rest = start + length - cut
             fits = cut > before and cut - before <= longest and rest <= longest * (count - part)
             before = cut if fits else ideal
@@ -132,7 +159,14 @@ def split_long_segments(
         tokens=documents.tokens,
         segment_starts=np.sort(np.concatenate([starts, np.array(cuts, np.int64)])),
         document_starts=documents.document_starts + grown[documents.document_starts],
+        long_unknown=documents.long_unknown,
     )
+
+
+def _nearest(places: NDArray[np.int64], ideal: int) -> int:
+    """Return the sorted place that is nearest to the ideal one, the first of two; without a place, the ideal one."""
+    after = int(np.searchsorted(places, ideal))
+    return int(min(places[max(after - 1, 0) : after + 1], key=lambda place: abs(place - ideal), default=ideal))
 
 
 def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ from bert_pld.data.fast_tokenizer import FastTokenizer
 from bert_pld.data.tokenizer import SPECIAL_TOKENS, bert_template
 from bert_pld.data.word_starts import BLANK
 from data_prep.rows.unigram import train_pieces
-from data_prep.rows.vocabulary import SMALLEST_VOCABULARY
+from data_prep.rows.vocabulary import LONGEST_TRAINED_WORD, SMALLEST_VOCABULARY
 
 ALGORITHMS = ("wordpiece", "bpe", "unigram")
 UNIGRAM_COVERAGE = (0.9995, 0.9999)
@@ -58,7 +58,7 @@ def _train_bpe(texts: Texts, size: int) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if size < len(special) + len(alphabet):
         raise ValueError(f"--vocab_size {size}: bytes and special tokens take {len(special) + len(alphabet)} entries")
-    tokenizer = _with_bytes(models.BPE())
+    tokenizer = _with_bytes(models.BPE(), _cut_long_words(_WORDS))
     # The trainer numbers special tokens first, and breaks ties between merges by numbers: with the alphabet among them,
     # nothing depends on a hash table.
     trainer = trainers.BpeTrainer(
@@ -72,10 +72,15 @@ def _train_bpe(texts: Texts, size: int) -> Tokenizer:
     )
 
 
-def _with_bytes(model: models.Model) -> Tokenizer:
+def _cut_long_words(words: str) -> str:
+    """Return a pattern of words of which none is longer than the trainers can take."""
+    return words.replace("]+", f"]{{1,{LONGEST_TRAINED_WORD}}}").replace("}+", f"}}{{1,{LONGEST_TRAINED_WORD}}}")
+
+
+def _with_bytes(model: models.Model, pattern: str = _WORDS) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.NFC()
-    words = pre_tokenizers.Split(Regex(_WORDS), behavior="isolated")
+    words = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
@@ -97,11 +102,11 @@ def _train_unigram(texts: Texts, size: int) -> Tokenizer:
     return _completed(_with_blanks(unigram), [])
 
 
-def _with_blanks(model: models.Model) -> Tokenizer:
+def _with_blanks(model: models.Model, pattern: str = _WORDS_AFTER_BLANK) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " ")])
     # A blank before the first word alone: after a [MASK], a word begins where the text has a blank.
-    words = pre_tokenizers.Split(Regex(_WORDS_AFTER_BLANK), behavior="isolated")
+    words = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(BLANK, prepend_scheme="first"), words])
     tokenizer.decoder = decoders.Metaspace(replacement=BLANK, prepend_scheme="first")
     return tokenizer
@@ -109,7 +114,7 @@ def _with_blanks(model: models.Model) -> Tokenizer:
 
 def _words(texts: Texts) -> Counter[str]:
     """Return how often each word occurs: what stands between two blanks, with the mark of the first."""
-    tokenizer = _with_blanks(models.Unigram())
+    tokenizer = _with_blanks(models.Unigram(), _cut_long_words(_WORDS_AFTER_BLANK))
     counts: Counter[str] = Counter()
     for batch in texts():
         for text in batch:

@@ -6,6 +6,7 @@ import bisect
 import dataclasses
 import itertools
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ from bert_pld.data.fast_tokenizer import FastTokenizer, RowTemplate
 from bert_pld.data.shards import vocabulary_hash
 from bert_pld.data.tokenizer import (
     CONTINUATION,
+    SIGNIFICANT_SHARE,
     SPECIAL_TOKENS,
     bert_normalizer,
     bert_tokenizer,
@@ -37,11 +39,16 @@ USUAL_ALPHABET = 1000
 """Characters of a trained vocabulary, at most an eighth of its size; more where the text needs them."""
 ALPHABET_COVERAGE = 0.999
 """Share of the text's characters that the characters of a trained vocabulary cover at least."""
+UNKNOWN_WORDS = 0.0005
+"""Share of the words that may hold another character in scripts without capitals, where these characters fit."""
 MOST_UNKNOWN = 0.01
 """Share of [UNK] above which a build and `verify` warn."""
 ACCENTS = ("auto", "keep", "strip")
+LONGEST_TRAINED_WORD = 1000
+"""Characters; training cuts longer words, because the trainers' time grows with the square of a word's length."""
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 256, 2**20
 _CAPITALS_OF_A_CASED_VOCABULARY = 0.01
+_LONG_WORD = re.compile(rf"\S{{{LONGEST_TRAINED_WORD}}}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,8 +211,12 @@ def _train(
         vocab_size=size, min_frequency=2, show_progress=False, special_tokens=head, limit_alphabet=0,
         continuing_subword_prefix=CONTINUATION,
     )  # fmt: skip
-    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.train_from_iterator(([_cut_long_words(text) for text in batch] for batch in texts()), trainer)
     return [entry for entry, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+
+
+def _cut_long_words(text: str) -> str:
+    return text if len(text) <= LONGEST_TRAINED_WORD else _LONG_WORD.sub(r"\g<0> ", text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,16 +242,29 @@ class _Alphabet:
         return cls(first, later)
 
     def entries(self, size: int) -> list[str]:
-        """Return the most frequent characters, sorted: those that begin words, then, with `##`, those inside words."""
+        """Return the most frequent characters, sorted: those that begin words, then, with `##`, those inside words.
+
+        A word with another character is [UNK] as a whole. Where scripts without capitals are more than 1 % of the text,
+        more characters are taken than the coverage asks for, as long as they are at most half of the entries.
+        """
         ranked = sorted((self.first + self.later).items(), key=lambda item: (-item[1], item[0]))
         if not ranked:
             return []
         covered = list(itertools.accumulate(count for _, count in ranked))
         needed = bisect.bisect_left(covered, ALPHABET_COVERAGE * covered[-1]) + 1
-        kept = {character for character, _ in ranked[: max(needed, min(USUAL_ALPHABET, size // 8))]}
+        needed = max(needed, min(USUAL_ALPHABET, size // 8))
+        if sum(count for character, count in ranked if _is_without_case(character)) > SIGNIFICANT_SHARE * covered[-1]:
+            enough = bisect.bisect_left(covered, covered[-1] - UNKNOWN_WORDS * self.first.total()) + 1
+            larger = range(needed + 1, enough + 1)
+            needed += bisect.bisect_right(larger, size // 2, key=lambda count: len(self._entries_of(ranked[:count])))
+        return self._entries_of(ranked[:needed])
+
+    def _entries_of(self, ranked: list[tuple[str, int]]) -> list[str]:
+        kept = {character for character, _ in ranked}
         # The trainer leaves a character out of its merges if it is no entry without `##`. Vowel signs begin no word.
         only_inside = {mark for mark in kept - self.first.keys() if _is_without_case(mark)}
-        if sum(self.later[mark] for mark in only_inside) <= (1 - ALPHABET_COVERAGE) * covered[-1]:
+        characters = self.first.total() + self.later.total()
+        if sum(self.later[mark] for mark in only_inside) <= (1 - ALPHABET_COVERAGE) * characters:
             only_inside = set()  # a few foreign words in the text
         begin, inside = sorted(kept & self.first.keys() | only_inside), sorted(kept & self.later.keys())
         return begin + [CONTINUATION + character for character in inside]

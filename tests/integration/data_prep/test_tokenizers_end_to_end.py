@@ -55,8 +55,7 @@ def test_ten_languages_with_each_algorithm(algorithm, texts, build, tmp_path, ca
     assert main(["verify", str(tmp_path / "packed")]) == 0
     assert ": sound" in capsys.readouterr().out
     card = card_of(tmp_path / "packed")
-    # WordPiece covers 99.9 % of the characters, as before there were other algorithms.
-    assert card["unknown_token_rate"] < (0.002 if algorithm == "wordpiece" else 0.001)
+    assert card["unknown_token_rate"] < 0.001
     assert card["vocabulary"]["size"] == SIZES[algorithm]
     assert card["sentences"] > 5 * len(texts) * 0.8
     assert card["characters"]["kept"] == card["characters"]["read"]

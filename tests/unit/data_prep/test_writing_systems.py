@@ -3,6 +3,7 @@ import random
 import pytest
 from made_up_corpus import read_source
 from scripts.measure.measure_scripts import SCRIPTS, paragraph, with_changed_characters
+from ten_languages import SENTENCES
 from tokenizers import Tokenizer
 from transformers import BertTokenizer
 
@@ -149,6 +150,31 @@ def test_alphabet_covers_the_text_and_a_size_too_small_for_it_is_an_error():
     vocabulary = train_vocabulary(lambda: texts, 370, False, True)
     ids = vocabulary.tokenizer().encode("".join(texts[0])).ids
     assert ids.count(1) < 0.002 * len(ids)
+
+
+def test_characters_of_a_single_sentence_are_entries_where_scripts_without_capitals_fit():
+    """A character that the alphabet lacks makes its whole word [UNK]."""
+    texts = [[" ".join(SENTENCES[language] * 4) for language in ("zh", "ko", "th", "de")] + ["까치 뵙다 쾌청"]]
+    # All characters take 331 entries, of which a smaller vocabulary has no more than 99.9 % of the text need.
+    for size, unknown in ((600, 2), (690, 0)):
+        vocabulary = train_vocabulary(lambda: texts, size, False, True)
+        tokens = vocabulary.tokenizer().encode(" ".join(texts[0]), add_special_tokens=False).tokens
+        assert tokens.count("[UNK]") == unknown
+
+
+@pytest.mark.parametrize(("cased", "entries"), [(False, "12072b5a9c381774"), (True, "a5570836372f7399")])
+def test_vocabulary_of_a_script_with_capitals_is_that_of_earlier_releases(cased, entries):
+    """Here 0.1 % of the characters are rare letters."""
+    draw = random.Random(3)
+    rare = "ăąćçđęğıłñőœřşšßťūžøåêôαβγδеижк漢字かな"
+    words = ["".join(draw.choices("etaoinshrdlucmfwyp", k=draw.randint(2, 7))) for _ in range(300)]
+
+    def word():
+        drawn = draw.choice(words)
+        return drawn.capitalize() + draw.choice(rare) if draw.random() < 0.004 else drawn
+
+    texts = [[" ".join(word() for _ in range(12)) + "." for _ in range(400)]]
+    assert train_vocabulary(lambda: texts, 256, cased).hash.startswith(entries)
 
 
 def test_size_that_the_error_names_is_possible():
