@@ -29,6 +29,8 @@ from bert_pld.kernels.dropout import dropout as drop_out
 
 _LONGEST_MASKED_ROW = 160
 """Most tokens of a row for which attention within documents uses a mask on a CPU."""
+_LONGEST_IN_BF16 = 256
+"""Most tokens of a sequence whose attention is computed in bf16 on a CPU."""
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -121,8 +123,7 @@ def self_attention(
     """
     if not qkv.shape[0]:  # Under ZeRO 3 a dropped block runs on no rows; not every attention kernel does.
         return qkv[..., : qkv.shape[-1] // 3]
-    if qkv.dtype is torch.bfloat16 and qkv.device.type == "cpu":
-        # On a CPU torch's attention is five times slower in bf16 than in fp32, even on processors with bf16 units.
+    if _attends_in_fp32(qkv):
         return self_attention(qkv.float(), num_heads, attention_mask, dropout, rotation).to(qkv.dtype)
     batch, seq, width = qkv.shape
     heads = qkv.view(batch, seq, 3, num_heads, width // (3 * num_heads))
@@ -136,7 +137,7 @@ def multi_head_attention(
     query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | WithinDocuments | None, dropout: float
 ) -> Tensor:
     """Apply `self_attention` to queries, keys and values that are apart: three times [B, S, N, D] → [B, S, N · D]."""
-    if query.dtype is torch.bfloat16 and query.device.type == "cpu":
+    if _attends_in_fp32(query):
         wide = query.float(), key.float(), value.float()
         return multi_head_attention(*wide, attention_mask, dropout).to(query.dtype)
     batch, seq = query.shape[:2]
@@ -148,6 +149,16 @@ def multi_head_attention(
             return _attend_document_by_document(query, key, value, mask, dropout).view(batch, seq, -1)
         mask = mask.mask()
     return attend(query, key, value, mask, dropout)
+
+
+def _attends_in_fp32(values: Tensor) -> bool:
+    """Whether attention of these sequences [B, S, …] is computed in fp32 although they are in bf16.
+
+    On a CPU torch's fused attention is three to five times slower in bf16 than in fp32, even with bf16 units. With them
+    the steps one by one are faster than both, but their scores take memory that grows with S².
+    """
+    on_cpu_in_bf16 = values.dtype is torch.bfloat16 and values.device.type == "cpu"
+    return on_cpu_in_bf16 and not (cpu_multiplies_bf16() and values.shape[1] <= _LONGEST_IN_BF16)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -196,7 +207,8 @@ def _attend_document_by_document(
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Return softmax(QKᵀ / √D)·V: three times [B, N, S, D] → [B, N, S, D]; `mask` is bool, [B or 1, 1, S or 1, S]."""
-    if dropout and draws_integers(query):
+    in_bf16 = query.dtype is torch.bfloat16 and query.device.type == "cpu"
+    if in_bf16 or (dropout and draws_integers(query)):
         # torch's fused attention has no dropout on a CPU: these are the steps that torch would run, with a faster one.
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
@@ -345,5 +357,5 @@ def linear_cross_entropy_sum(
         The sum (fp32; 0 for M = 0) and the number of labels that have the highest logit (int64, no gradient).
     """
     logits = linear(hidden_states, weight, bias)
-    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-    return loss, (logits.detach().argmax(-1) == labels).sum()
+    logits = logits.float()  # On a CPU argmax, too, is four times faster in fp32.
+    return F.cross_entropy(logits, labels, reduction="sum"), (logits.detach().argmax(-1) == labels).sum()

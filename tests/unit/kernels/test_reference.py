@@ -79,16 +79,28 @@ def test_attention_with_dropout_is_attention_on_average():
     assert torch.allclose(exact, (weights @ heads[2]).transpose(1, 2).reshape(2, 6, 8), atol=1e-5)
 
 
-def test_bf16_attention_on_a_cpu_is_fp32_attention_rounded_once():
+def attend_in_fp32_and_bf16(length, mask=None):
+    """Outputs and gradients: [fp32's, bf16's] of each."""
     torch.manual_seed(5)
-    wide = torch.randn(3, 16, 96).bfloat16().float().requires_grad_()
+    wide = torch.randn(2, length, 96).bfloat16().float().requires_grad_()
     narrow = wide.detach().bfloat16().requires_grad_()
-    upstream = torch.randn(3, 16, 32).bfloat16()
-    exact, rounded = (reference.self_attention(qkv, 4, None, 0.0) for qkv in (wide, narrow))
-    assert torch.equal(rounded, exact.bfloat16())
-    exact.backward(upstream.float())
-    rounded.backward(upstream)
-    assert torch.equal(narrow.grad, wide.grad.bfloat16())
+    upstream = torch.randn(2, length, 32).bfloat16()
+    outputs = [reference.self_attention(qkv, 4, mask, 0.0) for qkv in (wide, narrow)]
+    outputs[0].backward(upstream.float())
+    outputs[1].backward(upstream)
+    return outputs, [wide.grad, narrow.grad]
+
+
+def test_bf16_attention_of_long_sequences_on_a_cpu_is_fp32_attention_rounded_once():
+    for exact, rounded in attend_in_fp32_and_bf16(300):
+        assert torch.equal(rounded, exact.bfloat16())
+
+
+@pytest.mark.parametrize("mask", [None, torch.arange(16) < torch.tensor([[16], [9]])], ids=["full", "padded"])
+def test_bf16_attention_of_short_sequences_on_a_cpu_differs_by_its_rounding(mask):
+    for exact, rounded in attend_in_fp32_and_bf16(16, mask):
+        assert rounded.dtype is torch.bfloat16
+        assert ((rounded.float() - exact).norm() / exact.norm()).item() < 8e-3
 
 
 def test_gelu_variants_and_summed_loss():
