@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.kernels.operation import Formula, InputSet, Operation, Size
-from bert_pld.kernels import reference
+from bert_pld.kernels import reference, reference_attention
 
 if TYPE_CHECKING:
     from bert_pld.kernels.tiles import Tile
@@ -82,7 +82,7 @@ class RotaryHeads(Operation):
         self.heads = max(size.hidden // 64, 1)
         self.positions = torch.arange(size.tokens, dtype=torch.int32, device=device) % size.seq_length
         every = torch.arange(size.seq_length, device=device)
-        self.cosines, self.sines = reference.rotary_angles(every, size.hidden // self.heads, _THETA)
+        self.cosines, self.sines = reference_attention.rotary_angles(every, size.hidden // self.heads, _THETA)
 
     def moved_bytes(self, direction: str) -> int:
         """The fewest bytes: all projections once in each direction, the positions, and the table of angles."""
@@ -103,7 +103,7 @@ class RotaryHeads(Operation):
 
     def specification(self) -> Formula:
         """The reference backend's function."""
-        return lambda qkv: reference.rotary_heads(qkv, self.heads, self.positions, self.cosines, self.sines)
+        return lambda qkv: reference_attention.rotary_heads(qkv, self.heads, self.positions, self.cosines, self.sines)
 
     def forward(self, inputs: InputSet, tile: Tile | None = None) -> tuple[Tensor, ...]:
         """`rotary_forward`."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from benchmarks.kernels.operation import Formula, InputSet, Operation
-from bert_pld.kernels import reference
+from bert_pld.kernels import reference_attention
 
 if TYPE_CHECKING:
     from bert_pld.kernels.tiles import Tile
@@ -34,11 +34,11 @@ class SplitQkv(Operation):
 
     def formula(self) -> Formula:
         """The reference backend's function, whose backward joins the gradients and then sums them."""
-        return reference.split_qkv
+        return reference_attention.split_qkv
 
     def specification(self) -> Formula:
         """The reference backend's function."""
-        return reference.split_qkv
+        return reference_attention.split_qkv
 
     def forward(self, inputs: InputSet, tile: Tile | None = None) -> tuple[Tensor, ...]:
         """Three views."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bert_pld.kernels import reference
+from bert_pld.kernels import reference_attention
 from bert_pld.kernels.layout import TokenLayout
 from bert_pld.kernels.split_qkv import split_qkv
 
@@ -48,7 +48,7 @@ def self_attention(
     shape = -1, layout.padded_length
     document = None if document is None else document.view(shape)
     query, key, value = (part.unflatten(0, shape) for part in (query, key, value))
-    return reference.multi_head_attention(query, key, value, document, dropout).flatten(0, 1)
+    return reference_attention.multi_head_attention(query, key, value, document, dropout).flatten(0, 1)
 
 
 def runs_packed(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
@@ -84,5 +84,5 @@ def _padded_attention(
         part.new_zeros(mask.numel(), *part.shape[1:]).index_copy(0, index, part).unflatten(0, mask.shape)
         for part in parts
     )
-    context = reference.multi_head_attention(query, key, value, attended, dropout)
+    context = reference_attention.multi_head_attention(query, key, value, attended, dropout)
     return context.flatten(0, 1).index_select(0, index)

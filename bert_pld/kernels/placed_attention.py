@@ -16,7 +16,7 @@ from torch import Tensor
 from bert_pld.kernels.attention import runs_packed
 from bert_pld.kernels.documents import same_document
 from bert_pld.kernels.layout import TokenLayout
-from bert_pld.kernels.reference import attend
+from bert_pld.kernels.reference_attention import attend
 
 
 @dataclasses.dataclass(frozen=True)

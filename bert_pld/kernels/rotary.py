@@ -5,7 +5,7 @@
 The angle is that of the token's position in its sequence (Su et al., arXiv:2104.09864); rotation is in fp32. The packed
 projections are read once and may be freed; backward rotates the other way and joins the three gradients, which autograd
 would copy together anyway. Each direction reads and writes 3·H values a row. The specification is
-`bert_pld.kernels.reference.rotary_heads`.
+`bert_pld.kernels.reference_attention.rotary_heads`.
 """
 
 from __future__ import annotations
@@ -144,5 +144,5 @@ class _RotaryHeads(torch.autograd.Function):
 def rotary_heads(
     qkv: Tensor, num_heads: int, positions: Tensor, cosines: Tensor, sines: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run `bert_pld.kernels.reference.rotary_heads` as one kernel in each direction; differentiable once."""
+    """Run `bert_pld.kernels.reference_attention.rotary_heads` as one kernel in each direction; differentiable once."""
     return _RotaryHeads.apply(qkv.contiguous(), num_heads, positions, cosines, sines)

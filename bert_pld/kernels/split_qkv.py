@@ -2,7 +2,7 @@
 
 Forward makes three views. Backward would copy the three gradients into one matrix, for the product's backward, and then
 read this matrix again for the gradient of the product's bias; here one kernel does both. The specification is
-`bert_pld.kernels.reference.split_qkv`.
+`bert_pld.kernels.reference_attention.split_qkv`.
 """
 
 from __future__ import annotations
@@ -97,5 +97,5 @@ class _SplitQkv(torch.autograd.Function):
 
 
 def split_qkv(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Run `bert_pld.kernels.reference.split_qkv` without a copy, its backward as one kernel; differentiable once."""
+    """Run `reference_attention.split_qkv` without a copy, its backward as one kernel; differentiable once."""
     return _SplitQkv.apply(qkv, bias)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bert_pld.config import ModelConfig
 from bert_pld.kernels import reference as ops
+from bert_pld.kernels.reference_attention import self_attention
 
 
 class GatedBlock(nn.Module):
@@ -103,7 +104,7 @@ def _attend(
     chosen: Tensor | None,
 ) -> Tensor:
     qkv = block.linear(normed, block.qkv_weight, block.qkv_bias)
-    context = ops.self_attention(qkv, block.config.num_attention_heads, attention_mask, block.attention_dropout)
+    context = self_attention(qkv, block.config.num_attention_heads, attention_mask, block.attention_dropout)
     if chosen is not None:
         context, residual = rows_of(context, chosen), rows_of(residual, chosen)
     return ops.linear_dropout_scale_residual(

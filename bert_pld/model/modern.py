@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bert_pld.config import ModelConfig
 from bert_pld.kernels.documents import WithinDocuments, place_documents
 from bert_pld.kernels.dropout import dropout as drop_out
-from bert_pld.kernels.reference import rotary_angles
+from bert_pld.kernels.reference_attention import rotary_angles
 from bert_pld.model.bert import BertForPreTraining
 from bert_pld.model.encoder import Encoder, FinalNorm, calls_of_blocks
 from bert_pld.model.heads import MaskedLanguageModelHead
@@ -24,7 +24,7 @@ from bert_pld.pld.gates import BlockGate, run_gated
 
 Placed = tuple[Tensor, Tensor, Tensor | WithinDocuments | None]
 """Cosines and sines of the tokens' rotary angles, and the mask of who attends to whom: what a block's attention needs
-to know about positions (see `bert_pld.kernels.reference.self_attention`)."""
+to know about positions (see `bert_pld.kernels.reference_attention.self_attention`)."""
 
 
 class ModernEmbeddings(nn.Module):

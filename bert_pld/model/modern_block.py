@@ -12,6 +12,7 @@ from bert_pld.config import ModelConfig
 from bert_pld.kernels import reference as ops
 from bert_pld.kernels.documents import WithinDocuments
 from bert_pld.kernels.dropout import dropout as drop_out
+from bert_pld.kernels.reference_attention import self_attention
 from bert_pld.model.block import GatedBlock, rows_of
 
 
@@ -52,16 +53,14 @@ def run_eager(
 ) -> Tensor:
     """Run the block in eager torch: [B, S, H] → [B, S, H], or with `chosen` [R] the rows [R, H] as in BERT's block.
 
-    `cosines`, `sines` (fp32 [B or 1, S, D / 2]) and `attention_mask` are those of `ops.self_attention`.
+    `cosines`, `sines` (fp32 [B or 1, S, D / 2]) and `attention_mask` are those of `reference_attention.self_attention`.
     """
     config, eps = block.config, block.config.layer_norm_eps
     normed = hidden_states
     if block.attention_norm_weight is not None:
         normed = ops.layer_norm(hidden_states, block.attention_norm_weight, None, eps)
     qkv = block.linear(normed, block.qkv_weight, None)
-    context = ops.self_attention(
-        qkv, config.num_attention_heads, attention_mask, block.attention_dropout, (cosines, sines)
-    )
+    context = self_attention(qkv, config.num_attention_heads, attention_mask, block.attention_dropout, (cosines, sines))
     if chosen is not None:
         context, hidden_states = rows_of(context, chosen), rows_of(hidden_states, chosen)
     hidden_states = ops.linear_dropout_scale_residual(

@@ -17,7 +17,8 @@ from bert_pld.kernels.dropout import dropout as drop_out
 from bert_pld.kernels.geglu import geglu
 from bert_pld.kernels.layout import TokenLayout
 from bert_pld.kernels.placed_attention import Places, placed_attention
-from bert_pld.kernels.reference import Join, RowMap, rotary_angles
+from bert_pld.kernels.reference import Join, RowMap
+from bert_pld.kernels.reference_attention import rotary_angles
 from bert_pld.kernels.rotary import rotary_heads
 from bert_pld.model.encoder import Encoder
 from bert_pld.model.fused import BlockCall, Chosen, FusedEncoding, block_calls

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bert_pld.kernels import attention, reference
+from bert_pld.kernels import attention, reference_attention
 from bert_pld.kernels.layout import kept_layouts, packed_layout, padded_layout
 
 LENGTHS = np.array([5, 1, 8, 3])
@@ -69,12 +69,12 @@ def test_layouts_without_dropped_sequences_are_not_copied():
 
 def test_packed_sequences_attend_only_to_themselves():
     qkv = torch.randn(4, 8, 24, generator=torch.Generator().manual_seed(0))
-    expected = reference.self_attention(qkv, 2, MASK, 0.0)[MASK]
+    expected = reference_attention.self_attention(qkv, 2, MASK, 0.0)[MASK]
     layout = packed_layout(MASK, LENGTHS)
     assert torch.allclose(attention.self_attention(qkv[MASK], 2, layout, 0.0), expected, atol=1e-6)
     full = padded_layout(MASK)
     dense = attention.self_attention(qkv.flatten(0, 1), 2, full, 0.0)
-    assert torch.allclose(dense, reference.self_attention(qkv, 2, None, 0.0).flatten(0, 1), atol=1e-6)
+    assert torch.allclose(dense, reference_attention.self_attention(qkv, 2, None, 0.0).flatten(0, 1), atol=1e-6)
 
 
 def test_variable_length_kernel_accepts_its_arguments_and_is_differentiable():

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from recorded_operators import RecordOperators
 
 from bert_pld import kernels
-from bert_pld.kernels import reference, select_backend
+from bert_pld.kernels import reference, reference_attention, select_backend
 from bert_pld.kernels.dropout import dropout
 
 
 def test_attention_on_no_rows_runs_no_attention_kernel_and_has_a_gradient():
     qkv = torch.zeros(0, 8, 24, requires_grad=True)
     with RecordOperators() as operators:
-        out = reference.self_attention(qkv, 2, None, 0.1)
+        out = reference_attention.self_attention(qkv, 2, None, 0.1)
     assert out.shape == (0, 8, 8)
     assert all(operator.is_view for operator, *_ in operators.calls)
     out.backward(torch.zeros_like(out))
@@ -70,8 +70,8 @@ def test_attention_with_dropout_is_attention_on_average():
     torch.manual_seed(4)
     qkv = torch.randn(2, 6, 24)
     mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
-    exact = reference.self_attention(qkv, 2, mask, 0.0)
-    mean = sum(reference.self_attention(qkv, 2, mask, 0.2) for _ in range(4000)) / 4000
+    exact = reference_attention.self_attention(qkv, 2, mask, 0.0)
+    mean = sum(reference_attention.self_attention(qkv, 2, mask, 0.2) for _ in range(4000)) / 4000
     assert torch.allclose(mean, exact, atol=0.06)
     heads = qkv.view(2, 6, 3, 2, 4).permute(2, 0, 3, 1, 4)
     scores = heads[0] @ heads[1].transpose(-1, -2) / 2.0
@@ -85,7 +85,7 @@ def attend_in_fp32_and_bf16(length, mask=None):
     wide = torch.randn(2, length, 96).bfloat16().float().requires_grad_()
     narrow = wide.detach().bfloat16().requires_grad_()
     upstream = torch.randn(2, length, 32).bfloat16()
-    outputs = [reference.self_attention(qkv, 4, mask, 0.0) for qkv in (wide, narrow)]
+    outputs = [reference_attention.self_attention(qkv, 4, mask, 0.0) for qkv in (wide, narrow)]
     outputs[0].backward(upstream.float())
     outputs[1].backward(upstream)
     return outputs, [wide.grad, narrow.grad]

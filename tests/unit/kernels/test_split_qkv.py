@@ -7,7 +7,7 @@ import torch
 from kernel_comparison import assert_close_as_eager, random_tensor
 from recorded_operators import RecordOperators
 
-from bert_pld.kernels import reference
+from bert_pld.kernels import reference_attention
 from bert_pld.kernels import split_qkv as fused
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -20,7 +20,7 @@ def check(rows, width, dtype, device, used=(True, True, True)):
     upstream = [random_tensor(rows, width, seed=5 + i, dtype=dtype) if used[i] else None for i in range(3)]
     assert_close_as_eager(
         fused.split_qkv,
-        reference.split_qkv,
+        reference_attention.split_qkv,
         [tensor.to(device) for tensor in inputs],
         [None if tensor is None else tensor.to(device) for tensor in upstream],
         ["query", "key", "value", "grad qkv", "grad bias"],
