@@ -21,6 +21,7 @@ MODEL_KEYS_WITHOUT_EFFECT = (
     "kernels",
     "activation_checkpointing",
     "fp8",
+    "cuda_graphs",
     "preset",
     "initializer_range",
     "position_initialization",

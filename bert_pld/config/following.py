@@ -11,7 +11,7 @@ from bert_pld.config.errors import ConfigError
 from bert_pld.config.model import ModelConfig
 
 FREE_KEYS = (
-    *("kernels", "activation_checkpointing", "fp8", "hidden_dropout", "attention_dropout"),
+    *("kernels", "activation_checkpointing", "fp8", "cuda_graphs", "hidden_dropout", "attention_dropout"),
     *("initializer_range", "position_initialization"),
 )
 """Keys that say how a model runs or begins, not what its weights are."""

@@ -71,6 +71,8 @@ class ModelConfig:
     activation_checkpointing: bool = False
     fp8: bool = False
     """Whether the blocks' matrix products have operands in FP8 during training, on a GPU that has it (8.9 or newer)."""
+    cuda_graphs: bool = False
+    """Whether a GPU repeats the launches of whole blocks from CUDA graphs, in micro-batches without padding."""
 
     def check(self) -> Iterable[str]:
         """Yield one message for each invalid value, as 'key: given; allowed'."""
@@ -98,6 +100,8 @@ class ModelConfig:
             value = getattr(self, key)
             if value is not None and value <= 0.0:
                 yield f"{key}: {value}; must be > 0"
+        if self.cuda_graphs and self.activation_checkpointing:
+            yield "cuda_graphs: true; must be false with activation_checkpointing"
         yield from self._check_family()
 
     def _check_family(self) -> Iterable[str]:

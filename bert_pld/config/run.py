@@ -146,6 +146,10 @@ def load_config(
     pld = run.progressive_layer_drop.resolved(run.training.max_steps)
     if run.model.fp8 and run.precision == "fp32" and use == "run":
         raise ConfigError(f"{where}: model.fp8: true in fp32; enable bf16 or fp16, or set model.fp8 to false")
+    if run.model.cuda_graphs and run.zero_stage == 3 and use == "run":
+        raise ConfigError(
+            f"{where}: model.cuda_graphs: true at zero_optimization.stage 3; use stage 0, 1 or 2, or false"
+        )
     _check_dropping(pld, run, where)
     return dataclasses.replace(run, progressive_layer_drop=pld, data=run.data.resolved(run.training.max_steps))
 

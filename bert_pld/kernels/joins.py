@@ -33,9 +33,10 @@ def join_words(joins: Sequence[Join]) -> NDArray[np.int32]:
     return words
 
 
-def on_device(joins: Sequence[Join], device: torch.device) -> list[Join]:
-    """Return the joins with their `words` on a device, uploaded in one copy."""
-    rows = upload(join_words(joins), device).unbind()
+def on_device(joins: Sequence[Join], device: torch.device, memory: Tensor | None = None) -> list[Join]:
+    """Return the joins with their `words` on a device, uploaded in one copy; `memory` is int32 [joins, 4] for them."""
+    words = upload(join_words(joins), device)
+    rows = (words if memory is None else memory.copy_(words)).unbind()
     return [dataclasses.replace(join, words=own) for join, own in zip(joins, rows, strict=True)]
 
 

@@ -1,7 +1,7 @@
 """BERT and ModernBERT with switchable blocks: embeddings → gated blocks → heads, and Hugging Face's classes.
 
-The backend that `use_backend` chooses is kept in the modules' callables alone: `run` of the encoder, its blocks and its
-final LayerNorm, `linear` of the blocks, and `cross_entropy_sum` of the masked-LM head.
+The backend that `use_backend` chooses is kept in the modules' attributes alone: `run` of the encoder, its blocks and
+its final LayerNorm, `linear` of the blocks, `graphs` of the encoder, and `cross_entropy_sum` of the masked-LM head.
 """
 
 from __future__ import annotations
@@ -51,6 +51,15 @@ def use_backend(model: BertForPreTraining, name: str, device_type: str) -> None:
 
         {"bert": fused.install, "modernbert": modern_fused.install}[model.architecture](encoder)
         model.mlm_head.cross_entropy_sum = linear_cross_entropy_sum
+    if model.config.cuda_graphs:
+        if device_type != "cuda" or backend != "triton":
+            raise ValueError(
+                "model.cuda_graphs: true needs an NVIDIA GPU and model.kernels 'triton';"
+                f" the device is {device_type}, the kernels are {backend!r}"
+            )
+        from bert_pld.model.graphs import BlockGraphs, CudaRecorder
+
+        encoder.graphs = BlockGraphs(CudaRecorder)
     if model.config.fp8:
         check_fp8(device_type, backend, model.config.hidden_size, model.config.intermediate_size)
         product = fp8_linear

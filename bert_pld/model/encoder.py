@@ -60,6 +60,8 @@ class Encoder(nn.Module):
         """Called with this encoder and the arguments of `encode`; a backend replaces it."""
         self.run_chosen: Callable[..., Tensor] | None = eager.encode_chosen
         """Called with this encoder and the arguments of `encode_chosen`; None: all tokens are encoded, then chosen."""
+        self.graphs: Any = None
+        """The blocks' CUDA graphs (`graphs.BlockGraphs`), or None."""
         self.leaves_padding_out = False
         """Whether the blocks run on tokens only, without the padding; a backend sets it."""
 

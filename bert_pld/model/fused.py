@@ -10,8 +10,8 @@ rows of the block that ran and gathers those of the block that runs next.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,32 +21,13 @@ from torch import Tensor, nn
 from bert_pld.kernels.add_norm import add_norm
 from bert_pld.kernels.attention import self_attention
 from bert_pld.kernels.bias_gelu import bias_gelu
-from bert_pld.kernels.dropout import CounterDropout
-from bert_pld.kernels.joins import on_device
-from bert_pld.kernels.layout import TokenLayout, kept_layouts, packed_layout, padded_layout, token_layouts
-from bert_pld.kernels.reference import Join, RowMap
+from bert_pld.kernels.layout import TokenLayout, packed_layout, padded_layout
+from bert_pld.kernels.reference import Join
 from bert_pld.model.block import SwitchableBlock
+from bert_pld.model.block_calls import BlockCall, block_calls
 from bert_pld.model.encoder import Encoder
+from bert_pld.model.graphs import Inputs, block_runner
 from bert_pld.pld.gates import BlockGate, last_whole_block
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockCall:
-    """The arguments of one block's forward that have no gradient.
-
-    Passed by keyword: DeepSpeed searches positional arguments for tensors and warns about types it does not know.
-    """
-
-    layout: TokenLayout
-    """Layout of the sequences that the block runs on."""
-    rows: RowMap | None
-    """Rows of these sequences in the stream; None: all rows."""
-    joins: tuple[Join, Join]
-    """How the attention's output and the feed-forward's output join the stream."""
-    pending: Join | None = None
-    """How the pending output of an earlier block joins the stream."""
-    chosen: Tensor | None = None
-    """int64 [R]: the rows that anything after this block's attention is needed for; None: all."""
 
 
 def install(encoder: Encoder) -> None:
@@ -61,7 +42,7 @@ def install(encoder: Encoder) -> None:
 
 
 def run_fused_pre_norm(
-    block: SwitchableBlock, stream: Tensor, values: Tensor | None, bias: Tensor | None, call: BlockCall
+    block: SwitchableBlock, stream: Tensor, values: Tensor | None = None, bias: Tensor | None = None, *, call: BlockCall
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run a pre-norm block.
 
@@ -241,7 +222,9 @@ def _run_pre_norm_blocks(
     values: Tensor | None = None
     bias: Tensor | None = None
     pending: Join | None = None
-    for _, block, call, keep in block_calls(encoder, layout, gates, (encoder.config.hidden_dropout,) * 2):
+    dropout = (encoder.config.hidden_dropout,) * 2
+    run, words = block_runner(encoder, stream, layout, gates, dropout, functools.partial(_call_pre_norm, encoder))
+    for block, call, keep in block_calls(encoder, layout, gates, dropout, words):
         if not keep:
             # The zero is added where that is cheapest: to H numbers if an output is pending.
             if bias is None:
@@ -250,61 +233,34 @@ def _run_pre_norm_blocks(
                 bias = bias + run_on_no_rows(block, stream, call)
             continue
         call = dataclasses.replace(call, pending=pending, chosen=chosen.get(block))
-        stream, values, bias = encoder.recomputed(block)(stream, values, bias, call=call)
+        stream, values, bias = run(block, (stream, values, bias), call)
         pending = call.joins[1]
     assert encoder.final_norm is not None
     return encoder.final_norm(stream, values, bias, pending)
+
+
+def _call_pre_norm(encoder: Encoder, block: SwitchableBlock, inputs: Inputs, call: BlockCall) -> tuple[Tensor, ...]:
+    return encoder.recomputed(block)(*inputs, call=call)
+
+
+def _call_post_norm(encoder: Encoder, block: SwitchableBlock, inputs: Inputs, call: BlockCall) -> tuple[Tensor, ...]:
+    return (encoder.recomputed(block)(*inputs, call=call),)
 
 
 def _run_post_norm_blocks(
     encoder: Encoder, hidden_states: Tensor, layout: TokenLayout, gates: Sequence[BlockGate] | None, chosen: Chosen
 ) -> Tensor:
     assert not chosen
-    for _, block, call, keep in block_calls(encoder, layout, gates, (encoder.config.hidden_dropout,) * 2):
+    dropout = (encoder.config.hidden_dropout,) * 2
+    call_block = functools.partial(_call_post_norm, encoder)
+    run, words = block_runner(encoder, hidden_states, layout, gates, dropout, call_block)
+    for block, call, keep in block_calls(encoder, layout, gates, dropout, words):
         if not keep:
             hidden_states = hidden_states + run_on_no_rows(block, hidden_states, call)
         elif call.rows is None:
-            hidden_states = encoder.recomputed(block)(hidden_states, call=call)
+            (hidden_states,) = run(block, (hidden_states,), call)
         else:
             rows = call.rows.stream_rows
-            updated = encoder.recomputed(block)(hidden_states.index_select(0, rows), call=call)
+            (updated,) = run(block, (hidden_states.index_select(0, rows),), call)
             hidden_states = hidden_states.index_copy(0, rows, updated)
     return hidden_states
-
-
-def block_calls(
-    encoder: Encoder, layout: TokenLayout, gates: Sequence[BlockGate] | None, probabilities: tuple[float, float]
-) -> Iterator[tuple[BlockGate, Any, BlockCall, bool]]:
-    """Yield each gate with the block to call, its arguments, and whether it is kept; else it is called on no rows.
-
-    `probabilities` are the dropout probabilities of the sub-layers' outputs in training.
-    """
-    if gates is None:
-        gates = [BlockGate(keep=True, scale=1.0, keep_probability=1.0)] * len(encoder.blocks)
-    first, second = probabilities if encoder.training else (0.0, 0.0)
-    seed = draw_seed() if first or second else 0
-    if any(gate.tokens is not None for gate in gates):
-        subsets = [(None, None) if gate.tokens is None else (gate.tokens.kept, gate.tokens.counts) for gate in gates]
-        layouts = token_layouts(layout, subsets)
-    else:
-        layouts = kept_layouts(layout, [gate.rows_on_host if gate.keep else None for gate in gates])
-    no_rows = TokenLayout(layout.lengths[:0], layout.padded_length, layout.device)
-    joins = on_device(
-        [
-            Join(gate.scale, CounterDropout(probability, seed, 2 * index + output), rows if gate.keep else None)
-            for index, (gate, (_, rows)) in enumerate(zip(gates, layouts, strict=True))
-            for output, probability in enumerate((first, second))
-        ],
-        layout.device,
-    )
-    of_blocks = zip(joins[::2], joins[1::2], strict=True)
-    for block, gate, (own, rows), both in zip(encoder.blocks, gates, layouts, of_blocks, strict=True):
-        if gate.keep:
-            yield gate, block, BlockCall(own, rows, both), True
-        elif gate.zero_gradient_when_dropped and torch.is_grad_enabled():
-            yield gate, block, BlockCall(no_rows, None, both), False
-
-
-def draw_seed() -> int:
-    """Draw a forward's dropout seed from torch's CPU generator, which the training loop seeds at each step."""
-    return int(torch.randint(2**62, ()))

@@ -20,8 +20,10 @@ from bert_pld.kernels.placed_attention import Places, placed_attention
 from bert_pld.kernels.reference import Join, RowMap
 from bert_pld.kernels.reference_attention import rotary_angles
 from bert_pld.kernels.rotary import rotary_heads
+from bert_pld.model.block_calls import BlockCall, block_calls
 from bert_pld.model.encoder import Encoder
-from bert_pld.model.fused import BlockCall, Chosen, FusedEncoding, block_calls
+from bert_pld.model.fused import Chosen, FusedEncoding
+from bert_pld.model.graphs import Inputs, block_runner
 from bert_pld.model.modern_block import ModernBlock
 from bert_pld.pld.gates import BlockGate
 
@@ -46,7 +48,9 @@ def install(encoder: Encoder) -> None:
     encoder.final_norm.run = normalize_fused
 
 
-def run_fused(block: ModernBlock, stream: Tensor, values: Tensor | None, placed: PlacedCall) -> tuple[Tensor, Tensor]:
+def run_fused(
+    block: ModernBlock, stream: Tensor, values: Tensor | None = None, *, placed: PlacedCall
+) -> tuple[Tensor, Tensor]:
     """Run a block.
 
     Args:
@@ -109,17 +113,22 @@ def _run_blocks(
     zeros = stream.new_zeros(config.hidden_size)
     values: Tensor | None = None
     pending: Join | None = None
-    for gate, block, call, keep in block_calls(encoder, layout, gates, (config.attention_dropout, 0.0)):
-        whole = kinds[block.is_local]
+
+    def call_block(block: ModernBlock, inputs: Inputs, call: BlockCall) -> tuple[Tensor, ...]:
+        own, neighbours = _rows_of(positions, call.rows), call.is_on_whole_sequences
+        places = dataclasses.replace(kinds[block.is_local], positions=own, are_neighbours=neighbours)
+        return encoder.recomputed(block)(*inputs, placed=PlacedCall(call, places, zeros))
+
+    dropout = config.attention_dropout, 0.0
+    run, words = block_runner(encoder, stream, layout, gates, dropout, call_block)
+    for block, call, keep in block_calls(encoder, layout, gates, dropout, words):
         if not keep:
-            nothing = PlacedCall(call, dataclasses.replace(whole, positions=positions[:0]), zeros)
+            nothing = PlacedCall(call, dataclasses.replace(kinds[block.is_local], positions=positions[:0]), zeros)
             no_stream, no_values = block(stream[:0], None, placed=nothing)
             stream = stream + no_stream.sum() + no_values.sum()
             continue
         call = dataclasses.replace(call, pending=pending, chosen=chosen.get(block))
-        own = _rows_of(positions, call.rows)
-        places = dataclasses.replace(whole, positions=own, are_neighbours=gate.tokens is None)
-        stream, values = encoder.recomputed(block)(stream, values, placed=PlacedCall(call, places, zeros))
+        stream, values = run(block, (stream, values), call)
         pending = call.joins[1]
     assert encoder.final_norm is not None
     return encoder.final_norm(stream, values, zeros, pending)

@@ -78,6 +78,14 @@ def test_saved_configuration_loads_to_the_same_configuration():
         ({"modle": {}}, "modle: unknown block, did you mean 'model'"),
         ({"model": {"preset": "huge"}}, "model.preset: 'huge'; must be one of tiny"),
         ({"model": {"hidden_size": 100, "num_attention_heads": 3}}, "must be a multiple of num_attention_heads"),
+        (
+            {"model": {"cuda_graphs": True, "activation_checkpointing": True}},
+            "model.cuda_graphs: true; must be false with activation_checkpointing",
+        ),
+        (
+            {"model": {"cuda_graphs": True}, "zero_optimization": {"stage": 3}},
+            "model.cuda_graphs: true at zero_optimization.stage 3; use stage 0, 1 or 2, or false",
+        ),
         ({"model": {"hidden_dropout": 1.0}}, r"hidden_dropout: 1\.0; must be in \[0, 1\)"),
         ({"model": {"num_layers": True}}, "num_layers: True; must be an integer"),
         ({"model": {"kernels": "tritn"}}, "kernels: 'tritn'; must be one of"),

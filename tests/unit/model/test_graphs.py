@@ -1,0 +1,184 @@
+"""Captured blocks compute what ordinary ones do, step by step; here a capture is a function that is called again."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from modern_model import make_modern, modern_batch
+from tiny_model import ROWS, SEQ, drawn_gates, fixed_gates, make_batch, make_model
+
+from bert_pld.model import use_backend
+from bert_pld.model.graphs import BlockGraphs
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted kernels only")
+
+FULL = {"bert": make_batch(padded=False), "modernbert": modern_batch(padded=False)}
+
+
+@dataclasses.dataclass
+class CallingAgain:
+    """Stands for `CudaRecorder`: repeats a body by calling it, and puts the results where the first ones were."""
+
+    replays: list[int]
+    """Number of replays of each capture: forward of each block, then backward of each, the last block first."""
+
+    def rehearse(self, body):
+        body()
+
+    def record(self, body):
+        results = [one.detach().clone() for one in body()]
+        number = len(self.replays)
+        self.replays.append(0)
+
+        def replay():
+            self.replays[number] += 1
+            for memory, value in zip(results, body(), strict=True):
+                memory.copy_(value)
+
+        return results, replay
+
+
+def ordinary(architecture="bert", **options):
+    options = {"num_layers": 3, "hidden_dropout": 0.2, "attention_dropout": 0.2, **options}
+    model = (make_modern if architecture == "modernbert" else make_model)(**options).train()
+    use_backend(model, "triton", "cpu")
+    return model
+
+
+def captured(*arguments, **options):
+    model, replays = ordinary(*arguments, **options), []
+    model.encoder.graphs = BlockGraphs(lambda: CallingAgain(replays))
+    return model, replays
+
+
+def train(model, steps, batch):
+    """Take a step of SGD for each list of gates, one for each of its micro-batches; return losses and gradients."""
+    found, micro_batches = [], 0
+    for step in steps:
+        model.zero_grad(set_to_none=True)
+        for gates in step:
+            torch.manual_seed(micro_batches := micro_batches + 1)
+            loss = model(**batch, gates=gates)["loss"]
+            loss.backward()
+            found.append(loss.detach())
+        with torch.no_grad():
+            for parameter in (one for one in model.parameters() if one.grad is not None):
+                found.append(parameter.grad.clone())
+                parameter.sub_(0.01 * parameter.grad)
+    return found
+
+
+def assert_same_bits(actual, expected):
+    assert len(actual) == len(expected)
+    assert all(torch.equal(*both) for both in zip(actual, expected, strict=True))
+
+
+def steps_of(*patterns):
+    """Return steps of one micro-batch each, with different scales."""
+    return [[fixed_gates(pattern, 1.5 + 0.25 * step)] for step, pattern in enumerate(patterns)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [("bert", {}), ("bert", {"normalization": "post"}), ("modernbert", {})],
+    ids=["pre", "post", "modernbert"],
+)
+def test_replayed_blocks_give_the_same_bits_with_and_without_the_block_between(architecture, options):
+    steps = steps_of([1, 1, 1, 1], [1, 0, 1, 1])
+    model, replays = captured(architecture, num_layers=4, **options)
+    found = train(model, steps, FULL[architecture])
+    assert_same_bits(found, train(ordinary(architecture, num_layers=4, **options), steps, FULL[architecture]))
+    assert replays == [2, 1, 2, 2, 1, 2]
+
+
+def test_gradients_of_the_micro_batches_of_a_step_add_up():
+    steps = [[None, None]]
+    model, replays = captured(num_layers=2)
+    assert_same_bits(train(model, steps, FULL["bert"]), train(ordinary(num_layers=2), steps, FULL["bert"]))
+    assert replays == [2, 2]
+
+
+def test_first_block_that_runs_where_it_was_captured_after_another_runs_as_usual():
+    steps = steps_of([0, 1, 1], [0, 0, 1])
+    model, replays = captured()
+    assert_same_bits(train(model, steps, FULL["bert"]), train(ordinary(), steps, FULL["bert"]))
+    assert replays == [0, 0, 0, 0]
+
+
+def test_forwards_that_are_not_whole_run_as_usual():
+    model, replays = captured(num_layers=2)
+    few = {
+        name: one[: ROWS // 2] if one is not None and len(one) == ROWS else one for name, one in FULL["bert"].items()
+    }
+    few["masked_positions"] = few["masked_positions"] % (ROWS * SEQ // 2)
+    train(model, [[None]], FULL["bert"])
+    assert replays == [1, 1]
+    for gates, batch in (
+        (None, make_batch(padded=True)),
+        (None, few),
+        (drawn_gates("sample", num_layers=2, padded=False), FULL["bert"]),
+        (drawn_gates("token", num_layers=2, padded=False), FULL["bert"]),
+    ):
+        other = ordinary(num_layers=2)
+        other.load_state_dict(model.state_dict())
+        assert_same_bits(train(model, [[gates]], batch), train(other, [[gates]], batch))
+    with torch.no_grad():
+        model(**FULL["bert"])
+    model.eval()(**FULL["bert"])["loss"].backward()
+    assert replays == [1, 1]
+    model.train()(**FULL["bert"])["loss"].backward()
+    assert replays == [2, 2]
+
+
+def test_replays_draw_new_dropout_from_a_new_seed_and_the_same_from_the_same():
+    model, replays = captured(num_layers=2)
+
+    def loss(seed):
+        torch.manual_seed(seed)
+        return model(**FULL["bert"])["loss"].item()
+
+    first, second, again = loss(1), loss(2), loss(1)
+    assert first == again != second
+    assert replays == [3, 0]
+
+
+def test_capturing_leaves_random_generators_as_they_are():
+    model, _ = captured(num_layers=2)
+    results = []
+    for one in (model, ordinary(num_layers=2)):
+        torch.manual_seed(3)
+        one(**FULL["bert"])
+        results.append(torch.rand(4))
+    assert torch.equal(*results)
+
+
+def test_backward_after_the_next_forward_is_an_error_of_one_line():
+    model, _ = captured(num_layers=2)
+    first, second = model(**FULL["bert"])["loss"], model(**FULL["bert"])["loss"]
+    with pytest.raises(RuntimeError, match=r"^model\.cuda_graphs: a block's backward pass after its next forward.*$"):
+        first.backward()
+    second.backward()
+    with pytest.raises(RuntimeError):
+        second.backward()
+
+
+def test_parameters_that_moved_are_captured_again():
+    model, replays = captured(num_layers=2)
+    train(model, [[None]], FULL["bert"])
+    other = ordinary(num_layers=2)
+    other.load_state_dict(model.state_dict())
+    for one in model.parameters():
+        one.data = one.data.clone()
+    assert_same_bits(train(model, [[None]], FULL["bert"]), train(other, [[None]], FULL["bert"]))
+    assert replays == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("kernels", ["triton", "reference"])
+def test_graphs_are_refused_in_one_line_where_they_cannot_run(kernels):
+    model = make_model(cuda_graphs=True)
+    with pytest.raises(
+        ValueError, match=r"^model\.cuda_graphs: true needs an NVIDIA GPU and .* the device is cpu, .*$"
+    ):
+        use_backend(model, kernels, "cpu")
