@@ -19,6 +19,7 @@
 #   deepspeed  DeepSpeed's own fused layer in fp16; builds it first       saving   what a checkpoint costs
 #   curves     loss curves of two backends, six seeds                     sweep    all tile sizes of every kernel
 #   quality    time to a held-out loss beside Hugging Face's classes; needs SHARDS
+#   graphs     tests of CUDA graphs, and BERT-base with and without them, in small and large micro-batches
 #   paper      the paper's variants at the scale `gpu`; hours; resumes; needs SHARDS
 #
 # A stage must end when its own limit and what the stages before it left unused are spent; then it is killed. A stage
@@ -37,7 +38,7 @@ export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-${TMPDIR:-/tmp}/bert_
 
 declare -A LIMIT_S=(
     [setup]=45 [tests]=75 [base]=90 [training]=65 [large]=100 [muon]=35 [kernels]=60 [cudnn]=30
-    [deepspeed]=540 [saving]=120 [curves]=480 [sweep]=400 [quality]=900 [paper]=86400
+    [deepspeed]=540 [saving]=120 [curves]=480 [sweep]=400 [quality]=900 [graphs]=150 [paper]=86400
 )
 KILL_S=5 # between SIGTERM and SIGKILL
 TOTAL_S="" dry=""
@@ -55,7 +56,7 @@ fi
 for name in "$@"; do
     if [ "$name" = setup ] || [ -z "${LIMIT_S[$name]:-}" ]; then
         echo "error: $name: must be one of tests, base, training, large, muon, kernels, cudnn, deepspeed, saving," \
-            "curves, sweep, quality, paper" >&2
+            "curves, sweep, quality, graphs, paper" >&2
         exit 2
     fi
     if { [ "$name" = quality ] || [ "$name" = paper ]; } && ! [ -d "${SHARDS:-}" ]; then
@@ -141,6 +142,15 @@ paper() {
     bench paper run --scale gpu --seeds 1 --data_dir "$SHARDS" --output_dir "${RUNS:-$OUT/paper}" &&
         bench paper summarize "${RUNS:-$OUT/paper}" --json "$OUT/paper_gpu.json"
 }
+graphs() {
+    local rows code=0
+    gpu_tests tests/gpu/test_graphs_on_gpu.py || code=$?
+    for rows in 32 256; do
+        train base "$rows" --contenders triton,triton_graphs,pld_batch,pld_batch_graphs --rounds 3 \
+            --json "$OUT/graphs_$rows.json" || code=$?
+    done
+    return "$code"
+}
 without_cudnn() { TORCH_CUDNN_SDPA_DEPRIORITIZED=1 train base 256 --contenders triton,pld_sample,pld_token --rounds 1 "$@"; }
 
 stage setup 3 setup
@@ -169,6 +179,7 @@ for name in "$@"; do
         --data_dir "$SHARDS" --set training.max_steps=1000 --set training.eval_interval=100 \
         --contenders hf_bert,hf_bert_compiled,hf_megatron,hf_megatron_compiled,post,pre,pld_batch,pld_sample \
         --json "$OUT/quality.json" ;;
+    graphs) stage "$name" 40 graphs ;;
     paper) stage "$name" 15 paper ;;
     esac
 done

@@ -22,9 +22,10 @@ from bert_pld.model import make_model, use_backend
 from bert_pld.pld.gates import Gates
 from bert_pld.pld.schedule import Schedule
 
-OURS = ("reference", "compiled", "triton", "triton_fp8")
+OURS = ("reference", "compiled", "triton", "triton_fp8", "triton_graphs")
 PLD: dict[str, Literal["batch", "sample", "token"]] = {
     "pld_batch": "batch",
+    "pld_batch_graphs": "batch",
     "pld_sample": "sample",
     "pld_token": "token",
 }
@@ -64,7 +65,7 @@ class ThroughputContender:
     name: str
     dtype: str
     backend: str
-    """Implementation of the blocks: eager, compiled, deepspeed, or one of our backends."""
+    """Implementation of the blocks: eager, compiled, deepspeed, or one of our backends, perhaps with CUDA graphs."""
     attention: str
     engine: Any
     forward: Forward
@@ -203,12 +204,14 @@ def loss_difference(config: ModelConfig, batch: Batch, device: torch.device) -> 
 
 def _make_ours(name: str, dtype: str, setup: Setup) -> tuple[nn.Module, str, str]:
     torch.manual_seed(0)
-    model = make_model(dataclasses.replace(setup.config, fp8=name.endswith("_fp8")))
+    graphs = "_graphs" if name.endswith("_graphs") else ""
+    model = make_model(dataclasses.replace(setup.config, fp8=name.endswith("_fp8"), cuda_graphs=bool(graphs)))
     if name == "deepspeed_transformer":
         if setup.config.architecture != "bert":
             raise ValueError("deepspeed_transformer: its blocks are those of --architecture bert")
         use_deepspeed_blocks(model, setup.micro_batch_size, setup.seq_length, dtype, setup.device)
         return model, "deepspeed", "deepspeed"
-    backend = select_backend(setup.pld_kernels if name in PLD else name, setup.device.type, setup.config.hidden_size)
+    kernels = setup.pld_kernels if name in PLD else name.removesuffix("_fp8").removesuffix("_graphs")
+    backend = select_backend(kernels, setup.device.type, setup.config.hidden_size)
     use_backend(model, backend, setup.device.type)
-    return model, backend, "sdpa"
+    return model, backend + graphs, "sdpa"

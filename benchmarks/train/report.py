@@ -76,12 +76,12 @@ def _pld_table(dropping: list[dict[str, Any]], theta: float, blocks: int) -> lis
     lines = [
         f"time a sample at θ = {theta:g} over full depth with the same kernels, and as the gates' FLOPs predict it;",
         f"targets: measured at most {_TIME_TARGET:g} × predicted, and p95/p50 of `pld_sample` below {_SPREAD_TARGET:g}",
-        f"{'dtype':6}{'contender':13}{'kernels':11}{'measured':>9}{'predicted':>11}{'meas./pred.':>13}"
+        f"{'dtype':6}{'contender':17}{'kernels':14}{'measured':>9}{'predicted':>11}{'meas./pred.':>13}"
         f"{'p95/p50':>9}{'of expectation':>16}    blocks drawn, expected",
     ]
     for one in dropping:
         lines.append(
-            f"{one['dtype']:6}{one['name']:13}{one['full_depth']:11}{_ratio(one['time_over_full_depth'], 3):>9}"
+            f"{one['dtype']:6}{one['name']:17}{one['full_depth']:14}{_ratio(one['time_over_full_depth'], 3):>9}"
             f"{one['predicted_of_gates_drawn']:>11.3f}{_ratio(one['measured_over_predicted'], 3):>13}"
             f"{one['step_p95_over_p50']:>9.3f}{one['predicted_of_expectation']:>16.3f}"
             f"    {one['depth_drawn']:.2f}, {one['depth_expected']:.2f} of {blocks}"

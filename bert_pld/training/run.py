@@ -28,6 +28,7 @@ from bert_pld.data.loader import check_matches_model, evaluation_batches, traini
 from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.order import BatchShare, Origin
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
+from bert_pld.data.shards import Manifest
 from bert_pld.files import CONFIG, DIVERGED, METRICS, write_atomically
 from bert_pld.model import BertForPreTraining, make_model, use_backend
 from bert_pld.training.engine import make_engine
@@ -260,7 +261,22 @@ def _make_model(
     elif initial is not None:
         notes = initial.fill(model, config.model, training_rows)
     use_backend(model, config.model.kernels, device.type)
+    if config.model.cuda_graphs:
+        notes = [*notes, *limits_of_graphs(training_rows.manifest)]
     return model, notes
+
+
+def limits_of_graphs(manifest: Manifest) -> list[str]:
+    """Return a line if micro-batches of these shards run without CUDA graphs, because shapes differ."""
+    if manifest.attended_tokens is not None:
+        return ["model.cuda_graphs: no effect, because rows hold several documents"]
+    places = manifest.rows("train") * manifest.attributes.seq_length
+    if manifest.tokens("train") == places:
+        return []
+    share = 1 - manifest.tokens("train") / places
+    return [
+        f"model.cuda_graphs: no effect on micro-batches with padding; {share:.1%} of the shards' tokens are padding"
+    ]
 
 
 def _write_run_files(output_dir: Path, config: RunConfig, training_rows: ShardedRows, fresh: bool) -> None:

@@ -34,9 +34,12 @@ LAUNCHER_VARIABLES = (
 
 
 def write_corpus(
-    directory: Path, *, train_rows: int = 96, validation_rows: int = 12, seq_length: int = SEQ_LENGTH
+    directory: Path, *, train_rows: int = 96, validation_rows: int = 12, seq_length: int = SEQ_LENGTH, padding: int = 8
 ) -> Path:
-    """Write native shards of sequences in which a token is mostly its predecessor plus two: learnable in few steps."""
+    """Write native shards of sequences in which a token is mostly its predecessor plus two: learnable in few steps.
+
+    A row has at most `padding` tokens of padding.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     attributes = ShardAttributes(
@@ -50,7 +53,7 @@ def write_corpus(
     )
     splits = {}
     for split, rows in (("train", train_rows), ("validation", validation_rows)):
-        length = rng.integers(seq_length - 8, seq_length + 1, rows)
+        length = rng.integers(seq_length - padding, seq_length + 1, rows)
         start = rng.integers(0, len(VOCABULARY) - 5, (rows, 1))
         ids = 5 + (start + 2 * np.arange(seq_length)) % (len(VOCABULARY) - 5)
         noise = rng.random(ids.shape) < 0.05

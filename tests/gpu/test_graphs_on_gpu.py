@@ -1,0 +1,161 @@
+"""CUDA graphs of blocks on a GPU: the bits of ordinary launches, new dropout in every replay, and exact resume."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from runs import read_metrics, run_pretrain, small_config, write_corpus
+from tiny_model import fixed_gates
+
+from bert_pld.checkpoint.format import list_checkpoints
+from bert_pld.config import load_config
+from bert_pld.model import make_model, use_backend
+
+pytestmark = pytest.mark.gpu
+
+ROWS, SEQ = 16, 128
+DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
+ARCHITECTURES = {
+    "pre": {"architecture": "bert", "next_sentence_prediction": False},
+    "post": {"architecture": "bert", "next_sentence_prediction": False, "normalization": "post"},
+    "modernbert": {"architecture": "modernbert", "local_attention": 64},
+}
+STEPS = [None, None, [1, 0, 1, 1], [0, 1, 1, 0], [1, 1, 1, 1]]
+"""Blocks that run in each step; None: all, without gates."""
+
+
+def base_model(cuda_graphs, **options):
+    model = {"preset": "base", "num_layers": 4, "vocab_size": 8192, "kernels": "triton", **DROPOUT, **options}
+    torch.manual_seed(0)
+    made = make_model(load_config({"model": {**model, "cuda_graphs": cuda_graphs}, "data": {"seq_length": SEQ}}).model)
+    use_backend(made, "triton", "cuda")
+    return made.to("cuda", torch.bfloat16).train()
+
+
+def full_batch(rows=ROWS):
+    generator = torch.Generator().manual_seed(0)
+    positions = (torch.rand(rows * SEQ, generator=generator) < 0.15).nonzero().squeeze(1)
+    batch = {
+        "input_ids": torch.randint(5, 8192, (rows, SEQ), generator=generator),
+        "token_type_ids": torch.zeros(rows, SEQ, dtype=torch.int64),
+        "masked_positions": positions,
+        "masked_labels": torch.randint(5, 8192, (len(positions),), generator=generator),
+    }
+    return {**{name: value.cuda() for name, value in batch.items()}, "attention_mask": None}
+
+
+def train(model, steps=STEPS, micro_batches=2):
+    """Return the losses, and of each step the gradients, which its micro-batches add up; weights change between."""
+    found = []
+    for step, pattern in enumerate(steps):
+        gates = None if pattern is None else fixed_gates(pattern, 1.25 + step / 8)
+        model.zero_grad(set_to_none=True)
+        for micro_step in range(micro_batches):
+            torch.manual_seed(10 * step + micro_step)
+            loss = model(**full_batch(), gates=gates)["loss"]
+            loss.backward()
+            found.append(loss.detach())
+        with torch.no_grad():
+            for parameter in (one for one in model.parameters() if one.grad is not None):
+                found.append(parameter.grad.clone())
+                parameter.sub_(0.01 * parameter.grad)
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_replayed_blocks_give_the_bits_of_ordinary_launches(architecture):
+    graphed, plain = (train(base_model(on, **ARCHITECTURES[architecture])) for on in (True, False))
+    assert len(graphed) == len(plain)
+    assert all(torch.equal(*both) for both in zip(graphed, plain, strict=True))
+
+
+def test_replays_draw_new_dropout_from_a_new_seed_and_the_same_from_the_same():
+    model = base_model(True, **ARCHITECTURES["pre"])
+
+    def loss(seed):
+        torch.manual_seed(seed)
+        return model(**full_batch())["loss"].item()
+
+    first, second, again = loss(1), loss(2), loss(1)
+    assert first == again != second
+
+
+def test_other_shapes_and_evaluation_run_as_usual_between_replays():
+    graphed, plain = (base_model(on, **ARCHITECTURES["pre"]) for on in (True, False))
+    for model in (graphed, plain):
+        train(model, [None])
+    losses = []
+    for model in (graphed, plain):
+        torch.manual_seed(5)
+        few = model(**full_batch(ROWS // 2))["loss"]
+        few.backward()
+        with torch.no_grad():
+            evaluated = model.eval()(**full_batch())["loss"]
+        losses.append(
+            [few.item(), evaluated.item(), *(one.item() for one in train(model.train(), [None]) if one.dim() == 0)]
+        )
+    assert losses[0] == losses[1]
+
+
+def test_fp8_products_are_captured_too():
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("needs FP8")
+    graphed, plain = (train(base_model(on, fp8=True, **ARCHITECTURES["pre"])) for on in (True, False))
+    assert all(torch.equal(*both) for both in zip(graphed, plain, strict=True))
+
+
+def test_replays_wait_for_nothing_and_keep_their_memory():
+    model = base_model(True, **ARCHITECTURES["pre"])
+    batch = full_batch()
+
+    def one_step():
+        model.zero_grad(set_to_none=True)
+        model(**batch)["loss"].backward()
+
+    for _ in range(3):
+        one_step()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_reserved()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            one_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_reserved() == before
+
+
+def test_memory_grows_by_at_most_the_blocks_gradients_and_a_block():
+    peaks = {}
+    for on in (False, True):
+        torch.cuda.empty_cache()
+        started = torch.cuda.memory_reserved()
+        model = base_model(on, **ARCHITECTURES["pre"])
+        train(model, [None, None])
+        peaks[on] = torch.cuda.max_memory_reserved() - started
+        block_bytes = 2 * sum(one.numel() for one in model.encoder.blocks.parameters())
+        del model
+        torch.cuda.reset_peak_memory_stats()
+    stored = 20 * ROWS * SEQ * 768 * 2  # of one block for its backward pass
+    assert peaks[True] <= peaks[False] + block_bytes + 2 * stored + 2**28
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_runs_with_graphs_repeat_the_losses_of_runs_without_and_resume_bitwise(stage, tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", padding=0)
+
+    def losses(name, cuda_graphs):
+        model = {"kernels": "triton", "cuda_graphs": cuda_graphs}
+        settings = {"progressive_layer_drop": {"granularity": "batch"}, "bf16": {"enabled": True}}
+        config = small_config(model=model, zero_optimization={"stage": stage}, **settings)
+        run_pretrain(config, corpus, tmp_path / name)
+        return np.array(read_metrics(tmp_path / name)).tolist()
+
+    whole = losses("graphs", True)
+    assert whole == losses("plain", False)
+    for checkpoint in list_checkpoints(tmp_path / "graphs" / "checkpoints")[:2]:
+        shutil.rmtree(checkpoint)
+    assert losses("graphs", True) == whole
