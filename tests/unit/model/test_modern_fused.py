@@ -10,7 +10,7 @@ import torch
 from modern_model import LENGTHS, ROWS, SEQ, make_modern, modern_batch
 from recorded_operators import RecordOperators
 
-from bert_pld.kernels import reference
+from bert_pld.kernels import reference, reference_attention
 from bert_pld.model import modern_fused, use_backend
 from bert_pld.pld import BlockGate, Schedule, draw_gates
 
@@ -75,8 +75,8 @@ def test_kernels_with_dropout_equal_their_formulas(monkeypatch):
     results = []
     for formulas in (False, True):
         if formulas:
-            for name in ("add_norm", "geglu", "rotary_heads"):
-                monkeypatch.setattr(modern_fused, name, getattr(reference, name))
+            for module, name in ((reference, "add_norm"), (reference, "geglu"), (reference_attention, "rotary_heads")):
+                monkeypatch.setattr(modern_fused, name, getattr(module, name))
         model = fused_modern(hidden_dropout=0.2, attention_dropout=0.3)
         torch.manual_seed(5)
         results.append(gradients(model, drawn("token")))
