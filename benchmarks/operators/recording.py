@@ -171,7 +171,7 @@ def as_on_a_gpu(recorder: Recorder | None = None, multiprocessors: int = 132) ->
     from triton.runtime.jit import JITFunction
 
     from bert_pld import model
-    from bert_pld.kernels import dropout, reference, tiles
+    from bert_pld.kernels import dropout, reference_attention, tiles
 
     def launch(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         if recorder is not None:
@@ -189,7 +189,7 @@ def as_on_a_gpu(recorder: Recorder | None = None, multiprocessors: int = 132) ->
         mock.patch.object(tiles.Tile, "fitted", lambda tile, *_: tile),
         mock.patch.object(F, "scaled_dot_product_attention", attend),
         mock.patch.object(dropout, "draws_integers", return_value=False),
-        mock.patch.object(reference, "draws_integers", return_value=False),
+        mock.patch.object(reference_attention, "draws_integers", return_value=False),
         mock.patch.object(F, "dropout", lambda values, p, *_: torch.native_dropout(values, p, True)[0]),
     ):
         yield
