@@ -10,6 +10,7 @@ one. `counter_keep_mask` specifies that mask.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,20 @@ def dropped_levels(probability: float) -> int:
 def kept_scale(dropped: int) -> float:
     """Return 1 / P[kept] for this number of dropping values out of 2^16."""
     return _LEVELS / (_LEVELS - dropped)
+
+
+def dropout_arguments(dropout: CounterDropout) -> dict[str, Any]:
+    """Return the arguments of a kernel that depend on its dropout."""
+    dropped = dropped_levels(dropout.probability)
+    low, high = dropout.key_words
+    return {
+        "scale": kept_scale(dropped),
+        "seed": low,
+        "seed_high": high,
+        "site": dropout.site,
+        "dropped_levels": dropped,
+        "HAS_DROPOUT": dropped > 0,
+    }
 
 
 def counter_keep_mask(dropout: CounterDropout, rows: int, width: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The blocks' operations in eager torch: the specification against which every backend is tested.
 
 Shapes: B sequences, S positions, H hidden, I intermediate, N attention heads, M masked positions, V vocabulary.
-`add_norm`, `bias_gelu`, `geglu` and `linear_cross_entropy_sum` specify the fused kernels, operation by operation.
+`embed`, `add_norm`, `bias_gelu`, `geglu` and `linear_cross_entropy_sum` specify the fused kernels, operation by operation.
 Attention is in `reference_attention.py`.
 """
 
@@ -159,6 +159,41 @@ def add_norm(
             stream = stream.index_add(0, join.rows.stream_rows, branch)
     chosen = stream if rows is None else stream.index_select(0, rows.stream_rows)
     return layer_norm(chosen, weight, norm_bias, eps), stream
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingTables:
+    """The parameters of embeddings of width W."""
+
+    word: Tensor
+    """[V, W]."""
+    position: Tensor | None = None
+    """[P, W]; None: the blocks know the positions."""
+    token_type: Tensor | None = None
+    """[1 or 2, W]; with one row all tokens have it."""
+    norm_weight: Tensor | None = None
+    """[W], weight of the LayerNorm; None: there is none."""
+    norm_bias: Tensor | None = None
+    """[W], or None."""
+    eps: float = 0.0
+    """Epsilon of the LayerNorm."""
+    position_offset: int = 0
+    """Row of the first position."""
+
+
+def embed(
+    tables: EmbeddingTables, ids: Tensor, positions: Tensor, token_types: Tensor, dropout: CounterDropout = NO_DROPOUT
+) -> Tensor:
+    """Return the tables' rows of each token, added, normalised and dropped out: three times int64 [T] → [T, W]."""
+    sums = F.embedding(ids, tables.word)
+    if tables.position is not None:
+        sums = sums + F.embedding(positions + tables.position_offset, tables.position)
+    if tables.token_type is not None:
+        sums = sums + F.embedding(token_types if len(tables.token_type) > 1 else 0 * token_types, tables.token_type)
+    if tables.norm_weight is not None:
+        sums = layer_norm(sums, tables.norm_weight, tables.norm_bias, tables.eps)
+    keep = counter_keep_mask(dropout, *sums.shape).to(sums.device)
+    return sums * keep * kept_scale(dropped_levels(dropout.probability))
 
 
 def bias_gelu(values: Tensor, bias: Tensor, activation: Literal["gelu", "gelu_tanh"]) -> Tensor:

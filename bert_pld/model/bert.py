@@ -33,28 +33,37 @@ class Embeddings(nn.Module):
         self.projection = Linear(width, config.hidden_size) if config.embedding_size else None
         self.dropout = config.hidden_dropout
         self.position_offset = config.position_offset
+        self.run: Callable[..., Tensor] = embed_eager
+        """Called with this module and the arguments of `forward`; a backend replaces it."""
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Embed ids and segments [B, S] → [B, S, H]; or [T] → [T, H].
-
-        `positions` [B, S] or [T] are the tokens' positions in their sequences; None counts along each row.
-        """
+    def forward(self, *inputs: Any, **keywords: Any) -> Tensor:
+        """Embed ids: run `embed_eager`, or the function that a backend put in its place."""
         # Always through the module, padded or not: under ZeRO-3 every rank must gather the same modules in the same
         # order, and whether a micro-batch has padding differs from rank to rank.
-        if positions is None:
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        if self.position_offset:
-            positions = positions + self.position_offset
-        hidden_states = self.word(input_ids) + self.position(positions)
-        if self.token_type is not None:
-            one_segment = self.token_type.num_embeddings == 1
-            hidden_states = hidden_states + self.token_type(
-                token_type_ids.new_zeros(()) if one_segment else token_type_ids
-            )
-        if self.norm is not None:
-            hidden_states = self.norm(hidden_states)
-        hidden_states = drop_out(hidden_states, self.dropout if self.training else 0.0)
-        return hidden_states if self.projection is None else self.projection(hidden_states)
+        return self.run(self, *inputs, **keywords)
+
+
+def embed_eager(
+    embeddings: Embeddings, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor | None = None
+) -> Tensor:
+    """Embed ids and segments [B, S] → [B, S, H]; or [T] → [T, H].
+
+    `positions` [B, S] or [T] are the tokens' positions in their sequences; None counts along each row.
+    """
+    if positions is None:
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+    if embeddings.position_offset:
+        positions = positions + embeddings.position_offset
+    hidden_states = embeddings.word(input_ids) + embeddings.position(positions)
+    if embeddings.token_type is not None:
+        one_segment = embeddings.token_type.num_embeddings == 1
+        hidden_states = hidden_states + embeddings.token_type(
+            token_type_ids.new_zeros(()) if one_segment else token_type_ids
+        )
+    if embeddings.norm is not None:
+        hidden_states = embeddings.norm(hidden_states)
+    hidden_states = drop_out(hidden_states, embeddings.dropout if embeddings.training else 0.0)
+    return hidden_states if embeddings.projection is None else embeddings.projection(hidden_states)
 
 
 def sinusoids(positions: int, width: int) -> Tensor:

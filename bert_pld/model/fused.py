@@ -26,6 +26,7 @@ from bert_pld.kernels.reference import Join
 from bert_pld.model.block import SwitchableBlock
 from bert_pld.model.block_calls import BlockCall, block_calls
 from bert_pld.model.encoder import Encoder
+from bert_pld.model.fused_embeddings import embed_fused, embedding_dropout
 from bert_pld.model.graphs import Inputs, block_runner
 from bert_pld.pld.gates import BlockGate, last_whole_block
 
@@ -34,6 +35,7 @@ def install(encoder: Encoder) -> None:
     """Make BERT's encoder run through fused kernels."""
     encoding = FusedEncoding(_embed, _run_post_norm_blocks if encoder.final_norm is None else _run_pre_norm_blocks)
     encoder.run, encoder.leaves_padding_out = encoding.encode, True
+    encoder.embeddings.run = embed_fused
     for block in encoder.blocks:
         block.run = run_fused_post_norm if encoder.final_norm is None else run_fused_pre_norm
     if encoder.final_norm is not None:
@@ -210,10 +212,7 @@ def _layout(
 
 def _embed(encoder: Encoder, input_ids: Tensor, token_type_ids: Tensor, layout: TokenLayout) -> Tensor:
     # Blocks, embeddings and LayerNorm are called as modules, because ZeRO-3 gathers parameters in their forward hooks.
-    if layout.positions is not None:
-        return encoder.embeddings(layout.pack(input_ids), layout.pack(token_type_ids), layout.token_positions)
-    positions = None if layout.documents is None else layout.token_positions.view(input_ids.shape)
-    return encoder.embeddings(input_ids, token_type_ids, positions).flatten(0, 1)
+    return encoder.embeddings(input_ids, token_type_ids, layout=layout, dropout=embedding_dropout(encoder))
 
 
 def _run_pre_norm_blocks(

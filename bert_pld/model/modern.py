@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,11 +35,19 @@ class ModernEmbeddings(nn.Module):
         self.word = nn.Embedding(vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps, bias=False)
         self.dropout = config.hidden_dropout
+        self.run: Callable[..., Tensor] = embed_eager
+        """Called with this module and the arguments of `forward`; a backend replaces it."""
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Embed ids: [...] → [..., H]."""
-        # Through the modules, because ZeRO-3 gathers their parameters in hooks of these calls.
-        return drop_out(self.norm(self.word(input_ids)), self.dropout if self.training else 0.0)
+    def forward(self, *inputs: Any, **keywords: Any) -> Tensor:
+        """Embed ids: run `embed_eager`, or the function that a backend put in its place."""
+        return self.run(self, *inputs, **keywords)
+
+
+def embed_eager(embeddings: ModernEmbeddings, input_ids: Tensor) -> Tensor:
+    """Embed ids: [...] → [..., H]."""
+    # Through the modules, because ZeRO-3 gathers their parameters in hooks of these calls.
+    hidden_states = embeddings.norm(embeddings.word(input_ids))
+    return drop_out(hidden_states, embeddings.dropout if embeddings.training else 0.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from bert_pld.kernels.rotary import rotary_heads
 from bert_pld.model.block_calls import BlockCall, block_calls
 from bert_pld.model.encoder import Encoder
 from bert_pld.model.fused import Chosen, FusedEncoding
+from bert_pld.model.fused_embeddings import embed_words_fused, embedding_dropout
 from bert_pld.model.graphs import Inputs, block_runner
 from bert_pld.model.modern_block import ModernBlock
 from bert_pld.pld.gates import BlockGate
@@ -42,6 +43,7 @@ def install(encoder: Encoder) -> None:
     """Make ModernBERT's encoder run through fused kernels."""
     encoding = FusedEncoding(_embed, _run_blocks)
     encoder.run, encoder.run_chosen, encoder.leaves_padding_out = encoding.encode, encoding.encode_chosen, True
+    encoder.embeddings.run = embed_words_fused
     for block in encoder.blocks:
         block.run = run_fused
     assert encoder.final_norm is not None
@@ -102,7 +104,7 @@ def normalize_fused(
 
 def _embed(encoder: Encoder, input_ids: Tensor, token_type_ids: Tensor, layout: TokenLayout) -> Tensor:
     """Embed the tokens, [T, H]. There are no segments."""
-    return encoder.embeddings(layout.pack(input_ids))
+    return encoder.embeddings(input_ids, layout=layout, dropout=embedding_dropout(encoder))
 
 
 def _run_blocks(
