@@ -25,7 +25,14 @@ from bert_pld.cli import explain_missing_package, make_parser, run
 with explain_missing_package("bert_pld.compile_kernels"):
     import triton
 
-    from bert_pld.kernels import fp8_rounding, linear_cross_entropy, rotary
+    from bert_pld.kernels import (
+        embedding_backward,
+        embedding_forward,
+        fp8_rounding,
+        linear_cross_entropy,
+        rotary,
+        sorted_sum,
+    )
     from bert_pld.kernels.add_norm_backward import add_norm_backward_kernel
     from bert_pld.kernels.add_norm_forward import add_norm_forward_kernel
     from bert_pld.kernels.bias_gelu import bias_gelu_backward_kernel, bias_gelu_forward_kernel
@@ -107,6 +114,7 @@ def variants(hidden_size: int, vocabulary: int = 30528) -> Iterator[Variant]:
         arguments = {**launch, "TANH": tanh}
         yield _reducing(f"bias {name} backward", bias_gelu_backward_kernel, arguments, tile, tile.width, 3)
     yield from _modernbert_variants(hidden_size)
+    yield from _embedding_variants(hidden_size)
     tile = column_tile(hidden_size)
     launch = tile.launch_arguments(hidden_size)
     yield _reducing("split qkv backward", split_qkv_backward_kernel, launch, tile, 3 * tile.width, 2)
@@ -135,6 +143,36 @@ def _modernbert_variants(hidden_size: int) -> Iterator[Variant]:
     elements = 3 * 2 * pairs * launch["BLOCK_ROWS"]
     for name, backward in (("forward", False), ("backward", True)):
         yield Variant(f"rotary {name}", rotary.rotary_kernel, {**launch, "BACKWARD": backward}, elements, 2)
+
+
+def _embedding_variants(hidden_size: int) -> Iterator[Variant]:
+    """Yield the kernels of the embeddings: of BERT, pre- and post-norm, without padding, and of ModernBERT."""
+    tile = reducing_row_tile(hidden_size)
+    launch = {**tile.launch_arguments(hidden_size), "PIECES": tile.pieces, "HAS_DROPOUT": True}
+    with_places = {"HAS_FLAT": True, "HAS_EDGES": True, "HAS_POSITION": True, "TYPES": 2}
+    words = {"HAS_FLAT": True, "HAS_EDGES": False, "HAS_POSITION": False, "TYPES": 0}
+    forms = {
+        "embed": {**with_places, "HAS_NORM": False, "HAS_NORM_BIAS": False},
+        "embed norm": {**with_places, "HAS_NORM": True, "HAS_NORM_BIAS": True},
+        "embed words norm": {**words, "HAS_NORM": True, "HAS_NORM_BIAS": False},
+    }
+    elements = tile.rows * hidden_size
+    for name, form in forms.items():
+        forward, backward = embedding_forward.embedding_forward_kernel, embedding_backward.embedding_backward_kernel
+        asserting = {**launch, **form, **embedding_forward.ASSERTIONS}
+        yield Variant(f"{name} forward", forward, asserting, elements, 2)
+        summing = {**launch, **form, "SUMS": form["TYPES"], "BLOCK_PLACES": 1, "STAGES": tile.num_stages}
+        yield Variant(f"{name} backward", backward, summing, elements, 2 + form["HAS_NORM"])
+    sizes = embedding_backward.SUMS_TILE
+    launch = {"WIDTH": hidden_size, "SUMS": 2, "ALL": 2, **sizes}
+    elements = sizes["BLOCK_ROWS"] * sizes["BLOCK_WIDTH"]
+    yield Variant("embed sums", embedding_backward.embedding_sums_kernel, launch, elements, 2)
+    for name, kernel, more, rows in (
+        ("embed word sums", sorted_sum.sum_chunks_kernel, sorted_sum.chunk_arguments(), sorted_sum.GROUP),
+        ("embed word sums joined", sorted_sum.join_chunks_kernel, sorted_sum.join_arguments(), sorted_sum.PARTS),
+    ):
+        launch = {**sorted_sum.launch_arguments(hidden_size), **more}
+        yield Variant(name, kernel, launch, rows * launch["BLOCK_WIDTH"], 2)
 
 
 def _reducing(name: str, kernel: Any, arguments: dict[str, Any], tile: Tile, columns: int, accesses: int) -> Variant:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.batches import targets_of
+from benchmarks.kernels.embedding_case import Embeddings
 from benchmarks.kernels.modern_cases import Geglu, RotaryHeads
 from benchmarks.kernels.operation import Formula, InputSet, Operation, Size
 from benchmarks.kernels.split_case import SplitQkv
@@ -248,6 +249,8 @@ OPERATIONS: dict[str, Callable[[Size, torch.device], Operation]] = {
     "add_norm_scatter_gather": lambda size, device: AddNorm(
         "add_norm_scatter_gather", size, device, branch=True, subsets=True
     ),
+    "embed": lambda size, device: Embeddings("embed", size, device, norm=False),
+    "embed_norm": lambda size, device: Embeddings("embed_norm", size, device, norm=True),
     "bias_gelu": lambda size, device: BiasGelu(size, device, "gelu"),
     "bias_gelu_tanh": lambda size, device: BiasGelu(size, device, "gelu_tanh"),
     "geglu": Geglu,

@@ -19,7 +19,7 @@ from bert_pld.kernels.reference import EmbeddingTables
 from bert_pld.kernels.tiles import Tile, ceil_div, keep_tile, power_of_two_from, reducing_row_tile
 
 SEQUENCES_A_PROGRAM = 64
-_FINISH = {"BLOCK_PLACES": 64, "BLOCK_ROWS": 64, "BLOCK_WIDTH": 64, "num_warps": 4}
+SUMS_TILE = {"BLOCK_PLACES": 64, "BLOCK_ROWS": 64, "BLOCK_WIDTH": 64, "num_warps": 4}
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=INDICES)
@@ -284,8 +284,8 @@ def embedding_backward(
             **dropped,
             **tile.launch_arguments(width),
         )
-    grid = ceil_div(table_rows, _FINISH["BLOCK_PLACES"]) + every, ceil_div(width, _FINISH["BLOCK_WIDTH"])
-    sizes = {"WIDTH": width, "SUMS": sums, "ALL": every, **_FINISH}
+    grid = ceil_div(table_rows, SUMS_TILE["BLOCK_PLACES"]) + every, ceil_div(width, SUMS_TILE["BLOCK_WIDTH"])
+    sizes = {"WIDTH": width, "SUMS": sums, "ALL": every, **SUMS_TILE}
     embedding_sums_kernel[grid](partial, out, longest, groups, table_rows, tables.position_offset, **sizes)
     position, others = out[:table_rows], out[table_rows:]
     return grad_sum, (

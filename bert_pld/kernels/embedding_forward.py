@@ -17,6 +17,8 @@ from bert_pld.kernels.layout import TokenLayout
 from bert_pld.kernels.reference import EmbeddingTables
 from bert_pld.kernels.tiles import Tile, ceil_div, keep_tile, reducing_row_tile
 
+ASSERTIONS = {"sanitize_overflow": False}
+"""Option of the kernel that has assertions: only ids and types are checked, not each addition for overflow."""
 MOST_TYPES = 2
 """Most rows of the token-type table: the backward kernel keeps a sum for each."""
 VARYING = ["num_rows", "longest", "num_sequences", "position_offset", "scale", "seed", "seed_high", "site"]
@@ -245,8 +247,7 @@ def embedding_forward(
             vocabulary=len(word),
             eps=tables.eps,
             PIECES=tile.pieces,
-            # Only ids and types are checked, not each sum for overflow.
-            sanitize_overflow=False,
+            **ASSERTIONS,
             **tokens.arguments,
             **table_arguments(tables),
             **dropout_arguments(dropout),

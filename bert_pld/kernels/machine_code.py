@@ -22,10 +22,12 @@ _ARGUMENT_TYPES = {
     **dict.fromkeys(("mean_ptr", "rstd_ptr", "partial_ptr", "losses_ptr"), "*fp32"),
     **dict.fromkeys(("cosines_ptr", "sines_ptr", "largest_ptr", "unscale_ptr"), "*fp32"),
     **dict.fromkeys(("narrow_ptr", "transposed_ptr"), "*fp8e4nv"),
-    **{"labels_ptr": "*i64", "positions_ptr": "*i32", "eps": "fp32"},
+    **dict.fromkeys(("labels_ptr", "input_ids_ptr", "token_types_ptr", "flat_ptr", "order_ptr"), "*i64"),
+    **dict.fromkeys(("positions_ptr", "edges_ptr", "row_ids_ptr", "sorted_ids_ptr"), "*i32"),
+    **dict.fromkeys(("scale", "eps"), "fp32"),
 }
 """Types of the arguments that are neither pointers to the model's dtype nor 32-bit integers."""
-_OPTIONS = {"num_warps", "maxnreg"}
+_OPTIONS = {"num_warps", "maxnreg", "sanitize_overflow"}
 _REGISTERS = 65536
 _WARPS = 64
 _SHARED_BYTES = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
@@ -54,7 +56,7 @@ def compile_kernel(kernel: Any, arguments: dict[str, Any], dtype: str, capabilit
 
     Args:
         kernel: the function with Triton's decorator.
-        arguments: its constants, `num_warps` and perhaps `maxnreg`.
+        arguments: its constants, `num_warps` and perhaps `maxnreg` and `sanitize_overflow`.
         dtype: the model's dtype: bf16, fp16 or fp32.
         capability: compute capability × 10.
     """
@@ -67,11 +69,9 @@ def compile_kernel(kernel: Any, arguments: dict[str, Any], dtype: str, capabilit
         signature[parameter.name] = _ARGUMENT_TYPES.get(parameter.name, default)
         if parameter.name.endswith("_ptr"):
             attributes[(index,)] = [["tt.divisibility", 16]]
-    constants = dict(arguments)
-    options = {
-        "num_warps": constants.pop("num_warps"),
-        **({"maxnreg": constants.pop("maxnreg")} if "maxnreg" in constants else {}),
-    }
+    options = {name: value for name, value in arguments.items() if name in _OPTIONS}
+    constants = {name: value for name, value in arguments.items() if name not in _OPTIONS}
+    options["debug"] = bool(kernel.debug)  # Whether its assertions are compiled.
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     output = _assemble(compiled.asm["ptx"], capability)

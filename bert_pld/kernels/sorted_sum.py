@@ -111,22 +111,31 @@ def join_chunks_kernel(
 
 
 def launch_arguments(width: int) -> dict[str, int]:
-    """Return the arguments of both kernels that depend on the width; `sum_chunks_kernel` gets GROUP, not PARTS."""
-    block = min(max(power_of_two_from(width), 32), _MOST_COLUMNS)
-    return {"WIDTH": width, "CHUNK": CHUNK, "BLOCK_WIDTH": block}
+    """Return the arguments of both kernels that depend on the width."""
+    return {"WIDTH": width, "CHUNK": CHUNK, "BLOCK_WIDTH": min(max(power_of_two_from(width), 32), _MOST_COLUMNS)}
+
+
+def chunk_arguments() -> dict[str, int]:
+    """Return the other constants of `sum_chunks_kernel`."""
+    return {"GROUP": GROUP, "num_warps": 1}
+
+
+def join_arguments() -> dict[str, int]:
+    """Return the other constants of `join_chunks_kernel`."""
+    return {"PARTS": PARTS, "num_warps": 4}
 
 
 def sum_rows_by_id(rows: Tensor, ids: Tensor, table_rows: int) -> Tensor:
     """Return the sum of the rows [T, W] of each id, int32 [T]: [V, W] in their dtype, zeros where there are none."""
-    table = torch.zeros(table_rows, rows.shape[1], dtype=rows.dtype, device=rows.device)
-    if not len(rows):
+    num_rows, width = rows.shape
+    table = torch.zeros(table_rows, width, dtype=rows.dtype, device=rows.device)
+    if not num_rows:
         return table
     # Equal ids keep their order, or the sum would depend on the sort.
     sorted_ids, order = ids.sort(stable=True)
-    sizes, chunks = launch_arguments(rows.shape[1]), ceil_div(len(rows), CHUNK)
-    partial = torch.empty(chunks, 2, rows.shape[1], dtype=torch.float32, device=rows.device)
-    grid = chunks, ceil_div(rows.shape[1], sizes["BLOCK_WIDTH"])
-    warps = {"num_warps": 1}
-    sum_chunks_kernel[grid](rows, sorted_ids, order, table, partial, len(rows), GROUP=GROUP, **sizes, **warps)
-    join_chunks_kernel[grid](partial, sorted_ids, table, len(rows), PARTS=PARTS, **sizes, num_warps=4)
+    sizes, chunks = launch_arguments(width), ceil_div(num_rows, CHUNK)
+    partial = torch.empty(chunks, 2, width, dtype=torch.float32, device=rows.device)
+    grid = chunks, ceil_div(width, sizes["BLOCK_WIDTH"])
+    sum_chunks_kernel[grid](rows, sorted_ids, order, table, partial, num_rows, **sizes, **chunk_arguments())
+    join_chunks_kernel[grid](partial, sorted_ids, table, num_rows, **sizes, **join_arguments())
     return table

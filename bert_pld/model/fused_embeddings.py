@@ -21,8 +21,17 @@ def embed_fused(
     embeddings: Embeddings, input_ids: Tensor, token_type_ids: Tensor, layout: TokenLayout, dropout: CounterDropout
 ) -> Tensor:
     """Embed the tokens of BERT; eagerly if there are more segments or columns than the kernels support."""
+    tables = tables_of(embeddings)
+    if not embeds(tables):
+        return embed_eager(embeddings, layout.pack(input_ids), layout.pack(token_type_ids), layout.token_positions)
+    hidden_states = embed(tables, tokens_of(layout, input_ids, token_type_ids), dropout)
+    return hidden_states if embeddings.projection is None else embeddings.projection(hidden_states)
+
+
+def tables_of(embeddings: Embeddings) -> EmbeddingTables:
+    """Return the parameters of BERT's embeddings but for the projection."""
     norm, token_type = embeddings.norm, embeddings.token_type
-    tables = EmbeddingTables(
+    return EmbeddingTables(
         embeddings.word.weight,
         embeddings.position.weight,
         None if token_type is None else token_type.weight,
@@ -31,10 +40,6 @@ def embed_fused(
         0.0 if norm is None else norm.eps,
         embeddings.position_offset,
     )
-    if not embeds(tables):
-        return embed_eager(embeddings, layout.pack(input_ids), layout.pack(token_type_ids), layout.token_positions)
-    hidden_states = embed(tables, tokens_of(layout, input_ids, token_type_ids), dropout)
-    return hidden_states if embeddings.projection is None else embeddings.projection(hidden_states)
 
 
 def embed_words_fused(

@@ -12,7 +12,7 @@ from tiny_model import LENGTHS, ROWS, SEQ, drawn_gates, fixed_gates, gradients, 
 
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.kernels import reference
-from bert_pld.model import fused, use_backend
+from bert_pld.model import fused, fused_embeddings, use_backend
 from bert_pld.pld import BlockGate
 
 # On a machine with a GPU kernels are not interpreted; tests/gpu runs whole models there.
@@ -82,6 +82,11 @@ def test_fused_equals_eager_under_drawn_gates(granularity, options, padded):
         assert_equal_gradients(actual, expected)
 
 
+def embed_by_formula(embeddings, input_ids, token_type_ids, layout, dropout):
+    tokens = layout.pack(input_ids), layout.token_positions, layout.pack(token_type_ids)
+    return reference.embed(fused_embeddings.tables_of(embeddings), *tokens, dropout)
+
+
 @pytest.mark.parametrize("normalization", ["pre", "post"])
 @pytest.mark.parametrize("gates", [SOME, drawn_gates("token")], ids=["sample", "token"])
 def test_kernels_with_dropout_equal_their_formulas(gates, normalization, monkeypatch):
@@ -92,6 +97,8 @@ def test_kernels_with_dropout_equal_their_formulas(gates, normalization, monkeyp
             for name in ("add_norm", "bias_gelu"):
                 monkeypatch.setattr(fused, name, getattr(reference, name))
         model = fused_model(normalization=normalization, hidden_dropout=0.3)
+        if formulas:
+            model.encoder.embeddings.run = embed_by_formula
         torch.manual_seed(5)
         results.append(gradients(model, gates))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
@@ -120,10 +127,13 @@ def test_every_sub_layer_has_its_own_dropout_site_and_every_forward_its_own_seed
 
     monkeypatch.setattr(fused, "add_norm", spy)
     model = fused_model(num_layers=3, hidden_dropout=0.5)
+    model.encoder.embeddings.register_forward_pre_hook(
+        lambda _, inputs, keywords: seen.append(keywords["dropout"]), with_kwargs=True
+    )
     for _ in range(2):
         model(**make_batch())
-    assert len({(dropout.seed, dropout.site) for dropout in seen}) == len(seen) == 2 * 6
-    assert len({dropout.seed for dropout in seen}) == 2
+    assert len({(dropout.seed, dropout.site) for dropout in seen}) == len(seen) == 2 * 7
+    assert len({dropout.seed for dropout in seen[:7]} & {dropout.seed for dropout in seen[7:]}) == 0
 
 
 @pytest.mark.parametrize("normalization", ["pre", "post"])
@@ -154,7 +164,10 @@ def test_dropped_blocks_with_zero_gradients_change_nothing_else(pattern, normali
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
 @pytest.mark.parametrize("normalization", ["pre", "post"])
 def test_every_module_with_parameters_is_entered_by_a_module_call(normalization, padded):
-    """ZeRO-3 gathers a module's parameters in hooks of its call; without the call they would be empty."""
+    """ZeRO-3 gathers a module's parameters in hooks of its call; without the call they would be empty.
+
+    It finds those that the embeddings read from their parts, and gathers them with the embeddings.
+    """
     model = fused_model(normalization=normalization)
     owners = {name for name, module in model.named_modules() if list(module.parameters(recurse=False))}
     calls = collections.Counter()
@@ -162,8 +175,20 @@ def test_every_module_with_parameters_is_entered_by_a_module_call(normalization,
         module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
     gates = fixed_gates([1, 0, 0, 1], 1.5, zero_gradient_when_dropped=True)
     model(**make_batch(padded=padded), gates=gates)
+    owners = {"encoder.embeddings" if name.startswith("encoder.embeddings.") else name for name in owners}
     assert {name: calls[name] for name in owners} == dict.fromkeys(owners, 1)
     assert sum(name.startswith("encoder.blocks.") for name in owners) == 4
+
+
+@pytest.mark.parametrize("options", [{"type_vocab_size": 3}, {"type_vocab_size": 1, "position_offset": 2}], ids=str)
+def test_other_numbers_of_segments_have_the_eager_gradients(options):
+    batch = make_batch()
+    if options["type_vocab_size"] == 3:  # The kernels support two; then the embeddings are eager.
+        batch["token_type_ids"][0, 3] = 2
+    loss, expected = gradients(make_model(**options, num_layers=1), None, **batch)
+    fused_loss, actual = gradients(fused_model(**options, num_layers=1), None, **batch)
+    assert fused_loss == pytest.approx(loss, rel=1e-5)
+    assert_equal_gradients(actual, expected)
 
 
 def products_of_blocks(gates, **batch):
