@@ -249,8 +249,8 @@ OPERATIONS: dict[str, Callable[[Size, torch.device], Operation]] = {
     "add_norm_scatter_gather": lambda size, device: AddNorm(
         "add_norm_scatter_gather", size, device, branch=True, subsets=True
     ),
-    "embed": lambda size, device: Embeddings("embed", size, device, norm=False),
-    "embed_norm": lambda size, device: Embeddings("embed_norm", size, device, norm=True),
+    "embed": lambda size, device: Embeddings("embed", size, device, norm=False, dropout=DROPOUT),
+    "embed_norm": lambda size, device: Embeddings("embed_norm", size, device, norm=True, dropout=DROPOUT),
     "bias_gelu": lambda size, device: BiasGelu(size, device, "gelu"),
     "bias_gelu_tanh": lambda size, device: BiasGelu(size, device, "gelu_tanh"),
     "geglu": Geglu,

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from bert_pld.kernels.embedding_forward import Tokens
     from bert_pld.kernels.tiles import Tile
 
-_DROPOUT, _EPS, _TYPES = 0.1, 1e-12, 2
+_EPS, _TYPES = 1e-12, 2
 _FP32, _INT32, _INT64 = 4, 4, 8
 
 
 class Embeddings(Operation):
     """Rows of word, position and token-type tables, added, dropped out and, with `norm`, normalised before."""
 
-    def __init__(self, name: str, size: Size, device: torch.device, norm: bool) -> None:
+    def __init__(self, name: str, size: Size, device: torch.device, norm: bool, dropout: float) -> None:
         super().__init__(size, device)
         self.name, self.norm = name, norm
         generator, shape = self.generator(0), (size.tokens // size.seq_length, size.seq_length)
@@ -37,7 +37,7 @@ class Embeddings(Operation):
         self.ids = (ranks.long() - 1).clamp_(0, size.vocabulary - 1)
         self.types = torch.randint(0, _TYPES, shape, generator=generator, device=device)
         self.layout: TokenLayout = padded_layout(self.ids)
-        self.dropout = CounterDropout(_DROPOUT, seed=1 << 40, site=3)
+        self.dropout = CounterDropout(dropout, seed=1 << 40, site=3)
 
     def moved_bytes(self, direction: str) -> int:
         """The fewest bytes: used rows of the tables once; backward writes the gradient of the whole word table."""
@@ -59,12 +59,12 @@ class Embeddings(Operation):
 
     def formula(self) -> Formula:
         """Returns [T, H]."""
-        width, ids, types = self.size.hidden, self.ids, self.types
+        width, ids, types, dropout = self.size.hidden, self.ids, self.types, self.dropout.probability
 
         def embed(word: Tensor, position: Tensor, token_type: Tensor, *norm: Tensor) -> tuple[Tensor, ...]:
             sums = F.embedding(ids, word) + position + F.embedding(types, token_type)
             sums = F.layer_norm(sums, (width,), *norm, _EPS) if norm else sums
-            return (F.dropout(sums.flatten(0, 1), _DROPOUT),)
+            return (F.dropout(sums.flatten(0, 1), dropout),)
 
         return embed
 

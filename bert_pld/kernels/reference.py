@@ -1,8 +1,8 @@
 """The blocks' operations in eager torch: the specification against which every backend is tested.
 
 Shapes: B sequences, S positions, H hidden, I intermediate, N attention heads, M masked positions, V vocabulary.
-`embed`, `add_norm`, `bias_gelu`, `geglu` and `linear_cross_entropy_sum` specify the fused kernels, operation by operation.
-Attention is in `reference_attention.py`.
+`embed`, `add_norm`, `bias_gelu`, `geglu` and `linear_cross_entropy_sum` specify the fused kernels, operation by
+operation. Attention is in `reference_attention.py`.
 """
 
 from __future__ import annotations

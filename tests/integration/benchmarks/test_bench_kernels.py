@@ -45,6 +45,11 @@ BYTES = {
     ("add_norm", "backward"): 3 * 256 + 16 + 128 + 256 + 256 + 3 * 32,
     ("add_norm_scatter_gather", "forward"): 256 + 192 + 3 * 16 + 2 * 64 + 256 + 192 + 96,
     ("add_norm_scatter_gather", "backward"): 192 + 256 + 192 + 16 + 2 * 64 + 96 + 256 + 192 + 3 * 32,
+    # Six of the ten ids occur; four positions and two types; ids and types take 20 bytes a row, and for backward 12.
+    ("embed", "forward"): 6 * 16 + 256 + 6 * 16 + 16 * 20,
+    ("embed", "backward"): 256 + 10 * 16 + 6 * 16 + 16 * 12,
+    ("embed_norm", "forward"): 6 * 16 + 256 + 8 * 16 + 16 * 20 + 128,
+    ("embed_norm", "backward"): 256 + 6 * 16 + 10 * 16 + 8 * 16 + 16 * 12 + 128,
     ("bias_gelu", "forward"): 1024 + 64 + 1024,
     ("bias_gelu", "backward"): 1024 + 1024 + 64 + 1024 + 128,
     ("bias_gelu_tanh", "forward"): 2112,

@@ -28,18 +28,23 @@ def compile_ahead(*arguments, code="", **environment):
 def test_every_kernel_compiles_and_none_spills(tmp_path):
     done = compile_ahead("--hidden_sizes", "1000", "--capabilities", "90", "--json", str(tmp_path / "found.json"))
     assert done.returncode == 0, done.stderr
-    assert "23 kernels compiled" in done.stdout
+    assert "32 kernels compiled" in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())
     names = {"norm forward", "scatter norm gather backward", "bias gelu backward", "geglu backward", "rotary forward"}
-    names |= {"fp8 largest value", "fp8 rounding"}
+    names |= {"fp8 largest value", "fp8 rounding", "embed norm forward", "embed words norm backward", "embed word sums"}
     assert {one["kernel"] for one in found} >= names
     for one in found:
         assert one["spill_store_bytes"] == one["spill_load_bytes"] == 0
         assert 16 <= one["registers"] <= 255
         assert one["instructions"] > 100
         assert one["warps_per_multiprocessor"] >= 8
-        # Rotating or joining takes a few instructions; everything else has a GELU, a sum over rows or a random number.
-        assert (3 if one["kernel"].startswith(("rotary", "split")) else 10) < one["instructions_per_element"] < 60
+        # Rotating, joining or adding up takes a few instructions; everything else has a GELU, a LayerNorm or a random
+        # number.
+        assert (
+            (3 if one["kernel"].startswith(("rotary", "split")) or "sums" in one["kernel"] else 10)
+            < one["instructions_per_element"]
+            < 60
+        )
 
 
 def test_spilling_kernel_is_reported_and_the_command_fails():
