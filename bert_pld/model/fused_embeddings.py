@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bert_pld.kernels.dropout import CounterDropout
+from bert_pld.kernels.dropout import NO_DROPOUT, CounterDropout
 from bert_pld.kernels.embedding import embed, embeds
 from bert_pld.kernels.embedding_forward import tokens_of
 from bert_pld.kernels.layout import TokenLayout
 from bert_pld.kernels.reference import EmbeddingTables
 from bert_pld.model.bert import Embeddings, embed_eager
+from bert_pld.model.block_calls import draw_seed
+from bert_pld.model.encoder import Encoder
 from bert_pld.model.modern import ModernEmbeddings
 
 
@@ -49,3 +51,9 @@ def embed_words_fused(
     norm = embeddings.norm
     tables = EmbeddingTables(embeddings.word.weight, norm_weight=norm.weight, norm_bias=norm.bias, eps=norm.eps)
     return embed(tables, tokens_of(layout, input_ids, None), dropout)
+
+
+def embedding_dropout(encoder: Encoder) -> CounterDropout:
+    """Return the dropout of the embeddings in one forward, with a seed of its own."""
+    probability = encoder.config.hidden_dropout if encoder.training else 0.0
+    return CounterDropout(probability, draw_seed()) if probability else NO_DROPOUT
