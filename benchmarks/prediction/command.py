@@ -12,7 +12,7 @@ import argparse
 import collections
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ from benchmarks.operators.narrow import MICRO_BATCH_SIZE, SEQ_LENGTH, WIDTH, nar
 from benchmarks.operators.recording import Recorder, Work, as_on_a_gpu, record_model
 from benchmarks.options import chosen, positive_integers
 from bert_pld.config import ModelConfig, apply_override, load_config
-from bert_pld.cost.flops import ModelFlops, parameter_count
+from bert_pld.cost.flops import ModelFlops, parameter_count, parameter_tensors
+from bert_pld.model.graphs import BlockGraphs
 
 EXAMPLE = "python -m benchmarks prediction --json prediction.json"
 COPY_BYTES_PER_S = {"H100": 3.0e12, "H200": 4.3e12}
@@ -55,6 +56,8 @@ class Assumptions:
     """Least time of an operator on the device, with the gap before the next one."""
     launch_of_a_kernel_s: float = 10e-6
     """The host's time in Triton's launcher, which the measured host time leaves out."""
+    launch_of_a_graph_s: float = 15e-6
+    """The same for a CUDA graph of a block, in one direction."""
     end_of_step_s: float = 2e-4
     """Idle time of the device at the end of a step, while the host waits for the norm."""
 
@@ -97,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--optimizers", default="AdamW,Muon", help="list of AdamW, Muon (default both)")
     add("--micro_batches", default="1,4", help="micro-batches a step, joined by commas (default 1,4)")
     add("--fp8", action="store_true", help="with model.fp8")
+    add("--cuda_graphs", action="store_true", help="with model.cuda_graphs")
     add("--rounds", type=int, default=10, help="measurements of the host's time (default 10)")
     add("--assume", action="append", default=[], metavar="KEY=VALUE", help="change a field of Assumptions")
 
@@ -114,8 +118,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             model = _model(name, options.fp8)
             work = record_model(model, "triton", MICRO_BATCH_SIZES[name], _SEQ)
             launched = [one for one in work if one.kind == "kernel"]
-            host_s = _host_seconds(model, options.rounds) + len(launched) * assumptions.launch_of_a_kernel_s
-            counts_of = {"operators": len(work), "of_them_kernels": len(launched)}
+            graphs = 2 * (model.num_layers - 1) if options.cuda_graphs else 0
+            captured = sum(one.part == "blocks" for one in launched) * graphs // (2 * model.num_layers)
+            launching_s = (len(launched) - captured) * assumptions.launch_of_a_kernel_s
+            launching_s += graphs * assumptions.launch_of_a_graph_s
+            host_s = _host_seconds(model, options.rounds, options.cuda_graphs) + launching_s
+            counts_of = {"operators": len(work), "of_them_kernels": len(launched), "graphs": graphs}
+            if graphs:
+                work += _work_around_graphs(model, MICRO_BATCH_SIZES[name] * _SEQ)
             micro_batch[name] = {**counts_of, "host_ms": 1e3 * host_s, "bytes_by_kernel": _bytes_by_kernel(launched)}
             for optimizer in optimizers:
                 tails = {count: _end_of_step(model, optimizer, count) for count in counts}
@@ -132,6 +142,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "assumptions": dataclasses.asdict(assumptions),
         "copy_bytes_per_s": COPY_BYTES_PER_S,
         "fp8": options.fp8,
+        "cuda_graphs": options.cuda_graphs,
         "micro_batch_sizes": MICRO_BATCH_SIZES,
         "micro_batch": micro_batch,
         "steps": [step.as_json() for step in steps],
@@ -215,13 +226,38 @@ def _muon_products(model: ModelConfig) -> list[Work]:
     return [one for one in recorder.work if one.kind == "product"]
 
 
-def _host_seconds(model: ModelConfig, rounds: int) -> float:
-    """Return the shortest processor time of forward and backward of a narrow model, without Triton's launcher."""
+class _NoReplay:
+    """A recorder of graphs whose replays do nothing."""
+
+    def rehearse(self, body: Callable[[], Any]) -> None:
+        """Run nothing beforehand."""
+
+    def record(self, body: Callable[[], list[torch.Tensor]]) -> tuple[list[torch.Tensor], Callable[[], None]]:
+        """Return the body's results and a function that does nothing."""
+        return body(), lambda: None
+
+
+def _work_around_graphs(model: ModelConfig, tokens: int) -> list[Work]:
+    """Return what CUDA graphs add on the device: copies of gradients, and into and out of the chain of blocks."""
+    element, chain = 2, 2 * tokens * model.hidden_size
+    tensors = [one.elements for one in parameter_tensors(model) if one.block is not None]
+    gradients = sum(tensors) * (model.num_layers - 1) // model.num_layers
+    small = [Work("copy_", "blocks", "operator", 0)] * (2 * (model.num_layers - 1))  # biases and their gradients
+    copies = [Work("copy_", "blocks", "operator", element * elements) for elements in (chain, 2 * chain)]
+    # One launch for each block, but its bytes are what counts.
+    return [*small, *copies, Work("_foreach_mul", "blocks", "operator", 2 * element * gradients)]
+
+
+def _host_seconds(model: ModelConfig, rounds: int, graphs: bool = False) -> float:
+    """Return the shortest processor time of forward and backward of a narrow model, without Triton's launcher.
+
+    `graphs`: with CUDA graphs, without their launches.
+    """
     run = narrow_run("bf16", 1, "AdamW", model.num_layers, accumulation_steps=1 << 20)
     batch = pattern_batch(run.model, MICRO_BATCH_SIZE, SEQ_LENGTH, 0, "cpu")
     with as_on_a_gpu():
         engine = narrow_engine(run, "triton")
-
+        engine.module.encoder.graphs = BlockGraphs(_NoReplay) if graphs else None
         shortest = float("inf")
         for _ in range(rounds + 2):
             began = time.process_time()

@@ -102,6 +102,7 @@ SHOWN = (
     Shown("operators", _README, "operators_cpu.json", operators.report),
     Shown("predicted_mfu", _README, "predicted_mfu.json", prediction.report),
     Shown("predicted_fp8", _README, "predicted_fp8.json", prediction.report),
+    Shown("predicted_graphs", _README, "predicted_graphs.json", prediction.report),
     Shown("quickstart", _README, "quickstart.json", result_tables.quickstart),
     *(
         Shown(

@@ -86,5 +86,10 @@ def test_prediction_follows_its_assumptions():
     _, slower = predicted("--assume", "share_of_bandwidth=0.425", "--assume", "launch_of_a_kernel_s=0.01")
     assert slower["H100"]["blocks"] == pytest.approx(2 * steps["H100"]["blocks"], rel=0.02)
     assert slower["H200"]["total"] == slower["H200"]["host"] + slower["H200"]["tail"] > 700
+    graphed, with_graphs = predicted("--cuda_graphs")
+    assert graphed["micro_batch"]["base"]["graphs"] == 2 * 11
+    # Eleven blocks, in two directions; the device also copies their gradients.
+    assert with_graphs["H200"]["host"] < 0.5 * steps["H200"]["host"]
+    assert 1.0 < with_graphs["H200"]["blocks"] / steps["H200"]["blocks"] < 1.05
     with pytest.raises(ValueError, match=r"--assume speed=1: must be a number above 0 for one of product_flops_per_s"):
         predicted("--assume", "speed=1")
