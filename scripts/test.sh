@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Fresh machine → environment → linters → all tests. Arguments go to pytest: bash scripts/test.sh -k resume
 #
-# BERT_PLD_REQUIRE_SLURM   1: install Slurm from Debian's packages (needs root) and fail its tests if they cannot run
-#                          (default where CI is set, and in .ci/run); otherwise they are skipped where it is missing
+# BERT_PLD_REQUIRE_SLURM   1: install Slurm and libaio from Debian's packages (needs root) and fail Slurm's tests if they
+#                          cannot run (default where CI is set, and in .ci/run); otherwise tests are skipped where
+#                          either is missing
 # BERT_PLD_THOROUGH        1: also run tests that repeat another one with one more setting, or measure for long
 # BERT_PLD_KILLS           how often the tests of interruption kill a process (default: 12 and 8)
 # BERT_PLD_FUZZ_CASES      how many cases of random damage each test of damaged files tries (default: 40)
@@ -11,9 +12,10 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh all,test
 
 export BERT_PLD_REQUIRE_SLURM="${BERT_PLD_REQUIRE_SLURM:-${CI:+1}}"
-if [ "$BERT_PLD_REQUIRE_SLURM" = 1 ] && ! { [ -x /usr/sbin/slurmctld ] && [ -x /usr/sbin/munged ]; }; then
+if [ "$BERT_PLD_REQUIRE_SLURM" = 1 ] &&
+    ! { [ -x /usr/sbin/slurmctld ] && [ -x /usr/sbin/munged ] && [ -f /usr/include/libaio.h ]; }; then
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge libaio-dev
 fi
 # Releases that the pinned one is compared with, each in a folder of its own beside the packages of the environment.
 for release in 0.16.9 ${BERT_PLD_THOROUGH:+0.19.6}; do

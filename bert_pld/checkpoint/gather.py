@@ -15,9 +15,11 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from bert_pld.checkpoint.format import WEIGHTS_KIND
+from bert_pld.checkpoint.swapped import in_host_memory
 from bert_pld.checkpoint.zero_state import (
     Piece,
     base_optimizer,
+    by_owner,
     find_pieces,
     full_shapes,
     is_partitioned,
@@ -67,11 +69,14 @@ class StateGatherer:
         sizes = [math.prod(self.shapes[name]) for name in names]
         starts = dict(zip(names, itertools.accumulate(sizes, initial=0), strict=False))
         total = sum(sizes)
-        parts = [(p, p.view_of(self._tensor(p.owner, kind))) for p in self.pieces if p.name in starts]
+        pieces = [piece for piece in self.pieces if piece.name in starts]
         if self.partitioned:
-            whole = self._gather_pieces(kind, [values for _, values in parts], to_rank, starts, total)
+            whole = self._gather_pieces(kind, pieces, to_rank, starts, total)
+        elif dist.get_rank() == to_rank:
+            whole = self._buffer(kind, total)
+            self._copy(kind, pieces, whole, [starts[piece.name] + piece.start for piece in pieces])
         else:
-            whole = self._copy_pieces(kind, parts, starts, total) if dist.get_rank() == to_rank else None
+            whole = None
         if whole is None:
             return None
         if whole.is_pinned():
@@ -90,21 +95,25 @@ class StateGatherer:
         dist.all_gather_object(objects, own, group=self.group)
         return objects
 
-    def _copy_pieces(
-        self, kind: str, parts: list[tuple[Piece, torch.Tensor]], starts: Mapping[str, int], total: int
-    ) -> torch.Tensor:
-        whole = self._buffer(kind, total)
-        for piece, values in parts:
-            start = starts[piece.name] + piece.start
-            whole[start : start + piece.numel].copy_(values, non_blocking=True)
-        return whole
+    def _copy(self, kind: str, pieces: Sequence[Piece], target: torch.Tensor, places: Sequence[int]) -> None:
+        """Copy one kind of tensor of these pieces into a flat tensor, each piece to its place."""
+        place_of = {(piece.name, piece.start): place for piece, place in zip(pieces, places, strict=True)}
+        for owner, its_pieces in by_owner(pieces):
+            with in_host_memory(self.engine, owner):
+                values = self._tensor(owner, kind)
+                for piece in its_pieces:
+                    place = place_of[piece.name, piece.start]
+                    # Buffers on the host may hold other values soon.
+                    target[place : place + piece.numel].copy_(piece.view_of(values), non_blocking=values.is_cuda)
 
     def _gather_pieces(
-        self, kind: str, parts: list[torch.Tensor], to_rank: int, starts: Mapping[str, int], total: int
+        self, kind: str, pieces: Sequence[Piece], to_rank: int, starts: Mapping[str, int], total: int
     ) -> torch.Tensor | None:
         layouts = [[part for part in layout if part[0] in starts] for layout in self._layouts]
-        device = self.engine.device  # The parts are on the host if the optimizer is offloaded.
-        local = torch.cat(parts).float().to(device) if parts else torch.zeros(0, device=device)
+        device = self.engine.device  # The pieces are on the host if the optimizer is offloaded.
+        *places, size = itertools.accumulate((piece.numel for piece in pieces), initial=0)
+        local = torch.empty(size, device=device)
+        self._copy(kind, pieces, local, places)
         ranks, receives = dist.get_world_size(), dist.get_rank() == to_rank
         sizes = [sum(numel for _, _, numel in layout) for layout in layouts]
         at_once = max(1, _VALUES_AT_ONCE // ranks)
@@ -135,29 +144,48 @@ class StateGatherer:
 
         A ValueError names a parameter that is not the model's, or has another shape, or whose weights are missing.
         """
-        for kind, path in files.items():
-            with _opened(path) as tensors:
-                shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-                needed = self.shapes if kind == WEIGHTS_KIND else {n: s for n, s in self.shapes.items() if n in shapes}
-                if shapes != needed:
-                    name, shape = sorted(set(shapes.items()) ^ set(needed.items()))[0]
-                    raise ValueError(f"{path}: does not fit the model: {name} {list(shape)}")
-                if kind != WEIGHTS_KIND:
-                    reset_states(self.engine, self.pieces, {kind: set(shapes)})
-                for piece in self.pieces:
-                    if piece.name in shapes:
-                        values = tensors.get_tensor(piece.name).view(-1)[piece.start : piece.start + piece.numel]
-                        piece.view_of(self._tensor(piece.owner, kind)).copy_(values)
+        with contextlib.ExitStack() as stack:
+            opened = {kind: _Tensors(path, stack) for kind, path in files.items()}
+            for kind, tensors in opened.items():
+                own = self.shapes.items()
+                needed = {name: shape for name, shape in own if kind == WEIGHTS_KIND or name in tensors.shapes}
+                if tensors.shapes != needed:
+                    name, shape = sorted(set(tensors.shapes.items()) ^ set(needed.items()))[0]
+                    raise ValueError(f"{tensors.path}: does not fit the model: {name} {list(shape)}")
+            for owner, pieces in by_owner(self.pieces):
+                with in_host_memory(self.engine, owner, changed=True):
+                    for kind, tensors in opened.items():
+                        self._load_kind(kind, tensors, [piece for piece in pieces if piece.name in tensors.shapes])
+
+    def _load_kind(self, kind: str, tensors: _Tensors, pieces: Sequence[Piece]) -> None:
+        """Load one kind of tensor of pieces that have one owner."""
+        if kind != WEIGHTS_KIND:
+            reset_states(self.engine, pieces, kind)
+        for piece in pieces:
+            values = tensors.read(piece.name).view(-1)[piece.start : piece.start + piece.numel]
+            piece.view_of(self._tensor(piece.owner, kind)).copy_(values)
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a safetensors file for a block; a damaged one is a ValueError."""
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            yield tensors
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
+class _Tensors:
+    """A safetensors file, open until the stack is closed; a damaged one is a ValueError."""
+
+    def __init__(self, path: Path, stack: contextlib.ExitStack) -> None:
+        self.path = path
+        with self._naming_the_file():
+            self._file: Any = stack.enter_context(safe_open(path, framework="pt"))
+            self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a tensor of the file."""
+        with self._naming_the_file():
+            return self._file.get_tensor(name)
+
+    @contextlib.contextmanager
+    def _naming_the_file(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{self.path}: cannot be read ({error})") from error
 
 
 def _place(whole: torch.Tensor, values: torch.Tensor, layout: Any, begin: int, starts: Mapping[str, int]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -176,7 +176,7 @@ def restore_scalars(
     """
     optimizer = base_optimizer(engine)
     names = {id(piece.owner): piece.name for piece in reversed(pieces)}
-    for owner in _owners(pieces):
+    for owner, _ in by_owner(pieces):
         # torch's fused and capturable optimizers need their step counter on the weights' device, others on the host.
         on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
         device = owner.device if on_device else torch.device("cpu")
@@ -224,19 +224,22 @@ def _restored_number(key: str, entry: Mapping[str, Any], optimizer: Any, device:
     return int(entry["value"]) if key == "step" else entry["value"]
 
 
-def reset_states(engine: Any, pieces: list[Piece], kinds: Mapping[str, set[str]]) -> None:
-    """Set the given states of the given parameters to zero, padding included; create those that do not exist."""
+def reset_states(engine: Any, pieces: Sequence[Piece], kind: str) -> None:
+    """Set one state of the pieces' owners to zero, padding included; create it where it does not exist."""
     state = base_optimizer(engine).state
-    for kind, names in kinds.items():
-        for owner in _owners([piece for piece in pieces if piece.name in names]):
-            if state[owner].get(kind) is None:
-                state[owner][kind] = torch.zeros_like(owner, requires_grad=False)
-            else:
-                state[owner][kind].zero_()
+    for owner, _ in by_owner(pieces):
+        if state[owner].get(kind) is None:
+            state[owner][kind] = torch.zeros_like(owner, requires_grad=False)
+        else:
+            state[owner][kind].zero_()
 
 
-def _owners(pieces: list[Piece]) -> list[torch.Tensor]:
-    return list({id(piece.owner): piece.owner for piece in pieces}.values())
+def by_owner(pieces: Sequence[Piece]) -> list[tuple[torch.Tensor, list[Piece]]]:
+    """Return the owners of the pieces, in the order in which they come first, each with its pieces."""
+    found: dict[int, tuple[torch.Tensor, list[Piece]]] = {}
+    for piece in pieces:
+        found.setdefault(id(piece.owner), (piece.owner, []))[1].append(piece)
+    return list(found.values())
 
 
 def _loss_scalers(engine: Any) -> list[Any]:

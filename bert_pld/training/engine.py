@@ -17,6 +17,7 @@ from bert_pld.config.errors import ConfigError, explaining
 from bert_pld.pld import initialize
 from bert_pld.training.boundary import light_zero_block, lighten_boundary
 from bert_pld.training.muon import OrthogonalMomentum
+from bert_pld.training.nvme import keep_gradients_in_memory, keep_parameters_in_memory, prepare_swapping
 from bert_pld.training.optimizer import (
     OUR_OPTIMIZERS,
     block_matrices,
@@ -24,6 +25,7 @@ from bert_pld.training.optimizer import (
     canonical_optimizer,
     check_optimizer_params,
     parameter_groups,
+    values_per_weight,
 )
 from bert_pld.training.schedulers import check_scheduler, scheduler_builder
 
@@ -88,6 +90,12 @@ def _set_up_engine(config: RunConfig, model: nn.Module) -> Any:
         make_scheduler = scheduler_builder(for_deepspeed["scheduler"], config.training.max_steps)
         if make_scheduler is not None:
             for_deepspeed.pop("scheduler")
+    folder = None
+    zero = for_deepspeed.get("zero_optimization", {})
+    if config.offload_device("param") == "nvme":
+        for_deepspeed["zero_optimization"] = zero = keep_parameters_in_memory(zero, groups)
+    if config.offload_device() == "nvme":
+        for_deepspeed["zero_optimization"], folder = prepare_swapping(zero, groups, values_per_weight(params))
     engine, *_ = initialize(
         model=model,
         optimizer=optimizer,
@@ -95,6 +103,9 @@ def _set_up_engine(config: RunConfig, model: nn.Module) -> Any:
         lr_scheduler=make_scheduler,
         config=dataclasses.replace(config, deepspeed=for_deepspeed),
     )
+    engine.swap_folder = folder  # It lives as long as the engine.
+    if folder is not None:
+        keep_gradients_in_memory(engine)
     lighten_boundary(engine)
     if isinstance(optimizer, OrthogonalMomentum):
         optimizer.attach(engine, matrices)
@@ -113,20 +124,14 @@ def _refuse_unsupported(config: RunConfig) -> None:
     if given and given.removeprefix("torch.") not in _NAMES_OF_TYPES[config.precision]:
         raise ConfigError(f"data_types.param_dtype: {given}; the precision is {config.precision}, by fp16 and bf16")
     kind: Literal["optimizer", "param"]
-    for kind in ("optimizer", "param"):
-        if config.offload_device(kind) == "nvme":
+    for kind, on_cpu in (("optimizer", 1), ("param", 3)):
+        device, stage = config.offload_device(kind), config.zero_stage
+        lowest = 3 if device == "nvme" else on_cpu
+        if device != "none" and stage < lowest:
+            stages = "stage 3" if lowest == 3 else "stage 1, 2 or 3"
             raise ConfigError(
-                f"zero_optimization.offload_{kind}.device: nvme; checkpoints cannot hold what DeepSpeed has swapped to"
-                " a disk; use cpu, which frees the same GPU memory"
+                f"zero_optimization.offload_{kind}.device: {device} at stage {stage}; needs zero_optimization.{stages}"
             )
-    if config.offload_device("param") != "none" and config.zero_stage < 3:
-        raise ConfigError(
-            f"zero_optimization.offload_param.device: cpu at stage {config.zero_stage}; needs zero_optimization.stage 3"
-        )
-    if config.offload_device() != "none" and config.zero_stage < 1:
-        raise ConfigError(
-            "zero_optimization.offload_optimizer.device: cpu at stage 0; needs zero_optimization.stage 1, 2 or 3"
-        )
     if config.deepspeed.get("managed_gradient_accumulation") is False:
         raise ConfigError("managed_gradient_accumulation: false; must be true, because the engine counts a run's steps")
 

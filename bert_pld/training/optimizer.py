@@ -112,6 +112,11 @@ def check_optimizer_params(name: str, params: Mapping[str, Any]) -> dict[str, An
     return params
 
 
+def values_per_weight(params: Mapping[str, Any]) -> int:
+    """Return how many values an optimizer keeps for each weight, at most; `params` are checked."""
+    return 3 if params.get("amsgrad") or (params.get("centered") and params.get("momentum")) else 2
+
+
 def _deepspeed_class(name: str) -> type:
     from deepspeed.ops.lamb import FusedLamb
     from deepspeed.ops.lion import FusedLion

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 
@@ -10,18 +9,12 @@ import numpy as np
 import pytest
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
-from runs import small_config
+from engine_states import restore, six_batches, snapshot, start, train
 from safetensors.torch import load_file
 
 from bert_pld.checkpoint.gather import StateGatherer
 from bert_pld.checkpoint.writer import FileChecksum, NonFiniteTensorError, write_tensors
 from bert_pld.checkpoint.zero_state import read_scalars, restore_scalars
-from bert_pld.config import DataConfig, load_config
-from bert_pld.data.loader import training_batches
-from bert_pld.data.nvidia_rows import open_rows
-from bert_pld.data.order import BatchShare
-from bert_pld.model import BertForPreTraining, use_backend
-from bert_pld.training.engine import make_engine
 
 BF16 = {"bf16": {"enabled": True}}
 
@@ -91,54 +84,12 @@ pytestmark = pytest.mark.usefixtures("process_group")
 
 @pytest.fixture(scope="module")
 def batches(corpus):
-    rows = open_rows(corpus, "train")
-    steps = training_batches(rows, DataConfig(workers=0), BatchShare(8), seed=1, num_steps=6)
-    return [step[0] for step in steps]
-
-
-def start(setting, weights=None):
-    changes = {"model": {"vocab_size": 64, "next_sentence_prediction": True}, **SETTINGS[setting]}
-    config = load_config(small_config(train_micro_batch_size_per_gpu=8, **changes))
-    torch.manual_seed(0)
-    model = BertForPreTraining(config.model)
-    if weights is not None:
-        model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
-    use_backend(model, "reference", "cpu")
-    return make_engine(config, model)
-
-
-def train(engine, batches, first, last):
-    losses = []
-    for number in range(first, last):
-        torch.manual_seed(number)
-        batch = batches[number]
-        outputs = engine(**batch.model_inputs(), mlm_denominator=float(batch.masked_tokens))
-        engine.backward(outputs["loss"])
-        engine.step()
-        losses.append(outputs["loss"].item())
-    return losses
-
-
-def snapshot(engine):
-    gatherer = StateGatherer(engine, None)
-    kinds, scalars = gatherer.states()
-    tensors = {kind: copy.deepcopy(gatherer.gather(kind, names, to_rank=0)) for kind, names in kinds.items()}
-    return tensors, json.loads(json.dumps(read_scalars(engine, scalars)))
-
-
-def restore(setting, tensors, scalars, folder, step):
-    for kind, arrays in tensors.items():
-        write_tensors(folder / kind, arrays)
-    engine = start(setting, tensors["weights"])
-    gatherer = StateGatherer(engine, None)
-    gatherer.load({kind: folder / kind for kind in tensors})
-    restore_scalars(engine, gatherer.pieces, scalars, step)
-    return engine
+    return six_batches(corpus)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_engine_continues_bitwise_from_a_restored_state(setting, batches, tmp_path):
-    engine = start(setting)
+    engine = start(SETTINGS[setting])
     train(engine, batches, 0, 3)
     tensors, scalars = snapshot(engine)
     whole = train(engine, batches, 3, 6)
@@ -146,14 +97,14 @@ def test_engine_continues_bitwise_from_a_restored_state(setting, batches, tmp_pa
     if "exp_avg" in tensors:
         changed = [np.abs(array).max() > 0 for array in tensors["exp_avg"].values()]
         assert sum(changed) > len(changed) / 2  # Blocks that were dropped have no gradient.
-    resumed = restore(setting, tensors, scalars, tmp_path, 3)
+    resumed = restore(SETTINGS[setting], tensors, scalars, tmp_path, 3)
     assert train(resumed, batches, 3, 6) == whole
     assert resumed.global_steps == 6
     assert resumed.get_lr() == engine.get_lr()
 
 
 def test_automatic_schedule_reaches_the_optimizer_s_rate_and_ends_at_zero(batches):
-    engine = start("deepspeed_schedule")
+    engine = start(SETTINGS["deepspeed_schedule"])
     train(engine, batches, 0, 4)
     assert engine.get_lr() == pytest.approx([3e-3] * 2)  # The last step of the warm-up.
     assert engine.lr_scheduler.total_num_steps == 12
@@ -161,10 +112,10 @@ def test_automatic_schedule_reaches_the_optimizer_s_rate_and_ends_at_zero(batche
 
 @pytest.mark.parametrize(("before", "after"), [("stage_1", "stage_3"), ("stage_3", "fp32"), ("fp32", "stage_2")])
 def test_state_is_restored_bitwise_at_another_stage(before, after, batches, tmp_path):
-    engine = start(before)
+    engine = start(SETTINGS[before])
     train(engine, batches, 0, 3)
     tensors, scalars = snapshot(engine)
-    again, same_scalars = snapshot(restore(after, tensors, scalars, tmp_path, 3))
+    again, same_scalars = snapshot(restore(SETTINGS[after], tensors, scalars, tmp_path, 3))
     assert {kind: list(arrays) for kind, arrays in again.items()} == {k: list(a) for k, a in tensors.items()}
     for kind, arrays in tensors.items():
         for name, array in arrays.items():
@@ -174,17 +125,17 @@ def test_state_is_restored_bitwise_at_another_stage(before, after, batches, tmp_
 
 def test_offloaded_adam_goes_on_from_the_other_adam_s_step_counter(batches, tmp_path):
     """Adam on the host is DeepSpeed's, which counts its steps in an integer, or torch's, which does in a tensor."""
-    engine = start("offload_stage_2")
+    engine = start(SETTINGS["offload_stage_2"])
     train(engine, batches, 0, 3)
     tensors, scalars = snapshot(engine)
     whole = train(engine, batches, 3, 6)
     assert scalars["state"]["step"] == {"value": 3.0, "tensor": True}
     scalars["state"]["step"] = {"value": 3, "tensor": False}
-    assert train(restore("offload_stage_2", tensors, scalars, tmp_path, 3), batches, 3, 6) == whole
+    assert train(restore(SETTINGS["offload_stage_2"], tensors, scalars, tmp_path, 3), batches, 3, 6) == whole
 
 
 def test_bf16_weights_are_saved_in_fp32(batches):
-    engine = start("bf16_stage_1")
+    engine = start(SETTINGS["bf16_stage_1"])
     train(engine, batches, 0, 2)
     name, parameter = next(iter(engine.module.named_parameters()))
     weights = snapshot(engine)[0]["weights"][name]
@@ -194,7 +145,7 @@ def test_bf16_weights_are_saved_in_fp32(batches):
 
 
 def test_loss_scale_is_saved_and_restored(batches):
-    engine = start("stage_1")
+    engine = start(SETTINGS["stage_1"])
     gatherer = StateGatherer(engine, None)
     scaler = DynamicLossScaler(2.0**16, 2.0, 1000, 1.0, 2, False)
     scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter, scaler.cur_hysteresis = 512.0, 40, 33, 1
