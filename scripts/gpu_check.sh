@@ -13,7 +13,7 @@
 #   training   pytest -m gpu: training runs, ZeRO 1 and 3, dropping by token, Muon, resume
 #   large      as `base`, BERT-large
 #   muon       `base` for one round with Muon, at full depth and dropping by token
-#   kernels    add_norm and bias_gelu beside a copy's bandwidth, with other tile sizes
+#   kernels    embeddings, add_norm and bias_gelu beside a copy's bandwidth, the last two with other tile sizes
 #   cudnn      `base` for one round without cuDNN's attention
 # By name only:
 #   deepspeed  DeepSpeed's own fused layer in fp16; builds it first       saving   what a checkpoint costs
@@ -167,7 +167,7 @@ for name in "$@"; do
     muon) stage "$name" 15 train base 256 --optimizer Muon --contenders triton,pld_token --rounds 1 \
         --json "$OUT/muon.json" ;;
     kernels) stage "$name" 30 bench kernels --peers none --tokens 32768 --hidden 768 \
-        --operations add_norm,bias_gelu --sweep --rounds 5 --json "$OUT/kernels.json" ;;
+        --operations embed,add_norm,bias_gelu --sweep --rounds 5 --json "$OUT/kernels.json" ;;
     cudnn) stage "$name" 15 without_cudnn --json "$OUT/cudnn.json" ;;
     deepspeed) stage "$name" 15 bench train --vocab_size 30528 --model_preset base --micro_batch_size 64 --dtypes fp16 \
         --contenders deepspeed_transformer,reference,triton --rounds 4 --json "$OUT/deepspeed_layer.json" ;;

@@ -28,6 +28,8 @@ _FP32, _INT32, _INT64 = 4, 4, 8
 class Embeddings(Operation):
     """Rows of word, position and token-type tables, added, dropped out and, with `norm`, normalised before."""
 
+    swept = False  # A sort and four kernels backward: the tile of one of them says little.
+
     def __init__(self, name: str, size: Size, device: torch.device, norm: bool, dropout: float) -> None:
         super().__init__(size, device)
         self.name, self.norm = name, norm

@@ -63,6 +63,8 @@ class Operation(abc.ABC):
     directions: tuple[str, ...] = ("forward", "backward")
     overwrites: bool = False
     """Whether the launcher writes its result over the first argument."""
+    swept: bool = True
+    """Whether `--sweep` tries other tiles."""
 
     def __init__(self, size: Size, device: torch.device) -> None:
         self.size, self.device = size, device

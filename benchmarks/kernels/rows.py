@@ -54,7 +54,8 @@ def measure_rows(
         for direction in operation.directions:
             case = Case(operation, direction, input_sets)
             row = _row(case, formulas, dict(absent), timing)
-            row["sweep"] = sweep(case, timing) if with_sweep and "triton" in row["times"] else None
+            swept = with_sweep and operation.swept and "triton" in row["times"]
+            row["sweep"] = sweep(case, timing) if swept else None
             row["error"] = errors.get(direction)
             row["failed"] = failed
             if direction in errors and not passes(errors[direction]):

@@ -34,13 +34,12 @@ from bert_pld.pld.gates import BlockGate, last_whole_block
 def install(encoder: Encoder) -> None:
     """Make BERT's encoder run through fused kernels."""
     encoding = FusedEncoding(_embed, _run_post_norm_blocks if encoder.final_norm is None else _run_pre_norm_blocks)
-    encoder.run, encoder.leaves_padding_out = encoding.encode, True
+    encoder.run, encoder.run_chosen, encoder.leaves_padding_out = encoding.encode, encoding.encode_chosen, True
     encoder.embeddings.run = embed_fused
     for block in encoder.blocks:
         block.run = run_fused_post_norm if encoder.final_norm is None else run_fused_pre_norm
     if encoder.final_norm is not None:
         encoder.final_norm.run = normalize_fused
-    encoder.run_chosen = None if encoder.final_norm is None else encoding.encode_chosen
 
 
 def run_fused_pre_norm(
@@ -81,10 +80,12 @@ def run_fused_pre_norm(
 
 
 def run_fused_post_norm(block: SwitchableBlock, hidden_states: Tensor, call: BlockCall) -> Tensor:
-    """Run a post-norm block on the rows that it keeps: [K, H] → [K, H]."""
+    """Run a post-norm block on the rows that it keeps: [K, H] → [K, H]; or [R, H] of the chosen rows."""
     eps = block.config.layer_norm_eps
     joins = [dataclasses.replace(join, rows=None) for join in call.joins]
-    attended = _attention(block, hidden_states, call.layout)
+    attended = _attention(block, hidden_states, call.layout, call.chosen)
+    if call.chosen is not None:
+        hidden_states = hidden_states.index_select(0, call.chosen)
     hidden_states, _ = add_norm(
         hidden_states,
         block.attention_norm_weight,
@@ -187,7 +188,7 @@ class FusedEncoding:
         gates: Sequence[BlockGate] | None,
         *lengths: NDArray[np.int64] | None,
     ) -> Tensor:
-        """`Encoder.encode_chosen`, for architectures with a final LayerNorm."""
+        """`Encoder.encode_chosen`."""
         layout = _layout(input_ids, attention_mask, *lengths)
         stream = self.embed(encoder, input_ids, token_type_ids, layout)
         rows, last = layout.chosen_rows(positions, with_first), last_whole_block(gates, len(encoder.blocks))
@@ -249,7 +250,6 @@ def _call_post_norm(encoder: Encoder, block: SwitchableBlock, inputs: Inputs, ca
 def _run_post_norm_blocks(
     encoder: Encoder, hidden_states: Tensor, layout: TokenLayout, gates: Sequence[BlockGate] | None, chosen: Chosen
 ) -> Tensor:
-    assert not chosen
     dropout = (encoder.config.hidden_dropout,) * 2
     call_block = functools.partial(_call_post_norm, encoder)
     run, words = block_runner(encoder, hidden_states, layout, gates, dropout, call_block)
@@ -257,6 +257,7 @@ def _run_post_norm_blocks(
         if not keep:
             hidden_states = hidden_states + run_on_no_rows(block, hidden_states, call)
         elif call.rows is None:
+            call = dataclasses.replace(call, chosen=chosen.get(block))
             (hidden_states,) = run(block, (hidden_states,), call)
         else:
             rows = call.rows.stream_rows
