@@ -23,7 +23,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Whitespace
 
-from bert_pld.data.shards import Manifest, ShardAttributes, vocabulary_hash, write_shard
+from bert_pld.data.documents import pack_starts
+from bert_pld.data.shards import NO_PAIR, Manifest, ShardAttributes, vocabulary_hash, write_shard
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = [*SPECIAL, *(f"w{i}" for i in range(51)), *(f"##p{i}" for i in range(8))]
@@ -34,11 +35,18 @@ LAUNCHER_VARIABLES = (
 
 
 def write_corpus(
-    directory: Path, *, train_rows: int = 96, validation_rows: int = 12, seq_length: int = SEQ_LENGTH, padding: int = 8
+    directory: Path,
+    *,
+    train_rows: int = 96,
+    validation_rows: int = 12,
+    seq_length: int = SEQ_LENGTH,
+    padding: int = 8,
+    documents: bool = False,
 ) -> Path:
     """Write native shards of sequences in which a token is mostly its predecessor plus two: learnable in few steps.
 
-    A row has at most `padding` tokens of padding.
+    Rows have at most `padding` tokens less than `seq_length`; a row is a pair of sentences, or two `documents` that do
+    not attend to each other.
     """
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -47,9 +55,10 @@ def write_corpus(
         vocabulary_size=len(VOCABULARY),
         casing="uncased",
         seq_length=seq_length,
-        objective="mlm+nsp",
+        objective="mlm" if documents else "mlm+nsp",
         source="synthetic",
         seed=0,
+        document_starts=documents,
     )
     splits = {}
     for split, rows in (("train", train_rows), ("validation", validation_rows)):
@@ -65,6 +74,12 @@ def write_corpus(
         ids[np.arange(rows), length - 1] = 3
         ids[np.arange(seq_length) >= length[:, None]] = 0
         columns = {"input_ids": ids, "length": length, "segment_b_start": segment_b, "next_sentence_label": label}
+        if documents:
+            ids[np.arange(rows), segment_b] = 2
+            position = np.arange(seq_length)
+            starts = pack_starts((position == 0) | (position == segment_b[:, None]))
+            columns |= {"segment_b_start": length, "next_sentence_label": np.full(rows, NO_PAIR)}
+            columns |= {"document_starts": starts}
         splits[split] = [write_shard(directory / f"{split}_00000.hdf5", columns, attributes)]
     special = dict(zip(("pad", "unk", "cls", "sep", "mask"), range(5), strict=True))
     Manifest(attributes, splits, {"train": train_rows, "validation": validation_rows}, special).write(directory)

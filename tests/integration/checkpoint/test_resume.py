@@ -18,6 +18,7 @@ from runs import (
     run_pretrain,
     small_config,
     wait_until,
+    write_corpus,
 )
 
 from bert_pld.checkpoint.format import fault, list_checkpoints, newest_valid, write_checksums
@@ -102,9 +103,10 @@ def test_modernbert_resumes_bitwise(corpus, tmp_path):
 
 
 @pytest.mark.launcher
-def test_two_ranks_resume_bitwise_from_an_earlier_checkpoint(corpus, tmp_path):
+def test_two_ranks_resume_bitwise_from_an_earlier_checkpoint(tmp_path):
+    """On rows of several documents, so that a rank's share has the documents of its rows alone."""
     changes = {"zero_optimization": {"stage": 3}, "progressive_layer_drop": {"granularity": "token"}}
-    run_dir = tmp_path / "run"
+    corpus, run_dir = write_corpus(tmp_path / "packed", documents=True), tmp_path / "run"
     run_pretrain(config(**changes), corpus, run_dir, ranks=2)
     whole = series(run_dir)
     for checkpoint in list_checkpoints(run_dir / "checkpoints")[:2]:
