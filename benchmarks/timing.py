@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -13,10 +14,13 @@ _PRODUCTS = {"cuda": 20, "cpu": 5}
 
 
 class StepClock:
-    """Times of consecutive steps; the host does not wait for the device between them."""
+    """Times of consecutive steps; the host does not wait for the device between them.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    On a CPU, `now` may also be `time.process_time`, which does not count what other processes do.
+    """
+
+    def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
+        self.device, self._now = device, now
         self._marks: list[float | torch.cuda.Event] = []
         synchronize(device)
         self.mark()
@@ -28,7 +32,7 @@ class StepClock:
             event.record()
             self._marks.append(event)
         else:
-            self._marks.append(time.perf_counter())
+            self._marks.append(self._now())
 
     def seconds(self) -> list[float]:
         """Wait for the device and return the seconds of each step."""
@@ -45,14 +49,17 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def matmul_gflops(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of a square matrix product of random values: the median of several, after a warm-up."""
+def matmul_gflops(dtype: torch.dtype, device: torch.device, now: Callable[[], float] = time.perf_counter) -> float:
+    """GFLOP/s of a square matrix product of random values: the median of several, after a warm-up.
+
+    `now` is the clock of `StepClock`.
+    """
     size = _MATRIX_SIZE.get(device.type, 512)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     products = _PRODUCTS.get(device.type, 5)
     for _ in range(max(products // 4, 1)):
         torch.mm(left, right)
-    clock = StepClock(device)
+    clock = StepClock(device, now)
     for _ in range(products):
         torch.mm(left, right)
         clock.mark()

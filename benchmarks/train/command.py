@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import time
 from typing import Any
 
 import torch
@@ -83,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--profile", action="store_true", help="after the rounds: where the device's time of a step goes")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--host_memory", action="store_true", help="on a CPU: also measure memory, each contender in its own process")
+    add("--processor_time", action="store_true", help="on a CPU: count processor seconds, where other work runs too")
     add("--force", action="store_true", help="measure Hugging Face even where a dtype is very slow")
 
 
@@ -97,6 +99,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--padding {options.padding:g}: must be from 0 to below 0.5")
     if on_gpu and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine has no GPU")
+    if options.processor_time and on_gpu:
+        raise ValueError("--processor_time: counts a CPU's work; leave it out, or add --device cpu")
     if "fp16" in dtypes and not on_gpu:
         raise ValueError("--dtypes fp16: a CPU cannot train in fp16; use fp32 or bf16, or a GPU")
     config = model_config(options)
@@ -122,11 +126,12 @@ class _Measurement:
 
     def __init__(self, options: argparse.Namespace, setup: Setup) -> None:
         self.options, self.setup = options, setup
+        self.now = time.process_time if options.processor_time else time.perf_counter
         self.contenders: list[ThroughputContender] = []
         self.skipped: list[dict[str, Any]] = []
         self.round = Round(setup.config, setup.batches, setup.gates, options.theta)
         dtypes = dict.fromkeys(("fp32", *setup.deepspeed))
-        self.gflops = {dtype: matmul_gflops(DTYPES[dtype], setup.device) for dtype in dtypes}
+        self.gflops = {dtype: matmul_gflops(DTYPES[dtype], setup.device, self.now) for dtype in dtypes}
         self.difference = loss_difference(setup.config, setup.batches[0], setup.device)
 
     def prepare(self, names: list[str], dtypes: list[str]) -> None:
@@ -152,7 +157,7 @@ class _Measurement:
         """Give each contender a turn; raise ValueError if all have failed."""
         for contender in list(self.contenders):
             try:
-                contender.measure_round(self.setup.batches)
+                contender.measure_round(self.setup.batches, self.now)
             except Exception as error:  # The others keep their figures, and the command exits with 1.
                 self._fail(contender.name, contender.dtype, error)
                 self.contenders.remove(contender)
@@ -184,6 +189,7 @@ class _Measurement:
             "micro_batch_size": setup.micro_batch_size,
             "seq_length": setup.seq_length,
             "padding": 1 - self.round.tokens / positions,
+            "clock": "processor" if options.processor_time else "wall",
             "rounds": len(self.contenders[0].step_seconds),
             "steps_per_round": len(setup.batches),
             "theta": options.theta,

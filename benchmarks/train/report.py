@@ -35,7 +35,8 @@ def _heading(result: dict[str, Any]) -> list[str]:
         f"{result['device']}, {result['threads']} threads, torch {result['torch']}, DeepSpeed"
         f" {result['deepspeed_version']} at ZeRO-{result['zero_stage']} for all",
         f"transformers {result['transformers']}{kinds}",
-        f"{result['rounds']} rounds of {result['steps_per_round']} steps in turns; matrix products: "
+        f"{result['rounds']} rounds of {result['steps_per_round']} steps in turns"
+        f"{', in processor seconds' if result.get('clock') == 'processor' else ''}; matrix products: "
         + ", ".join(f"{dtype} {rate:,.0f} GFLOP/s" for dtype, rate in result["matmul_gflops"].items()),
         f"the same function: fp32 losses differ by {result['loss_difference']:.1e}",
         "MFU: executed FLOPs over the matrix product's rate; for all contenders the MLM head counts at masked",

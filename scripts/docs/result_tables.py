@@ -200,3 +200,21 @@ def continued(result: dict[str, Any]) -> str:
     steps = len(result["losses"]["trainer"])
     table = markdown_table(["", "loss, step 1", f"loss, step {steps}", "tokens/s", "× Trainer"], rows)
     return f"{table}\nThe losses of all {steps} steps differ by at most {result['largest_difference']:.0e}.\n"
+
+
+def filled_masks(result: dict[str, Any]) -> str:
+    """Return the table of masked tokens in ten languages, from `measure_filled_masks.py`."""
+    rows = [
+        [
+            f"`{one['language']}`",
+            f"{one['tokens']:,}",
+            f"{one['masked']:,}",
+            f"{100 * one['accuracy']:.1f} / {100 * one['most_frequent_accuracy']:.1f} %",
+            f"{one['loss']:.2f} / {one['frequencies_loss']:.2f}",
+            one["sentence"],
+            ", ".join(f"{token} {share:.2f}" for token, share in one["guesses"]),
+        ]
+        for one in result["languages"]
+    ]
+    names = ["", "tokens", "masked", "accuracy", "loss", "sentence", "guesses"]
+    return markdown_table(names, rows)

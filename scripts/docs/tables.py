@@ -87,6 +87,7 @@ SHOWN = (
     Shown("continued_cpu", "docs/continue_from_hugging_face.md", "continued_cpu.json", result_tables.continued),
     Shown("quality_cpu", "docs/results/peers_cpu.md", "quality_cpu.json", _as_printed(quality.report)),
     Shown("train_cpu", "docs/results/peers_cpu.md", "bench_train_peers_cpu.json", _as_printed(train.report)),
+    Shown("modernbert_cpu", "docs/results/peers_cpu.md", "bench_train_modernbert_cpu.json", _as_printed(train.report)),
     Shown("data_cpu", "docs/results/peers_cpu.md", "bench_data_peers_cpu.json", _as_printed(data.report)),
     Shown("full_run_work", "docs/reproducing.md", None, full_run_tables.work),
     Shown("published", "docs/reproducing.md", "published_throughput.json", full_run_tables.published),
@@ -117,6 +118,7 @@ SHOWN = (
     Shown("step_times", "docs/scaling.md", "communication_steps_cpu.json", result_tables.step_times),
     Shown("segmenters", "docs/data_preparation.md", "sentence_segmentation.json", result_tables.segmenters),
     Shown("scripts", "docs/data_preparation.md", "scripts_cpu.json", result_tables.scripts),
+    Shown("filled_masks", "docs/data_preparation.md", "filled_masks_cpu.json", result_tables.filled_masks),
     Shown("deduplication", "docs/data_preparation.md", "deduplication_cpu.json", result_tables.deduplication),
 )
 

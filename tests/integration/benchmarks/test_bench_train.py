@@ -135,8 +135,9 @@ def test_contender_that_fails_in_its_turn_does_not_affect_the_others(tmp_path, m
         measure_round(contender, *arguments)
 
     monkeypatch.setattr(contenders.ThroughputContender, "measure_round", break_off)
-    arguments = ("--dtypes=fp32", "--contenders=hugging_face,reference,pld_batch")
+    arguments = ("--dtypes=fp32", "--contenders=hugging_face,reference,pld_batch", "--processor_time")
     result = measure(tmp_path, "train", *TINY, *arguments, code=1)
+    assert result["clock"] == "processor"
     assert [one["name"] for one in result["contenders"]] == ["hf_megatron", "pld_batch"]
     assert result["failed"] == ["reference in fp32: RuntimeError: out of memory"]
 
