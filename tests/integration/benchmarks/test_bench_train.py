@@ -107,7 +107,7 @@ def test_peer_that_is_very_slow_in_a_dtype_is_skipped_and_failures_are_reported(
     def fail(model, *_):
         raise RuntimeError("no such\nkernel")
 
-    monkeypatch.setattr(train, "matmul_gflops", lambda dtype, device: 100.0 if dtype == torch.float32 else 1.5)
+    monkeypatch.setattr(train, "matmul_gflops", lambda dtype, device, now: 100.0 if dtype == torch.float32 else 1.5)
     monkeypatch.setattr(contenders, "use_deepspeed_blocks", fail)
     arguments = ("--dtypes=fp32,bf16", "--contenders=hugging_face,reference,deepspeed_transformer", "--padding=0.25")
     result, printed = measure(tmp_path, "train", *TINY, *arguments, code=1), capsys.readouterr().out
