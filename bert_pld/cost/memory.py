@@ -25,6 +25,7 @@ class MemoryEstimate:
 
     parameters_bytes: float
     gradients_bytes: float
+    """Also those that CUDA graphs write, beside the ones that the optimizer reads."""
     optimizer_bytes: float
     """Moments and, if there is one, the fp32 master copy; 0 if ZeRO-Offload keeps them on the host."""
     optimizer_offloaded: bool
@@ -87,7 +88,7 @@ def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> M
     head = masked * (logits + 5 * hidden * element)
     return MemoryEstimate(
         parameters_bytes=count * element * share[2],
-        gradients_bytes=count * element * share[1],
+        gradients_bytes=element * (count * share[1] + _captured_gradients(run)),
         optimizer_bytes=0.0 if offloads else (count * master + 4 * moments) * share[0],
         optimizer_offloaded=offloads,
         block_activation_bytes=float(tokens * _block_bytes_per_token(run, element)),
@@ -96,6 +97,14 @@ def estimate_memory(run: RunConfig, micro_batch_size: int, world_size: int) -> M
         num_layers=model.num_layers,
         activation_checkpointing=model.activation_checkpointing,
     )
+
+
+def _captured_gradients(run: RunConfig) -> int:
+    """Return how many gradients stay in the memory of CUDA graphs: those of all blocks but the last."""
+    if not run.model.cuda_graphs:
+        return 0
+    last = run.model.num_layers - 1
+    return sum(t.elements for t in parameter_tensors(run.model) if t.block is not None and t.block < last)
 
 
 def _moments(run: RunConfig) -> int:

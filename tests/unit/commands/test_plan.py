@@ -121,6 +121,14 @@ def test_fp8_halves_what_only_products_keep():
     assert " M parameters, matrix products of the blocks in FP8\n" in format_plan(narrow)
 
 
+def test_cuda_graphs_need_the_gradients_of_all_blocks_but_the_last_once_more():
+    bf16 = {"bf16": {"enabled": True}, "fp16": {"enabled": False}}
+    plain, graphs = (plan_of({**bf16, "model": {"cuda_graphs": on}}).memory for on in (False, True))
+    of_a_block = 12 * 768**2 + 13 * 768
+    assert graphs.gradients_bytes - plain.gradients_bytes == 2 * 11 * of_a_block
+    assert graphs.total_bytes - plain.total_bytes == 2 * 11 * of_a_block
+
+
 def test_scaling_is_predicted_at_this_batch_size():
     assert plan_of().scaling == []
     plan = plan_of({"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": 1}}, world_size=1024)
