@@ -7,6 +7,7 @@ import torch
 from tiny_model import drawn_gates, fixed_gates, make_batch, make_model
 
 from bert_pld.config import load_config
+from bert_pld.kernels.sorted_sum import sum_rows_by_id
 from bert_pld.model import BertForPreTraining, use_backend
 from bert_pld.pld import BlockGate, Schedule, draw_gates
 
@@ -133,3 +134,16 @@ def test_no_forward_or_backward_waits_for_the_device(granularity, padded):
         one_step(3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("vocabulary", [30528, 131072])
+def test_gradient_of_a_word_table_has_the_same_bits_again_and_the_sum_of_each_id(vocabulary):
+    """32,768 tokens, of which a quarter have the same id."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    ids = torch.randint(0, vocabulary, (32768,), generator=generator, device="cuda", dtype=torch.int32)
+    ids[::4] = 103
+    rows = torch.randn(len(ids), 768, generator=generator, device="cuda").bfloat16()
+    table = sum_rows_by_id(rows, ids, vocabulary)
+    exact = torch.zeros(vocabulary, 768, dtype=torch.float64, device="cuda").index_add_(0, ids.long(), rows.double())
+    torch.testing.assert_close(table.double(), exact, rtol=2**-8, atol=1e-3)
+    assert torch.equal(sum_rows_by_id(rows, ids, vocabulary), table)
