@@ -241,6 +241,8 @@ def read_deepspeed_overrides(path: Path | None, precision: str) -> dict[str, Any
     stage = values.get("zero_optimization", {}).get("stage", 0)
     if stage > HIGHEST_ZERO_STAGE:
         raise ConfigError(f"{where}: zero_optimization.stage: {stage}; must be 0, 1 or {HIGHEST_ZERO_STAGE}")
+    if values.get("zero_optimization", {}).get("offload_optimizer", {}).get("device") == "nvme":
+        raise ConfigError(f"{where}: zero_optimization.offload_optimizer.device: nvme; must be none or cpu")
     return values
 
 

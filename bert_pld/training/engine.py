@@ -41,8 +41,10 @@ _NOT_HERE = {
     "weight_quantization.quantized_initialization": "it is for inference",
     "tensor_parallel.autotp_size": "every rank needs the whole model; use zero_optimization",
     "sequence_parallel_size": "every rank needs whole sequences; use data parallelism",
+    "zero_optimization.zenflow": "checkpoints cannot hold the gradients that it keeps for later steps",
+    "zero_optimization.offload_optimizer.super_offload": "checkpoints cannot hold the states of its own process",
 }
-"""Keys of DeepSpeed that need its own data loader, another loop or another model; a run would ignore them."""
+"""Keys of DeepSpeed that need another loop, data loader, model or checkpoint; a run would ignore or lose them."""
 
 
 _NAMES_OF_TYPES = {"fp32": ("fp32", "float32"), "fp16": ("fp16", "float16", "half"), "bf16": ("bf16", "bfloat16")}
@@ -132,6 +134,13 @@ def _refuse_unsupported(config: RunConfig) -> None:
             raise ConfigError(
                 f"zero_optimization.offload_{kind}.device: {device} at stage {stage}; needs zero_optimization.{stages}"
             )
+    zero = config.deepspeed.get("zero_optimization", {})
+    ratio = zero.get("offload_optimizer", {}).get("ratio", 1)
+    if ratio != 1:
+        raise ConfigError(
+            f"zero_optimization.offload_optimizer.ratio: {ratio}; must be 1, because checkpoints cannot hold the"
+            " states of DeepSpeed's second optimizer"
+        )
     if config.deepspeed.get("managed_gradient_accumulation") is False:
         raise ConfigError("managed_gradient_accumulation: false; must be true, because the engine counts a run's steps")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import inspect
 import math
 import mmap
 import os
@@ -15,6 +16,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from bert_pld.config import ConfigError
@@ -50,7 +52,7 @@ def prepare_swapping(
         raise ConfigError(f"{_KEY}.buffer_count: {buffers}; must be at least {needed} with this optimizer")
     shares = _shares_of_rank(groups)
     largest = min(sum(shares), int(checked.sub_group_size) + max(shares))
-    _raise_together(_what_async_io_lacks())
+    _raise_together(_what_deepspeed_lacks() or _what_async_io_lacks())
     _raise_together(_what_memory_lacks(buffers * largest * _BYTES_PER_VALUE))
     folder, failure = None, ""
     size = (2 + states) * sum(shares) * _BYTES_PER_VALUE
@@ -111,6 +113,16 @@ def _raise_together(failure: str) -> None:
     for rank, text in enumerate(failures):
         if text:
             raise ConfigError(f"{text} (rank {rank})" if len(failures) > 1 else text)
+
+
+def _what_deepspeed_lacks() -> str:
+    """Return why this release of DeepSpeed cannot swap here, or nothing; older ones need torch's pinned memory."""
+    from deepspeed import __version__
+    from deepspeed.runtime.swap_tensor.utils import SwapBufferManager
+
+    if torch.cuda.is_available() or "aio_handle" in inspect.signature(SwapBufferManager).parameters:
+        return ""
+    return f"{_KEY}.device: nvme needs a GPU with DeepSpeed {__version__}; use a newer release, or cpu"
 
 
 def _what_async_io_lacks() -> str:

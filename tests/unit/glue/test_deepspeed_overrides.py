@@ -59,6 +59,10 @@ def test_key_that_an_option_sets_is_refused_in_one_line(key, value, precision, r
         ({"zero_optimization": {"stage": "2"}}, "zero_optimization.stage: '2'; must be 0, 1, 2 or 3"),
         ({"zero_optimization": "on"}, "zero_optimization: must be an object, is 'on'"),
         ({"zero_optimization": {"stage": "auto"}}, "zero_optimization.stage: 'auto'; must be 0, 1, 2 or 3"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}},
+            "zero_optimization.offload_optimizer.device: nvme; must be none or cpu",
+        ),
         ({"amp": {"enabled": True}}, "amp: not allowed in fine-tuning, use --precision"),
         ({"nebula": {"enabled": True}}, "nebula: DeepSpeed has removed it"),
         ([], "must be a JSON object, is a list"),

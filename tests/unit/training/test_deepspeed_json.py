@@ -264,6 +264,15 @@ REFUSED = {
     "offload_param_2": (zero(2, offload_param=CPU), "offload_param.device: cpu at stage 2; needs .*stage 3"),
     "offload_0": (zero(0, offload_optimizer=CPU), "offload_optimizer.device: cpu at stage 0; needs"),
     "offload_twice": (zero(2, cpu_offload=True, offload_optimizer=CPU), "cpu_offload: given beside offload_optimizer"),
+    "offload_part": (zero(3, offload_optimizer={**CPU, "ratio": 0}), "offload_optimizer.ratio: 0; must be 1, because"),
+    "offload_super": (
+        zero(3, offload_optimizer={**CPU, "super_offload": True}),
+        "offload_optimizer.super_offload: true; pretraining does not support it; checkpoints cannot",
+    ),
+    "zenflow": (
+        zero(2, offload_optimizer=CPU, zenflow={"topk_ratio": 0.1}),
+        "zenflow: {.*}; pretraining does not support it; checkpoints cannot hold the gradients",
+    ),
     "offload_ratio": (zero(3, offload_optimizer={**CPU, "ratio": 2}), "offload_optimizer.ratio: 2; "),
     "clipping_negative": ({"gradient_clipping": -1}, "gradient_clipping: -1; must be a number >= 0"),
     "clipping_word": ({"gradient_clipping": "1.0"}, "gradient_clipping: '1.0'; must be a number >= 0"),
