@@ -57,9 +57,15 @@ class _Embed(torch.autograd.Function):
 def embed(tables: EmbeddingTables, tokens: Tokens, dropout: CounterDropout) -> Tensor:
     """Run `bert_pld.kernels.reference.embed` as fused kernels: [T, W]; differentiable once.
 
-    An id or a type that has no row is an IndexError on a CPU, and on a GPU an assertion of the device.
+    A position without a row is an IndexError. An id or a type without one is an IndexError on a CPU, and on a GPU an
+    assertion of the device.
     """
     assert embeds(tables)
+    if tables.position is not None and tokens.longest + tables.position_offset > len(tables.position):
+        raise IndexError(
+            f"a sequence has {tokens.longest} tokens, and the embedding rows for"
+            f" {len(tables.position) - tables.position_offset} positions"
+        )
     if tables.word.device.type == "cpu":
         _check(tokens.input_ids, len(tables.word))
         if tables.token_type is not None and len(tables.token_type) > 1:

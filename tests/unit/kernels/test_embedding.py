@@ -153,6 +153,9 @@ def test_id_without_a_row_is_an_error(wrong):
     tables = EmbeddingTables(torch.ones(VOCABULARY, 32), torch.ones(POSITIONS, 32), torch.ones(2, 32))
     with pytest.raises(IndexError, match="outside the embedding's 2 rows"):
         embed(tables, tokens_of(layout, ids * 0, types), NO_DROPOUT)
+    tables = EmbeddingTables(torch.ones(VOCABULARY, 32), torch.ones(SEQ, 32), position_offset=1)
+    with pytest.raises(IndexError, match="a sequence has 9 tokens, and the embedding rows for 8 positions"):
+        embed(tables, tokens_of(layout, ids * 0, types * 0), NO_DROPOUT)
 
 
 RUNS = {
