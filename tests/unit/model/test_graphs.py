@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
+from called_again import capture_blocks
 from modern_model import make_modern, modern_batch
 from tiny_model import ROWS, SEQ, drawn_gates, fixed_gates, make_batch, make_model
 
 from bert_pld.kernels import tiles
 from bert_pld.model import use_backend
-from bert_pld.model.graphs import BlockGraphs
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted kernels only")
 
@@ -25,29 +23,6 @@ def few_programs(monkeypatch):
     monkeypatch.setattr(tiles, "INTERPRETED_PROGRAMS", 1)
 
 
-@dataclasses.dataclass
-class CallingAgain:
-    """Stands for `CudaRecorder`: repeats a body by calling it, and puts the results where the first ones were."""
-
-    replays: list[int]
-    """Number of replays of each capture: forward of each block, then backward of each, the last block first."""
-
-    def rehearse(self, body):
-        body()
-
-    def record(self, body):
-        results = [one.detach().clone() for one in body()]
-        number = len(self.replays)
-        self.replays.append(0)
-
-        def replay():
-            self.replays[number] += 1
-            for memory, value in zip(results, body(), strict=True):
-                memory.copy_(value)
-
-        return results, replay
-
-
 def ordinary(architecture="bert", **options):
     options = {"num_layers": 3, "hidden_dropout": 0.2, "attention_dropout": 0.2, **options}
     model = (make_modern if architecture == "modernbert" else make_model)(**options).train()
@@ -56,17 +31,18 @@ def ordinary(architecture="bert", **options):
 
 
 def captured(*arguments, **options):
-    model, replays = ordinary(*arguments, **options), []
-    model.encoder.graphs = BlockGraphs(lambda: CallingAgain(replays))
-    return model, replays
+    model = ordinary(*arguments, **options)
+    return model, capture_blocks(model)
 
 
-def train(model, steps, batch):
+def train(model, steps, batch, recorder=None):
     """Take a step of SGD for each list of gates, one for each of its micro-batches; return losses and gradients."""
     found, micro_batches = [], 0
     for step in steps:
         model.zero_grad(set_to_none=True)
         for gates in step:
+            if recorder is not None:
+                recorder.poison()
             torch.manual_seed(micro_batches := micro_batches + 1)
             loss = model(**batch, gates=gates)["loss"]
             loss.backward()
@@ -95,34 +71,34 @@ def steps_of(*patterns):
 )
 def test_replayed_blocks_give_the_same_bits_with_and_without_the_block_between(architecture, options):
     steps = steps_of([1, 1, 1, 1], [1, 0, 1, 1])
-    model, replays = captured(architecture, num_layers=4, **options)
-    found = train(model, steps, FULL[architecture])
+    model, graphs = captured(architecture, num_layers=4, **options)
+    found = train(model, steps, FULL[architecture], graphs)
     assert_same_bits(found, train(ordinary(architecture, num_layers=4, **options), steps, FULL[architecture]))
-    assert replays == [2, 1, 2, 2, 1, 2]
+    assert graphs.replays == [2, 1, 2, 2, 1, 2]
 
 
 def test_gradients_of_the_micro_batches_of_a_step_add_up():
     steps = [[None, None]]
-    model, replays = captured(num_layers=2)
-    assert_same_bits(train(model, steps, FULL["bert"]), train(ordinary(num_layers=2), steps, FULL["bert"]))
-    assert replays == [2, 2]
+    model, graphs = captured(num_layers=2)
+    assert_same_bits(train(model, steps, FULL["bert"], graphs), train(ordinary(num_layers=2), steps, FULL["bert"]))
+    assert graphs.replays == [2, 2]
 
 
 def test_first_block_that_runs_where_it_was_captured_after_another_runs_as_usual():
     steps = steps_of([0, 1, 1], [0, 0, 1])
-    model, replays = captured()
-    assert_same_bits(train(model, steps, FULL["bert"]), train(ordinary(), steps, FULL["bert"]))
-    assert replays == [0, 0, 0, 0]
+    model, graphs = captured()
+    assert_same_bits(train(model, steps, FULL["bert"], graphs), train(ordinary(), steps, FULL["bert"]))
+    assert graphs.replays == [0, 0, 0, 0]
 
 
 def test_forwards_that_are_not_whole_run_as_usual():
-    model, replays = captured(num_layers=2)
+    model, graphs = captured(num_layers=2)
     few = {
         name: one[: ROWS // 2] if one is not None and len(one) == ROWS else one for name, one in FULL["bert"].items()
     }
     few["masked_positions"] = few["masked_positions"] % (ROWS * SEQ // 2)
     train(model, [[None]], FULL["bert"])
-    assert replays == [1, 1]
+    assert graphs.replays == [1, 1]
     for gates, batch in (
         (None, make_batch(padded=True)),
         (None, few),
@@ -135,13 +111,13 @@ def test_forwards_that_are_not_whole_run_as_usual():
     with torch.no_grad():
         model(**FULL["bert"])
     model.eval()(**FULL["bert"])["loss"].backward()
-    assert replays == [1, 1]
+    assert graphs.replays == [1, 1]
     model.train()(**FULL["bert"])["loss"].backward()
-    assert replays == [2, 2]
+    assert graphs.replays == [2, 2]
 
 
 def test_replays_draw_new_dropout_from_a_new_seed_and_the_same_from_the_same():
-    model, replays = captured(num_layers=2)
+    model, graphs = captured(num_layers=2)
 
     def loss(seed):
         torch.manual_seed(seed)
@@ -149,7 +125,7 @@ def test_replays_draw_new_dropout_from_a_new_seed_and_the_same_from_the_same():
 
     first, second, again = loss(1), loss(2), loss(1)
     assert first == again != second
-    assert replays == [3, 0]
+    assert graphs.replays == [3, 0]
 
 
 def test_capturing_leaves_random_generators_as_they_are():
@@ -173,14 +149,14 @@ def test_backward_after_the_next_forward_is_an_error_of_one_line():
 
 
 def test_parameters_that_moved_are_captured_again():
-    model, replays = captured(num_layers=2)
+    model, graphs = captured(num_layers=2)
     train(model, [[None]], FULL["bert"])
     other = ordinary(num_layers=2)
     other.load_state_dict(model.state_dict())
     for one in model.parameters():
         one.data = one.data.clone()
     assert_same_bits(train(model, [[None]], FULL["bert"]), train(other, [[None]], FULL["bert"]))
-    assert replays == [1, 1, 1, 1]
+    assert graphs.replays == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("kernels", ["triton", "reference"])
