@@ -74,6 +74,7 @@ def use_deepspeed_blocks(model: nn.Module, rows: int, seq: int, dtype: str, devi
     check_can_run(model.config, rows, seq, dtype, device)
     blocks = [DeepSpeedBlock(block, rows, dtype) for block in model.encoder.blocks]
     model.encoder.blocks = nn.ModuleList(blocks)
+    model.encoder.run_chosen = None  # the layers have no part that could run on some tokens only
 
 
 def check_can_run(config: ModelConfig, rows: int, seq: int, dtype: str, device: torch.device) -> None:
