@@ -33,6 +33,13 @@ def read_saved_tokenizer(folder: Path, where: str) -> tuple[Tokenizer, dict[str,
             f"{where}: {type(loaded).__name__} is no fast tokenizer; required is one that the library `tokenizers` runs"
             " (a tokenizer.json)"
         )
+    special = {token.content for token in loaded.added_tokens_decoder.values() if token.special}
+    if not loaded.get_vocab().keys() - special:
+        # transformers makes an empty tokenizer of the model's class where a folder has none.
+        raise ValueError(
+            f"{where}: holds no tokenizer, only a model; required is a {TOKENIZER}, as `save_pretrained` of a tokenizer"
+            " writes it"
+        )
     tokens = {role: getattr(loaded, f"{role}_token", None) for role in ROLES}
     tokens["cls"] = tokens["cls"] or loaded.bos_token
     tokens["sep"] = tokens["sep"] or loaded.eos_token

@@ -275,6 +275,17 @@ def test_a_folder_without_a_fast_tokenizer_is_an_error_of_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_with_a_model_alone_is_an_error_of_one_line(tmp_path):
+    """transformers makes an empty tokenizer for such a folder, and every word would be [UNK]."""
+    for kind in ("bert", "bart", "modernbert"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(
+            ValueError, match=r": (holds no tokenizer, only a model|transformers cannot load)"
+        ) as caught:
+            read_given_tokenizer(tmp_path, add_mask_token=False)
+        assert "\n" not in str(caught.value)
+
+
 def test_a_decoders_tokenizer_is_an_error_that_names_the_roles(tmp_path):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()

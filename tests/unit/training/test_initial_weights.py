@@ -236,7 +236,7 @@ BAD = {
     "elsewhere": (index_to_elsewhere, "other.safetensors is missing; must be a safetensors file beside it"),
     "adapter": (adapter, "unexpected bert.adapter.weight"),
     "part_missing": (part_missing, "bert.encoder.layer.1.output.dense.bias .* is missing"),
-    "no_tokenizer": (no_tokenizer, "load a tokenizer|no fast tokenizer|differs from that of"),
+    "no_tokenizer": (no_tokenizer, "load a tokenizer|no fast tokenizer|holds no tokenizer, only a model"),
     "slow_tokenizer": (slow_tokenizer, "CanineTokenizer is no fast tokenizer; required is one that the library"),
     "other_tokenizer": (
         lambda f: word_pieces(VOCABULARY[::-1]).save(str(f / "tokenizer.json")),
