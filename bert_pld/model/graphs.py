@@ -142,13 +142,15 @@ class BlockGraphs:
 
     They are captured in the first training forward that has no padding and in which every block runs on all tokens or
     on none. Later forwards of that shape replay them; other forwards, and blocks without a pending output where one was
-    captured, run as usual.
+    captured, run as usual. As soon as a block runs on some tokens only, the graphs are given up for good: ordinary
+    blocks, which then follow, would need as much memory again.
     """
 
     def __init__(self, make_recorder: Callable[[], Recorder]) -> None:
         self._make_recorder = make_recorder
         self._graphs: dict[nn.Module, BlockGraph] = {}
         self._shape: Any = None
+        self._given_up = False
         self._parameters: list[Tensor] = []
         self._addresses: list[int] = []
         self.words: Tensor | None = None
@@ -156,11 +158,12 @@ class BlockGraphs:
 
     def start(self, encoder: Encoder, stream: Tensor, layout: TokenLayout, gates: Sequence[BlockGate] | None) -> bool:
         """Return whether this forward can replay blocks; if they are not captured yet, `capture` must follow."""
-        if not (encoder.training and torch.is_grad_enabled()):
-            return False
-        if layout.cumulative_lengths is not None or layout.documents is not None:
+        if self._given_up or not (encoder.training and torch.is_grad_enabled()):
             return False
         if any(gate.keep and (gate.rows is not None or gate.tokens is not None) for gate in gates or ()):
+            self._given_up, self._graphs, self.words, self._parameters = True, {}, None, []
+            return False
+        if layout.cumulative_lengths is not None or layout.documents is not None:
             return False
         return self._shape in (None, _shape_of(stream, layout))
 

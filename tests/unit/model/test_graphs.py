@@ -91,29 +91,36 @@ def test_first_block_that_runs_where_it_was_captured_after_another_runs_as_usual
     assert graphs.replays == [0, 0, 0, 0]
 
 
-def test_forwards_that_are_not_whole_run_as_usual():
+def check_runs_as_usual(model, gates, batch):
+    other = ordinary(num_layers=2)
+    other.load_state_dict(model.state_dict())
+    assert_same_bits(train(model, [[gates]], batch), train(other, [[gates]], batch))
+
+
+def test_padded_micro_batches_other_sizes_and_evaluation_run_as_usual_between_replays():
     model, graphs = captured(num_layers=2)
-    few = {
-        name: one[: ROWS // 2] if one is not None and len(one) == ROWS else one for name, one in FULL["bert"].items()
-    }
+    full = FULL["bert"]
+    few = {name: one[: ROWS // 2] if one is not None and len(one) == ROWS else one for name, one in full.items()}
     few["masked_positions"] = few["masked_positions"] % (ROWS * SEQ // 2)
+    train(model, [[None]], full)
+    for batch in (make_batch(padded=True), few):
+        check_runs_as_usual(model, None, batch)
+    with torch.no_grad():
+        model(**full)
+    model.eval()(**full)["loss"].backward()
+    assert graphs.replays == [1, 1]
+    model.train()(**full)["loss"].backward()
+    assert graphs.replays == [2, 2]
+
+
+@pytest.mark.parametrize("granularity", ["sample", pytest.param("token", marks=pytest.mark.thorough)])
+def test_graphs_are_given_up_when_a_block_runs_on_some_tokens_only(granularity):
+    model, graphs = captured(num_layers=2)
+    train(model, [[None]], FULL["bert"])
+    check_runs_as_usual(model, drawn_gates(granularity, num_layers=2, padded=False), FULL["bert"])
+    assert model.encoder.graphs.words is None
     train(model, [[None]], FULL["bert"])
     assert graphs.replays == [1, 1]
-    for gates, batch in (
-        (None, make_batch(padded=True)),
-        (None, few),
-        (drawn_gates("sample", num_layers=2, padded=False), FULL["bert"]),
-        (drawn_gates("token", num_layers=2, padded=False), FULL["bert"]),
-    ):
-        other = ordinary(num_layers=2)
-        other.load_state_dict(model.state_dict())
-        assert_same_bits(train(model, [[gates]], batch), train(other, [[gates]], batch))
-    with torch.no_grad():
-        model(**FULL["bert"])
-    model.eval()(**FULL["bert"])["loss"].backward()
-    assert graphs.replays == [1, 1]
-    model.train()(**FULL["bert"])["loss"].backward()
-    assert graphs.replays == [2, 2]
 
 
 def test_replays_draw_new_dropout_from_a_new_seed_and_the_same_from_the_same():
