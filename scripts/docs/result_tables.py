@@ -212,7 +212,7 @@ def filled_masks(result: dict[str, Any]) -> str:
             f"{100 * one['accuracy']:.1f} / {100 * one['most_frequent_accuracy']:.1f} %",
             f"{one['loss']:.2f} / {one['frequencies_loss']:.2f}",
             one["sentence"],
-            ", ".join(f"{token} {share:.2f}" for token, share in one["guesses"]),
+            ", ".join(f"`{token or ' '}` {share:.2f}" for token, share in one["guesses"]),
         ]
         for one in result["languages"]
     ]
