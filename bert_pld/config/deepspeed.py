@@ -196,6 +196,8 @@ def _check_zero(block: dict[str, Any], where: str, own_model: bool) -> dict[str,
     for key, instead in _REMOVED_FROM_ZERO.items():
         if key in block and not own_model:
             raise ConfigError(f"{where}: zero_optimization.{key}: DeepSpeed has removed it; {instead}")
+    if "aio" in block and not own_model:
+        raise ConfigError(f"{where}: zero_optimization.aio: must stand beside zero_optimization, as the block 'aio'")
     stage = block.get("stage", 0)
     if whole(stage) not in (0, 1, 2, 3):
         raise ConfigError(f"{where}: zero_optimization.stage: {stage!r}; must be 0, 1, 2 or 3")

@@ -97,7 +97,8 @@ def _set_up_engine(config: RunConfig, model: nn.Module) -> Any:
     if config.offload_device("param") == "nvme":
         for_deepspeed["zero_optimization"] = zero = keep_parameters_in_memory(zero, groups)
     if config.offload_device() == "nvme":
-        for_deepspeed["zero_optimization"], folder = prepare_swapping(zero, groups, values_per_weight(params))
+        aio, values = for_deepspeed.get("aio", {}), values_per_weight(params)
+        for_deepspeed["zero_optimization"], folder = prepare_swapping(zero, aio, groups, values)
     engine, *_ = initialize(
         model=model,
         optimizer=optimizer,

@@ -20,14 +20,15 @@ import torch
 import torch.distributed as dist
 
 from bert_pld.config import ConfigError
-from bert_pld.training.swap_folder import SwapFolder
+from bert_pld.config.deepspeed import whole
+from bert_pld.training.swap_folder import UNIT_BYTES, SwapFolder
 
 _KEY = "zero_optimization.offload_optimizer"
 _BYTES_PER_VALUE = 4
 
 
 def prepare_swapping(
-    zero: Mapping[str, Any], groups: Iterable[Mapping[str, Any]], states: int
+    zero: Mapping[str, Any], aio: Mapping[str, Any], groups: Iterable[Mapping[str, Any]], states: int
 ) -> tuple[dict[str, Any], SwapFolder]:
     """Return a `zero_optimization` block whose `nvme_path` is a folder of this engine alone, and this folder.
 
@@ -35,6 +36,7 @@ def prepare_swapping(
 
     Args:
         zero: the block, at stage 3, whose `offload_optimizer` has the device nvme.
+        aio: DeepSpeed's block for the disk.
         groups: the optimizer's parameter groups; a sub-group is what it updates at once.
         states: number of values that the optimizer keeps for each weight.
     """
@@ -44,6 +46,11 @@ def prepare_swapping(
     offload = checked.offload_optimizer
     if offload.nvme_path is None:
         raise ConfigError(f"{_KEY}.nvme_path: missing; give a folder on a local disk")
+    for key, unit in (("block_size", UNIT_BYTES), ("queue_depth", 1), ("intra_op_parallelism", 1)):
+        value = whole(aio.get(key, unit))
+        if not isinstance(value, int) or value < 1 or value % unit:
+            allowed = "at least 1" if unit == 1 else f"a multiple of {unit}"
+            raise ConfigError(f"aio.{key}: {aio[key]!r}; must be an integer, {allowed}")
     # Weights, gradient and states of one sub-group, of one that is read ahead, and of one that is being written.
     needed = (2 + states) * (1 + offload.pipeline_read + offload.pipeline_write)
     is_given = "buffer_count" in offload.model_fields_set

@@ -19,8 +19,8 @@ from pathlib import Path
 from bert_pld.files import boot_id
 
 _PREFIX, _LOCK, _PROBE = "bert_pld-", "lock", "probe"
-_UNIT = 1024
-"""Bytes; DeepSpeed's sizes, offsets and addresses are multiples of it."""
+UNIT_BYTES = 1024
+"""DeepSpeed's sizes, offsets and addresses are multiples of it."""
 
 
 class SwapFolder:
@@ -51,9 +51,9 @@ class SwapFolder:
         """
         file = os.open(self.path / _PROBE, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)
         try:
-            with mmap.mmap(-1, 3 * mmap.PAGESIZE) as pages, memoryview(pages)[_UNIT : -2 * _UNIT] as part:
-                os.pwrite(file, part, _UNIT)
-                os.preadv(file, [part], _UNIT)
+            with mmap.mmap(-1, 3 * mmap.PAGESIZE) as pages, memoryview(pages)[UNIT_BYTES : -2 * UNIT_BYTES] as part:
+                os.pwrite(file, part, UNIT_BYTES)
+                os.preadv(file, [part], UNIT_BYTES)
             os.posix_fallocate(file, 0, max(size, 1))
         finally:
             os.close(file)

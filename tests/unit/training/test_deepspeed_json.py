@@ -256,6 +256,15 @@ REFUSED = {
     "offload_nvme_2": (zero(2, offload_optimizer=NVME), "offload_optimizer.device: nvme at stage 2; needs .*stage 3"),
     "offload_nvme_path": (zero(3, offload_optimizer={"device": "nvme"}), "offload_optimizer.nvme_path: missing; give"),
     "offload_nvme_type": (zero(3, offload_optimizer={**NVME, "nvme_path": 5}), "offload_optimizer.nvme_path: 5; input"),
+    "offload_nvme_blocks": (
+        {**zero(3, offload_optimizer=NVME), "aio": {"block_size": 1000}},
+        "aio.block_size: 1000; must be an integer, a multiple of 1024",
+    ),
+    "offload_nvme_queue": (
+        {**zero(3, offload_optimizer=NVME), "aio": {"queue_depth": 0}},
+        "aio.queue_depth: 0; must be an integer, at least 1",
+    ),
+    "aio_in_zero": (zero(3, aio={"queue_depth": 8}), "zero_optimization.aio: must stand beside zero_optimization"),
     "offload_nvme_buffers": (
         zero(3, offload_optimizer={**NVME, "pipeline_read": True, "buffer_count": 4}),
         "offload_optimizer.buffer_count: 4; must be at least 8",
