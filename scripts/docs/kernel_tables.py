@@ -1,4 +1,4 @@
-"""Tables of the machine code of kernels, before and after a change."""
+"""Tables of the machine code of kernels."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ def machine_code(after: list[dict[str, Any]]) -> str:
         cells = [f"{old:,} → {new:,}" if old != new else f"{new:,}" for old, new in figures]
         rows.append([one["kernel"], f"{one['hidden_size']:,}", f"sm_{one['capability']}", *cells])
     return markdown_table(["", "H", "", *_FIGURES.values()], rows)
+
+
+def embeddings(found: list[dict[str, Any]]) -> str:
+    """Return the table of the embeddings' kernels on sm_90 from `compile_kernels --json`."""
+    rows = []
+    for one in found:
+        if one["kernel"].startswith("embed") and one["capability"] == 90:
+            rows.append([one["kernel"], f"{one['hidden_size']:,}", *(f"{one[name]:,}" for name in _FIGURES)])
+    return markdown_table(["", "H", *_FIGURES.values()], rows)
 
 
 def _key(one: dict[str, Any]) -> tuple[Any, ...]:

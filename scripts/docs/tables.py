@@ -100,6 +100,7 @@ SHOWN = (
     Shown("steps_small", _README, "bench_train_small_cpu.json", result_tables.training_steps),
     Shown("steps_token", _README, "bench_train_small_token_cpu.json", _as_printed(train.report)),
     Shown("machine_code", "docs/kernels.md", "kernels.json", kernel_tables.machine_code),
+    Shown("embedding_code", "docs/kernels.md", "kernels.json", kernel_tables.embeddings),
     Shown("operators", _README, "operators_cpu.json", operators.report),
     Shown("predicted_mfu", _README, "predicted_mfu.json", prediction.report),
     Shown("predicted_fp8", _README, "predicted_fp8.json", prediction.report),
