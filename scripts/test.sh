@@ -17,7 +17,7 @@ if [ "$BERT_PLD_REQUIRE_SLURM" = 1 ] &&
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge libaio-dev
 fi
-if [ $# -eq 0 ] && [ -f /usr/include/libaio.h ]; then
+if [ $# -eq 0 ] && [ -n "${BERT_PLD_THOROUGH:-}" ] && [ -f /usr/include/libaio.h ]; then
     # Compiles for minutes, on the core that the next steps leave free; the tests that need it wait for it.
     python -c 'from deepspeed.ops.op_builder import AsyncIOBuilder; AsyncIOBuilder().load(verbose=False)' \
         >/dev/null 2>&1 &

@@ -78,6 +78,7 @@ def test_states_on_disk_train_as_in_memory_and_are_restored_bitwise(setting, pyt
     check_that_states_on_disk_change_nothing(SETTINGS[setting], batches, tmp_path)
 
 
+@pytest.mark.thorough  # compiling takes minutes
 @pytest.mark.parametrize("keys", [{}, PIPELINED])
 def test_deepspeed_s_async_io_keeps_states_on_disk_bitwise(keys, batches, tmp_path):
     from deepspeed.ops.op_builder import AsyncIOBuilder
