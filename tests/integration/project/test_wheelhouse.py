@@ -57,6 +57,7 @@ def checkout(tmp_path_factory) -> Path:
     for name in ("make_wheelhouse.sh", "environment.sh", "constraints.txt"):
         shutil.copy(REPOSITORY / "scripts" / name, root / "scripts" / name)
     (root / "setup.py").write_text(SETUP)
+    shutil.copy(REPOSITORY / "pyproject.toml", root)
     version = re.search(r"^torch==(\S+)", (root / "scripts" / "constraints.txt").read_text(), re.MULTILINE)[1]
     index = root / "index" / "torch"
     index.mkdir(parents=True)
