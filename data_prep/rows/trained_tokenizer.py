@@ -26,12 +26,8 @@ ALGORITHMS = ("wordpiece", "bpe", "unigram")
 UNIGRAM_COVERAGE = (0.9995, 0.9999)
 """Share of the text's characters that a Unigram vocabulary covers: at least; where they take half of its entries or
 fewer."""
-_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?[\p{L}\p{M}\u200c\u200d]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
-"""GPT-2's words; but a letter's marks, which are many in Indic and South East Asian scripts, belong to its word."""
-_WORDS_AFTER_BLANK = (
-    rf"{BLANK}?[\p{{L}}\p{{M}}\u200c\u200d]+|{BLANK}?\p{{N}}+|{BLANK}?[^\p{{L}}\p{{M}}\p{{N}}{BLANK}]+|{BLANK}"
-)
-"""The same where a mark stands for the blank."""
+_NOT_LONG = f"{{1,{LONGEST_TRAINED_WORD}}}"
+"""In place of `+` in a pattern of words: words of which none is longer than the trainers can take."""
 _NEVER = -1000.0
 """Score of a special token, so that the model never finds one in a text."""
 
@@ -58,7 +54,7 @@ def _train_bpe(texts: Texts, size: int) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if size < len(special) + len(alphabet):
         raise ValueError(f"--vocab_size {size}: bytes and special tokens take {len(special) + len(alphabet)} entries")
-    tokenizer = _with_bytes(models.BPE(), _cut_long_words(_WORDS))
+    tokenizer = _with_bytes(models.BPE(), _words(_NOT_LONG))
     # The trainer numbers special tokens first, and breaks ties between merges by numbers: with the alphabet among them,
     # nothing depends on a hash table.
     trainer = trainers.BpeTrainer(
@@ -72,15 +68,24 @@ def _train_bpe(texts: Texts, size: int) -> Tokenizer:
     )
 
 
-def _cut_long_words(words: str) -> str:
-    """Return a pattern of words of which none is longer than the trainers can take."""
-    return words.replace("]+", f"]{{1,{LONGEST_TRAINED_WORD}}}").replace("}+", f"}}{{1,{LONGEST_TRAINED_WORD}}}")
+def _words(some: str = "+") -> str:
+    """Return a pattern of GPT-2's words; but a letter's marks, which are many in Indic scripts, belong to its word."""
+    letters, digits = rf"[\p{{L}}\p{{M}}\u200c\u200d]{some}", rf"\p{{N}}{some}"
+    others = rf"[^\s\p{{L}}\p{{M}}\p{{N}}]{some}"
+    return rf"'(?:[sdmt]|ll|ve|re)| ?{letters}| ?{digits}| ?{others}|\s+(?!\S)|\s+"
 
 
-def _with_bytes(model: models.Model, pattern: str = _WORDS) -> Tokenizer:
+def _words_after_blank(some: str = "+") -> str:
+    """Return the same pattern for texts in which a mark stands for the blank."""
+    letters, digits = rf"[\p{{L}}\p{{M}}\u200c\u200d]{some}", rf"\p{{N}}{some}"
+    others = rf"[^\p{{L}}\p{{M}}\p{{N}}{BLANK}]{some}"
+    return rf"{BLANK}?{letters}|{BLANK}?{digits}|{BLANK}?{others}|{BLANK}"
+
+
+def _with_bytes(model: models.Model, pattern: str | None = None) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.NFC()
-    words = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    words = pre_tokenizers.Split(Regex(pattern or _words()), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
@@ -96,25 +101,25 @@ def _train_unigram(texts: Texts, size: int) -> Tokenizer:
             f"--vocab_size {size}: {UNIGRAM_COVERAGE[0]:.2%} of this text's characters take {size - room} entries;"
             " use a larger size"
         )
-    pieces = train_pieces(_words(texts), kept, size - len(special))
+    pieces = train_pieces(_count_words(texts), kept, size - len(special))
     vocabulary = [*((token, _NEVER) for token in special), *pieces]
     unigram = models.Unigram(vocabulary, unk_id=special.index(SPECIAL_TOKENS["unk"]), byte_fallback=False)
     return _completed(_with_blanks(unigram), [])
 
 
-def _with_blanks(model: models.Model, pattern: str = _WORDS_AFTER_BLANK) -> Tokenizer:
+def _with_blanks(model: models.Model, pattern: str | None = None) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " ")])
     # A blank before the first word alone: after a [MASK], a word begins where the text has a blank.
-    words = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    words = pre_tokenizers.Split(Regex(pattern or _words_after_blank()), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(BLANK, prepend_scheme="first"), words])
     tokenizer.decoder = decoders.Metaspace(replacement=BLANK, prepend_scheme="first")
     return tokenizer
 
 
-def _words(texts: Texts) -> Counter[str]:
+def _count_words(texts: Texts) -> Counter[str]:
     """Return how often each word occurs: what stands between two blanks, with the mark of the first."""
-    tokenizer = _with_blanks(models.Unigram(), _cut_long_words(_WORDS_AFTER_BLANK))
+    tokenizer = _with_blanks(models.Unigram(), _words_after_blank(_NOT_LONG))
     counts: Counter[str] = Counter()
     for batch in texts():
         for text in batch:
