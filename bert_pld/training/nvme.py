@@ -46,6 +46,8 @@ def prepare_swapping(
     offload = checked.offload_optimizer
     if offload.nvme_path is None:
         raise ConfigError(f"{_KEY}.nvme_path: missing; give a folder on a local disk")
+    # Before anything is compiled for minutes.
+    _raise_together(_what_path_lacks(offload.nvme_path))
     for key, unit in (("block_size", UNIT_BYTES), ("queue_depth", 1), ("intra_op_parallelism", 1)):
         value = whole(aio.get(key, unit))
         if not isinstance(value, int) or value < 1 or value % unit:
@@ -120,6 +122,14 @@ def _raise_together(failure: str) -> None:
     for rank, text in enumerate(failures):
         if text:
             raise ConfigError(f"{text} (rank {rank})" if len(failures) > 1 else text)
+
+
+def _what_path_lacks(path: str) -> str:
+    """Return why a path is no folder, or nothing."""
+    if os.path.isdir(path):
+        return ""
+    number = errno.ENOTDIR if os.path.exists(path) else errno.ENOENT
+    return f"{_KEY}.nvme_path: {path}: {_reason(OSError(number, os.strerror(number)), 0)}"
 
 
 def _what_deepspeed_lacks() -> str:
