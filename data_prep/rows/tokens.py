@@ -147,11 +147,11 @@ def split_long_segments(
         word_starts = start + np.flatnonzero(~is_continuation[documents.tokens[start : start + length]])
         before = start
         for part in range(1, count):
-            ideal = start + length * part // count
-            cut = _nearest(word_starts, ideal)
-            rest = start + length - cut
-            fits = cut > before and cut - before <= longest and rest <= longest * (count - part)
-            before = cut if fits else ideal
+            first = max(before + 1, start + length - longest * (count - part))
+            last = min(before + longest, start + length - (count - part))
+            ideal = min(max(start + length * part // count, first), last)
+            allowed = slice(*np.searchsorted(word_starts, [first, last + 1]))
+            before = _nearest(word_starts[allowed], ideal)
             cuts.append(before)
             added[segment] += 1
     grown = np.concatenate([[0], np.cumsum(added)])

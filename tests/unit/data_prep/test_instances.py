@@ -110,6 +110,19 @@ def test_long_segments_are_cut_between_words():
     assert not is_continuation[documents.tokens[cut.segment_starts[:-1]]].any()
 
 
+@pytest.mark.parametrize("longest", [1, 2, 7, 30])
+def test_no_part_of_a_segment_is_too_long_wherever_words_begin(longest):
+    random = np.random.default_rng(longest)
+    for _ in range(200):
+        lengths = random.integers(1, 6 * longest + 2, size=3)
+        documents = numbered_documents([[int(n)] for n in lengths])
+        is_continuation = random.random(FIRST_ID + int(lengths.sum()) + 1) < random.choice([0.1, 0.6, 0.95])
+        cut = split_long_segments(documents, longest, is_continuation)
+        parts = np.diff(cut.segment_starts)
+        assert 1 <= parts.min() <= parts.max() <= longest
+        assert parts.sum() == lengths.sum()
+
+
 @pytest.mark.parametrize("sizes", [[[5, 7], [3], [40, 2]], [[30]], [[31]], [[1]], [[29], [1]]])
 def test_packed_rows_contain_every_token_once_in_order(sizes):
     documents = numbered_documents(sizes)
