@@ -234,5 +234,5 @@ def _have_values(units: Tensor, piece_of_unit: Tensor, pieces: int) -> Tensor:
 
     The highest and the lowest value tell it. The norm for a maximum of magnitudes takes 60 times longer on a CPU.
     """
-    flags = ((units.amax(1) != 0) | (units.amin(1) != 0)).float()
+    flags = units.amax(1).logical_or_(units.amin(1))  # 1.0 where one of the two is not zero
     return flags.new_zeros(pieces).scatter_reduce_(0, piece_of_unit, flags, "amax")

@@ -91,7 +91,7 @@ def test_recipe_is_compared_with_a_dense_run_of_as_many_flops_and_its_own_decay(
         assert steps == [2000, partner.training.max_steps]
         assert partner.deepspeed == dense.deepspeed
     rates = runs["tokens_muon"].deepspeed["optimizer"]["params"]
-    assert (rates["lr"], rates["muon_lr"]) == (0.002, 0.004)
+    assert (rates["lr"], rates["muon_lr"]) == (0.0028, 0.0056)
 
 
 def test_ablations_have_one_seed_unless_named(tmp_path):
