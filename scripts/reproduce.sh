@@ -71,9 +71,8 @@ python -m benchmarks paper summarize "$out/runs" --json "$out/paper_$scale.json"
 [ -n "${GLUE:-}" ] || exit 0
 models=(pre_ln_high_lr pld_sample keep_first_block_sample)
 case "$scale" in
-cpu) # Narrow encoders need a higher rate.
-    rates=(3e-4) fine_seeds=({1..8}) length=64
-    cola=(--epochs 8) sst2=(--epochs 3 --max_train_rows 16000) rte=(--epochs 4)
+cpu)
+    size=narrow
     python -m benchmarks paper run --scale cpu_long --data_dir "$out/corpus" --output_dir "$out/long" \
         --variants "${models[@]}" --seeds 1
     for model in "${models[@]}"; do
@@ -81,25 +80,11 @@ cpu) # Narrow encoders need a higher rate.
     done
     ;;
 gpu)
-    models+=(post_ln pld_batch)
-    rates=(5e-5 1e-4 2e-4) fine_seeds=(1 2 3) length=128
-    cola=(--epochs 3) sst2=(--epochs 3) rte=(--epochs 3)
+    size=base models+=(post_ln pld_batch)
     mkdir -p "$out/pretrained"
     for model in "${models[@]}"; do
         ln -sfn "../runs/$model/seed_1" "$out/pretrained/$model"
     done
     ;;
 esac
-finetune() { # NAME MODEL [OPTION...]
-    local common=(--glue_dir "$GLUE" --model "$out/pretrained/$2" --output_dir "$out/glue/$1"
-        --learning_rates "${rates[@]}" --seeds "${fine_seeds[@]}" --max_seq_length "$length" "${@:3}")
-    python -m bert_pld.finetune_glue --task CoLA "${cola[@]}" "${common[@]}"
-    python -m bert_pld.finetune_glue --task SST-2 "${sst2[@]}" "${common[@]}"
-    python -m bert_pld.finetune_glue --task RTE "${rte[@]}" "${common[@]}"
-}
-for model in "${models[@]}"; do
-    finetune "$model" "$model"
-done
-finetune fresh_weights "${models[0]}" --from_scratch
-python -m bert_pld.finetune_glue --summarize "${models[@]/#/$out/glue/}" "$out/glue/fresh_weights" \
-    --json "$out/glue_$scale.json" --plot "$out/glue_$scale.png"
+bash scripts/compare_on_glue.sh "$size" "$GLUE" "$out/pretrained" "$out/glue" "${models[@]}"

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# The recipe's comparison on a CPU, from text to tables: dropping by token against dense runs of as many steps and of
+# equal compute, at 4, 8 and 12 blocks, and six times as long at 8.
+#
+#   WIKIPEDIA=wikiextractor=articles/ BOOKS='books=novels/*.txt' bash scripts/reproduce_recipe.sh [SEEDS]
+#
+# WIKIPEDIA, BOOKS   sources as `python -m data_prep sources` lists them (default: both from the Hugging Face Hub)
+# GLUE               a folder with GLUE's files, or hub; if set, the long runs are fine-tuned on CoLA, SST-2 and RTE
+# OUT                folder for all output (default: runs/recipe_cpu)
+#
+# Relative paths start at the repository's root. A second run resumes an interrupted one.
+# docs/results/recipe_cpu.md has the results.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+seeds="${1:-3}"
+case "$seeds" in
+*[!0-9]* | 0)
+    echo "error: SEEDS: '$seeds'; must be a number of at least 1" >&2
+    exit 1
+    ;;
+esac
+out="${OUT:-runs/recipe_cpu}"
+wikipedia="${WIKIPEDIA:-hub=wikimedia/wikipedia:20231101.en}"
+books="${BOOKS:-hub=bookcorpus/bookcorpus:plain_text,revision=refs/convert/parquet,join_rows=64}"
+
+source scripts/environment.sh all
+mkdir -p "$out"
+python -m data_prep build --source "$wikipedia" --source "$books" --vocab_size 1024 --seq_length 32 64 \
+    --workers "$(nproc)" --output_dir "$out/corpus"
+compare() { # SCALE SEEDS VARIANT...
+    python -m benchmarks paper run --scale "$1" --data_dir "$out/corpus" --output_dir "$out/$1" --seeds "$2" \
+        --variants "${@:3}"
+    python -m benchmarks paper summarize "$out/$1" --baseline dense_muon --json "$out/$1.json" --plot "$out/$1.png"
+}
+recipe=(dense_muon tokens_muon dense_muon_equal_compute)
+for blocks in 4 8 12; do
+    compare "recipe_cpu_$blocks" "$seeds" "${recipe[@]}"
+done
+compare recipe_cpu_8_long 1 "${recipe[@]}"
+
+[ -n "${GLUE:-}" ] || exit 0
+models=(dense_muon tokens_muon)
+for model in "${models[@]}"; do
+    bash scripts/second_phase.sh "$out/recipe_cpu_8_long/$model/seed_1" "$out/corpus" "$out/pretrained/$model"
+done
+bash scripts/compare_on_glue.sh narrow "$GLUE" "$out/pretrained" "$out/glue" "${models[@]}"
