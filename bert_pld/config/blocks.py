@@ -54,6 +54,20 @@ class ProgressiveLayerDropConfig:
                 yield f"{key}: {value:g}; must be a share of the run in [0, 1), or a whole number of steps"
         yield from _check_seed(self.seed)
 
+    def needs_max_steps(self) -> Iterable[str]:
+        """Yield one message for each value that means nothing where the run's number of steps is not known."""
+        steps, give = "training.max_steps, which is not given; give it", "or a number of steps"
+        if not self.enabled:
+            return
+        if self.temporal == "exponential" and self.gamma == "auto":
+            yield f"gamma: 'auto' is 100 / {steps}, or a number"
+        if self.temporal in ("linear", "growing") and self.ramp < 1:
+            yield f"ramp: {self.ramp:g} is a share of {steps}, {give}"
+        if 0 < self.dense_warmup < 1:
+            yield f"dense_warmup: {self.dense_warmup:g} is a share of {steps}, {give}"
+        if self.dense_finish:
+            yield f"dense_finish: {self.dense_finish:g} counts from the end of {steps}"
+
     def describe(self) -> str:
         """Return one line on a resolved block, for `plan` and for model cards."""
         over_steps = f"{self.temporal} over {self.ramp:,.0f} steps"

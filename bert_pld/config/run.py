@@ -103,7 +103,7 @@ def load_config(
     `source` is the path of a file, the name of a shipped one (see `find_config`), or the content as a mapping. `phase`
     is a name in its `phases`. `overrides` are `section.key=value` strings, in which a value that is not JSON is a
     string. `use`: with `own_model` the model is not ours, so its sizes and number of steps are not known unless the
-    blocks are given; the JSON of a `checkpoint` was checked when its run began, by the rules of that time. `follows` is
+    blocks are given, and what depends on the number is refused without it; the JSON of a `checkpoint` was checked when its run began, by the rules of that time. `follows` is
     the model whose weights the run starts from: its values stand where the JSON gives none, and its positions grow for
     `seq_length`.
     """
@@ -143,6 +143,9 @@ def load_config(
             f"{where}: data.seq_length: {run.data.seq_length}; must be at most"
             f" model.max_position_embeddings ({run.model.max_position_embeddings})"
         )
+    if use == "own_model" and "max_steps" not in blocks["training"]:
+        for problem in run.progressive_layer_drop.needs_max_steps():
+            raise ConfigError(f"{where}: progressive_layer_drop.{problem}")
     pld = run.progressive_layer_drop.resolved(run.training.max_steps)
     if run.model.fp8 and run.precision == "fp32" and use == "run":
         raise ConfigError(f"{where}: model.fp8: true in fp32; enable bf16 or fp16, or set model.fp8 to false")

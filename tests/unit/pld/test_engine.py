@@ -169,3 +169,20 @@ def test_model_that_cannot_receive_gates_is_rejected():
 def test_missing_configuration_is_reported_in_one_line():
     with pytest.raises(ConfigError, match="config: missing"):
         bert_pld.initialize(model=Tower())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gamma": "auto"}, "gamma: 'auto' is 100 / training.max_steps, which is not given; give it, or a number"),
+        ({"temporal": "linear"}, "ramp: 0.1 is a share of training.max_steps"),
+        ({"dense_warmup": 0.1}, "dense_warmup: 0.1 is a share of training.max_steps"),
+        ({"dense_finish": 100}, "dense_finish: 100 counts from the end of training.max_steps"),
+    ],
+)
+def test_schedule_that_depends_on_the_number_of_steps_is_refused_without_it(changes, message):
+    config = {**CONFIG, "progressive_layer_drop": {**CONFIG["progressive_layer_drop"], **changes}}
+    with pytest.raises(ConfigError, match=message):
+        start(config=config)
+    schedule = start(config={**config, "training": {"max_steps": 1000}})[0].layer_dropper.schedule
+    assert schedule.theta(500) < 1.0
