@@ -116,7 +116,7 @@ def make_plan(
     train_batch, micro_batch, accumulation = run.batch_sizes(world_size)
     schedule = make_schedule(run)
     limit = schedule.limit
-    steps = run.training.max_steps
+    steps, until = run.training.max_steps, schedule.steps_until_theta_within(0.01)
     by_token = run.progressive_layer_drop.granularity == "token"
     at_limit, over_run = limit.mean_powers(1), schedule.mean_powers(steps)
     depth_at_limit, mean_depth = at_limit[0], over_run[0]
@@ -136,7 +136,7 @@ def make_plan(
         attended_tokens=attended_tokens,
         theta_by_step=_theta_by_step(schedule, steps),
         rates_by_step=rates_by_step(run),
-        steps_until_limit=schedule.steps_until_theta_within(0.01),
+        steps_until_limit=None if until is None or until >= steps else until,
         keep_probabilities_at_limit=kept,
         depth_at_limit=depth_at_limit,
         mean_depth=mean_depth,

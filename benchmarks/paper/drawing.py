@@ -16,6 +16,7 @@ _COLOURS |= {"keep_first_block": "#B03A2E", "keep_first_block_sample": "#F1948A"
 for name, colour in (("dense", "#222222"), ("tokens", "#C0392B")):
     _COLOURS |= dict.fromkeys((name, f"{name}_muon", f"{name}_equal_compute", f"{name}_muon_equal_compute"), colour)
 _COLOURS |= {"recipe_post_ln": "#1F77B4", "recipe_pre_ln": "#2E8B57"}
+_THETA_COLOUR = "#1F77B4"
 _HIDDEN_SHARE = 0.1
 """Share of a run that is not drawn: the steep fall of the loss at first would flatten the rest."""
 
@@ -45,8 +46,9 @@ def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) ->
     right = depth.twinx()
     progressive = next((c for seeds in curves.values() for c in seeds.values() if len(set(c.theta)) > 1), None)
     if progressive is not None:
-        right.plot(progressive.logged_samples, progressive.theta, ":", color="black", linewidth=1.2)
-        right.set(ylabel="θ over time (dotted)", ylim=(0, 1.05))
+        right.plot(progressive.logged_samples, progressive.theta, "-.", color=_THETA_COLOUR, linewidth=1.2)
+        right.set(ylim=(0, 1.05))
+        right.set_ylabel("θ over time (dash-dotted)", color=_THETA_COLOUR)
     for axes in (by_samples, by_time, depth):
         axes.grid(alpha=0.25)
         axes.locator_params(axis="x", nbins=5)

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.checkpoint import format as checkpoint_format
-from bert_pld.checkpoint.resume import MODEL_KEYS_WITHOUT_EFFECT, check_same_run, optimizer_type
+from bert_pld.checkpoint.resume import (
+    MODEL_KEYS_WITHOUT_EFFECT,
+    STATE_OPTIONS,
+    check_same_run,
+    has_state,
+    optimizer_type,
+)
 from bert_pld.config import ConfigError, RunConfig, load_config
 from bert_pld.data.order import Origin
 from bert_pld.data.rows import ShardedRows
@@ -71,6 +77,7 @@ def check_branch(checkpoint: Path, config: RunConfig, rows: ShardedRows) -> list
         f"model.{key}": (before["model"].get(key), now["model"][key]) for key in now["model"] if key not in free
     }
     compared["optimizer.type"] = (optimizer_type(before), optimizer_type(now))
+    compared |= {f"optimizer.params.{key}": (has_state(before, key), has_state(now, key)) for key in STATE_OPTIONS}
     compared["training.seed"] = (before["training"]["seed"], now["training"]["seed"])
     for name, (old, new) in compared.items():
         if old != new:

@@ -58,7 +58,7 @@ _STATE_TYPES = {
     **dict.fromkeys(("data_source", "data_fingerprint", "initialized_from"), str),
     **dict.fromkeys(("step", "tokens"), int),
     **dict.fromkeys(("seconds", "processor_seconds"), float),
-    **{"tensors": list, "engine": dict, "origin": dict},
+    **{"tensors": list, "engine": dict, "origin": dict, "since_record": dict},
 }
 """Key of `state.json` → its type, where it is present."""
 _LARGEST_NUMBER = 2**62

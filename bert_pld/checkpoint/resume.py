@@ -26,6 +26,8 @@ MODEL_KEYS_WITHOUT_EFFECT = (
     "initializer_range",
     "position_initialization",
 )
+STATE_OPTIONS = ("amsgrad", "centered", "momentum")
+"""Options of an optimizer that give it one more state, which the checkpoint of a run without them does not have."""
 """Keys that a resumed run may change: they do not change the model that is trained, or only before its first step."""
 
 
@@ -83,6 +85,8 @@ def check_same_run(checkpoint: Path, config: RunConfig, data: Manifest) -> None:
         saved_value, value = _lookup(saved, name), _lookup(current, name)
         if name == "optimizer.type":
             saved_value, value = optimizer_type(saved), optimizer_type(current)
+        elif name.startswith("optimizer.params."):
+            saved_value, value = (has_state(one, name.rpartition(".")[2]) for one in (saved, current))
         if saved_value != value:
             raise ConfigError(
                 f"checkpoint {checkpoint} belongs to a different run: {name} is {saved_value!r} in the checkpoint,"
@@ -100,7 +104,15 @@ def _fixed_keys(config: dict[str, Any]) -> list[str]:
     if config["data"]["shuffle"] == "blocks":
         data += ["shuffle_block_rows", "shuffle_window_blocks"]
     rest = ("training.seed", "optimizer.type", "train_batch_size")
-    return [*model, *drop, *(f"data.{key}" for key in data), *rest]
+    states = (f"optimizer.params.{key}" for key in STATE_OPTIONS)
+    return [*model, *drop, *(f"data.{key}" for key in data), *rest, *states]
+
+
+def has_state(config: dict[str, Any], option: str) -> bool:
+    """Whether an option of `STATE_OPTIONS` gives the optimizer a state in this configuration."""
+    if option == "momentum" and optimizer_type(config) != "rmsprop":  # others begin without one
+        return False
+    return bool(_lookup(config, f"optimizer.params.{option}"))
 
 
 def optimizer_type(config: dict[str, Any]) -> str:

@@ -191,8 +191,9 @@ def restore_scalars(
         _advance(engine.lr_scheduler, step - saved["skipped_steps"])
     elif engine.lr_scheduler is not None and saved["scheduler"] is not None:
         engine.lr_scheduler.load_state_dict({**engine.lr_scheduler.state_dict(), **saved["scheduler"]})
-    for holder in _loss_scalers(engine):
-        for key, value in (saved["loss_scale"] or {}).items():
+    scale = saved["loss_scale"] or {}
+    for holder in _loss_scalers(engine) if "cur_iter" in scale else ():
+        for key, value in scale.items():
             if hasattr(holder, key):
                 setattr(holder, key, value)
     engine.global_steps = step
@@ -243,10 +244,13 @@ def by_owner(pieces: Sequence[Piece]) -> list[tuple[torch.Tensor, list[Piece]]]:
 
 
 def _loss_scalers(engine: Any) -> list[Any]:
-    """Return the object that holds fp16's loss scale; its place depends on the optimizer."""
+    """Return the object that holds fp16's loss scale, if it changes; its place depends on the optimizer.
+
+    ZeRO has a constant scale of 1 in other precisions; a run that goes on in another precision must not get it.
+    """
     held = (getattr(engine.optimizer, name, None) for name in ("loss_scaler", "loss_scale_config"))
-    found = [holder for holder in held if hasattr(holder, "cur_scale")]
-    return found or ([engine.optimizer] if hasattr(engine.optimizer, "cur_scale") else [])
+    holders = [holder for holder in held if hasattr(holder, "cur_scale")] or [engine.optimizer]
+    return [holder for holder in holders if all(hasattr(holder, key) for key in ("cur_scale", "cur_iter"))]
 
 
 def _is_plain(value: Any) -> bool:

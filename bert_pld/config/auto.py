@@ -39,6 +39,7 @@ def resolve_auto(
     optimizer = values.get("optimizer", DEFAULT_OPTIMIZER).get("params", {})
     lr = optimizer.get("lr", 1e-3)
     lr = 1e-3 if lr == AUTO else lr
+    peak = group_rate({**values.get("optimizer", DEFAULT_OPTIMIZER), "params": {**optimizer, "lr": lr}})
     rules: dict[str, Any] = {
         "gradient_clipping": 1.0,
         "optimizer.params.lr": 1e-3,
@@ -49,7 +50,7 @@ def resolve_auto(
         "optimizer.params.weight_decay": 0.01,
         "optimizer.params.momentum": 0.95 if values.get("optimizer", {}).get("type", "").lower() == "muon" else 0.9,
         "scheduler.params.warmup_min_lr": 0.0,
-        "scheduler.params.warmup_max_lr": lr,
+        "scheduler.params.warmup_max_lr": peak,
         "scheduler.params.warmup_min_ratio": 0.0,
         "scheduler.params.cos_min_ratio": 1e-4,
     }
@@ -62,6 +63,13 @@ def resolve_auto(
         rules["zero_optimization.stage3_prefetch_bucket_size"] = int(0.9 * hidden_size**2)
         rules["zero_optimization.stage3_param_persistence_threshold"] = 10 * hidden_size
     return _replace(values, "", rules, where, notices), notices
+
+
+def group_rate(optimizer: Mapping[str, Any]) -> Any:
+    """Return the learning rate of an `optimizer` block that schedules change: of Muon's two, that of AdamW."""
+    params = optimizer.get("params", {})
+    own = params.get("adam_lr") if str(optimizer.get("type", "")).lower() == "muon" else None
+    return params.get("lr", 1e-3) if own in (None, AUTO) else own
 
 
 def _resolve_precision(deepspeed: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -100,14 +101,17 @@ class ProgressiveLayerDropConfig:
         def steps(value: float) -> float:
             return float(round(value * max_steps) if value < 1 else value)
 
+        warmup, finish = steps(self.dense_warmup), steps(self.dense_finish)
+        if max(self.dense_warmup, self.dense_finish) < 1 and math.isclose(self.dense_warmup + self.dense_finish, 1):
+            finish = max_steps - warmup  # rounded apart, the two can be a step too long or too short
         gamma = 100.0 / max_steps if self.gamma == "auto" else self.gamma
         return dataclasses.replace(
             self,
             gamma=gamma if self.temporal == "exponential" else 0.0,
             keep_masked_tokens=self.keep_masked_tokens and self.granularity == "token",
             ramp=steps(self.ramp) if self.temporal in ("linear", "growing") else 0.0,
-            dense_warmup=steps(self.dense_warmup),
-            dense_finish=steps(self.dense_finish),
+            dense_warmup=warmup,
+            dense_finish=finish,
         )
 
 

@@ -103,9 +103,9 @@ def load_config(
     `source` is the path of a file, the name of a shipped one (see `find_config`), or the content as a mapping. `phase`
     is a name in its `phases`. `overrides` are `section.key=value` strings, in which a value that is not JSON is a
     string. `use`: with `own_model` the model is not ours, so its sizes and number of steps are not known unless the
-    blocks are given, and what depends on the number is refused without it; the JSON of a `checkpoint` was checked when its run began, by the rules of that time. `follows` is
-    the model whose weights the run starts from: its values stand where the JSON gives none, and its positions grow for
-    `seq_length`.
+    blocks are given, and what depends on the number is refused without it; the JSON of a `checkpoint` was checked when
+    its run began, by the rules of that time. `follows` is the model whose weights the run starts from: its values stand
+    where the JSON gives none, and its positions grow for `seq_length`.
     """
     where = "configuration" if isinstance(source, Mapping) else str(source)
     values = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_json(find_config(source))

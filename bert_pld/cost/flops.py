@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,14 @@ class ModelFlops:
 
     @property
     def _documents(self) -> NDArray[np.float64] | None:
-        """Documents of equal length, of which one sequence has as many as the mean says."""
+        """Documents of equal length, of which one sequence has S over that length, whose attention has S · a pairs.
+
+        The last one stands for the fraction: its length squared is its share of the pairs.
+        """
         if self.attended_tokens is None:
             return None
         whole, rest = divmod(self.seq_length, self.attended_tokens)
-        return np.array([self.attended_tokens] * int(whole) + [rest])
+        return np.array([self.attended_tokens] * int(whole) + [math.sqrt(rest * self.attended_tokens)])
 
     def block(
         self,

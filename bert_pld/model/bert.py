@@ -98,7 +98,7 @@ def run_blocks_eager(
         attention_mask, positions = place_documents(input_ids, attention_mask, sequence_lengths, document_lengths)
     hidden_states = encoder.embeddings(input_ids, token_type_ids, positions)
     for _, run, gate in calls_of_blocks(encoder, gates, rows):
-        hidden_states = run_gated(run, hidden_states, gate, attention_mask)
+        hidden_states = run_gated(run, hidden_states, gate, attention_mask, accepts_no_rows=True)
     return hidden_states if encoder.final_norm is None else encoder.final_norm(hidden_states)
 
 

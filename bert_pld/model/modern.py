@@ -125,7 +125,8 @@ def run_blocks_eager(
     for block, run, gate in calls_of_blocks(encoder, gates, rows):
         run = functools.partial(_run_placed, run, placement, block.is_local)
         differ = document_lengths is not None or (gate is not None and gate.tokens is not None)
-        hidden_states = run_gated(run, hidden_states, gate, attention_mask, positions if differ else None)
+        own_positions = positions if differ else None
+        hidden_states = run_gated(run, hidden_states, gate, attention_mask, own_positions, accepts_no_rows=True)
     assert encoder.final_norm is not None
     return encoder.final_norm(hidden_states)
 

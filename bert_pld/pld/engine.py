@@ -7,9 +7,11 @@ forward pre-hook passes the gates to the model.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import warnings
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from bert_pld.config import BATCH_KEYS, OUR_BLOCKS, ConfigError, ProgressiveLayerDropConfig, RunConfig, load_config
 from bert_pld.pld.gates import Gates, draw_gates
 from bert_pld.pld.schedule import Schedule
+
+_HOOKS: weakref.WeakKeyDictionary[nn.Module, RemovableHandle] = weakref.WeakKeyDictionary()
+"""Model → the hook that passes it gates: a model that gets a second engine must not see the first one's."""
 
 
 def make_schedule(run: RunConfig, num_blocks: int | None = None) -> Schedule:
@@ -52,7 +58,7 @@ class LayerDropper:
         self.engine, self.config, self.schedule = engine, config, schedule
         self.last_gates: Gates | None = None
         """Gates of the latest training forward, for logging."""
-        engine.module.register_forward_pre_hook(self._inject_gates, with_kwargs=True)
+        _HOOKS[engine.module] = engine.module.register_forward_pre_hook(self._inject_gates, with_kwargs=True)
 
     @property
     def theta(self) -> float:
@@ -81,7 +87,7 @@ class LayerDropper:
             step=engine.global_steps,
             micro_step=engine.micro_steps % engine.gradient_accumulation_steps(),
             rows=rows,
-            first_row=torch.distributed.get_rank() * rows if torch.distributed.is_initialized() else 0,
+            first_row=self._data_parallel_rank * rows,
             lengths=lengths,
             padded_length=padded_length,
             masked_positions=masked_positions,
@@ -90,16 +96,25 @@ class LayerDropper:
         )
 
     @property
+    def _data_parallel_rank(self) -> int:
+        """The rank among those with other sequences; ranks that share sequences must draw the same gates."""
+        if not torch.distributed.is_initialized():
+            return 0
+        return torch.distributed.get_rank(getattr(self.engine, "data_parallel_group", None))
+
+    @property
     def _needs_zero_gradients(self) -> bool:
         """Whether DeepSpeed reduces gradients correctly only if every backward sets all of them (see `run_gated`).
 
-        True at ZeRO-3, and at ZeRO-1 with `overlap_comm` and accumulation: there only the hooks of the step's last
-        backward reduce. A block that was kept in an earlier micro-batch and dropped in the last one would be updated
-        with the gradient of one rank.
+        True at ZeRO-3. At ZeRO-1 with `overlap_comm` and accumulation, only the hooks of the step's last backward
+        reduce: a block that was kept in an earlier micro-batch and dropped in the last one would be updated with the
+        gradient of one rank. With an offloaded optimizer at ZeRO 1 and 2, the gradients' buffer on the host keeps what
+        no backward overwrites: a dropped block would be updated with the gradient of an earlier step.
         """
         engine = self.engine
         stage, overlaps = engine.zero_optimization_stage(), engine.zero_overlap_comm()
-        return stage == 3 or (stage == 1 and overlaps and engine.gradient_accumulation_steps() > 1)
+        reduces_last_only = stage == 1 and overlaps and engine.gradient_accumulation_steps() > 1
+        return stage == 3 or reduces_last_only or bool(stage and engine.zero_cpu_offload())
 
     def _inject_gates(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Gates that the caller passes take precedence: a benchmark repeats the same gates.
@@ -109,7 +124,8 @@ class LayerDropper:
         if self.config.granularity != "token":
             self.last_gates = self.gates(rows)
         elif length:
-            self.last_gates = self.gates(rows, length[0], _sequence_lengths(kwargs), self._masked_positions(kwargs))
+            lengths = _sequence_lengths(kwargs, rows, length[0])
+            self.last_gates = self.gates(rows, length[0], lengths, self._masked_positions(kwargs))
         else:
             raise ValueError("granularity 'token': the model's first tensor must be [rows, tokens, …]")
         return args, {**kwargs, "gates": self.last_gates}
@@ -167,6 +183,8 @@ def initialize(
     pld = run.progressive_layer_drop
     if pld.enabled:
         num_blocks = _check_model(model, num_blocks)
+    if model is not None and model in _HOOKS:
+        _HOOKS.pop(model).remove()
     settings = {key: value for key, value in run.deepspeed.items() if key not in OUR_BLOCKS}
     if run.training.max_micro_batch_size is not None:
         settings |= dict(zip(BATCH_KEYS, run.batch_sizes(_world_size()), strict=True))
@@ -184,7 +202,10 @@ def initialize(
 
 
 def _check_model(model: nn.Module | None, num_blocks: int | None) -> int:
-    """Return the number of gated blocks, after checking that the model's forward accepts gates."""
+    """Return the number of gated blocks, after checking that the model's forward accepts gates.
+
+    A forward with `**kwargs` may ignore them, as transformers' classes do, so the number must be given for it.
+    """
     if model is None:
         raise ValueError("model: missing; bert_pld.initialize requires model, as deepspeed.initialize does")
     parameters = inspect.signature(model.forward).parameters
@@ -196,8 +217,14 @@ def _check_model(model: nn.Module | None, num_blocks: int | None) -> int:
         )
     if num_blocks is None:
         num_blocks = getattr(model, "num_gated_blocks", None)
-    if num_blocks is None:
+    if num_blocks is None and "gates" in parameters:
         num_blocks = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    if num_blocks is None and "gates" not in parameters:
+        raise ValueError(
+            f"{type(model).__name__}.forward has **kwargs but no 'gates', and may ignore them; add the keyword and run"
+            " each block through bert_pld.run_gated, or, if it passes them on, give num_blocks=… or"
+            " model.num_gated_blocks"
+        )
     if not isinstance(num_blocks, int) or num_blocks < 1:
         raise ValueError(
             f"{type(model).__name__}: unknown number of gated blocks; pass num_blocks=… or set model.num_gated_blocks"
@@ -220,21 +247,40 @@ def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Ten
     raise ValueError("progressive_layer_drop: the model's forward got no tensor, so the micro-batch size is unknown")
 
 
-def _sequence_lengths(kwargs: Mapping[str, Any]) -> NDArray[np.int64] | None:
+def _sequence_lengths(kwargs: Mapping[str, Any], rows: int, length: int) -> NDArray[np.int64] | None:
     """Return the number of tokens of each sequence, on the host; None if no row has padding.
 
-    Without `sequence_lengths` it is computed from `attention_mask` [rows, tokens], which waits for the device.
+    Without `sequence_lengths` it is computed from `attention_mask`, which waits for the device.
     """
-    mask, lengths = kwargs.get("attention_mask"), kwargs.get("sequence_lengths")
+    mask, given = kwargs.get("attention_mask"), kwargs.get("sequence_lengths")
+    if given is not None:
+        lengths = np.asarray(given, np.int64)
+        if lengths.shape != (rows,) or lengths.min() < 1 or lengths.max() > length:
+            raise ValueError(f"sequence_lengths: must be {rows} numbers of tokens, each in 1 … {length}")
+        return lengths
     if mask is None:
         return None
-    if lengths is None:
-        lengths = mask.sum(1).cpu().numpy()
-    return np.asarray(lengths, np.int64)
+    if mask.shape != (rows, length):
+        raise ValueError(
+            f"granularity 'token': attention_mask has the shape {tuple(mask.shape)}; must be {(rows, length)}, 1 for a"
+            " token and 0 for padding, or give the engine sequence_lengths"
+        )
+    tokens = mask != 0
+    counts = tokens.sum(1)
+    padded_at_the_end = (tokens == (torch.arange(length, device=mask.device) < counts[:, None])).all(1)
+    lengths = torch.where(padded_at_the_end, counts, 0).cpu().numpy()
+    if (lengths == 0).any():
+        row = int((lengths == 0).argmax())
+        raise ValueError(
+            f"granularity 'token': attention_mask: row {row} must have 1 for its tokens, then 0 for padding at the end"
+        )
+    return lengths
 
 
 def _without_config(args: Any) -> Any:
     """Return `args` without `deepspeed_config`, because DeepSpeed rejects a configuration that is given twice."""
     if args is None or getattr(args, "deepspeed_config", None) is None:
         return args
-    return type(args)(**{**vars(args), "deepspeed_config": None})
+    args = copy.copy(args)
+    args.deepspeed_config = None
+    return args

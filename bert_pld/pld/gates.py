@@ -197,6 +197,7 @@ def run_gated(
     hidden_states: torch.Tensor,
     gate: BlockGate | None,
     *per_row: torch.Tensor | None,
+    accepts_no_rows: bool = False,
 ) -> torch.Tensor:
     """Run a block under its gate; a model calls this for each block instead of the block.
 
@@ -207,6 +208,7 @@ def run_gated(
         gate: the block's gate; None runs the block on all rows unscaled (evaluation).
         per_row: more tensors with `rows` in dimension 0, or None; they are gathered like the hidden states. At token
             granularity those with `tokens` in dimension 1 are gathered in both dimensions.
+        accepts_no_rows: whether the block runs on a batch of no rows, which `view(rows, -1)` does not.
 
     At token granularity the block gets shorter sequences, whose tokens are in the same order but no longer neighbours.
     So what depends on positions must come in `per_row` (rotary positions, an attention mask [rows, tokens]), and the
@@ -214,15 +216,16 @@ def run_gated(
 
     A dropped block runs no kernel, forward or backward. Under ZeRO-3 this alone would silently train incorrectly: the
     partitioned reduction leaves out the parameters of a module whose forward did not run. With
-    `zero_gradient_when_dropped` such a block runs on an empty batch, which gives its parameters zero gradients of the
-    right shape at almost no cost.
+    `zero_gradient_when_dropped` such a block runs on no rows if it can, else on one row with a factor of zero. Its
+    parameters then have zero gradients of the right shape.
     """
     if gate is None:
         return block(hidden_states, *per_row, scale=1.0)
     if not gate.keep:
         if gate.zero_gradient_when_dropped and torch.is_grad_enabled():
-            empty = [None if tensor is None else tensor[:0] for tensor in per_row]
-            return hidden_states + block(hidden_states[:0], *empty, scale=gate.scale).sum()
+            rows = 0 if accepts_no_rows else 1
+            few = [None if tensor is None else tensor[:rows] for tensor in per_row]
+            return hidden_states + block(hidden_states[:rows], *few, scale=gate.scale).sum() * 0.0
         return hidden_states
     if gate.tokens is not None:
         return _run_on_tokens(block, hidden_states, gate.tokens, gate.scale, per_row)

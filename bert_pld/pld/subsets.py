@@ -110,7 +110,8 @@ def draw_token_subsets(
     Returns:
         One subset for each block; None for a block that keeps all tokens.
     """
-    assert padded_length <= MAX_SEQUENCE_LENGTH, padded_length
+    if padded_length > MAX_SEQUENCE_LENGTH:
+        raise ValueError(f"granularity 'token': {padded_length} tokens; must be at most {MAX_SEQUENCE_LENGTH}")
     counts = [kept_counts(share, lengths) for share in shares]
     some = [block for block, count in enumerate(counts) if (count < lengths).any()]
     if not some:

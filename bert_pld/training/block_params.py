@@ -18,7 +18,10 @@ MUON_DEFAULTS = {
     **{"lr": 1e-3, "muon_lr": 1e-3, "adam_lr": 1e-3, "momentum": 0.95, "nesterov": True, "ns_steps": 5},
     **{key: _ADAM[key] for key in ("weight_decay", "betas", "eps")},
 }
-_HIDDEN = ("self", "params", "optimizer", "last_epoch", "last_batch_iteration", "verbose", "kwargs", "args")
+_HIDDEN = (
+    *("self", "params", "optimizer", "last_epoch", "last_batch_iteration", "verbose", "kwargs", "args"),
+    "differentiable",  # no run differentiates through a step, and torch then refuses to change weights in place
+)
 _NOT_NEGATIVE = (
     *("lr", "muon_lr", "eps", "weight_decay", "warmup_min_lr", "warmup_max_lr", "cycle_min_lr", "cycle_max_lr"),
     *("lr_range_test_min_lr", "warmup_min_ratio", "cos_min_ratio"),
@@ -37,11 +40,14 @@ def defaults_of(cls: type) -> dict[str, Any]:
     return {parameter.name: parameter.default for parameter in parameters if parameter.name not in _HIDDEN}
 
 
-def check_params(params: Mapping[str, Any], defaults: Mapping[str, Any], where: str, name: str) -> dict[str, Any]:
+def check_params(
+    params: Mapping[str, Any], defaults: Mapping[str, Any], where: str, name: str, allow_lists: bool = False
+) -> dict[str, Any]:
     """Return a copy in which whole floats such as 1e3 are integers where the default is one.
 
-    `where` is the path of the block, and `name` the class. A ConfigError names a key that the class does not have,
-    whose value has another type than the default, that is out of range, or that is missing.
+    `where` is the path of the block, and `name` the class. With `allow_lists`, a number may be a list of numbers. A
+    ConfigError names a key that the class does not have, whose value has another type than the default, that is out of
+    range, or that is missing.
     """
     checked = {}
     for key, value in params.items():
@@ -51,6 +57,8 @@ def check_params(params: Mapping[str, Any], defaults: Mapping[str, Any], where: 
                 f"{where}.{key}: unknown key for {name}{nearest(key, defaults)}{hint}; valid: {', '.join(defaults)}"
             )
         checked[key], allowed = _check_value(key, value, defaults[key])
+        if not allowed and not allow_lists and isinstance(value, (list, tuple)) and key not in _PAIRS:
+            allowed = "one number, without brackets"
         if allowed:
             raise ConfigError(f"{where}.{key}: {value!r}; must be {allowed}")
     missing = [key for key, default in defaults.items() if default is inspect.Parameter.empty and key not in params]
@@ -65,9 +73,10 @@ def _check_value(key: str, value: Any, default: Any) -> tuple[Any, str]:
     if choices is not None:
         return value, "" if value in choices else f"one of {', '.join(choices)}"
     if key in _PAIRS:
-        is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value))
-        below_one = is_pair and all(0 <= part < 1 for part in value)
-        return value, "" if is_pair and (below_one or key != "betas") else _PAIRS[key]
+        if not (isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value))):
+            return value, _PAIRS[key]
+        value = [float(part) for part in value]  # torch wants both to be floats
+        return value, "" if key != "betas" or all(0 <= part < 1 for part in value) else _PAIRS[key]
     if isinstance(default, bool):
         return value, "" if isinstance(value, bool) else "true or false"
     if isinstance(default, str):

@@ -68,7 +68,7 @@ class MatrixExchange:
 
     def gather(self, values: Tensor) -> dict[str, Tensor]:
         """Send this rank's flat pieces [numel]; return the whole flat matrices assigned to this rank."""
-        pieces = values.split(self._numels)
+        pieces = values.to(self.device).split(self._numels)  # an offloaded optimizer's are on the host
         received = self._all_to_all([pieces[index] for index in self._order], self._sizes, self._received_sizes)
         sizes = {name: self.numel[name] for name, *_ in self._received}
         wholes = dict(zip(sizes, received.new_empty(sum(sizes.values())).split(list(sizes.values())), strict=True))

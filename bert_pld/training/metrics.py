@@ -31,6 +31,10 @@ from bert_pld.training.schedulers import WarmupStableDecay, our_schedule
 _PEAK_TFLOPS = {"GB200": 2500, "B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40": 181, "V100": 125}
 
 
+_SUMS = ("loss", "mlm_loss", "nsp_loss", "micro_batches", "kept_blocks", "tokens", "flops")
+"""What is summed over the micro-batches of all ranks between two records."""
+
+
 @dataclasses.dataclass
 class Counters:
     """Running totals, which checkpoints save and resumed runs continue."""
@@ -42,6 +46,8 @@ class Counters:
     processor_seconds: float = 0.0
     """Processor time of this process for the same work, summed over its threads. Other programs on the machine hardly
     change it."""
+    since_record: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Sums since the last record over all ranks, by the names of `_SUMS`, and its `seconds`; empty in a new run."""
 
 
 class Metrics:
@@ -84,12 +90,31 @@ class Metrics:
         self._kept_blocks = self._theta = self._flops = 0.0
         self._seconds_before = self.counters.seconds
 
+    def _sums(self) -> dict[str, float]:
+        """Return the sums since the last record over all ranks; all ranks call it together. It waits for the device."""
+        own = [self._micro_steps, self._kept_blocks, self._tokens, self._flops]
+        sums = torch.cat([self._losses.double(), torch.tensor(own, dtype=torch.float64, device=self.device)])
+        dist.all_reduce(sums)
+        return dict(zip(_SUMS, sums.tolist(), strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint saves for `resume`; all ranks call it together, while the clock is stopped."""
+        since_record = {**self._sums(), "seconds": self.counters.seconds - self._seconds_before}
+        return dataclasses.asdict(dataclasses.replace(self.counters, since_record=since_record))
+
     def resume(self, step: int, counters: dict[str, Any], origin: Origin) -> None:
         """Continue after step `step` with a checkpoint's counters; delete the records of steps to be trained again."""
         self.origin = origin
         names = (field.name for field in dataclasses.fields(Counters))
         self.counters = Counters(**{name: counters[name] for name in names if name in counters})
         self._reset()
+        sums = self.counters.since_record
+        if sums:
+            self._seconds_before -= sums["seconds"]
+        if sums and dist.get_rank() == 0:  # the sums of all ranks; the others begin with none
+            self._losses += torch.tensor([sums[name] for name in _SUMS[:3]], device=self.device)
+            self._micro_steps, self._tokens = round(sums["micro_batches"]), round(sums["tokens"])
+            self._kept_blocks, self._flops = sums["kept_blocks"], sums["flops"]
         if self.monitors is not None:
             drop_records_after(self.path, step)
             self.monitors.drop_after(self._samples(step))
@@ -140,16 +165,13 @@ class Metrics:
     def log(self, step: int, lr: float, grad_norm: float | None) -> None:
         """Write the record of a logging step: means since the last one. All ranks call it together."""
         self.stop_clock()
-        counted = torch.tensor([self._tokens, self._flops], dtype=torch.float64, device=self.device)
-        totals = torch.cat([self._losses.double(), counted])
-        dist.all_reduce(totals)
-        ranks = dist.get_world_size()
-        loss, mlm_loss, nsp_loss = (totals[:3] / (self._micro_steps * ranks)).tolist()
-        tokens = round(totals[3].item())
+        sums = self._sums()
+        means = {name: sums[name] / sums["micro_batches"] for name in _SUMS}
+        loss, mlm_loss, nsp_loss, kept_blocks = (means[name] for name in (*_SUMS[:3], "kept_blocks"))
+        tokens = round(sums["tokens"])
         self.counters.tokens += tokens
         seconds = max(self.counters.seconds - self._seconds_before, 1e-9)
-        kept_blocks = self._kept_blocks / self._micro_steps
-        tflops = totals[4].item() / ranks / seconds / 1e12
+        tflops = sums["flops"] / dist.get_world_size() / seconds / 1e12
         peak = self.config.training.peak_tflops or _known_peak(self.device)
         record = {
             "step": step,

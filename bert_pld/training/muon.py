@@ -115,8 +115,16 @@ class OrthogonalMomentum(torch.optim.AdamW):
                 self._exchanges[owner] = MatrixExchange(self._pieces[owner], in_owner, whole, engine.device, dtype)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """Update the parameters of `param_groups` that have a gradient; DeepSpeed may call this for each group."""
+    def step(self, closure: Any = None) -> Any:
+        """Update the parameters of `param_groups` that have a gradient; DeepSpeed may call this for each group.
+
+        Returns:
+            The loss of `closure`, which computes the gradients anew; None without one.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         groups = self.param_groups
         self.param_groups = [group for group in groups if not group["muon"]]
         try:
@@ -126,6 +134,11 @@ class OrthogonalMomentum(torch.optim.AdamW):
         for group in groups:
             if group["muon"]:
                 self._muon_step(group)
+        return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a loaded state. AdamW's own method looks for its step counter in every state."""
+        torch.optim.Optimizer.__setstate__(self, state)
 
     def _muon_step(self, group: Mapping[str, Any]) -> None:
         owners = [owner for owner in group["params"] if owner.grad is not None]
@@ -157,7 +170,7 @@ class OrthogonalMomentum(torch.optim.AdamW):
         piece_of_unit = self._piece_of_unit(pieces, unit)
         moves = _have_values(gradient, piece_of_unit, len(pieces))
         if exchange is not None:
-            moves = exchange.any_rank(moves)
+            moves = exchange.any_rank(moves).to(gradient)
         moves = moves[piece_of_unit][:, None]
         momentum.lerp_(gradient, moves * (1.0 - self.momentum))
         aim = (gradient.lerp(momentum, self.momentum) if self.nesterov else momentum).to(self.dtype).flatten()

@@ -107,7 +107,7 @@ def check_optimizer_params(name: str, params: Mapping[str, Any]) -> dict[str, An
     if name in _OF_TORCH:
         try:
             cls([nn.Parameter(torch.zeros(1))], **params)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             raise ConfigError(f"optimizer.params: {error}") from error
     return params
 
@@ -156,7 +156,7 @@ def _build_muon(params: dict[str, Any], groups: Iterable[dict[str, Any]]) -> Ort
     rate = params.pop("lr", 1e-3)
     adam_rate, muon_rate = params.pop("adam_lr", rate), params.pop("muon_lr", rate)
     for key, allowed, bounds in (
-        ("adam_lr", adam_rate > 0, "> 0"),
+        ("adam_lr" if adam_rate != rate else "lr", adam_rate > 0, "> 0"),
         ("momentum", 0 <= params.get("momentum", 0.95) < 1, "in [0, 1)"),
         ("ns_steps", params.get("ns_steps", 5) >= 1, ">= 1"),
     ):

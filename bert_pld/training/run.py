@@ -102,7 +102,7 @@ class Run:
     def begin_checkpoint(self, step: int) -> None:
         """Gather a checkpoint after step `step`; it is written while training continues."""
         self.complete_checkpoint()
-        self.checkpoints.begin(step, dataclasses.asdict(self.metrics.counters))
+        self.checkpoints.begin(step, self.metrics.state())
 
     def complete_checkpoint(self) -> None:
         """Wait for the checkpoint that is being written, if any."""

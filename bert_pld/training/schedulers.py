@@ -11,7 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from bert_pld.config import ConfigError, RunConfig
-from bert_pld.config.auto import DECAY_SHARE, DEFAULT_OPTIMIZER, WARMUP_SHARE
+from bert_pld.config.auto import DECAY_SHARE, DEFAULT_OPTIMIZER, WARMUP_SHARE, group_rate
 from bert_pld.config.errors import nearest
 from bert_pld.config.mask_schedule import MaskSchedule
 from bert_pld.training.block_params import check_params, defaults_of
@@ -123,7 +123,7 @@ def check_scheduler(block: Mapping[str, Any]) -> dict[str, Any]:
 
     module = lr_schedules if name in _OF_DEEPSPEED else torch.optim.lr_scheduler
     defaults = defaults_of(getattr(module, name))
-    return {**block, "params": check_params(params, defaults, "scheduler.params", name)}
+    return {**block, "params": check_params(params, defaults, "scheduler.params", name, allow_lists=True)}
 
 
 def scheduler_builder(block: Mapping[str, Any], max_steps: int) -> Callable[[torch.optim.Optimizer], Any] | None:
@@ -150,7 +150,7 @@ def our_schedule(block: Mapping[str, Any] | None, max_steps: int) -> WarmupExpDe
     if block is None or kind not in OUR_SCHEDULERS:
         return None
     valid = _STABLE_DECAY if kind == "WarmupStableDecayLR" else _EXP_DECAY
-    params = check_params(block.get("params", {}), valid, "scheduler.params", kind)
+    params = check_params(block.get("params", {}), valid, "scheduler.params", kind, allow_lists=True)
     params.pop("warmup_max_lr", None)
     params.setdefault("warmup_num_steps", max(1, round(WARMUP_SHARE * max_steps)))
     if kind == "WarmupExpDecayLR":
@@ -190,7 +190,7 @@ def rates_by_step(run: RunConfig) -> list[Rates]:
         return []
     peak = ((block or {}).get("params") or {}).get("warmup_max_lr")
     if peak is None:
-        peak = run.deepspeed.get("optimizer", DEFAULT_OPTIMIZER).get("params", {}).get("lr", 1e-3)
+        peak = group_rate(run.deepspeed.get("optimizer", DEFAULT_OPTIMIZER))
     return [
         Rates(
             step=step,

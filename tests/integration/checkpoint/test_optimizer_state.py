@@ -110,6 +110,17 @@ def test_automatic_schedule_reaches_the_optimizer_s_rate_and_ends_at_zero(batche
     assert engine.lr_scheduler.total_num_steps == 12
 
 
+@pytest.mark.parametrize("optimizer", [MUON, {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}])
+@pytest.mark.parametrize("number", [1, 2])
+def test_offloaded_optimizer_leaves_dropped_blocks_where_they_are(number, optimizer, batches):
+    """DeepSpeed's buffer of gradients on the host keeps what no backward overwrites."""
+    dropping = {"theta": 0.3, "depth": "uniform", "seed": 5}
+    blocks = {"progressive_layer_drop": dropping, "optimizer": optimizer, "model": {"hidden_dropout": 0.0}}
+    plain = train(start({**SETTINGS[f"stage_{number}"], **blocks}), batches, 0, 6)
+    offloaded = train(start({**stage(number, offload_optimizer=CPU), **blocks}), batches, 0, 6)
+    assert offloaded == pytest.approx(plain, abs=1e-6)
+
+
 @pytest.mark.parametrize(("before", "after"), [("stage_1", "stage_3"), ("stage_3", "fp32"), ("fp32", "stage_2")])
 def test_state_is_restored_bitwise_at_another_stage(before, after, batches, tmp_path):
     engine = start(SETTINGS[before])
@@ -154,6 +165,21 @@ def test_loss_scale_is_saved_and_restored(batches):
     engine.optimizer.loss_scaler = fresh = DynamicLossScaler(2.0**16, 2.0, 1000, 1.0, 2, False)
     restore_scalars(engine, gatherer.pieces, saved, 40)
     assert (fresh.cur_scale, fresh.cur_iter, fresh.last_overflow_iter, fresh.cur_hysteresis) == (512.0, 40, 33, 1)
+
+
+def test_loss_scale_does_not_go_to_another_precision(batches):
+    engine = start(SETTINGS["stage_1"])
+    gatherer = StateGatherer(engine, None)
+    constant = engine.optimizer.loss_scaler
+    in_fp32 = json.loads(json.dumps(read_scalars(engine, gatherer.states()[1])))
+    engine.optimizer.loss_scaler = dynamic = DynamicLossScaler(2.0**16, 2.0, 1000, 1.0, 2, False)
+    in_fp16 = json.loads(json.dumps(read_scalars(engine, gatherer.states()[1])))
+    restore_scalars(engine, gatherer.pieces, in_fp32, 3)
+    restore_scalars(engine, gatherer.pieces, {**in_fp32, "loss_scale": {"cur_scale": 1.0}}, 3)  # of an older release
+    assert dynamic.cur_scale == 2.0**16
+    engine.optimizer.loss_scaler = constant
+    restore_scalars(engine, gatherer.pieces, in_fp16, 3)
+    assert constant.cur_scale == 1.0
 
 
 def test_tensor_file_is_safetensors_with_the_returned_checksum(tmp_path):

@@ -68,6 +68,21 @@ def test_killed_run_resumes_bitwise(corpus, uninterrupted, tmp_path):
     assert series(run_dir) == uninterrupted
 
 
+def test_record_after_a_kill_counts_the_steps_before_the_checkpoint(corpus, tmp_path):
+    """Records after steps 5, 10 and 12, killed after step 8, resumed after step 6."""
+    changes = {"progressive_layer_drop": {"temporal": "exponential", "gamma": 0.2}}
+    training = {"checkpoint_interval": 3, "eval_interval": 0, "log_interval": 5}
+    both = small_config(training=training, **changes), small_config(training={**training, "max_steps": 8}, **changes)
+    run_pretrain(both[0], corpus, tmp_path / "whole")
+    run_pretrain(both[1], corpus, tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "checkpoints" / "step_00000008")
+    run_pretrain(both[0], corpus, tmp_path / "killed")
+    keys = ("step", "tokens", "loss", "mlm_loss", "kept_blocks")
+    whole, killed = ({key: read_metrics(tmp_path / name, key) for key in keys} for name in ("whole", "killed"))
+    assert len(whole["loss"]) == 3
+    assert killed == whole
+
+
 def test_run_resumes_bitwise_across_the_phases_of_its_learning_rate_and_its_masks(corpus, tmp_path):
     """From the checkpoint after step 3, in the warm-up, and after step 6, where the share of masks is falling."""
     params = {"warmup_num_steps": 4, "decay_num_steps": 4}

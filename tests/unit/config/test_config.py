@@ -207,3 +207,11 @@ def test_shipped_recipe_loads_with_another_granularity(granularity):
     values = read_json(find_config("bert_base_pld_128.json"))
     values["progressive_layer_drop"]["granularity"] = granularity
     assert not load_config(values).progressive_layer_drop.resolved(100).keep_masked_tokens
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 10, 399, 2000])
+@pytest.mark.parametrize("warmup", [0.1, 0.3, 0.5, 0.9])
+def test_shares_that_make_the_whole_run_dense_have_exactly_its_steps(warmup, steps):
+    drop = {"gamma": 0.1, "dense_warmup": warmup, "dense_finish": 1 - warmup}
+    config = load_config({"progressive_layer_drop": drop, "training": {"max_steps": steps}})
+    assert config.progressive_layer_drop.dense_warmup + config.progressive_layer_drop.dense_finish == steps

@@ -186,3 +186,80 @@ def test_schedule_that_depends_on_the_number_of_steps_is_refused_without_it(chan
         start(config=config)
     schedule = start(config={**config, "training": {"max_steps": 1000}})[0].layer_dropper.schedule
     assert schedule.theta(500) < 1.0
+
+
+class PassesOn(Tower):
+    """A wrapper that hands its keywords on."""
+
+    def forward(self, x, **keywords):
+        return super().forward(x, **keywords)
+
+
+def test_forward_with_any_keywords_must_say_that_it_passes_gates_on():
+    model = PassesOn()
+    model.num_gated_blocks, model.config = None, argparse.Namespace(num_hidden_layers=3)
+    with pytest.raises(ValueError, match=r"PassesOn.forward has \*\*kwargs but no 'gates', and may ignore them"):
+        start(model=model)
+    engine = start(model=model, num_blocks=3)[0]
+    engine(torch.ones(4, 5))
+    assert len(model.seen[-1]) == 3
+
+
+def test_second_engine_on_a_model_replaces_the_gates_of_the_first():
+    model = Tower()
+    first = start(model=model)[0]
+    first.global_steps = 1000
+    second = start(model=model)[0]
+    second(torch.ones(4, 5))
+    assert model.seen[-1] is second.layer_dropper.last_gates
+    assert model.seen[-1].theta == 1.0
+    start(model=model, config={**CONFIG, "progressive_layer_drop": {"enabled": False}})[0](torch.ones(4, 5))
+    assert model.seen[-1] is None
+
+
+TOKEN_CONFIG = {
+    **CONFIG,
+    "progressive_layer_drop": {"theta": 0.5, "temporal": "constant", "depth": "uniform", "granularity": "token"},
+}
+
+
+class Padded(Tower):
+    def forward(self, x, attention_mask=None, sequence_lengths=None, gates=None):
+        return super().forward(x, gates)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"attention_mask": torch.ones(2, 1, 1, 8)}, r"attention_mask has the shape \(2, 1, 1, 8\); must be \(2, 8\)"),
+        ({"attention_mask": torch.zeros(2, 8)}, "row 0 must have 1 for its tokens, then 0 for padding at the end"),
+        ({"attention_mask": torch.tensor([[1] * 8, [0] * 3 + [1] * 5])}, "row 1 must have 1 for its tokens"),
+        ({"sequence_lengths": [8]}, "must be 2 numbers of tokens, each in 1 … 8"),
+        ({"sequence_lengths": [0, 9]}, "must be 2 numbers of tokens, each in 1 … 8"),
+    ],
+)
+def test_padding_that_would_be_misread_is_an_error(keywords, message):
+    engine = start(model=Padded(), config=TOKEN_CONFIG)[0]
+    with pytest.raises(ValueError, match=message):
+        engine(torch.ones(2, 8, 5), **keywords)
+
+
+def test_sequence_lengths_without_a_mask_keep_padding_out():
+    engine = start(model=Padded(), config=TOKEN_CONFIG)[0]
+    engine(torch.ones(2, 8, 5), sequence_lengths=[3, 8])
+    for gate in engine.layer_dropper.last_gates:
+        assert gate.tokens.counts.tolist() == [2, 4]
+        assert not gate.tokens.kept[0, 3:].any()
+
+
+def test_any_object_with_a_configuration_serves_as_args(tmp_path):
+    class Arguments:
+        def __init__(self, path):
+            self.deepspeed_config = path
+
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(CONFIG))
+    arguments, model = Arguments(str(path)), Tower()
+    engine, *_ = bert_pld.initialize(arguments, model, None, model.parameters())
+    assert engine.layer_dropper is not None
+    assert arguments.deepspeed_config == str(path)

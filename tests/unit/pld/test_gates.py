@@ -112,5 +112,20 @@ def test_dropped_block_runs_on_an_empty_batch_only_where_it_needs_zero_gradients
     assert run_gated(block, hidden, dropped) is hidden
     assert calls == []
     with_gradients = BlockGate(keep=False, scale=2.0, keep_probability=0.5, zero_gradient_when_dropped=True)
+    assert torch.equal(run_gated(block, hidden, with_gradients, accepts_no_rows=True), hidden)
     assert torch.equal(run_gated(block, hidden, with_gradients), hidden)
-    assert calls == [0]
+    assert calls == [0, 1]
+
+
+def test_dropped_block_that_needs_a_row_gets_zero_gradients():
+    inner = torch.nn.Linear(6, 6)
+
+    def block(hidden, scale):
+        heads = inner(hidden).view(hidden.shape[0], hidden.shape[1], 2, -1)  # impossible on no rows
+        return hidden + scale * heads.flatten(2)
+
+    hidden = torch.ones(4, 3, 6, requires_grad=True)
+    gate = BlockGate(keep=False, scale=2.0, keep_probability=0.5, zero_gradient_when_dropped=True)
+    run_gated(block, hidden, gate).sum().backward()
+    assert torch.equal(hidden.grad, torch.ones_like(hidden))
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in inner.parameters())

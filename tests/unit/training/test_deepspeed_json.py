@@ -406,6 +406,21 @@ def test_auto_is_resolved_from_the_run_and_said():
 
 
 @pytest.mark.parametrize(
+    ("params", "peak"),
+    [
+        ({"adam_lr": 3e-4, "muon_lr": 0.02}, 3e-4),
+        ({"lr": 0.02, "adam_lr": 3e-4}, 3e-4),
+        ({"lr": 2e-3, "muon_lr": 0.02}, 2e-3),
+        ({"lr": "auto"}, 1e-3),
+    ],
+)
+def test_automatic_peak_is_adamw_s_rate_of_muon_s_two(params, peak):
+    schedule = scheduler(warmup_max_lr="auto", warmup_num_steps=10, total_num_steps=100)
+    config = load_config({**MINIMAL, **schedule, "optimizer": {"type": "Muon", "params": params}})
+    assert config.deepspeed["scheduler"]["params"]["warmup_max_lr"] == peak
+
+
+@pytest.mark.parametrize(
     ("changes", "warning"),
     [
         (

@@ -132,12 +132,30 @@ def test_states_are_momentum_for_matrices_and_two_moments_elsewhere():
         assert set(optimizer.state[parameter]) == expected, name
 
 
+def test_state_loads_and_a_closure_gives_the_loss():
+    model = make_model(num_layers=1)
+    optimizer = make_optimizer(model)
+    set_gradients(model, 0)
+    optimizer.step()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer.load_state_dict(optimizer.state_dict())
+
+    def closure():
+        set_gradients(model, 1)
+        return 3.0
+
+    assert optimizer.step(closure) == 3.0
+    assert all(not torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
         ({"mometum": 0.9}, "optimizer.params.mometum: unknown key for Muon, did you mean 'momentum'"),
         ({"momentum": 1.0}, r"optimizer.params.momentum: 1.0; must be in \[0, 1\)"),
         ({"adam_lr": 0}, "optimizer.params.adam_lr: 0; must be > 0"),
+        ({"lr": 0}, "optimizer.params.lr: 0; must be > 0"),
+        ({"momentum": [0.9]}, r"optimizer.params.momentum: \[0.9\]; must be one number, without brackets"),
         ({"ns_steps": 0}, "optimizer.params.ns_steps: 0; must be >= 1"),
     ],
 )

@@ -10,6 +10,7 @@ from bert_pld.config import ConfigError
 from bert_pld.training.optimizer import (
     build_optimizer,
     canonical_optimizer,
+    check_optimizer_params,
     parameter_groups,
 )
 
@@ -103,3 +104,22 @@ def test_names_of_optimizers_are_found_in_any_case():
         "AdamW", "Adam", "Muon", "SGD",
     ]  # fmt: skip
     assert canonical_optimizer("lamb", 0, "cuda") == "Lamb"
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("SGD", {"lr": 0.1, "differentiable": True}, "optimizer.params.differentiable: unknown key for SGD"),
+        ("SGD", {"lr": 0.1, "foreach": True, "fused": True}, "optimizer.params: "),
+        ("AdamW", {"lr": [0.001]}, r"optimizer.params.lr: \[0.001\]; must be one number, without brackets"),
+    ],
+)
+def test_parameters_that_torch_would_stumble_over_are_one_line(name, params, message):
+    with pytest.raises(ConfigError, match=message):
+        check_optimizer_params(name, params)
+
+
+def test_whole_numbers_are_a_valid_pair_of_betas():
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = build_optimizer({"type": "AdamW", "params": {"betas": [0, 0.95]}}, [{"params": [parameter]}])
+    assert optimizer.param_groups[0]["betas"] == (0.0, 0.95)

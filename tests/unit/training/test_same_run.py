@@ -61,6 +61,10 @@ def test_setting_without_effect_does_not_make_another_run(saved, now, manifest, 
         (small_config(progressive_layer_drop={"theta": 0.6}), "progressive_layer_drop.theta is 0.5 in the checkpoint"),
         (small_config(optimizer={"type": "SGD", "params": {}}), "optimizer.type is 'adamw' in the checkpoint, 'sgd'"),
         (small_config(model={"hidden_dropout": 0.2}), "model.hidden_dropout is 0.1 in the checkpoint, 0.2"),
+        (
+            small_config(optimizer={"type": "AdamW", "params": {"amsgrad": True}}),
+            "optimizer.params.amsgrad is False in the checkpoint, True in this run",
+        ),
     ],
 )
 def test_setting_with_an_effect_makes_another_run(now, difference, manifest, tmp_path):
