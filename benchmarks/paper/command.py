@@ -141,7 +141,7 @@ def _summarize(options: argparse.Namespace) -> int:
     from benchmarks.paper.curves import CLOCKS, read_curve
     from benchmarks.paper.drawing import draw, draw_time
     from benchmarks.paper.suite import finished_runs
-    from benchmarks.paper.tables import table
+    from benchmarks.paper.tables import recipe_table, table
 
     try:
         conditions = json.loads((options.output_dir / CONDITIONS).read_text(encoding="utf-8"))
@@ -157,7 +157,9 @@ def _summarize(options: argparse.Namespace) -> int:
     claims = check_claims(curves)
     result = {"conditions": conditions, "clock": clock, "comparison": comparison, "claims": claims, "runs": runs}
     options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(table(comparison, "paper", "choices", "recipe"), claims_table(claims), sep="\n", end="")
+    of_recipe = all(row["group"] == "recipe" for row in comparison["rows"])
+    figures = recipe_table(comparison) if of_recipe else table(comparison, "paper", "choices", "recipe")
+    print(figures, claims_table(claims), sep="\n", end="")
     title = f"{conditions['hardware']}, scale {conditions['scale']}, {conditions['commit']}"
     if options.plot is not None:
         draw(curves, options.plot, title)

@@ -24,7 +24,7 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
 
     - Equal samples: the end of every run.
     - Equal time: the total time of the fastest run of the paper's variants; each run's loss is interpolated there.
-    - Time a sample, FLOPs a sample: over the whole schedule, as a ratio to the baseline's run of the same seed.
+    - Time and FLOPs, of a sample and of the run: over the whole schedule, as a ratio to the baseline's of that seed.
     - `speedup_to_baseline_loss`: the baseline's total time over the time until its last loss is reached, same seed.
     - `loss_over_baseline`: the difference of the last losses, same seed.
 
@@ -60,6 +60,9 @@ def compare(curves: Mapping[str, Mapping[int, Curve]], baseline_name: str = BASE
                 "seconds": spread([curve.seconds[-1] for curve in seeds.values()]),
                 "time_a_sample": spread([1 - time_saved(a, b) for a, b in paired]),
                 "flops_a_sample": spread([(a.flops / a.samples[-1]) / (b.flops / b.samples[-1]) for a, b in paired]),
+                "samples": spread([curve.samples[-1] for curve in seeds.values()]),
+                "time_of_run": spread([a.seconds[-1] / b.seconds[-1] for a, b in paired]),
+                "flops_of_run": spread([a.flops / b.flops for a, b in paired]),
                 "speedup_to_baseline_loss": spread(reached),
                 "reached_baseline_loss": len(reached),
                 "loss_over_baseline": spread([loss_difference(a, b) for a, b in paired]),

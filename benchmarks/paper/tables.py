@@ -40,6 +40,26 @@ def table(comparison: dict[str, Any], *groups: str) -> str:
     return markdown_table(header, rows)
 
 
+def recipe_table(comparison: dict[str, Any]) -> str:
+    """Format the recipe's comparison, whose runs differ in their number of samples."""
+    header = ("", "sequences", "last held-out loss", "kept blocks", "time", "FLOPs", _to_baseline(comparison), "runs")
+    rows = [
+        (
+            row["label"],
+            f"{row['samples']['mean']:,.0f}",
+            figure(row["loss_at_equal_samples"], 3),
+            figure(row["kept_blocks"], 2),
+            _ratio(comparison, row, "time_of_run", 3),
+            _ratio(comparison, row, "flops_of_run", 3),
+            _speed(comparison, row),
+            f"{_runs(row)}" + (f", {row['diverged']} diverged" if row["diverged"] else ""),
+        )
+        for row in comparison["rows"]
+        if row["group"] == "recipe" and _runs(row)
+    ]
+    return markdown_table(header, rows)
+
+
 def short_table(comparison: dict[str, Any]) -> str:
     """Format the README's table: five columns, the finished variants of `FIRST_PAGE`."""
     losses = ("held-out loss, equal samples", "held-out loss, equal time")

@@ -1,11 +1,13 @@
 """Figures and tables of the comparison, on curves with known answers."""
 
+import dataclasses
+
 import pytest
 from benchmark_command import curve
 
 from benchmarks.loss_curve import loss_after, time_to
 from benchmarks.paper.comparison import compare, spread
-from benchmarks.paper.tables import choices_table, figure, found_in, put_into, short_table, table
+from benchmarks.paper.tables import choices_table, figure, found_in, put_into, recipe_table, short_table, table
 
 
 def test_loss_is_interpolated_between_evaluations():
@@ -93,6 +95,15 @@ def test_short_tables_have_finished_variants_only(compared):
     assert choices.splitlines()[2:] == [
         "| PLD, by batch | 4.200 ± 0.283 | 4.00 ± 0.00 | 0.75 ± 0.00 | 0.80 ± 0.00 | 2.27 ± 0.03 × | 2 |"
     ]
+
+
+def test_recipe_s_table_compares_whole_runs():
+    """A run of equal compute has fewer samples, so its time and FLOPs are those of the run."""
+    short = dataclasses.replace(curve([6.0], [50]), samples=[100], flops=50.0)
+    runs = {"dense_muon": {1: curve([6.0, 5.0], [50, 100])}, "dense_muon_equal_compute": {1: short}}
+    lines = recipe_table(compare(runs, "dense_muon")).splitlines()
+    assert lines[2] == "| dense, Muon | 200 | 5.000 | 4.00 | 1 | 1 | 1 × | 1 |"
+    assert lines[3] == "| dense, Muon, equal compute | 100 | 6.000 | 4.00 | 0.500 | 0.500 | – | 1 |"
 
 
 def test_only_the_papers_variants_set_the_equal_time():
