@@ -45,8 +45,7 @@ def _of_dropping(name: str, label: str) -> tuple[Claim, ...]:
     )
 
 
-def _of_recipe(suffix: str, label: str) -> tuple[Claim, ...]:
-    name, dense = f"tokens{suffix}", f"dense{suffix}"
+def _of_recipe(name: str, dense: str, label: str) -> tuple[Claim, ...]:
     return (
         Claim(f"{label}: 25 % less time than dense, as many steps", name, dense, time_saved, "%", 0.25),
         Claim(f"{label}: at most 0.01 above dense, as many steps", name, dense, margin=0.01),
@@ -64,8 +63,9 @@ CLAIMS = (
     Claim("PLD by batch: below fixed, uniform dropping", "pld_batch", "uniform_dropping"),
     Claim("PLD by batch: below dropping over time only", "pld_batch", "time_only"),
     Claim("PLD by batch: below dropping over depth only", "pld_batch", "depth_only"),
-    *_of_recipe("", "by token"),
-    *_of_recipe("_muon", "by token, Muon"),
+    *_of_recipe("tokens", "dense", "by token"),
+    *_of_recipe("tokens_muon", "dense_muon", "by token, Muon"),
+    *_of_recipe("tokens_every_4_muon", "dense_muon", "by token, every 4th block whole, Muon"),
     Claim("Muon: below AdamW, dense", "dense_muon", "dense"),
     Claim(
         "by token, Muon: 3 × sooner at Post-LN's last loss", "tokens_muon", "recipe_post_ln", speed_to_loss, "×", 3.0

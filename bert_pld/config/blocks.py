@@ -39,6 +39,8 @@ class ProgressiveLayerDropConfig:
     """Never drop the first block; with `depth: linear` the depth is counted from 0, as in the published code."""
     keep_last_block: bool = False
     """Never drop the last block."""
+    keep_every: int = 0
+    """Never drop blocks 1, 1 + n, 1 + 2n and so on; 0: drop them too."""
     keep_masked_tokens: bool = False
     """At `token` granularity, a block runs on a sequence's masked tokens first, as far as its share goes."""
     seed: int = 0
@@ -53,6 +55,7 @@ class ProgressiveLayerDropConfig:
             value = getattr(self, key)
             if value < 0 or (value >= 1 and value != int(value)):
                 yield f"{key}: {value:g}; must be a share of the run in [0, 1), or a whole number of steps"
+        yield from check_least(self, 0, "keep_every")
         yield from _check_seed(self.seed)
 
     def needs_max_steps(self) -> Iterable[str]:
@@ -80,6 +83,8 @@ class ProgressiveLayerDropConfig:
         parts = [f"θ → {self.theta:g}", over_steps, f"{self.depth} over depth"]
         if ends:
             parts.append(f"{' and '.join(ends)} block kept")
+        if self.keep_every:
+            parts.append(f"each block 1 + {self.keep_every}n kept")
         if self.keep_masked_tokens:
             parts.append("masked tokens kept")
         if self.dense_warmup or self.dense_finish:

@@ -45,6 +45,7 @@ def make_schedule(run: RunConfig, num_blocks: int | None = None) -> Schedule:
         depth=pld.depth,
         keep_first_block=pld.keep_first_block,
         keep_last_block=pld.keep_last_block,
+        keep_every=pld.keep_every,
         warmup_steps=round(pld.dense_warmup),
         ramp_steps=round(pld.ramp),
         finish_step=max_steps - round(pld.dense_finish) if pld.dense_finish else None,

@@ -35,6 +35,8 @@ class Schedule:
     depth: Literal["linear", "uniform"] = "linear"
     keep_first_block: bool = False
     keep_last_block: bool = False
+    keep_every: int = 0
+    """Blocks 1, 1 + n, 1 + 2n and so on are never dropped; 0: they are, too."""
     warmup_steps: int = 0
     """Steps of the dense warm-up, in which every block runs on everything; t counts from its end."""
     ramp_steps: int = 0
@@ -67,7 +69,7 @@ class Schedule:
 
     @property
     def drop_weights(self) -> tuple[float, ...]:
-        """w_l in p_l(t) = 1 − w_l·(1 − θ(t)): l / L, or 1 with `depth: uniform`; 0 for a kept end.
+        """w_l in p_l(t) = 1 − w_l·(1 − θ(t)): l / L, or 1 with `depth: uniform`; 0 for a block that is never dropped.
 
         `keep_first_block` with `depth: linear` counts the depth from 0, as the published code did: w_l = (l − 1) / L.
         """
@@ -77,6 +79,8 @@ class Schedule:
             weights = [1.0 if index >= 1 - first else 0.0 for index in range(self.num_blocks)]
         if self.keep_last_block:
             weights[-1] = 0.0
+        if self.keep_every:
+            weights = [0.0 if index % self.keep_every == 0 else weight for index, weight in enumerate(weights)]
         return tuple(weights)
 
     def keep_probabilities(self, step: int) -> tuple[float, ...]:

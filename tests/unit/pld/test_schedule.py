@@ -50,6 +50,19 @@ def test_both_ends_can_be_kept():
 
 
 @pytest.mark.parametrize(
+    ("blocks", "whole"), [(4, [1, 4]), (8, [1, 5, 8]), (12, [1, 5, 9, 12]), (24, [1, 5, 9, 13, 17, 21, 24])]
+)
+def test_every_fourth_block_can_be_kept(blocks, whole):
+    options = {"temporal": "constant", "depth": "uniform", "keep_last_block": True, "keep_every": 4}
+    kept = Schedule(num_blocks=blocks, theta_limit=0.3, **options).keep_probabilities(0)
+    assert kept == pytest.approx([1.0 if block in whole else 0.3 for block in range(1, blocks + 1)])
+    linear = Schedule(num_blocks=blocks, theta_limit=0.3, temporal="constant", keep_every=4)
+    assert [block for block in range(1, blocks + 1) if linear.keep_probabilities(0)[block - 1] == 1.0] == [
+        block for block in range(1, blocks + 1) if block % 4 == 1
+    ]
+
+
+@pytest.mark.parametrize(
     ("temporal", "thetas"),
     [
         ("constant", [0.4] * 6),
@@ -70,6 +83,7 @@ def test_theta_moves_between_a_dense_warm_up_and_a_dense_finish(temporal, thetas
 
 SHAPES = [
     {}, {"depth": "uniform"}, {"keep_first_block": True}, {"temporal": "constant"}, {"keep_last_block": True},
+    {"keep_every": 2},
     {"temporal": "linear", "ramp_steps": 200, "warmup_steps": 50, "finish_step": 600},
 ]  # fmt: skip
 
