@@ -26,9 +26,9 @@ MODEL_KEYS_WITHOUT_EFFECT = (
     "initializer_range",
     "position_initialization",
 )
+"""Keys that a resumed run may change: they do not change the model that is trained, or only before its first step."""
 STATE_OPTIONS = ("amsgrad", "centered", "momentum")
 """Options of an optimizer that give it one more state, which the checkpoint of a run without them does not have."""
-"""Keys that a resumed run may change: they do not change the model that is trained, or only before its first step."""
 
 
 def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | None:
