@@ -34,16 +34,16 @@ def test_published_configuration_gives_the_paper_s_figures():
 
 
 def test_mean_depth_of_the_run_is_the_mean_over_its_steps():
-    plan = plan_of({"training": {"max_steps": 500}, "progressive_layer_drop": {"theta": 0.3, "gamma": 0.01}})
+    plan = plan_of({"training": {"max_steps": 550}, "progressive_layer_drop": {"theta": 0.3, "gamma": 0.01}})
     thetas = [0.7 * 2.718281828459045 ** (-0.01 * step) + 0.3 for step in range(600)]
     depths = [sum(1 - block / 12 * (1 - theta) for block in range(1, 13)) for theta in thetas]
-    assert plan.mean_depth == pytest.approx(sum(depths[:500]) / 500)
+    assert plan.mean_depth == pytest.approx(sum(depths[:550]) / 550)
     assert plan.flops_at_limit < plan.flops_mean < plan.flops_full
     steps = plan.steps_until_limit
     assert thetas[steps] <= 0.303 < thetas[steps - 1]
     for step, theta, depth in plan.theta_by_step:
         assert (theta, depth) == pytest.approx((thetas[step], depths[step]))
-    assert [plan.theta_by_step[0][0], plan.theta_by_step[-1][0]] == [0, 499]
+    assert [plan.theta_by_step[0][0], plan.theta_by_step[-1][0]] == [0, 549]
 
 
 def test_token_granularity_counts_attention_with_the_square_of_the_share():
@@ -69,6 +69,8 @@ def test_without_dropping_nothing_is_saved():
         assert (plan.mean_depth, plan.ratio_over_run, plan.ratio_at_limit, plan.steps_until_limit) == (12, 1, 1, 0)
     plan = plan_of({"progressive_layer_drop": {"theta": 0.5, "gamma": 0}})
     assert (plan.mean_depth, plan.steps_until_limit) == (12, None)
+    short = plan_of({"progressive_layer_drop": {"theta": 0.5, "gamma": 0.001}, "training": {"max_steps": 100}})
+    assert short.steps_until_limit is None
     assert "within 1 % of the limit: never" in format_plan(plan)
 
 
