@@ -64,7 +64,7 @@ def test_build_has_as_many_tokens_as_bare_tokenization_and_ratios_follow_from_th
         (["--workers=4096"], "--workers 4096: must be at most"),
         (["--workers=0"], "--workers 0: must be positive integers"),
         (["--rounds=0"], "--rounds 0: must be at least 1"),
-        (["--vocab=/nowhere/vocab.txt"], "--vocab /nowhere/vocab.txt: no such file"),
+        (["--vocab=/nowhere/vocab.txt", "--workers=1"], "--vocab /nowhere/vocab.txt: no such file"),
         (["--source=novel=/nowhere", "--workers=1"], "unknown kind 'novel'"),
     ],
 )
