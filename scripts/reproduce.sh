@@ -37,19 +37,7 @@ case "$seeds" in
     exit 1
     ;;
 esac
-case "${GLUE:-hub}" in
-hub | hub=*) ;;
-*)
-    for task in CoLA SST-2 RTE; do
-        for file in train.tsv dev.tsv; do
-            if ! [ -f "$GLUE/$task/$file" ]; then
-                echo "error: GLUE: $GLUE/$task/$file not found; must be the folder of the official download, or hub" >&2
-                exit 1
-            fi
-        done
-    done
-    ;;
-esac
+source scripts/require_glue.sh
 out="${OUT:-runs/paper_$scale}"
 wikipedia="${WIKIPEDIA:-hub=wikimedia/wikipedia:20231101.en}"
 books="${BOOKS:-hub=bookcorpus/bookcorpus:plain_text,revision=refs/convert/parquet,join_rows=64}"

@@ -20,6 +20,7 @@ case "$seeds" in
     exit 1
     ;;
 esac
+source scripts/require_glue.sh
 out="${OUT:-runs/recipe_cpu}"
 wikipedia="${WIKIPEDIA:-hub=wikimedia/wikipedia:20231101.en}"
 books="${BOOKS:-hub=bookcorpus/bookcorpus:plain_text,revision=refs/convert/parquet,join_rows=64}"

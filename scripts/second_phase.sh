@@ -15,8 +15,8 @@ if ! [ -f "$1/given.json" ]; then
     echo "error: $1: has no given.json; must be the folder of a run of benchmarks paper" >&2
     exit 1
 fi
-has() { grep -q "\"$1\"" "$given"; }
 given=$1/given.json
+has() { grep -q "\"$1\"" "$given"; } # whether the run's JSON has a key
 changes=(data.seq_length=64 train_batch_size=64 train_micro_batch_size_per_gpu=64 scheduler.params.warmup_num_steps=50
     training.max_steps=1500 training.eval_interval=250)
 if has muon_lr; then

@@ -32,7 +32,7 @@ def table(comparison: dict[str, Any], *groups: str) -> str:
             _ratio(comparison, row, "time_a_sample", 3),
             _ratio(comparison, row, "flops_a_sample", 3),
             _speed(comparison, row),
-            f"{_runs(row)}" + (f", {row['diverged']} diverged" if row["diverged"] else ""),
+            _runs_and_diverged(row),
         )
         for row in comparison["rows"]
         if row["group"] in (groups or ("paper",))
@@ -52,7 +52,7 @@ def recipe_table(comparison: dict[str, Any]) -> str:
             _ratio(comparison, row, "time_of_run", 3),
             _ratio(comparison, row, "flops_of_run", 3),
             _speed(comparison, row),
-            f"{_runs(row)}" + (f", {row['diverged']} diverged" if row["diverged"] else ""),
+            _runs_and_diverged(row),
         )
         for row in comparison["rows"]
         if row["group"] == "recipe" and _runs(row)
@@ -98,6 +98,10 @@ def choices_table(comparison: dict[str, Any]) -> str:
 def _runs(row: dict[str, Any]) -> int:
     """Number of finished runs."""
     return (row["loss_at_equal_samples"] or {"n": 0})["n"]
+
+
+def _runs_and_diverged(row: dict[str, Any]) -> str:
+    return f"{_runs(row)}" + (f", {row['diverged']} diverged" if row["diverged"] else "")
 
 
 def _figure_of_runs(row: dict[str, Any], key: str, digits: int) -> str:

@@ -218,14 +218,14 @@ def _check_model(model: nn.Module | None, num_blocks: int | None) -> int:
         )
     if num_blocks is None:
         num_blocks = getattr(model, "num_gated_blocks", None)
-    if num_blocks is None and "gates" in parameters:
-        num_blocks = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     if num_blocks is None and "gates" not in parameters:
         raise ValueError(
             f"{type(model).__name__}.forward has **kwargs but no 'gates', and may ignore them; add the keyword and run"
             " each block through bert_pld.run_gated, or, if it passes them on, give num_blocks=… or"
             " model.num_gated_blocks"
         )
+    if num_blocks is None:
+        num_blocks = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     if not isinstance(num_blocks, int) or num_blocks < 1:
         raise ValueError(
             f"{type(model).__name__}: unknown number of gated blocks; pass num_blocks=… or set model.num_gated_blocks"

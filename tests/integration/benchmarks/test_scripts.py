@@ -29,6 +29,7 @@ def run_script(tmp_path, script, *arguments, **environment):
         (["reproduce.sh", "cpu", "zero"], {}, "error: SEEDS: 'zero'; must be a number of at least 1"),
         (["reproduce.sh", "cpu", "0"], {}, "error: SEEDS: '0'; must be a number of at least 1"),
         (["reproduce.sh", "cpu"], {"GLUE": "nowhere"}, "error: GLUE: nowhere/CoLA/train.tsv not found"),
+        (["reproduce_recipe.sh"], {"GLUE": "nowhere"}, "error: GLUE: nowhere/CoLA/train.tsv not found"),
         (["reproduce_recipe.sh", "0"], {}, "error: SEEDS: '0'; must be a number of at least 1"),
         (["compare_on_glue.sh", "narrow", "hub"], {}, "usage: bash scripts/compare_on_glue.sh narrow|base GLUE"),
         (["compare_on_glue.sh", "wide", "hub", "runs", "out", "m"], {}, "error: 'wide': must be narrow or base"),
