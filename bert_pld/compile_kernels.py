@@ -2,10 +2,9 @@
 
     python -m bert_pld.compile_kernels --hidden_sizes 768,1024 --capabilities 80,90,100
 
-prints registers per thread, bytes spilled to local memory, shared memory, machine instructions (in all, and of a thread
-for each of its elements) and warps a multiprocessor of each kernel, in the variants that training launches. Triton
-contains NVIDIA's assembler. The exit code is 1 if any kernel spills or does not fit a
-multiprocessor.
+prints one line for each kernel, in the variants that training launches: registers per thread, bytes spilled to local
+memory, shared memory, machine instructions (in total, and per element of a thread), and warps per multiprocessor.
+Triton contains NVIDIA's assembler. The exit code is 1 if any kernel spills or does not fit a multiprocessor.
 """
 
 from __future__ import annotations

@@ -65,7 +65,10 @@ def main(options: argparse.Namespace) -> None:
     data = read_retrieval(options.data_dir)
     print(f"{options.data_dir.name}: {data.describe()}", flush=True)
     if settings.epochs and not data.training_pairs():
-        raise ValueError(f"--data_dir {options.data_dir}: no pair of qrels/train.tsv has texts; or use --epochs 0")
+        raise ValueError(
+            f"--data_dir {options.data_dir}: qrels/train.tsv has no answer whose query and document both have a text; add"
+            " the texts, or use --epochs 0"
+        )
     rates = dict.fromkeys(options.learning_rates) if settings.epochs else [0.0]
     with hugging_face_folder(options.model) as folder:
         shared = {"weights": identify_weights(folder), "data": data.identity, **dataclasses.asdict(settings)}

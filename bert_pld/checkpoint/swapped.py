@@ -1,7 +1,8 @@
 """Optimizer states that DeepSpeed keeps on a disk between steps: ZeRO 3 with `offload_optimizer` to `nvme`.
 
-A flat tensor of the optimizer and its states hold nothing then. Saving and loading bring one of them at a time into
-host memory. Its states are written to the disk when it has them for the first time, so all of them are loaded together.
+While they are on the disk, a flat tensor of the optimizer and its states hold no values. Saving and loading bring one
+flat tensor with its states at a time into host memory. DeepSpeed writes the states to the disk when the flat tensor has
+states for the first time, so all of its states are loaded together.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Shards in NVIDIA's format unpacked for random reads: a cache of memory-mapped files, one per shard.
 
-Random reads of a gzip-compressed shard are a hundred times slower than of a mapped file, so the first process that
+Random reads of a gzip-compressed shard are far slower than random reads of a mapped file, so the first process that
 needs a shard unpacks it, into `$BERT_PLD_CACHE` or else `~/.cache/bert_pld` (`$XDG_CACHE_HOME/bert_pld` if that is set;
 `bert_pld-<uid>` in the folder for temporary files for a user without a home). The file's name is a digest of the
 shard's path, size and modification time. A file appears only when complete; it may be removed when no run uses it. It

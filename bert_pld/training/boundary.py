@@ -1,7 +1,7 @@
 """The end of an optimizer step at ZeRO 0 to 2 in cheaper operators: one norm, one number for the host.
 
 DeepSpeed checks every gradient for overflow and computes every gradient's norm in fp64, parameter by parameter. For
-BERT-base in bf16 at ZeRO 1 these are 2,400 operators and four waits for the device in a step, more operators than the
+BERT-base in bf16 at ZeRO 1 these are 2,461 operators and four waits for the device in a step, more operators than the
 model has. Here one multi-tensor operator computes all norms in fp32, and the host reads the global norm alone. This
 norm is finite exactly when every gradient is (a gradient beyond 1e19 counts as an overflow too), so it also decides
 whether the step is skipped; the clipping factor is computed on the host.

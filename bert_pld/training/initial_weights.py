@@ -104,7 +104,7 @@ class RunWeights(InitialWeights):
         try:
             checkpoint_format.check_same_vocabulary(checkpoint, rows)
         except ValueError as error:
-            raise ValueError(f"{error}, or give --new_vocabulary to start its embeddings from these") from error
+            raise ValueError(f"{error}, or give --new_vocabulary to start its embeddings from the old ones") from error
 
     def fill(self, model: nn.Module, config: ModelConfig, rows: ShardedRows) -> list[str]:
         """Put the weights into a new model of a resolved configuration; return lines that say what is new."""
@@ -149,7 +149,7 @@ class SavedModelWeights(InitialWeights):
             raise ValueError(
                 f"data directory {rows.data_dir}: its vocabulary ({found.vocabulary_size} entries) differs from that of"
                 f" {self.path} ({len(entries)} entries); build the data with --tokenizer {self.path}, or give"
-                " --new_vocabulary to start its embeddings from these"
+                " --new_vocabulary to start its embeddings from the old ones"
             )
 
     def fill(self, model: nn.Module, config: ModelConfig, rows: ShardedRows) -> list[str]:

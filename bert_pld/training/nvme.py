@@ -1,7 +1,7 @@
 """Offloading to a disk (`device: nvme`): what it needs, tried before the engine is made.
 
-DeepSpeed does not look at the errors of a disk: what it could not read or write is wrong values in later steps. It
-aborts the process where it cannot lock memory. So disk and memory are tried first.
+DeepSpeed ignores the errors of a disk: values that it could not read or write are wrong in later steps. It aborts the
+process if it cannot lock memory. So disk and memory are tried first.
 """
 
 from __future__ import annotations
