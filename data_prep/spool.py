@@ -34,8 +34,9 @@ _SIGNATURE_BATCH_BYTES = 1 << 20
 def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], signed: bool) -> dict[str, int]:
     """Write the documents of a reading task, and return the number of `documents`, `sentences` and `bytes` written.
 
-    A document is a list of sentences, each with the space or the line feed before it, so that together they are its
-    text. MinHash signatures are written only if `signed` is true. Each file appears only when it is complete.
+    A document is a list of sentences, at least one, each with the space or the line feed before it, so that together
+    they are its text. MinHash signatures are written only if `signed` is true. Each file appears only when it is
+    complete.
     """
     ends: list[int] = []
     digests, signed_blocks = [], [np.empty((0, BANDS, BAND_ROWS), np.uint16)]
@@ -72,7 +73,7 @@ def _with_marks(pieces: list[str], sentences: list[str]) -> str:
     """Return the sentences, each followed by the mark of what came after it."""
     mark_of = {blank: mark for mark, blank in _BLANKS.items()}
     marks = [mark_of[piece[: len(piece) - len(sentence)]] for piece, sentence in zip(pieces, sentences, strict=True)]
-    return "".join(itertools.chain.from_iterable(zip(sentences, [*marks[1:], "\n"], strict=True))) or "\n"
+    return "".join(itertools.chain.from_iterable(zip(sentences, [*marks[1:], "\n"], strict=True)))
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:

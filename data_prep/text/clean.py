@@ -6,12 +6,14 @@ import re
 import unicodedata
 
 from data_prep.text.scripts import comparable_length, with_visible_breaks
+from data_prep.text.sentences import has_word
 
 FEWEST_CHARACTERS = 64
 SMALLEST_PROSE_FRACTION = 0.7
 
 TOO_SHORT = f"shorter than {FEWEST_CHARACTERS} characters"
 NOT_PROSE = f"not prose (under {SMALLEST_PROSE_FRACTION:.0%} letters and spaces)"
+NO_WORDS = "without a letter or digit"
 
 # Controls, format characters (zero-width spaces, soft hyphens, byte order marks, direction marks), surrogates,
 # private use, and the replacement character. The joiners U+200C and U+200D are kept: some scripts need them in words.
@@ -52,7 +54,8 @@ def _interrupted(run: re.Match[str]) -> str:
 def drop_reason(text: str) -> str | None:
     """Return why a cleaned text is dropped, or None to keep it.
 
-    Letters of any script count as letters, and so does every other character outside ASCII. A text in Chinese, Japanese
+    Letters of any script count as letters, and so does every other character outside ASCII; but a text of ornaments or
+    emoji alone has no sentences. A text in Chinese, Japanese
     or Korean says as much in fewer characters, so they count more (`comparable_length`).
     """
     if len(text) < FEWEST_CHARACTERS and comparable_length(text) < FEWEST_CHARACTERS:
@@ -60,4 +63,4 @@ def drop_reason(text: str) -> str | None:
     data = text.encode("utf-8")
     if len(data.translate(None, _NOT_LETTER_OR_SPACE)) < SMALLEST_PROSE_FRACTION * len(data):
         return NOT_PROSE
-    return None
+    return None if has_word(text) else NO_WORDS

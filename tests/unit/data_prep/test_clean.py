@@ -1,14 +1,16 @@
 import dataclasses
 
+import numpy as np
 import pytest
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from data_prep.recipe import Drop, Normalise, ReadPieces, run_recipe
+from data_prep.recipe import Drop, Normalise, ReadPieces, SplitSentences, WriteSpool, left_out_by, run_recipe
 from data_prep.sources import KINDS
 from data_prep.sources.kind import Document as SourceDocument
 from data_prep.sources.kind import Piece
-from data_prep.text.clean import NOT_PROSE, TOO_SHORT, clean_text, drop_reason
+from data_prep.spool import Spool
+from data_prep.text.clean import NO_WORDS, NOT_PROSE, TOO_SHORT, clean_text, drop_reason
 
 
 class Given(PipelineStep):
@@ -49,6 +51,18 @@ def test_dropped_documents_are_counted_by_reason():
     step = Drop("unfit", drop_reason)
     assert [document.text for document in step(Document(text, "") for text in texts)] == [PROSE, PROSE + " B"]
     assert run_recipe([Given(texts), Normalise(), Drop("unfit", drop_reason)]) == {TOO_SHORT: 2, NOT_PROSE: 1}
+
+
+@pytest.mark.parametrize("text", ["━" * 70, "😀" * 64, "☙ ❧\n" * 40], ids=["line", "emoji", "ornaments"])
+def test_document_without_a_letter_or_digit_is_dropped_and_counted(tmp_path, text):
+    given, writer = Given([text, PROSE, text]), WriteSpool(tmp_path, 0, signed=True)
+    recipe = [given, Normalise(), Drop("unfit", drop_reason), SplitSentences("en"), writer]
+    assert run_recipe(recipe) == {NO_WORDS: 2}
+    assert (writer.counts["documents"], writer.counts["sentences"]) == (1, 1)
+    left_out = left_out_by(recipe).to_json()
+    characters = 2 * len(text.replace(" ", "").replace("\n", ""))
+    assert left_out == {f"document: {NO_WORDS}": {"parts": 2, "characters": characters}}
+    assert list(Spool(tmp_path, 0).read(np.arange(1))) == [[PROSE]]
 
 
 def test_documents_dropped_by_a_source_are_counted_by_reason(monkeypatch):
