@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
 import re
 from collections.abc import Callable, Iterator
@@ -59,7 +60,8 @@ def read_pages(
     while (start := reader.find_owned_page()) is not None:
         reader.check_gap(start, closed, from_file_start)
         reader.drop(start)
-        where = reader.location()
+        # In plain XML, a place in words takes a pass over the file up to it; only messages need it.
+        where = functools.partial(locate, *reader.place())
         data, length = reader.pop_page(where)
         yield _too_long(data) if length > LONGEST_PAGE_BYTES else _parse(data, path, where)
         closed, from_file_start = True, False
@@ -96,10 +98,14 @@ class _Reader:
         while len(self._places) > 1 and self._places[1][0] <= 0:
             del self._places[0]
 
-    def location(self, index: int = 0) -> str:
+    def place(self, index: int = 0) -> tuple[int, int]:
+        """Return the place of the chunk that holds an index, and the offset in the chunk."""
         before = [(start, place) for start, place in self._places if start <= index]
         start, place = before[-1] if before else (0, 0)
-        return self._locate(place, index - start)
+        return place, index - start
+
+    def location(self, index: int) -> str:
+        return self._locate(*self.place(index))
 
     def find_owned_page(self) -> int | None:
         """Return the index of the next `<page>` that begins in an owned chunk."""
@@ -124,7 +130,7 @@ class _Reader:
             searched + index < self._owned and _OPENING.startswith(bytes(tail[index:])) for index in range(len(tail))
         )
 
-    def pop_page(self, where: str) -> tuple[bytes, int]:
+    def pop_page(self, where: Callable[[], str]) -> tuple[bytes, int]:
         """Remove the page at the front of the buffer; return it (only the head of a long page) and its length."""
         searched, length, head = len(_OPENING), 0, b""
         while (found := self._buffer.find(_CLOSING, searched)) < 0:
@@ -137,7 +143,8 @@ class _Reader:
             if not self._more():
                 known = _name(head or bytes(self._buffer[:4096]))
                 raise ValueError(
-                    f"{self._path}: the XML ends within the page{known} that begins at {where}; is the file truncated?"
+                    f"{self._path}: the XML ends within the page{known} that begins at {where()};"
+                    " is the file truncated?"
                 )
         end = found + len(_CLOSING)
         data = head or bytes(self._buffer[:end])
@@ -146,7 +153,7 @@ class _Reader:
         if length > LONGEST_PAGE_BYTES:
             data = data[:4096]
         elif data.find(_OPENING, 1) > 0:
-            raise ValueError(f"{self._path}: the page{_name(data)} that begins at {where} has no </page>")
+            raise ValueError(f"{self._path}: the page{_name(data)} that begins at {where()} has no </page>")
         return data, length
 
     def check_gap(self, end: int, closed: bool, from_file_start: bool) -> None:
@@ -173,11 +180,11 @@ class _Reader:
             )
 
 
-def _parse(data: bytes, path: str, where: str) -> Page:
+def _parse(data: bytes, path: str, where: Callable[[], str]) -> Page:
     try:
         page = ElementTree.fromstring(data)
     except ElementTree.ParseError as error:
-        fault = f"{path}: the page{_name(data)} that begins at {where} {_fault(data, error)}"
+        fault = f"{path}: the page{_name(data)} that begins at {where()} {_fault(data, error)}"
         return dataclasses.replace(_too_long(data[:4096]), fault=fault)
     revisions = page.findall("revision")
     revision = revisions[-1] if revisions else None

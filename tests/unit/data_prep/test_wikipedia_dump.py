@@ -9,7 +9,7 @@ import pytest
 from made_up_corpus import sound
 from made_up_dump import FOOT, HEAD, dump, made_up_pages, multistream, page
 
-from data_prep.sources import KINDS, Source
+from data_prep.sources import KINDS, Source, local_files
 from data_prep.sources.kind import Piece
 from data_prep.sources.mediawiki import bz2_blocks, export_xml
 from data_prep.sources.mediawiki import dump as wikipedia_dump
@@ -51,6 +51,28 @@ def test_dump_gives_articles_as_prose_with_id_and_title(tmp_path):
     (document,) = read(path)
     assert document.text == f"Chén is. {PROSE}".strip()
     assert (document.id, document.title, document.dropped) == ("77", "Chén & Li", None)
+
+
+def test_lines_of_plain_xml_are_counted_only_for_messages(tmp_path, monkeypatch):
+    counted = []
+
+    def line_of(path, offset):
+        counted.append(offset)
+        return local_files.line_of(path, offset)
+
+    monkeypatch.setattr(wikipedia_dump, "line_of", line_of)
+    content = dump([page(f"Title {number}", PROSE, number) for number in range(5)])
+    (tmp_path / "a.xml").write_bytes(content)
+    assert len(read(tmp_path / "a.xml")) == 5
+    assert counted == []
+    damaged = content.replace(b"Title 3", b"Title & 3")
+    (tmp_path / "a.xml").write_bytes(damaged)
+    (piece,) = list_pieces(str(tmp_path / "a.xml"))
+    (fault,) = [document.fault for document in read_piece(piece) if document.fault]
+    begin = damaged.rfind(b"<page>", 0, damaged.find(b"Title & 3"))
+    assert counted == [begin]
+    line = damaged.count(b"\n", 0, begin) + 1
+    assert f"begins at byte {begin} (line {line})" in fault
 
 
 def test_each_dropped_page_has_a_reason(tmp_path):
