@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ class Part:
     known_line: int | None = None
     """Number of the first line, from 1; None if the lines before have not been counted."""
 
-    @property
+    @functools.cached_property
     def first_line(self) -> int:
         """Number of the first line, from 1; counting reads the file up to the part."""
         return self.known_line or line_of(self.path, self.start)

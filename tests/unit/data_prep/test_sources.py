@@ -4,7 +4,7 @@ import json
 import pytest
 from made_up_corpus import read_source, sound
 
-from data_prep.sources import KINDS, Source
+from data_prep.sources import KINDS, Source, local_files
 from data_prep.sources.jsonl import LINE_END
 from data_prep.sources.local_files import cut_file
 from data_prep.sources.text import DOCUMENT_BOUNDARY
@@ -138,3 +138,19 @@ def test_line_numbers_count_from_the_beginning_of_a_file_in_several_pieces(tmp_p
     assert len(pieces) == 3
     with pytest.raises(ValueError, match=r"a.jsonl:21: not JSON"):
         list(sound(KINDS["jsonl"].read_piece(pieces[-1])))
+
+
+def test_lines_before_a_piece_are_counted_once_for_all_of_its_bad_rows(tmp_path, monkeypatch):
+    counted, line_of = [], local_files.line_of
+
+    def counting(path, offset):
+        counted.append(offset)
+        return line_of(path, offset)
+
+    monkeypatch.setattr(local_files, "line_of", counting)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "ok"}\n' * 20 + "broken\n" * 12)
+    _, piece = cut_file("jsonl", path, LINE_END, 290)
+    faults = [document.fault for document in KINDS["jsonl"].read_piece(piece)]
+    assert [fault.split(": not JSON")[0] for fault in faults] == [f"{path}:{line}" for line in range(21, 33)]
+    assert counted == [piece.start]
