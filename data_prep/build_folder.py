@@ -35,7 +35,7 @@ from data_prep.sources.kind import Piece
 from data_prep.spool import SPOOL_VERSION
 
 BUILD_FOLDER = ".build"
-_LOCK_NAME = "lock"
+_LOCK_NAME, _CARRIED_NAME = "lock", "carried"
 _ARGUMENTS_OF_READING = ("language", "keep_languages", "deduplicate")
 _SPOOL_SUFFIXES = (".txt", ".npz", ".sig")
 
@@ -95,9 +95,10 @@ def open_build_folder(output_dir: Path, plan: BuildPlan) -> Iterator[Path]:
                 file=sys.stderr,
             )
         stop_orphaned_jobs(build_dir)
-        _adopt_unfinished_build(build_dir, plan)
-        if not (build_dir / PLAN_NAME).is_file():
-            plan.write(build_dir)
+        if (build_dir / PLAN_NAME).is_file():
+            _adopt_unfinished_build(build_dir, plan)
+        else:
+            _start_anew(build_dir, plan)
         for folder in ("spool", "duplicates", "done", *(f"shards/{length}" for length in plan.arguments.seq_lengths)):
             (build_dir / folder).mkdir(parents=True, exist_ok=True)
         for data_dir in plan.arguments.data_dirs(output_dir).values():
@@ -123,7 +124,8 @@ def remove_build_folder(build_dir: Path) -> None:
 
 
 def _require_empty(output_dir: Path) -> None:
-    other_files = sorted(path.name for path in output_dir.iterdir() if path != output_dir / BUILD_FOLDER)
+    allowed = {output_dir / BUILD_FOLDER, *_empty_data_dirs(output_dir)}
+    other_files = sorted(path.name for path in output_dir.iterdir() if path not in allowed)
     if other_files:
         is_build = MANIFEST_NAME in other_files or any(output_dir.glob(f"seq_*/{MANIFEST_NAME}"))
         names = ", ".join(other_files[:3]) + " …" * (len(other_files) > 3)
@@ -131,6 +133,30 @@ def _require_empty(output_dir: Path) -> None:
             f"--output_dir {output_dir}: holds {'another build' if is_build else 'other files'} ({names});"
             " nothing was changed; choose a new or empty directory"
         )
+
+
+def _empty_data_dirs(output_dir: Path) -> list[Path]:
+    """Return the folders of sequence lengths that an interrupted build made and left empty."""
+    return [path for path in output_dir.glob("seq_*") if path.is_dir() and not any(path.iterdir())]
+
+
+def _start_anew(build_dir: Path, plan: BuildPlan) -> None:
+    """Write the plan of a new build, after removing what an interrupted conversion left in a folder without a plan."""
+    _clear(build_dir, _LOCK_NAME)
+    for folder in _empty_data_dirs(build_dir.parent):
+        folder.rmdir()
+    plan.write(build_dir)
+
+
+def _clear(build_dir: Path, *kept: str) -> None:
+    """Remove everything in the build folder except the files and folders with these names."""
+    for path in build_dir.iterdir():
+        if path.name in kept:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _discard_build(output_dir: Path, plan: BuildPlan) -> None:
@@ -145,10 +171,9 @@ def _discard_build(output_dir: Path, plan: BuildPlan) -> None:
 
 def _adopt_unfinished_build(build_dir: Path, plan: BuildPlan) -> None:
     """Accept an unfinished build with the same plan; convert one with another plan if reading tasks can be reused."""
-    plan_file = build_dir / PLAN_NAME
-    content = json.loads(plan_file.read_text(encoding="utf-8")) if plan_file.is_file() else None
-    same_spool = content is not None and content.get("spool") == SPOOL_VERSION
-    if content is None or (same_spool and content["identity"] == plan.identity()):
+    content = json.loads((build_dir / PLAN_NAME).read_text(encoding="utf-8"))
+    same_spool = content.get("spool") == SPOOL_VERSION
+    if same_spool and content["identity"] == plan.identity():
         return
     same_recipe = same_spool and content.get("recipe") == RECIPE_VERSION
     reused = _reuse_reading_tasks(build_dir, BuildPlan.read(build_dir), plan) if same_recipe else 0
@@ -171,7 +196,7 @@ def _reuse_reading_tasks(build_dir: Path, old: BuildPlan, new: BuildPlan) -> int
     new_numbers = _reusable_tasks(build_dir, old, new)
     if not new_numbers:
         return 0
-    aside = build_dir / "carried"
+    aside = build_dir / _CARRIED_NAME
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "spool").mkdir(parents=True)
     (aside / "done").mkdir()
@@ -184,11 +209,7 @@ def _reuse_reading_tasks(build_dir: Path, old: BuildPlan, new: BuildPlan) -> int
         assert counts is not None
         Markers(aside).write("read", new_number, counts)
     (build_dir / PLAN_NAME).unlink()
-    for path in build_dir.iterdir():
-        if path.is_dir() and path != aside:
-            shutil.rmtree(path)
-        elif path.is_file() and path.name != _LOCK_NAME:
-            path.unlink()
+    _clear(build_dir, _LOCK_NAME, _CARRIED_NAME)
     for folder in ("spool", "done"):
         os.replace(aside / folder, build_dir / folder)
     aside.rmdir()
