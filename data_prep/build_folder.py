@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,14 +225,17 @@ def _reusable_tasks(build_dir: Path, old: BuildPlan, new: BuildPlan) -> dict[int
     )
     if old_arguments != new_arguments or (old.arguments.bad_rows, new.arguments.bad_rows) == ("skip", "stop"):
         return {}
-    number_of = {_key(pieces): number for number, pieces in enumerate(new.tasks)}
+    # A source that is given twice makes two tasks with the same pieces.
+    numbers_of: dict[str, list[int]] = defaultdict(list)
+    for number, pieces in enumerate(new.tasks):
+        numbers_of[_key(pieces)].append(number)
     new_numbers: dict[int, int] = {}
     for number, pieces in enumerate(old.tasks):
         marker = Markers(build_dir).path("read", number)
-        if _key(pieces) in number_of and marker.is_file():
+        if numbers_of[_key(pieces)] and marker.is_file():
             finished = marker.stat().st_mtime
             if not any(os.path.exists(piece.path) and os.stat(piece.path).st_mtime > finished for piece in pieces):
-                new_numbers[number] = number_of[_key(pieces)]
+                new_numbers[number] = numbers_of[_key(pieces)].pop(0)
     return new_numbers
 
 

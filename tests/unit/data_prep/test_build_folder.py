@@ -16,6 +16,20 @@ def plan_of(*tasks, **changes):
     return BuildPlan(dataclasses.replace(ARGUMENTS, **changes), pieces, [0] * len(pieces))
 
 
+def begin(output_dir, plan, finished):
+    """Begin a build and stop it after these reading tasks."""
+    with open_build_folder(output_dir, plan) as build_dir:
+        for task in finished:
+            (build_dir / "spool" / f"{task:05d}.txt").write_text(f"{plan.tasks[task][0].path} read as {task}")
+            Markers(build_dir).write("read", task, COUNTS)
+
+
+def spooled(build_dir):
+    """Return the content of each spool whose reading task is done, by the task's number."""
+    done = sorted(int(path.stem.removeprefix("read_")) for path in (build_dir / "done").glob("read_*.json"))
+    return {task: (build_dir / "spool" / f"{task:05d}.txt").read_text() for task in done}
+
+
 def files_in(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
@@ -37,3 +51,12 @@ def test_empty_folders_of_an_interrupted_build_do_not_hinder_the_next(tmp_path):
         (tmp_path / f"seq_{length}").mkdir()
     with open_build_folder(tmp_path, plan_of("a.txt")):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".build", "seq_32", "seq_64"]
+
+
+def test_reading_tasks_of_a_source_that_is_given_twice_are_reused_once_each(tmp_path, capsys):
+    begin(tmp_path, plan_of("a", "b", "a", "a"), finished=[0, 1, 3])
+    with open_build_folder(tmp_path, plan_of("b", "a", "a", seq_lengths=(64,))) as build_dir:
+        assert spooled(build_dir) == {0: "b read as 1", 1: "a read as 0", 2: "a read as 3"}
+    assert "3 of 3 reading tasks reused" in capsys.readouterr().err
+    with open_build_folder(tmp_path, plan_of("a", "a", "a", "b", "c", seq_lengths=(32,))) as build_dir:
+        assert spooled(build_dir) == {0: "a read as 0", 1: "a read as 3", 3: "b read as 1"}
