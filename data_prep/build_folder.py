@@ -11,7 +11,8 @@
 
 A build with other arguments or inputs can reuse the text that an unfinished build has read. The usual reason is a
 damaged input file or a wrong vocabulary size, found after hours of reading: most reading tasks of the corrected build
-are the same. They keep their spools under their new task numbers; all later stages run again.
+are the same. They keep their spools under their new task numbers; all later stages run again. So do the reading tasks
+whose files have a later modification time than their marker, also in a build with the same arguments.
 """
 
 from __future__ import annotations
@@ -171,32 +172,37 @@ def _discard_build(output_dir: Path, plan: BuildPlan) -> None:
 
 
 def _adopt_unfinished_build(build_dir: Path, plan: BuildPlan) -> None:
-    """Accept an unfinished build with the same plan; convert one with another plan if reading tasks can be reused."""
+    """Accept an unfinished build with the same plan; convert one with another plan if reading tasks can be reused.
+
+    A build with the same plan is converted too if files have changed that it has read.
+    """
     content = json.loads((build_dir / PLAN_NAME).read_text(encoding="utf-8"))
     same_spool = content.get("spool") == SPOOL_VERSION
-    if same_spool and content["identity"] == plan.identity():
-        return
     same_recipe = same_spool and content.get("recipe") == RECIPE_VERSION
-    reused = _reuse_reading_tasks(build_dir, BuildPlan.read(build_dir), plan) if same_recipe else 0
-    if not reused:
+    same_plan = same_recipe and content["identity"] == plan.identity()
+    old = BuildPlan.read(build_dir) if same_recipe else None
+    new_numbers = _reusable_tasks(build_dir, old, plan) if old is not None else {}
+    changed = len(list((build_dir / "done").glob("read_*.json"))) - len(new_numbers)
+    if same_plan and not changed:
+        return
+    if old is None or not (new_numbers or same_plan):
         raise ValueError(
             f"--output_dir {build_dir.parent}: holds an unfinished build"
             f" {'with other arguments or inputs' if same_spool else 'of another release'};"
             f" nothing was changed; choose another directory, or remove {build_dir} to start again"
         )
-    print(f"{reused} of {len(plan.tasks)} reading tasks reused from an unfinished build", file=sys.stderr)
+    _convert(build_dir, new_numbers, plan)
+    why = f"; {changed} run again, because their files have changed" if same_plan else ""
+    print(
+        f"{len(new_numbers)} of {len(plan.tasks)} reading tasks reused from an unfinished build{why}", file=sys.stderr
+    )
 
 
-def _reuse_reading_tasks(build_dir: Path, old: BuildPlan, new: BuildPlan) -> int:
-    """Convert the folder of an unfinished build to another plan, and return the number of reused reading tasks.
+def _convert(build_dir: Path, new_numbers: dict[int, int], new: BuildPlan) -> None:
+    """Convert the folder of an unfinished build to another plan; these reading tasks are kept under their new numbers.
 
-    A finished reading task is reused where the new plan has a task with the same pieces and none of their files has
-    changed since. With nothing to reuse the folder is not changed. An interruption in the middle leaves a folder
-    without a plan, which the next call treats as a new build.
+    An interruption in the middle leaves a folder without a plan, which the next call treats as a new build.
     """
-    new_numbers = _reusable_tasks(build_dir, old, new)
-    if not new_numbers:
-        return 0
     aside = build_dir / _CARRIED_NAME
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "spool").mkdir(parents=True)
@@ -206,20 +212,21 @@ def _reuse_reading_tasks(build_dir: Path, old: BuildPlan, new: BuildPlan) -> int
             path = build_dir / "spool" / f"{old_number:05d}{suffix}"
             if path.is_file():
                 os.link(path, aside / "spool" / f"{new_number:05d}{suffix}")
-        counts = Markers(build_dir).read("read", old_number)
-        assert counts is not None
-        Markers(aside).write("read", new_number, counts)
+        # A link keeps the time at which the task was done, with which its files are compared.
+        os.link(Markers(build_dir).path("read", old_number), Markers(aside).path("read", new_number))
     (build_dir / PLAN_NAME).unlink()
     _clear(build_dir, _LOCK_NAME, _CARRIED_NAME)
     for folder in ("spool", "done"):
         os.replace(aside / folder, build_dir / folder)
     aside.rmdir()
     new.write(build_dir)
-    return len(new_numbers)
 
 
 def _reusable_tasks(build_dir: Path, old: BuildPlan, new: BuildPlan) -> dict[int, int]:
-    """Map numbers of finished reading tasks of the old plan to their numbers in the new plan."""
+    """Map numbers of finished reading tasks of the old plan to their numbers in the new plan.
+
+    A task is reused where the new plan has one with the same pieces, and none of their files has changed since.
+    """
     old_arguments, new_arguments = (
         [getattr(plan.arguments, name) for name in _ARGUMENTS_OF_READING] for plan in (old, new)
     )

@@ -1,6 +1,8 @@
 """How a later call goes on with the folder of an unfinished build, or replaces it."""
 
 import dataclasses
+import os
+import time
 
 from data_prep.build_folder import Markers, open_build_folder
 from data_prep.plan import BuildArguments, BuildPlan
@@ -60,3 +62,29 @@ def test_reading_tasks_of_a_source_that_is_given_twice_are_reused_once_each(tmp_
     assert "3 of 3 reading tasks reused" in capsys.readouterr().err
     with open_build_folder(tmp_path, plan_of("a", "a", "a", "b", "c", seq_lengths=(32,))) as build_dir:
         assert spooled(build_dir) == {0: "a read as 0", 1: "a read as 3", 3: "b read as 1"}
+
+
+def test_resumed_build_reads_files_again_that_have_changed_since(tmp_path, capsys):
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        file.write_text("1")
+    output_dir, plan = tmp_path / "out", plan_of(*files)
+    begin(output_dir, plan, finished=[0, 1])
+    later_stage = output_dir / ".build" / "done" / "write_00000.json"
+    later_stage.write_text("{}")
+    first, second = (f"{file} read as {task}" for task, file in enumerate(files[:2]))
+    with open_build_folder(output_dir, plan) as build_dir:
+        assert spooled(build_dir) == {0: first, 1: second}
+        assert later_stage.exists()
+    assert capsys.readouterr().err == ""
+    os.utime(files[2])  # was not read yet
+    os.utime(files[0], (time.time() + 10, time.time() + 10))
+    for _ in range(2):
+        with open_build_folder(output_dir, plan) as build_dir:
+            assert spooled(build_dir) == {1: second}
+            assert not later_stage.exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("1 of 3 reading tasks reused from an unfinished build; 1 run again, because")
+    os.utime(files[1], (time.time() + 10, time.time() + 10))
+    with open_build_folder(output_dir, plan) as build_dir:
+        assert spooled(build_dir) == {}
