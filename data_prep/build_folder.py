@@ -29,10 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.data.shards import MANIFEST_NAME
-from bert_pld.files import TOKENIZER_FILES, FileLock, locked, write_atomically
-from data_prep.data_card import DATA_CARD_NAME
+from bert_pld.files import PARTIAL, TOKENIZER_FILES, FileLock, locked, write_atomically
+from data_prep.data_card import DATA_CARD_NAME, DATA_CARD_PAGE_NAME
 from data_prep.executors.slurm_queue import stop_orphaned_jobs
 from data_prep.plan import PLAN_NAME, RECIPE_VERSION, BuildPlan
+from data_prep.rows.shard_files import remove_placed_shards
 from data_prep.sources.kind import Piece
 from data_prep.spool import SPOOL_VERSION
 
@@ -191,14 +192,19 @@ def _adopt_unfinished_build(build_dir: Path, plan: BuildPlan) -> None:
             f" {'with other arguments or inputs' if same_spool else 'of another release'};"
             f" nothing was changed; choose another directory, or remove {build_dir} to start again"
         )
-    _convert(build_dir, new_numbers, plan)
+    if is_finished(build_dir.parent, old):  # it was killed while it removed its folder
+        raise ValueError(
+            f"--output_dir {build_dir.parent}: holds another build, complete; nothing was changed;"
+            " choose a new or empty directory"
+        )
+    _convert(build_dir, new_numbers, old, plan)
     why = f"; {changed} run again, because their files have changed" if same_plan else ""
     print(
         f"{len(new_numbers)} of {len(plan.tasks)} reading tasks reused from an unfinished build{why}", file=sys.stderr
     )
 
 
-def _convert(build_dir: Path, new_numbers: dict[int, int], new: BuildPlan) -> None:
+def _convert(build_dir: Path, new_numbers: dict[int, int], old: BuildPlan, new: BuildPlan) -> None:
     """Convert the folder of an unfinished build to another plan; these reading tasks are kept under their new numbers.
 
     An interruption in the middle leaves a folder without a plan, which the next call treats as a new build.
@@ -214,12 +220,32 @@ def _convert(build_dir: Path, new_numbers: dict[int, int], new: BuildPlan) -> No
                 os.link(path, aside / "spool" / f"{new_number:05d}{suffix}")
         # A link keeps the time at which the task was done, with which its files are compared.
         os.link(Markers(build_dir).path("read", old_number), Markers(aside).path("read", new_number))
+    _remove_results(build_dir, old)
     (build_dir / PLAN_NAME).unlink()
     _clear(build_dir, _LOCK_NAME, _CARRIED_NAME)
     for folder in ("spool", "done"):
         os.replace(aside / folder, build_dir / folder)
     aside.rmdir()
     new.write(build_dir)
+
+
+def _remove_results(build_dir: Path, old: BuildPlan) -> None:
+    """Remove what an unfinished build has placed in its data directories.
+
+    The markers of the later stages go first: with the old plan, an interruption leaves a build that runs them again.
+    """
+    for marker in (build_dir / "done").iterdir():
+        if not marker.name.startswith("read_"):
+            marker.unlink()
+    output_dir = build_dir.parent
+    for data_dir in filter(Path.is_dir, old.arguments.data_dirs(output_dir).values()):
+        for name in (MANIFEST_NAME, DATA_CARD_NAME, DATA_CARD_PAGE_NAME, *TOKENIZER_FILES):
+            (data_dir / name).unlink(missing_ok=True)
+        remove_placed_shards(data_dir)
+        for leftover in data_dir.glob(f".*{PARTIAL}"):
+            leftover.unlink()
+        if data_dir != output_dir and not os.listdir(data_dir):
+            data_dir.rmdir()
 
 
 def _reusable_tasks(build_dir: Path, old: BuildPlan, new: BuildPlan) -> dict[int, int]:

@@ -9,6 +9,7 @@ task for each native shard. The rows of duplicate 0 come first, in native order,
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -73,6 +74,18 @@ def _place(
             os.replace(folder / record.file, output_dir / name)
         splits[split].append(dataclasses.replace(record, file=name))
     return splits
+
+
+def remove_placed_shards(folder: Path) -> None:
+    """Remove the shards, in either format, that an unfinished build has moved to their final names.
+
+    The last one is removed first, so that an interruption leaves no gap, at which the next removal would end.
+    """
+    for name_of in (native_shard_name, shard_name):
+        for split in SPLITS:
+            paths = (folder / name_of(split, index) for index in itertools.count())
+            for path in reversed(list(itertools.takewhile(Path.is_file, paths))):
+                path.unlink()
 
 
 @dataclasses.dataclass(frozen=True)

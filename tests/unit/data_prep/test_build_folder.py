@@ -1,9 +1,14 @@
 """How a later call goes on with the folder of an unfinished build, or replaces it."""
 
 import dataclasses
+import json
 import os
 import time
 
+import pytest
+
+from bert_pld.data.nvidia_format import shard_name as nvidia_shard_name
+from bert_pld.data.shards import SPLITS, shard_name
 from data_prep.build_folder import Markers, open_build_folder
 from data_prep.plan import BuildArguments, BuildPlan
 from data_prep.sources.kind import Piece
@@ -88,3 +93,32 @@ def test_resumed_build_reads_files_again_that_have_changed_since(tmp_path, capsy
     os.utime(files[1], (time.time() + 10, time.time() + 10))
     with open_build_folder(output_dir, plan) as build_dir:
         assert spooled(build_dir) == {}
+
+
+SHARDS = [name_of(split, n) for name_of in (shard_name, nvidia_shard_name) for split in SPLITS for n in range(2)]
+RESULTS = [*SHARDS, "vocab.txt", "tokenizer.json", "data_card.json", "data_card.html", "manifest.json", ".x.0f.partial"]
+
+
+@pytest.mark.parametrize(("old_lengths", "new_lengths"), [((32,), (64,)), ((32, 64), (32, 128)), ((32,), (32, 64))])
+def test_results_of_the_old_arguments_are_removed_when_a_build_is_converted(tmp_path, old_lengths, new_lengths):
+    old, new = plan_of("a", seq_lengths=old_lengths), plan_of("a", seq_lengths=new_lengths)
+    begin(tmp_path, old, finished=[0])
+    for data_dir in old.arguments.data_dirs(tmp_path).values():
+        for name in RESULTS:
+            (data_dir / name).write_text("{}")
+    (tmp_path / "notes.md").write_text("not of the build")
+    with open_build_folder(tmp_path, new) as build_dir:
+        assert spooled(build_dir) == {0: "a read as 0"}
+        left = {path for path in tmp_path.rglob("*") if build_dir not in (path, *path.parents)}
+        assert left == {tmp_path / "notes.md", *new.arguments.data_dirs(tmp_path).values()} - {tmp_path}
+
+
+def test_complete_build_whose_folder_was_not_yet_removed_is_not_converted(tmp_path):
+    old = plan_of("a", seq_lengths=(32,))
+    begin(tmp_path, old, finished=[0])
+    (tmp_path / "data_card.json").write_text(json.dumps({"build": old.identity()}))
+    (tmp_path / "manifest.json").write_text("{}")
+    before = files_in(tmp_path)
+    with pytest.raises(ValueError, match="holds another build, complete; nothing was changed"):
+        begin(tmp_path, plan_of("a", seq_lengths=(64,)), finished=[])
+    assert files_in(tmp_path) == before
