@@ -159,7 +159,8 @@ def _identity(tokenizer: FastTokenizer) -> str:
 def _verify(arguments: argparse.Namespace) -> int:
     data_dirs = [arguments.data_dir]
     if not (arguments.data_dir / MANIFEST_NAME).is_file():
-        data_dirs = sorted(path.parent for path in arguments.data_dir.glob(f"seq_*/{MANIFEST_NAME}")) or data_dirs
+        # Also folders without a manifest: a build of several lengths is complete only with all of them.
+        data_dirs = sorted(path for path in arguments.data_dir.glob("seq_*") if path.is_dir()) or data_dirs
     faults = [
         fault for data_dir in data_dirs for fault in verify(data_dir, samples=3, follow_links=arguments.follow_links)
     ]

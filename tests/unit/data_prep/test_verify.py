@@ -100,6 +100,16 @@ def test_directory_without_manifest_is_an_error_of_one_line(tmp_path, capsys):
     assert "holds no manifest.json" in err[0]
 
 
+def test_length_without_manifest_is_a_fault_of_a_build_of_several_lengths(copy, tmp_path, capsys):
+    copy.rename(tmp_path / "seq_32")
+    assert verified(tmp_path, capsys)[0] == 0
+    (tmp_path / "seq_64").mkdir()
+    status, out, err = verified(tmp_path, capsys)
+    assert (status, len(err)) == (1, 1)
+    assert f"{tmp_path}/seq_64: holds no manifest.json" in err[0]
+    assert "seq_32: " in out
+
+
 def test_nvidias_shards_without_a_manifest_are_not_called_an_unfinished_build(tmp_path, capsys):
     write_static_corpus(tmp_path, train=(3,))
     status, _, err = verified(tmp_path, capsys)
