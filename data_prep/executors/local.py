@@ -25,7 +25,7 @@ class LocalExecutor:
         )
 
     def run(self, function: Task, build_dir: Path, tasks: Sequence[int], finished: Callable[[int], None]) -> None:
-        """Run the tasks; see `Executor.run`."""
+        """Run the tasks; see `Executor.run`. After an error, tasks that have begun are finished before it is raised."""
         waiting = iter(tasks)
         running: dict[Future[None], int] = {}
         try:
@@ -44,6 +44,10 @@ class LocalExecutor:
                 "a worker process was killed, probably because the machine ran out of memory; use fewer than"
                 f" --workers {self.workers}; the same command resumes the build"
             ) from None
+        except BaseException:
+            # The caller may remove the build folder, so no task may still write there.
+            wait([future for future in running if not future.cancel()])
+            raise
 
     def __enter__(self) -> LocalExecutor:
         return self
