@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_pld.data.shards import FORMAT_NAME, NVIDIA_FORMAT_NAME, Manifest, ShardRecord
+from bert_pld.data.shards import FORMAT_NAME, NVIDIA_FORMAT_NAME, SPLITS, Manifest, ShardRecord
 from bert_pld.files import TOKENIZER
 from data_prep import tasks
 from data_prep.build_folder import BUILD_FOLDER, Markers, is_finished, open_build_folder, remove_build_folder
@@ -61,6 +61,7 @@ def build(arguments: BuildArguments, given: BuildTokenizer | None, output_dir: P
         groups = make_groups(build_dir, len(plan.tasks), arguments.seed, arguments.validation_fraction)
         groups.write(build_dir)
         writing = run.stage("tokenizing", "write", tasks.run_writing_task, [group.bytes for group in groups.tasks])
+        _require_rows(groups, writing, arguments.seq_lengths)
         masking = run.mask(groups, writing) if arguments.format == "nvidia" else []
         cards = {}
         for seq_length, data_dir in arguments.data_dirs(output_dir).items():
@@ -220,6 +221,18 @@ def _native_records(groups: Groups, writing: Counts, seq_length: int) -> list[tu
     """Return each group with the records of its native shards of a sequence length."""
     pairs = zip(groups.tasks, writing, strict=True)
     return [(group, counts["lengths"][str(seq_length)]["records"]) for group, counts in pairs]
+
+
+def _require_rows(groups: Groups, writing: Counts, seq_lengths: tuple[int, ...]) -> None:
+    """Raise a ValueError if a split has no row of a sequence length."""
+    for seq_length in seq_lengths:
+        records = _native_records(groups, writing, seq_length)
+        for split in SPLITS:
+            if not any(own for group, own in records if group.split == split):
+                raise ValueError(
+                    f"--seq_length {seq_length}: the {split} documents give no row, but each split needs at least one;"
+                    " they have too few tokens: add more text, or use a tokenizer with entries for its characters"
+                )
 
 
 def _attended_tokens(groups: Groups, writing: Counts, seq_length: int, train: list[ShardRecord]) -> float | None:

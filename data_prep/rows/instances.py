@@ -88,7 +88,8 @@ def packed_rows(documents: TokenizedDocuments, seq_length: int, template: RowTem
     body[: len(stream)] = stream
     input_ids[:, 1:-1] = body.reshape(count, width)
     length = np.full(count, seq_length, np.int64)
-    length[-1] = len(stream) - (count - 1) * width + 2
+    if count:  # a tokenizer without [UNK] may give a whole group no token
+        length[-1] = len(stream) - (count - 1) * width + 2
     input_ids[np.arange(count), length - 1] = template.sep_id
     return {
         "input_ids": input_ids,

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from made_up_corpus import build, build_arguments
+from made_up_corpus import build, build_arguments, write_corpus
+from tokenizers import Tokenizer, models
 
 from data_prep.__main__ import main
 from data_prep.build_folder import open_build_folder
@@ -64,6 +65,18 @@ def test_single_document_is_an_error_of_one_line(tmp_path, tiny_vocab, capfd):
     (tmp_path / "a.txt").write_text("This is the one and only document there is. " * 80)
     arguments = build_arguments(tmp_path / "a.txt", tmp_path / "out", "--vocab", tiny_vocab)
     assert "hold a single document" in failed(capfd, *arguments)
+
+
+@pytest.mark.parametrize("flags", ["--objective mlm", "--objective mlm --pack documents", "--objective mlm+nsp"])
+def test_split_without_a_row_is_an_error_of_one_line(tmp_path, capfd, flags):
+    special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.BPE(vocab={token: n for n, token in enumerate([*special, "я"])}, merges=[]))
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    folder = write_corpus(tmp_path / "text", files=1, documents=8)
+    arguments = ["build", "--source", f"text={folder}", "--output_dir", str(tmp_path / "out"), "--workers", "1"]
+    line = failed(capfd, *arguments, "--tokenizer", str(tmp_path / "tokenizer.json"), *flags.split())
+    assert "--seq_length 128: the train documents give no row" in line
 
 
 def test_directory_that_cannot_be_made_is_an_error_of_one_line(tmp_path, corpus, capfd):

@@ -135,3 +135,9 @@ def test_packed_rows_contain_every_token_once_in_order(sizes):
     assert_framed_and_padded(rows, 32)
     assert np.array_equal(rows["segment_b_start"], length)
     assert set(rows["next_sentence_label"]) == {-1}
+
+
+def test_group_without_a_token_gives_no_packed_row():
+    rows = packed_rows(numbered_documents([]), 32, TEMPLATE)
+    assert rows["input_ids"].shape == (0, 32)
+    assert [len(rows[name]) for name in ("length", "segment_b_start", "next_sentence_label")] == [0, 0, 0]
