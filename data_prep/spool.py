@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ _BLANKS = {"\n": "\n", "\x1e": " ", "\x1f": ""}
 """Mark after a sentence → what follows it. Cleaned text holds no such control characters."""
 _CUT = "\x1d"
 _DIGEST_BYTES = 16
-_SIGNATURE_BATCH_BYTES = 1 << 20
+SIGNATURE_BATCH_BYTES = 1 << 20
 
 
 def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], signed: bool) -> dict[str, int]:
@@ -38,8 +39,9 @@ def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], sign
     they are its text. MinHash signatures are written only if `signed` is true. Each file appears only when it is
     complete.
     """
-    ends: list[int] = []
-    digests, signed_blocks = [], [np.empty((0, BANDS, BAND_ROWS), np.uint16)]
+    # A task may have millions of documents, if it reads a whole compressed file, so little is kept of each.
+    ends, digests = array("q"), bytearray()
+    signed_blocks = [np.empty((0, BANDS, BAND_ROWS), np.uint16)]
     unsigned: list[str] = []
     unsigned_bytes = written = sentence_count = 0
     path = Spool(spool_dir, task).path
@@ -52,18 +54,19 @@ def write_spool(spool_dir: Path, task: int, documents: Iterable[list[str]], sign
             written += len(data)
             ends.append(written)
             sentence_count += len(sentences)
-            digests.append(hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest())
+            digests += hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
             if signed:
                 unsigned.append(text)
                 unsigned_bytes += len(data)
-                if unsigned_bytes >= _SIGNATURE_BATCH_BYTES:
+                if unsigned_bytes >= SIGNATURE_BATCH_BYTES:
                     signed_blocks.append(signatures(unsigned))
                     unsigned, unsigned_bytes = [], 0
     if signed:
         signed_blocks.append(signatures(unsigned))
         with written_aside(path.with_suffix(".sig")) as file:
-            file.write(np.concatenate(signed_blocks).transpose(1, 0, 2).tobytes())
-    words = np.frombuffer(b"".join(digests), "<u4").reshape(-1, 4)
+            for band in range(BANDS):
+                file.write(np.concatenate([block[:, band] for block in signed_blocks]).tobytes())
+    words = np.frombuffer(digests, "<u4").reshape(-1, 4)
     with written_aside(path.with_suffix(".npz")) as file:
         np.savez(file, ends=np.array(ends, np.int64), digests=words)
     return {"documents": len(ends), "sentences": sentence_count, "bytes": written}
