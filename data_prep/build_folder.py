@@ -189,7 +189,7 @@ def _adopt_unfinished_build(build_dir: Path, plan: BuildPlan) -> None:
     if old is None or not (new_numbers or same_plan):
         raise ValueError(
             f"--output_dir {build_dir.parent}: holds an unfinished build"
-            f" {'with other arguments or inputs' if same_spool else 'of another release'};"
+            f" {'with other arguments or inputs' if same_recipe else 'of another release'};"
             f" nothing was changed; choose another directory, or remove {build_dir} to start again"
         )
     if is_finished(build_dir.parent, old):  # it was killed while it removed its folder

@@ -21,11 +21,17 @@ _END = re.compile(
 )
 _OLD_START = re.compile(r"^\*END\*? ?THE SMALL PRINT!.*$", re.MULTILINE)
 _CREDITS = re.compile(r"^(?:produced|prepared|e-?text prepared|transcribed|scanned) (?:and \w+ )?by\b", re.IGNORECASE)
+_CREDITED = re.compile(r"Gutenberg|Proofread|https?://|\bwww\.", re.IGNORECASE)
+"""What credits name that are longer than a line; a long paragraph without it is prose."""
 _EDITORIAL = re.compile(r"\[(?:Illustration|Footnote|Sidenote|Transcriber)[^\]]*\]", re.IGNORECASE)
 _EMPHASIS = re.compile(r"(?<![^\W_])([_=])(?=\S)([^_=\n]{1,400}?)(?<=\S)\1(?![^\W_])")
+_ROMAN = r"(?=[ivxlcdm])m{0,4}(?:cm|cd|d?c{0,4})(?:xc|xl|l?x{0,4})(?:ix|iv|v?i{0,4})(?<=\w)"
+"""A number, and no word of its letters (did, mild, civil)."""
+_ORDINAL = "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last"
 _HEADING = re.compile(
     r"^(?:the )?(?:chapter|book|part|volume|vol|section|canto|act|scene|letter)\b\.? *(?:the )?"
-    r"(?:[ivxlcdm]+|\d+|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last)\b.{0,60}$",
+    # "The letter I wrote" and "The book first appeared" are prose: a word in small letters follows.
+    rf"(?:(?:i|{_ORDINAL})\b(?!['’]| *(?-i:[a-z]))|(?:\d+|(?!i\b){_ROMAN})\b).{{0,60}}$",
     re.IGNORECASE,
 )
 LONGEST_HEADING_CHARACTERS = 80
@@ -120,7 +126,9 @@ def _tidy(paragraph: str) -> str:
     if "_" in paragraph or "=" in paragraph:
         paragraph = _EMPHASIS.sub(r"\2", paragraph)
     paragraph = paragraph.strip()
-    return "" if _CREDITS.match(paragraph) else paragraph
+    if _CREDITS.match(paragraph) and (len(paragraph) <= LONGEST_HEADING_CHARACTERS or _CREDITED.search(paragraph)):
+        return ""
+    return paragraph
 
 
 KIND = SourceKind(

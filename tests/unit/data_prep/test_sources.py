@@ -4,7 +4,7 @@ import json
 import pytest
 from made_up_corpus import read_source, sound
 
-from data_prep.sources import KINDS, Source, local_files
+from data_prep.sources import KINDS, Source, books, local_files
 from data_prep.sources.jsonl import LINE_END
 from data_prep.sources.local_files import cut_file
 from data_prep.sources.text import DOCUMENT_BOUNDARY
@@ -90,6 +90,35 @@ def test_book_with_one_paragraph_per_line_is_not_joined(tmp_path):
     (tmp_path / "novel.txt").write_text("\n".join(lines))
     (book,) = read_source(f"books={tmp_path}")
     assert book.text.split("\n")[:2] == lines[1:3]
+
+
+HEADINGS = [
+    "CHAPTER IV.", "chapter 1", "Chapter I", "chapter i.", "Book I: The Storm", "Chapter I The Storm", "The Book I",
+    "Part I—Introduction", "Part I (continued)", "Act I, Scene II", "Letter XXIV To his Sister", "Part First",
+    "Chapter XLVIII In Which It Ends", "Volume MDCCC", "Chapter VIIII", "Chapter the Last", "Part the Second. Of Bees",
+]  # fmt: skip
+NO_HEADINGS = [
+    "The letter I wrote was never sent.", "Part I played, part I did not.", "The letter I'd sent was lost.",
+    "The letter I’d sent was lost.", "The book did not sell.", "Part mild, part rude, he left.",
+    "The book first appeared in London.", "The act last seen there was a juggler's.",
+]  # fmt: skip
+
+
+def test_sentence_that_begins_like_a_heading_of_a_book_is_prose():
+    assert [line for line in HEADINGS if not books.is_heading(line)] == []
+    assert [line for line in NO_HEADINGS if books.is_heading(line)] == []
+
+
+def test_credits_of_a_book_are_a_line_or_name_the_project(tmp_path):
+    prose = "Produced by the friction of the wheels, the noise grew until no one in the carriage could hear a word."
+    team = "E-text prepared by Ann Volunteer, Ben Volunteer, and the Online Distributed Proofreading Team of Gutenberg"
+    lines = ["Produced by Ann Volunteer", team, prose, "It was cold. " * 12 + "He came."]
+    (tmp_path / "novel.txt").write_text("\n".join(lines))
+    (book,) = read_source(f"books={tmp_path}")
+    assert book.text.split("\n") == lines[2:]
+    assert book.left_out.to_json() == {
+        "credits or editorial brackets": {"parts": 2, "characters": len("".join(lines[:2]).replace(" ", ""))}
+    }
 
 
 def test_jsonl_reads_text_and_title(tmp_path):
