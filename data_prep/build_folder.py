@@ -156,7 +156,7 @@ def _clear(build_dir: Path, *kept: str) -> None:
     for path in build_dir.iterdir():
         if path.name in kept:
             continue
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
@@ -182,6 +182,11 @@ def _adopt_unfinished_build(build_dir: Path, plan: BuildPlan) -> None:
     same_recipe = same_spool and content.get("recipe") == RECIPE_VERSION
     same_plan = same_recipe and content["identity"] == plan.identity()
     old = BuildPlan.read(build_dir) if same_recipe else None
+    if old is not None and is_finished(build_dir.parent, old):  # it was killed while it removed its folder
+        raise ValueError(
+            f"--output_dir {build_dir.parent}: holds another build, complete; nothing was changed;"
+            " choose a new or empty directory"
+        )
     new_numbers = _reusable_tasks(build_dir, old, plan) if old is not None else {}
     changed = len(list((build_dir / "done").glob("read_*.json"))) - len(new_numbers)
     if same_plan and not changed:
@@ -191,11 +196,6 @@ def _adopt_unfinished_build(build_dir: Path, plan: BuildPlan) -> None:
             f"--output_dir {build_dir.parent}: holds an unfinished build"
             f" {'with other arguments or inputs' if same_recipe else 'of another release'};"
             f" nothing was changed; choose another directory, or remove {build_dir} to start again"
-        )
-    if is_finished(build_dir.parent, old):  # it was killed while it removed its folder
-        raise ValueError(
-            f"--output_dir {build_dir.parent}: holds another build, complete; nothing was changed;"
-            " choose a new or empty directory"
         )
     _convert(build_dir, new_numbers, old, plan)
     why = f"; {changed} run again, because their files have changed" if same_plan else ""

@@ -55,8 +55,8 @@ def drop_reason(text: str) -> str | None:
     """Return why a cleaned text is dropped, or None to keep it.
 
     Letters of any script count as letters, and so does every other character outside ASCII; but a text of ornaments or
-    emoji alone has no sentences. A text in Chinese, Japanese
-    or Korean says as much in fewer characters, so they count more (`comparable_length`).
+    emoji alone has no sentences. A text in Chinese, Japanese or Korean says as much in fewer characters, so they count
+    more (`comparable_length`).
     """
     if len(text) < FEWEST_CHARACTERS and comparable_length(text) < FEWEST_CHARACTERS:
         return TOO_SHORT

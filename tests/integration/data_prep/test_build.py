@@ -11,6 +11,7 @@ from made_up_corpus import build, card_of, digests, start_build, write_corpus
 from bert_pld.data.rows import ShardedRows
 from bert_pld.data.shards import Manifest
 from data_prep.__main__ import main
+from data_prep.plan import BuildArguments, BuildPlan
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +102,9 @@ def test_directory_of_another_build_is_an_error_and_is_not_changed(corpus, sound
 
 
 def test_unfinished_build_with_other_arguments_is_an_error(corpus, tmp_path, capsys):
-    (tmp_path / "data" / ".build").mkdir(parents=True)
-    (tmp_path / "data" / ".build" / "plan.json").write_text('{"identity": "other", "spool": 2}')
+    build_dir = tmp_path / "data" / ".build"
+    build_dir.mkdir(parents=True)
+    BuildPlan(BuildArguments((), None, 300, False, (32,), "mlm", 0.1, 0, 64, "en"), [], []).write(build_dir)
     assert build(corpus, tmp_path / "data") == 1
     assert "holds an unfinished build with other arguments" in capsys.readouterr().err
 

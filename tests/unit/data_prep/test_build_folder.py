@@ -10,7 +10,7 @@ import pytest
 from bert_pld.data.nvidia_format import shard_name as nvidia_shard_name
 from bert_pld.data.shards import SPLITS, shard_name
 from data_prep.build_folder import Markers, open_build_folder
-from data_prep.plan import BuildArguments, BuildPlan
+from data_prep.plan import RECIPE_VERSION, BuildArguments, BuildPlan
 from data_prep.sources.kind import Piece
 
 ARGUMENTS = BuildArguments(("text=text",), None, 300, False, (32, 64), "mlm", 0.1, 0, 64, "en")
@@ -93,6 +93,15 @@ def test_resumed_build_reads_files_again_that_have_changed_since(tmp_path, capsy
     os.utime(files[1], (time.time() + 10, time.time() + 10))
     with open_build_folder(output_dir, plan) as build_dir:
         assert spooled(build_dir) == {}
+
+
+def test_build_with_another_recipe_is_one_of_another_release(tmp_path):
+    begin(tmp_path, plan_of("a"), finished=[0])
+    file = tmp_path / ".build" / "plan.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "recipe": RECIPE_VERSION - 1, "identity": "other"}))
+    with pytest.raises(ValueError, match="holds an unfinished build of another release; nothing was changed"):
+        begin(tmp_path, plan_of("a"), finished=[])
+    assert spooled(tmp_path / ".build") == {0: "a read as 0"}
 
 
 SHARDS = [name_of(split, n) for name_of in (shard_name, nvidia_shard_name) for split in SPLITS for n in range(2)]
