@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from bert_pld.finetune_retrieval import build_parser, main
 from bert_pld.retrieval.data import read_retrieval
-from bert_pld.retrieval.training import evaluate_rankings, load_text_encoder
+from bert_pld.retrieval.training import RetrievalSettings, evaluate_rankings, load_text_encoder, training_arguments
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,16 @@ def test_contrastive_training_finds_answers_and_ndcg_is_that_of_a_full_ranking(b
     assert "lr 0.003, seed 1" not in capsys.readouterr().out  # A finished fine-tuning is not repeated.
     with pytest.raises(ValueError, match="holds a result with epochs = 12, not 11; give another --output_dir"):
         run(beir, encoder, tmp_path / "after", *trained[:1], "11", *trained[2:])
+
+
+def test_batch_of_64_pairs_stays_64_pairs_on_a_machine_with_four_gpus(tmp_path, monkeypatch, caplog):
+    """What torch says about GPUs is replaced; nothing runs on one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    arguments = training_arguments(str(tmp_path), RetrievalSettings(), learning_rate=5e-5, seed=1)
+    assert (arguments.device.type, arguments.n_gpu, arguments.train_batch_size) == ("cuda", 1, 64)
+    assert "DataParallel" not in caplog.text
 
 
 def test_mistakes_are_one_line(beir, encoder, tmp_path):
