@@ -81,6 +81,7 @@ def main(options: argparse.Namespace) -> None:
 
 def _one(folder: str, options: argparse.Namespace, data: Any, settings: Any, conditions: dict[str, Any]) -> Any:
     """Return the result of one fine-tuning, from its folder or by doing it."""
+    from bert_pld.finetuning.encoder import check_positions
     from bert_pld.finetuning.sweep import RESULT, ResultFolder
     from bert_pld.retrieval.training import evaluate_rankings, load_text_encoder, train_on_pairs
 
@@ -92,6 +93,8 @@ def _one(folder: str, options: argparse.Namespace, data: Any, settings: Any, con
         model = load_text_encoder(folder, settings.max_seq_length, seed)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"--model {options.model}: cannot be loaded ({' '.join(str(error).split())[:200]})") from None
+    if model.transformers_model is not None:  # A saved model of sentence-transformers may be word vectors alone.
+        check_positions(model.transformers_model.config, settings.max_seq_length)
     steps = train_on_pairs(model, data, settings, rate, seed) if settings.epochs else 0
     figures = {
         split: evaluate_rankings(model, data, split, settings.batch_size)

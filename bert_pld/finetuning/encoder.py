@@ -21,6 +21,21 @@ DROPOUTS = (
 CLASSIFIER_DROPOUTS = ("classifier_dropout", "classifier_dropout_prob", "cls_dropout", "pooler_dropout")
 """Names of the classifier's dropout in the configurations of BERT, ALBERT, DeBERTa, ModernBERT and others."""
 
+_OFFSET_POSITIONS = (
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Types of models whose first position has the number pad_token_id + 1, so that they have as many positions less."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedEncoder:
@@ -83,15 +98,24 @@ def load_encoder(
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         why = " ".join(str(error).split())[:200]
         raise ValueError(f"--model {folder}: neither a bert_pld checkpoint nor a transformers model ({why})") from None
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and max_seq_length > positions:
-        raise ValueError(f"--max_seq_length {max_seq_length}: must be at most {positions}, the model's positions")
+    check_positions(config, max_seq_length)
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"--model {folder}: a fast tokenizer (tokenizer.json) is required")
     if dropout is not None and not _dropouts_of(config):
         known = ", or ".join(" and ".join(names) for names in DROPOUTS)
         raise ValueError(f"--dropout {dropout:g}: the model's configuration must have {known}")
     return PretrainedEncoder(folder, tokenizer, config, from_scratch, identify_weights(folder), dropout)
+
+
+def check_positions(config: Any, max_seq_length: int) -> None:
+    """Raise a ValueError if sequences are longer than the model of a transformers configuration has positions for."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or positions < 0:  # XLNet has -1, because its positions are relative.
+        return
+    if config.model_type in _OFFSET_POSITIONS:
+        positions -= (config.pad_token_id or 0) + 1
+    if max_seq_length > positions:
+        raise ValueError(f"--max_seq_length {max_seq_length}: must be at most {positions}, the model's positions")
 
 
 def _dropouts_of(config: Any) -> tuple[str, ...]:

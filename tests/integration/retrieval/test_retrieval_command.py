@@ -12,6 +12,7 @@ from runs import VOCABULARY
 
 pytest.importorskip("sentence_transformers")
 
+from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.util import cos_sim
 from sklearn.metrics import ndcg_score
 from transformers import BertConfig, BertForMaskedLM
@@ -92,6 +93,12 @@ def test_batch_of_64_pairs_stays_64_pairs_on_a_machine_with_four_gpus(tmp_path, 
     arguments = training_arguments(str(tmp_path), RetrievalSettings(), learning_rate=5e-5, seed=1)
     assert (arguments.device.type, arguments.n_gpu, arguments.train_batch_size) == ("cuda", 1, 64)
     assert "DataParallel" not in caplog.text
+
+
+def test_more_tokens_than_the_model_has_positions_are_refused_before_training(beir, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(SentenceTransformerTrainer, "train", lambda trainer: pytest.fail("the training began"))
+    with pytest.raises(ValueError, match="^--max_seq_length 513: must be at most 512, the model's positions$"):
+        run(beir, encoder, tmp_path / "out", "--max_seq_length", "513")
 
 
 def test_mistakes_are_one_line(beir, encoder, tmp_path):
