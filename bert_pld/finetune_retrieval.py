@@ -13,7 +13,7 @@ from typing import Any
 
 from bert_pld.cli import make_parser, run
 from bert_pld.files import require_utf8, write_atomically
-from bert_pld.finetune_glue import hugging_face_folder
+from bert_pld.finetune_glue import check_rates_and_seeds, hugging_face_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,9 +44,7 @@ def main(options: argparse.Namespace) -> None:
     """Run the fine-tunings that are not finished, and print the figures of the best learning rate."""
     require_utf8("--output_dir", options.output_dir)
     require_utf8("--model", Path(options.model))
-    for rate in options.learning_rates:
-        if not 0 < rate < 1:
-            raise ValueError(f"--learning_rates {rate:g}: must be in (0, 1)")
+    check_rates_and_seeds(options.learning_rates, options.seeds)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("bert_pld.finetune_retrieval: runs in one process; start it without a launcher")
     import sentence_transformers  # noqa: F401  # A missing package is said before anything is read.
