@@ -67,6 +67,12 @@ def main(options: argparse.Namespace) -> None:
             f"--data_dir {options.data_dir}: qrels/train.tsv has no answer whose query and document both have a text; add"
             " the texts, or use --epochs 0"
         )
+    for split in data.judgements:
+        if split != "train" and not data.evaluated(split):
+            raise ValueError(
+                f"--data_dir {options.data_dir}: qrels/{split}.tsv has no query with an answer whose text is in"
+                " queries.jsonl; add the texts, or remove the file"
+            )
     rates = dict.fromkeys(options.learning_rates) if settings.epochs else [0.0]
     with hugging_face_folder(options.model) as folder:
         shared = {"weights": identify_weights(folder), "data": data.identity, **dataclasses.asdict(settings)}
@@ -94,13 +100,13 @@ def _one(folder: str, options: argparse.Namespace, data: Any, settings: Any, con
     if model.transformers_model is not None:  # A saved model of sentence-transformers may be word vectors alone.
         check_positions(model.transformers_model.config, settings.max_seq_length)
     steps = train_on_pairs(model, data, settings, rate, seed) if settings.epochs else 0
+    if settings.epochs:
+        model.save(str(path / "model"))  # Before the evaluation, so that no error in it loses the training.
     figures = {
         split: evaluate_rankings(model, data, split, settings.batch_size)
         for split in data.judgements
         if split != "train"
     }
-    if settings.epochs:
-        model.save(str(path / "model"))
     result = {"model": options.model, "conditions": conditions, "steps": steps, "dev": figures}
     path.mkdir(parents=True, exist_ok=True)
     write_atomically(path / RESULT, json.dumps(result, indent=2) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -99,6 +100,27 @@ def test_more_tokens_than_the_model_has_positions_are_refused_before_training(be
     monkeypatch.setattr(SentenceTransformerTrainer, "train", lambda trainer: pytest.fail("the training began"))
     with pytest.raises(ValueError, match="^--max_seq_length 513: must be at most 512, the model's positions$"):
         run(beir, encoder, tmp_path / "out", "--max_seq_length", "513")
+
+
+def test_split_without_a_query_to_evaluate_is_refused_before_training(beir, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(SentenceTransformerTrainer, "train", lambda trainer: pytest.fail("the training began"))
+    shutil.copytree(beir, tmp_path / "beir")
+    (tmp_path / "beir" / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\ngone\td0-1\t1\n")
+    with pytest.raises(ValueError, match="qrels/dev.tsv has no query with an answer whose text is in queries.jsonl"):
+        run(tmp_path / "beir", encoder, tmp_path / "out")
+
+
+def test_trained_model_is_saved_even_if_its_evaluation_fails(beir, encoder, tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("bert_pld.retrieval.training.evaluate_rankings", fail)
+    with pytest.raises(MemoryError):
+        run(beir, encoder, tmp_path / "out", "--learning_rates", "3e-3")
+    saved = load_text_encoder(str(tmp_path / "out" / "lr_0.003_seed_1" / "model"), 16, seed=0)
+    before = load_text_encoder(str(encoder), 16, seed=0)
+    pairs = zip(saved.state_dict().values(), before.state_dict().values(), strict=True)
+    assert max(float((a - b).abs().max()) for a, b in pairs) > 1e-3
 
 
 def test_mistakes_are_one_line(beir, encoder, tmp_path):
