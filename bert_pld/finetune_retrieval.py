@@ -64,8 +64,8 @@ def main(options: argparse.Namespace) -> None:
     print(f"{options.data_dir.name}: {data.describe()}", flush=True)
     if settings.epochs and not data.training_pairs():
         raise ValueError(
-            f"--data_dir {options.data_dir}: qrels/train.tsv has no answer whose query and document both have a text; add"
-            " the texts, or use --epochs 0"
+            f"--data_dir {options.data_dir}: qrels/train.tsv has no answer whose query and document both have a text;"
+            " add the texts, or use --epochs 0"
         )
     for split in data.judgements:
         if split != "train" and not data.evaluated(split):
