@@ -75,10 +75,39 @@ class PretrainedEncoder:
         before = logging.get_verbosity()
         logging.set_verbosity_error()
         try:
-            model = kind.from_pretrained(self.folder, config=config, dtype=torch.float32)
+            model, found = kind.from_pretrained(
+                self.folder,
+                config=config,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # Of another task's classifier; `_encoder_alone` refuses others.
+                output_loading_info=True,
+            )
+            if (weights := _encoder_alone(self.folder, model, found)) is not None:
+                torch.manual_seed(seed)
+                model = type(model).from_pretrained(None, config=config, dtype=torch.float32, state_dict=weights)
         finally:
             logging.set_verbosity(before)
         return model
+
+
+def _encoder_alone(folder: str, model: Any, found: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+    """Return the weights that a model's encoder found in its folder, or None if there was no classifier among them.
+
+    `found` is what transformers says about the loading. A model that was fine-tuned for one task must not begin the
+    next one with that task's classifier. A ModernBERT that was pretrained has a part of its head, which it keeps.
+    """
+    prefix = f"{model.base_model_prefix}."
+    head = [name for name, _ in model.named_parameters() if not name.startswith(prefix)]
+    for name, saved, needed in sorted(found["mismatched_keys"]):
+        if name not in head:
+            raise ValueError(
+                f"--model {folder}: {name} has shape {tuple(saved)} in the weights, {tuple(needed)} by config.json"
+            )
+    # The last of the head's parameters gives the outputs.
+    if not head or head[-1] in found["missing_keys"]:
+        return None
+    left_out = {*head, *found["missing_keys"]}
+    return {name: weights for name, weights in model.state_dict().items() if name not in left_out}
 
 
 def load_encoder(
