@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bert_pld.cli import explain_missing_package, make_parser
 from bert_pld.cli import run as run_command
-from bert_pld.files import TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_FILES, VOCABULARY, require_utf8
+from bert_pld.files import STATE, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_FILES, VOCABULARY, require_utf8
 
 with explain_missing_package("bert_pld.export"):
     from bert_pld.data.fast_tokenizer import FastTokenizer
@@ -111,7 +111,7 @@ def model_card(
 ) -> str:
     """Return the README.md of an exported model.
 
-    `state` may have `step`, `tokens`, `data_source` and `initialized_from`.
+    `state` may have `step`, `tokens`, `data_source`, `initialized_from` and `origin`.
     """
     from bert_pld.cost.flops import parameter_count
 
@@ -166,11 +166,15 @@ The model reproduces the errors and biases of its training data. It was not test
 
 
 def _training_row(run: RunConfig, state: dict[str, Any]) -> str:
+    from bert_pld.data.order import Origin
+
     if "step" not in state:
         return "length not recorded"
     parts = [f"{state['step']:,} of {run.training.max_steps:,} optimizer steps"]
     if isinstance(run.deepspeed.get("train_batch_size"), int):
-        parts.append(f"{state['step'] * run.deepspeed['train_batch_size']:,} samples")
+        # A branch has the samples of the run that it left, whose batches may have been of another size.
+        origin = Origin.from_json(state.get("origin", {}), STATE)
+        parts.append(f"{origin.samples_before(state['step'], run.deepspeed['train_batch_size']):,} samples")
     if "tokens" in state:
         parts.append(f"{state['tokens']:,} tokens")
     return ", ".join(parts)

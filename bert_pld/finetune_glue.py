@@ -105,9 +105,7 @@ def finetune(
 
     `make_source` returns the tasks' `DataSource` for an encoder and the settings.
     """
-    for rate in options.learning_rates or ():
-        if not 0 < rate < 1:
-            raise ValueError(f"--learning_rates {rate:g}: must be in (0, 1)")
+    check_rates_and_seeds(options.learning_rates or (), options.seeds)
     overrides = read_deepspeed_overrides(options.deepspeed_config, options.precision)
     preemption = Preemption()  # before the imports that take seconds
     from bert_pld.finetuning.loop import StoppedError
@@ -124,6 +122,16 @@ def finetune(
             " every seed; give lower --learning_rates"
         )
     return 0
+
+
+def check_rates_and_seeds(rates: Sequence[float], seeds: Sequence[int]) -> None:
+    """Raise a ValueError that names a learning rate or a seed that is out of range."""
+    for rate in rates:
+        if not 0 < rate < 1:
+            raise ValueError(f"--learning_rates {rate:g}: must be in (0, 1)")
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"--seeds {seed}: must be in [0, 2^32)")
 
 
 def compare(options: argparse.Namespace) -> int:

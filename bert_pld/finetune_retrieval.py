@@ -13,7 +13,7 @@ from typing import Any
 
 from bert_pld.cli import make_parser, run
 from bert_pld.files import require_utf8, write_atomically
-from bert_pld.finetune_glue import hugging_face_folder
+from bert_pld.finetune_glue import check_rates_and_seeds, hugging_face_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,9 +44,7 @@ def main(options: argparse.Namespace) -> None:
     """Run the fine-tunings that are not finished, and print the figures of the best learning rate."""
     require_utf8("--output_dir", options.output_dir)
     require_utf8("--model", Path(options.model))
-    for rate in options.learning_rates:
-        if not 0 < rate < 1:
-            raise ValueError(f"--learning_rates {rate:g}: must be in (0, 1)")
+    check_rates_and_seeds(options.learning_rates, options.seeds)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("bert_pld.finetune_retrieval: runs in one process; start it without a launcher")
     import sentence_transformers  # noqa: F401  # A missing package is said before anything is read.
@@ -66,9 +64,15 @@ def main(options: argparse.Namespace) -> None:
     print(f"{options.data_dir.name}: {data.describe()}", flush=True)
     if settings.epochs and not data.training_pairs():
         raise ValueError(
-            f"--data_dir {options.data_dir}: qrels/train.tsv has no answer whose query and document both have a text; add"
-            " the texts, or use --epochs 0"
+            f"--data_dir {options.data_dir}: qrels/train.tsv has no answer whose query and document both have a text;"
+            " add the texts, or use --epochs 0"
         )
+    for split in data.judgements:
+        if split != "train" and not data.evaluated(split):
+            raise ValueError(
+                f"--data_dir {options.data_dir}: qrels/{split}.tsv has no query with an answer whose text is in"
+                " queries.jsonl; add the texts, or remove the file"
+            )
     rates = dict.fromkeys(options.learning_rates) if settings.epochs else [0.0]
     with hugging_face_folder(options.model) as folder:
         shared = {"weights": identify_weights(folder), "data": data.identity, **dataclasses.asdict(settings)}
@@ -81,6 +85,7 @@ def main(options: argparse.Namespace) -> None:
 
 def _one(folder: str, options: argparse.Namespace, data: Any, settings: Any, conditions: dict[str, Any]) -> Any:
     """Return the result of one fine-tuning, from its folder or by doing it."""
+    from bert_pld.finetuning.encoder import check_positions
     from bert_pld.finetuning.sweep import RESULT, ResultFolder
     from bert_pld.retrieval.training import evaluate_rankings, load_text_encoder, train_on_pairs
 
@@ -92,14 +97,16 @@ def _one(folder: str, options: argparse.Namespace, data: Any, settings: Any, con
         model = load_text_encoder(folder, settings.max_seq_length, seed)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"--model {options.model}: cannot be loaded ({' '.join(str(error).split())[:200]})") from None
+    if model.transformers_model is not None:  # A saved model of sentence-transformers may be word vectors alone.
+        check_positions(model.transformers_model.config, settings.max_seq_length)
     steps = train_on_pairs(model, data, settings, rate, seed) if settings.epochs else 0
+    if settings.epochs:
+        model.save(str(path / "model"))  # Before the evaluation, so that no error in it loses the training.
     figures = {
         split: evaluate_rankings(model, data, split, settings.batch_size)
         for split in data.judgements
         if split != "train"
     }
-    if settings.epochs:
-        model.save(str(path / "model"))
     result = {"model": options.model, "conditions": conditions, "steps": steps, "dev": figures}
     path.mkdir(parents=True, exist_ok=True)
     write_atomically(path / RESULT, json.dumps(result, indent=2) + "\n")

@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     links = "follow symlinks out of --data_dir; only for directories from people you trust (docs/security.md)"
     followed = "data.follow_links=true"
     parser.add_argument("--follow_links", action="append_const", dest="set", const=followed, default=[], help=links)
-    resume = "checkpoint to resume from: the newest of --output_dir, none, or PATH (default auto)"
+    resume = "resume from the newest checkpoint of --output_dir, from none, or from PATH if it has none (default auto)"
     parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help=resume)
     add_initial_weights(parser)
     branch = "start a new run that goes on from this checkpoint with its optimizer and its step (docs/training.md)"

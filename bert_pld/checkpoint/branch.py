@@ -49,6 +49,11 @@ def find_start(config: RunConfig, rows: ShardedRows, checkpoint: Path | None, br
     if checkpoint is not None:
         check_same_run(checkpoint, config, rows.manifest)
         state = checkpoint_format.load_state(checkpoint)
+        if state["step"] > config.training.max_steps:
+            raise ConfigError(
+                f"checkpoint {checkpoint}: training.max_steps: {config.training.max_steps}; must be at least"
+                f" {state['step']}, the step of the checkpoint"
+            )
         origin = Origin.from_json(state.get("origin", {}), str(checkpoint))
         line = f"resuming after step {state['step']} from checkpoint {checkpoint}"
         return Start(checkpoint, origin, is_branch=False, line=line)

@@ -34,9 +34,11 @@ STATE_OPTIONS = ("amsgrad", "centered", "momentum")
 def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | None:
     """Lock the run's folder and return the checkpoint to resume from, or None for a new run.
 
+    A path outside of the folder is where a new run begins; as soon as the folder has checkpoints, its newest counts.
+
     Rank 0 locks and verifies; all ranks return its answer or raise its error. It is a ValueError if another run uses
-    the folder, if no checkpoint is valid, or if `resume` is `never` but there are some, and an OSError if the folder
-    cannot be written to.
+    the folder, if no checkpoint is valid, if `resume` is `never` but there are some, or if it is a path within the
+    folder that has later ones, and an OSError if the folder cannot be written to.
     """
     answer: list[Any] = [None]
     if dist.get_rank() == 0:
@@ -53,13 +55,31 @@ def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | No
             elif resume == "auto":
                 answer = [checkpoint_format.newest_valid(checkpoints)]
             else:
-                answer = [checkpoint_format.resolve_checkpoint(Path(resume))]
+                answer = [_checkpoint_at(Path(resume), output_dir)]
         except (ValueError, OSError) as error:
             answer = [error]
     dist.broadcast_object_list(answer, src=0)
     if isinstance(answer[0], Exception):
         raise answer[0]
     return answer[0]
+
+
+def _checkpoint_at(path: Path, output_dir: Path) -> Path:
+    """Return the checkpoint of `--resume PATH`, or the newest of `output_dir` if the path is outside of it."""
+    checkpoints = output_dir / CHECKPOINTS
+    if not path.resolve().is_relative_to(output_dir.resolve()):
+        return checkpoint_format.newest_valid(checkpoints) or checkpoint_format.resolve_checkpoint(path)
+    chosen = checkpoint_format.resolve_checkpoint(path)
+    step = checkpoint_format.load_state(chosen).get("step", 0)
+    found = checkpoint_format.list_checkpoints(checkpoints)
+    later = [one for one in found if int(one.name.removeprefix("step_")) > step]
+    # The run would keep them as its newest ones instead of its own, and resume from them after an interruption.
+    if any(checkpoint_format.fault(one) is None for one in later):
+        raise ConfigError(
+            f"--resume {path}: {output_dir} has later checkpoints {', '.join(one.name for one in reversed(later))};"
+            " move them away and use --resume auto, which continues from the newest"
+        )
+    return chosen
 
 
 def load_weights(model: BertForPreTraining, checkpoint: Path) -> None:

@@ -21,6 +21,21 @@ DROPOUTS = (
 CLASSIFIER_DROPOUTS = ("classifier_dropout", "classifier_dropout_prob", "cls_dropout", "pooler_dropout")
 """Names of the classifier's dropout in the configurations of BERT, ALBERT, DeBERTa, ModernBERT and others."""
 
+_OFFSET_POSITIONS = (
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Types of models whose first position has the number pad_token_id + 1, so that they have as many positions less."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedEncoder:
@@ -60,10 +75,39 @@ class PretrainedEncoder:
         before = logging.get_verbosity()
         logging.set_verbosity_error()
         try:
-            model = kind.from_pretrained(self.folder, config=config, dtype=torch.float32)
+            model, found = kind.from_pretrained(
+                self.folder,
+                config=config,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # Of another task's classifier; `_encoder_alone` refuses others.
+                output_loading_info=True,
+            )
+            if (weights := _encoder_alone(self.folder, model, found)) is not None:
+                torch.manual_seed(seed)
+                model = type(model).from_pretrained(None, config=config, dtype=torch.float32, state_dict=weights)
         finally:
             logging.set_verbosity(before)
         return model
+
+
+def _encoder_alone(folder: str, model: Any, found: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+    """Return the weights that a model's encoder found in its folder, or None if there was no classifier among them.
+
+    `found` is what transformers says about the loading. A model that was fine-tuned for one task must not begin the
+    next one with that task's classifier. A ModernBERT that was pretrained has a part of its head, which it keeps.
+    """
+    prefix = f"{model.base_model_prefix}."
+    head = [name for name, _ in model.named_parameters() if not name.startswith(prefix)]
+    for name, saved, needed in sorted(found["mismatched_keys"]):
+        if name not in head:
+            raise ValueError(
+                f"--model {folder}: {name} has shape {tuple(saved)} in the weights, {tuple(needed)} by config.json"
+            )
+    # The last of the head's parameters gives the outputs.
+    if not head or head[-1] in found["missing_keys"]:
+        return None
+    left_out = {*head, *found["missing_keys"]}
+    return {name: weights for name, weights in model.state_dict().items() if name not in left_out}
 
 
 def load_encoder(
@@ -83,15 +127,24 @@ def load_encoder(
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         why = " ".join(str(error).split())[:200]
         raise ValueError(f"--model {folder}: neither a bert_pld checkpoint nor a transformers model ({why})") from None
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and max_seq_length > positions:
-        raise ValueError(f"--max_seq_length {max_seq_length}: must be at most {positions}, the model's positions")
+    check_positions(config, max_seq_length)
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"--model {folder}: a fast tokenizer (tokenizer.json) is required")
     if dropout is not None and not _dropouts_of(config):
         known = ", or ".join(" and ".join(names) for names in DROPOUTS)
         raise ValueError(f"--dropout {dropout:g}: the model's configuration must have {known}")
     return PretrainedEncoder(folder, tokenizer, config, from_scratch, identify_weights(folder), dropout)
+
+
+def check_positions(config: Any, max_seq_length: int) -> None:
+    """Raise a ValueError if sequences are longer than the model of a transformers configuration has positions for."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or positions < 0:  # XLNet has -1, because its positions are relative.
+        return
+    if config.model_type in _OFFSET_POSITIONS:
+        positions -= (config.pad_token_id or 0) + 1
+    if max_seq_length > positions:
+        raise ValueError(f"--max_seq_length {max_seq_length}: must be at most {positions}, the model's positions")
 
 
 def _dropouts_of(config: Any) -> tuple[str, ...]:

@@ -97,17 +97,24 @@ class Sweep:
         return results
 
     def _plan(self, task: Task) -> list[tuple[float, int, ResultFolder]]:
-        """Return learning rate, seed and result folder of each fine-tuning of a task."""
+        """Return learning rate, seed and result folder of each fine-tuning of a task.
+
+        A ValueError names a folder of the task with a result of another model, other data or other settings, at any
+        learning rate and seed: the summary would take the mean of both.
+        """
         rates = self.learning_rates or [task.learning_rate]
         shared = {
             "weights": self.encoder.weights,
             "data": self.source.identity(task),
             "from_scratch": self.encoder.from_scratch,
+            **dataclasses.asdict(self.settings),
         }
+        for path in sorted((self.output_dir / task.name).glob(f"*/{RESULT}")):
+            ResultFolder(path.parent, self.model, shared).read()
         planned = []
         for rate, seed in itertools.product(dict.fromkeys(rates), dict.fromkeys(self.seeds)):
             path = self.output_dir / task.name / f"lr_{rate:g}_seed_{seed}"
-            conditions = {**shared, "learning_rate": rate, "seed": seed, **dataclasses.asdict(self.settings)}
+            conditions = {**shared, "learning_rate": rate, "seed": seed}
             planned.append((rate, seed, ResultFolder(path, self.model, conditions)))
         return planned
 

@@ -32,18 +32,32 @@ def summarize(output_dir: Path) -> dict[str, Any]:
     at every rate has no `score`; then there is no `mean`.
 
     Raises:
-        ValueError: the folder holds no results, or a damaged one; names it.
+        ValueError: the folder holds no results, a damaged one, or results of a task with other conditions than learning
+            rate and seed that differ; names them.
     """
     tasks = {}
     for name, task in TASKS.items():
-        results = [read_result(path) for path in sorted(output_dir.glob(f"{name}/*/{RESULT}"))]
+        results = {path.parent: read_result(path) for path in sorted(output_dir.glob(f"{name}/*/{RESULT}"))}
         if results:
-            tasks[name] = _summarize_task(task, results)
+            _check_same_conditions(results)
+            tasks[name] = _summarize_task(task, list(results.values()))
     if not tasks:
         raise ValueError(f"{output_dir}: no fine-tuning results found")
     scores = [value["score"] for name, value in tasks.items() if name != "WNLI"]
     is_complete = scores and None not in scores
     return {"tasks": tasks, "mean": statistics.fmean(score["mean"] for score in scores) if is_complete else None}
+
+
+def _check_same_conditions(results: Mapping[Path, dict[str, Any]]) -> None:
+    """Raise a ValueError if results of a task have other models, data or settings, so that a mean has no meaning."""
+    (first, one), *others = ((path, result["conditions"]) for path, result in results.items())
+    for path, other in others:
+        for key in {**one, **other}:
+            if key not in ("learning_rate", "seed") and one.get(key) != other.get(key):
+                raise ValueError(
+                    f"{path}: holds a result with {key} = {other.get(key)!r}, but {first} one with {one.get(key)!r}; a"
+                    " folder must have results of one model, data and settings, so move one of them away"
+                )
 
 
 def _summarize_task(task: Task, results: list[dict[str, Any]]) -> dict[str, Any]:

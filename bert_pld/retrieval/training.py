@@ -58,36 +58,49 @@ def load_text_encoder(folder: str, max_seq_length: int, seed: int) -> Any:
     return model
 
 
+def training_arguments(folder: str, settings: RetrievalSettings, learning_rate: float, seed: int) -> Any:
+    """Return the arguments of sentence-transformers' trainer, which writes to a folder, for one GPU at most."""
+    from sentence_transformers import SentenceTransformerTrainingArguments
+    from sentence_transformers.training_args import BatchSamplers
+
+    class ForOneGpu(SentenceTransformerTrainingArguments):
+        # With several visible GPUs, the trainer would give each of them a whole batch (DataParallel).
+        @property
+        def n_gpu(self) -> int:
+            return min(super().n_gpu, 1)
+
+    return ForOneGpu(
+        output_dir=folder,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_share,
+        seed=seed,
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        use_cpu=not torch.cuda.is_available(),
+        # The same text twice in a batch would be a wrong answer to its own query.
+        batch_sampler=BatchSamplers.NO_DUPLICATES,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=not sys.stderr.isatty(),
+        logging_steps=50,
+    )
+
+
 def train_on_pairs(
     model: Any, data: RetrievalData, settings: RetrievalSettings, learning_rate: float, seed: int
 ) -> int:
     """Fine-tune on the training pairs; return the number of steps."""
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers import SentenceTransformerTrainer
     from sentence_transformers.losses import MultipleNegativesRankingLoss
-    from sentence_transformers.training_args import BatchSamplers
 
     queries, answers = zip(*data.training_pairs(), strict=True)
     pairs = Dataset.from_dict({"query": list(queries), "answer": list(answers)})
     with tempfile.TemporaryDirectory(prefix="bert_pld_") as folder:
-        arguments = SentenceTransformerTrainingArguments(
-            output_dir=folder,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=learning_rate,
-            lr_scheduler_type="linear",
-            warmup_steps=settings.warmup_share,
-            seed=seed,
-            bf16=settings.precision == "bf16",
-            fp16=settings.precision == "fp16",
-            use_cpu=not torch.cuda.is_available(),
-            # The same text twice in a batch would be a wrong answer to its own query.
-            batch_sampler=BatchSamplers.NO_DUPLICATES,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=not sys.stderr.isatty(),
-            logging_steps=50,
-        )
+        arguments = training_arguments(folder, settings, learning_rate, seed)
         trainer = SentenceTransformerTrainer(
             model=model, args=arguments, train_dataset=pairs, loss=MultipleNegativesRankingLoss(model)
         )

@@ -88,3 +88,8 @@ def _is_comment(line: str, fields: list[str]) -> bool:
 def are_spans(tags: set[str]) -> bool:
     """Whether tags mark spans, as in `B-PER`, rather than every word, as parts of speech do."""
     return any(_SPAN_TAG.fullmatch(tag) for tag in tags - {"O"})
+
+
+def as_iobes(tags: list[str]) -> list[str]:
+    """Return tags with BILOU's L- (last) and U- (unit) as the E- and S- of IOBES, which seqeval knows."""
+    return [{"L-": "E-", "U-": "S-"}.get(tag[:2], tag[:2]) + tag[2:] for tag in tags]

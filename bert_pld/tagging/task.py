@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bert_pld.files import file_sha256
 from bert_pld.finetuning.batches import Encoded, TaskData
-from bert_pld.tagging.conll import Sentence, are_spans, find_splits, read_conll
+from bert_pld.tagging.conll import Sentence, are_spans, as_iobes, find_splits, read_conll
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,7 @@ class TaggingTask:
             return {"accuracy": 100.0 * sum(one == other for one, other in pairs) / len(pairs)}
         from seqeval.metrics import f1_score, precision_score, recall_score
 
+        expected, predicted = (list(map(as_iobes, tags)) for tags in (expected, predicted))
         figures = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
         return {name: 100.0 * float(of(expected, predicted, zero_division=0)) for name, of in figures.items()}
 

@@ -102,6 +102,11 @@ class Metrics:
         since_record = {**self._sums(), "seconds": self.counters.seconds - self._seconds_before}
         return dataclasses.asdict(dataclasses.replace(self.counters, since_record=since_record))
 
+    def begin(self) -> None:
+        """Begin a new run; remove what monitors have of an attempt that ended before its first checkpoint."""
+        if self.monitors is not None:
+            self.monitors.drop_after(0)
+
     def resume(self, step: int, counters: dict[str, Any], origin: Origin) -> None:
         """Continue after step `step` with a checkpoint's counters; delete the records of steps to be trained again."""
         self.origin = origin

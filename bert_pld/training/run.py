@@ -196,6 +196,8 @@ def prepare_run(
         state = run.checkpoints.restore(start.checkpoint)
         metrics.resume(state["step"], state, origin)
         metrics.print_line(start.line)
+    else:
+        metrics.begin()
     if dist.get_rank() == 0:
         _write_run_files(output_dir, config, training_rows, fresh=start is None or start.is_branch)
     dist.barrier()

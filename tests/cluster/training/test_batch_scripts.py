@@ -86,7 +86,11 @@ def test_exit_code_of_the_ranks_decides_about_requeuing(code, requeued, message,
     [
         ("data_prep.sbatch", 130, "job 7: interrupted; resumes where it stopped; requeued\n"),
         ("data_prep.sbatch", 143, "job 7: interrupted; resumes where it stopped; requeued\n"),
-        ("finetune_glue.sbatch", 75, "stopped by a signal, finished fine-tunings are kept; requeued\n"),
+        (
+            "finetune_glue.sbatch",
+            75,
+            "stopped by a signal, finished fine-tunings and the one under way are kept; requeued\n",
+        ),
     ],
 )
 def test_interrupted_data_preparation_and_fine_tuning_are_requeued_without_a_limit(script, code, message, slurm):

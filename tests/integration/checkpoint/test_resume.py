@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from runs import (
     clean_environment,
+    error_of,
     logged_lines,
     pretrain_command,
     read_metrics,
@@ -204,6 +205,26 @@ def test_run_resumes_from_the_checkpoint_before_a_broken_one_with_a_warning(corp
     assert f"resuming after step 9 from checkpoint {second}" in done.stdout
     assert series(run_dir) == uninterrupted
     assert (run_dir / "checkpoints" / "latest").read_text() == "step_00000012\n"
+
+
+def test_run_that_began_from_the_checkpoint_of_another_one_continues_its_own(corpus, finished, uninterrupted, tmp_path):
+    command = config(), corpus, tmp_path / "run", "--resume", str(finished / "checkpoints" / "step_00000006")
+    assert "resuming after step 6 from checkpoint" in run_pretrain(*command, "--set", "training.max_steps=9").stdout
+    again = run_pretrain(*command).stdout
+    assert f"resuming after step 9 from checkpoint {tmp_path / 'run' / 'checkpoints' / 'step_00000009'}" in again
+    losses = read_metrics(tmp_path / "run", "loss")
+    assert losses == uninterrupted["loss"][6:]
+
+
+def test_earlier_checkpoint_of_a_run_is_not_resumed_beside_later_ones(corpus, finished, uninterrupted, tmp_path):
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    earlier = run_dir / "checkpoints" / "step_00000006"
+    refused = error_of(run_pretrain(config(), corpus, run_dir, "--resume", str(earlier), expect=1))
+    assert f"--resume {earlier}: {run_dir} has later checkpoints step_00000009, step_00000012; move them" in refused
+    for later in (9, 12):
+        shutil.rmtree(run_dir / "checkpoints" / f"step_{later:08d}")
+    assert "resuming after step 6 " in run_pretrain(config(), corpus, run_dir, "--resume", str(earlier)).stdout
+    assert series(run_dir) == uninterrupted
 
 
 def test_links_and_names_that_leave_the_checkpoint_are_refused(finished, tmp_path):

@@ -73,6 +73,9 @@ def test_finished_fine_tunings_are_skipped_and_other_settings_are_refused(finish
     assert (output_dir / "SST-2" / "lr_0.003_seed_1" / "result.json").stat().st_mtime_ns == before
     refused = finetune(glue_dir, checkpoint, output_dir, "--seeds", "1", "--epochs", "2", expect=1)
     assert "holds a result with epochs = 3, not 2; give another --output_dir" in error_of(refused)
+    sibling = finetune(glue_dir, checkpoint, output_dir, "--seeds", "3", "--epochs", "2", expect=1)
+    assert "lr_0.003_seed_1: holds a result with epochs = 3, not 2; give another --output_dir" in error_of(sibling)
+    assert not (output_dir / "SST-2" / "lr_0.003_seed_3").exists()
     moved = shutil.copytree(checkpoint, tmp_path / "moved")  # a copy of the weights is the same model
     finetune(glue_dir, moved, output_dir, "--seeds", "1", "2")
     fresh = finetune(glue_dir, checkpoint, output_dir, "--seeds", "1", "--from_scratch", expect=1)

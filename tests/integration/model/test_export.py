@@ -139,6 +139,14 @@ def test_model_card_describes_the_training_run(make_checkpoint, tmp_path):
     assert sorted(p.name for p in (tmp_path / "exported").iterdir()) == sorted(export.EXPORTED_FILES)
 
 
+def test_model_card_of_a_branch_counts_the_samples_of_both_runs(make_checkpoint, tmp_path):
+    """The branch left another run after 1,000 steps of 128 samples, and has batches of 32."""
+    checkpoint, _ = make_checkpoint(facts={"origin": {"step": 1000, "samples": 128_000, "position": 0}})
+    run_main(checkpoint, tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "1,500 of 2,000 optimizer steps, 144,000 samples, 750,000 tokens" in card
+
+
 def test_fill_mask_script_fills_an_export_s_masks_and_rejects_other_input(make_checkpoint, tmp_path):
     checkpoint, _ = make_checkpoint()
     run_main(checkpoint, tmp_path / "model")

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from finetune_runs import write_tokenizer
-from runs import VOCABULARY
+from runs import LAUNCHER_VARIABLES, VOCABULARY
 
 pytest.importorskip("sentence_transformers")
 
+from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.util import cos_sim
 from sklearn.metrics import ndcg_score
 from transformers import BertConfig, BertForMaskedLM
 
 from bert_pld.finetune_retrieval import build_parser, main
 from bert_pld.retrieval.data import read_retrieval
-from bert_pld.retrieval.training import evaluate_rankings, load_text_encoder
+from bert_pld.retrieval.training import RetrievalSettings, evaluate_rankings, load_text_encoder, training_arguments
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,45 @@ def test_contrastive_training_finds_answers_and_ndcg_is_that_of_a_full_ranking(b
     assert "lr 0.003, seed 1" not in capsys.readouterr().out  # A finished fine-tuning is not repeated.
     with pytest.raises(ValueError, match="holds a result with epochs = 12, not 11; give another --output_dir"):
         run(beir, encoder, tmp_path / "after", *trained[:1], "11", *trained[2:])
+
+
+def test_batch_of_64_pairs_stays_64_pairs_on_a_machine_with_four_gpus(tmp_path, monkeypatch, caplog):
+    """What torch says about GPUs is replaced; nothing runs on one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name in LAUNCHER_VARIABLES:  # Other tests' ranks are described by them.
+        monkeypatch.delenv(name, raising=False)
+    arguments = training_arguments(str(tmp_path), RetrievalSettings(), learning_rate=5e-5, seed=1)
+    assert (arguments.device.type, arguments.n_gpu, arguments.train_batch_size) == ("cuda", 1, 64)
+    assert "Currently using DataParallel" not in caplog.text
+
+
+def test_more_tokens_than_the_model_has_positions_are_refused_before_training(beir, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(SentenceTransformerTrainer, "train", lambda trainer: pytest.fail("the training began"))
+    with pytest.raises(ValueError, match="^--max_seq_length 513: must be at most 512, the model's positions$"):
+        run(beir, encoder, tmp_path / "out", "--max_seq_length", "513")
+
+
+def test_split_without_a_query_to_evaluate_is_refused_before_training(beir, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(SentenceTransformerTrainer, "train", lambda trainer: pytest.fail("the training began"))
+    shutil.copytree(beir, tmp_path / "beir")
+    (tmp_path / "beir" / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\ngone\td0-1\t1\n")
+    with pytest.raises(ValueError, match="qrels/dev.tsv has no query with an answer whose text is in queries.jsonl"):
+        run(tmp_path / "beir", encoder, tmp_path / "out")
+
+
+def test_trained_model_is_saved_even_if_its_evaluation_fails(beir, encoder, tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("bert_pld.retrieval.training.evaluate_rankings", fail)
+    with pytest.raises(MemoryError):
+        run(beir, encoder, tmp_path / "out", "--learning_rates", "3e-3")
+    saved = load_text_encoder(str(tmp_path / "out" / "lr_0.003_seed_1" / "model"), 16, seed=0)
+    before = load_text_encoder(str(encoder), 16, seed=0)
+    pairs = zip(saved.state_dict().values(), before.state_dict().values(), strict=True)
+    assert max(float((a - b).abs().max()) for a, b in pairs) > 1e-3
 
 
 def test_mistakes_are_one_line(beir, encoder, tmp_path):

@@ -61,8 +61,13 @@ def test_mistake_gives_one_error_line(arguments, message, corpus, tmp_path):
         ),
         ({"train_batch_size": 16}, [], "train_batch_size is 8 in the checkpoint, 16 in this run"),
         ({}, ["--set", "data.shuffle=blocks"], "data.shuffle is 'global' in the checkpoint, 'blocks' in this run"),
+        (
+            {},
+            ["--set", "training.max_steps=3"],
+            "training.max_steps: 3; must be at least 4, the step of the checkpoint",
+        ),
     ],
-    ids=["resume_never", "another_model", "another_schedule", "another_batch", "another_order"],
+    ids=["resume_never", "another_model", "another_schedule", "another_batch", "another_order", "fewer_steps"],
 )
 def test_checkpoints_of_another_run_are_neither_used_nor_changed(changes, arguments, message, corpus, finished_run):
     before = (finished_run / "metrics.jsonl").read_bytes(), (finished_run / "config.json").read_bytes()

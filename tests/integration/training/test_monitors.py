@@ -41,6 +41,21 @@ def test_tensorboard_shows_each_step_once(resumed):
     assert {"eval/mlm_loss", "train/theta", "train/kept_blocks", "train/tokens_per_s"} <= set(events.Tags()["scalars"])
 
 
+def test_run_that_restarts_before_its_first_checkpoint_shows_each_step_once(corpus, tmp_path):
+    run_dir, training = tmp_path / "run", {"max_steps": 2, "eval_interval": 0}
+    config = small_config(tensorboard={"enabled": True}, csv_monitor={"enabled": True}, training=training)
+    for _ in range(2):
+        run_pretrain(config, corpus, run_dir)
+        shutil.rmtree(run_dir / "checkpoints")
+    assert len(read_metrics(run_dir)) == 2
+    with open(run_dir / "csv_monitor" / "run" / "train_loss.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["step", "loss"]
+    assert [int(samples) for samples, _ in rows] == [8, 16]
+    scalars = EventAccumulator(str(run_dir / "tensorboard" / "run")).Reload().Scalars("train/loss")
+    assert [event.step for event in scalars] == [8, 16]
+
+
 def test_resumed_run_stays_the_same_run_in_wandb(corpus, tmp_path):
     if subprocess.run([sys.executable, "-c", "import wandb"], capture_output=True).returncode:
         pytest.skip("wandb is not installed")

@@ -14,11 +14,11 @@ from bert_pld.finetuning.sweep import ResultFolder
 from bert_pld.glue.summary import difference, differences_table, draw, summarize, table, write_summary
 
 
-def write_result(folder, task, rate, seed, diverged_at=None, **scores):
+def write_result(folder, task, rate, seed, diverged_at=None, conditions=None, **scores):
     place = folder / task / f"lr_{rate:g}_seed_{seed}"
     place.mkdir(parents=True)
     result = {
-        "conditions": {"learning_rate": rate, "seed": seed, "epochs": 3},
+        "conditions": {"learning_rate": rate, "seed": seed, "epochs": 3, **(conditions or {})},
         "versions": {"torch": "2"},
         "diverged_at_step": diverged_at,
         "dev": {"dev": scores} if diverged_at is None else {},
@@ -87,6 +87,21 @@ def test_damaged_result_is_reported_in_one_line(results, content, capsys):
         f"error: {path}: not a complete fine-tuning result; run the same command again, or remove the file\n"
     )
     assert ResultFolder(path.parent, "model", {"seed": 2}).read() is None  # the same command runs it again
+
+
+@pytest.mark.parametrize(
+    ("conditions", "difference"),
+    [
+        ({"epochs": 30}, "epochs = 30, but {} one with 3"),
+        ({"weights": "other"}, "weights = 'other', but {} one with None"),
+    ],
+)
+def test_results_of_other_models_or_settings_are_not_averaged(results, conditions, difference):
+    write_result(results, "SST-2", 3e-4, 3, accuracy=99.0, conditions=conditions)
+    first, other = (results / "SST-2" / name for name in ("lr_0.0001_seed_1", "lr_0.0003_seed_3"))
+    with pytest.raises(ValueError) as error:
+        summarize(results)
+    assert str(error.value).startswith(f"{other}: holds a result with {difference.format(first)}; a folder must have")
 
 
 def test_summary_is_replaced_atomically(results):

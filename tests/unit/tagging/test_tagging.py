@@ -145,6 +145,21 @@ def test_figures_are_those_of_seqeval_with_spans_that_end_with_their_sentence():
     assert task.selection(scores) == scores["f1"]
 
 
+def test_figures_of_bilou_are_those_of_the_same_spans_in_iob2():
+    """Two neighbours of one kind, a span of two words, and a wrong guess of its last word."""
+    pytest.importorskip("seqeval")
+    words = [f"w{number}" for number in range(6)]
+    spans = {
+        "iob2": (["B-A", "B-A", "B-B", "I-B", "O", "B-A"], ["B-A", "B-A", "B-B", "O", "O", "B-A"]),
+        "bilou": (["U-A", "U-A", "B-B", "L-B", "O", "U-A"], ["U-A", "U-A", "U-B", "O", "O", "U-A"]),
+    }
+    for expected, predicted in spans.values():
+        task = TaggingTask("names", tuple(sorted({*expected, *predicted})))
+        rows = encode(wordpiece(), [Sentence(words, expected)], task.tags, 32)
+        scores = task.score(np.array([task.tags.index(tag) for tag in predicted], float), rows)
+        assert scores == {"f1": 75.0, "precision": 75.0, "recall": 75.0}
+
+
 def test_tags_that_mark_every_word_are_scored_by_accuracy():
     sentences = [Sentence(["w1", "w2"], ["NOUN", "VERB"]), Sentence(["w3"], ["NOUN"])]
     task = TaggingTask("pos", ("NOUN", "VERB"))
