@@ -110,12 +110,15 @@ def load_config(
     where = "configuration" if isinstance(source, Mapping) else str(source)
     values = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_json(find_config(source))
     values = choose_phase(values, phase, where)
+    is_dense = values.get("progressive_layer_drop") is None
     for override in overrides:
         apply_override(values, override)
     blocks = {name: values.pop(name, None) for name in OUR_BLOCKS}
     _refuse_misspelt_blocks(values, where)
-    if blocks["progressive_layer_drop"] is None:
-        blocks["progressive_layer_drop"] = {"enabled": False}
+    dropping = blocks["progressive_layer_drop"]
+    # A job array sets the seed of every JSON: a seed alone does not turn dropping on.
+    if dropping is None or (is_dense and isinstance(dropping, Mapping) and dropping.keys() == {"seed"}):
+        blocks["progressive_layer_drop"] = {**(dropping or {}), "enabled": False}
     blocks = {name: {} if block is None else block for name, block in blocks.items()}
     known = {name: use == "run" or bool(blocks[name]) for name in ("model", "training")}
     grows = False
