@@ -188,6 +188,16 @@ def test_schedule_that_depends_on_the_number_of_steps_is_refused_without_it(chan
     assert schedule.theta(500) < 1.0
 
 
+def test_dense_warmup_in_steps_needs_no_number_of_steps():
+    blocks = {"progressive_layer_drop": {"theta": 0.5, "gamma": 0.1, "dense_warmup": 300_000}}
+    schedule = start(config={**CONFIG, **blocks})[0].layer_dropper.schedule
+    assert [schedule.theta(step) for step in (200_001, 300_000)] == [1.0, 1.0]
+    assert schedule.theta(300_100) < 0.51
+    message = r"dense_warmup \+ dense_finish: 300000 steps; must be at most training.max_steps \(1000\)"
+    with pytest.raises(ConfigError, match=message):
+        start(config={**CONFIG, **blocks, "training": {"max_steps": 1000}})
+
+
 class PassesOn(Tower):
     """A wrapper that hands its keywords on."""
 
