@@ -71,6 +71,16 @@ def test_largest_micro_batch_of_our_block_becomes_deepspeed_s():
     assert (engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()) == (4, 3)
 
 
+def test_batch_sizes_that_are_auto_are_computed_from_the_others():
+    for total, micro, accumulation in ((8, 4, "auto"), (8, "auto", 2), ("auto", 4, 2)):
+        sizes = {"train_batch_size": total, "train_micro_batch_size_per_gpu": micro}
+        engine = start(config={**CONFIG, **sizes, "gradient_accumulation_steps": accumulation})[0]
+        found = engine.train_batch_size(), engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()
+        assert found == (8, 4, 2)
+    with pytest.raises(ConfigError, match="train_batch_size or train_micro_batch_size_per_gpu: auto; give at least"):
+        start(config={**CONFIG, "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"})
+
+
 def test_initialize_returns_deepspeed_s_tuple_and_theta_follows_global_steps():
     engine, optimizer, loader, scheduler = start()
     assert optimizer is not None
