@@ -36,11 +36,12 @@ with explain_missing_package("bert_pld.compile_kernels"):
     from bert_pld.kernels.add_norm_forward import add_norm_forward_kernel
     from bert_pld.kernels.bias_gelu import bias_gelu_backward_kernel, bias_gelu_forward_kernel
     from bert_pld.kernels.geglu import geglu_backward_kernel, geglu_forward_kernel
-    from bert_pld.kernels.machine_code import compile_kernel, resident_programs
+    from bert_pld.kernels.machine_code import MULTIPROCESSORS, compile_kernel, resident_programs
     from bert_pld.kernels.split_qkv import split_qkv_backward_kernel
     from bert_pld.kernels.tiles import Tile, column_tile, element_tile, reducing_row_tile, row_tile
 
 CAPABILITIES = (80, 90, 100)
+_ALLOWED = ", ".join(map(str, sorted(MULTIPROCESSORS)))
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Bytes of each dtype."""
 _WARP = 32
@@ -250,7 +251,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--dtypes", default="bf16", help=f"any of {', '.join(DTYPES)}, separated by commas (default bf16)"
     )
     parser.add_argument(
-        "--capabilities", default=",".join(map(str, CAPABILITIES)), help="compute capabilities × 10 (default 80,90,100)"
+        "--capabilities",
+        default=",".join(map(str, CAPABILITIES)),
+        help=f"compute capabilities × 10: any of {_ALLOWED}, separated by commas (default 80,90,100)",
     )
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     return parser
@@ -269,6 +272,8 @@ def main(options: argparse.Namespace) -> None:
         )
     except ValueError as error:
         raise ValueError(f"--hidden_sizes, --capabilities: must be integers separated by commas ({error})") from error
+    if others := [str(capability) for capability in capabilities if capability not in MULTIPROCESSORS]:
+        raise ValueError(f"--capabilities {','.join(others)}: must be any of {_ALLOWED}")
     found = compile_all(hidden_sizes, dtypes, capabilities)
     print(format_table(found))
     if options.json is not None:

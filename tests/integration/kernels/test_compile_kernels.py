@@ -62,6 +62,7 @@ def test_invalid_option_is_reported_in_one_line():
     for arguments, environment, expected in (
         (["--dtypes", "int8"], {}, "--dtypes int8: must be any of bf16, fp16, fp32"),
         (["--hidden_sizes", "x"], {}, "must be integers separated by commas"),
+        (["--capabilities", "75,90"], {}, "--capabilities 75: must be any of 80, 86, 89, 90, 100, 120"),
         ([], {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET is set"),
     ):
         done = compile_ahead(*arguments, **environment)
