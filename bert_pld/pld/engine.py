@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from bert_pld.config import AUTO, BATCH_KEYS, OUR_BLOCKS, ConfigError, ProgressiveLayerDropConfig, RunConfig, load_config
+from bert_pld.config import (
+    AUTO,
+    BATCH_KEYS,
+    OUR_BLOCKS,
+    ConfigError,
+    ProgressiveLayerDropConfig,
+    RunConfig,
+    load_config,
+)
 from bert_pld.pld.gates import Gates, draw_gates
 from bert_pld.pld.schedule import Schedule
 
