@@ -36,11 +36,12 @@ with explain_missing_package("bert_pld.compile_kernels"):
     from bert_pld.kernels.add_norm_forward import add_norm_forward_kernel
     from bert_pld.kernels.bias_gelu import bias_gelu_backward_kernel, bias_gelu_forward_kernel
     from bert_pld.kernels.geglu import geglu_backward_kernel, geglu_forward_kernel
-    from bert_pld.kernels.machine_code import compile_kernel, resident_programs
+    from bert_pld.kernels.machine_code import MULTIPROCESSORS, compile_kernel, resident_programs
     from bert_pld.kernels.split_qkv import split_qkv_backward_kernel
     from bert_pld.kernels.tiles import Tile, column_tile, element_tile, reducing_row_tile, row_tile
 
 CAPABILITIES = (80, 90, 100)
+_ALLOWED = ", ".join(map(str, sorted(MULTIPROCESSORS)))
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Bytes of each dtype."""
 _WARP = 32
@@ -91,8 +92,8 @@ class Resources:
         return bool(self.spill_store_bytes or self.spill_load_bytes)
 
 
-def variants(hidden_size: int, vocabulary: int = 30528) -> Iterator[Variant]:
-    """Yield every kernel in the variants that training at this hidden size launches."""
+def variants(hidden_size: int, vocabulary: int = 30528, element_bytes: int = 2) -> Iterator[Variant]:
+    """Yield every kernel in the variants that training at this hidden size launches, for elements of a size."""
     plain = {"HAS_BRANCH": False, "HAS_BRANCH_ROWS": False, "HAS_NORM_ROWS": False, "HAS_DROPOUT": False}
     branch = {**plain, "HAS_BRANCH": True, "HAS_DROPOUT": True}
     scattered = {**branch, "HAS_BRANCH_ROWS": True, "HAS_NORM_ROWS": True}
@@ -113,7 +114,7 @@ def variants(hidden_size: int, vocabulary: int = 30528) -> Iterator[Variant]:
         arguments = {**launch, "TANH": tanh}
         yield _reducing(f"bias {name} backward", bias_gelu_backward_kernel, arguments, tile, tile.width, 3)
     yield from _modernbert_variants(hidden_size)
-    yield from _embedding_variants(hidden_size)
+    yield from _embedding_variants(hidden_size, element_bytes)
     tile = column_tile(hidden_size)
     launch = tile.launch_arguments(hidden_size)
     yield _reducing("split qkv backward", split_qkv_backward_kernel, launch, tile, 3 * tile.width, 2)
@@ -144,7 +145,7 @@ def _modernbert_variants(hidden_size: int) -> Iterator[Variant]:
         yield Variant(f"rotary {name}", rotary.rotary_kernel, {**launch, "BACKWARD": backward}, elements, 2)
 
 
-def _embedding_variants(hidden_size: int) -> Iterator[Variant]:
+def _embedding_variants(hidden_size: int, element_bytes: int) -> Iterator[Variant]:
     """Yield the kernels of the embeddings: of BERT, pre- and post-norm, without padding, and of ModernBERT."""
     tile = reducing_row_tile(hidden_size)
     launch = {**tile.launch_arguments(hidden_size), "PIECES": tile.pieces, "HAS_DROPOUT": True}
@@ -160,7 +161,8 @@ def _embedding_variants(hidden_size: int) -> Iterator[Variant]:
         forward, backward = embedding_forward.embedding_forward_kernel, embedding_backward.embedding_backward_kernel
         asserting = {**launch, **form, **embedding_forward.ASSERTIONS}
         yield Variant(f"{name} forward", forward, asserting, elements, 2)
-        summing = {**launch, **form, "SUMS": form["TYPES"], "BLOCK_PLACES": 1, "STAGES": tile.num_stages}
+        stages = embedding_backward.stages(tile, element_bytes)
+        summing = {**launch, **form, "SUMS": form["TYPES"], "BLOCK_PLACES": 1, "STAGES": stages}
         yield Variant(f"{name} backward", backward, summing, elements, 2 + form["HAS_NORM"])
     sizes = embedding_backward.SUMS_TILE
     launch = {"WIDTH": hidden_size, "SUMS": 2, "ALL": 2, **sizes}
@@ -215,7 +217,7 @@ def compile_all(hidden_sizes: list[int], dtypes: list[str], capabilities: list[i
         for capability in capabilities
         for dtype in dtypes
         for hidden in hidden_sizes
-        for variant in variants(hidden)
+        for variant in variants(hidden, element_bytes=DTYPES[dtype])
         if capability >= variant.least_capability
     ]
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -250,7 +252,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--dtypes", default="bf16", help=f"any of {', '.join(DTYPES)}, separated by commas (default bf16)"
     )
     parser.add_argument(
-        "--capabilities", default=",".join(map(str, CAPABILITIES)), help="compute capabilities × 10 (default 80,90,100)"
+        "--capabilities",
+        default=",".join(map(str, CAPABILITIES)),
+        help=f"compute capabilities × 10: any of {_ALLOWED}, separated by commas (default 80,90,100)",
     )
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     return parser
@@ -269,6 +273,8 @@ def main(options: argparse.Namespace) -> None:
         )
     except ValueError as error:
         raise ValueError(f"--hidden_sizes, --capabilities: must be integers separated by commas ({error})") from error
+    if others := [str(capability) for capability in capabilities if capability not in MULTIPROCESSORS]:
+        raise ValueError(f"--capabilities {','.join(others)}: must be any of {_ALLOWED}")
     found = compile_all(hidden_sizes, dtypes, capabilities)
     print(format_table(found))
     if options.json is not None:

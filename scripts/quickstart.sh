@@ -31,7 +31,8 @@ pretrain() { # name, then --set options
     local name="$1" port
     shift
     port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
-    deepspeed --num_gpus "$((gpus > 0 ? gpus : 1))" --master_port "$port" --module bert_pld.pretrain \
+    # One process on any machine: 64 sequences for a model of 6 × 128 are too few to divide among GPUs.
+    deepspeed --num_gpus 1 --master_port "$port" --module bert_pld.pretrain \
         --deepspeed_config "$config" --data_dir "$out/corpus" --output_dir "$out/$name" \
         --set bf16.enabled="$bf16" "$@" 2>&1 | sed -u "s/^/$name | /"
 }

@@ -5,6 +5,7 @@ Shapes: T tokens, H hidden, K rows of the branch, N rows that are normalised, I 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -113,20 +114,27 @@ class AddNorm(Operation):
 
         stream, weight, norm_bias, *branch = inputs.arguments
         values, bias = branch or (None, None)
-        return add_norm_forward(stream, weight, norm_bias, EPS, values, bias, self.join, self.rows, tile)
+        return add_norm_forward(stream, weight, norm_bias, EPS, values, bias, self._join_on_device, self.rows, tile)
 
     def backward(self, inputs: InputSet, saved: tuple[Tensor, ...], tile: Tile | None = None) -> tuple[Tensor, ...]:
         """`add_norm_backward`."""
         from bert_pld.kernels.add_norm import add_norm_backward
 
-        _, new_stream, mean, rstd = saved
+        (_, new_stream, mean, rstd), join = saved, self._join_on_device
         grad_normed, grad_new_stream = (*inputs.upstream, None)[:2]
         grad_stream, grad_values, sums = add_norm_backward(
-            grad_normed, grad_new_stream, new_stream, inputs.arguments[1], mean, rstd, self.join, self.rows, tile
+            grad_normed, grad_new_stream, new_stream, inputs.arguments[1], mean, rstd, join, self.rows, tile
         )
         if grad_values is None:
             return grad_stream, sums[0], sums[1]
         return grad_stream, sums[0], sums[1], grad_values, sums[2]
+
+    @functools.cached_property
+    def _join_on_device(self) -> Join | None:
+        """The join as training passes it, with its words uploaded before: a launch would upload them each time."""
+        from bert_pld.kernels.joins import on_device
+
+        return None if self.join is None else on_device([self.join], self.device)[0]
 
     def default_tile(self, direction: str) -> Tile:
         """A tile of rows; backward reduces over them."""

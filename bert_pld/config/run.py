@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -110,12 +111,15 @@ def load_config(
     where = "configuration" if isinstance(source, Mapping) else str(source)
     values = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_json(find_config(source))
     values = choose_phase(values, phase, where)
+    is_dense = values.get("progressive_layer_drop") is None
     for override in overrides:
         apply_override(values, override)
     blocks = {name: values.pop(name, None) for name in OUR_BLOCKS}
     _refuse_misspelt_blocks(values, where)
-    if blocks["progressive_layer_drop"] is None:
-        blocks["progressive_layer_drop"] = {"enabled": False}
+    dropping = blocks["progressive_layer_drop"]
+    # A job array sets the seed of every JSON: a seed alone does not turn dropping on.
+    if dropping is None or (is_dense and isinstance(dropping, Mapping) and dropping.keys() == {"seed"}):
+        blocks["progressive_layer_drop"] = {**(dropping or {}), "enabled": False}
     blocks = {name: {} if block is None else block for name, block in blocks.items()}
     known = {name: use == "run" or bool(blocks[name]) for name in ("model", "training")}
     grows = False
@@ -143,7 +147,8 @@ def load_config(
             f"{where}: data.seq_length: {run.data.seq_length}; must be at most"
             f" model.max_position_embeddings ({run.model.max_position_embeddings})"
         )
-    if use == "own_model" and "max_steps" not in blocks["training"]:
+    knows_max_steps = use != "own_model" or "max_steps" in blocks["training"]
+    if not knows_max_steps:
         for problem in run.progressive_layer_drop.needs_max_steps():
             raise ConfigError(f"{where}: progressive_layer_drop.{problem}")
     pld = run.progressive_layer_drop.resolved(run.training.max_steps)
@@ -153,19 +158,19 @@ def load_config(
         raise ConfigError(
             f"{where}: model.cuda_graphs: true at zero_optimization.stage 3; use stage 0, 1 or 2, or false"
         )
-    _check_dropping(pld, run, where)
+    _check_dropping(pld, run, where, run.training.max_steps if knows_max_steps else math.inf)
     return dataclasses.replace(run, progressive_layer_drop=pld, data=run.data.resolved(run.training.max_steps))
 
 
-def _check_dropping(pld: ProgressiveLayerDropConfig, run: RunConfig, where: str) -> None:
+def _check_dropping(pld: ProgressiveLayerDropConfig, run: RunConfig, where: str, max_steps: float) -> None:
     """Reject dense phases longer than the run, and DeepSpeed's own methods that drop or cut tokens beside ours."""
     if not pld.enabled:
         return
     dense = pld.dense_warmup + pld.dense_finish
-    if dense > run.training.max_steps:
+    if dense > max_steps:
         raise ConfigError(
             f"{where}: progressive_layer_drop.dense_warmup + dense_finish: {dense:g} steps;"
-            f" must be at most training.max_steps ({run.training.max_steps})"
+            f" must be at most training.max_steps ({max_steps})"
         )
     for key in (
         "data_efficiency.data_routing.random_ltd",

@@ -66,7 +66,8 @@ def step_collectives(
         kept = [[1.0] * run.model.num_layers]
     tensors, zero = parameter_tensors(run.model), run.deepspeed.get("zero_optimization", {})
     element = _ELEMENT_BYTES[run.precision]
-    gradient_element = _ELEMENT_BYTES[run.deepspeed.get("communication_data_type") or run.precision]
+    # DeepSpeed reads the name in any case.
+    gradient_element = _ELEMENT_BYTES[(run.deepspeed.get("communication_data_type") or run.precision).lower()]
     in_step = [1.0 - math.prod(1.0 - micro_batch[block] for micro_batch in kept) for block in range(len(kept[0]))]
     bucket = int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS))
     stage = run.zero_stage

@@ -29,11 +29,32 @@ _ARGUMENT_TYPES = {
 """Types of the arguments that are neither pointers to the model's dtype nor 32-bit integers."""
 _OPTIONS = {"num_warps", "maxnreg", "sanitize_overflow"}
 _REGISTERS = 65536
-_WARPS = 64
-_SHARED_BYTES = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 _RESERVED_SHARED_BYTES = 1024
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(\S.*?);", flags=re.MULTILINE)
 _BRANCH = re.compile(r"\bBRA\b.*?\b(?:0x([0-9a-f]+))")
+
+
+@dataclasses.dataclass(frozen=True)
+class Multiprocessor:
+    """What a multiprocessor has room for."""
+
+    warps: int
+    shared_bytes: int
+    """Shared memory of all programs together; each of them takes 1 KiB more than it asks for."""
+
+    @property
+    def program_shared_bytes(self) -> int:
+        """Shared memory that one program can ask for."""
+        return self.shared_bytes - _RESERVED_SHARED_BYTES
+
+
+_LARGE, _SMALL = 228 * 1024, 100 * 1024
+MULTIPROCESSORS = {
+    80: Multiprocessor(warps=64, shared_bytes=164 * 1024),
+    **{capability: Multiprocessor(warps=64, shared_bytes=_LARGE) for capability in (90, 100)},
+    **{capability: Multiprocessor(warps=48, shared_bytes=_SMALL) for capability in (86, 89, 120)},
+}
+"""By compute capability × 10, from the CUDA C++ Programming Guide."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +108,14 @@ def compile_kernel(kernel: Any, arguments: dict[str, Any], dtype: str, capabilit
 
 
 def resident_programs(code: MachineCode, num_warps: int, capability: int) -> int:
-    """Return how many programs fit on a multiprocessor by their registers, warps and shared memory."""
+    """Return how many programs fit on a multiprocessor by their registers, warps and shared memory.
+
+    0: one program asks for more than `Multiprocessor.program_shared_bytes`, or for too many registers.
+    """
+    multiprocessor = MULTIPROCESSORS[capability]
     by_registers = _REGISTERS // (-(-code.registers // 8) * 8 * 32 * num_warps)
-    by_shared = _SHARED_BYTES[capability] // (code.shared_bytes + _RESERVED_SHARED_BYTES)
-    return min(by_registers, by_shared, _WARPS // num_warps)
+    by_shared = multiprocessor.shared_bytes // (code.shared_bytes + _RESERVED_SHARED_BYTES)
+    return min(by_registers, by_shared, multiprocessor.warps // num_warps)
 
 
 def _assemble(ptx: str, capability: int) -> str:

@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from bert_pld.config import BATCH_KEYS, OUR_BLOCKS, ConfigError, ProgressiveLayerDropConfig, RunConfig, load_config
+from bert_pld.config import (
+    AUTO,
+    BATCH_KEYS,
+    OUR_BLOCKS,
+    ConfigError,
+    ProgressiveLayerDropConfig,
+    RunConfig,
+    load_config,
+)
 from bert_pld.pld.gates import Gates, draw_gates
 from bert_pld.pld.schedule import Schedule
 
@@ -187,7 +195,8 @@ def initialize(
     if model is not None and model in _HOOKS:
         _HOOKS.pop(model).remove()
     settings = {key: value for key, value in run.deepspeed.items() if key not in OUR_BLOCKS}
-    if run.training.max_micro_batch_size is not None:
+    automatic = AUTO in (settings.get(key) for key in BATCH_KEYS)  # DeepSpeed reads only numbers.
+    if automatic or run.training.max_micro_batch_size is not None:
         settings |= dict(zip(BATCH_KEYS, run.batch_sizes(_world_size()), strict=True))
     engine, *rest = deepspeed.initialize(
         _without_config(args),

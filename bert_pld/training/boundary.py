@@ -6,6 +6,9 @@ model has. Here one multi-tensor operator computes all norms in fp32, and the ho
 norm is finite exactly when every gradient is (a gradient beyond 1e19 counts as an overflow too), so it also decides
 whether the step is skipped; the clipping factor is computed on the host.
 
+One result differs: where fp16's loss scale has just grown, DeepSpeed divides this step's gradients by the new scale,
+so that they are half as large. Here they are divided by the scale that they have.
+
 Only methods of the engine's one optimizer object are replaced. `python -m benchmarks operators` counts the operators.
 """
 
@@ -47,6 +50,8 @@ def lighten_boundary(engine: Any) -> None:
 def _lighten_partitioned(optimizer: Any) -> None:
     """Replace three methods of DeepSpeed's optimizer of ZeRO 1 and 2, which its `step` calls in this order."""
     known_norm: float | None = None
+    scale: float | None = None
+    """The loss scale of this step's gradients: DeepSpeed may raise it before it divides them by it."""
 
     def check_overflow(partition_gradients: bool = True) -> None:
         nonlocal known_norm
@@ -60,9 +65,12 @@ def _lighten_partitioned(optimizer: Any) -> None:
         return global_norm() if norm is None else norm  # with "check_grad_overflow": false, there was no check
 
     def unscale_and_clip_grads(grads: Sequence[Tensor], total_norm: float) -> None:
-        _unscale_and_clip(grads, total_norm, optimizer.loss_scale, optimizer.clip_grad)
+        of_grads = optimizer.loss_scale if scale is None else scale  # None: nothing asked for the norm
+        _unscale_and_clip(grads, total_norm, of_grads, optimizer.clip_grad)
 
     def global_norm() -> float:
+        nonlocal scale
+        scale = optimizer.loss_scale
         partitions = optimizer.averaged_gradients.values()
         grads = [grad for partition in partitions for grad in partition or () if grad.numel()]
         squared = _squared_norm(grads, optimizer.device)

@@ -27,8 +27,11 @@ from bert_pld.training.records import Monitors, append_record, drop_records_afte
 from bert_pld.training.schedulers import WarmupStableDecay, our_schedule
 
 # Peak TFLOP/s of tensor cores in bf16 and fp16 without sparsity, from NVIDIA's data sheets. The keys are searched in
-# the device's name in this order.
-_PEAK_TFLOPS = {"GB200": 2500, "B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40": 181, "V100": 125}
+# the device's name in this order, so a name stands before those that it contains.
+_PEAK_TFLOPS = {
+    **{"GB200": 2500, "B200": 2250, "H200 NVL": 835, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989},
+    **{"A100": 312, "L40S": 362, "L40": 181, "V100": 125},
+}
 
 
 _SUMS = ("loss", "mlm_loss", "nsp_loss", "micro_batches", "kept_blocks", "tokens", "flops")
@@ -255,7 +258,11 @@ class Metrics:
 def _known_peak(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
+    return peak_tflops_of(torch.cuda.get_device_name(device))
+
+
+def peak_tflops_of(name: str) -> float | None:
+    """Return the peak of the GPU with a name as the driver gives it, such as "NVIDIA L40S"; None if it is not known."""
     return next((float(peak) for key, peak in _PEAK_TFLOPS.items() if key in name), None)
 
 

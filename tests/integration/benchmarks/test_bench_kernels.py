@@ -18,7 +18,9 @@ from benchmarks.kernels.check import exact_results, kernel_errors, passes, relat
 from benchmarks.kernels.implementations import torch_implementation
 from benchmarks.kernels.operation import Case, Size
 from benchmarks.kernels.sweep import candidate_tiles, fits
+from bert_pld.kernels import joins
 from bert_pld.kernels.tiles import Tile, element_tile, reducing_row_tile, row_tile
+from bert_pld.pld.subsets import upload
 
 CPU = torch.device("cpu")
 SMALL = Size(tokens=16, hidden=8, dtype="bf16", seq_length=4, vocabulary=10)
@@ -110,6 +112,18 @@ def test_kernels_pass_the_correctness_check(name, interpreted):
     for error in errors.values():
         assert 0 <= error < 1e-2
         assert error > 0 or name == "split_qkv"  # copies, and sums that fp32 holds exactly
+
+
+@pytest.mark.parametrize("name", ["add_norm", "add_norm_scatter_gather"])
+def test_seed_and_scale_are_uploaded_once_and_not_in_each_timed_call(name, interpreted, monkeypatch):
+    uploads = []
+    monkeypatch.setattr(joins, "upload", lambda words, device: uploads.append(words.shape) or upload(words, device))
+    operation = OPERATIONS[name](dataclasses.replace(SMALL, hidden=32), CPU)
+    for seed in range(3):
+        inputs = operation.random_inputs(seed)
+        normed, *saved = operation.forward(inputs)
+        operation.backward(inputs, (normed, *saved))
+    assert uploads == [(1, 4)]
 
 
 @pytest.fixture(scope="module", params=[[], ["--no_graphs"]], ids=["graphs", "launches"])

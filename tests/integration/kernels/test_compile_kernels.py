@@ -58,10 +58,25 @@ def test_spilling_kernel_is_reported_and_the_command_fails():
     assert ", 0 spill" not in done.stdout
 
 
+def test_embeddings_of_post_norm_in_fp32_fit_the_gpus_with_least_shared_memory(tmp_path):
+    one = (
+        "from bert_pld import compile_kernels\nevery = compile_kernels.variants\n"
+        "compile_kernels.variants = lambda *given, **more: ("
+        "    variant for variant in every(*given, **more) if variant.name == 'embed norm backward')"
+    )
+    sizes = ("--hidden_sizes", "768", "--dtypes", "fp32", "--capabilities", "86")
+    done = compile_ahead(*sizes, "--json", str(tmp_path / "found.json"), code=one)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = json.loads((tmp_path / "found.json").read_text())
+    assert 60_000 < found["shared_bytes"] <= 99 * 1024
+    assert found["warps_per_multiprocessor"] == 4
+
+
 def test_invalid_option_is_reported_in_one_line():
     for arguments, environment, expected in (
         (["--dtypes", "int8"], {}, "--dtypes int8: must be any of bf16, fp16, fp32"),
         (["--hidden_sizes", "x"], {}, "must be integers separated by commas"),
+        (["--capabilities", "75,90"], {}, "--capabilities 75: must be any of 80, 86, 89, 90, 100, 120"),
         ([], {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET is set"),
     ):
         done = compile_ahead(*arguments, **environment)

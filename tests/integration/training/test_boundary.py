@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from runs import small_config
 from tiny_model import make_batch
 
@@ -84,6 +85,24 @@ def test_gradients_are_divided_by_the_loss_scale(stage):
         weights.append(after[-1])
     assert max(norms) < 8 * min(norms)
     assert torch.allclose(*weights, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(("stage", "clipping"), [(1, 0.0), (2, 4.0)])
+def test_step_at_which_the_loss_scale_grows_is_as_large_as_any(stage, clipping):
+    """The scaler of fp16, in bf16: it doubles before each division of the gradients, which have the scale before it."""
+    weights, norms = [], []
+    for window in (None, 1):
+        engine = start(stage, "bert_pld", clipping)
+        if window is not None:
+            settings = {"min_scale": 1.0, "delayed_shift": 1, "consecutive_hysteresis": False}
+            engine.optimizer.loss_scaler = DynamicLossScaler(8.0, window, **settings)
+        before = fp32_weights(engine.optimizer)
+        of_steps, after = train(engine, steps=3)
+        norms.append(of_steps)
+        weights.append(torch.stack(after) - before)
+    assert engine.optimizer.loss_scale == 32.0  # It grew at the second and third step.
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+    assert (weights[1] - weights[0]).norm() < 1e-2 * weights[0].norm()
 
 
 @pytest.mark.parametrize("boundary", ["bert_pld", "DeepSpeed"])

@@ -41,6 +41,20 @@ def test_set_overrides_our_blocks_and_deepspeed_s_keys():
     assert config.model.kernels == "reference"
 
 
+@pytest.mark.parametrize("block", [{}, {"progressive_layer_drop": None}])
+def test_seed_of_a_job_array_does_not_turn_dropping_on(block):
+    seed = "progressive_layer_drop.seed=3"
+    config = load_config(block, ["training.seed=3", seed])
+    assert not config.progressive_layer_drop.enabled
+    assert make_schedule(config, num_blocks=12).expected_depth(10**6) == 12
+    assert config == load_config(block, ["training.seed=3"])
+    for more in ({"progressive_layer_drop": {}}, {"progressive_layer_drop": {"seed": 1}}):
+        assert load_config(more, [seed]).progressive_layer_drop.enabled
+    assert load_config(block, [seed, "progressive_layer_drop.theta=0.7"]).progressive_layer_drop.theta == 0.7
+    with pytest.raises(ConfigError, match="seed: -1"):
+        load_config(block, ["progressive_layer_drop.seed=-1"])
+
+
 def test_auto_gamma_is_100_over_max_steps():
     config = load_config({"progressive_layer_drop": {}, "training": {"max_steps": 50_000}})
     assert config.progressive_layer_drop.gamma == pytest.approx(0.002)

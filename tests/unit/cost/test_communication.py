@@ -42,6 +42,12 @@ def test_dropped_blocks_are_sent_at_stages_0_and_3_only():
     assert sent[3] == 4 * 2 * count  # every tensor's size is even
 
 
+@pytest.mark.parametrize(("name", "size"), [("fp16", 2), ("FP16", 2), ("Bf16", 2), ("FP32", 4)])
+def test_type_of_communication_is_read_in_any_case(name, size):
+    run = load_config({"model": MODEL, "communication_data_type": name})
+    assert gradients(step_collectives(run, 2)) == size * parameter_count(run.model)
+
+
 def test_stage_1_with_overlap_and_accumulation_sends_all_gradients():
     run = run_of(1, overlap_comm=True)
     assert gradients(step_collectives(run, 2, MICRO_BATCHES)) == 4 * parameter_count(run.model)

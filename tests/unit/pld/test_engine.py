@@ -71,6 +71,16 @@ def test_largest_micro_batch_of_our_block_becomes_deepspeed_s():
     assert (engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()) == (4, 3)
 
 
+def test_batch_sizes_that_are_auto_are_computed_from_the_others():
+    for total, micro, accumulation in ((8, 4, "auto"), (8, "auto", 2), ("auto", 4, 2)):
+        sizes = {"train_batch_size": total, "train_micro_batch_size_per_gpu": micro}
+        engine = start(config={**CONFIG, **sizes, "gradient_accumulation_steps": accumulation})[0]
+        found = engine.train_batch_size(), engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()
+        assert found == (8, 4, 2)
+    with pytest.raises(ConfigError, match="train_batch_size or train_micro_batch_size_per_gpu: auto; give at least"):
+        start(config={**CONFIG, "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"})
+
+
 def test_initialize_returns_deepspeed_s_tuple_and_theta_follows_global_steps():
     engine, optimizer, loader, scheduler = start()
     assert optimizer is not None
@@ -186,6 +196,16 @@ def test_schedule_that_depends_on_the_number_of_steps_is_refused_without_it(chan
         start(config=config)
     schedule = start(config={**config, "training": {"max_steps": 1000}})[0].layer_dropper.schedule
     assert schedule.theta(500) < 1.0
+
+
+def test_dense_warmup_in_steps_needs_no_number_of_steps():
+    blocks = {"progressive_layer_drop": {"theta": 0.5, "gamma": 0.1, "dense_warmup": 300_000}}
+    schedule = start(config={**CONFIG, **blocks})[0].layer_dropper.schedule
+    assert [schedule.theta(step) for step in (200_001, 300_000)] == [1.0, 1.0]
+    assert schedule.theta(300_100) < 0.51
+    message = r"dense_warmup \+ dense_finish: 300000 steps; must be at most training.max_steps \(1000\)"
+    with pytest.raises(ConfigError, match=message):
+        start(config={**CONFIG, **blocks, "training": {"max_steps": 1000}})
 
 
 class PassesOn(Tower):
