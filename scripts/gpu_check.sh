@@ -138,6 +138,14 @@ first_tests() {
     wait
     return "$code"
 }
+quality() { # The paper's JSON at the size `small`, with warm-up and decay shortened as the number of steps is.
+    local changes=(model.preset=small train_batch_size=32 train_micro_batch_size_per_gpu=32
+        scheduler.params.warmup_num_steps=100 scheduler.params.decay_step=5 progressive_layer_drop.gamma=auto
+        training.max_steps=1000 training.eval_interval=100)
+    bench quality --deepspeed_config configs/paper/pld_batch.json --data_dir "$SHARDS" "${changes[@]/#/--set=}" \
+        --contenders hf_bert,hf_bert_compiled,hf_megatron,hf_megatron_compiled,post,pre,pld_batch,pld_sample \
+        --json "$OUT/quality.json"
+}
 paper() {
     bench paper run --scale gpu --seeds 1 --data_dir "$SHARDS" --output_dir "${RUNS:-$OUT/paper}" &&
         bench paper summarize "${RUNS:-$OUT/paper}" --json "$OUT/paper_gpu.json"
@@ -175,10 +183,7 @@ for name in "$@"; do
         --folder "${TMPDIR:-/tmp}" --json "$OUT/checkpoint.json" ;;
     curves) stage "$name" 12 bench curves --dtypes bf16,fp16 --json "$OUT/curves.json" ;;
     sweep) stage "$name" 45 bench kernels --sweep --peers none --tokens 32768 --hidden 1024 --json "$OUT/sweep.json" ;;
-    quality) stage "$name" 15 bench quality --deepspeed_config configs/bert_small_pld_128.json \
-        --data_dir "$SHARDS" --set training.max_steps=1000 --set training.eval_interval=100 \
-        --contenders hf_bert,hf_bert_compiled,hf_megatron,hf_megatron_compiled,post,pre,pld_batch,pld_sample \
-        --json "$OUT/quality.json" ;;
+    quality) stage "$name" 15 quality ;;
     graphs) stage "$name" 40 graphs ;;
     paper) stage "$name" 15 paper ;;
     esac

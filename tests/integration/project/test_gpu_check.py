@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 
 import pytest
 from repository import REPOSITORY
 from runs import run_captured
+
+from benchmarks.__main__ import build_parser
+from benchmarks.options import chosen
+from benchmarks.quality.contenders import CONTENDERS
+from bert_pld.config import load_config
 
 SCRIPT = REPOSITORY / "scripts" / "gpu_check.sh"
 STAGES = ["setup", "tests", "base", "training", "large", "muon", "kernels", "cudnn"]
@@ -64,14 +70,38 @@ def test_wrong_arguments_are_one_line(arguments, message):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_failed_and_hung_stages_lose_no_other_stage(tmp_path):
-    programs, out, calls = tmp_path / "bin", tmp_path / "out", tmp_path / "calls"
+@pytest.fixture
+def stand_ins(tmp_path):
+    """The environment of a run with the programs above, and the file of their calls."""
+    programs, calls = tmp_path / "bin", tmp_path / "calls"
     programs.mkdir()
     for name, text in (("python3", PYTHON), ("timeout", TIMEOUT)):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "OUT": str(out), "CALLS": str(calls)}
+    path = f"{programs}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OUT": str(tmp_path / "out"), "CALLS": str(calls)}
     environment.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    return environment, calls
+
+
+def test_quality_trains_small_with_adamw_for_all_contenders(stand_ins, tmp_path):
+    environment, calls = stand_ins
+    run_captured(["bash", SCRIPT, "quality"], env={**environment, "SHARDS": str(tmp_path)}, timeout=60)
+    (command,) = [line for line in calls.read_text().splitlines() if "benchmarks quality" in line]
+    arguments = shlex.split(command.partition("benchmarks quality")[2])
+    options = build_parser("quality").parse_args(arguments)
+    config = load_config(options.deepspeed_config, options.set)
+    assert config.deepspeed["optimizer"]["type"] == "AdamW"
+    assert (config.model.num_layers, config.model.hidden_size) == (4, 512)
+    assert config.training.max_steps * config.deepspeed["train_batch_size"] == 32_000
+    assert config.deepspeed["scheduler"]["params"]["warmup_num_steps"] == 100
+    assert config.progressive_layer_drop.gamma == 0.1
+    assert options.data_dir == tmp_path
+    assert {"hf_bert", "pre", "pld_batch"} < set(chosen("--contenders", options.contenders, CONTENDERS))
+
+
+def test_failed_and_hung_stages_lose_no_other_stage(stand_ins, tmp_path):
+    (environment, calls), out = stand_ins, tmp_path / "out"
     done = run_captured(["bash", SCRIPT], expect=1, env=environment, timeout=60)
     rows = dict(re.findall(r"^(\w+) +\d+ s  (.*)$", done.stdout, re.MULTILINE))
     assert list(rows) == STAGES
