@@ -108,12 +108,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def _refuse_muon_for_theirs(names: list[str], config: RunConfig) -> None:
     """Raise ValueError if a Hugging Face class would train under Muon.
 
-    Our Muon takes the matrices of our own blocks; all of theirs would be left to AdamW, and the optimizers would differ.
+    Our Muon takes the matrices of our own blocks and would leave all of theirs to AdamW.
     """
     theirs = [name for name in names if name in HUGGING_FACE_CONTENDERS]
     if theirs and config.deepspeed.get("optimizer", {}).get("type", "").lower() == "muon":
         raise ValueError(
-            f"optimizer.type Muon: would train {theirs[0]} with AdamW, because it knows the matrices of our blocks only;"
+            f"optimizer.type Muon: would train {theirs[0]} with AdamW, because it takes our blocks' matrices only;"
             " must be another optimizer, or --contenders without hf_*"
         )
 
