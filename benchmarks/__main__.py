@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.results import check_json_option, save
-from bert_pld.cli import make_parser, run_as_rank
+from benchmarks.results import save
+from bert_pld.cli import check_json_option, make_parser, run_as_rank
 
 
 def subjects() -> dict[str, str]:

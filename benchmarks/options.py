@@ -1,8 +1,7 @@
-"""Checks of command-line options: lists joined by commas, and positive integers."""
+"""Checks of command-line options: lists joined by commas."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 
@@ -38,10 +37,3 @@ def fractions(option: str, text: str) -> list[float]:
     if not all(0.0 < value <= 1.0 for value in values):
         raise ValueError(f"{option} {text}: must be numbers in (0, 1], joined by commas")
     return values
-
-
-def require_positive(options: argparse.Namespace, *names: str) -> None:
-    """Raise ValueError if one of these integer options is below 1."""
-    for name in names:
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} {getattr(options, name)}: must be at least 1")

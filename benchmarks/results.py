@@ -12,12 +12,6 @@ from bert_pld.files import write_atomically
 _MOST_CHARACTERS = 300
 
 
-def check_json_option(path: Path | None) -> None:
-    """Raise ValueError if the file's folder does not exist: before hours of measurement, not after them."""
-    if path is not None and not path.resolve().parent.is_dir():
-        raise ValueError(f"--json {path}: its folder does not exist; nothing was measured")
-
-
 def save(result: dict[str, Any], path: Path | None) -> None:
     """Write a result on rank 0, replacing an earlier one atomically; do nothing without a path.
 

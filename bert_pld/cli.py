@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 EXIT_ERROR = 1
@@ -93,6 +94,19 @@ def read_initial_weights(options: argparse.Namespace) -> Any:
     from bert_pld.training.initial_weights import open_initial_weights
 
     return open_initial_weights(options.initialize_from, options.new_vocabulary)
+
+
+def check_json_option(path: Path | None) -> None:
+    """Raise ValueError if the file's folder does not exist: before hours of measurement, not after them."""
+    if path is not None and not path.resolve().parent.is_dir():
+        raise ValueError(f"--json {path}: its folder does not exist; nothing was measured")
+
+
+def require_positive(options: argparse.Namespace, *names: str) -> None:
+    """Raise ValueError if one of these integer options is below 1."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} {getattr(options, name)}: must be at least 1")
 
 
 def run(

@@ -13,14 +13,19 @@ import sys
 from pathlib import Path
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Make the argument parser."""
+    parser = argparse.ArgumentParser(description="Fill [MASK] with an exported model.")
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="folder written by `python -m bert_pld.export`")
+    parser.add_argument("sentences", nargs="+", metavar="SENTENCE", help="sentence with one [MASK]")
+    return parser
+
+
 def main() -> None:
     """Print the five most probable tokens for each sentence."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for terminals without UTF-8
-    parser = argparse.ArgumentParser(description="Fill [MASK] with an exported model.")
-    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="folder written by `python -m bert_pld.export`")
-    parser.add_argument("sentences", nargs="+", metavar="SENTENCE", help="sentence with one [MASK]")
-    options = parser.parse_args()
+    options = build_parser().parse_args()
     if not (options.model / "config.json").is_file():
         raise SystemExit(f"error: {options.model}: has no config.json; must be a folder written by bert_pld.export")
     for sentence in options.sentences:

@@ -25,8 +25,9 @@
 # A stage must end when its own limit and what the stages before it left unused are spent; then it is killed. A stage
 # that fails or is killed does not stop the others. How to read what is printed: docs/gpu.md. SHARDS: a folder of `data_prep build --seq_length 128`. RUNS: where
 # `paper` keeps its runs (default $OUT/paper). Packages that the host lacks are installed from .whl/
-# (scripts/gpu_wheels.sh fetches them) into a temporary folder. Writes one log and one JSON file for each benchmark to
-# $OUT and prints a table. Exit 1 if a stage failed.
+# (scripts/gpu_wheels.sh fetches them) into a temporary folder. Before the first stage, `setup` imports every package
+# that a chosen stage needs, and names those that it cannot. Writes one log and one JSON file for each benchmark to $OUT
+# and prints a table. Exit 1 if a stage failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-gpu_check_results}" PYTHONUNBUFFERED=1
@@ -111,12 +112,42 @@ stage() { # NAME LINES COMMAND…: run it into the log and show its last lines
     [ "$code" = ok ] || failed=1
     table+="$(printf '%-10s %5d s  %s' "$name" $((SECONDS - began)) "$code")"$'\n'
 }
-setup() {
+modules=(torch triton numpy deepspeed transformers)
+shards=(h5py safetensors tokenizers tqdm) # read shards, write checkpoints
+for name in "$@"; do
+    case "$name" in
+    tests | training | graphs) modules+=(pytest xdist "${shards[@]}") ;;
+    saving | quality | paper) modules+=("${shards[@]}") ;;
+    esac
+done
+setup() { # MODULE…
+    local wheels
     if compgen -G ".whl/*.whl" >/dev/null; then
-        limited python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" \
-            .whl/*.whl || return
+        wheels="$(limited python3 - .whl/*.whl <<'PYTHON'
+import importlib.metadata, os, sys
+for wheel in sys.argv[1:]:
+    try:
+        importlib.metadata.version(os.path.basename(wheel).split("-")[0])
+    except importlib.metadata.PackageNotFoundError:
+        print(wheel)
+PYTHON
+)" || return
+        # shellcheck disable=SC2086 # one word for each wheel
+        [ -z "$wheels" ] || limited python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir \
+            --target "$site" $wheels || return
     fi
-    limited python3 - <<'PYTHON'
+    limited python3 - "$@" <<'PYTHON'
+import importlib, sys
+missing = []
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        print(f"{name}: {' '.join(str(error).split())}")
+        missing.append(name)
+if missing:
+    names = ", ".join(missing)
+    raise SystemExit(f"error: cannot import {names}; scripts/gpu_wheels.sh fetches all but torch and triton")
 import deepspeed, torch, transformers, triton
 if not torch.cuda.is_available():
     raise SystemExit("error: torch sees no GPU")
@@ -138,6 +169,14 @@ first_tests() {
     wait
     return "$code"
 }
+quality() { # The paper's JSON at the size `small`, with warm-up and decay shortened as the number of steps is.
+    local changes=(model.preset=small train_batch_size=32 train_micro_batch_size_per_gpu=32
+        scheduler.params.warmup_num_steps=100 scheduler.params.decay_step=5 progressive_layer_drop.gamma=auto
+        training.max_steps=1000 training.eval_interval=100)
+    bench quality --deepspeed_config configs/paper/pld_batch.json --data_dir "$SHARDS" "${changes[@]/#/--set=}" \
+        --contenders hf_bert,hf_bert_compiled,hf_megatron,hf_megatron_compiled,post,pre,pld_batch,pld_sample \
+        --json "$OUT/quality.json"
+}
 paper() {
     bench paper run --scale gpu --seeds 1 --data_dir "$SHARDS" --output_dir "${RUNS:-$OUT/paper}" &&
         bench paper summarize "${RUNS:-$OUT/paper}" --json "$OUT/paper_gpu.json"
@@ -153,9 +192,9 @@ graphs() {
 }
 without_cudnn() { TORCH_CUDNN_SDPA_DEPRIORITIZED=1 train base 256 --contenders triton,pld_sample,pld_token --rounds 1 "$@"; }
 
-stage setup 3 setup
+stage setup 3 setup "${modules[@]}"
 if [ "$failed" -ne 0 ]; then
-    echo "error: needs a host with a GPU, torch and triton (see above)" >&2
+    echo "error: needs a host with a GPU, torch and triton, and .whl/ for what else is missing (see above)" >&2
     exit 1
 fi
 for name in "$@"; do
@@ -175,10 +214,7 @@ for name in "$@"; do
         --folder "${TMPDIR:-/tmp}" --json "$OUT/checkpoint.json" ;;
     curves) stage "$name" 12 bench curves --dtypes bf16,fp16 --json "$OUT/curves.json" ;;
     sweep) stage "$name" 45 bench kernels --sweep --peers none --tokens 32768 --hidden 1024 --json "$OUT/sweep.json" ;;
-    quality) stage "$name" 15 bench quality --deepspeed_config configs/bert_small_pld_128.json \
-        --data_dir "$SHARDS" --set training.max_steps=1000 --set training.eval_interval=100 \
-        --contenders hf_bert,hf_bert_compiled,hf_megatron,hf_megatron_compiled,post,pre,pld_batch,pld_sample \
-        --json "$OUT/quality.json" ;;
+    quality) stage "$name" 15 quality ;;
     graphs) stage "$name" 40 graphs ;;
     paper) stage "$name" 15 paper ;;
     esac

@@ -1,15 +1,40 @@
 #!/usr/bin/env bash
-# Fetch into .whl/ the packages that scripts/gpu_check.sh needs on an offline host with torch, triton and transformers.
+# Fetch into .whl/ what the stages of scripts/gpu_check.sh import, for an offline host that has torch and triton alone.
 #
-#   bash scripts/gpu_wheels.sh [PYTHON_VERSION]      Python version of the host (default 3.12); about 6 MB
+#   bash scripts/gpu_wheels.sh [PYTHON_VERSION]      Python version of the host, Linux on x86-64 (default 3.12); 50 MiB
+#
+# DeepSpeed, transformers and pytest with all that they need, and what reads shards and writes checkpoints. Left out:
+# torch and triton, which bring a gigabyte of CUDA; hf-xet, which only downloads models; and what no stage imports (scipy,
+# matplotlib, the packages of data preparation). gpu_check.sh installs what its host lacks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version="${1:-3.12}"
-mkdir -p .whl
-pin() { grep -E "^$1==" scripts/constraints.txt | cut -d' ' -f1; }
-# DeepSpeed is published as source only. Without compiled operations it is one wheel for every Python.
-DS_BUILD_OPS=0 python3 -m pip wheel -q --no-deps --no-build-isolation -w .whl "$(pin deepspeed)"
-for package in hjson msgpack pydantic pydantic_core annotated-types typing-inspection py-cpuinfo; do
-    python3 -m pip download -q --no-deps --only-binary=:all: --python-version "$version" -d .whl "$(pin $package)"
+packages=(h5py safetensors tokenizers tqdm transformers pytest pytest-xdist)
+LIMIT_MIB=56 # A host may limit what it takes to 64 MiB; the checkout is 6.
+platforms=()
+for name in manylinux1 manylinux2010 manylinux2014 manylinux_2_{5,12,17,24,27,28}; do
+    platforms+=(--platform "${name}_x86_64")
 done
-ls -l .whl
+rm -rf .whl
+mkdir .whl
+# DeepSpeed is published as source only. Without compiled operations it is one wheel for every Python.
+DS_BUILD_OPS=0 python3 -m pip wheel -q --no-deps --no-build-isolation -w .whl \
+    "$(grep -E '^deepspeed==' scripts/constraints.txt | cut -d' ' -f1)"
+needed="$(python3 - .whl/deepspeed-*.whl <<'PYTHON'
+import sys, zipfile
+from email.parser import Parser
+with zipfile.ZipFile(sys.argv[1]) as wheel:
+    metadata = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    requirements = Parser().parsestr(wheel.read(metadata).decode()).get_all("Requires-Dist")
+print(*(line for line in requirements if ";" not in line and line.split(">")[0].strip() != "torch"), sep="\n")
+PYTHON
+)"
+mapfile -t -O "${#packages[@]}" packages <<<"$needed"
+python3 -m pip download -q --only-binary=:all: --implementation cp --python-version "$version" "${platforms[@]}" \
+    -c scripts/constraints.txt -d .whl "${packages[@]}"
+rm -f .whl/hf_xet-*.whl
+ls -lS .whl
+if [ "$(du -sm .whl | cut -f1)" -gt "$LIMIT_MIB" ]; then
+    echo "error: .whl: $(du -sm .whl | cut -f1) MiB; must be at most $LIMIT_MIB" >&2
+    exit 1
+fi

@@ -34,23 +34,44 @@ pretrain() { # name, then --set options
     # One process on any machine: 64 sequences for a model of 6 × 128 are too few to divide among GPUs.
     deepspeed --num_gpus 1 --master_port "$port" --module bert_pld.pretrain \
         --deepspeed_config "$config" --data_dir "$out/corpus" --output_dir "$out/$name" \
-        --set bf16.enabled="$bf16" "$@" 2>&1 | sed -u "s/^/$name | /"
+        --set bf16.enabled="$bf16" "$@" 2>&1 | (trap '' TERM && exec sed -u "s/^/$name | /")
 }
+start() { # as `pretrain`, in the background: a process group of the launcher and its ranks, which `stop` can end
+    set -m
+    # The trap lets this shell wait for the launcher when the whole group gets SIGTERM.
+    (trap : TERM && pretrain "$@") &
+    set +m
+}
+stop() { # end the runs that have not ended, and wait until they have saved their checkpoints
+    local group
+    for group in $(jobs -p); do
+        kill -TERM -- "-$group" 2>/dev/null || true
+    done
+    wait
+}
+trap stop EXIT
 without=(--set progressive_layer_drop.enabled=false)
 if [ "$gpus" -gt 0 ] || [ "$cores" -lt 2 ]; then
     log "pretraining with layer dropping, then without"
-    pretrain pld
-    pretrain dense "${without[@]}"
+    start pld
+    wait "$!"
+    start dense "${without[@]}"
+    wait "$!"
 else
     # Side by side, with half of the cores each, so that whatever else the machine does slows both down alike.
     log "pretraining with layer dropping and, at the same time, without"
     export OMP_NUM_THREADS=$((cores / 2))
-    pretrain pld &
+    start pld
     first=$!
-    pretrain dense "${without[@]}" &
+    start dense "${without[@]}"
     second=$!
-    wait "$first"
+    while kill -0 "$first" 2>/dev/null && kill -0 "$second" 2>/dev/null; do
+        sleep 1
+    done
+    # The one that ended comes first, so that a failure ends this script, and `stop` the other run.
+    kill -0 "$first" 2>/dev/null || wait "$first"
     wait "$second"
+    wait "$first"
     unset OMP_NUM_THREADS
 fi
 

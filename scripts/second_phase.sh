@@ -19,11 +19,17 @@ given=$1/given.json
 has() { grep -q "\"$1\"" "$given"; } # whether the run's JSON has a key
 changes=(data.seq_length=64 train_batch_size=64 train_micro_batch_size_per_gpu=64 scheduler.params.warmup_num_steps=50
     training.max_steps=1500 training.eval_interval=250)
-if has muon_lr; then
-    changes+=(optimizer.params.lr=0.0007 optimizer.params.muon_lr=0.0014)
-else
-    changes+=(optimizer.params.lr=0.0005)
-fi
+rates="$(python - "$given" <<'PYTHON'
+import json, sys
+params = json.load(open(sys.argv[1], encoding="utf-8")).get("optimizer", {}).get("params", {})
+if not isinstance(params.get("lr"), (int, float)):
+    raise SystemExit(f"error: {sys.argv[1]}: optimizer.params.lr: {params.get('lr')!r}; must be a number")
+for name in ("lr", "muon_lr"):
+    if name in params:
+        print(f"optimizer.params.{name}={params[name] / 4!r}")
+PYTHON
+)" || exit 1
+mapfile -t -O "${#changes[@]}" changes <<<"$rates"
 if has decay_step; then
     changes+=(scheduler.params.decay_step=8)
 fi

@@ -20,9 +20,9 @@ import torch
 from benchmarks.batches import pattern_batch
 from benchmarks.engines import single_rank
 from benchmarks.machine import describe_device
-from benchmarks.options import require_positive
 from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.checkpoint.writer import CheckpointWriter
+from bert_pld.cli import require_positive
 from bert_pld.config import load_config
 from bert_pld.files import CHECKPOINTS, TOKENIZER, VOCABULARY
 from bert_pld.model import BertForPreTraining, use_backend
@@ -55,7 +55,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     The cost of a kind is the median, least and most of a block over the median without a checkpoint; `share` is its
     part of training time at the interval.
     """
-    require_positive(options, "rounds", "steps_per_block", "interval")
+    require_positive(options, "rounds", "steps_per_block", "interval", "micro_batch_size", "seq_length")
     with (
         single_rank("cuda" if torch.cuda.is_available() else "cpu") as device,
         tempfile.TemporaryDirectory("", "bench_checkpoint_", options.folder, ignore_cleanup_errors=True) as folder,
@@ -72,6 +72,7 @@ def _measure(options: argparse.Namespace, device: torch.device, folder: Path) ->
             "zero_optimization": {"stage": options.zero_stage},
             "bf16": {"enabled": device.type == "cuda"},
             "model": {**sizes, "next_sentence_prediction": True},
+            "data": {"seq_length": options.seq_length},
             "training": {"keep_checkpoints": 1},
         }
     )

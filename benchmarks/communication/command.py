@@ -22,6 +22,7 @@ from benchmarks.communication.measured_bytes import count_bytes, report_bytes, s
 from benchmarks.communication.steps import predict_and_measure, report_steps
 from benchmarks.machine import describe_device
 from benchmarks.options import DTYPES, chosen, fractions, positive_integers
+from bert_pld.cli import require_positive
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cost.flops import parameter_count
 
@@ -58,6 +59,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     options.overlap_comm = chosen("--overlap_comm", options.overlap_comm, ("default", "on"))
     options.accumulations = positive_integers("--accumulations", options.accumulations)
     options.thetas = fractions("--thetas", options.thetas)
+    require_positive(options, "micro_batch_size", "seq_length", "counted_steps", "rounds")
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         raise ValueError("communication needs at least two ranks: start it with deepspeed --no_local_rank --num_gpus 2")
     device = join_process_group()

@@ -32,7 +32,8 @@ from typing import Any
 from benchmarks.data.contenders import BARE, BARE_FAST, PURE_PYTHON, PYTHON_STATIC
 from benchmarks.data.measured_process import run_measured
 from benchmarks.data.python_static import DUPE_FACTOR
-from benchmarks.options import positive_integers, require_positive
+from benchmarks.options import positive_integers
+from bert_pld.cli import require_positive
 
 ALGORITHMS = ("wordpiece", "bpe", "unigram")
 

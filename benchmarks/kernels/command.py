@@ -23,8 +23,9 @@ from benchmarks.kernels.operation import Size
 from benchmarks.kernels.report import report
 from benchmarks.kernels.rows import failed_row, measure_rows
 from benchmarks.machine import describe_device
-from benchmarks.options import DTYPES, chosen, positive_integers, require_positive
+from benchmarks.options import DTYPES, chosen, positive_integers
 from benchmarks.results import save
+from bert_pld.cli import require_positive
 
 __all__ = ["EXAMPLE", "add_arguments", "measure", "report"]
 EXAMPLE = "python -m benchmarks kernels --tokens 8192,32768 --json kernels.json"

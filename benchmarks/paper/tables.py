@@ -26,7 +26,7 @@ def table(comparison: dict[str, Any], *groups: str) -> str:
     rows = [
         (
             row["label"],
-            figure(row["loss_at_equal_samples"], 3),
+            figure(_loss_at_equal_samples(comparison, row), 3),
             _figure_of_runs(row, "loss_at_equal_time", 3),
             figure(row["kept_blocks"], 2),
             _ratio(comparison, row, "time_a_sample", 3),
@@ -66,7 +66,8 @@ def short_table(comparison: dict[str, Any]) -> str:
     rows = [
         (
             row["label"],
-            *(_figure_of_runs(row, f"loss_at_equal_{what}", 3) for what in ("samples", "time")),
+            figure(_loss_at_equal_samples(comparison, row), 3),
+            _figure_of_runs(row, "loss_at_equal_time", 3),
             _ratio(comparison, row, "time_a_sample", 2),
             _speed(comparison, row),
         )
@@ -93,6 +94,16 @@ def choices_table(comparison: dict[str, Any]) -> str:
         if _runs(row) and (row["group"] == "choices" or row["variant"] in beside)
     ]
     return markdown_table(("", "held-out loss", *costs, _to_baseline(comparison), "runs"), rows)
+
+
+def _loss_at_equal_samples(comparison: dict[str, Any], row: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the last losses, or None if the runs have another number of samples than the baseline.
+
+    Older files do not state the number; their runs have the baseline's.
+    """
+    samples = row.get("samples")
+    equal = samples is None or (samples["mean"], samples["deviation"]) == (comparison["equal_samples"], 0)
+    return row["loss_at_equal_samples"] if equal else None
 
 
 def _runs(row: dict[str, Any]) -> int:

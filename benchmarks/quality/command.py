@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.engines import recompiling, single_rank
 from benchmarks.host_memory import in_own_process
+from benchmarks.hugging_face import HUGGING_FACE_CONTENDERS
 from benchmarks.loss_curve import time_to
 from benchmarks.machine import describe_libraries, processor_name
 from benchmarks.options import chosen
@@ -60,6 +61,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """
     names = chosen("--contenders", options.contenders, CONTENDERS)
     config = load_config(options.deepspeed_config, options.set)
+    _refuse_muon_for_theirs(names, config)
     every, steps = config.training.eval_interval, config.training.max_steps
     if options.steps_per_turn < 1 or every % options.steps_per_turn or not every:
         allowed = f"must divide training.eval_interval, which is {every} and must not be 0"
@@ -101,6 +103,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if result is None:
             raise ValueError(f"stopped by a signal before the first evaluation, at step {every}: nothing was measured")
         return result
+
+
+def _refuse_muon_for_theirs(names: list[str], config: RunConfig) -> None:
+    """Raise ValueError if a Hugging Face class would train under Muon.
+
+    Our Muon takes the matrices of our own blocks and would leave all of theirs to AdamW.
+    """
+    theirs = [name for name in names if name in HUGGING_FACE_CONTENDERS]
+    if theirs and config.deepspeed.get("optimizer", {}).get("type", "").lower() == "muon":
+        raise ValueError(
+            f"optimizer.type Muon: would train {theirs[0]} with AdamW, because it takes our blocks' matrices only;"
+            " must be another optimizer, or --contenders without hf_*"
+        )
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from benchmarks.engines import deepspeed_json, model_section, recompiling, singl
 from benchmarks.host_memory import HostMemory, in_own_process
 from benchmarks.hugging_face import HUGGING_FACE, MODERNBERT, import_hugging_face
 from benchmarks.machine import describe_libraries
-from benchmarks.options import DTYPES, chosen, require_positive
+from benchmarks.options import DTYPES, chosen
 from benchmarks.results import one_line, save
 from benchmarks.timing import allocate_workspaces, matmul_gflops
 from benchmarks.train.contenders import (
@@ -37,6 +37,7 @@ from benchmarks.train.contenders import (
 from benchmarks.train.figures import Round, figures_of
 from benchmarks.train.profile import profile_step
 from benchmarks.train.report import report
+from bert_pld.cli import require_positive
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.kernels import BACKENDS
 from bert_pld.pld.gates import Gates, draw_gates

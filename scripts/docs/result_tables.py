@@ -5,7 +5,10 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from benchmarks.hugging_face import HUGGING_FACE
 from benchmarks.markdown import markdown_table
+from benchmarks.paper.comparison import spread
+from benchmarks.paper.tables import table
 from bert_pld.pld.schedule import Schedule
 
 _GATES = ("no PLD", "batch, θ 0.5")
@@ -124,11 +127,19 @@ def trainer(result: dict[str, Any]) -> str:
     rows = []
     for name, label in (("bert_pld", "`bert_pld.finetune_glue`"), ("trainer", "transformers' `Trainer`")):
         scores = result["scores"][name]
-        mean = f"{statistics.fmean(scores):.1f} ± {statistics.stdev(scores):.1f}"
-        rows.append([label, *(f"{score:.1f}" for score in scores), mean])
-    difference = f"{result['difference']:+.1f} ± {result['standard_error']:.1f}"
+        deviation = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+        rows.append([label, *(f"{score:.1f}" for score in scores), f"{statistics.fmean(scores):.1f}{deviation}"])
+    error = "one seed" if result["standard_error"] is None else f"± {result['standard_error']:.1f}"
+    difference = f"{result['difference']:+.1f} {error}"
     rows.append(["difference, its standard error", *("" for _ in seeds), difference])
     return markdown_table([result["task"], *(f"seed {seed}" for seed in seeds), "mean"], rows)
+
+
+def earlier_recipe(result: dict[str, Any]) -> str:
+    """Return the table of the recipe's first version, whose comparison does not state the number of samples."""
+    for row in result["comparison"]["rows"]:
+        row["samples"] = spread([run["samples"][-1] for run in result["runs"][row["variant"]].values()])
+    return table(result["comparison"], "recipe")
 
 
 def theta(num_blocks: int = 12) -> str:
@@ -143,16 +154,28 @@ def theta(num_blocks: int = 12) -> str:
 
 
 def training_steps(result: dict[str, Any]) -> str:
-    """Return the table of training steps with a plain optimizer, from files of an older `benchmarks train`."""
+    """Return the table of training steps, from files of `benchmarks train` or of its version with a plain optimizer."""
     rows = []
     for one in result["contenders"]:
-        over = [one["speed_over_hugging_face_same_dtype"], one.get("time_over_reference")]
+        over = _ratios_of_older_version(one) if "speed_over" not in one else _ratios(one)
         predicted = one.get("predicted_of_gates_drawn")
         cells = ["–" if value is None else f"{value:.{digits}f}" for value, digits in zip(over, (2, 3), strict=True)]
         cells.append("–" if predicted is None else f"{predicted:.3f}")
         rows.append([one["name"], one["dtype"], f"{one['tokens_per_s']:,.0f}", *cells])
     header = ["", "", "tokens/s", "× Hugging Face in this dtype", "time over `reference`", "FLOPs predict"]
     return markdown_table(header, rows)
+
+
+def _ratios_of_older_version(one: dict[str, Any]) -> tuple[float | None, float | None]:
+    return one["speed_over_hugging_face_same_dtype"], one.get("time_over_reference")
+
+
+def _ratios(one: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Return the speed over the faster of Hugging Face's eager classes, and a PLD contender's time over `reference`."""
+    over = one["speed_over"][one["dtype"]]
+    dropping = "predicted_of_gates_drawn" in one and "reference" in over
+    peers = (speed for name, speed in over.items() if name in HUGGING_FACE)
+    return min(peers, default=None), 1 / over["reference"] if dropping else None
 
 
 def scale_search(result: dict[str, Any]) -> str:

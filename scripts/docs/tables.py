@@ -63,7 +63,6 @@ def _of_part(part: str, table: Callable[..., str], *groups: str) -> Callable[[di
 
 _COMPARISON = _of_part("comparison", tables.table, "paper", "choices")
 _RECIPE = _of_part("comparison", tables.recipe_table)
-_EARLIER_RECIPE = _of_part("comparison", tables.table, "recipe")
 _CHOICES = _of_part("comparison", tables.choices_table)
 _SHORT_COMPARISON = _of_part("comparison", tables.short_table)
 _CLAIMS = _of_part("claims", claims.claims_table)
@@ -74,7 +73,7 @@ SHOWN = (
     Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _COMPARISON),
     Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _CLAIMS),
     Shown("recipe_advice", "docs/pld.md", "recipe_cpu_8.json", _RECIPE),
-    Shown("recipe_cpu_4", "docs/results/recipe_cpu.md", "recipe_cpu_4.json", _EARLIER_RECIPE),
+    Shown("recipe_cpu_4", "docs/results/recipe_cpu.md", "recipe_cpu_4.json", result_tables.earlier_recipe),
     *(
         Shown(f"recipe_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_cpu_{size}.json", _RECIPE)
         for size in ("8", "8_long")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import transformers
 
-from bert_pld.cli import make_parser, run
+from bert_pld.cli import check_json_option, make_parser, require_positive, run
 from bert_pld.config import BATCH_KEYS, DataConfig
 from bert_pld.data.loader import training_batches
 from bert_pld.data.order import BatchShare
@@ -117,6 +117,8 @@ def save_stock_bert(folder: Path, data_dir: Path, manifest: Manifest, seq_length
 
 def main(options: argparse.Namespace) -> int:
     """Train with both, and print the largest difference of the losses and the tokens/s of both."""
+    check_json_option(options.json)
+    require_positive(options, "repeats", "batch_size", "seq_length")
     if importlib.util.find_spec("accelerate") is None:
         raise ValueError("transformers' Trainer requires accelerate; pip install accelerate")
     if torch.cuda.device_count() > 1:

@@ -32,7 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bert_pld.cli import make_parser, run
+from bert_pld.cli import check_json_option, make_parser, require_positive, run
 from data_prep.text.sentences import split_sentences
 
 END, EITHER = "‖", "¦"
@@ -229,8 +229,8 @@ def _seconds(name: str, segment: Segmenter, documents: list[list[str]]) -> float
 
 def main(options: argparse.Namespace) -> None:
     """Measure, print the table, and write the figures if requested."""
-    if options.repeats < 1:
-        raise ValueError(f"--repeats {options.repeats}: must be >= 1")
+    check_json_option(options.json)
+    require_positive(options, "repeats")
     text = None if options.text is None else read_text(options.text)
     golds = [(path.stem, read_gold(path)) for path in options.gold]
     segmenters, missing = {}, []

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from unittest import mock
 
-from bert_pld.cli import make_parser, run
+from bert_pld.cli import make_parser, require_positive, run
 from data_prep.sources.mediawiki import dump as wikipedia_dump
 from data_prep.sources.mediawiki.article_prose import prose_of_lines
 from data_prep.sources.mediawiki.site_info import SiteInfo
@@ -86,6 +86,7 @@ def articles(path: str) -> Iterator[tuple[str, str, SiteInfo]]:
 
 def main(options: argparse.Namespace) -> None:
     """Print one line of a Markdown table for each converter."""
+    require_positive(options, "articles", "turns")
     chosen = list(itertools.islice(articles(options.dump), options.articles))
     size = sum(len(text.encode()) for text, _, _ in chosen)
     converters = installed_converters()

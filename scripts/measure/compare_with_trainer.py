@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 import transformers
 
-from bert_pld.cli import make_parser, run_as_rank
+from bert_pld.cli import check_json_option, make_parser, run_as_rank
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.finetune_glue import hugging_face_folder
 from bert_pld.finetuning.batches import Encoded, TaskData
@@ -99,9 +99,17 @@ def refuse_several_gpus(visible: int) -> None:
         )
 
 
+def standard_error(figures: dict[str, list[float]]) -> float | None:
+    """Return the standard error of the difference of the means; None for one seed, which says nothing about it."""
+    if any(len(scores) < 2 for scores in figures.values()):
+        return None
+    return math.hypot(*(statistics.stdev(scores) / math.sqrt(len(scores)) for scores in figures.values()))
+
+
 def main(options: argparse.Namespace) -> int:
     """Fine-tune with both, seed by seed, and print the difference of the mean scores and its standard error."""
     refuse_several_gpus(torch.cuda.device_count())
+    check_json_option(options.json)
     task, *others = find_tasks([options.task])
     if others:
         raise ValueError(f"--task {options.task}: must be one task")
@@ -129,8 +137,9 @@ def main(options: argparse.Namespace) -> int:
             print(f"{task.name}, seed {seed}: {ours:.1f} bert_pld, {theirs:.1f} Trainer")
     dist.destroy_process_group()
     difference = statistics.fmean(figures["bert_pld"]) - statistics.fmean(figures["trainer"])
-    noise = math.hypot(*(statistics.stdev(v) / math.sqrt(len(v)) if len(v) > 1 else 0.0 for v in figures.values()))
-    print(f"{task.name}: difference of the means {difference:+.2f}, standard error of it {noise:.2f}")
+    noise = standard_error(figures)
+    error = "one seed, so without a standard error" if noise is None else f"standard error of it {noise:.2f}"
+    print(f"{task.name}: difference of the means {difference:+.2f}, {error}")
     if options.json is not None:
         result = {
             "task": task.name,
@@ -147,7 +156,8 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def build_parser() -> argparse.ArgumentParser:
+    """Make the script's argument parser."""
     what = "Fine-tune the same encoder with bert_pld and with transformers' Trainer."
     example = "python scripts/measure/compare_with_trainer.py --model exported/ --task CoLA --glue_dir glue/"
     parser = make_parser("scripts.compare_with_trainer", what, example)
@@ -161,4 +171,8 @@ if __name__ == "__main__":
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--max_train_rows", type=int)
     parser.add_argument("--json", type=Path)
-    run_as_rank(main, parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run_as_rank(main, build_parser())

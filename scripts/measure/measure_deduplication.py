@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_pld.cli import make_parser, run
+from bert_pld.cli import check_json_option, make_parser, run
 from data_prep.dedup.duplicates import Comparisons, Duplicates, cluster_near, find_exact, find_near, join_exact
 from data_prep.sources import KINDS, Source
 from data_prep.spool import write_spool
@@ -74,6 +74,7 @@ def require_enough(documents: int, what: str) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Plant copies, remove duplicates, and print the shares found."""
+    check_json_option(options.json)
     for flag, shares in (("--similarity", [options.similarity]), ("--rates", options.rates)):
         for share in shares:
             if not 0.0 < share <= 1.0:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bert_pld.cli import make_parser, run
+from bert_pld.cli import check_json_option, make_parser, require_positive, run
 
 MASKED, BATCH, TOP = 0.15, 64, 3
 SENTENCES = {
@@ -131,6 +131,8 @@ def main(options: argparse.Namespace) -> int:
     """Measure all languages and print a line for each."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer, logging
 
+    check_json_option(options.json)
+    require_positive(options, "rows")
     logging.set_verbosity_error()
     languages = sorted(path.stem for path in options.held_out.glob("*.txt"))
     if not languages:

@@ -9,6 +9,7 @@ second of processor time, the best of a few turns; all rows have the same tokens
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bert_pld.cli import make_parser, run
+from bert_pld.cli import make_parser, require_positive, run
 from bert_pld.config import load_config
 from bert_pld.model import make_model
 
@@ -53,7 +54,8 @@ def tokens_per_second(options: argparse.Namespace) -> dict[str, float]:
     kinds: dict[str, NDArray[np.int64] | None] = {"whole rows": None}
     for mean in options.mean_length:
         lengths = made_up_lengths(rows, options.seq_length, mean, draw)
-        kinds[f"documents of {lengths.mean():.0f} tokens"] = lengths
+        # The asked mean is a part of the key: rows may cut the documents of two means to the same length.
+        kinds[f"documents of {lengths.mean():.0f} tokens, mean {mean:g}"] = lengths
     best = dict.fromkeys(kinds, float("inf"))
     for _ in range(options.turns):
         for name, documents in kinds.items():
@@ -79,9 +81,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(options: argparse.Namespace) -> int:
     """Print a line for each kind of rows."""
+    require_positive(options, "turns", "seq_length")
+    if options.seq_length > TOKENS:
+        raise ValueError(f"--seq_length {options.seq_length}: must be at most {TOKENS}, the tokens of a step")
+    if wrong := [mean for mean in options.mean_length if not 0 < mean < math.inf]:
+        raise ValueError(f"--mean_length {wrong[0]:g}: must be a number of tokens above 0")
     figures = tokens_per_second(options)
     for name, figure in figures.items():
-        print(f"{name:<28} {figure:8,.0f} tokens a processor second, {figure / figures['whole rows']:.2f} × whole rows")
+        print(f"{name:<36} {figure:8,.0f} tokens a processor second, {figure / figures['whole rows']:.2f} × whole rows")
     return 0
 
 

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bert_pld.cli import make_parser, run
+from bert_pld.cli import check_json_option, make_parser, run
 from data_prep.__main__ import main as data_prep
 
 DOCUMENTS, COPIES, CHANGED = 200, 40, 0.01
@@ -139,6 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(options: argparse.Namespace) -> int:
     """Measure all languages and kinds."""
+    check_json_option(options.json)
     kinds = ("wikipedia-dump", "books", "jsonl")
     result = {"documents": DOCUMENTS, "copies": COPIES, "changed": CHANGED}
     result["builds"] = [measure(language, kind) for language in SCRIPTS for kind in kinds]

@@ -18,12 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bert_pld.cli import make_parser, run
+from bert_pld.cli import check_json_option, make_parser, require_positive, run
 from bert_pld.data.fast_tokenizer import FastTokenizer
 
 
 def main(options: argparse.Namespace) -> None:
     """Print a line for each algorithm."""
+    check_json_option(options.json)
+    require_positive(options, "rounds", "vocab_size")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from data_prep.recipe import Normalise, ReadPieces, SplitSentences
     from data_prep.rows.trained_tokenizer import train_tokenizer

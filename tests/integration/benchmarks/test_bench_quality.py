@@ -201,6 +201,7 @@ def test_target_that_is_never_reached_is_reported(inputs, capsys):
         ("--target_loss=nan", "--target_loss nan: must be a number of nats above 0"),
         ("--contenders=post,bart", "--contenders post,bart: must be a list of hf_bert"),
         ("--set=training.max_steps=6", "training.max_steps 6: must be at least two evaluations, every 4 steps"),
+        ("--set=optimizer.type=muon", "optimizer.type Muon: would train hf_bert with AdamW"),
     ],
 )
 def test_user_errors_are_one_line(inputs, option, said, capsys):
@@ -208,6 +209,17 @@ def test_user_errors_are_one_line(inputs, option, said, capsys):
     printed = capsys.readouterr().err.splitlines()
     assert [line for line in printed if "error" in line] == printed[-1:]
     assert said in printed[-1]
+
+
+@on_cpu
+def test_our_own_contenders_train_with_muon(inputs, tmp_path):
+    muon = ("--set=optimizer.type=Muon", "--contenders=pre,pld_batch")
+    adam, with_muon = (
+        measure(tmp_path, "quality", *inputs, "--steps_per_turn=4", *options) for options in (muon[1:], muon)
+    )
+    assert with_muon["deepspeed"]["optimizer"]["type"] == "Muon"
+    losses = [[one["final_loss"] for one in result["contenders"]] for result in (adam, with_muon)]
+    assert min(abs(a - b) for a, b in zip(*losses, strict=True)) > 1e-3
 
 
 def test_steps_of_the_first_turn_count_as_their_median():

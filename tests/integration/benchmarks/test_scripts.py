@@ -1,10 +1,17 @@
-"""The comparison's scripts reject invalid input before they install, build or train anything."""
+"""The comparison's scripts reject invalid input before they install, build or train anything, and pass the rest on."""
 
+import json
+import os
 import subprocess
+import sys
 
 import pytest
 from repository import REPOSITORY
 from runs import clean_environment
+
+from benchmarks.paper.suite import plan_jobs
+from benchmarks.paper.variants import load_scale
+from bert_pld.config import load_config
 
 
 def run_script(tmp_path, script, *arguments, **environment):
@@ -54,3 +61,63 @@ def test_missing_glue_file_is_reported_before_pretraining(missing, tmp_path):
     errors = run_script(tmp_path, "reproduce.sh", "cpu", GLUE=str(glue))
     assert errors == f"error: GLUE: {glue}/{missing} not found; must be the folder of the official download, or hub\n"
     assert list(tmp_path.iterdir()) == [glue]
+
+
+# Stands for python: notes the options of a training, and runs all else.
+PYTHON = """#!/bin/bash
+case "$*" in
+"-m bert_pld.pretrain"*) printf '%s\\n' "${{@:3}}" >"$NOTED" ;;
+*) exec {python} "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def second_phase(tmp_path):
+    """Function that runs second_phase.sh after a run with a JSON, and returns the configuration of the training."""
+    (tmp_path / "python").write_text(PYTHON.format(python=sys.executable))
+    (tmp_path / "python").chmod(0o755)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+
+    def start(config, expect=0):
+        (run_dir / "given.json").write_text(json.dumps(config))
+        environment = {**clean_environment(), "NOTED": str(tmp_path / "noted")}
+        environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+        command = ["bash", str(REPOSITORY / "scripts" / "second_phase.sh"), str(run_dir), "shards", "out"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == expect, done.stderr
+        if expect:
+            return done.stderr
+        noted = (tmp_path / "noted").read_text().splitlines()
+        changes = [line.removeprefix("--set=") for line in noted if line.startswith("--set=")]
+        given = ["--deepspeed_config", str(run_dir / "given.json"), "--initialize_from", str(run_dir)]
+        assert noted[: len(noted) - len(changes)] == [*given, "--data_dir", "shards", "--output_dir", "out"]
+        return load_config(run_dir / "given.json", changes)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("scale", "variant", "rates"),
+    [
+        ("recipe_cpu_8_long", "dense_muon", {"lr": 0.0007, "muon_lr": 0.0014}),
+        ("recipe_cpu_8_long", "tokens_muon", {"lr": 0.0007, "muon_lr": 0.0014}),
+        ("cpu_long", "pre_ln_high_lr", {"lr": 0.0005}),
+        ("cpu_long", "pld_sample", {"lr": 0.0005}),
+        ("cpu_long", "post_ln", {"lr": 0.00025}),
+    ],
+)
+def test_second_phase_trains_at_a_quarter_of_the_first_rates(scale, variant, rates, second_phase, tmp_path):
+    (job,) = plan_jobs(load_scale(scale), tmp_path / "runs", 1, [variant])
+    config = second_phase(job.config)
+    params = config.deepspeed["optimizer"]["params"]
+    assert {name: params[name] for name in params if name.endswith("lr")} == rates
+    assert (config.data.seq_length, config.training.max_steps) == (64, 1500)
+
+
+def test_second_phase_of_a_run_without_a_rate_is_an_error_of_one_line(second_phase, tmp_path):
+    errors = second_phase({"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}, expect=1)
+    given = tmp_path / "run" / "given.json"
+    assert errors == f"error: {given}: optimizer.params.lr: 'auto'; must be a number\n"
+    assert not (tmp_path / "noted").exists()

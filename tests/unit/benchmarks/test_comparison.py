@@ -106,6 +106,18 @@ def test_recipe_s_table_compares_whole_runs():
     assert lines[3] == "| dense, Muon, equal compute | 100 | 6.000 | 4.00 | 0.500 | 0.500 | – | 1 |"
 
 
+def test_a_run_of_fewer_samples_has_no_loss_at_equal_samples():
+    short = dataclasses.replace(curve([6.0], [120]), samples=[100])
+    runs = {"post_ln": {1: curve([6.0, 5.0], [50, 100])}, "pld_batch": {1: short}}
+    compared = compare(runs)
+    for text in (table(compared), short_table(compared)):
+        assert cells(text, "Post-LN")[1:3] == ["5.000", "5.000"]
+        assert cells(text, "PLD, by batch")[1:3] == ["–", "–"]
+    # The second seed's run is shorter: their mean is not one at equal samples.
+    runs["post_ln"][2], runs["pld_batch"] = runs["post_ln"][1], {1: curve([6.0, 4.0], [50, 100]), 2: short}
+    assert cells(table(compare(runs)), "PLD, by batch")[1] == "–"
+
+
 def test_only_the_papers_variants_set_the_equal_time():
     runs = {"post_ln": {1: curve([6.0, 5.0], [50, 100])}, "theta_0_7": {1: curve([6.0, 5.5], [30, 60])}}
     compared = compare(runs)

@@ -118,7 +118,7 @@ def test_invalid_input_of_the_comparison_is_an_error_of_one_line(gold, tmp_path,
         (["--gold", tmp_path / "number"], "number: must be a JSON list of items"),
         (["--gold", tmp_path / "torn"], "torn: not JSON"),
         (["--gold", tmp_path / "nowhere"], "No such file or directory"),
-        (["--gold", gold, "--repeats", 0], "--repeats 0: must be >= 1"),
+        (["--gold", gold, "--repeats", 0], "--repeats 0: must be at least 1"),
     ):
         code, printed, errors = run_script("compare_segmenters", *arguments)
         assert (code, printed) == (1, "")

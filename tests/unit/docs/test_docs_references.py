@@ -2,8 +2,10 @@
 
 import functools
 import importlib
+import importlib.util
 import re
 import shlex
+import sys
 
 import pytest
 from repository import REPOSITORY, blocks_of, tracked
@@ -11,6 +13,8 @@ from repository import REPOSITORY, blocks_of, tracked
 PAGES = tracked("*.md")
 FILE_NAME = re.compile(r"(?<![\w./$<*{}…-])([\w-]+(?:/[\w.-]+)*\.(?:py|sh|sbatch|json|txt|png|md))(?![\w*{}…/])")
 ROOTS = ("", "bert_pld", "data_prep", "configs", "docs", "docs/results", "scripts")
+SCRIPT = re.compile(r"python3? (scripts/\S+\.py)(.*)")
+SHELL_SCRIPT = re.compile(r"(?:bash|source) (scripts/[\w./-]*\w)")
 COMMAND = re.compile(r"(?:python -m|deepspeed .*?--module) ((?:bert_pld|data_prep|benchmarks)\S*)(.*)")
 
 
@@ -89,3 +93,49 @@ def test_commands_are_accepted_by_their_parsers(page):
         else:
             parser = importlib.import_module(module).build_parser()
         parser.parse_args(arguments)
+
+
+def script_commands_of(text):
+    """Commands `python scripts/… …` in blocks and in code within a line, with their arguments."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    outside = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", outside)]
+    for line in lines:
+        found = SCRIPT.search(line)
+        if found and "…" not in line:
+            yield found[1], shlex.split(found[2], comments=True)
+
+
+def parse_script_command(name, arguments, monkeypatch):
+    path = REPOSITORY / name
+    monkeypatch.syspath_prepend(path.parent)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)  # dataclasses look it up there
+    spec.loader.exec_module(module)
+    return module.build_parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(script_commands_of(page.read_text()))], ids=identify)
+def test_commands_of_scripts_are_accepted_by_their_parsers(page, monkeypatch):
+    for name, arguments in script_commands_of(page.read_text(encoding="utf-8")):
+        parse_script_command(name, arguments, monkeypatch)
+
+
+def test_commands_of_scripts_are_found_and_wrong_ones_are_refused(monkeypatch, capsys):
+    page = "Use `python scripts/measure/measure_packing.py --turns\n2`.\n```bash\n%s\n```\n"
+    page %= "python scripts/measure/measure_packing.py --seq_length 64 \\\n    --turn 3  # a comment"
+    first, second = script_commands_of(page)
+    assert first == ("scripts/measure/measure_packing.py", ["--seq_length", "64", "--turn", "3"])
+    assert parse_script_command(*second, monkeypatch).turns == 2
+    with pytest.raises(SystemExit):
+        parse_script_command(first[0], ["--rounds", "3"], monkeypatch)
+    assert "unrecognized arguments: --rounds 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", tracked("*.md", "*.sh", "*.sbatch", "scripts/*.py", "*.yml"), ids=identify)
+def test_shell_scripts_that_are_called_exist(path):
+    if path.name != "CHANGELOG.md":  # it names files of earlier releases
+        for name in SHELL_SCRIPT.findall(path.read_text(encoding="utf-8")):
+            assert (REPOSITORY / name).is_file(), name

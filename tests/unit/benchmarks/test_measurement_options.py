@@ -1,0 +1,70 @@
+"""Benchmarks and measuring scripts refuse options in one line, before they measure anything."""
+
+import pytest
+from benchmark_command import check_error
+from scripts.measure import compare_with_trainer, measure_packing
+
+NOWHERE = ["--json", "nowhere/figures.json"]
+GLUE = ["--model", "m", "--task", "CoLA", "--glue_dir", "glue"]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("compare_continued_pretraining", ["--data_dir", "shards"]),
+        ("compare_with_trainer", GLUE),
+        ("compare_segmenters", ["--gold", "gold.json"]),
+        ("measure_filled_masks", ["exported", "--text", "text", "--held_out", "held_out"]),
+        ("measure_scripts", []),
+        ("measure_deduplication", ["--source", "books=novels"]),
+        ("measure_tokenizers", ["--source", "books=novels"]),
+    ],
+)
+def test_missing_folder_of_the_figures_is_reported_first(script, arguments, run_script):
+    code, printed, errors = run_script(script, *arguments, *NOWHERE)
+    message = "error: --json nowhere/figures.json: its folder does not exist; nothing was measured\n"
+    assert (code, printed, errors) == (1, "", message)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("compare_continued_pretraining", ["--data_dir", "s", "--repeats", 0], "--repeats 0: must be at least 1"),
+        ("measure_tokenizers", ["--source", "books=novels", "--rounds", 0], "--rounds 0: must be at least 1"),
+        ("measure_packing", ["--turns", 0], "--turns 0: must be at least 1"),
+        ("measure_packing", ["--mean_length", 100, "inf"], "--mean_length inf: must be a number of tokens above 0"),
+        ("measure_packing", ["--seq_length", 8192], "--seq_length 8192: must be at most 4096, the tokens of a step"),
+        ("compare_wikitext_parsers", ["dump.xml", "--articles", 0], "--articles 0: must be at least 1"),
+        ("compare_wikitext_parsers", ["dump.xml", "--turns", -1], "--turns -1: must be at least 1"),
+    ],
+)
+def test_numbers_out_of_range_are_errors_of_one_line(script, arguments, message, run_script):
+    assert run_script(script, *arguments) == (1, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["communication", "--counted_steps", "0"], "--counted_steps 0: must be at least 1"),
+        (["communication", "--rounds", "0"], "--rounds 0: must be at least 1"),
+        (["checkpoint", "--micro_batch_size", "0"], "--micro_batch_size 0: must be at least 1"),
+        (["checkpoint", "--model_preset", "tiny", "--seq_length", "1024"], "data.seq_length: 1024; must be at most"),
+    ],
+)
+def test_benchmarks_refuse_numbers_out_of_range(arguments, message, capsys):
+    check_error(capsys, message, *arguments)
+
+
+def test_two_mean_lengths_that_rows_cut_alike_are_two_figures():
+    options = measure_packing.build_parser().parse_args(
+        ["--seq_length", "64", "--hidden_size", "64", "--turns", "1", "--mean_length", "60000", "90000"]
+    )
+    names = ["whole rows", "documents of 64 tokens, mean 60000", "documents of 64 tokens, mean 90000"]
+    assert list(measure_packing.tokens_per_second(options)) == names
+
+
+def test_one_seed_has_no_standard_error():
+    figures = {"bert_pld": [80.0, 84.0], "trainer": [81.0, 83.0]}
+    # Each mean of two has the error deviation / √2: 2 and 1.
+    assert compare_with_trainer.standard_error(figures) == pytest.approx(5**0.5)
+    assert compare_with_trainer.standard_error({name: scores[:1] for name, scores in figures.items()}) is None
