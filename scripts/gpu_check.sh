@@ -117,7 +117,9 @@ shards=(h5py safetensors tokenizers tqdm) # read shards, write checkpoints
 for name in "$@"; do
     case "$name" in
     tests | training | graphs) modules+=(pytest xdist "${shards[@]}") ;;
-    saving | quality | paper) modules+=("${shards[@]}") ;;
+    saving | quality) modules+=("${shards[@]}") ;;
+    paper) modules+=("${shards[@]}" scipy) ;;
+    curves) modules+=(scipy) ;;
     esac
 done
 setup() { # MODULE…
@@ -147,7 +149,7 @@ for name in sys.argv[1:]:
         missing.append(name)
 if missing:
     names = ", ".join(missing)
-    raise SystemExit(f"error: cannot import {names}; scripts/gpu_wheels.sh fetches all but torch and triton")
+    raise SystemExit(f"error: cannot import {names}; scripts/gpu_wheels.sh fetches all but torch, triton and scipy")
 import deepspeed, torch, transformers, triton
 if not torch.cuda.is_available():
     raise SystemExit("error: torch sees no GPU")

@@ -4,8 +4,9 @@
 #   bash scripts/gpu_wheels.sh [PYTHON_VERSION]      Python version of the host, Linux on x86-64 (default 3.12); 50 MiB
 #
 # DeepSpeed, transformers and pytest with all that they need, and what reads shards and writes checkpoints. Left out:
-# torch and triton, which bring a gigabyte of CUDA; hf-xet, which only downloads models; and what no stage imports (scipy,
-# matplotlib, the packages of data preparation). gpu_check.sh installs what its host lacks.
+# torch and triton, which bring a gigabyte of CUDA; scipy, which is as large as all others and which only `curves` and
+# `paper` need; hf-xet, which only downloads models; and what no stage imports (matplotlib, the packages of data
+# preparation). gpu_check.sh installs what its host lacks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version="${1:-3.12}"
