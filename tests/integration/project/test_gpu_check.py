@@ -155,8 +155,8 @@ def wheels_of_the_host() -> list[str]:
 
 
 def test_stages_import_only_packages_that_the_host_has_or_gets():
-    """Anything else cannot be imported here, as on a host with torch, triton and the wheels alone."""
-    allowed = {"torch", "triton", "deepspeed", *wheels_of_the_host()}
+    """Anything else cannot be imported here, as on a host with torch, triton, scipy and the wheels alone."""
+    allowed = {"torch", "triton", "deepspeed", "scipy", *wheels_of_the_host()}
     code = ALLOWED_ONLY.format(roots=sorted(allowed), stages=SUBJECTS)
     done = run_captured([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, timeout=120)
     assert re.search(r"^\d{3,} tests collected", done.stdout, re.MULTILINE)
@@ -166,7 +166,7 @@ def test_stages_import_only_packages_that_the_host_has_or_gets():
 @pytest.mark.parametrize(
     ("stages", "needed"),
     [
-        (["base", "curves"], set()),
+        (["base", "curves"], {"scipy"}),
         (["quality"], {"h5py", "safetensors", "tokenizers", "tqdm"}),
         (["again", "base", "tests"], {"pytest", "xdist", "h5py", "safetensors", "tokenizers", "tqdm"}),
     ],
@@ -176,7 +176,7 @@ def test_setup_names_each_package_that_a_chosen_stage_lacks(stages, needed, stan
     bare = tmp_path / "bare"
     bare.mkdir()
     always = {"torch", "triton", "numpy", "deepspeed", "transformers"}
-    for name in {*always, "pytest", "xdist", "h5py", "safetensors", "tokenizers", "tqdm"}:
+    for name in {*always, "pytest", "xdist", "h5py", "safetensors", "scipy", "tokenizers", "tqdm"}:
         (bare / f"{name}.py").write_text("raise ImportError('none here')")
     environment |= {"SETUP": sys.executable, "PYTHONPATH": str(bare), "SHARDS": str(tmp_path)}
     done = run_captured(["bash", SCRIPT, *stages], expect=1, env=environment, timeout=60)
@@ -193,6 +193,7 @@ def test_documentation_lists_the_packages_that_setup_imports():
     assert rows == {
         ("tests", "training", "graphs"): ["pytest", "pytest-xdist", *shards],
         ("saving", "quality", "paper"): shards,
+        ("curves", "paper"): ["scipy"],
     }
     assert {"pytest", "pytest-xdist", *shards} <= set(wheels_of_the_host())
     assert set(EXTRAS["pretrain"]) <= set(wheels_of_the_host()), (
