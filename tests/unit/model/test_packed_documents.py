@@ -14,6 +14,8 @@ from packed_documents import (
     places,
 )
 
+pytestmark = pytest.mark.usefixtures("few_programs")
+
 INTERPRETED = pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted kernels only")
 BACKENDS = {
     "bert": ("bert", "reference"),
