@@ -12,8 +12,6 @@ from bert_pld.model.hugging_face.conversion import import_state
 
 SEQ = 17
 
-pytestmark = pytest.mark.usefixtures("few_programs")
-
 
 def make_ours(theirs, backend="reference"):
     config, state = from_hugging_face(theirs.config, theirs.state_dict())
