@@ -6,11 +6,13 @@
 #                          either is missing
 # BERT_PLD_THOROUGH        1: also run tests that repeat another one with one more setting, or measure for long
 # BERT_PLD_KILLS           how often the tests of interruption kill a process (default: 12 and 8)
-# BERT_PLD_FUZZ_CASES      how many cases of random damage each test of damaged files tries (default: 40)
+# BERT_PLD_FUZZ_CASES      how many cases of random damage each test of damaged files tries (default: 40, and 15 with
+#                          pytest alone)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh all,test
 
+export BERT_PLD_FUZZ_CASES="${BERT_PLD_FUZZ_CASES:-40}"
 export BERT_PLD_REQUIRE_SLURM="${BERT_PLD_REQUIRE_SLURM:-${CI:+1}}"
 if [ "$BERT_PLD_REQUIRE_SLURM" = 1 ] &&
     ! { [ -x /usr/sbin/slurmctld ] && [ -x /usr/sbin/munged ] && [ -f /usr/include/libaio.h ]; }; then

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,8 @@ def samples_of(batch):
     found = []
     for i, row in enumerate(batch.row_indices.tolist()):
         mine = flat // seq_length == i
-        targets = tuple(zip((flat[mine] % seq_length).tolist(), labels[mine].tolist(), strict=True))
-        ids, types = tuple(batch.input_ids[i].tolist()), tuple(batch.token_type_ids[i].tolist())
+        targets = (flat[mine] % seq_length).tobytes(), labels[mine].tobytes()
+        ids, types = batch.input_ids[i].numpy().tobytes(), batch.token_type_ids[i].numpy().tobytes()
         label = None if batch.next_sentence_labels is None else int(batch.next_sentence_labels[i])
         found.append((row, ids, types, targets, label))
     return found
@@ -135,15 +136,16 @@ def test_samples_and_masks_are_the_same_for_any_number_of_ranks(train_rows, micr
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
-@pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("options", [{}, BLOCKS, FALLING], ids=["global", "blocks", "falling"])
-def test_ranks_and_workers_change_no_samples(make_data_dir, workers, options):
-    """Together, ranks see the same samples. Shards have 1, 7, 0 and 512 rows; each worker makes several groups."""
+def test_ranks_and_workers_change_no_samples(make_data_dir, options):
+    """Together, ranks see the same samples. Shards have 1, 7, 0 and 512 rows; three workers make five or ten groups."""
     rows = ShardedRows(make_data_dir(counts=(1, 7, 0, 512), seq_length=512)[0], "train")
     expected = samples_by_step(rows, micro=16, accumulation=1, world=1, steps=37, **options)
-    for world, micro, accumulation in ((1, 8, 2), (2, 2, 4), (4, 4, 1)):
+    for workers, world, micro, accumulation in (
+        (0, 1, 8, 2), (0, 2, 2, 4), (0, 4, 4, 1), (1, 4, 4, 1), (3, 1, 8, 2), (3, 2, 2, 4)
+    ):  # fmt: skip
         split = {"world": world, "micro": micro, "accumulation": accumulation}
-        assert samples_by_step(rows, **split, steps=37, workers=workers, **options) == expected
+        assert samples_by_step(rows, **split, steps=37, workers=workers, **options) == expected, (workers, world)
 
 
 @pytest.mark.parametrize("options", [{}, BLOCKS], ids=["global", "blocks"])
@@ -154,7 +156,7 @@ def test_resuming_with_other_ranks_and_another_batch_size_continues_at_the_next_
     first = samples_by_step(rows, micro=8, accumulation=1, world=4, steps=stop, **options)
     split = {"micro": 4, "accumulation": 3, "world": 2}
     rest = samples_by_step(rows, **split, first=stop, steps=20, first_sample=32 * stop, **options)
-    straight = [step[0] for step in train(rows, micro=1, steps=32 * stop + 20 * 24, **options)]
+    straight = [step[0] for step in train(rows, micro=8, steps=4 * stop + 20 * 3, **options)]
     expected = [sample for batch in straight for sample in samples_of(batch)]
     ends = [0, *np.cumsum([32] * stop + [24] * 20).tolist()]
     assert first + rest == [sorted(expected[a:b]) for a, b in itertools.pairwise(ends)]
@@ -186,7 +188,7 @@ def test_private_memory_of_a_worker_does_not_grow_with_the_rows_read(make_data_d
             return sum(int(fields[name].split()[0]) for name in ("Private_Dirty", "Anonymous"))
 
         after_some = private_kilobytes(40)
-        assert private_kilobytes(400) - after_some < 4096
+        assert private_kilobytes(160) - after_some < 4096
         batches.close()
 
 
@@ -393,6 +395,8 @@ def test_damaged_shard_is_named_in_one_line(make_data_dir, workers):
     with pytest.raises(ValueError, match=r"^\S*train_00002\.hdf5: not a readable HDF5 file") as error:
         list(train(rows, micro=8, steps=10, workers=workers))
     assert "\n" not in str(error.value)
+    # Torch ends a worker at once only if its iterator is not collected as a part of a cycle; otherwise after 5 s.
+    traceback.clear_frames(error.tb)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def train(algorithm, size, texts=TEXTS):
 
 
 def test_a_trained_tokenizer_is_the_same_in_every_process():
-    hashes = set()
+    running = []
     for seed in ("1", "2"):
         folders = [str(Path(ten_languages.__file__).parent), os.environ.get("PYTHONPATH", ""), os.getcwd()]
         environment = {
@@ -39,7 +39,9 @@ def test_a_trained_tokenizer_is_the_same_in_every_process():
             "RAYON_NUM_THREADS": seed,
             "PYTHONPATH": os.pathsep.join(folders),
         }
-        hashes.add(subprocess.check_output([sys.executable, "-c", TRAIN], env=environment))
+        running.append(subprocess.Popen([sys.executable, "-c", TRAIN], env=environment, stdout=subprocess.PIPE))
+    hashes = {process.communicate()[0] for process in running}
+    assert [process.returncode for process in running] == [0, 0]
     assert len(hashes) == 1
 
 

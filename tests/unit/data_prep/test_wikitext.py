@@ -137,8 +137,8 @@ def test_formulas_become_plain_characters(formula, text):
 
 
 def test_time_is_linear_in_the_length_of_unclosed_markup():
-    """At this length, quadratic time would be minutes, and linear time is tenths of a second."""
-    many = 100_000
+    """At this length, quadratic time would be many seconds, and linear time is less than a tenth of one."""
+    many = 20_000
     cases = [
         "{{" * many, "[[" * many, "{|\n" * many, "<ref>" * many, "<ref name=" * many, "'" * (2 << 20), "<!--" * many,
         "<math>" * many, "[http://a " * many, "{{nowrap|" * many, "[[File:a.jpg|" * many, "<" * many, "&amp;" * many,
@@ -146,11 +146,11 @@ def test_time_is_linear_in_the_length_of_unclosed_markup():
         ": " * many, "{{nowrap|" * 20_000 + "x" * 50_000 + "}}" * 20_000, "[[" * 20_000 + "x" * 50_000 + "]]" * 20_000,
         "{" * many + "}" * many, "{|\n" * 20_000 + "|}\n" * 20_000, "{{convert|1|" * many, "{{}}" * many,
     ]  # fmt: skip
-    began = time.process_time()
     for case in cases:
+        began = time.process_time()
         prose(SUBJECT + case + " (so it goes.")
         prose("* " + SUBJECT + case)
-    assert time.process_time() - began < 40
+        assert time.process_time() - began < 1, case[:20]
 
 
 def test_random_markup_never_raises_and_is_removed():
@@ -161,7 +161,7 @@ def test_random_markup_never_raises_and_is_removed():
         "5", "km", "<br>", "<sup>2</sup>", "&nbsp;", "thumb|", "(", ")", ";", ",", "{{{", "}}}", "-{", "}-", "__TOC__",
         "|-", "<table>", "</table>", " ",
     ]  # fmt: skip
-    for _ in range(3000):
+    for _ in range(500):
         text = "".join(draw.choices(marks, k=draw.randint(1, 80)))
         result = prose(text)
         assert result == prose(text)

@@ -70,20 +70,25 @@ def assert_same_weights(first, second):
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_classifier_on_a_pretrained_model_is_that_of_transformers_by_the_seed(family, tmp_path):
-    save_stock(tmp_path, family)
-    found = classifier(tmp_path)
+@pytest.fixture(scope="module", params=FAMILIES)
+def pretrained(request, tmp_path_factory):
+    """The folder of a saved model of each family, with a tokenizer; no test changes it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    save_stock(folder, request.param)
+    write_tokenizer(folder)
+    return folder
+
+
+def test_classifier_on_a_pretrained_model_is_that_of_transformers_by_the_seed(pretrained):
+    found = load_encoder(str(pretrained), 16).classifier(TASKS["RTE"], 3)
     torch.manual_seed(3)
-    assert_same_weights(found, AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=2))
+    assert_same_weights(found, AutoModelForSequenceClassification.from_pretrained(pretrained, num_labels=2))
 
 
 @pytest.mark.parametrize("labels", [2, 3])
 @pytest.mark.parametrize("kind", TASK_MODELS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_classifier_on_a_model_of_another_task_is_that_on_its_encoder_alone(family, kind, labels, tmp_path):
-    save_stock(tmp_path / "pretrained", family)
-    other = TASK_MODELS[kind].from_pretrained(tmp_path / "pretrained", num_labels=labels)
+def test_classifier_on_a_model_of_another_task_is_that_on_its_encoder_alone(pretrained, kind, labels, tmp_path):
+    other = TASK_MODELS[kind].from_pretrained(pretrained, num_labels=labels)
     other.save_pretrained(tmp_path / "other")
     other.base_model.save_pretrained(tmp_path / "alone")
     assert_same_weights(classifier(tmp_path / "other"), classifier(tmp_path / "alone"))

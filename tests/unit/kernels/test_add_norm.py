@@ -166,5 +166,6 @@ def test_words_of_a_join_hold_its_seed_site_and_scale_exactly():
 
 
 def test_stream_wider_than_the_maximum_is_rejected(device):
+    inputs = make_inputs(1, 8200, torch.float32, device)
     with pytest.raises(AssertionError):
-        check_add_norm(1, 8200, torch.float32, device)
+        fused.add_norm(*inputs, EPS)

@@ -8,19 +8,14 @@ from called_again import capture_blocks
 from modern_model import make_modern, modern_batch
 from tiny_model import ROWS, SEQ, drawn_gates, fixed_gates, make_batch, make_model
 
-from bert_pld.kernels import tiles
 from bert_pld.model import use_backend
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted kernels only")
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted kernels only"),
+    pytest.mark.usefixtures("few_programs"),
+]
 
 FULL = {"bert": make_batch(padded=False), "modernbert": modern_batch(padded=False)}
-
-
-@pytest.fixture(autouse=True)
-def few_programs(monkeypatch):
-    """Interpret each kernel as one program, for speed."""
-    monkeypatch.setattr(tiles, "INTERPRETED_TILES", 1)
-    monkeypatch.setattr(tiles, "INTERPRETED_PROGRAMS", 1)
 
 
 def ordinary(architecture="bert", **options):

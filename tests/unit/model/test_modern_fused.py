@@ -83,6 +83,7 @@ def test_kernels_with_dropout_equal_their_formulas(monkeypatch):
     assert_equal(*results)
 
 
+@pytest.mark.usefixtures("few_programs")
 def test_recomputed_blocks_give_the_same_bits_under_dropout():
     results = []
     for checkpointing in (False, True):
@@ -93,6 +94,7 @@ def test_recomputed_blocks_give_the_same_bits_under_dropout():
     assert all(torch.equal(gradient, results[1][1][name]) for name, gradient in results[0][1].items())
 
 
+@pytest.mark.usefixtures("few_programs")
 @pytest.mark.parametrize("pattern", [[0, 1, 0, 1], [0, 0, 0, 0]])
 def test_dropped_blocks_with_zero_gradients_change_nothing_else(pattern):
     def gates(**options):
@@ -106,6 +108,7 @@ def test_dropped_blocks_with_zero_gradients_change_nothing_else(pattern):
         assert torch.equal(gradient, expected.get(name, torch.zeros_like(gradient))), name
 
 
+@pytest.mark.usefixtures("few_programs")
 def test_every_module_with_parameters_is_entered_by_a_module_call():
     """ZeRO-3 gathers a module's parameters in hooks of its call; without the call they would be empty.
 
@@ -132,6 +135,7 @@ def test_encoder_returns_all_hidden_states_padded_with_zeros():
     torch.testing.assert_close(found[mask], expected[mask], atol=1e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("few_programs")
 def test_after_the_last_block_s_attention_only_masked_tokens_are_computed():
     """Rows of the matrix products of the last block and the head, and of those before."""
     model, batch = fused_modern(), modern_batch()

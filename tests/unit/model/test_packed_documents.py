@@ -66,6 +66,7 @@ def logits(model, batch, gates):
         return model.masked_lm_logits(hidden_states, torch.arange(batch["input_ids"].numel()))
 
 
+@pytest.mark.usefixtures("few_programs")
 @pytest.mark.parametrize(("architecture", "backend", "rows"), [case for case in CASES if "full" not in case.id])
 @pytest.mark.parametrize("granularity", [None, "token"])
 def test_changed_document_leaves_the_logits_of_the_others_as_they_were(architecture, backend, rows, granularity):
@@ -104,6 +105,7 @@ def test_recomputed_blocks_give_the_same_bits_under_dropout(architecture, rows):
     assert all(torch.equal(results[0][1][name], gradient) for name, gradient in results[1][1].items())
 
 
+@pytest.mark.usefixtures("few_programs")
 @backends
 def test_dropped_blocks_have_zero_gradients_where_every_backward_must_set_them(architecture, backend):
     model, batch = make_packed_model(architecture, backend), packed_batch("short")
