@@ -46,6 +46,15 @@ def run_script(
     return run
 
 
+@pytest.fixture
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpret each kernel as one program, for speed; several are for comparisons with the eager model."""
+    from bert_pld.kernels import tiles
+
+    monkeypatch.setattr(tiles, "INTERPRETED_TILES", 1)
+    monkeypatch.setattr(tiles, "INTERPRETED_PROGRAMS", 1)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests that need a GPU if there is none, and thorough tests unless BERT_PLD_THOROUGH is set."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
