@@ -7,8 +7,6 @@ from typing import Any
 
 from benchmarks.hugging_face import HUGGING_FACE
 from benchmarks.markdown import markdown_table
-from benchmarks.paper.comparison import spread
-from benchmarks.paper.tables import table
 from bert_pld.pld.schedule import Schedule
 
 _GATES = ("no PLD", "batch, θ 0.5")
@@ -133,13 +131,6 @@ def trainer(result: dict[str, Any]) -> str:
     difference = f"{result['difference']:+.1f} {error}"
     rows.append(["difference, its standard error", *("" for _ in seeds), difference])
     return markdown_table([result["task"], *(f"seed {seed}" for seed in seeds), "mean"], rows)
-
-
-def earlier_recipe(result: dict[str, Any]) -> str:
-    """Return the table of the recipe's first version, whose comparison does not state the number of samples."""
-    for row in result["comparison"]["rows"]:
-        row["samples"] = spread([run["samples"][-1] for run in result["runs"][row["variant"]].values()])
-    return table(result["comparison"], "recipe")
 
 
 def theta(num_blocks: int = 12) -> str:

@@ -73,10 +73,9 @@ SHOWN = (
     Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _COMPARISON),
     Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _CLAIMS),
     Shown("recipe_advice", "docs/pld.md", "recipe_cpu_8.json", _RECIPE),
-    Shown("recipe_cpu_4", "docs/results/recipe_cpu.md", "recipe_cpu_4.json", result_tables.earlier_recipe),
     *(
         Shown(f"recipe_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_cpu_{size}.json", _RECIPE)
-        for size in ("8", "8_long")
+        for size in ("4", "8", "8_long")
     ),
     *(
         Shown(f"recipe_claims_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_cpu_{size}.json", _CLAIMS)

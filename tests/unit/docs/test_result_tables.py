@@ -57,16 +57,3 @@ def test_comparison_with_the_trainer_shows_one_seed_without_a_deviation(tables):
     result |= {"seeds": [1], "standard_error": None, "scores": {"bert_pld": [80.0], "trainer": [81.0]}}
     ours, theirs, difference = rows_of(tables.trainer(result))
     assert (ours[1:], theirs[1:], difference[-1]) == (["80.0", "80.0"], ["81.0", "81.0"], "-1.0 one seed")
-
-
-def test_earlier_recipe_has_no_loss_at_equal_samples_for_a_shorter_run(tables):
-    def row(variant, loss):
-        one = {"mean": loss, "deviation": 0.0, "n": 1}
-        keys = ("kept_blocks", "time_a_sample", "flops_a_sample", "loss_at_equal_samples", "loss_at_equal_time")
-        figures = {**dict.fromkeys(keys, one), "speedup_to_baseline_loss": None, "reached_baseline_loss": 0}
-        return {"variant": variant, "label": variant, "group": "recipe", "diverged": 0, **figures}
-
-    comparison = {"baseline": "dense", "equal_samples": 200, "rows": [row("dense", 3.5), row("shorter", 3.75)]}
-    runs = {"dense": {"1": {"samples": [100, 200]}}, "shorter": {"1": {"samples": [100, 150]}}}
-    whole, shorter = rows_of(tables.earlier_recipe({"comparison": comparison, "runs": runs}))
-    assert (whole[1:3], shorter[1:3]) == (["3.500", "3.500"], ["–", "3.750"])
