@@ -94,3 +94,10 @@ def test_no_file_has_a_name_that_says_nothing():
 def test_every_module_has_a_docstring():
     for path in tracked("bert_pld/*.py", "data_prep/*.py", "benchmarks/*.py", "scripts/*.py"):
         assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_every_test_file_has_a_name_of_its_own():
+    """Pytest imports test files by their names alone: a worker that collects two of one name ends with an error."""
+    names = [path.name for path in tracked("tests/*/test_*.py")]
+    assert sorted(set(names)) == sorted(names)
+    assert len(names) > 100
