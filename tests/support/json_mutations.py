@@ -65,7 +65,7 @@ def mutate(config: dict[str, Any], rng: random.Random) -> tuple[dict[str, Any], 
         return mutated, f"without {where}", False
     if kind == "misspell":
         at = rng.randrange(len(name))
-        misspelt = name[:at] + rng.choice("xqz") + name[at + 1 :]
+        misspelt = name[:at] + rng.choice("xqz".replace(name[at], "")) + name[at + 1 :]
         block[misspelt] = block.pop(name)
         return mutated, f"{where} misspelt as {misspelt}", len(path) > 1 and path[0] in STRICT
     new = copy.deepcopy(rng.choice(OTHER_VALUES))

@@ -12,7 +12,7 @@ from bert_pld.config import BATCH_KEYS, RunConfig, load_config
 from bert_pld.data.loader import training_batches
 from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows
-from bert_pld.model import BertForPreTraining, use_backend
+from bert_pld.model import make_model, use_backend
 from bert_pld.training.engine import make_engine
 from bert_pld.training.records import Monitors
 from bert_pld.training.run import resolve_config
@@ -27,7 +27,7 @@ def set_up(path: Path, rows: ShardedRows, run_dir: Path, overrides: tuple[str, .
     """Do what `pretrain` does before its first step, except for the process group; return configuration and engine."""
     config = resolve_config(load_config(path, overrides), rows, 1, torch.device("cpu"))
     torch.manual_seed(0)
-    model = BertForPreTraining(config.model)
+    model = make_model(config.model)
     use_backend(model, config.model.kernels, "cpu")
     engine = make_engine(config, model)
     Monitors(run_dir, config)
