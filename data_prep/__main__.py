@@ -92,7 +92,7 @@ def _build(arguments: argparse.Namespace) -> int:
     if arguments.cased and arguments.accents == "strip":
         raise ValueError("--accents strip: a cased vocabulary keeps accents; leave out --cased or --accents")
     if not 0.0 < arguments.validation_fraction < 1.0:
-        raise ValueError(f"--validation_fraction {arguments.validation_fraction}: must be between 0 and 1")
+        raise ValueError(f"--validation_fraction {arguments.validation_fraction}: must be above 0 and below 1")
     if not 0.0 < arguments.similarity <= 1.0:
         raise ValueError(f"--similarity {arguments.similarity}: must be above 0 and at most 1")
     check_language(arguments.language)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from runs import read_metrics, run_pretrain, small_config, write_corpus
-from tiny_model import fixed_gates
+from tiny_model import fixed_gates, step_of_sgd
 
 from bert_pld.checkpoint.format import list_checkpoints
 from bert_pld.config import load_config
@@ -58,10 +58,7 @@ def train(model, steps=STEPS, micro_batches=2):
             loss = model(**full_batch(), gates=gates)["loss"]
             loss.backward()
             found.append(loss.detach())
-        with torch.no_grad():
-            for parameter in (one for one in model.parameters() if one.grad is not None):
-                found.append(parameter.grad.clone())
-                parameter.sub_(0.01 * parameter.grad)
+        found += step_of_sgd(model)
     return found
 
 

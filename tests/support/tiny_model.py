@@ -55,3 +55,13 @@ def gradients(model, gates, **batch):
     outputs = model(**{**make_batch(), **batch}, gates=gates)
     outputs["loss"].backward()
     return outputs["loss"].item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@torch.no_grad()
+def step_of_sgd(model):
+    """Take a step along the gradients that there are, and return copies of these."""
+    trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad.clone() for parameter in trained]
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.sub_(0.01 * gradient)
+    return gradients

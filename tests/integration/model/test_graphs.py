@@ -6,7 +6,7 @@ import pytest
 import torch
 from called_again import capture_blocks
 from modern_model import make_modern, modern_batch
-from tiny_model import ROWS, SEQ, drawn_gates, fixed_gates, make_batch, make_model
+from tiny_model import ROWS, SEQ, drawn_gates, fixed_gates, make_batch, make_model, step_of_sgd
 
 from bert_pld.model import use_backend
 
@@ -42,10 +42,7 @@ def train(model, steps, batch, recorder=None):
             loss = model(**batch, gates=gates)["loss"]
             loss.backward()
             found.append(loss.detach())
-        with torch.no_grad():
-            for parameter in (one for one in model.parameters() if one.grad is not None):
-                found.append(parameter.grad.clone())
-                parameter.sub_(0.01 * parameter.grad)
+        found += step_of_sgd(model)
     return found
 
 

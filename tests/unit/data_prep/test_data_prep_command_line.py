@@ -34,7 +34,7 @@ def build_flags(tmp_path, source):
         ("--format nvidia --dupe_factor 0", "error: --dupe_factor 0: must be between 1 and 1000"),
         ("--dupe_factor 5", "error: --dupe_factor: requires --format nvidia; native rows hold no masks"),
         ("--seq_length 4", "--seq_length 4: must be between 8 and 65535"),
-        ("--validation_fraction 1.5", "--validation_fraction 1.5: must be between 0 and 1"),
+        ("--validation_fraction 1.5", "--validation_fraction 1.5: must be above 0 and below 1"),
         ("--seed -1", "--seed -1: must be between 0 and 4294967295"),
         ("--similarity 0", "--similarity 0.0: must be above 0 and at most 1"),
         ("--similarity 1.5", "--similarity 1.5: must be above 0 and at most 1"),
