@@ -169,7 +169,8 @@ def _finetune_all(
 
     from bert_pld.cluster.process_group import join_process_group
     from bert_pld.finetuning.encoder import load_encoder
-    from bert_pld.finetuning.loop import Settings, SharedSignal
+    from bert_pld.finetuning.loop import SharedSignal
+    from bert_pld.finetuning.settings import Settings
     from bert_pld.finetuning.sweep import Sweep, scored_rates
 
     device = join_process_group()

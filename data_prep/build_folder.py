@@ -30,7 +30,7 @@ from typing import Any
 
 from bert_pld.data.shards import MANIFEST_NAME
 from bert_pld.files import PARTIAL, TOKENIZER_FILES, FileLock, locked, write_atomically
-from data_prep.data_card import DATA_CARD_NAME, DATA_CARD_PAGE_NAME
+from data_prep.data_card_page import DATA_CARD_NAME, DATA_CARD_PAGE_NAME
 from data_prep.executors.slurm_queue import stop_orphaned_jobs
 from data_prep.plan import PLAN_NAME, RECIPE_VERSION, BuildPlan
 from data_prep.rows.shard_files import remove_placed_shards

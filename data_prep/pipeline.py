@@ -21,10 +21,9 @@ from data_prep.data_card import (
     dropped_by_reason,
     make_card,
     share_changed_by_accents,
-    summary,
     warnings_of,
-    write_card,
 )
+from data_prep.data_card_page import summary, write_card
 from data_prep.dedup.duplicates import Comparisons, Duplicates, cluster_near, join_exact
 from data_prep.executors import Executor, Task
 from data_prep.plan import BuildArguments, BuildPlan, make_plan

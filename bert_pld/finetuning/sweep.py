@@ -25,7 +25,8 @@ from bert_pld.files import write_atomically
 from bert_pld.finetuning.batches import TaskData
 from bert_pld.finetuning.encoder import PretrainedEncoder
 from bert_pld.finetuning.interrupted import Interrupted
-from bert_pld.finetuning.loop import Outcome, Settings, SharedSignal, finetune
+from bert_pld.finetuning.loop import Outcome, SharedSignal, finetune
+from bert_pld.finetuning.settings import Settings
 from bert_pld.finetuning.task import DataSource, Task
 
 RESULT = "result.json"

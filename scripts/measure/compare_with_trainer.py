@@ -29,7 +29,8 @@ from bert_pld.cluster.process_group import join_process_group
 from bert_pld.finetune_glue import hugging_face_folder
 from bert_pld.finetuning.batches import Encoded, TaskData
 from bert_pld.finetuning.encoder import PretrainedEncoder, load_encoder
-from bert_pld.finetuning.loop import Settings, finetune
+from bert_pld.finetuning.loop import finetune
+from bert_pld.finetuning.settings import Settings
 from bert_pld.glue.data import read_task
 from bert_pld.glue.tasks import find_tasks, mean_score, score
 

@@ -19,7 +19,8 @@ IN_FP16 = """
 import sys
 from bert_pld.glue.data import read_task
 from bert_pld.finetuning.encoder import load_encoder
-from bert_pld.finetuning.loop import Settings, finetune
+from bert_pld.finetuning.loop import finetune
+from bert_pld.finetuning.settings import Settings
 from bert_pld.glue.tasks import TASKS
 from bert_pld.cluster.process_group import join_process_group
 

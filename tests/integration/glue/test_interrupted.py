@@ -10,7 +10,8 @@ import pytest
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.finetuning.encoder import load_encoder
 from bert_pld.finetuning.interrupted import FOLDER, Interrupted
-from bert_pld.finetuning.loop import Settings, StoppedError, finetune
+from bert_pld.finetuning.loop import StoppedError, finetune
+from bert_pld.finetuning.settings import Settings
 from bert_pld.glue.data import read_task
 from bert_pld.glue.tasks import TASKS
 
