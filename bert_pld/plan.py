@@ -1,6 +1,6 @@
 """The cost of a run, predicted before it starts: batch sizes, PLD schedule, FLOPs, saving, memory, scaling.
 
-    python -m bert_pld.plan --deepspeed_config configs/base.json --world_size 64
+    python -m bert_pld.plan --deepspeed_config configs/bert_base_pld_128.json --world_size 64
 
 Requires no data and no GPU. FLOPs are those of matrix products (`bert_pld.cost.flops`). The predicted time ratio is
 the FLOP ratio, so it is valid where time is proportional to FLOPs. Step times on several ranks are those of
@@ -309,7 +309,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "bert_pld.plan",
         "Predict a run's batch sizes, θ and depth, FLOPs, saving, memory and scaling. Requires no data and no GPU.",
-        "python -m bert_pld.plan --deepspeed_config configs/base.json --world_size 64 --set model.preset=large",
+        "python -m bert_pld.plan --deepspeed_config configs/bert_base_pld_128.json --world_size 64",
     )
     parser.add_argument("--deepspeed_config", type=Path, required=True, help="the run's JSON")
     parser.add_argument("--phase", metavar="NAME", help="a name in the JSON's `phases`")

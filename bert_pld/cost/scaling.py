@@ -59,8 +59,6 @@ class Cluster:
     """Minimum time of a block, forward and backward: about 30 kernel launches of 5 µs."""
     fixed_step_s: float = 1e-3
     """Fixed time of a step: the training loop, DeepSpeed's bookkeeping, waiting for norms and flags."""
-    checkpoint_bytes_per_s: float = 1e9
-    """Speed at which a checkpoint is written, hashed by one rank and flushed."""
     overlap: float = 0.8
     """Share of backward (stage 3's gathers: of forward) that communication can overlap where DeepSpeed allows it."""
     reduce_scatter_as_all_reduce: bool = False
@@ -83,8 +81,6 @@ class StepTime:
     """Copies of gradients to and from the reduced buffers."""
     update: float
     fixed: float
-    checkpoint: float
-    """Time of a checkpoint divided by the steps between two; not in `total`, as it is not in a run's `seconds`."""
     tokens: float
     """Tokens of all ranks, padding included."""
 
@@ -189,7 +185,6 @@ def predict_step(
         copies=copied_bytes / cluster.copy_bytes_per_s,
         update=owned * UPDATE_BYTES / cluster.update_bytes_per_s,
         fixed=cluster.fixed_step_s,
-        checkpoint=checkpoint_seconds(run, cluster) / (run.training.checkpoint_interval or math.inf),
         tokens=float(world_size * micro_batch_size * len(kept) * run.data.seq_length),
     )
 
@@ -202,16 +197,6 @@ def gradient_probabilities(run: RunConfig, kept: Sequence[Sequence[float]]) -> l
 
 def _is_by_token(run: RunConfig) -> bool:
     return run.progressive_layer_drop.enabled and run.progressive_layer_drop.granularity == "token"
-
-
-def checkpoint_seconds(run: RunConfig, cluster: Cluster) -> float:
-    """Return the time of a checkpoint, during which all ranks wait.
-
-    It contains fp32 weights, DeepSpeed's module in the run's precision, the fp32 master copy and two moments. The first
-    rank reads all of it again for the SHA-256 (`bert_pld.checkpoint.writer`).
-    """
-    per_parameter = 4 + (4 if run.precision == "fp32" else 2) + 12
-    return parameter_count(run.model) * per_parameter / cluster.checkpoint_bytes_per_s
 
 
 def _exposed(

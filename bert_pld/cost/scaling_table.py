@@ -97,7 +97,4 @@ def scaling_lines(run: RunConfig, rows: Sequence[ScalingRow]) -> list[str]:
             f"   {step.total * 1e3:8.2f}: {step.compute * 1e3:7.2f} + {step.exposed * 1e3:7.2f} + {rest * 1e3:5.2f}"
             f"   {step.tokens_per_s:14,.0f}  {step.efficiency:10.0%}  {step.total / row.without_dropping.total:13.2f}"
         )
-    if last.step.checkpoint:
-        interval, added = run.training.checkpoint_interval, last.step.checkpoint * 1e3
-        lines.append(f"  a checkpoint every {interval:,} steps adds {added:.2f} ms per step")
     return lines

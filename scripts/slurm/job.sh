@@ -36,7 +36,8 @@ fail() { # MESSAGE: what is wrong, where, what is allowed
     fail "BERT_PLD_VENV=$venv: no virtual environment; create it first (source scripts/environment.sh all)"
 export PATH="$venv/bin:$PATH" PYTHONPATH="$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
-# Compiled kernels and unpacked data go to the local disk of the node. Nothing is downloaded at run time.
+# Compiled kernels and unpacked data go to the local disk of the node. Nothing is downloaded at run time, unless
+# HF_HUB_OFFLINE=0 is exported.
 local_disk="${SLURM_TMPDIR:-${TMPDIR:-/tmp}}"
 export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$local_disk/bert_pld_$UID/triton}"
 export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$local_disk/bert_pld_$UID/torch_extensions}"

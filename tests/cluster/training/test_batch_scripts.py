@@ -23,7 +23,8 @@ GLUE = {"MODEL": "m", "GLUE_DIR": "g", "SLURM_ARRAY_TASK_ID": 0}
 def slurm(tmp_path):
     """Stand-ins that record their arguments; srun exits with $SRUN_EXIT."""
     programs = {
-        "srun": 'printf "%s\\n" "$@" >"$CALLS/srun"; exec sleep-then-exit "${SRUN_SECONDS:-0}" "$SRUN_EXIT"',
+        "srun": 'printf "%s\\n" "$@" >"$CALLS/srun"; echo "$HF_HUB_OFFLINE $HF_DATASETS_OFFLINE" >"$CALLS/offline";'
+        ' exec sleep-then-exit "${SRUN_SECONDS:-0}" "$SRUN_EXIT"',
         "sleep-then-exit": 'trap "touch $CALLS/signalled; exit $2" TERM USR1; sleep "$1" & wait; exit "$2"',
         "scontrol": 'case "$1 $2" in "show hostnames") echo node1;; "show node") echo "NodeAddr=10.0.0.1 x";;'
         ' "show job") echo "JobId=$3 ${JOB_STATE:-JobState=RUNNING Reason=None}";;'
@@ -152,6 +153,20 @@ def test_tasks_get_the_environment_of_the_shell_and_the_requested_cpus(slurm):
     run("pretrain.sbatch", slurm, SLURM_CPUS_PER_TASK=8)
     options = calls(slurm, "srun")
     assert {"--export=ALL", "--cpus-per-task=8"} <= set(options[: options.index("python")])
+
+
+@pytest.mark.parametrize(
+    ("script", "exported", "expected"),
+    [
+        ("pretrain.sbatch", "", "1"),
+        ("pretrain.sbatch", "0", "0"),
+        ("data_prep.sbatch", "", "0"),
+        ("data_prep.sbatch", "1", "1"),
+    ],
+)
+def test_only_data_preparation_may_download_unless_the_variables_say_otherwise(script, exported, expected, slurm):
+    run(script, slurm, HF_HUB_OFFLINE=exported, HF_DATASETS_OFFLINE=exported)
+    assert calls(slurm, "offline") == [f"{expected} {expected}"]
 
 
 def test_arguments_are_passed_unchanged(slurm, tmp_path):

@@ -9,7 +9,7 @@ from bert_pld.config import load_config
 from bert_pld.cost import scaling
 from bert_pld.cost.communication import Collective
 from bert_pld.cost.flops import ModelFlops, parameter_count
-from bert_pld.cost.scaling import Cluster, checkpoint_seconds, collective_seconds, with_assumptions
+from bert_pld.cost.scaling import Cluster, collective_seconds, with_assumptions
 
 LINKS = {"intra_bytes_per_s": 100.0, "inter_bytes_per_s": 10.0, "intra_latency_s": 2.0, "inter_latency_s": 30.0}
 PLAIN = Cluster(ranks_per_node=4, **LINKS)
@@ -51,14 +51,6 @@ def test_step_time_is_the_sum_of_its_parts():
     assert step.tokens_per_s == pytest.approx(64 * 64 * 128 / step.total)
     tiny = step_of(64, micro=1)
     assert tiny.compute == pytest.approx(12 * Cluster().launch_s_per_block)
-
-
-def test_checkpoint_time_is_divided_by_its_interval():
-    run = run_of()
-    assert checkpoint_seconds(run, Cluster()) == pytest.approx(18 * parameter_count(run.model) / 1e9)
-    assert step_of(64, run).checkpoint == pytest.approx(checkpoint_seconds(run, Cluster()) / 1000)
-    never = dataclasses.replace(run, training=dataclasses.replace(run.training, checkpoint_interval=0))
-    assert step_of(64, never).checkpoint == 0.0
 
 
 def test_all_buckets_but_the_last_overlap_with_backward():
