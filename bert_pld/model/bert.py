@@ -164,7 +164,7 @@ class BertForPreTraining(nn.Module):
         Args:
             input_ids: int64 [B, S], masked.
             token_type_ids: int64 [B, S], 0 or 1.
-            attention_mask: bool [B, S], True for tokens; None if no row has padding.
+            attention_mask: [B, S], bool or integers, see `Encoder.encode`; None if no row has padding.
             masked_positions: int64 [M], indices into the flattened [B·S].
             masked_labels: int64 [M], the original ids.
             next_sentence_labels: int64 [B]: 0 next, 1 random, -100 ignored; None without an NSP head.
