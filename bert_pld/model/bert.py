@@ -199,8 +199,3 @@ class BertForPreTraining(nn.Module):
             "mlm_correct": mlm_correct,
             "nsp_correct": nsp_correct,
         }
-
-    def masked_lm_logits(self, hidden_states: Tensor, positions: Tensor) -> Tensor:
-        """Compute logits [M, V] at the flat positions [M] only, from hidden states [B, S, H]."""
-        selected = hidden_states.flatten(0, 1).index_select(0, positions)
-        return self.mlm_head(selected, self.encoder.embeddings.word.weight)

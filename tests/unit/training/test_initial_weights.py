@@ -9,6 +9,7 @@ from begun_runs import begin
 from hugging_face_models import ENTRIES, STOCK, save_stock, word_pieces
 from runs import VOCABULARY, write_corpus
 from safetensors.torch import load_file, save_file
+from token_logits import token_logits
 
 from bert_pld.data.rows import ShardedRows
 from bert_pld.model.hugging_face import to_hugging_face
@@ -24,7 +25,7 @@ def logits_of(model, input_ids, positions=16):
     input_ids = input_ids[:, :positions]
     with torch.no_grad():
         hidden_states = model.encoder(input_ids, torch.zeros_like(input_ids))
-        return model.masked_lm_logits(hidden_states, torch.arange(input_ids.numel())).view(*input_ids.shape, -1)
+        return token_logits(model, hidden_states)
 
 
 def some_ids(seed=0, entries=ENTRIES, length=16):
