@@ -38,7 +38,7 @@ with explain_missing_package("bert_pld.compile_kernels"):
     from bert_pld.kernels.geglu import geglu_backward_kernel, geglu_forward_kernel
     from bert_pld.kernels.machine_code import MULTIPROCESSORS, compile_kernel, resident_programs
     from bert_pld.kernels.split_qkv import split_qkv_backward_kernel
-    from bert_pld.kernels.tiles import Tile, column_tile, element_tile, reducing_row_tile, row_tile
+    from bert_pld.kernels.tiles import ASSERTIONS, Tile, column_tile, element_tile, reducing_row_tile, row_tile
 
 CAPABILITIES = (80, 90, 100)
 _ALLOWED = ", ".join(map(str, sorted(MULTIPROCESSORS)))
@@ -119,7 +119,7 @@ def variants(hidden_size: int, vocabulary: int = 30528, element_bytes: int = 2) 
     launch = tile.launch_arguments(hidden_size)
     yield _reducing("split qkv backward", split_qkv_backward_kernel, launch, tile, 3 * tile.width, 2)
     block, warps = linear_cross_entropy.block_and_warps(vocabulary)
-    launch = {"VOCABULARY": vocabulary, "BLOCK": block, "num_warps": warps}
+    launch = {"VOCABULARY": vocabulary, "BLOCK": block, "num_warps": warps, **ASSERTIONS}
     for name, gradient in (("cross entropy", False), ("cross entropy with gradient", True)):
         arguments, accesses = {**launch, "WRITE_GRADIENT": gradient}, 3 if gradient else 1
         yield Variant(name, linear_cross_entropy.cross_entropy_kernel, arguments, block, accesses)
@@ -159,7 +159,7 @@ def _embedding_variants(hidden_size: int, element_bytes: int) -> Iterator[Varian
     elements = tile.rows * hidden_size
     for name, form in forms.items():
         forward, backward = embedding_forward.embedding_forward_kernel, embedding_backward.embedding_backward_kernel
-        asserting = {**launch, **form, **embedding_forward.ASSERTIONS}
+        asserting = {**launch, **form, **ASSERTIONS}
         yield Variant(f"{name} forward", forward, asserting, elements, 2)
         stages = embedding_backward.stages(tile, element_bytes)
         summing = {**launch, **form, "SUMS": form["TYPES"], "BLOCK_PLACES": 1, "STAGES": stages}

@@ -54,7 +54,7 @@ class Plan:
     rates_by_step: list[Rates]
     """Learning rate and share of masked tokens; empty unless their phases change."""
     steps_until_limit: int | None
-    """First step from which θ is within 1 % of its limit; None if there is no such step."""
+    """First step from which θ is within 1 % of its limit; None if there is none, or θ leaves the limit."""
     keep_probabilities_at_limit: tuple[float, ...]
     depth_at_limit: float
     mean_depth: float
@@ -65,7 +65,7 @@ class Plan:
     flops_mean: float
     """FLOPs of one sequence, mean over the run."""
     ratio_at_limit: float
-    """Predicted time ratio over the constant part of the run, where θ is at its limit."""
+    """Predicted time ratio of a step at which θ is at its limit, as in the constant part of the run if it has one."""
     ratio_over_run: float
     """Predicted time ratio over the whole run."""
     total_flops: float
@@ -181,6 +181,7 @@ def _theta_by_step(schedule: Schedule, num_steps: int) -> list[tuple[int, float,
 def format_plan(plan: Plan) -> str:
     """Return the plan as text."""
     run, model, pld = plan.run, plan.run.model, plan.run.progressive_layer_drop
+    at_limit = "at the limit" if plan.steps_until_limit is None else "over the constant part"
     head = "pooler and NSP head" if model.next_sentence_prediction else "no NSP head"
     lines = [
         "batch",
@@ -200,7 +201,7 @@ def format_plan(plan: Plan) -> str:
         "compute (matrix products, forward and backward)",
         f"  per sequence, all blocks    {_flops(plan.flops_full)}",
         f"  per sequence, at the limit  {_flops(plan.flops_at_limit)}   predicted time ratio"
-        f" {plan.ratio_at_limit:.3f} over the constant part",
+        f" {plan.ratio_at_limit:.3f} {at_limit}",
         f"  per sequence, mean of run   {_flops(plan.flops_mean)}   predicted time ratio"
         f" {plan.ratio_over_run:.3f} over the whole run",
         f"  whole run                   {_flops(plan.total_flops)}",
@@ -228,7 +229,8 @@ def _document_lines(plan: Plan) -> list[str]:
 
 def _dropping_lines(plan: Plan) -> list[str]:
     pld, blocks = plan.run.progressive_layer_drop, plan.run.model.num_layers
-    within = "never" if plan.steps_until_limit is None else f"from step {plan.steps_until_limit:,}"
+    without = "only where it starts" if pld.temporal == "growing" else "never"
+    within = without if plan.steps_until_limit is None else f"from step {plan.steps_until_limit:,}"
     kept = plan.keep_probabilities_at_limit
     keeps = [" ".join(f"{p:.3f}" for p in kept[start : start + 12]) for start in range(0, blocks, 12)]
     shares = "shares of the tokens" if pld.granularity == "token" else "keep probabilities"

@@ -80,7 +80,8 @@ class ProgressiveLayerDropConfig:
         elif self.temporal == "constant":
             over_steps = "constant over steps"
         ends = [name for name, kept in (("first", self.keep_first_block), ("last", self.keep_last_block)) if kept]
-        parts = [f"θ → {self.theta:g}", over_steps, f"{self.depth} over depth"]
+        thetas = f"θ from {self.theta:g} to 1" if self.temporal == "growing" else f"θ → {self.theta:g}"
+        parts = [thetas, over_steps, f"{self.depth} over depth"]
         if ends:
             parts.append(f"{' and '.join(ends)} block kept")
         if self.keep_every:

@@ -1,7 +1,8 @@
 """Dropout with 16 random bits per element: from torch's generator in eager mode, from a counter in fused kernels.
 
 On a CPU torch draws one float per element serially, which is 15 % of a training step. Here 16 bits decide. So the keep
-probability is a multiple of 2^-16; the scale is the inverse of exactly this probability, so the expectation is exact.
+probability is a multiple of 2^-16; the scale is the inverse of exactly this probability, so the expectation is exact
+but for the rounding of each result.
 
 A fused kernel draws its mask from a counter, so that backward can draw the same mask again instead of reading a stored
 one. `counter_keep_mask` specifies that mask.
@@ -25,7 +26,10 @@ DECISIONS_PER_COUNTER = 8
 
 
 def dropout(values: Tensor, probability: float) -> Tensor:
-    """Return values · mask / P[mask = 1] with P[mask = 0] = `probability` (± 2^-17), from torch's generator."""
+    """Return values · mask / P[mask = 1] with P[mask = 0] = `probability` (± 2^-17; at most 1 − 2^-16).
+
+    The mask comes from torch's generator.
+    """
     if probability == 0.0:
         return values
     if not draws_integers(values):
@@ -35,7 +39,8 @@ def dropout(values: Tensor, probability: float) -> Tensor:
     count = values.numel()
     integers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     keep = integers.view(torch.int16)[:count].view(values.shape) >= dropped - _LEVELS // 2
-    return values * keep.to(values.dtype).mul_(kept_scale(dropped))
+    # A scalar keeps its precision; in a bf16 mask the scale of p = 0.1 would be 1.109375, not 1.11112.
+    return (values * keep.to(values.dtype)).mul_(kept_scale(dropped))
 
 
 def draws_integers(values: Tensor) -> bool:
@@ -64,8 +69,8 @@ NO_DROPOUT = CounterDropout(0.0)
 
 
 def dropped_levels(probability: float) -> int:
-    """Return how many of the 2^16 values of a decision's bits drop the element."""
-    return round(probability * _LEVELS)
+    """Return how many of the 2^16 values of a decision's bits drop the element: not all, so `kept_scale` is finite."""
+    return min(round(probability * _LEVELS), _LEVELS - 1)
 
 
 def kept_scale(dropped: int) -> float:

@@ -15,10 +15,8 @@ from torch import Tensor
 from bert_pld.kernels.dropout import CounterDropout, dropout_arguments
 from bert_pld.kernels.layout import TokenLayout
 from bert_pld.kernels.reference import EmbeddingTables
-from bert_pld.kernels.tiles import Tile, ceil_div, keep_tile, reducing_row_tile
+from bert_pld.kernels.tiles import ASSERTIONS, Tile, ceil_div, keep_tile, reducing_row_tile
 
-ASSERTIONS = {"sanitize_overflow": False}
-"""Option of the kernel that has assertions: only ids and types are checked, not each addition for overflow."""
 MOST_TYPES = 2
 """Most rows of the token-type table: the backward kernel keeps a sum for each."""
 VARYING = ["num_rows", "longest", "num_sequences", "position_offset", "scale", "seed", "seed_high", "site"]
@@ -68,8 +66,9 @@ class Tokens:
 
 def tokens_of(layout: TokenLayout, input_ids: Tensor, token_types: Tensor | None) -> Tokens:
     """Return the tokens of ids and types [B, S]."""
-    flat_ids = input_ids.flatten()
-    flat_types = flat_ids if token_types is None else token_types.flatten()
+    # A row that is repeated, or one of two stacked tensors, stays a view with other strides when it is flattened.
+    flat_ids = input_ids.flatten().contiguous()
+    flat_types = flat_ids if token_types is None else token_types.flatten().contiguous()
     edges, sequences, longest = layout.cumulative_lengths, len(layout.lengths), layout.longest
     if layout.documents is not None:
         edges, sequences = layout.documents.edges, len(layout.documents.lengths)

@@ -74,7 +74,8 @@ def rounding_kernel(
         tl.store(narrow_ptr + offsets, narrow, mask=inside)
     if WRITE_TRANSPOSED:
         inside = (columns < WIDTH)[:, None] & (rows < padded_rows)[None, :]
-        tl.store(transposed_ptr + columns[:, None] * padded_rows + rows[None, :], tl.trans(narrow), mask=inside)
+        turned = columns.to(tl.int64)[:, None] * padded_rows + rows[None, :]
+        tl.store(transposed_ptr + turned, tl.trans(narrow), mask=inside)
 
 
 def round_matrix(

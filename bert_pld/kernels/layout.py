@@ -102,13 +102,14 @@ def packed_layout(
     """Return the layout in which only tokens have rows, not padding.
 
     Args:
-        attention_mask: bool [B, S], True for tokens.
-        lengths: [B], number of tokens of each sequence, on the host; None reads the mask, which waits for its device.
+        attention_mask: bool [B, S], True for tokens, which come before the padding.
+        lengths: [B], number of tokens of each sequence, on the host; None reads the mask, which waits for its device. A
+            ValueError then names a row with padding before a token: its rows here would not be its positions.
         document_lengths: [D], tokens of each document, sequence by sequence, on the host; None: there are no documents.
     """
     _batch, padded_length = attention_mask.shape
     if lengths is None:
-        lengths = attention_mask.sum(1).cpu().numpy().astype(np.int64)
+        lengths = _lengths_of(attention_mask)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     flat, device = attention_mask.flatten(), attention_mask.device
     return TokenLayout(
@@ -120,6 +121,18 @@ def packed_layout(
         row_of_position=flat.cumsum(0) - 1,
         documents=None if document_lengths is None else documents_in_rows(document_lengths, lengths, device),
     )
+
+
+def _lengths_of(attention_mask: Tensor) -> NDArray[np.int64]:
+    """Return the number of tokens of each row, [B], in one copy from the mask's device."""
+    places = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
+    counts, ends = torch.stack([attention_mask.sum(1), (attention_mask * places).amax(1)]).cpu().numpy()
+    if (counts != ends).any():
+        row = int((counts != ends).argmax())
+        raise ValueError(
+            f"attention_mask: row {row} has padding before a token; padding must be at the end of each row"
+        )
+    return counts
 
 
 def kept_layouts(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bert_pld.kernels.reference import linear
-from bert_pld.kernels.tiles import Tile, ceil_div, power_of_two_from
+from bert_pld.kernels.tiles import ASSERTIONS, Tile, ceil_div, power_of_two_from
 
 CHUNK_ELEMENTS = 2**28
 """Most logits of one chunk: 512 MiB in 16 bits. The masked positions of 32,768 tokens are one chunk, which needs no
@@ -24,7 +24,7 @@ sum over chunks in fp32."""
 _BLOCK = 4096
 
 
-@triton.jit
+@triton.jit(debug=True)
 def cross_entropy_kernel(
     logits_ptr,  # [M, V], overwritten with softmax − onehot if WRITE_GRADIENT
     labels_ptr,  # int64 [M]
@@ -38,6 +38,7 @@ def cross_entropy_kernel(
     row = tl.program_id(0).to(tl.int64)
     logits = logits_ptr + row * VOCABULARY
     label = tl.load(labels_ptr + row)
+    tl.device_assert((label >= 0) & (label < VOCABULARY), "a label is outside the vocabulary")
     label_logit = tl.load(logits + label).to(tl.float32)
     highest = -float("inf")
     best = 0
@@ -83,13 +84,14 @@ def cross_entropy(
     if count:
         cross_entropy_kernel[(count,)](
             logits,
-            labels,
+            labels.contiguous(),
             losses,
             correct,
             VOCABULARY=vocabulary,
             WRITE_GRADIENT=write_gradient,
             BLOCK=block,
             num_warps=num_warps,
+            **ASSERTIONS,
         )
     return losses, correct
 
@@ -159,7 +161,10 @@ def linear_cross_entropy_sum(
 ) -> tuple[Tensor, Tensor]:
     """Run `bert_pld.kernels.reference.linear_cross_entropy_sum` in chunks; differentiable once.
 
-    Arguments and result are those of the reference; labels must be in [0, V).
+    Arguments and result are those of the reference. A label outside [0, V) is an IndexError on a CPU, and on a GPU an
+    assertion of the device.
     """
+    if labels.device.type == "cpu" and labels.numel() and not 0 <= labels.min() <= labels.max() < len(weight):
+        raise IndexError(f"a label is outside the vocabulary of {len(weight)} entries")
     want_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in (hidden_states, weight, bias))
     return _LinearCrossEntropy.apply(hidden_states, weight, bias, labels, want_gradients)

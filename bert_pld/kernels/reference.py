@@ -25,6 +25,9 @@ from bert_pld.kernels.dropout import (
 )
 from bert_pld.kernels.dropout import dropout as drop_out
 
+_NO_LABEL = -(2**31)
+"""In place of torch's -100, which cross-entropy would leave out without a word: here every label counts."""
+
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x · Wᵀ + b in the inputs' dtype: [..., I], [O, I], [O] → [..., O]. All backends use it.
@@ -210,11 +213,12 @@ def linear_cross_entropy_sum(
         hidden_states: [M, H].
         weight: [V, H].
         bias: [V].
-        labels: int64 [M].
+        labels: int64 [M], in [0, V); torch raises an error for any other.
 
     Returns:
         The sum (fp32; 0 for M = 0) and the number of labels that have the highest logit (int64, no gradient).
     """
     logits = linear(hidden_states, weight, bias)
     logits = logits.float()  # On a CPU argmax, too, is four times faster in fp32.
-    return F.cross_entropy(logits, labels, reduction="sum"), (logits.detach().argmax(-1) == labels).sum()
+    loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=_NO_LABEL)
+    return loss, (logits.detach().argmax(-1) == labels).sum()

@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+ASSERTIONS = {"sanitize_overflow": False}
+"""Option of a kernel that has assertions: only what it asserts is checked, not each addition for overflow."""
 INTERPRETED_PROGRAMS = 3
 INTERPRETED_TILES = 2
 _WARP_WIDTH = 256

@@ -164,7 +164,7 @@ class BertForPreTraining(nn.Module):
         Args:
             input_ids: int64 [B, S], masked.
             token_type_ids: int64 [B, S], 0 or 1.
-            attention_mask: bool [B, S], True for tokens; None if no row has padding.
+            attention_mask: [B, S], bool or integers, see `Encoder.encode`; None if no row has padding.
             masked_positions: int64 [M], indices into the flattened [B·S].
             masked_labels: int64 [M], the original ids.
             next_sentence_labels: int64 [B]: 0 next, 1 random, -100 ignored; None without an NSP head.
@@ -199,8 +199,3 @@ class BertForPreTraining(nn.Module):
             "mlm_correct": mlm_correct,
             "nsp_correct": nsp_correct,
         }
-
-    def masked_lm_logits(self, hidden_states: Tensor, positions: Tensor) -> Tensor:
-        """Compute logits [M, V] at the flat positions [M] only, from hidden states [B, S, H]."""
-        selected = hidden_states.flatten(0, 1).index_select(0, positions)
-        return self.mlm_head(selected, self.encoder.embeddings.word.weight)

@@ -38,6 +38,13 @@ def normalize_eager(norm: FinalNorm, hidden_states: Tensor) -> Tensor:
     return layer_norm(hidden_states, norm.weight, norm.bias, norm.eps)
 
 
+def as_bool(attention_mask: Tensor | None) -> Tensor | None:
+    """Return a mask of tokens as bool. Tokenizers give integers; attention would take int64 for document numbers."""
+    if attention_mask is not None and attention_mask.is_floating_point():
+        raise TypeError(f"attention_mask: {attention_mask.dtype}; must be bool or integers, 1 for a token")
+    return None if attention_mask is None else attention_mask.bool()
+
+
 class Encoder(nn.Module):
     """Embeddings and L switchable blocks, which run under their gates."""
 
@@ -84,7 +91,8 @@ class Encoder(nn.Module):
         Args:
             input_ids: int64 [B, S].
             token_type_ids: int64 [B, S].
-            attention_mask: bool [B, S], True for tokens; None if no row has padding.
+            attention_mask: [B, S], bool or integers: True or 1 for the tokens of a row, which come before its padding;
+                None if no row has padding.
             gates: one gate per block; None runs all blocks unscaled.
             sequence_lengths: [B], number of tokens of each row, on the host. If a mask is given without it, a backend
                 that leaves padding out waits for the device to compute it.
@@ -94,9 +102,18 @@ class Encoder(nn.Module):
         Returns:
             Hidden states [T, H] and the layout of the tokens in them.
         """
-        return self.run(self, input_ids, token_type_ids, attention_mask, gates, sequence_lengths, document_lengths)
+        mask = as_bool(attention_mask)
+        return self.run(self, input_ids, token_type_ids, mask, gates, sequence_lengths, document_lengths)
 
-    def encode_chosen(self, positions: Tensor, with_first: bool, *inputs: Any) -> Tensor:
+    def encode_chosen(
+        self,
+        positions: Tensor,
+        with_first: bool,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *others: Any,
+    ) -> Tensor:
         """Compute the hidden states of the tokens that a loss looks at.
 
         What only the other tokens' hidden states need is left out: in the last block everything after attention, and
@@ -105,11 +122,15 @@ class Encoder(nn.Module):
         Args:
             positions: int64 [M], indices into the flattened [B·S].
             with_first: whether to append the first token of each row.
-            inputs: those of `encode`.
+            input_ids: as those of `encode`, and so are all that follow.
+            token_type_ids: see there.
+            attention_mask: see there.
+            others: see there; a backend's function needs all of them.
 
         Returns:
             [M, H], or [M + B, H].
         """
+        inputs = input_ids, token_type_ids, as_bool(attention_mask), *others
         if self.run_chosen is not None:
             return self.run_chosen(self, positions, with_first, *inputs)
         hidden_states, layout = self.encode(*inputs)

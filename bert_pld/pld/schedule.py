@@ -103,18 +103,16 @@ class Schedule:
         depth = self.num_blocks - float(weights.sum()) * mean
         return depth, depth - float(weights.sum()) * mean + float((weights * weights).sum()) * square
 
-    def mean_expected_depth(self, num_steps: int) -> float:
-        """The expected depth averaged over optimizer steps 0 … num_steps − 1."""
-        return self.mean_powers(num_steps)[0]
-
     def steps_until_theta_within(self, share: float) -> int | None:
         """Return the first step from which θ is within a relative distance `share` of its limit; None: never.
 
-        The dense finish is left out.
+        The dense finish is left out. A θ that grows starts at its limit and leaves it.
         """
         excess, allowed = 1.0 - self.theta_limit, share * self.theta_limit
         if excess <= allowed:
             return 0
+        if self.temporal == "growing":
+            return None
         if self.temporal == "exponential":
             if self.gamma == 0.0:
                 return None

@@ -125,7 +125,7 @@ class SavedModelWeights(InitialWeights):
 
     def __init__(self, path: Path, name: str, new_vocabulary: bool) -> None:
         super().__init__(path, name, new_vocabulary)
-        self.saved = open_saved_model(path)
+        self.saved = open_saved_model(path, None if Path(name).exists() else name)
 
     @property
     def follows(self) -> FollowedModel:

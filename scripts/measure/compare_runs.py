@@ -67,8 +67,8 @@ def main(options: argparse.Namespace) -> None:
     constant_from = schedule.steps_until_theta_within(0.01)
     if constant_from is None:
         raise ValueError(
-            f"{options.pld_run}/config.json: progressive_layer_drop: θ never comes within 1 % of its limit before the"
-            " dense finish (gamma, ramp)"
+            f"{options.pld_run}/config.json: progressive_layer_drop: θ never comes within 1 % of its limit and stays"
+            " there before the dense finish (gamma, ramp, temporal)"
         )
     constant, baseline_constant = (
         constant_part(run, folder, constant_from, schedule.finish_step)

@@ -57,8 +57,11 @@ def is_saved_model(path: Path) -> bool:
     return isinstance(content, dict) and "training" not in content
 
 
-def open_saved_model(path: Path) -> SavedModel:
-    """Read a directory's configuration; a ValueError of one line says what we cannot train, and what we can."""
+def open_saved_model(path: Path, hub_id: str | None = None) -> SavedModel:
+    """Read a directory's configuration; a ValueError of one line says what we cannot train, and what we can.
+
+    `hub_id` is the id of which `path` is the local copy, if it is one.
+    """
     import transformers
 
     file = path / CONFIG
@@ -84,6 +87,15 @@ def open_saved_model(path: Path) -> SavedModel:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from error
     if problem is not None:
         raise ValueError(f"{file}: {problem}")
+    if hub_id is not None and not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
+        # Pickles are not downloaded, so the copy does not tell whether there are any.
+        folder = hub_id.rpartition("/")[2]
+        raise ValueError(
+            f"{hub_id}: has no safetensors on the Hub, and a pickle can run code when it is read; convert it where you"
+            f' trust it, and name the folder instead: python -c "from transformers import AutoTokenizer, {classes[0]}'
+            f" as Model; [kind.from_pretrained('{hub_id}').save_pretrained('{folder}') for kind in (AutoTokenizer,"
+            ' Model)]"'
+        )
     _weight_files(path, classes[0])
     return SavedModel(path, family, config)
 

@@ -9,6 +9,7 @@ import torch
 from repository import REPOSITORY
 from runs import run_captured
 from safetensors.torch import load_file, save_file
+from token_logits import token_logits
 
 from bert_pld import cli, export
 from bert_pld.checkpoint import format as checkpoints
@@ -117,7 +118,7 @@ def assert_agrees(model, theirs):
     assert mask.sum(1).tolist() == [12, 9]
     with torch.no_grad():
         hidden_states = model.encoder(theirs["input_ids"], theirs["token_type_ids"], mask)
-        ours = model.masked_lm_logits(hidden_states, torch.arange(mask.numel())).view(*mask.shape, -1)
+        ours = token_logits(model, hidden_states)
         torch.testing.assert_close(theirs["mlm"][mask], ours[mask], atol=1e-5, rtol=0)
         if model.nsp_head is not None:
             torch.testing.assert_close(theirs["nsp"], model.nsp_head(hidden_states[:, 0]), atol=1e-5, rtol=0)

@@ -13,6 +13,7 @@ from packed_documents import (
     packed_gates,
     places,
 )
+from token_logits import token_logits
 
 INTERPRETED = pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted kernels only")
 BACKENDS = {
@@ -63,7 +64,7 @@ def logits(model, batch, gates):
     lengths = {name: batch[name] for name in ("sequence_lengths", "document_lengths")}
     with torch.no_grad():
         hidden_states = model.encoder(**given, gates=gates, **lengths)
-        return model.masked_lm_logits(hidden_states, torch.arange(batch["input_ids"].numel()))
+        return token_logits(model, hidden_states.flatten(0, 1))
 
 
 @pytest.mark.usefixtures("few_programs")

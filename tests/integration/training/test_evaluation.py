@@ -9,6 +9,7 @@ import pytest
 import torch
 from runs import read_metrics, run_evaluate, run_pretrain, small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from token_logits import token_logits
 
 from bert_pld.checkpoint.format import load_model, resolve_checkpoint
 from bert_pld.config import DataConfig
@@ -86,7 +87,7 @@ def test_accuracy_counts_the_masked_tokens_that_are_right(corpus, run_dir):
         for batch in held_out(corpus, 1):
             inputs = batch.model_inputs()
             hidden = model.encoder(inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"])
-            guesses = model.masked_lm_logits(hidden, batch.masked_positions).argmax(-1)
+            guesses = token_logits(model, hidden.flatten(0, 1)[batch.masked_positions]).argmax(-1)
             right += (guesses == batch.masked_labels).sum().item()
             total += batch.masked_tokens
             pairs += (model.nsp_head(hidden[:, 0]).argmax(-1) == batch.next_sentence_labels).sum().item()

@@ -74,6 +74,15 @@ def test_without_dropping_nothing_is_saved():
     assert "within 1 % of the limit: never" in format_plan(plan)
 
 
+def test_theta_that_grows_has_no_constant_part():
+    plan = plan_of({"progressive_layer_drop": {"theta": 0.5, "temporal": "growing", "ramp": 1000}})
+    assert plan.steps_until_limit is None
+    text = format_plan(plan)
+    assert "θ from 0.5 to 1, growing over 1,000 steps" in text
+    assert "within 1 % of the limit: only where it starts\n" in text
+    assert "constant part" not in text
+
+
 def test_zero_stages_partition_memory_over_ranks():
     count = plan_of().parameters
     bf16 = {"bf16": {"enabled": True}, "fp16": {"enabled": False}}

@@ -142,6 +142,23 @@ def test_frozen_word_table_needs_no_sort(device):
     assert parameters["position"].grad.any()
 
 
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
+def test_ids_and_types_may_be_views_that_are_not_contiguous(padded, device):
+    layout, ids, types = layout_and_inputs(device, padded=padded)
+    parameters = make_parameters("post-norm", 32, torch.float32, device)
+    tables = EmbeddingTables(**{name: tensor.requires_grad_() for name, tensor in parameters.items()}, eps=1e-5)
+
+    def run(own_ids, own_types):
+        out = embed(tables, tokens_of(layout, own_ids, own_types), DROPOUT)
+        return out, *torch.autograd.grad(out, list(parameters.values()), torch.ones_like(out).cumsum(0))
+
+    stacked = torch.stack([ids, types], dim=-1)
+    one_type = torch.ones(1, dtype=torch.int64, device=device).expand(ids.shape)
+    for views in (stacked.unbind(-1), (stacked[..., 0], one_type)):
+        copies = [view.clone(memory_format=torch.contiguous_format) for view in views]
+        assert all(torch.equal(of_view, of_copy) for of_view, of_copy in zip(run(*views), run(*copies), strict=True))
+
+
 @pytest.mark.parametrize("wrong", [-1, VOCABULARY])
 def test_id_without_a_row_is_an_error(wrong):
     """On a GPU the kernel asserts it, as torch does; that ends the process, so it is not tested."""

@@ -37,11 +37,20 @@ def test_rows_of_positions_and_of_first_tokens():
     assert full.first_rows.tolist() == [0, 8, 16, 24]
 
 
-def test_lengths_may_come_from_the_mask_even_with_holes():
-    mask = torch.tensor([[True, False, True, True], [False, True, False, False]])
+def test_lengths_may_come_from_a_mask_with_padding_at_the_end():
+    mask = torch.tensor([[True, True, True, False], [True, False, False, False], [False] * 4, [True] * 4])
     layout = packed_layout(mask, None)
-    assert layout.lengths.tolist() == [3, 1]
-    assert layout.positions.tolist() == [0, 2, 3, 5]
+    assert layout.lengths.tolist() == [3, 1, 0, 4]
+    assert layout.positions.tolist() == [0, 1, 2, 4, 12, 13, 14, 15]
+
+
+@pytest.mark.parametrize("row", [[False, True, True, True], [True, False, True, True]], ids=["left", "hole"])
+def test_padding_before_a_token_is_refused_where_the_mask_gives_the_lengths(row):
+    mask = torch.tensor([[True, True, False, False], row])
+    with pytest.raises(
+        ValueError, match=r"^attention_mask: row 1 has padding before a token; .* at the end of each row$"
+    ):
+        packed_layout(mask, None)
 
 
 @pytest.mark.parametrize("packed", [True, False])

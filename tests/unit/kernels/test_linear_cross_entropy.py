@@ -69,6 +69,23 @@ def test_first_of_equal_logits_counts_as_highest_across_pieces(device):
     assert correct.item() == 1
 
 
+def test_labels_may_be_a_view_that_is_not_contiguous(device):
+    inputs, labels = make_inputs(6, 8, 20, torch.float32, device)
+    column = torch.stack([labels, labels + 100], dim=1)[:, 0]
+    of_column, of_copy = (fused.linear_cross_entropy_sum(*inputs, some) for some in (column, labels))
+    assert [out.item() for out in of_column] == [out.item() for out in of_copy]
+
+
+@pytest.mark.parametrize("wrong", [-100, -1, 20])
+@pytest.mark.parametrize("backend", [reference, fused], ids=["reference", "fused"])
+def test_label_outside_the_vocabulary_is_an_error(backend, wrong):
+    """On a GPU the kernel asserts it, as torch does; that ends the process, so it is not tested."""
+    inputs, labels = make_inputs(5, 8, 20, torch.float32, "cpu")
+    labels[3] = wrong
+    with pytest.raises(IndexError, match=r"outside the vocabulary of 20 entries|Target -?\d+ is out of bounds"):
+        backend.linear_cross_entropy_sum(*inputs, labels)
+
+
 def test_no_positions_give_zero_loss_and_zero_gradients(device):
     inputs, labels = make_inputs(0, 8, 20, torch.float32, device)
     leaves = [tensor.requires_grad_() for tensor in inputs]

@@ -9,7 +9,7 @@ from recorded_operators import RecordOperators
 
 from bert_pld import kernels
 from bert_pld.kernels import reference, reference_attention, select_backend
-from bert_pld.kernels.dropout import dropout
+from bert_pld.kernels.dropout import dropout, dropped_levels
 
 
 def test_attention_on_no_rows_runs_no_attention_kernel_and_has_a_gradient():
@@ -33,6 +33,25 @@ def test_dropout_has_the_keep_rate_and_scale_and_repeats_with_the_seed(probabili
     assert out.max().item() == pytest.approx(1 / (1 - probability), rel=2e-4)
     torch.manual_seed(0)
     assert torch.equal(dropout(torch.ones(1001, 999), probability), out)
+
+
+def test_dropout_in_bf16_has_the_scale_of_the_formula_and_not_a_rounded_one():
+    torch.manual_seed(0)
+    values = (torch.rand(64, 64) + 1).bfloat16().requires_grad_()
+    out = dropout(values, 0.1)
+    kept = out != 0
+    scale = 2**16 / (2**16 - 6554)
+    assert torch.equal(out[kept], (values[kept].double() * scale).bfloat16())
+    out.sum().backward()
+    assert values.grad[kept].unique().tolist() == [torch.tensor(scale).bfloat16().item()]
+
+
+def test_dropout_just_below_one_keeps_some_elements():
+    probability = 1 - 2**-20
+    assert dropped_levels(probability) == 2**16 - 1
+    torch.manual_seed(0)
+    out = dropout(torch.ones(1000, 1000), probability)
+    assert out.unique().tolist() == [0.0, 2.0**16]
 
 
 def test_dropout_decisions_that_share_an_integer_are_independent():

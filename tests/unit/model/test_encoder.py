@@ -5,6 +5,7 @@ import torch
 from modern_model import make_modern
 from tiny_model import ROWS, SEQ, drawn_gates, fixed_gates, make_batch, make_model
 
+from bert_pld.kernels import reference_attention
 from bert_pld.pld import BlockGate
 
 ZERO_GRADIENT = BlockGate(keep=False, scale=1.0, keep_probability=0.5, zero_gradient_when_dropped=True)
@@ -66,3 +67,22 @@ def test_first_token_is_computed_too_if_sentence_pairs_are_predicted():
     batch = make_batch()
     model(**batch, gates=fixed_gates([1, 1, 0, 0]))["loss"].backward()
     assert rows == [ROWS * SEQ] * 5 + [batch["masked_positions"].numel() + ROWS] * 3
+
+
+@pytest.mark.parametrize("longest", [4, 1000], ids=["long rows", "short rows"])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+@torch.no_grad()
+def test_mask_of_integers_is_a_mask_and_no_document_numbers(model, longest, monkeypatch):
+    """Attention takes int64 for document numbers; in rows above the limit it would split the rows by them."""
+    monkeypatch.setattr(reference_attention, "_LONGEST_MASKED_ROW", longest)
+    model, batch = model().eval(), make_batch()
+    ids, types, mask = batch["input_ids"], batch["token_type_ids"], batch["attention_mask"]
+    for integers in (mask.long(), mask.int(), 3 * mask.long()):
+        assert torch.equal(model.encoder(ids, types, integers), model.encoder(ids, types, mask))
+        chosen = [
+            model.encoder.encode_chosen(batch["masked_positions"], True, ids, types, own, None, None, None)
+            for own in (integers, mask)
+        ]
+        assert torch.equal(*chosen)
+    with pytest.raises(TypeError, match=r"^attention_mask: torch.float32; must be bool or integers, 1 for a token$"):
+        model.encoder(ids, types, mask.float())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from token_logits import token_logits
 
 from bert_pld.config import ModelConfig
 from bert_pld.model.bert import BertForPreTraining
@@ -61,7 +62,7 @@ def make_batch():
 
 def our_logits(model, input_ids, token_type_ids, attention_mask):
     hidden_states = model.encoder(input_ids, token_type_ids, attention_mask)
-    mlm = model.masked_lm_logits(hidden_states, torch.arange(input_ids.numel())).view(*input_ids.shape, -1)
+    mlm = token_logits(model, hidden_states)
     return mlm, None if model.nsp_head is None else model.nsp_head(hidden_states[:, 0])
 
 

@@ -17,6 +17,7 @@ from modern_model import (
     stock_inputs,
     stock_model,
 )
+from token_logits import token_logits
 
 from bert_pld.config import ConfigError, load_config
 from bert_pld.cost.flops import ModelFlops
@@ -53,7 +54,7 @@ def test_logits_loss_and_gradients_equal_the_stock_class(attention, padded, acti
     tokens = torch.ones(ROWS, SEQ, dtype=torch.bool) if mask is None else mask
     expected = theirs(**stock_inputs(batch))
     hidden_states = ours.encoder(batch["input_ids"], batch["token_type_ids"], mask)
-    logits = ours.masked_lm_logits(hidden_states, torch.arange(ROWS * SEQ)).view(ROWS, SEQ, -1)
+    logits = token_logits(ours, hidden_states)
     assert expected.logits.abs().max() > 3
     torch.testing.assert_close(logits[tokens], expected.logits[tokens], atol=1e-5, rtol=0)
 

@@ -92,7 +92,6 @@ SHAPES = [
 def test_mean_powers_are_means_over_steps(options):
     schedule = Schedule(num_blocks=6, theta_limit=0.4, gamma=0.01, **options)
     kept = np.array([schedule.keep_probabilities(t) for t in range(700)])
-    assert schedule.mean_expected_depth(700) == pytest.approx(kept.sum(1).mean())
     assert schedule.mean_powers(700) == pytest.approx((kept.sum(1).mean(), (kept**2).sum(1).mean()))
 
 
@@ -102,6 +101,8 @@ def test_steps_until_a_linear_ramp_is_near_its_end():
     assert schedule.theta(step) <= 0.505 < schedule.theta(step - 1)
     assert Schedule(6, temporal="constant", warmup_steps=10).steps_until_theta_within(0.01) == 10
     assert Schedule(6, gamma=0.01, finish_step=20).steps_until_theta_within(0.01) is None
+    assert Schedule(6, temporal="growing", ramp_steps=100).steps_until_theta_within(0.01) is None
+    assert Schedule(6, 1.0, temporal="growing", ramp_steps=100).steps_until_theta_within(0.01) == 0
 
 
 def test_steps_until_theta_is_constant():

@@ -9,6 +9,7 @@ from begun_runs import begin
 from hugging_face_models import ENTRIES, STOCK, save_stock, word_pieces
 from runs import VOCABULARY, write_corpus
 from safetensors.torch import load_file, save_file
+from token_logits import token_logits
 
 from bert_pld.data.rows import ShardedRows
 from bert_pld.model.hugging_face import to_hugging_face
@@ -24,7 +25,7 @@ def logits_of(model, input_ids, positions=16):
     input_ids = input_ids[:, :positions]
     with torch.no_grad():
         hidden_states = model.encoder(input_ids, torch.zeros_like(input_ids))
-        return model.masked_lm_logits(hidden_states, torch.arange(input_ids.numel())).view(*input_ids.shape, -1)
+        return token_logits(model, hidden_states)
 
 
 def some_ids(seed=0, entries=ENTRIES, length=16):
@@ -275,6 +276,18 @@ def test_hub_id_is_downloaded_where_there_is_a_network(rows, tmp_path, monkeypat
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
     assert "initialized from lab/encoder (bert)" in begin("lab/encoder", rows)[2]
     assert asked == ["lab/encoder"]
+
+
+def test_hub_id_with_pickles_alone_is_refused_with_the_command_that_converts_it(tmp_path, monkeypatch):
+    save_stock(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(ValueError, match="lab/encoder: has no safetensors on the Hub") as raised:
+        open_initial_weights("lab/encoder", False)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert str(tmp_path) not in message
+    assert "kind.from_pretrained('lab/encoder').save_pretrained('encoder')" in message
 
 
 def test_hub_id_without_a_network_is_one_line(monkeypatch):
