@@ -16,6 +16,7 @@ from bert_pld.checkpoint.branch import find_start
 from bert_pld.checkpoint.format import load_state
 from bert_pld.checkpoint.resume import choose_checkpoint, load_weights
 from bert_pld.checkpoint.writer import CheckpointWriter
+from bert_pld.cluster.one_rank import naming_this_rank
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cluster.run_lock import RunLock
 from bert_pld.cluster.stopping import Preemption, StepAgreement
@@ -136,8 +137,9 @@ def prepare_run(
     process group exists.
     """
     timeout = collective_timeout(config.training.stall_timeout)
-    device = join_process_group(timeout)
-    watchdog.start(config.training.heartbeat_timeout, config.training.stall_timeout)
+    with naming_this_rank():  # Until the watchdog has started, no other rank learns of an error.
+        device = join_process_group(timeout)
+        watchdog.start(config.training.heartbeat_timeout, config.training.stall_timeout)
 
     watchdog.progress("opening the data", may_take_long=True)
     training_rows, validation_rows = _open_splits(config, data_dir)
