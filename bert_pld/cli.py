@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bert_pld.cluster.one_rank import OneRankError
+
 EXIT_ERROR = 1
 
 EXTRAS = {
@@ -116,7 +118,8 @@ def run(
 ) -> None:
     """Parse, call `main`, and exit with what `main` returns (None: 0), or with 1 after one line about an error.
 
-    Such errors are ValueError, OSError and a missing package of an extra. When all ranks fail alike, rank 0 prints.
+    Such errors are ValueError, OSError and a missing package of an extra. When all ranks fail alike, rank 0
+    prints; a OneRankError is printed by its own rank.
     """
     print_any_character()
     options = parser.parse_args(arguments)
@@ -126,7 +129,7 @@ def run(
     except (ValueError, OSError) as error:
         if getattr(options, "traceback", False) or os.environ.get("BERT_PLD_TRACEBACK", "0") != "0":
             traceback.print_exc()
-        _print_error(str(error))
+        _print_error(str(error), on_this_rank=isinstance(error, OneRankError))
         code = EXIT_ERROR
     except KeyboardInterrupt:
         code = 130
@@ -164,13 +167,22 @@ def explain_missing_package(command: str) -> Iterator[None]:
 
 def print_once(kind: str, messages: Iterable[str]) -> None:
     """Print lines such as "warning: …" on stderr, on rank 0."""
-    if os.environ.get("RANK", "0") == "0":
+    if _is_rank_0():
         for message in messages:
             print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
 
 
-def _print_error(message: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+def _is_rank_0() -> bool:
+    """Return whether this process is rank 0, or the only one.
+
+    `RANK` is not set before a task of `srun` joins the process group, so Slurm's variables count until then.
+    """
+    is_one_of_several = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if is_one_of_several else "0") == "0"
+
+
+def _print_error(message: str, on_this_rank: bool = False) -> None:
+    if on_this_rank or _is_rank_0():
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
 
 

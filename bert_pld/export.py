@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from bert_pld.config import ModelConfig, RunConfig
 
 EXPORTED_FILES = ("README.md", "config.json", "model.safetensors", *TOKENIZER_FILES)
+_ASIDE = ".export_"
+"""How the names of folders begin in which files are written before they replace others."""
 
 
 def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = False) -> None:
@@ -41,6 +43,7 @@ def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = F
     from bert_pld.checkpoint.format import load_model, load_state, resolve_checkpoint
     from bert_pld.model.hugging_face import to_hugging_face
 
+    _remove_leftovers(output_dir)
     _check_output_dir(output_dir, overwrite)
     checkpoint = resolve_checkpoint(checkpoint)
     model, run = load_model(checkpoint)
@@ -50,7 +53,7 @@ def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = F
     hf_config.dtype = "float32"
 
     output_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export_", dir=output_dir) as folder:
+    with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=output_dir) as folder:
         aside = Path(folder)
         (aside / "config.json").write_text(hf_config.to_json_string(), encoding="utf-8")
         save_file({k: v.float() for k, v in hf_state.items()}, aside / "model.safetensors", metadata={"format": "pt"})
@@ -63,6 +66,13 @@ def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = F
         (aside / "README.md").write_text(card, encoding="utf-8")
         for path in sorted(aside.iterdir()):
             os.replace(path, output_dir / path.name)
+
+
+def _remove_leftovers(output_dir: Path) -> None:
+    """Remove what a killed export has left."""
+    for path in output_dir.glob(f"{_ASIDE}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
 
 
 def _check_output_dir(output_dir: Path, overwrite: bool) -> None:

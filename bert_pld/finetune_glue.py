@@ -167,13 +167,15 @@ def _finetune_all(
     """Fine-tune on all tasks and report; return the tasks of which no rate has a score with every seed."""
     import torch.distributed as dist
 
+    from bert_pld.cluster.one_rank import naming_this_rank
     from bert_pld.cluster.process_group import join_process_group
     from bert_pld.finetuning.encoder import load_encoder
     from bert_pld.finetuning.loop import SharedSignal
     from bert_pld.finetuning.settings import Settings
     from bert_pld.finetuning.sweep import Sweep, scored_rates
 
-    device = join_process_group()
+    with naming_this_rank():
+        device = join_process_group()
     try:
         settings = Settings(
             epochs=options.epochs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
 
 import torch
@@ -33,8 +33,7 @@ def join_process_group(timeout: timedelta | None = None) -> torch.device:
         # Gloo works on a CPU without it; DeepSpeed would compile its shared-memory collectives first, for a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        local_ranks = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+        torch.set_num_threads(cpu_threads(os.environ, len(os.sched_getaffinity(0))))
     limits = {} if timeout is None else {"timeout": timeout}
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False, **limits)
     return device
@@ -55,6 +54,19 @@ def describe_rank(environment: MutableMapping[str, str] | None = None) -> None:
         return
     # Port 0 means any free port: no other process has to know it.
     environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+
+
+def cpu_threads(environment: Mapping[str, str], usable_cpus: int) -> int:
+    """Return how many threads a rank on a CPU takes, given the number of CPUs on which this process may run.
+
+    The ranks of a machine share its CPUs, unless Slurm has bound each task to CPUs of its own.
+    """
+    local_ranks = int(environment.get("LOCAL_SIZE", environment.get("LOCAL_WORLD_SIZE", "1")))
+    ranks_are_tasks = environment.get("WORLD_SIZE") == environment.get("SLURM_STEP_NUM_TASKS")
+    # A task that is not bound sees the CPUs of all tasks on its node.
+    if ranks_are_tasks and usable_cpus < local_ranks * int(environment.get("SLURM_CPUS_PER_TASK", "0")):
+        return usable_cpus
+    return max(1, usable_cpus // local_ranks)
 
 
 def _describe_slurm_task(environment: MutableMapping[str, str]) -> None:

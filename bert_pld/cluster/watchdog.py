@@ -89,7 +89,7 @@ class Watchdog:
             connected = socket.create_connection((host, port), timeout=heartbeat_timeout_s)
         except OSError as error:
             raise OSError(
-                f"rank {rank} cannot connect to rank 0 at {host}, port {port} ({error}); check that no firewall blocks"
+                f"cannot connect to rank 0 at {host}, port {port} ({error}); check that no firewall blocks"
                 " connections between the nodes"
             ) from None
         process, connection = RankProcess.current(rank), Connection(connected)

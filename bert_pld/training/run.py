@@ -16,6 +16,7 @@ from bert_pld.checkpoint.branch import find_start
 from bert_pld.checkpoint.format import load_state
 from bert_pld.checkpoint.resume import choose_checkpoint, load_weights
 from bert_pld.checkpoint.writer import CheckpointWriter
+from bert_pld.cluster.one_rank import naming_this_rank
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cluster.run_lock import RunLock
 from bert_pld.cluster.stopping import Preemption, StepAgreement
@@ -136,8 +137,9 @@ def prepare_run(
     process group exists.
     """
     timeout = collective_timeout(config.training.stall_timeout)
-    device = join_process_group(timeout)
-    watchdog.start(config.training.heartbeat_timeout, config.training.stall_timeout)
+    with naming_this_rank():  # Until the watchdog has started, no other rank learns of an error.
+        device = join_process_group(timeout)
+        watchdog.start(config.training.heartbeat_timeout, config.training.stall_timeout)
 
     watchdog.progress("opening the data", may_take_long=True)
     training_rows, validation_rows = _open_splits(config, data_dir)
@@ -148,60 +150,65 @@ def prepare_run(
         config = dataclasses.replace(config, model=initial.resolved(config.model, training_rows))
     config = resolve_config(config, training_rows, dist.get_world_size(), device)
     lock = RunLock(output_dir)
-    start = find_start(config, training_rows, choose_checkpoint(output_dir, resume, lock), branch_from)
-    model, notes = _make_model(config, training_rows, None if start is None else start.checkpoint, initial, device)
-    engine = make_engine(config, model)
+    try:
+        start = find_start(config, training_rows, choose_checkpoint(output_dir, resume, lock), branch_from)
+        model, notes = _make_model(config, training_rows, None if start is None else start.checkpoint, initial, device)
+        engine = make_engine(config, model)
 
-    encoder = model.encoder
-    metrics = Metrics(output_dir, config, device, encoder.leaves_padding_out, encoder.run_chosen is not None)
-    host_group = dist.new_group(backend="gloo", timeout=timeout) if dist.get_world_size() > 1 else None
-    manifest = training_rows.manifest
-    data_facts: dict[str, Any] = {
-        "data_source": manifest.attributes.source,
-        "data_fingerprint": manifest.fingerprint(),
-    }
-    if start is not None:
-        data_facts["initialized_from"] = load_state(start.checkpoint).get("initialized_from", "")
-    elif initial is not None:
-        data_facts["initialized_from"] = initial.name
-    origin = Origin() if start is None else start.origin
-    if origin != Origin():
-        data_facts["origin"] = dataclasses.asdict(origin)
-    total, micro_batch_size, accumulation_steps = (config.deepspeed[key] for key in BATCH_KEYS)
-    if config.training.max_micro_batch_size is not None:
-        metrics.print_line(
-            f"batch of {total:,} sequences: {micro_batch_size} micro-batch × {accumulation_steps} accumulation"
-            f" × {dist.get_world_size()} rank(s)"
+        encoder = model.encoder
+        metrics = Metrics(output_dir, config, device, encoder.leaves_padding_out, encoder.run_chosen is not None)
+        host_group = dist.new_group(backend="gloo", timeout=timeout) if dist.get_world_size() > 1 else None
+        manifest = training_rows.manifest
+        data_facts: dict[str, Any] = {
+            "data_source": manifest.attributes.source,
+            "data_fingerprint": manifest.fingerprint(),
+        }
+        if start is not None:
+            data_facts["initialized_from"] = load_state(start.checkpoint).get("initialized_from", "")
+        elif initial is not None:
+            data_facts["initialized_from"] = initial.name
+        origin = Origin() if start is None else start.origin
+        if origin != Origin():
+            data_facts["origin"] = dataclasses.asdict(origin)
+        total, micro_batch_size, accumulation_steps = (config.deepspeed[key] for key in BATCH_KEYS)
+        if config.training.max_micro_batch_size is not None:
+            metrics.print_line(
+                f"batch of {total:,} sequences: {micro_batch_size} micro-batch × {accumulation_steps} accumulation"
+                f" × {dist.get_world_size()} rank(s)"
+            )
+        run = Run(
+            config=config,
+            output_dir=output_dir,
+            training_rows=training_rows,
+            validation_rows=validation_rows,
+            batch_share=BatchShare(micro_batch_size, accumulation_steps, dist.get_rank(), dist.get_world_size()),
+            origin=origin,
+            engine=engine,
+            metrics=metrics,
+            checkpoints=CheckpointWriter(output_dir, engine, config, data_facts, host_group),
+            preemption=preemption,
+            watchdog=watchdog,
+            agreement=StepAgreement(host_group),
+            lock=lock,
+            device=device,
         )
-    run = Run(
-        config=config,
-        output_dir=output_dir,
-        training_rows=training_rows,
-        validation_rows=validation_rows,
-        batch_share=BatchShare(micro_batch_size, accumulation_steps, dist.get_rank(), dist.get_world_size()),
-        origin=origin,
-        engine=engine,
-        metrics=metrics,
-        checkpoints=CheckpointWriter(output_dir, engine, config, data_facts, host_group),
-        preemption=preemption,
-        watchdog=watchdog,
-        agreement=StepAgreement(host_group),
-        lock=lock,
-        device=device,
-    )
-    for note in notes:
-        metrics.print_line(note)
-    if start is not None:
-        watchdog.progress("loading the checkpoint")
-        state = run.checkpoints.restore(start.checkpoint)
-        metrics.resume(state["step"], state, origin)
-        metrics.print_line(start.line)
-    else:
-        metrics.begin()
-    if dist.get_rank() == 0:
-        _write_run_files(output_dir, config, training_rows, fresh=start is None or start.is_branch)
-    dist.barrier()
-    return run
+        for note in notes:
+            metrics.print_line(note)
+        if start is not None:
+            watchdog.progress("loading the checkpoint")
+            state = run.checkpoints.restore(start.checkpoint)
+            metrics.resume(state["step"], state, origin)
+            metrics.print_line(start.line)
+        else:
+            metrics.begin()
+        if dist.get_rank() == 0:
+            _write_run_files(output_dir, config, training_rows, fresh=start is None or start.is_branch)
+        dist.barrier()
+        return run
+    except BaseException:
+        # Left in the lock's file, a refused run would look like a killed one, and a run on another machine would wait.
+        lock.release()
+        raise
 
 
 def resolve_config(config: RunConfig, training_rows: ShardedRows, world_size: int, device: torch.device) -> RunConfig:

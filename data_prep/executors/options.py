@@ -99,12 +99,12 @@ def add_executor_flags(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def make_executor(options: ExecutorOptions) -> Iterator[LocalExecutor | ClusterExecutor]:
-    """Open the executor. One with jobs on other machines cancels them on SIGTERM as well as on SIGINT."""
+    """Open the executor. One with jobs on other machines cancels them on SIGTERM and SIGUSR1 as well as on SIGINT."""
     if options.executor == "local":
         with LocalExecutor(options.workers) as local:
             yield local
         return
-    with _sigterm_as_interrupt(), _cluster_executor(options) as cluster:
+    with _signals_as_interrupts(), _cluster_executor(options) as cluster:
         yield cluster
 
 
@@ -123,7 +123,7 @@ def _cluster_executor(options: ExecutorOptions) -> ClusterExecutor:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def _signals_as_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -131,8 +131,9 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

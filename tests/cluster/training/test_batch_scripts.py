@@ -86,6 +86,7 @@ def test_exit_code_of_the_ranks_decides_about_requeuing(code, requeued, message,
     ("script", "code", "message"),
     [
         ("data_prep.sbatch", 130, "job 7: interrupted; resumes where it stopped; requeued\n"),
+        ("data_prep.sbatch", 138, "job 7: interrupted; resumes where it stopped; requeued\n"),
         ("data_prep.sbatch", 143, "job 7: interrupted; resumes where it stopped; requeued\n"),
         (
             "finetune_glue.sbatch",

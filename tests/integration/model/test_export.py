@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 
 import pytest
@@ -181,6 +182,21 @@ def test_output_dir_with_other_files_is_rejected_and_an_earlier_export_is_replac
         run_main(checkpoint, target)
     run_main(checkpoint, target, "--overwrite")
     assert (target / "thesis.txt").read_text() == "precious"
+
+
+def test_killed_export_is_repeated_and_leaves_nothing(make_checkpoint, tmp_path):
+    checkpoint, _ = make_checkpoint()
+    target = tmp_path / "exported"
+    code = """
+import os, signal, sys
+from bert_pld import export
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+export.export_checkpoint(*map(export.Path, sys.argv[1:]))
+"""
+    run_captured([sys.executable, "-c", code, checkpoint, target], expect=-signal.SIGKILL)
+    assert [path.is_dir() for path in target.iterdir()] == [True]
+    run_main(checkpoint, target)
+    assert {path.name for path in target.iterdir()} <= {*export.EXPORTED_FILES}
 
 
 def test_tokenizer_with_more_entries_than_the_model_is_rejected(make_checkpoint, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import runpy
@@ -9,6 +10,9 @@ import sys
 import types
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from repository import REPOSITORY
 from runs import run_captured, small_config
 
@@ -63,6 +67,28 @@ def test_every_required_package_is_pinned(monkeypatch):
     pinned = names_of((REPOSITORY / "scripts" / "constraints.txt").read_text().splitlines())
     wanted = names_of(given["install_requires"] + given["extras_require"]["all"] + given["extras_require"]["test"])
     assert wanted <= pinned
+
+
+def test_pins_leave_out_pythons_that_their_version_refuses(monkeypatch):
+    supported = SpecifierSet(setup_arguments(monkeypatch)["python_requires"])
+    pythons = [python for python in (f"3.{minor}" for minor in range(30)) if python in supported]
+    lines = (REPOSITORY / "scripts" / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    distributions = {canonicalize_name(each.name): each for each in importlib.metadata.distributions()}
+    refused, checked = set(), 0
+    for pin in pins:
+        installed = distributions.get(canonicalize_name(pin.name))
+        if installed is None or installed.version not in pin.specifier:
+            continue
+        accepted = SpecifierSet(installed.metadata["Requires-Python"] or "")
+        checked += 1
+        for python in pythons:
+            environment = {"python_version": python, "python_full_version": f"{python}.0"}
+            if (pin.marker is None or pin.marker.evaluate(environment)) and f"{python}.0" not in accepted:
+                refused.add(f"{pin} on Python {python}")
+    assert pythons[0] == "3.10"
+    assert checked > 20
+    assert not refused
 
 
 def test_initialize_and_the_model_need_no_extra():

@@ -16,6 +16,7 @@ import torch
 from runs import error_of, forked_runs, pretrain_command, read_metrics, run_captured, run_pretrain, small_config
 
 from bert_pld.checkpoint.format import fault, list_checkpoints
+from bert_pld.files import RUN_LOCK
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,7 @@ def test_checkpoints_of_another_run_are_neither_used_nor_changed(changes, argume
     done = run_pretrain(small_config(**changes), corpus, finished_run, *arguments, expect=1)
     assert message in error_of(done)
     assert ((finished_run / "metrics.jsonl").read_bytes(), (finished_run / "config.json").read_bytes()) == before
+    assert (finished_run / RUN_LOCK).read_bytes() == b""  # as a run leaves it that was not killed
     assert [fault(checkpoint) for checkpoint in list_checkpoints(finished_run / "checkpoints")] == [None]
 
 

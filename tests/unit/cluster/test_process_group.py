@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bert_pld.cluster.process_group import describe_rank, first_host, tasks_on_node
+from bert_pld.cluster.process_group import cpu_threads, describe_rank, first_host, tasks_on_node
 
 TASK = {"SLURM_JOB_ID": "40123", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_NTASKS": "12"}
 TASK |= {"SLURM_STEP_NUM_TASKS": "12", "SLURM_STEP_NODELIST": "gpu[003-004]", "SLURM_STEP_TASKS_PER_NODE": "8,4"}
@@ -64,3 +64,25 @@ def test_empty_host_list_is_an_error():
 
 def test_tasks_on_each_node():
     assert [tasks_on_node("8(x2),4", node) for node in range(3)] == ["8", "8", "4"]
+
+
+@pytest.mark.parametrize(
+    ("usable_cpus", "variables", "threads"),
+    [
+        (8, {"SLURM_CPUS_PER_TASK": "8"}, 8),  # bound to its own CPUs
+        (4, {"SLURM_CPUS_PER_TASK": "3"}, 4),  # bound to whole cores of two hardware threads
+        (32, {"SLURM_CPUS_PER_TASK": "8"}, 8),  # not bound: the CPUs of all four tasks of the node
+        (64, {"SLURM_CPUS_PER_TASK": "8"}, 16),  # not bound: all CPUs of the node
+        (2, {}, 1),
+        # A launcher in one task, whose ranks share the task's CPUs.
+        (8, {"SLURM_CPUS_PER_TASK": "8", "SLURM_STEP_NUM_TASKS": "1", "RANK": "1", "WORLD_SIZE": "4"}, 2),
+    ],
+)
+def test_ranks_share_the_cpus_that_slurm_has_not_divided(usable_cpus, variables, threads):
+    task = {**TASK, "LOCAL_WORLD_SIZE": "4", **variables}
+    assert cpu_threads(described(**task), usable_cpus) == threads
+
+
+def test_ranks_of_a_launcher_share_the_machine():
+    assert cpu_threads({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 8) == 2
+    assert cpu_threads({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_SIZE": "4"}, 2) == 1
