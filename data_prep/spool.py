@@ -140,8 +140,9 @@ class Spool:
         """
         with open(self.path, "rb") as file:
             for document in chosen.tolist():
-                file.seek(int(self.starts[document]))
-                text = file.read(int(self.bytes[document])).decode("utf-8")[:-1]
+                start, end = int(self.starts[document]), int(self._index["ends"][document])
+                file.seek(start)
+                text = file.read(end - start).decode("utf-8")[:-1]
                 for mark, blank in _BLANKS.items():
                     text = text.replace(mark, _CUT + blank if with_blanks else _CUT)
                 yield text.split(_CUT)
