@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,10 +68,10 @@ def scaling_rows(
         kept = [list(keep_probabilities)] * accumulation
         collectives = step_collectives(run, ranks, gradient_probabilities(run, kept))
         full = [[1.0] * len(keep_probabilities)] * accumulation
-        sizes_here = {"world_size": ranks, "micro_batch_size": micro_batch}
-        step, whole = (
-            predict_step(run, cluster, **sizes_here, kept=one, attended_tokens=attended_tokens) for one in (kept, full)
+        predict = functools.partial(
+            predict_step, run, cluster, world_size=ranks, micro_batch_size=micro_batch, attended_tokens=attended_tokens
         )
+        step, whole = predict(kept=kept), predict(kept=full)
         sent = bytes_sent(collectives, ranks)
         rows.append(ScalingRow(ranks, micro_batch, accumulation, collectives, sent, step, whole))
     return rows
