@@ -150,7 +150,7 @@ def make_plan(
         block_saving_over_run=1.0 - mean_depth / run.model.num_layers,
         memory=estimate_memory(run, micro_batch, world_size),
         cluster=cluster,
-        scaling=scaling_rows(run, cluster, world_size, train_batch, micro_batch, kept),
+        scaling=scaling_rows(run, cluster, world_size, train_batch, micro_batch, kept, attended_tokens),
     )
 
 

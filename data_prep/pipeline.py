@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ from data_prep.spool import Spool
 
 SAMPLE_BYTES = {"wordpiece": 128 << 20, "bpe": 128 << 20, "unigram": 16 << 20}
 """Text that training a tokenizer reads at most."""
-_SAMPLE_BATCH_SENTENCES = 1 << 13
+_SAMPLE_BATCH_CHARACTERS = 1 << 20
 
 
 def build(arguments: BuildArguments, given: BuildTokenizer | None, output_dir: Path, executor: Executor) -> None:
@@ -196,21 +197,34 @@ def _sample(
 ) -> Callable[[], Iterator[list[str]]]:
     """Return a function that yields batches of sentences: the first part of each spool, at most `most_bytes` together.
 
-    `with_blanks` puts the sentences of a document together.
+    `with_blanks` puts the sentences of a document together. The last document of a part is cut between sentences.
     """
     spools, duplicates = [Spool(build_dir / "spool", task) for task in range(task_count)], Duplicates(build_dir)
     share = min(most_bytes / max(sum(spool.path.stat().st_size for spool in spools), 1), 1.0)
 
     def batches() -> Iterator[list[str]]:
         batch: list[str] = []
+        characters, room = 0, 0.0
         for spool in spools:
-            size = spool.path.stat().st_size * share
-            kept = duplicates.kept(spool.task, len(spool))
-            for sentences in spool.read(np.flatnonzero(kept & (spool.starts < size)), with_blanks):
-                batch += ["".join(sentences)] if with_blanks else sentences
-                if len(batch) >= _SAMPLE_BATCH_SENTENCES:
-                    yield batch
-                    batch = []
+            # What a part leaves over, because its next sentence is too long, goes to the parts after it.
+            room += spool.path.stat().st_size * share
+            chosen = np.flatnonzero(duplicates.kept(spool.task, len(spool)))
+            sizes = spool.bytes[chosen].tolist()
+            for sentences, size in zip(spool.read(chosen, with_blanks), sizes, strict=True):
+                is_cut = size > room
+                if is_cut:
+                    ends = itertools.accumulate(len(sentence.encode()) + 1 for sentence in sentences)
+                    ends_within = [0, *(end for end in ends if end <= room)]
+                    sentences, size = sentences[: len(ends_within) - 1], ends_within[-1]
+                room -= size
+                for text in ["".join(sentences)] if with_blanks else sentences:
+                    batch.append(text)
+                    characters += len(text)
+                    if characters >= _SAMPLE_BATCH_CHARACTERS:
+                        yield batch
+                        batch, characters = [], 0
+                if is_cut:
+                    break
         yield batch
 
     return batches

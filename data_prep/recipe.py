@@ -84,7 +84,7 @@ class ReadPieces(PipelineStep):
                 if document.left_out is not None:
                     self.left_out.update(document.left_out)
                 if document.fault is not None and self.bad_rows == "stop":
-                    raise ValueError(f"{document.fault} (--bad_rows skip leaves such rows out, and counts them)")
+                    raise ValueError(f"{document.fault()} (--bad_rows skip leaves such rows out, and counts them)")
                 if document.dropped:
                     self.stat_update(_DROPPED + document.dropped)
                 else:

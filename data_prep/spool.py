@@ -126,9 +126,9 @@ class Spool:
         bands = np.memmap(self.path.with_suffix(".sig"), np.uint64, "r").reshape(BANDS, -1)
         return np.ascontiguousarray(bands[:, chosen].T).view(np.uint16)
 
-    def draws(self, seed: int) -> NDArray[np.uint64]:
-        """Return a uniform 64-bit number for each document, a function of (seed, text)."""
-        c0, c1, c2, c3 = self.digests.T
+    def draws(self, seed: int, first: int = 0, end: int | None = None) -> NDArray[np.uint64]:
+        """Return a uniform 64-bit number for each document from `first` to before `end`, a function of (seed, text)."""
+        c0, c1, c2, c3 = self.digests[first:end].T
         high, low, _, _ = random_words(seed, Stream.SPLIT, c0, c1, c2, c3)
         drawn: NDArray[np.uint64] = (high.astype(np.uint64) << np.uint64(32)) | low
         return drawn
@@ -140,8 +140,9 @@ class Spool:
         """
         with open(self.path, "rb") as file:
             for document in chosen.tolist():
-                file.seek(int(self.starts[document]))
-                text = file.read(int(self.bytes[document])).decode("utf-8")[:-1]
+                start, end = int(self.starts[document]), int(self._index["ends"][document])
+                file.seek(start)
+                text = file.read(end - start).decode("utf-8")[:-1]
                 for mark, blank in _BLANKS.items():
                     text = text.replace(mark, _CUT + blank if with_blanks else _CUT)
                 yield text.split(_CUT)

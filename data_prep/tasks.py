@@ -134,7 +134,7 @@ def _texts(build_dir: Path, plan: BuildPlan, group: Group, with_blanks: bool) ->
     groups, duplicates = _groups(build_dir), Duplicates(build_dir)
     for number, first, end in group.members:
         spool = Spool(build_dir / "spool", number)
-        chosen = groups.chosen(spool, duplicates, plan.arguments.seed, group.split)[first:end]
+        chosen = groups.chosen(spool, duplicates, plan.arguments.seed, group.split, first, end)
         yield from spool.read(chosen, with_blanks)
 
 

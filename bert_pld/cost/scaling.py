@@ -152,17 +152,19 @@ def predict_step(
     micro_batch_size: int,
     kept: Sequence[Sequence[float]],
     memory: MemoryEstimate | None = None,
+    attended_tokens: float | None = None,
 ) -> StepTime:
     """Predict one optimizer step.
 
     `kept` has for each micro-batch and block the share that runs: 1 or 0 for drawn gates, the keep probability for an
     expectation; at sample and token granularity the share of the rows or tokens. `memory` is that of the run at this
-    micro-batch size, used with a finite `activation_bytes_per_s`. The model's `vocab_size` and
-    `next_sentence_prediction` must be resolved.
+    micro-batch size, used with a finite `activation_bytes_per_s`. `attended_tokens` is that of `ModelFlops`. The
+    model's `vocab_size` and `next_sentence_prediction` must be resolved.
     """
     has_gradient = gradient_probabilities(run, kept)
     collectives = step_collectives(run, world_size, has_gradient)
-    flops = ModelFlops(run.model, run.data.seq_length, run.data.mean_mask_probability(run.training.max_steps))
+    mask_probability = run.data.mean_mask_probability(run.training.max_steps)
+    flops = ModelFlops(run.model, run.data.seq_length, mask_probability, attended_tokens)
     recomputed = 4.0 / 3.0 if run.model.activation_checkpointing else 1.0
     ideal = compute = 0.0
     for shares, gradients in zip(kept, has_gradient, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,12 +43,14 @@ def scaling_rows(
     train_batch_size: int,
     micro_batch_size: int,
     keep_probabilities: Sequence[float],
+    attended_tokens: float | None = None,
 ) -> list[ScalingRow]:
     """Predict the step at `world_size` ranks and at 1/4, 1/16, … of them, down to one node; no rows for one rank.
 
     The batch size is the same in all rows, and `micro_batch_size` is that at `world_size`. With fewer ranks the
     micro-batch is larger: the largest divisor of a rank's share that is at most 64 sequences, or at most
-    `micro_batch_size` if that is larger. The model's `vocab_size` and `next_sentence_prediction` must be resolved.
+    `micro_batch_size` if that is larger. `attended_tokens` is that of `ModelFlops`. The model's `vocab_size` and
+    `next_sentence_prediction` must be resolved.
     """
     sizes = [world_size]
     while len(sizes) < _ROWS and sizes[-1] % 4 == 0 and sizes[-1] // 4 >= cluster.ranks_per_node:
@@ -65,9 +68,10 @@ def scaling_rows(
         kept = [list(keep_probabilities)] * accumulation
         collectives = step_collectives(run, ranks, gradient_probabilities(run, kept))
         full = [[1.0] * len(keep_probabilities)] * accumulation
-        step, whole = (
-            predict_step(run, cluster, world_size=ranks, micro_batch_size=micro_batch, kept=one) for one in (kept, full)
+        predict = functools.partial(
+            predict_step, run, cluster, world_size=ranks, micro_batch_size=micro_batch, attended_tokens=attended_tokens
         )
+        step, whole = predict(kept=kept), predict(kept=full)
         sent = bytes_sent(collectives, ranks)
         rows.append(ScalingRow(ranks, micro_batch, accumulation, collectives, sent, step, whole))
     return rows

@@ -17,6 +17,7 @@ SPLITS = {
 }
 """Split → the names that its file may have, before one of the suffixes or after `eng.`."""
 _SUFFIXES = ("", ".txt", ".conll", ".tsv", ".iob", ".iob2", ".bio")
+_BLANKS = re.compile(" +")
 _SPAN_TAG = re.compile(r"O|[BILUES]-\S+")
 
 
@@ -58,7 +59,9 @@ def read_conll(path: Path) -> list[Sentence]:
     columns = first = 0
     for number, line in enumerate([*text.split("\n"), ""], 1):
         line = line.rstrip("\r")
-        fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
+        # str.split() would also cut at a no-break space, which may stand within a word (10 000).
+        parts = line.split("\t") if "\t" in line else _BLANKS.split(line.strip(" "))
+        fields = [part.strip(" ") for part in parts]
         if not line.strip():
             if words:
                 sentences.append(Sentence(words, tags))

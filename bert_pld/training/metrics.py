@@ -158,7 +158,8 @@ class Metrics:
         if self.chooses_rows:
             first_tokens = rows if self.config.model.next_sentence_prediction else 0
             blocks -= self.flops.left_out(lengths, gates, batch.masked_positions.numel() + first_tokens)
-        masked_share = self.config.data.mask_probability_at(step - 1)
+        # The share of the batch itself: padding is never masked, and masks stored in shards follow no probability.
+        masked_share = batch.masked_tokens / (rows * self.config.data.seq_length)
         heads = dataclasses.replace(self.flops, mask_probability=masked_share).heads_per_sequence
         self._flops += blocks + rows * heads
         self._theta = gates.theta if gates is not None else 1.0

@@ -1,11 +1,11 @@
 """MinHash signatures: 256 bytes per document, from which the similarity of two documents can be estimated.
 
 A document is the set of its shingles: runs of `SHINGLE_WORDS` consecutive words, ignoring case and punctuation. In a
-script without blanks, such as Chinese or Thai, each character with its marks is a word. Under a
-random order of all shingles, the first shingles of two documents are equal with a probability equal to the Jaccard
-similarity |A ∩ B| / |A ∪ B| of their sets (Broder, "On the resemblance and containment of documents", 1997). A
-signature holds 16 bits of the first shingle under each of `HASHES` orders (Li and König, "b-bit minwise hashing", WWW
-2010). The share of equal entries estimates the similarity with a standard error of at most 0.044.
+script without blanks, such as Chinese or Thai, each character with its marks is a word. Under a random order of all
+shingles, the first shingles of two documents are equal with a probability equal to the Jaccard similarity
+|A ∩ B| / |A ∪ B| of their sets (Broder, "On the resemblance and containment of documents", 1997). A signature holds 16
+bits of the first shingle under each of `HASHES` orders (Li and König, "b-bit minwise hashing", WWW 2010). The share of
+equal entries estimates the similarity with a standard error of at most 0.044.
 
 All work is array arithmetic over the bytes of many documents at once; no Python loop runs over words.
 """
@@ -13,6 +13,8 @@ All work is array arithmetic over the bytes of many documents at once; no Python
 from __future__ import annotations
 
 import functools
+import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,6 +57,7 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint16]:
     """
     units = [units_without_blanks(text) for text in texts]
     texts = [text if parts is None else " ".join(parts) for text, parts in zip(texts, units, strict=True)]
+    texts = list(map(_without_punctuation, texts))
     scale = np.array([1 if parts is None else CHARACTERS_FOR_A_WORD for parts in units], np.int64)
     del units
     lowest = np.full((len(texts), HASHES), _NO_SHINGLE, np.uint32)
@@ -97,7 +100,7 @@ def _add_window(
     starts, ends = _words(data)
     if not len(starts):
         return
-    hashes = _mixed(_span_hashes(np.frombuffer(joined.lower(), np.uint8), starts, ends))
+    hashes = _mixed(_span_hashes(np.frombuffer(_in_small_letters(joined), np.uint8), starts, ends))
     document_ends = np.cumsum([len(document) + 1 for document in documents])
     words_until = np.searchsorted(starts, document_ends)
     words_from = np.concatenate([[0], words_until[:-1]])
@@ -113,6 +116,33 @@ def _add_window(
         np.multiply(shingles, factors[order], out=ranked)
         ranked += offsets[order]
         lowest[present, order] = np.minimum(lowest[present, order], np.minimum.reduceat(ranked, starts_of))
+
+
+def _without_punctuation(text: str) -> str:
+    """Return a text with spaces for the punctuation marks, symbols and spaces outside ASCII."""
+    if not text.isascii():
+        for character in set(text):
+            if character >= "\x80" and unicodedata.category(character)[0] in "PSZ":
+                text = text.replace(character, " ")
+    return text
+
+
+@functools.cache
+def _uneven() -> re.Pattern[str]:
+    """Return a pattern of the few capitals whose small letter has more or fewer bytes, such as the dotted I."""
+    capitals = filter(str.isupper, map(chr, range(0x80, 0x10000)))
+    uneven = "".join(one for one in capitals if len(one.lower().encode()) != len(one.encode()))
+    return re.compile(f"([{uneven}])")
+
+
+def _in_small_letters(data: bytes) -> bytes:
+    """Return a text in small letters, each character in as many bytes as before; uneven ones stay."""
+    if data.isascii():
+        return data.lower()
+    # A document without spaces may be cut within a character.
+    parts = _uneven().split(data.decode("utf-8", "surrogateescape"))
+    parts[::2] = [part.lower() for part in parts[::2]]
+    return "".join(parts).encode("utf-8", "surrogateescape")
 
 
 def _words(data: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

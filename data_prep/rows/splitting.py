@@ -27,7 +27,7 @@ class Group:
     number: int
     """Index among the groups of the split."""
     members: list[tuple[int, int, int]]
-    """(spool, first, last + 1), where documents are counted among the spool's documents of this split."""
+    """(spool, first, last + 1): the documents of this split between two documents of the spool."""
     documents: int
     bytes: int
 
@@ -49,10 +49,13 @@ class Groups:
         content = json.loads((build_dir / "groups.json").read_text(encoding="utf-8"))
         return cls(content["highest_validation_draw"], [Group(**group) for group in content["tasks"]])
 
-    def chosen(self, spool: Spool, duplicates: Duplicates, seed: int, split: str) -> NDArray[np.intp]:
-        """Return the indices of a spool's documents in a split, without duplicates."""
-        kept = duplicates.kept(spool.task, len(spool))
-        return np.flatnonzero(kept & _is_in(split, spool.draws(seed), self.highest_validation_draw))
+    def chosen(
+        self, spool: Spool, duplicates: Duplicates, seed: int, split: str, first: int = 0, end: int | None = None
+    ) -> NDArray[np.intp]:
+        """Return the indices of a spool's documents in a split, without duplicates, from `first` to before `end`."""
+        kept = duplicates.kept(spool.task, len(spool))[first:end]
+        draws = spool.draws(seed, first, end)
+        return first + np.flatnonzero(kept & _is_in(split, draws, self.highest_validation_draw))
 
 
 def make_groups(build_dir: Path, tasks: int, seed: int, validation_fraction: float) -> Groups:
@@ -81,8 +84,8 @@ def make_groups(build_dir: Path, tasks: int, seed: int, validation_fraction: flo
         for task in range(tasks):
             spool = Spool(build_dir / "spool", task)
             kept = duplicates.kept(task, len(spool))
-            sizes = spool.bytes[kept & _is_in(split, spool.draws(seed), bound)]
-            _pack(made, split, task, sizes)
+            documents = np.flatnonzero(kept & _is_in(split, spool.draws(seed), bound))
+            _pack(made, split, task, documents, spool.bytes[documents])
         if len(made) > 1 and (made[-1].documents < FEWEST_GROUP_DOCUMENTS or made[-1].bytes < GROUP_BYTES // 4):
             last = made.pop()
             made[-1].members += last.members
@@ -96,17 +99,17 @@ def _is_in(split: str, draws: NDArray[np.uint64], bound: int) -> NDArray[np.bool
     return draws <= np.uint64(bound) if split == "validation" else draws > np.uint64(bound)
 
 
-def _pack(groups: list[Group], split: str, task: int, sizes: NDArray[np.int64]) -> None:
+def _pack(groups: list[Group], split: str, task: int, documents: NDArray[np.intp], sizes: NDArray[np.int64]) -> None:
     """Add one spool's documents of a split to the last group, and start another group when it is full."""
     first = 0
+    sums = np.concatenate([[0], np.cumsum(sizes)])
     while first < len(sizes):
         if not groups or (groups[-1].bytes >= GROUP_BYTES and groups[-1].documents >= FEWEST_GROUP_DOCUMENTS):
             groups.append(Group(split, len(groups), [], 0, 0))
         group = groups[-1]
-        sums = np.cumsum(sizes[first:])
-        count = int(np.searchsorted(sums, max(GROUP_BYTES - group.bytes, 1))) + 1
-        count = min(max(count, FEWEST_GROUP_DOCUMENTS - group.documents), len(sizes) - first)
-        group.members.append((task, first, first + count))
-        group.documents += count
-        group.bytes += int(sums[count - 1])
-        first += count
+        end = int(np.searchsorted(sums, sums[first] + max(GROUP_BYTES - group.bytes, 1)))
+        end = min(max(end, first + FEWEST_GROUP_DOCUMENTS - group.documents), len(sizes))
+        group.members.append((task, int(documents[first]), int(documents[end - 1]) + 1))
+        group.documents += end - first
+        group.bytes += int(sums[end] - sums[first])
+        first = end

@@ -133,7 +133,8 @@ def _characters(texts: Texts, size: int) -> set[str]:
     normalizer = normalizers.NFC()
     counts: Counter[str] = Counter()
     for batch in texts():
-        counts.update(normalizer.normalize_str("\n".join(batch)))
+        for text in batch:
+            counts.update(normalizer.normalize_str(text))
     ranked = sorted(
         ((character, count) for character, count in counts.items() if not character.isspace()),
         key=lambda item: (-item[1], item[0]),

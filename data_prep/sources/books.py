@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from data_prep.sources.compression import beginning
 from data_prep.sources.finding import Names, find_files
-from data_prep.sources.kind import Document, Piece, SourceKind
+from data_prep.sources.kind import Document, Piece, SourceKind, bad_row
 from data_prep.sources.local_files import LINE_END, UTF_16_MARKS, binary_format, read_parts, whole_files
 from data_prep.sources.text import is_hard_wrapped, join_lines, split_blocks
 from data_prep.text.left_out import LeftOut, count_characters
@@ -62,6 +62,9 @@ def read_piece(piece: Piece) -> Iterator[Document]:
     # Any bytes can be decoded as Latin-1, so decoding does not detect a file that is not text.
     if what := _format_if_not_text(data):
         raise ValueError(f"{piece.path}: not text but {what}; remove it from the folder, or convert it")
+    if (fault := _damage(piece.path, data)) is not None:
+        yield bad_row("not UTF-8", piece.path, lambda: fault)
+        return
     whole = decode(data)
     text = without_gutenberg_header(whole)
     left_out = LeftOut()
@@ -82,6 +85,29 @@ def read_piece(piece: Piece) -> Iterator[Document]:
 
 def _format_if_not_text(data: bytes) -> str | None:
     return None if data.startswith(UTF_16_MARKS) else binary_format(data)
+
+
+def _damage(path: str, data: bytes) -> str | None:
+    """Return what is wrong with a book in UTF-8 that cannot be decoded; None if it can, or has another encoding.
+
+    In another encoding, few characters outside ASCII happen to be characters of UTF-8, and the others are errors.
+    """
+    if data.startswith(UTF_16_MARKS):
+        return None
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        replaced = data.decode("utf-8", "replace")
+        errors = replaced.count("\ufffd") - data.count("\ufffd".encode())
+        sound = sum(not character.isascii() for character in replaced) - replaced.count("\ufffd")
+        if sound <= errors:
+            return None
+        line = data.count(b"\n", 0, error.start) + 1
+        return (
+            f"{path}: not UTF-8 text at byte {error.start} (line {line}): 0x{data[error.start]:02x}, though {sound:,}"
+            " other characters are UTF-8; the file is damaged or truncated"
+        )
+    return None
 
 
 def decode(data: bytes) -> str:

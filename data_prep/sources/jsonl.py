@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ def read_rows(part: Part) -> Iterator[Row]:
             if is_first:
                 _require_text(record)
         except _UnsoundRowError as error:
-            fault = f"{part.path}:{part.first_line + number}: {error.message}"
+            fault = functools.partial(_fault, part, number, error.message)
             yield Row(name, "", "", bad_row(error.reason, name, fault))
         else:
             text = record.get("text")
@@ -58,6 +59,10 @@ def read_rows(part: Part) -> Iterator[Row]:
                 reason = NO_TEXT if text is None else NOT_A_STRING
                 yield Row(name, title, "", Document("", name, title, dropped=reason))
         is_first = False
+
+
+def _fault(part: Part, number: int, message: str) -> str:
+    return f"{part.path}:{part.first_line + number}: {message}"
 
 
 class _UnsoundRowError(Exception):

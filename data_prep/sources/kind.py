@@ -23,13 +23,14 @@ class Document:
     title: str = ""
     dropped: str | None = None
     """Reason for which the source drops the document (`redirect`, `no text`); None keeps it."""
-    fault: str | None = None
-    """What is wrong with a bad row, with file and place, in one line. The build stops at it, or skips and counts it."""
+    fault: Callable[[], str] | None = None
+    """Tells what is wrong with a bad row, with file and place, in one line. The build stops at it, or skips and counts
+    it; then nobody asks, because the number of a line may take a pass over the file up to it."""
     left_out: LeftOut | None = None
     """What the source left out of the text (headings, references, …), by reason."""
 
 
-def bad_row(reason: str, name: str, fault: str) -> Document:
+def bad_row(reason: str, name: str, fault: Callable[[], str]) -> Document:
     """Return the document that stands for a row that cannot be read; see `Document.fault`."""
     return Document("", name, dropped=f"bad row: {reason}", fault=fault)
 

@@ -97,7 +97,7 @@ def documents_of(batches: Iterable[Any], first_row: int, columns: Columns, place
         for text, given, title in zip(texts, ids, titles, strict=True):
             own_name = f"{place}:row {row}" if given is None else str(given)
             if fault := next((value for value in (text, given, title) if isinstance(value, _NotUTF8)), None):
-                yield bad_row("not UTF-8", f"{place}:row {row}", fault.message)
+                yield bad_row("not UTF-8", f"{place}:row {row}", fault)
             elif text is None:
                 yield Document("", own_name, dropped=NO_TEXT)
             elif columns.join_rows == 1:
@@ -116,6 +116,10 @@ def documents_of(batches: Iterable[Any], first_row: int, columns: Columns, place
 @dataclasses.dataclass(frozen=True)
 class _NotUTF8:
     message: str
+
+    def __call__(self) -> str:
+        """Return the message, as `Document.fault` does."""
+        return self.message
 
 
 def batch_rows(rows: int, text_bytes: int) -> int:

@@ -65,7 +65,7 @@ def sound(documents: Iterable[Document]) -> Iterator[Document]:
     """Yield documents, and raise ValueError at the first bad row, as a build does."""
     for document in documents:
         if document.fault is not None:
-            raise ValueError(document.fault)
+            raise ValueError(document.fault())
         yield document
 
 

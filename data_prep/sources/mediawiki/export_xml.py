@@ -42,8 +42,8 @@ class Page:
     model: str
     text: str | None
     """None if the page is too long."""
-    fault: str | None = None
-    """What is wrong with a page that cannot be parsed, with file and place."""
+    fault: Callable[[], str] | None = None
+    """Tells what is wrong with a page that cannot be parsed, with file and place."""
 
 
 def read_pages(
@@ -184,8 +184,9 @@ def _parse(data: bytes, path: str, where: Callable[[], str]) -> Page:
     try:
         page = ElementTree.fromstring(data)
     except ElementTree.ParseError as error:
-        fault = f"{path}: the page{_name(data)} that begins at {where()} {_fault(data, error)}"
-        return dataclasses.replace(_too_long(data[:4096]), fault=fault)
+        name, fault = _name(data), _fault(data, error)
+        known = _too_long(data[:4096])
+        return dataclasses.replace(known, fault=lambda: f"{path}: the page{name} that begins at {where()} {fault}")
     revisions = page.findall("revision")
     revision = revisions[-1] if revisions else None
     namespace = page.findtext("ns")

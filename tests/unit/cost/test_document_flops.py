@@ -61,3 +61,14 @@ def test_plan_counts_the_documents_of_the_shards():
     assert "attention within documents; that of a token has 40 tokens on average" in format_plan(packed)
     assert "documents" not in format_plan(stream)
     assert stream.flops_full - packed.flops_full == pytest.approx(12 * 12 * 768 * (128**2 - 128 * 40.0))
+
+
+def test_predicted_step_times_count_the_documents_of_the_shards():
+    run = load_config(json.loads(PUBLISHED_CONFIG))
+    attributes = ShardAttributes("h", 30_522, "uncased", 128, "mlm", "s", 0, document_starts=True)
+    packed = make_plan(run, world_size=8, data=Manifest(attributes, {}, {}, {}, attended_tokens=40.0))
+    stream = make_plan(run, world_size=8, data=Manifest(attributes, {}, {}, {}))
+    for ours, whole in zip(packed.scaling, stream.scaling, strict=True):
+        ratio = ours.without_dropping.ideal / whole.without_dropping.ideal
+        assert ratio == pytest.approx(packed.flops_full / stream.flops_full)
+        assert ours.step.ideal / whole.step.ideal == pytest.approx(packed.flops_at_limit / stream.flops_at_limit)

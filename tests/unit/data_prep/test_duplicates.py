@@ -49,6 +49,20 @@ def test_case_punctuation_and_white_space_are_ignored():
     assert estimate(text, document(random.Random(3))) < 0.05
 
 
+def test_typographic_punctuation_and_case_outside_ascii_are_ignored():
+    draw = random.Random(2)
+    straight = "".join(f"'{draw.choice(WORDS)} it's,' -- \"{draw.choice(WORDS)}...\" " for _ in range(200))
+    curly = re.sub(r"'(\w+ it)'s,'", "‘\\1’s,’", re.sub(r'"(\w+)\.\.\."', "“\\1…”", straight)).replace(
+        " -- ", "\u00a0— "
+    )
+    assert not {"'", '"', "-"} & set(curly)
+    assert estimate(straight, curly) == 1.0
+    assert removed([[straight, curly]], 0.6) == (set(), {(0, 1)})
+    russian = " ".join("".join(draw.choices("абвгдеёжзийклмнопрсту", k=6)) for _ in range(200))
+    assert estimate(russian, russian.upper()) == estimate(russian, f"«{russian.title()}»") == 1.0
+    assert estimate("İ" * 500 + " " + russian, "İ" * 500 + " " + russian.upper()) == 1.0
+
+
 def test_signature_is_independent_of_other_documents_and_of_windows(monkeypatch):
     draw = random.Random(4)
     texts = [document(draw, n) for n in (70, 3, 300, 0, 90, 61, 2000, 5)]

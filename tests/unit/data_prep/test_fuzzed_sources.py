@@ -101,7 +101,8 @@ def test_each_row_of_json_lines_is_read_or_counted(tmp_path, ending):
         with one_line_errors():
             documents = [document for piece in source.pieces() for document in source.kind.read_piece(piece)]
             assert [None if d.dropped else d.text for d in documents] == expected, lines
-            assert all("\n" not in d.fault and "a.jsonl:" in d.fault for d in documents if d.fault)
+            faults = [document.fault() for document in documents if document.fault]
+            assert all("\n" not in fault and "a.jsonl:" in fault for fault in faults)
             steps = [ReadPieces(source.pieces(), "skip"), Normalise(), Drop("unfit", drop_reason), SplitSentences("en")]
             counted = sum(count for reason, count in run_recipe(steps).items() if reason.startswith("bad row: "))
             assert counted == sum(document.fault is not None for document in documents)

@@ -3,6 +3,7 @@
 import functools
 import time
 
+import numpy as np
 import pytest
 
 from data_prep.dedup.minhash import signatures
@@ -12,6 +13,7 @@ from data_prep.sources.mediawiki.site_info import CANONICAL_NAMES, SiteInfo
 from data_prep.sources.mediawiki.wikitext import article_of_wikitext
 from data_prep.sources.mediawiki.wikitext_inline import text_of_link
 from data_prep.sources.text import join_lines
+from data_prep.spool import Spool, write_spool
 from data_prep.text.clean import clean_text
 from data_prep.text.language import language_of
 from data_prep.text.sentences import split_sentences
@@ -89,6 +91,22 @@ def test_a_document_of_chinese_on_one_line_is_split_in_a_second():
     assert time.process_time() - began < 3  # The library alone takes 20 seconds.
     assert "".join(sentences) == text
     assert len(sentences) == 2 * len(text) // len(CHINESE)
+
+
+def test_reading_a_document_takes_no_longer_in_a_large_spool(tmp_path):
+    chosen, spools = np.arange(2_000), []
+    for number, documents in enumerate((2_000, 200_000)):
+        write_spool(tmp_path, number, (["A small document."] for _ in range(documents)), signed=False)
+        spools.append(Spool(tmp_path, number))
+        assert len(list(spools[-1].read(chosen[:1]))) == 1  # loads the index
+
+    def seconds(spool):
+        began = time.process_time()
+        assert list(spool.read(chosen)) == [["A small document."]] * len(chosen)
+        return time.process_time() - began
+
+    small, large = (min(seconds(spool) for _ in range(3)) for spool in spools)
+    assert large < 0.05 + 3 * small
 
 
 def test_text_split_window_by_window_has_the_same_sentences():

@@ -4,6 +4,7 @@ import json
 import pytest
 from made_up_corpus import read_source, sound
 
+from data_prep.recipe import ReadPieces, run_recipe
 from data_prep.sources import KINDS, Source, books, local_files
 from data_prep.sources.jsonl import LINE_END
 from data_prep.sources.local_files import cut_file
@@ -180,6 +181,8 @@ def test_lines_before_a_piece_are_counted_once_for_all_of_its_bad_rows(tmp_path,
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "ok"}\n' * 20 + "broken\n" * 12)
     _, piece = cut_file("jsonl", path, LINE_END, 290)
-    faults = [document.fault for document in KINDS["jsonl"].read_piece(piece)]
+    assert run_recipe([ReadPieces([piece], "skip")]) == {"bad row: not JSON": 12}
+    assert counted == []
+    faults = [document.fault() for document in KINDS["jsonl"].read_piece(piece)]
     assert [fault.split(": not JSON")[0] for fault in faults] == [f"{path}:{line}" for line in range(21, 33)]
     assert counted == [piece.start]

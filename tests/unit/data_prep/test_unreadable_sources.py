@@ -204,6 +204,21 @@ def test_bad_rows_stop_the_build_or_are_skipped_and_counted(tmp_path, capsys, ti
     assert (documents["dropped"], documents["read"]) == (COUNTED, 47)
 
 
+def test_damaged_book_in_utf8_is_a_bad_row_and_no_other_encoding(tmp_path):
+    prose = "“It was a cold day — the fjord’s ice was naïve,” she said.\n"
+    (tmp_path / "a.txt").write_bytes((prose * 9).encode().replace("ï".encode(), b"\xef", 1))
+    (tmp_path / "b.txt").write_bytes((prose * 9 + "“").encode()[:-1])
+    (tmp_path / "c.txt").write_bytes((prose * 9).encode("cp1252"))
+    (tmp_path / "d.txt").write_bytes("Она жила у моря.\n".encode("cp1251"))
+    source = Source.parse(f"books={tmp_path}")
+    first, second, third, fourth = (next(source.kind.read_piece(piece)) for piece in source.pieces())
+    assert [document.dropped for document in (first, second)] == ["bad row: not UTF-8"] * 2
+    assert f"{tmp_path}/a.txt: not UTF-8 text at byte 49 (line 1): 0xef, though 44 other characters" in first.fault()
+    assert f"{tmp_path}/b.txt: not UTF-8 text at byte {len((prose * 9).encode())} (line 10): 0xe2" in second.fault()
+    assert third.text.count("“It was a cold day — the fjord’s ice was naïve,”") == 9
+    assert fourth.dropped is fourth.fault is None
+
+
 def test_table_and_dump_skip_what_cannot_be_read(tmp_path):
     column = pa.array([b"One.", b"na\xefve", b"Two."]).cast(pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
@@ -218,4 +233,4 @@ def test_table_and_dump_skip_what_cannot_be_read(tmp_path):
     source = Source.parse(f"wikipedia-dump={tmp_path}/a.xml")
     documents = [document for piece in source.pieces() for document in source.kind.read_piece(piece)]
     assert [document.dropped for document in documents] == [None, "bad row: page not well-formed", None]
-    assert "the page 'B' (id 2) that begins at byte" in documents[1].fault
+    assert "the page 'B' (id 2) that begins at byte" in documents[1].fault()

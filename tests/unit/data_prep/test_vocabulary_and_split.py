@@ -8,6 +8,7 @@ import pytest
 from made_up_corpus import made_up_documents
 from tokenizers import Tokenizer
 
+from data_prep import pipeline
 from data_prep.build_folder import open_build_folder
 from data_prep.dedup.duplicates import Duplicates
 from data_prep.plan import BuildArguments, BuildPlan
@@ -91,6 +92,32 @@ def spooled(folder, texts_of_tasks):
     return folder
 
 
+def spooled_books(folder, books):
+    """A build folder with a book of sentences in each task."""
+    (folder / "spool").mkdir(parents=True)
+    for task, pieces in enumerate(books):
+        write_spool(folder / "spool", task, [pieces], signed=False)
+    return folder
+
+
+@pytest.mark.parametrize("with_blanks", [False, True])
+def test_sample_for_a_tokenizer_stays_within_its_bytes_and_its_batches_are_small(tmp_path, monkeypatch, with_blanks):
+    monkeypatch.setattr(pipeline, "_SAMPLE_BATCH_CHARACTERS", 1000)
+    book = ["Öne sentence.", *(f" Sentence {n} of a long book." for n in range(100))]
+    build_dir = spooled_books(tmp_path, [book] * 20)
+    whole = sum((build_dir / "spool" / f"{task:05d}.txt").stat().st_size for task in range(20))
+    for most_bytes in (300, 5_000, whole - 1, whole):
+        batches = list(pipeline._sample(build_dir, 20, most_bytes, with_blanks)())
+        texts = [text for batch in batches for text in batch]
+        read = sum(len(text.encode()) for text in texts)
+        assert 0.9 * most_bytes - 100 < read <= most_bytes
+        longest = len("".join(book)) if with_blanks else 30
+        assert max(sum(map(len, batch)) for batch in batches) < 1000 + longest
+        plain = "".join(book) if with_blanks else [sentence.strip() for sentence in book]
+        assert all(text and text in plain for text in texts)
+    assert texts == ([plain] * 20 if with_blanks else plain * 20)
+
+
 def test_spool_returns_what_was_written(tmp_path):
     documents = [["One.", "Zwei ü."], ["Three."], ["四。", "Five."]]
     assert write_spool(tmp_path, 0, documents, signed=True) == {"documents": 3, "sentences": 5, "bytes": 34}
@@ -160,7 +187,9 @@ def test_groups_contain_each_document_once_and_are_bounded(tmp_path, small_tasks
         chosen = []
         for task, first, end in group.members:
             spool = Spool(build_dir / "spool", task)
-            chosen += [(task, int(n)) for n in groups.chosen(spool, Duplicates(build_dir), 1, group.split)[first:end]]
+            own = groups.chosen(spool, Duplicates(build_dir), 1, group.split, first, end)
+            assert set(own) == set(groups.chosen(spool, Duplicates(build_dir), 1, group.split)) & {*range(first, end)}
+            chosen += [(task, int(n)) for n in own]
         assert len(chosen) == group.documents >= 16
         assert group.bytes <= 3 * (1 << 13)
         seen += chosen

@@ -9,6 +9,7 @@ import pytest
 from made_up_corpus import sound
 from made_up_dump import FOOT, HEAD, dump, made_up_pages, multistream, page
 
+from data_prep.recipe import ReadPieces, run_recipe
 from data_prep.sources import KINDS, Source, local_files
 from data_prep.sources.kind import Piece
 from data_prep.sources.mediawiki import bz2_blocks, export_xml
@@ -68,7 +69,9 @@ def test_lines_of_plain_xml_are_counted_only_for_messages(tmp_path, monkeypatch)
     damaged = content.replace(b"Title 3", b"Title & 3")
     (tmp_path / "a.xml").write_bytes(damaged)
     (piece,) = list_pieces(str(tmp_path / "a.xml"))
-    (fault,) = [document.fault for document in read_piece(piece) if document.fault]
+    assert run_recipe([ReadPieces([piece], "skip")]) == {"bad row: page not well-formed": 1}
+    assert counted == []
+    (fault,) = [document.fault() for document in read_piece(piece) if document.fault]
     begin = damaged.rfind(b"<page>", 0, damaged.find(b"Title & 3"))
     assert counted == [begin]
     line = damaged.count(b"\n", 0, begin) + 1

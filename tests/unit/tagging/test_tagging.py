@@ -61,6 +61,13 @@ def test_words_and_tags_are_the_first_and_the_last_column(tmp_path):
     assert read_task(tmp_path).tags == ("B-LOC", "B-ORG", "B-PER", "I-PER", "O")
 
 
+def test_no_break_space_belongs_to_its_word(tmp_path):
+    words = ["10\u202f000", "Nations\u00a0unies", "\u00a0"]
+    for blank in (" ", "  ", "\t", " \t "):
+        (tmp_path / "train.txt").write_text("".join(f"{word}{blank}O \n" for word in words), encoding="utf-8")
+        assert read_conll(tmp_path / "train.txt") == [Sentence(words, ["O"] * 3)]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
