@@ -22,13 +22,16 @@ def train(run: Run) -> bool:
     engine, metrics, settings = run.engine, run.metrics, run.config.training
     progress = run.watchdog.progress
     preempted = False
+    if run.evaluation_owed:
+        _evaluate_and_log(run)
     metrics.start_clock()
     progress(f"step {engine.global_steps + 1}, loading data")
     for micro_batches in run.training_batches():
         step, lr = engine.global_steps + 1, engine.get_lr()[0]
         last = step == settings.max_steps
-        preempted = run.stop_requested() and not last
-        logging = last or preempted or _is_due(step, settings.log_interval)
+        stopping = run.stop_requested()
+        preempted = stopping and not last
+        logging = last or _is_due(step, settings.log_interval)
         evaluating = run.validation_rows is not None and (last or _is_due(step, settings.eval_interval))
         saving = last or preempted or _is_due(step, settings.checkpoint_interval)
 
@@ -40,8 +43,10 @@ def train(run: Run) -> bool:
             stop_if_not_finite(run, step)
         if evaluating or saving:
             metrics.stop_clock()
-            if evaluating:
-                metrics.log_evaluation(step, evaluate(engine, run.evaluation_batches(), run.device))
+            # After a signal there may be no time for an evaluation: the checkpoint comes first, and says what is owed.
+            run.evaluation_owed = evaluating and stopping
+            if evaluating and not run.evaluation_owed:
+                _evaluate_and_log(run)
             if saving:
                 progress(f"step {step}, gathering its checkpoint")
                 run.begin_checkpoint(step)
@@ -51,7 +56,16 @@ def train(run: Run) -> bool:
         progress(f"step {step + 1}, loading data")
     progress("completing the last checkpoint")
     run.complete_checkpoint()
+    if run.evaluation_owed and not preempted:
+        _evaluate_and_log(run)
     return not preempted
+
+
+def _evaluate_and_log(run: Run) -> None:
+    """Evaluate after the engine's last step; no clock counts this time."""
+    figures = evaluate(run.engine, run.evaluation_batches(), run.device)
+    run.metrics.log_evaluation(run.engine.global_steps, figures)
+    run.evaluation_owed = False
 
 
 def training_step(run: Run, micro_batches: list[MicroBatch], want_grad_norm: bool = False) -> float | None:

@@ -57,6 +57,8 @@ class Run:
     agreement: StepAgreement
     lock: RunLock
     device: torch.device
+    evaluation_owed: bool = False
+    """Whether the evaluation after the engine's last step was put off because of a signal, and is still to be made."""
 
     def training_batches(self) -> Iterator[list[MicroBatch]]:
         """Yield this rank's micro-batches from the engine's next step to the last, a list for each step."""
@@ -102,7 +104,7 @@ class Run:
     def begin_checkpoint(self, step: int) -> None:
         """Gather a checkpoint after step `step`; it is written while training continues."""
         self.complete_checkpoint()
-        self.checkpoints.begin(step, self.metrics.state())
+        self.checkpoints.begin(step, {**self.metrics.state(), "evaluation_owed": self.evaluation_owed})
 
     def complete_checkpoint(self) -> None:
         """Wait for the checkpoint that is being written, if any."""
@@ -195,6 +197,8 @@ def prepare_run(
         watchdog.progress("loading the checkpoint")
         state = run.checkpoints.restore(start.checkpoint)
         metrics.resume(state["step"], state, origin)
+        owed = state.get("evaluation_owed", False) and not start.is_branch and validation_rows is not None
+        run.evaluation_owed = owed and not metrics.has_evaluation(state["step"])
         metrics.print_line(start.line)
     else:
         metrics.begin()
