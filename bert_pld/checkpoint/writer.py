@@ -115,6 +115,11 @@ class CheckpointWriter:
         pending.thread.start()
 
     @property
+    def pending_step(self) -> int | None:
+        """The step of the pending checkpoint, if any."""
+        return None if self._pending is None else self._pending.step
+
+    @property
     def written(self) -> bool:
         """Whether a checkpoint is pending and this rank's files of it are on the disk."""
         return self._pending is not None and self._pending.thread is not None and not self._pending.thread.is_alive()

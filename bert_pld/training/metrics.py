@@ -170,6 +170,10 @@ class Metrics:
         self._flops += blocks + rows * heads
         self._theta = gates.theta if gates is not None else 1.0
 
+    def forget_non_finite_losses(self) -> None:
+        """Look for the first loss that is not finite from the next step on, without waiting for the device."""
+        self._non_finite_step.fill_(-1)
+
     def first_non_finite_loss(self) -> tuple[int, int] | None:
         """Return the first step whose loss was not finite and its rank, or None; all ranks call it together."""
         steps = self._non_finite_step.new_full((dist.get_world_size(),), -1)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from bert_pld.checkpoint.branch import find_start
 from bert_pld.checkpoint.format import load_state
 from bert_pld.checkpoint.resume import choose_checkpoint, load_weights
-from bert_pld.checkpoint.writer import CheckpointWriter
+from bert_pld.checkpoint.writer import CheckpointWriter, NonFiniteTensorError
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cluster.run_lock import RunLock
 from bert_pld.cluster.stopping import Preemption, StepAgreement
@@ -31,6 +31,7 @@ from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.data.shards import Manifest
 from bert_pld.files import CONFIG, DIVERGED, METRICS, write_atomically
 from bert_pld.model import BertForPreTraining, make_model, use_backend
+from bert_pld.training.divergence import REMEDY, DivergedError, record_divergence
 from bert_pld.training.engine import make_engine
 from bert_pld.training.initial_weights import InitialWeights
 from bert_pld.training.metrics import Metrics
@@ -59,6 +60,8 @@ class Run:
     device: torch.device
     evaluation_owed: bool = False
     """Whether the evaluation after the engine's last step was put off because of a signal, and is still to be made."""
+    skipped_in_a_row: int = 0
+    """How many steps up to the last one the loss scaler of fp16 has skipped."""
 
     def training_batches(self) -> Iterator[list[MicroBatch]]:
         """Yield this rank's micro-batches from the engine's next step to the last, a list for each step."""
@@ -107,8 +110,14 @@ class Run:
         self.checkpoints.begin(step, {**self.metrics.state(), "evaluation_owed": self.evaluation_owed})
 
     def complete_checkpoint(self) -> None:
-        """Wait for the checkpoint that is being written, if any."""
-        message = self.checkpoints.complete()
+        """Wait for the checkpoint that is being written, if any; a DivergedError is raised if it is not finite."""
+        step = self.checkpoints.pending_step
+        try:
+            message = self.checkpoints.complete()
+        except NonFiniteTensorError as error:  # on all ranks together
+            assert step is not None
+            record_divergence(self.output_dir, step, rank=None)
+            raise DivergedError(f"the run has diverged at step {step}: {error}; {REMEDY}") from error
         if message is not None:
             self.metrics.print_line(message)
 

@@ -1,4 +1,4 @@
-"""A signal costs no evaluation and no record: the checkpoint comes first, and the run that resumes makes up the rest."""
+"""A signal costs no evaluation and no record: the checkpoint comes first, and the resumed run makes up the rest."""
 
 from __future__ import annotations
 
