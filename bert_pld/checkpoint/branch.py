@@ -19,6 +19,7 @@ from bert_pld.checkpoint.resume import (
     check_same_run,
     has_state,
     optimizer_type,
+    resolve_for_all,
 )
 from bert_pld.config import ConfigError, RunConfig, load_config
 from bert_pld.data.order import Origin
@@ -44,7 +45,7 @@ class Start:
 def find_start(config: RunConfig, rows: ShardedRows, checkpoint: Path | None, branch_from: Path | None) -> Start | None:
     """Return what a run goes on from: its own `checkpoint`, else the one at `branch_from`, else None.
 
-    A ValueError is raised if the checkpoint does not fit the run.
+    All ranks call it together. A ValueError is raised if the checkpoint does not fit the run.
     """
     if checkpoint is not None:
         check_same_run(checkpoint, config, rows.manifest)
@@ -59,7 +60,7 @@ def find_start(config: RunConfig, rows: ShardedRows, checkpoint: Path | None, br
         return Start(checkpoint, origin, is_branch=False, line=line)
     if branch_from is None:
         return None
-    checkpoint = checkpoint_format.resolve_checkpoint(branch_from)
+    checkpoint = resolve_for_all(branch_from)
     changes = check_branch(checkpoint, config, rows)
     origin = origin_of_branch(checkpoint, config, rows)
     data = f"its data from sample {origin.position:,} on" if origin.position else "its data from the beginning"

@@ -6,7 +6,8 @@
         model.safetensors       fp32 weights in one layout, the same for every backend, precision and ZeRO stage
         optimizer_….safetensors one state of the optimizer (Adam: exp_avg, exp_avg_sq) in the same layout
         config.json             resolved configuration of the run
-        state.json              step, counters of the metrics, fingerprint of the data, scheduler, loss scale
+        state.json              step, counters of the metrics, fingerprint of the data, scheduler, loss scale, whether
+                                the step's evaluation is still to be made
         tokenizer.json …        and the tokenizer's other files (`bert_pld.files.TOKENIZER_FILES`)
         checksums.json          size and SHA-256 of each file above
       .step_00002000.partial    incomplete: being written, or left by a killed run and removed by the next one
@@ -58,7 +59,7 @@ _STATE_TYPES = {
     **dict.fromkeys(("data_source", "data_fingerprint", "initialized_from"), str),
     **dict.fromkeys(("step", "tokens"), int),
     **dict.fromkeys(("seconds", "processor_seconds"), float),
-    **{"tensors": list, "engine": dict, "origin": dict, "since_record": dict},
+    **{"tensors": list, "engine": dict, "origin": dict, "since_record": dict, "evaluation_owed": bool},
 }
 """Key of `state.json` → its type, where it is present."""
 _LARGEST_NUMBER = 2**62
@@ -198,7 +199,8 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: must be a JSON object, is a {type(state).__name__}")
     for key, kind in _STATE_TYPES.items():
         value: Any = state.get(key, kind())
-        if not isinstance(value, (kind, int) if kind is float else kind) or isinstance(value, bool):
+        fits = isinstance(value, (kind, int) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+        if not fits:
             raise ValueError(f"{path}: {key}: {value!r}; must be {kind.__name__}")
         number: Any = value
         if kind in (int, float) and not 0 <= number < _LARGEST_NUMBER:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from bert_pld.config.auto import DEFAULT_OPTIMIZER
 from bert_pld.data.shards import Manifest
 from bert_pld.files import CHECKPOINTS, CONFIG
 from bert_pld.model import BertForPreTraining
+
+_Answer = TypeVar("_Answer")
 
 MODEL_KEYS_WITHOUT_EFFECT = (
     "kernels",
@@ -40,28 +42,47 @@ def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | No
     the folder, if no checkpoint is valid, if `resume` is `never` but there are some, or if it is a path within the
     folder that has later ones, and an OSError if the folder cannot be written to.
     """
+
+    def choose() -> Path | None:
+        checkpoints = output_dir / CHECKPOINTS
+        lock.acquire()
+        checkpoint_format.remove_leftovers(checkpoints)
+        if resume == "auto":
+            return checkpoint_format.newest_valid(checkpoints)
+        if resume != "never":
+            return _checkpoint_at(Path(resume), output_dir)
+        if checkpoint_format.list_checkpoints(checkpoints):
+            raise ConfigError(
+                f"--output_dir {output_dir}: contains checkpoints of an earlier run;"
+                " use --resume auto, or another folder"
+            )
+        return None
+
+    return _answer_of_rank_0(choose)
+
+
+def resolve_for_all(path: Path) -> Path:
+    """Return the verified checkpoint at a path, as `resolve_checkpoint`, the same on all ranks, which call it together.
+
+    A run that is still training may write another one meanwhile.
+    """
+    return _answer_of_rank_0(lambda: checkpoint_format.resolve_checkpoint(path))
+
+
+def _answer_of_rank_0(find: Callable[[], _Answer]) -> _Answer:
+    """Call a function on rank 0; return its answer on all ranks, or raise its ValueError or OSError there."""
+    if not dist.is_initialized():
+        return find()
     answer: list[Any] = [None]
     if dist.get_rank() == 0:
-        checkpoints = output_dir / CHECKPOINTS
         try:
-            lock.acquire()
-            checkpoint_format.remove_leftovers(checkpoints)
-            if resume == "never":
-                if checkpoint_format.list_checkpoints(checkpoints):
-                    raise ConfigError(
-                        f"--output_dir {output_dir}: contains checkpoints of an earlier run;"
-                        " use --resume auto, or another folder"
-                    )
-            elif resume == "auto":
-                answer = [checkpoint_format.newest_valid(checkpoints)]
-            else:
-                answer = [_checkpoint_at(Path(resume), output_dir)]
+            answer = [find()]
         except (ValueError, OSError) as error:
             answer = [error]
     dist.broadcast_object_list(answer, src=0)
     if isinstance(answer[0], Exception):
         raise answer[0]
-    return answer[0]
+    return cast("_Answer", answer[0])
 
 
 def _checkpoint_at(path: Path, output_dir: Path) -> Path:

@@ -115,6 +115,11 @@ class CheckpointWriter:
         pending.thread.start()
 
     @property
+    def pending_step(self) -> int | None:
+        """The step of the pending checkpoint, if any."""
+        return None if self._pending is None else self._pending.step
+
+    @property
     def written(self) -> bool:
         """Whether a checkpoint is pending and this rank's files of it are on the disk."""
         return self._pending is not None and self._pending.thread is not None and not self._pending.thread.is_alive()
@@ -238,16 +243,21 @@ class CheckpointWriter:
             os.replace(partial, final)
             sync_directory(self.directory)
             write_atomically(self.directory / LATEST, final.name + "\n")
-            self._prune()
+            self._prune(final)
         except OSError as error:
             return _Failure(str(error))
         return None
 
-    def _prune(self) -> None:
-        """Rename the oldest checkpoints at once, and remove them in a thread while training continues."""
+    def _prune(self, newest: Path) -> None:
+        """Rename the oldest checkpoints at once, and remove them in a thread while training continues.
+
+        Those of steps after the newest one's go, too: the run would have resumed from them if they were not damaged.
+        """
         self.close()
         to_delete = []
-        for old in checkpoint_format.list_checkpoints(self.directory)[self.config.training.keep_checkpoints :]:
+        found = checkpoint_format.list_checkpoints(self.directory)
+        damaged, kept = found[: found.index(newest)], found[found.index(newest) :]
+        for old in [*damaged, *kept[self.config.training.keep_checkpoints :]]:
             to_delete.append(old.with_name(f".{old.name}{checkpoint_format.PRUNED}"))
             os.replace(old, to_delete[-1])
         self._pruning = threading.Thread(target=_remove_folders, args=(to_delete,))

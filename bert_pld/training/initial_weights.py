@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from bert_pld.checkpoint import format as checkpoint_format
-from bert_pld.checkpoint.resume import fit_weights
+from bert_pld.checkpoint.resume import fit_weights, resolve_for_all
 from bert_pld.config import FollowedModel, ModelConfig, load_config, rounded_vocabulary
 from bert_pld.data.fast_tokenizer import FastTokenizer, entries_of
 from bert_pld.data.rows import ShardedRows
@@ -85,8 +85,8 @@ class RunWeights(InitialWeights):
 
     @functools.cached_property
     def checkpoint(self) -> Path:
-        """The verified checkpoint; reading all of it takes a while."""
-        return checkpoint_format.resolve_checkpoint(self.path)
+        """The verified checkpoint, the same on all ranks, which ask together; reading all of it takes a while."""
+        return resolve_for_all(self.path)
 
     @property
     def follows(self) -> FollowedModel | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -12,9 +12,13 @@ from torch import nn
 
 from bert_pld.data.batches import MicroBatch
 from bert_pld.data.block_order import sample_order
-from bert_pld.files import DIVERGED, write_atomically
 from bert_pld.rng import Stream, random_words
+from bert_pld.training.divergence import REMEDY, DivergedError, record_divergence
 from bert_pld.training.run import Run
+
+LONGEST_SKIP = 10
+"""A run in fp16 ends if it skips this many steps in a row and a loss is not finite. A loss scale that has become too
+large costs one or two steps; at the beginning it costs more, but the loss is finite."""
 
 
 def train(run: Run) -> bool:
@@ -22,13 +26,16 @@ def train(run: Run) -> bool:
     engine, metrics, settings = run.engine, run.metrics, run.config.training
     progress = run.watchdog.progress
     preempted = False
+    if run.evaluation_owed:
+        _evaluate_and_log(run)
     metrics.start_clock()
     progress(f"step {engine.global_steps + 1}, loading data")
     for micro_batches in run.training_batches():
         step, lr = engine.global_steps + 1, engine.get_lr()[0]
         last = step == settings.max_steps
-        preempted = run.stop_requested() and not last
-        logging = last or preempted or _is_due(step, settings.log_interval)
+        stopping = run.stop_requested()
+        preempted = stopping and not last
+        logging = last or _is_due(step, settings.log_interval)
         evaluating = run.validation_rows is not None and (last or _is_due(step, settings.eval_interval))
         saving = last or preempted or _is_due(step, settings.checkpoint_interval)
 
@@ -40,8 +47,10 @@ def train(run: Run) -> bool:
             stop_if_not_finite(run, step)
         if evaluating or saving:
             metrics.stop_clock()
-            if evaluating:
-                metrics.log_evaluation(step, evaluate(engine, run.evaluation_batches(), run.device))
+            # After a signal there may be no time for an evaluation: the checkpoint comes first, and says what is owed.
+            run.evaluation_owed = evaluating and stopping
+            if evaluating and not run.evaluation_owed:
+                _evaluate_and_log(run)
             if saving:
                 progress(f"step {step}, gathering its checkpoint")
                 run.begin_checkpoint(step)
@@ -51,7 +60,16 @@ def train(run: Run) -> bool:
         progress(f"step {step + 1}, loading data")
     progress("completing the last checkpoint")
     run.complete_checkpoint()
+    if run.evaluation_owed and not preempted:
+        _evaluate_and_log(run)
     return not preempted
+
+
+def _evaluate_and_log(run: Run) -> None:
+    """Evaluate after the engine's last step; no clock counts this time."""
+    figures = evaluate(run.engine, run.evaluation_batches(), run.device)
+    run.metrics.log_evaluation(run.engine.global_steps, figures)
+    run.evaluation_owed = False
 
 
 def training_step(run: Run, micro_batches: list[MicroBatch], want_grad_norm: bool = False) -> float | None:
@@ -68,8 +86,8 @@ def training_step(run: Run, micro_batches: list[MicroBatch], want_grad_norm: boo
         if want_grad_norm and run.config.zero_stage == 0 and run.config.precision == "fp32":
             # In this case alone, DeepSpeed computes no norm.
             norm = torch.nn.utils.get_total_norm(p.grad for p in engine.module.parameters() if p.grad is not None)
-        engine.step()
         run.metrics.add_micro_batch(batch, outputs, gates, step + 1)
+        _take_step(run)
     if not want_grad_norm:
         return None
     if norm is None:
@@ -99,29 +117,49 @@ def _is_due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
-class NonFiniteLossError(ValueError):
-    """The loss is NaN or infinite."""
+def _take_step(run: Run) -> None:
+    """Let the engine end a micro-batch; after the last one of a step, count the steps that fp16 skips in a row."""
+    engine = run.engine
+    steps, skipped = engine.global_steps, engine.skipped_steps
+    try:
+        engine.step()
+    except Exception as error:
+        # When fp16 overflows at the lowest loss scale, DeepSpeed raises a bare Exception, on all ranks at once.
+        if type(error) is not Exception or not getattr(engine.optimizer, "overflow", False):
+            raise
+        _end_diverged(run, steps + 1, "fp16 overflows at the lowest loss scale")
+    if run.config.precision != "fp16" or engine.global_steps == steps:
+        return
+    run.skipped_in_a_row = run.skipped_in_a_row + 1 if engine.skipped_steps > skipped else 0
+    if not run.skipped_in_a_row:
+        run.metrics.forget_non_finite_losses()  # Their steps were skipped.
 
 
 def stop_if_not_finite(run: Run, step: int) -> None:
-    """Raise a NonFiniteLossError if any loss up to step `step` was not finite; all ranks call it together.
+    """Raise a DivergedError if any loss up to step `step` was not finite; all ranks call it together.
 
-    With fp16 nothing is raised: its loss scaler skips steps that overflow.
+    The loss scaler of fp16 skips steps that overflow. So with fp16, an error is raised only if the last `LONGEST_SKIP`
+    steps or more were all skipped, and the loss was not finite in one of them.
     """
-    found = run.metrics.first_non_finite_loss()
-    if found is None or run.config.precision == "fp16":
+    if run.config.precision == "fp16" and run.skipped_in_a_row < LONGEST_SKIP:
         return
-    first_step, rank = found
+    if run.metrics.first_non_finite_loss() is not None:
+        skipped = f"; the last {run.skipped_in_a_row} steps were skipped" if run.skipped_in_a_row else ""
+        _end_diverged(run, step, f"noticed at step {step}{skipped}")
+
+
+def _end_diverged(run: Run, step: int, why: str) -> NoReturn:
+    """Record at which step the run has diverged, the last one or an earlier one, and raise a DivergedError."""
+    found = run.metrics.first_non_finite_loss()
     run.complete_checkpoint()
-    if dist.get_rank() == 0:
-        # The exit code is that of any error; a program that starts many runs reads the cause from this file.
-        write_atomically(run.output_dir / DIVERGED, json.dumps({"step": first_step, "rank": rank}) + "\n")
+    first_step, rank = found or (step, None)
+    record_divergence(run.output_dir, first_step, rank)
+    kept = f"the last checkpoint is kept; {REMEDY}"
+    if rank is None:
+        raise DivergedError(f"gradients are not finite at step {step} ({why}); {kept}")
     on_rank = f" on rank {rank}" if dist.get_world_size() > 1 else ""
-    raise NonFiniteLossError(
-        f"loss is not finite at step {first_step}{on_rank} (noticed at step {step});"
-        f" rows of its first micro-batch: {_first_rows(run, first_step, rank)};"
-        " the last checkpoint is kept; lower the learning rate or use a longer warm-up"
-    )
+    rows = f"rows of its first micro-batch: {_first_rows(run, first_step, rank)}"
+    raise DivergedError(f"loss is not finite at step {first_step}{on_rank} ({why}); {rows}; {kept}")
 
 
 def _first_rows(run: Run, step: int, rank: int) -> list[int]:

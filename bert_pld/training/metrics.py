@@ -23,7 +23,7 @@ from bert_pld.data.batches import MicroBatch
 from bert_pld.data.order import Origin
 from bert_pld.files import METRICS
 from bert_pld.pld import Gates
-from bert_pld.training.records import Monitors, append_record, drop_records_after
+from bert_pld.training.records import Monitors, append_record, drop_records_after, has_evaluation
 from bert_pld.training.schedulers import WarmupStableDecay, our_schedule
 
 # Peak TFLOP/s of tensor cores in bf16 and fp16 without sparsity, from NVIDIA's data sheets. The keys are searched in
@@ -88,7 +88,8 @@ class Metrics:
 
     def _reset(self) -> None:
         """Begin new sums after a logging step."""
-        self._losses = torch.zeros(3, device=self.device)
+        # In fp64 these sums are exact: a run that resumes between two records, with part of a sum, has the same ones.
+        self._losses = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._micro_steps = self._tokens = 0
         self._kept_blocks = self._theta = self._flops = 0.0
         self._seconds_before = self.counters.seconds
@@ -96,7 +97,7 @@ class Metrics:
     def _sums(self) -> dict[str, float]:
         """Return the sums since the last record over all ranks; all ranks call it together. It waits for the device."""
         own = [self._micro_steps, self._kept_blocks, self._tokens, self._flops]
-        sums = torch.cat([self._losses.double(), torch.tensor(own, dtype=torch.float64, device=self.device)])
+        sums = torch.cat([self._losses, torch.tensor(own, dtype=torch.float64, device=self.device)])
         dist.all_reduce(sums)
         return dict(zip(_SUMS, sums.tolist(), strict=True))
 
@@ -120,12 +121,18 @@ class Metrics:
         if sums:
             self._seconds_before -= sums["seconds"]
         if sums and dist.get_rank() == 0:  # the sums of all ranks; the others begin with none
-            self._losses += torch.tensor([sums[name] for name in _SUMS[:3]], device=self.device)
+            self._losses += torch.tensor([sums[name] for name in _SUMS[:3]], dtype=torch.float64, device=self.device)
             self._micro_steps, self._tokens = round(sums["micro_batches"]), round(sums["tokens"])
             self._kept_blocks, self._flops = sums["kept_blocks"], sums["flops"]
         if self.monitors is not None:
             drop_records_after(self.path, step)
             self.monitors.drop_after(self._samples(step))
+
+    def has_evaluation(self, step: int) -> bool:
+        """Return whether the evaluation after a step is recorded; all ranks call it together."""
+        found = [self.monitors is not None and has_evaluation(self.path, step)]
+        dist.broadcast_object_list(found, src=0)
+        return found[0]
 
     def start_clock(self) -> None:
         """Count time as training from now on."""
@@ -163,6 +170,10 @@ class Metrics:
         heads = dataclasses.replace(self.flops, mask_probability=masked_share).heads_per_sequence
         self._flops += blocks + rows * heads
         self._theta = gates.theta if gates is not None else 1.0
+
+    def forget_non_finite_losses(self) -> None:
+        """Look for the first loss that is not finite from the next step on, without waiting for the device."""
+        self._non_finite_step.fill_(-1)
 
     def first_non_finite_loss(self) -> tuple[int, int] | None:
         """Return the first step whose loss was not finite and its rank, or None; all ranks call it together."""

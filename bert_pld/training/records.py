@@ -68,6 +68,11 @@ def drop_records_after(path: Path, step: int) -> None:
     write_atomically(path, "".join(f"{line}\n" for line in kept))
 
 
+def has_evaluation(path: Path, step: int) -> bool:
+    """Return whether a file, which may be missing, has the evaluation after a step."""
+    return path.exists() and any(record["step"] == step for record in read_metrics(path)[1])
+
+
 def _parse(line: bytes) -> Record | None:
     """Return a line's record, or None for a damaged line."""
     try:

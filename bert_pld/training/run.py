@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bert_pld.checkpoint.branch import find_start
+from bert_pld.checkpoint.branch import Start, find_start
 from bert_pld.checkpoint.format import load_state
 from bert_pld.checkpoint.resume import choose_checkpoint, load_weights
-from bert_pld.checkpoint.writer import CheckpointWriter
+from bert_pld.checkpoint.writer import CheckpointWriter, NonFiniteTensorError
 from bert_pld.cluster.one_rank import naming_this_rank
 from bert_pld.cluster.process_group import join_process_group
 from bert_pld.cluster.run_lock import RunLock
@@ -32,6 +32,7 @@ from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.data.shards import Manifest
 from bert_pld.files import CONFIG, DIVERGED, METRICS, write_atomically
 from bert_pld.model import BertForPreTraining, make_model, use_backend
+from bert_pld.training.divergence import REMEDY, DivergedError, record_divergence
 from bert_pld.training.engine import make_engine
 from bert_pld.training.initial_weights import InitialWeights
 from bert_pld.training.metrics import Metrics
@@ -58,6 +59,10 @@ class Run:
     agreement: StepAgreement
     lock: RunLock
     device: torch.device
+    evaluation_owed: bool = False
+    """Whether the evaluation after the engine's last step was put off because of a signal, and is still to be made."""
+    skipped_in_a_row: int = 0
+    """How many steps up to the last one the loss scaler of fp16 has skipped."""
 
     def training_batches(self) -> Iterator[list[MicroBatch]]:
         """Yield this rank's micro-batches from the engine's next step to the last, a list for each step."""
@@ -103,11 +108,17 @@ class Run:
     def begin_checkpoint(self, step: int) -> None:
         """Gather a checkpoint after step `step`; it is written while training continues."""
         self.complete_checkpoint()
-        self.checkpoints.begin(step, self.metrics.state())
+        self.checkpoints.begin(step, {**self.metrics.state(), "evaluation_owed": self.evaluation_owed})
 
     def complete_checkpoint(self) -> None:
-        """Wait for the checkpoint that is being written, if any."""
-        message = self.checkpoints.complete()
+        """Wait for the checkpoint that is being written, if any; a DivergedError is raised if it is not finite."""
+        step = self.checkpoints.pending_step
+        try:
+            message = self.checkpoints.complete()
+        except NonFiniteTensorError as error:  # on all ranks together
+            assert step is not None
+            record_divergence(self.output_dir, step, rank=None)
+            raise DivergedError(f"the run has diverged at step {step}: {error}; {REMEDY}") from error
         if message is not None:
             self.metrics.print_line(message)
 
@@ -158,18 +169,8 @@ def prepare_run(
         encoder = model.encoder
         metrics = Metrics(output_dir, config, device, encoder.leaves_padding_out, encoder.run_chosen is not None)
         host_group = dist.new_group(backend="gloo", timeout=timeout) if dist.get_world_size() > 1 else None
-        manifest = training_rows.manifest
-        data_facts: dict[str, Any] = {
-            "data_source": manifest.attributes.source,
-            "data_fingerprint": manifest.fingerprint(),
-        }
-        if start is not None:
-            data_facts["initialized_from"] = load_state(start.checkpoint).get("initialized_from", "")
-        elif initial is not None:
-            data_facts["initialized_from"] = initial.name
         origin = Origin() if start is None else start.origin
-        if origin != Origin():
-            data_facts["origin"] = dataclasses.asdict(origin)
+        data_facts = _data_facts(training_rows, start, initial, origin)
         total, micro_batch_size, accumulation_steps = (config.deepspeed[key] for key in BATCH_KEYS)
         if config.training.max_micro_batch_size is not None:
             metrics.print_line(
@@ -198,6 +199,8 @@ def prepare_run(
             watchdog.progress("loading the checkpoint")
             state = run.checkpoints.restore(start.checkpoint)
             metrics.resume(state["step"], state, origin)
+            owed = state.get("evaluation_owed", False) and not start.is_branch and validation_rows is not None
+            run.evaluation_owed = owed and not metrics.has_evaluation(state["step"])
             metrics.print_line(start.line)
         else:
             metrics.begin()
@@ -209,6 +212,21 @@ def prepare_run(
         # Left in the lock's file, a refused run would look like a killed one, and a run on another machine would wait.
         lock.release()
         raise
+
+
+def _data_facts(
+    rows: ShardedRows, start: Start | None, initial: InitialWeights | None, origin: Origin
+) -> dict[str, Any]:
+    """Return what each checkpoint of the run says about its data and its first weights."""
+    attributes = rows.manifest.attributes
+    facts: dict[str, Any] = {"data_source": attributes.source, "data_fingerprint": rows.manifest.fingerprint()}
+    if start is not None:
+        facts["initialized_from"] = load_state(start.checkpoint).get("initialized_from", "")
+    elif initial is not None:
+        facts["initialized_from"] = initial.name
+    if origin != Origin():
+        facts["origin"] = dataclasses.asdict(origin)
+    return facts
 
 
 def resolve_config(config: RunConfig, training_rows: ShardedRows, world_size: int, device: torch.device) -> RunConfig:

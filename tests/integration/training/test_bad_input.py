@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -103,6 +104,18 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(corpus, tmp
     assert "loss is not finite at step 2" in error_of(done)
     assert json.loads((tmp_path / "run" / "diverged.json").read_text()) == {"step": 2, "rank": 0}
     assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000001"]
+
+
+@pytest.mark.parametrize("last", [1, 4])
+def test_weights_that_are_not_finite_after_a_finite_loss_are_a_divergence_too(last, corpus, tmp_path):
+    """The first step's update overflows in fp32, and the step is saved; it is the last one, or others follow."""
+    sgd = {"type": "SGD", "params": {"lr": 1e30, "weight_decay": 1e10}}
+    config = small_config(gradient_clipping=0.0, optimizer=sgd)
+    config["training"].update(max_steps=last, checkpoint_interval=1, eval_interval=0)
+    message = error_of(run_pretrain(config, corpus, tmp_path / "run", expect=1))
+    assert re.search(r"the run has diverged at step 1: checkpoint .*step_00000001 could not be written", message)
+    assert json.loads((tmp_path / "run" / "diverged.json").read_text()) == {"step": 1, "rank": None}
+    assert not list_checkpoints(tmp_path / "run" / "checkpoints")
 
 
 def test_previous_checkpoint_is_kept_if_a_write_fails(corpus, finished_run, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -83,6 +84,20 @@ def assert_no_crash(found):
 def test_checkpoint_without_damage_is_read(saved):
     assert fault(saved.path) is None
     assert saved.read(saved.path) == "read"
+
+
+def test_damaged_checkpoint_of_a_later_step_goes_when_the_resumed_run_saves(saved, tmp_path):
+    kept = dataclasses.replace(saved.config.training, keep_checkpoints=1)
+    config = dataclasses.replace(saved.config, training=kept)
+    shutil.copytree(saved.path, tmp_path / "checkpoints" / "step_00000001")
+    shutil.copytree(saved.path, tmp_path / "checkpoints" / "step_00000003")
+    (tmp_path / "checkpoints" / "step_00000003" / "model.safetensors").write_bytes(b"")
+    writer = CheckpointWriter(tmp_path, saved.writer.engine, config, saved.writer.data_facts, None)
+    writer.begin(2, {"tokens": 512, "seconds": 2.0, "processor_seconds": 2.0})
+    writer.complete()
+    writer.close()
+    [left] = list_checkpoints(tmp_path / "checkpoints")
+    assert (left.name, fault(left, required=())) == ("step_00000002", None)
 
 
 def test_every_changed_byte_is_found(saved, tmp_path):
