@@ -7,8 +7,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bert_pld.config.errors import describe
-
 
 class OneRankError(ValueError):
     """An error that other ranks may not have; the message is one line that names rank and host."""
@@ -20,6 +18,8 @@ def naming_this_rank() -> Iterator[None]:
 
     It passes unchanged as long as the rank is unknown. A missing package is for the command to explain.
     """
+    from bert_pld.config.errors import describe  # All commands import this module, and some must start quickly.
+
     try:
         yield
     except ModuleNotFoundError:

@@ -45,7 +45,16 @@ def test_links_resolve(page):
 
 
 MADE_BY_COMMANDS = {
-    *("manifest.json", "data_card.json", "metrics.jsonl", "config.json", "state.json", "checksums.json", "vocab.txt"),
+    *(
+        "manifest.json",
+        "data_card.json",
+        "metrics.jsonl",
+        "diverged.json",
+        "config.json",
+        "state.json",
+        "checksums.json",
+        "vocab.txt",
+    ),
     *(
         "tokenizer_config.json",
         "special_tokens_map.json",
