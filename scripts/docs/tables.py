@@ -75,11 +75,11 @@ SHOWN = (
     Shown("recipe_advice", "docs/pld.md", "recipe_cpu_8.json", _RECIPE),
     *(
         Shown(f"recipe_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_cpu_{size}.json", _RECIPE)
-        for size in ("4", "8", "8_long")
+        for size in ("4", "8", "8_long", "12")
     ),
     *(
         Shown(f"recipe_claims_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_cpu_{size}.json", _CLAIMS)
-        for size in ("4", "8", "8_long")
+        for size in ("4", "8", "8_long", "12")
     ),
     Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _COMPARISON),
     Shown("choices_cpu", "docs/results/paper_settings.md", "paper_cpu.json", _CHOICES),
