@@ -47,7 +47,14 @@ def quickstart(tmp_path):
         given = {**os.environ, "PATH": path, "NOTES": str(tmp_path / "notes"), "CORES": "2", **environment}
         command = ["bash", str(tmp_path / "scripts" / "quickstart.sh"), str(tmp_path / "out")]
         return subprocess.Popen(
-            command, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            command,
+            env=given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            # A shell cannot trap SIGINT if it was ignored when the shell began, as where the tests run in background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     return start, tmp_path / "notes"
