@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from repository import REPOSITORY
-from runs import clean_environment, wait_until, write_corpus
+from runs import clean_environment, logged_lines, wait_until, write_corpus
 
 from benchmarks.paper.command import record_conditions
 from benchmarks.paper.curves import read_curve
@@ -207,14 +207,15 @@ def test_interrupted_suite_continues_and_is_summarized(command):
     out = command.folder / "runs"
     arguments = command.two_runs(out, "post_ln", "pld_batch")
     first = command(300, *arguments)
-    metrics = [out / name / "seed_1" / "metrics.jsonl" for name in ("post_ln", "pld_batch")]
-    wait_until(lambda: all(path.exists() for path in metrics))
+    folders = [out / name / "seed_1" for name in ("post_ln", "pld_batch")]
+    metrics = folders[0] / "metrics.jsonl"
+    wait_until(lambda: all(map(logged_lines, folders)))
     os.kill(first.pid, signal.SIGTERM)
     said, errors = first.communicate(timeout=60)
     assert first.returncode == 130, errors
     assert said.count("stopped; the same command continues it") == 2
 
-    stopped = json.loads(metrics[0].read_text().splitlines()[-1])["step"]
+    stopped = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert stopped < 300
     refused = command(stopped + 5, *arguments)
     assert "was started with other settings" in refused.communicate(timeout=60)[1]
@@ -223,7 +224,7 @@ def test_interrupted_suite_continues_and_is_summarized(command):
     done = command(300, *arguments)
     said, errors = done.communicate(timeout=200)
     assert done.returncode == 0, errors
-    steps = [json.loads(line)["step"] for line in metrics[0].read_text().splitlines() if '"mlm_loss"' in line]
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"mlm_loss"' in line]
     assert steps == sorted(set(steps))
     assert steps[-1] == 300
 
@@ -260,7 +261,7 @@ def test_runs_of_a_killed_suite_save_a_checkpoint_and_end(command):
     out = command.folder / "killed"
     suite = command(100_000, *command.two_runs(out, "post_ln", "pre_ln"))
     folders = [out / name / "seed_1" for name in ("post_ln", "pre_ln")]
-    wait_until(lambda: all((folder / "metrics.jsonl").exists() for folder in folders))
+    wait_until(lambda: all(map(logged_lines, folders)))
     suite.kill()
     suite.communicate()
     try:
