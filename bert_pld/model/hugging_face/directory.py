@@ -88,13 +88,15 @@ def open_saved_model(path: Path, hub_id: str | None = None) -> SavedModel:
     if problem is not None:
         raise ValueError(f"{file}: {problem}")
     if hub_id is not None and not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
-        # Pickles are not downloaded, so the copy does not tell whether there are any.
+        # Pickles are not downloaded, so the copy does not tell whether there are any. Without a network, it is what an
+        # earlier download has left, perhaps by a program that wanted the tokenizer alone.
         folder = hub_id.rpartition("/")[2]
         raise ValueError(
-            f"{hub_id}: has no safetensors on the Hub, and a pickle can run code when it is read; convert it where you"
-            f' trust it, and name the folder instead: python -c "from transformers import AutoTokenizer, {classes[0]}'
-            f" as Model; [kind.from_pretrained('{hub_id}').save_pretrained('{folder}') for kind in (AutoTokenizer,"
-            ' Model)]"'
+            f"{hub_id}: its copy on this machine has no safetensors; if the Hub has them, fetch them where there is a"
+            f" network: hf download {hub_id}; if it has a pickle alone, which can run code when it is read, convert it"
+            f' where you trust it, and name the folder instead: python -c "from transformers import AutoTokenizer,'
+            f" {classes[0]} as Model; [kind.from_pretrained('{hub_id}').save_pretrained('{folder}') for kind in"
+            ' (AutoTokenizer, Model)]"'
         )
     _weight_files(path, classes[0])
     return SavedModel(path, family, config)

@@ -278,15 +278,17 @@ def test_hub_id_is_downloaded_where_there_is_a_network(rows, tmp_path, monkeypat
     assert asked == ["lab/encoder"]
 
 
-def test_hub_id_with_pickles_alone_is_refused_with_the_command_that_converts_it(tmp_path, monkeypatch):
+def test_hub_id_without_safetensors_is_refused_with_the_commands_that_fetch_and_convert_them(tmp_path, monkeypatch):
+    """Without a network, the copy does not tell whether the Hub has safetensors."""
     save_stock(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
-    with pytest.raises(ValueError, match="lab/encoder: has no safetensors on the Hub") as raised:
+    with pytest.raises(ValueError, match="lab/encoder: its copy on this machine has no safetensors") as raised:
         open_initial_weights("lab/encoder", False)
     message = str(raised.value)
     assert "\n" not in message
     assert str(tmp_path) not in message
+    assert "hf download lab/encoder" in message
     assert "kind.from_pretrained('lab/encoder').save_pretrained('encoder')" in message
 
 
