@@ -59,9 +59,10 @@ def read_conll(path: Path) -> list[Sentence]:
     columns = first = 0
     for number, line in enumerate([*text.split("\n"), ""], 1):
         line = line.rstrip("\r")
-        # str.split() would also cut at a no-break space, which may stand within a word (10 000).
+        # str.split() would also cut at a no-break space, which may stand within a word (10 000), but not in a tag.
         parts = line.split("\t") if "\t" in line else _BLANKS.split(line.strip(" "))
-        fields = [part.strip(" ") for part in parts]
+        *fields, tag = (part.strip(" ") for part in parts)
+        fields.append(tag.strip())
         if not line.strip():
             if words:
                 sentences.append(Sentence(words, tags))

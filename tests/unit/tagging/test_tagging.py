@@ -68,6 +68,11 @@ def test_no_break_space_belongs_to_its_word(tmp_path):
         assert read_conll(tmp_path / "train.txt") == [Sentence(words, ["O"] * 3)]
 
 
+def test_no_break_space_after_a_tag_does_not_make_another_tag(tmp_path):
+    (tmp_path / "train.txt").write_text("EU B-ORG\u00a0\nrejects\tO\u00a0\n", encoding="utf-8")
+    assert read_conll(tmp_path / "train.txt") == [Sentence(["EU", "rejects"], ["B-ORG", "O"])]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
