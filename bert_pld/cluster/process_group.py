@@ -63,9 +63,10 @@ def cpu_threads(environment: Mapping[str, str], usable_cpus: int) -> int:
     """
     local_ranks = int(environment.get("LOCAL_SIZE", environment.get("LOCAL_WORLD_SIZE", "1")))
     ranks_are_tasks = environment.get("WORLD_SIZE") == environment.get("SLURM_STEP_NUM_TASKS")
-    # A task that is not bound sees the CPUs of all tasks on its node.
-    if ranks_are_tasks and usable_cpus < local_ranks * int(environment.get("SLURM_CPUS_PER_TASK", "0")):
-        return usable_cpus
+    cpus_per_task = int(environment.get("SLURM_CPUS_PER_TASK", "0"))
+    # A task that is not bound sees the CPUs of all tasks on its node; one that is bound to a socket, those of several.
+    if ranks_are_tasks and usable_cpus < local_ranks * cpus_per_task:
+        return min(usable_cpus, cpus_per_task)
     return max(1, usable_cpus // local_ranks)
 
 

@@ -70,7 +70,8 @@ def test_tasks_on_each_node():
     ("usable_cpus", "variables", "threads"),
     [
         (8, {"SLURM_CPUS_PER_TASK": "8"}, 8),  # bound to its own CPUs
-        (4, {"SLURM_CPUS_PER_TASK": "3"}, 4),  # bound to whole cores of two hardware threads
+        (4, {"SLURM_CPUS_PER_TASK": "3"}, 3),  # bound to whole cores of two hardware threads
+        (16, {"SLURM_CPUS_PER_TASK": "8"}, 8),  # bound to a socket, which two tasks share
         (32, {"SLURM_CPUS_PER_TASK": "8"}, 8),  # not bound: the CPUs of all four tasks of the node
         (64, {"SLURM_CPUS_PER_TASK": "8"}, 16),  # not bound: all CPUs of the node
         (2, {}, 1),
