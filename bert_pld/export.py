@@ -121,7 +121,7 @@ def model_card(
 ) -> str:
     """Return the README.md of an exported model.
 
-    `state` may have `step`, `tokens`, `data_source`, `initialized_from` and `origin`.
+    `state` may have `step`, `tokens`, `since_record`, `data_source`, `initialized_from` and `origin`.
     """
     from bert_pld.cost.flops import parameter_count
 
@@ -186,7 +186,9 @@ def _training_row(run: RunConfig, state: dict[str, Any]) -> str:
         origin = Origin.from_json(state.get("origin", {}), STATE)
         parts.append(f"{origin.samples_before(state['step'], run.deepspeed['train_batch_size']):,} samples")
     if "tokens" in state:
-        parts.append(f"{state['tokens']:,} tokens")
+        # Up to the last record of the metrics, and since then.
+        tokens = state["tokens"] + state.get("since_record", {}).get("tokens", 0)
+        parts.append(f"{tokens:,.0f} tokens")
     return ", ".join(parts)
 
 

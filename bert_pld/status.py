@@ -128,6 +128,7 @@ class Progress:
     host: str | None
     """Host of a run that is running or was killed."""
     step: int
+    """The last one that was logged or saved; a run that a signal stops saves its last step without logging it."""
     max_steps: int | None
     loss: float | None
     eval_mlm_loss: float | None
@@ -164,7 +165,7 @@ def read_progress(run_dir: Path, now: float | None = None) -> Progress:
     training, evaluation, written = _read_recent_metrics(run_dir / METRICS)
     checkpoints = _read_checkpoints(run_dir / CHECKPOINTS)
     last = training[-1] if training else {}
-    step = int(last.get("step", max(checkpoints, default=0)))
+    step = max(int(last.get("step", 0)), *checkpoints, 0)
     max_steps = _integer(config, "training", "max_steps", run_dir)
     state, host = _state(run_dir / RUN_LOCK, now)
     if state != "running" and max_steps is not None and step >= max_steps:

@@ -205,6 +205,9 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         number: Any = value
         if kind in (int, float) and not 0 <= number < _LARGEST_NUMBER:
             raise ValueError(f"{path}: {key}: {number}; must be at least 0")
+    for key, number in state.get("since_record", {}).items():
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise ValueError(f"{path}: since_record: {key}: {number!r}; must be a number")
     for tensors in state.get("tensors", []):
         if not isinstance(tensors, str) or not re.fullmatch(r"\w+", tensors):
             raise ValueError(f"{path}: tensors: {tensors!r}; must be the name of a kind of tensors")

@@ -141,6 +141,15 @@ def test_model_card_describes_the_training_run(make_checkpoint, tmp_path):
     assert sorted(p.name for p in (tmp_path / "exported").iterdir()) == sorted(export.EXPORTED_FILES)
 
 
+def test_model_card_counts_the_tokens_since_the_last_record(make_checkpoint, tmp_path):
+    checkpoint, _ = make_checkpoint(facts={"since_record": {"tokens": 4_500.0}})
+    run_main(checkpoint, tmp_path / "exported")
+    assert "48,000 samples, 754,500 tokens" in (tmp_path / "exported" / "README.md").read_text()
+    (checkpoint / "state.json").write_text('{"step": 1500, "tokens": 750000, "since_record": {"tokens": "many"}}')
+    with pytest.raises(ValueError, match="since_record: tokens: 'many'; must be a number"):
+        checkpoints.load_state(checkpoint)
+
+
 def test_model_card_of_a_branch_counts_the_samples_of_both_runs(make_checkpoint, tmp_path):
     """The branch left another run after 1,000 steps of 128 samples, and has batches of 32."""
     checkpoint, _ = make_checkpoint(facts={"origin": {"step": 1000, "samples": 128_000, "position": 0}})

@@ -55,6 +55,12 @@ def test_line_of_a_stopped_run(tmp_path):
     )
 
 
+def test_run_that_a_signal_stopped_between_two_records_is_at_its_checkpoint_s_step(tmp_path):
+    progress = read_progress(write_run(tmp_path / "a", checkpoints=(20, 37)), NOW)
+    assert (progress.state, progress.step, progress.checkpoint_step) == ("stopped", 37, 37)
+    assert progress.seconds_left == pytest.approx(63 * progress.seconds_per_step)
+
+
 @pytest.mark.parametrize(
     ("checkpoints", "seconds_left", "with_pauses"), [((), 35.0, False), ((10,), 140.0, True), ((10, 20), 140.0, True)]
 )
