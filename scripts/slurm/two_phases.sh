@@ -2,7 +2,7 @@
 # Submits the two phases of BERT as two jobs: most steps at 128 tokens, then the rest at 512 tokens from those weights.
 #
 #   export DATA_DIR=shards OUTPUT_DIR=runs/base        shards for both lengths: `data_prep build --seq_length 128 512`
-#   bash scripts/slurm/two_phases.sh --nodes=4 --ntasks-per-node=8 --gpus-per-node=8
+#   bash scripts/slurm/two_phases.sh --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8
 #
 #   CONFIG_128      default configs/bert_base_pld_128.json
 #   CONFIG_512      default configs/bert_base_pld_512.json
