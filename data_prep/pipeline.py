@@ -217,7 +217,7 @@ def _sample(
                     ends_within = [0, *(end for end in ends if end <= room)]
                     sentences, size = sentences[: len(ends_within) - 1], ends_within[-1]
                 room -= size
-                for text in ["".join(sentences)] if with_blanks else sentences:
+                for text in ["".join(sentences)] if with_blanks and sentences else sentences:
                     batch.append(text)
                     characters += len(text)
                     if characters >= _SAMPLE_BATCH_CHARACTERS:

@@ -106,7 +106,7 @@ def test_sample_for_a_tokenizer_stays_within_its_bytes_and_its_batches_are_small
     book = ["Öne sentence.", *(f" Sentence {n} of a long book." for n in range(100))]
     build_dir = spooled_books(tmp_path, [book] * 20)
     whole = sum((build_dir / "spool" / f"{task:05d}.txt").stat().st_size for task in range(20))
-    for most_bytes in (300, 5_000, whole - 1, whole):
+    for most_bytes in (100, 300, 5_000, whole - 1, whole):
         batches = list(pipeline._sample(build_dir, 20, most_bytes, with_blanks)())
         texts = [text for batch in batches for text in batch]
         read = sum(len(text.encode()) for text in texts)
