@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -161,7 +162,7 @@ def prepare_run(
         config = dataclasses.replace(config, model=initial.resolved(config.model, training_rows))
     config = resolve_config(config, training_rows, dist.get_world_size(), device)
     lock = RunLock(output_dir)
-    try:
+    with _released_after_a_failure(lock):
         start = find_start(config, training_rows, choose_checkpoint(output_dir, resume, lock), branch_from)
         model, notes = _make_model(config, training_rows, None if start is None else start.checkpoint, initial, device)
         engine = make_engine(config, model)
@@ -171,12 +172,7 @@ def prepare_run(
         host_group = dist.new_group(backend="gloo", timeout=timeout) if dist.get_world_size() > 1 else None
         origin = Origin() if start is None else start.origin
         data_facts = _data_facts(training_rows, start, initial, origin)
-        total, micro_batch_size, accumulation_steps = (config.deepspeed[key] for key in BATCH_KEYS)
-        if config.training.max_micro_batch_size is not None:
-            metrics.print_line(
-                f"batch of {total:,} sequences: {micro_batch_size} micro-batch × {accumulation_steps} accumulation"
-                f" × {dist.get_world_size()} rank(s)"
-            )
+        _, micro_batch_size, accumulation_steps = (config.deepspeed[key] for key in BATCH_KEYS)
         run = Run(
             config=config,
             output_dir=output_dir,
@@ -193,25 +189,50 @@ def prepare_run(
             lock=lock,
             device=device,
         )
-        for note in notes:
+        for note in [*_notes_on_batch_sizes(config), *notes]:
             metrics.print_line(note)
-        if start is not None:
-            watchdog.progress("loading the checkpoint")
-            state = run.checkpoints.restore(start.checkpoint)
-            metrics.resume(state["step"], state, origin)
-            owed = state.get("evaluation_owed", False) and not start.is_branch and validation_rows is not None
-            run.evaluation_owed = owed and not metrics.has_evaluation(state["step"])
-            metrics.print_line(start.line)
-        else:
+        if start is None:
             metrics.begin()
+        else:
+            _continue_from(run, start)
         if dist.get_rank() == 0:
             _write_run_files(output_dir, config, training_rows, fresh=start is None or start.is_branch)
         dist.barrier()
         return run
+
+
+@contextlib.contextmanager
+def _released_after_a_failure(lock: RunLock) -> Iterator[None]:
+    """Release the lock if the block fails.
+
+    Left in the lock's file, a refused run would look like a killed one, and a run on another machine would wait.
+    """
+    try:
+        yield
     except BaseException:
-        # Left in the lock's file, a refused run would look like a killed one, and a run on another machine would wait.
         lock.release()
         raise
+
+
+def _notes_on_batch_sizes(config: RunConfig) -> list[str]:
+    """Return a line with the batch sizes if `max_micro_batch_size` may have changed those of the JSON."""
+    if config.training.max_micro_batch_size is None:
+        return []
+    total, micro_batch_size, accumulation_steps = (config.deepspeed[key] for key in BATCH_KEYS)
+    return [
+        f"batch of {total:,} sequences: {micro_batch_size} micro-batch × {accumulation_steps} accumulation"
+        f" × {dist.get_world_size()} rank(s)"
+    ]
+
+
+def _continue_from(run: Run, start: Start) -> None:
+    """Load the checkpoint that the run starts from, with the state of its metrics."""
+    run.watchdog.progress("loading the checkpoint")
+    state = run.checkpoints.restore(start.checkpoint)
+    run.metrics.resume(state["step"], state, run.origin)
+    owed = state.get("evaluation_owed", False) and not start.is_branch and run.validation_rows is not None
+    run.evaluation_owed = owed and not run.metrics.has_evaluation(state["step"])
+    run.metrics.print_line(start.line)
 
 
 def _data_facts(
