@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bert_pld.checkpoint.writer import CheckpointWriter, NonFiniteTensorError
+from bert_pld.checkpoint.safetensors_file import NonFiniteTensorError
+from bert_pld.checkpoint.writer import CheckpointWriter
 from bert_pld.cluster.run_lock import RunLock
 from bert_pld.cluster.stopping import Preemption, StepAgreement
 from bert_pld.cluster.watchdog import Watchdog
