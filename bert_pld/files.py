@@ -1,4 +1,4 @@
-"""What all parts do alike with files: names in a run's folder, atomic writes, locks, no secrets, SHA-256, boot id."""
+"""What many packages need of files: names in a run's folder, atomic writes, locks, no secrets, SHA-256, boot id."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ MONITOR_BLOCKS = ("tensorboard", "wandb", "csv_monitor", "comet")
 AUTO = "auto"
 
 # Block → its keys, each with a value of its type (None: any type). A block has None here if DeepSpeed checks it with a
-# class of pydantic's. It does not check the others: a quoted "false" in them would count as true.
+# class of pydantic's. DeepSpeed does not check the others: a quoted "false" in them would count as true.
 _BLOCKS: dict[str, Mapping[str, Any] | None] = {
     "optimizer": {"type": "", "params": None, "legacy_fusion": False},
     "scheduler": {"type": "", "params": None},

@@ -1,6 +1,6 @@
 """What a family of Hugging Face's classes is to us: its configuration, its parameters' names, what its classes can do.
 
-Families with the same block share a file of this package; `FAMILIES` in `__init__` lists them by model type.
+A file beside this one defines a family, or a few similar ones; `FAMILIES` in `__init__` lists them by model type.
 """
 
 from __future__ import annotations
