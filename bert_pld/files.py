@@ -1,4 +1,4 @@
-"""What many packages need of files: names in a run's folder, atomic writes, locks, no secrets, SHA-256, boot id."""
+"""Files, for many packages: names in a run's folder, atomic writes, locks, removal of secrets, SHA-256, boot id."""
 
 from __future__ import annotations
 
