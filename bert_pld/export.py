@@ -145,6 +145,8 @@ def model_card(
         ("Layer dropping", dropping if pld.enabled else "no layer dropping"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    next_sentence = ", and whether one sentence follows another" if model.next_sentence_prediction else ""
+    dropped = "Blocks were dropped in training only: the exported model runs all its blocks, unscaled.\n"
     return f"""---
 library_name: transformers
 pipeline_tag: fill-mask
@@ -152,9 +154,8 @@ pipeline_tag: fill-mask
 
 # BERT, pretrained with bert_pld
 
-An encoder pretrained as a {objective} model. Layers were dropped in training only: the exported model runs all its
-blocks, unscaled, and is a stock class of transformers.
-
+An encoder that was pretrained to predict masked tokens{next_sentence}. It is a stock class of transformers.
+{dropped if pld.enabled else ""}
 | | |
 |---|---|
 {table}

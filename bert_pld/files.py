@@ -1,4 +1,4 @@
-"""Files for many parts: names in a run's folder, atomic writes, locks, removal of secrets, SHA-256, boot id."""
+"""Files, for many packages: names in a run's folder, atomic writes, locks, removal of secrets, SHA-256, boot id."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 # A run's folder (`--output_dir`).
 METRICS, CONFIG, CHECKPOINTS, RUN_LOCK = "metrics.jsonl", "config.json", "checkpoints", "run.lock"
 DIVERGED = "diverged.json"
-"""Exists after a run that ended because its loss was not finite: the `step`, and the `rank` that had it."""
+"""Exists after a run that has diverged: the `step`, and the `rank` whose loss was not finite, if it is known."""
 # A checkpoint's folder, which also holds a copy of `CONFIG`.
 LATEST, CHECKSUMS, WEIGHTS, STATE = "latest", "checksums.json", "model.safetensors", "state.json"
 # The tokenizer's files, in a data directory, a run's folder and a checkpoint.
@@ -107,7 +107,7 @@ class FileLock(enum.Enum):
 
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[FileLock]:
-    """Lock a file, which is created, for a block; with `wait`, wait for the process that holds the lock."""
+    """Lock a file for a block, and create it if it is missing; `wait` waits for the process that holds the lock."""
     with open(path, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

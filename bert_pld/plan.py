@@ -224,7 +224,7 @@ def _attention_lines(plan: Plan) -> list[str]:
 def _document_lines(plan: Plan) -> list[str]:
     if plan.attended_tokens is None:
         return []
-    return [f"  attention within documents; that of a token has {plan.attended_tokens:,.0f} tokens on average"]
+    return [f"  attention within documents; the document of a token has {plan.attended_tokens:,.0f} tokens on average"]
 
 
 def _dropping_lines(plan: Plan) -> list[str]:

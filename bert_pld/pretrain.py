@@ -59,7 +59,7 @@ def main(options: argparse.Namespace) -> int:
     from bert_pld.data.read_failures import naming_damaged_shards
     from bert_pld.training.loop import train
     from bert_pld.training.memory import keep_freed_memory, naming_the_micro_batch
-    from bert_pld.training.run import prepare_run
+    from bert_pld.training.prepare import prepare_run
 
     keep_freed_memory()
     run, watchdog = None, Watchdog()

@@ -1,4 +1,5 @@
-"""From text to shards: reading, cleaning, sentence splitting, deduplication, WordPiece and BERT's training rows.
+"""From text to shards: reading, cleaning, sentence splitting, deduplication, tokenization and BERT's training rows.
 
-`python -m data_prep build` makes a data directory, in the format of `bert_pld.data.shards`, for `bert_pld.pretrain`.
+`python -m data_prep build` makes a data directory for `bert_pld.pretrain`, in the format of `bert_pld.data.shards` or
+`bert_pld.data.nvidia_format`.
 """

@@ -71,6 +71,29 @@ def main(argv: list[str] | None = None) -> int:
 
 def _build(arguments: argparse.Namespace) -> int:
     options = ExecutorOptions.from_flags(arguments)
+    _check_flags(arguments)
+    default_factor = DEFAULT_DUPE_FACTOR if arguments.format == "nvidia" else 1
+    sources = tuple(str(Source.parse(source)) for source in arguments.source)
+    given = _given_tokenizer(arguments)
+    build_arguments = BuildArguments(
+        sources=sources, vocab=file_sha256(arguments.vocab) if arguments.vocab else None,
+        vocab_size=arguments.vocab_size, cased=arguments.cased, seq_lengths=tuple(sorted(set(arguments.seq_length))),
+        objective=arguments.objective, validation_fraction=arguments.validation_fraction, seed=arguments.seed,
+        shard_rows=arguments.shard_rows, language=arguments.language,
+        keep_languages=parse_languages(arguments.keep_language) if arguments.keep_language else (),
+        deduplicate=arguments.deduplicate, similarity=arguments.similarity, format=arguments.format,
+        dupe_factor=default_factor if arguments.dupe_factor is None else arguments.dupe_factor,
+        accents=arguments.accents, bad_rows=arguments.bad_rows,
+        tokenizer=_identity(given) if isinstance(given, FastTokenizer) else None,
+        algorithm=arguments.algorithm or ALGORITHMS[0], pack=arguments.pack,
+    )  # fmt: skip
+    with make_executor(options) as executor:
+        build(build_arguments, given, arguments.output_dir, executor)
+    return 0
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Raise a ValueError for a value that is not allowed, and for flags that exclude each other."""
     if arguments.format not in FORMATS:
         raise ValueError(f"--format {arguments.format}: not available; allowed: {', '.join(FORMATS)}")
     if arguments.dupe_factor is not None and arguments.format != "nvidia":
@@ -79,9 +102,8 @@ def _build(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--pack documents: requires --objective mlm; a row of {arguments.objective} is one pair")
     if arguments.pack == "documents" and arguments.format != "native":
         raise ValueError("--pack documents: requires --format native; NVIDIA's format cannot say where documents start")
-    default = DEFAULT_DUPE_FACTOR if arguments.format == "nvidia" else 1
-    dupe_factor = default if arguments.dupe_factor is None else arguments.dupe_factor
-    _check_range("--dupe_factor", dupe_factor, 1, LARGEST_DUPE_FACTOR)
+    if arguments.dupe_factor is not None:
+        _check_range("--dupe_factor", arguments.dupe_factor, 1, LARGEST_DUPE_FACTOR)
     for seq_length in arguments.seq_length:
         _check_range("--seq_length", seq_length, SMALLEST_SEQ_LENGTH, LONGEST_SEQ_LENGTH)
     _check_range("--seed", arguments.seed, 0, MAX_SEED)
@@ -96,26 +118,10 @@ def _build(arguments: argparse.Namespace) -> int:
     if not 0.0 < arguments.similarity <= 1.0:
         raise ValueError(f"--similarity {arguments.similarity}: must be above 0 and at most 1")
     check_language(arguments.language)
-    sources = tuple(str(Source.parse(source)) for source in arguments.source)
-    given = _given_tokenizer(arguments)
-    build_arguments = BuildArguments(
-        sources=sources, vocab=file_sha256(arguments.vocab) if arguments.vocab else None,
-        vocab_size=arguments.vocab_size, cased=arguments.cased, seq_lengths=tuple(sorted(set(arguments.seq_length))),
-        objective=arguments.objective, validation_fraction=arguments.validation_fraction, seed=arguments.seed,
-        shard_rows=arguments.shard_rows, language=arguments.language,
-        keep_languages=parse_languages(arguments.keep_language) if arguments.keep_language else (),
-        deduplicate=arguments.deduplicate, similarity=arguments.similarity, format=arguments.format,
-        dupe_factor=dupe_factor, accents=arguments.accents, bad_rows=arguments.bad_rows,
-        tokenizer=_identity(given) if isinstance(given, FastTokenizer) else None,
-        algorithm=arguments.algorithm or ALGORITHMS[0], pack=arguments.pack,
-    )  # fmt: skip
-    with make_executor(options) as executor:
-        build(build_arguments, given, arguments.output_dir, executor)
-    return 0
 
 
 def _check_tokenizer_flags(arguments: argparse.Namespace) -> None:
-    """Raise a ValueError for flags that exclude each other."""
+    """Raise a ValueError for flags that the tokenizer's own flags exclude."""
     given = "--tokenizer" if arguments.tokenizer is not None else "--vocab" if arguments.vocab is not None else None
     if arguments.algorithm is not None and given:
         raise ValueError(
@@ -123,15 +129,15 @@ def _check_tokenizer_flags(arguments: argparse.Namespace) -> None:
         )
     if arguments.add_mask_token and given != "--tokenizer":
         raise ValueError("--add_mask_token: requires --tokenizer; all other tokenizers have a [MASK]")
-    keeps = given if given == "--tokenizer" else f"--algorithm {arguments.algorithm}"
+    flag = given if given == "--tokenizer" else f"--algorithm {arguments.algorithm}"
     if given == "--tokenizer" or arguments.algorithm in ALGORITHMS[1:]:
         why = "it decides on capitals and accents itself" if given else "it keeps capitals and accents"
         if arguments.cased and given:
-            raise ValueError(f"--cased: not allowed with {keeps}; {why}")
+            raise ValueError(f"--cased: not allowed with {flag}; {why}")
         if arguments.accents != ACCENTS[0]:
-            raise ValueError(f"--accents {arguments.accents}: not allowed with {keeps}; {why}")
+            raise ValueError(f"--accents {arguments.accents}: not allowed with {flag}; {why}")
         if arguments.format == "nvidia":
-            raise ValueError(f"--format nvidia: requires a WordPiece vocab.txt (--vocab, or --vocab_size); not {keeps}")
+            raise ValueError(f"--format nvidia: requires a WordPiece vocab.txt (--vocab, or --vocab_size); not {flag}")
 
 
 def _given_tokenizer(arguments: argparse.Namespace) -> BuildTokenizer | None:

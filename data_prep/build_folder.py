@@ -11,8 +11,8 @@
 
 A build with other arguments or inputs can reuse the text that an unfinished build has read. The usual reason is a
 damaged input file or a wrong vocabulary size, found after hours of reading: most reading tasks of the corrected build
-are the same. They keep their spools under their new task numbers; all later stages run again. So do the reading tasks
-whose files have a later modification time than their marker, also in a build with the same arguments.
+are the same. They keep their spools under their new task numbers; all later stages run again. A reading task runs again
+too if one of its files has a later modification time than the task's marker, even in a build with the same arguments.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _discard_build(output_dir: Path, plan: BuildPlan) -> None:
 def _adopt_unfinished_build(build_dir: Path, plan: BuildPlan) -> None:
     """Accept an unfinished build with the same plan; convert one with another plan if reading tasks can be reused.
 
-    A build with the same plan is converted too if files have changed that it has read.
+    A build with the same plan is converted too if a file has changed since the build read it.
     """
     content = json.loads((build_dir / PLAN_NAME).read_text(encoding="utf-8"))
     same_spool = content.get("spool") == SPOOL_VERSION

@@ -19,7 +19,7 @@ from data_prep.sources import Source
 from data_prep.text.left_out import LeftOut
 
 SMALLEST_KEPT_SHARE = 0.5
-"""A build that keeps a smaller share of the characters that it read says so."""
+"""A build warns if it keeps a smaller share of the characters that it read."""
 SIGNIFICANT_ACCENTS = 0.005
 """Share of characters from which stripping accents counts as a change of the text. English texts stay under 0.0005."""
 
@@ -136,7 +136,7 @@ def share_changed_by_accents(reading: Counts) -> float:
 
 
 def warnings_of(card: dict[str, Any]) -> list[str]:
-    """Return what a reader of the card must know: much text left out, many [UNK], letters changed by stripping."""
+    """Return the warnings of a build: most text left out, many [UNK], text changed by the removal of accents."""
     characters, vocabulary = card["characters"], card["vocabulary"]
     found = []
     if characters["kept"] < SMALLEST_KEPT_SHARE * characters["read"]:

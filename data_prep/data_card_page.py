@@ -67,7 +67,8 @@ def _long_words(card: dict[str, Any]) -> str:
 
 def _documents_line(card: dict[str, Any]) -> str:
     rows = card["documents_in_rows"]
-    return f"{rows['a_row']:.1f} documents apart; that of a token has {rows['attended_tokens']:,.0f} tokens on average"
+    of_a_token = f"the document of a token has {rows['attended_tokens']:,.0f} tokens on average"
+    return f"{rows['a_row']:.1f} documents apart; {of_a_token}"
 
 
 def _reasons(counts: dict[str, int]) -> str:

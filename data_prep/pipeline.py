@@ -1,4 +1,9 @@
-"""A build from beginning to end: plan, read, compare, vocabulary, groups, write, manifest."""
+"""A build from beginning to end, one stage after another.
+
+It plans the reading tasks, reads the sources, compares the documents to find duplicates, trains the tokenizer if none
+is given, and groups the documents for the writing tasks. Then it writes their rows, masks them if the format is
+NVIDIA's, and completes each data directory with a data card and a manifest.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +41,7 @@ from data_prep.rows.vocabulary import BuildTokenizer, load_tokenizer, train_voca
 from data_prep.spool import Spool
 
 SAMPLE_BYTES = {"wordpiece": 128 << 20, "bpe": 128 << 20, "unigram": 16 << 20}
-"""Text that training a tokenizer reads at most."""
+"""Algorithm → most bytes of text that the training of its tokenizer reads."""
 _SAMPLE_BATCH_CHARACTERS = 1 << 20
 
 

@@ -22,9 +22,8 @@ PLAN_NAME = "plan.json"
 READING_TASK_BYTES = 4 << 20
 RECIPE_VERSION = 5
 """Increase it when a change makes the same arguments give other bytes."""
-
-
 _LATER_ARGUMENTS = ("tokenizer", "algorithm", "pack")
+"""Arguments that older releases do not have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +65,12 @@ class BuildArguments:
     """What a row of objective `mlm` holds: a piece of one `stream` of all documents, or `documents`."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the arguments; later ones only if they are set, so that older builds keep their identity."""
-        defaults = {name: getattr(type(self), name) for name in _LATER_ARGUMENTS}
-        return {name: v for name, v in dataclasses.asdict(self).items() if name not in defaults or v != defaults[name]}
+        """Return the arguments. A later one is left out at its default, so that older builds keep their identity."""
+        values = dataclasses.asdict(self)
+        for name in _LATER_ARGUMENTS:
+            if values[name] == getattr(type(self), name):
+                del values[name]
+        return values
 
     def data_dirs(self, output_dir: Path) -> dict[int, Path]:
         """Return the data directory of each sequence length."""
@@ -112,7 +114,10 @@ class BuildPlan:
 
 
 def make_plan(arguments: BuildArguments) -> BuildPlan:
-    """List the pieces of all sources and pack them, in order, into reading tasks of about 4 MiB."""
+    """List the pieces of all sources and pack them, in order, into reading tasks.
+
+    A task has pieces of one source, of at most 4 MiB together, or one larger piece.
+    """
     tasks: list[list[Piece]] = []
     source_of_task: list[int] = []
     for number, source in enumerate(arguments.sources):

@@ -24,7 +24,9 @@ from bert_pld.rng import Stream, random_words
 from data_prep.dedup.minhash import BAND_ROWS, BANDS, signatures
 
 SPOOL_VERSION = 2
-"""Version of these files; a build goes on only with its own. Version 1 did not mark what follows a sentence."""
+"""Version of these files; a build goes on only with files of this version.
+
+Version 1 did not mark what follows a sentence."""
 _BLANKS = {"\n": "\n", "\x1e": " ", "\x1f": ""}
 """Mark after a sentence → what follows it. Cleaned text holds no such control characters."""
 _CUT = "\x1d"

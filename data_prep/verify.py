@@ -16,9 +16,9 @@ from bert_pld.data.documents import misplaced_starts, unpack_starts
 from bert_pld.data.fast_tokenizer import FastTokenizer
 from bert_pld.data.nvidia_format import find_shards, read_blocks, read_header
 from bert_pld.data.shards import MANIFEST_NAME, SPLITS, Manifest, Shard, ShardRecord, vocabulary_hash
-from bert_pld.data.tokenizer import read_entries
+from bert_pld.data.tokenizer import SPECIAL_TOKENS, read_entries
 from bert_pld.files import TOKENIZER, VOCABULARY, file_sha256
-from data_prep.rows.vocabulary import SPECIAL_TOKENS, unknown_warning
+from data_prep.rows.vocabulary import unknown_warning
 
 _BLOCK_ROWS = 1 << 14
 

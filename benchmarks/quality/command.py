@@ -30,7 +30,7 @@ from benchmarks.results import save
 from benchmarks.timing import allocate_workspaces
 from bert_pld.cluster.stopping import SIGNALS, Preemption
 from bert_pld.config import RunConfig, load_config
-from bert_pld.training.run import resolve_config
+from bert_pld.training.prepare import resolve_config
 
 EXAMPLE = "python -m benchmarks quality --deepspeed_config ds.json --data_dir shards/ --json quality.json"
 _DEFAULT = "hf_bert,hf_megatron,post,pre,pld_batch,pld_sample"

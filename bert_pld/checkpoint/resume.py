@@ -36,11 +36,15 @@ STATE_OPTIONS = ("amsgrad", "centered", "momentum")
 def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | None:
     """Lock the run's folder and return the checkpoint to resume from, or None for a new run.
 
-    A path outside of the folder is where a new run begins; as soon as the folder has checkpoints, its newest counts.
+    If `resume` is a path outside of the folder, a new run begins with the checkpoint at that path. As soon as the
+    folder has checkpoints of its own, the newest of them is returned instead.
 
-    Rank 0 locks and verifies; all ranks return its answer or raise its error. It is a ValueError if another run uses
-    the folder, if no checkpoint is valid, if `resume` is `never` but there are some, or if it is a path within the
-    folder that has later ones, and an OSError if the folder cannot be written to.
+    Rank 0 locks and verifies; all ranks return its answer or raise its error.
+
+    Raises:
+        ValueError: another run uses the folder; no checkpoint is valid; `resume` is `never` but the folder has
+            checkpoints; or `resume` is a path within the folder, which has later checkpoints.
+        OSError: the folder cannot be written to.
     """
 
     def choose() -> Path | None:
@@ -62,9 +66,9 @@ def choose_checkpoint(output_dir: Path, resume: str, lock: RunLock) -> Path | No
 
 
 def resolve_for_all(path: Path) -> Path:
-    """Return the verified checkpoint at a path, as `resolve_checkpoint`, the same on all ranks, which call it together.
+    """Return the verified checkpoint at a path, as `resolve_checkpoint` does; all ranks call it together.
 
-    A run that is still training may write another one meanwhile.
+    Rank 0 chooses for all, because a run that is still training may write another checkpoint meanwhile.
     """
     return _answer_of_rank_0(lambda: checkpoint_format.resolve_checkpoint(path))
 

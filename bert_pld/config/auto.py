@@ -1,4 +1,6 @@
-"""What `"auto"` means in DeepSpeed's keys. The Trainer of transformers resolves it from its arguments; we from a run.
+"""What `"auto"` means in DeepSpeed's keys.
+
+The Trainer of transformers resolves it from its arguments; we resolve it from the other keys of the configuration.
 
 The table of docs/configuration.md is the same rule in words.
 """
@@ -31,7 +33,7 @@ _KEPT = ("data_types", "pipeline", "autotuning", "checkpoint", "data_efficiency"
 def resolve_auto(
     deepspeed: Mapping[str, Any], where: str, max_steps: int | None, hidden_size: int | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return DeepSpeed's keys with a value for each "auto", and one line for each that says which.
+    """Return DeepSpeed's keys with a value for each "auto", and for each a line that states the value.
 
     `max_steps` and `hidden_size` are None where the run is not ours. A ConfigError names a key without a rule.
     """

@@ -14,9 +14,9 @@ def resolve_batch_sizes(
 ) -> tuple[int, int, int]:
     """Return train_batch_size and the micro-batch size of a rank, in sequences, and the accumulation steps.
 
-    `max_micro_batch_size` counts where train_batch_size is the only number among DeepSpeed's keys: then the micro-batch
-    is the largest divisor of a rank's share up to it. A ConfigError is raised if too few keys are given, if their
-    product is not train_batch_size, or if no divisor comes near the maximum.
+    `max_micro_batch_size` has an effect only if train_batch_size is the only number among DeepSpeed's keys: then the
+    micro-batch is the largest divisor of a rank's share up to it. A ConfigError is raised if too few keys are given, if
+    their product is not train_batch_size, or if no divisor comes near the maximum.
     """
     given = {key: deepspeed.get(key) for key in BATCH_KEYS}
     automatic = AUTO in given.values()

@@ -16,8 +16,8 @@ BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_ac
 MONITOR_BLOCKS = ("tensorboard", "wandb", "csv_monitor", "comet")
 AUTO = "auto"
 
-# The keys of each block that no class of pydantic's checks, each with a value of its type (None: any); None for the
-# other blocks. DeepSpeed's own truth value of a quoted "false" in these would be true.
+# Block → its keys, each with a value of its type (None: any type). A block has None here if DeepSpeed checks it with a
+# class of pydantic's. DeepSpeed does not check the others: a quoted "false" in them would count as true.
 _BLOCKS: dict[str, Mapping[str, Any] | None] = {
     "optimizer": {"type": "", "params": None, "legacy_fusion": False},
     "scheduler": {"type": "", "params": None},

@@ -103,10 +103,15 @@ def load_config(
 
     `source` is the path of a file, the name of a shipped one (see `find_config`), or the content as a mapping. `phase`
     is a name in its `phases`. `overrides` are `section.key=value` strings, in which a value that is not JSON is a
-    string. `use`: with `own_model` the model is not ours, so its sizes and number of steps are not known unless the
-    blocks are given, and what depends on the number is refused without it; the JSON of a `checkpoint` was checked when
-    its run began, by the rules of that time. `follows` is the model whose weights the run starts from: its values stand
-    where the JSON gives none, and its positions grow for `seq_length`.
+    string. `follows` is the model whose weights the run starts from: its values stand where the JSON gives none, and
+    its positions grow for `seq_length`.
+
+    `use` says what the JSON is for:
+
+    - `run`: a run of this package.
+    - `own_model`: a run whose model is not ours. Its sizes and its number of steps are known only if the blocks give
+      them; without a number of steps, what depends on it is refused.
+    - `checkpoint`: a run that has saved a checkpoint. Its JSON was checked when it began, by the rules of that time.
     """
     where = "configuration" if isinstance(source, Mapping) else str(source)
     values = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_json(find_config(source))
@@ -142,24 +147,29 @@ def load_config(
         ours["model"] = dataclasses.replace(ours["model"], max_position_embeddings=needed)
         notices.append(f"model.max_position_embeddings: {needed}, for data.seq_length; the weights are for {positions}")
     run = RunConfig(deepspeed=values, source=where, warnings=tuple(warnings), notices=tuple(notices), **ours)
-    if run.data.seq_length > run.model.max_position_embeddings:
-        raise ConfigError(
-            f"{where}: data.seq_length: {run.data.seq_length}; must be at most"
-            f" model.max_position_embeddings ({run.model.max_position_embeddings})"
-        )
+    _check_model(run, where, use)
     knows_max_steps = use != "own_model" or "max_steps" in blocks["training"]
     if not knows_max_steps:
         for problem in run.progressive_layer_drop.needs_max_steps():
             raise ConfigError(f"{where}: progressive_layer_drop.{problem}")
     pld = run.progressive_layer_drop.resolved(run.training.max_steps)
+    _check_dropping(pld, run, where, run.training.max_steps if knows_max_steps else math.inf)
+    return dataclasses.replace(run, progressive_layer_drop=pld, data=run.data.resolved(run.training.max_steps))
+
+
+def _check_model(run: RunConfig, where: str, use: str) -> None:
+    """Reject a sequence length without positions, and what the model cannot do in this precision or ZeRO stage."""
+    if run.data.seq_length > run.model.max_position_embeddings:
+        raise ConfigError(
+            f"{where}: data.seq_length: {run.data.seq_length}; must be at most"
+            f" model.max_position_embeddings ({run.model.max_position_embeddings})"
+        )
     if run.model.fp8 and run.precision == "fp32" and use == "run":
         raise ConfigError(f"{where}: model.fp8: true in fp32; enable bf16 or fp16, or set model.fp8 to false")
     if run.model.cuda_graphs and run.zero_stage == 3 and use == "run":
         raise ConfigError(
             f"{where}: model.cuda_graphs: true at zero_optimization.stage 3; use stage 0, 1 or 2, or false"
         )
-    _check_dropping(pld, run, where, run.training.max_steps if knows_max_steps else math.inf)
-    return dataclasses.replace(run, progressive_layer_drop=pld, data=run.data.resolved(run.training.max_steps))
 
 
 def _check_dropping(pld: ProgressiveLayerDropConfig, run: RunConfig, where: str, max_steps: float) -> None:

@@ -15,8 +15,10 @@ from bert_pld.config import RunConfig
 from bert_pld.cost.flops import parameter_count, parameter_tensors
 
 _MASTER_BYTES = 4
-# fp32 moments per parameter, by the optimizer's JSON name in lower case; all other optimizers keep two, as Adam does.
-_MOMENTS = {"sgd": 0, "adagrad": 1, "lion": 1}
+# fp32 values that an optimizer keeps for each parameter, by its JSON name in lower case; all others keep two, as Adam.
+_MOMENTS = {"sgd": 0, "adagrad": 1, "asgd": 1, "lion": 1, "rmsprop": 1}
+_ONE_MORE = ("amsgrad", "centered", "momentum")
+"""Options that give such an optimizer one more value for each parameter."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +116,8 @@ def _moments(run: RunConfig) -> int:
     if kind == "muon":  # One for the blocks' matrices, two for everything else.
         matrices = (t.elements for t in parameter_tensors(run.model) if t.is_matrix and t.block is not None)
         return 2 * count - sum(matrices)
-    moments = _MOMENTS.get(kind, 2)
-    return count * (max(moments, 1) if optimizer.get("params", {}).get("momentum") else moments)
+    options = optimizer.get("params", {})
+    return count * (_MOMENTS.get(kind, 2) + sum(bool(options.get(name)) for name in _ONE_MORE))
 
 
 def _block_bytes_per_token(run: RunConfig, element: int) -> float:

@@ -131,11 +131,11 @@ class PackedMicroBatches:
         labels = torch.from_numpy(self.masked_labels.astype(np.int64, copy=False))
         pairs = None if self.next_sentence_labels is None else torch.from_numpy(self.next_sentence_labels)
         firsts = np.arange(len(self.real_rows)) * size
-        # The rows that fill up a micro-batch come last and have no targets.
         from_document = [0] * (len(firsts) + 1)
         if self.documents_of_row is not None:
             per_batch = self.documents_of_row.reshape(len(firsts), size).sum(axis=1)
             from_document[1:] = np.cumsum(per_batch).tolist()
+        # The rows that fill up a micro-batch come last and have no targets.
         ends = [(first + real) * seq_length for first, real in zip(firsts.tolist(), self.real_rows, strict=True)]
         from_target = np.searchsorted(self.masked_positions, firsts * seq_length).tolist()
         to_target = np.searchsorted(self.masked_positions, ends).tolist()

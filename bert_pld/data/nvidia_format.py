@@ -31,9 +31,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pld.data.contained_files import reject_links_outside
 from bert_pld.data.masking import MaskedTokens
 from bert_pld.data.opening import ShardError, contained_dataset, opened
-from bert_pld.data.shards import FORMAT_NAME, IS_NEXT, NO_PAIR, RANDOM_NEXT, Rows, ShardRecord, reject_links_outside
+from bert_pld.data.shards import FORMAT_NAME, IS_NEXT, NO_PAIR, RANDOM_NEXT, Rows, ShardRecord
 from bert_pld.files import TOKENIZER, VOCABULARY, written_aside
 
 DTYPES = {

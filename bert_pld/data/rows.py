@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pld.data.contained_files import reject_links_outside
 from bert_pld.data.documents import misplaced_starts, unpack_starts
 from bert_pld.data.opening import read_ahead
 from bert_pld.data.shards import (
@@ -23,7 +24,6 @@ from bert_pld.data.shards import (
     Manifest,
     Shard,
     ShardAttributes,
-    reject_links_outside,
 )
 from bert_pld.files import TOKENIZER, TOKENIZER_FILES, VOCABULARY
 

@@ -19,10 +19,8 @@ def read_saved_tokenizer(folder: Path, where: str) -> tuple[Tokenizer, dict[str,
     """
     from transformers import AutoTokenizer
 
-    if (folder / TOKENIZER).is_file():
-        check_tokenizer(
-            read_text(folder / TOKENIZER), f"{where}/{TOKENIZER}"
-        )  # transformers does not name a damaged one
+    if (folder / TOKENIZER).is_file():  # transformers' own error would not name a damaged file
+        check_tokenizer(read_text(folder / TOKENIZER), f"{where}/{TOKENIZER}")
     try:
         loaded: Any = AutoTokenizer.from_pretrained(str(folder))
     except Exception as error:  # its types vary: missing files, unknown classes, packages that are not installed
@@ -52,4 +50,4 @@ def check_tokenizer(text: str, where: str) -> None:
         Tokenizer.from_str(text)
     except Exception as error:  # the library raises Exception itself
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{where}: not a tokenizer.json ({why}); a vocab.txt is given with --vocab") from error
+        raise ValueError(f"{where}: not a tokenizer.json ({why})") from error

@@ -15,11 +15,11 @@ A shard is an HDF5 file of unmasked sequences. It is contiguous and uncompressed
     next_sentence_label  int8 [N]                  0 B follows A, 1 B is random, -1 no pair
     document_starts      uint8 [N, ⌈S/8⌉]          version 2 alone: bit p is 1 if a document starts at position p
 
-with the attributes of `ShardAttributes`. Version 2 is for rows of documents that do not attend to
-each other. Rows are addressed across all shards of a split by one running index.
+The file has the attributes of `ShardAttributes`. Version 2 is for rows of documents that do not attend to each other.
+Rows are addressed across all shards of a split by one running index.
 
-A data directory may come from anybody: names and symlinks that leave it are rejected. What an HDF5 file may refer to is
-checked in `bert_pld.data.opening`.
+A data directory may come from anybody. `bert_pld.data.contained_files` rejects names and symlinks that leave it, and
+`bert_pld.data.opening` checks what an HDF5 file refers to.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_pld.data.contained_files import reject_links_outside, require_plain_name
 from bert_pld.data.opening import ShardError, contained_dataset, map_file, opened
 from bert_pld.files import TOKENIZER_FILES, write_atomically, written_aside
 
@@ -254,8 +254,10 @@ def write_shard(path: Path, rows: Rows, attributes: ShardAttributes) -> ShardRec
 
 
 class Shard:
-    """One shard opened for random reads. Its columns are views of one memory map, so that only the requested rows are
-    read, and no descriptor stays open, so that a process can open tens of thousands of shards.
+    """One shard opened for random reads.
+
+    Its columns are views of one memory map, so only the requested rows are read. No descriptor stays open, so a process
+    can open tens of thousands of shards.
 
     Raises:
         ShardError: the file is missing, cut short, or not a shard of this format.
@@ -310,27 +312,3 @@ def _column(
     if end > len(mapped):
         raise ShardError(f"{path}: cut short (has {len(mapped)} bytes, needs {end})")
     return mapped[offset:end].view(dtype).reshape(shape)
-
-
-def require_plain_name(name: object, where: Path) -> None:
-    """Raise a ValueError unless a file name in a list has no directory, so that the file lies beside the list."""
-    if not isinstance(name, str) or name in ("", ".", "..") or any(letter in name for letter in "/\\\0"):
-        raise ValueError(f"{where}: file name {name!r} not allowed; must be a name without a directory")
-
-
-def reject_links_outside(directory: Path, names: Iterable[str] | None = None, root: Path | None = None) -> None:
-    """Raise a ValueError if one of a directory's entries (None: of all) is a symlink that leaves `root`.
-
-    `root` is the directory itself by default, and may be reached through a symlink.
-    """
-    with os.scandir(directory) as entries:
-        links = [entry.name for entry in entries if entry.is_symlink()]
-    checked = set(links if names is None else names)
-    root = (root or directory).resolve()
-    for name in sorted(checked.intersection(links)):
-        target = (directory / name).resolve()
-        if not target.is_relative_to(root):
-            raise ValueError(
-                f"{directory / name}: symlink to {target}, outside its directory; replace it with a copy, or add"
-                " --follow_links if you trust who made the directory: a link can name any file that you can read"
-            )

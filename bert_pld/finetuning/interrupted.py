@@ -26,7 +26,7 @@ from torch import nn
 
 from bert_pld.checkpoint.format import fault, tensor_file, write_checksums
 from bert_pld.checkpoint.gather import StateGatherer
-from bert_pld.checkpoint.writer import NonFiniteTensorError, write_tensors
+from bert_pld.checkpoint.safetensors_file import NonFiniteTensorError, write_tensors
 from bert_pld.checkpoint.zero_state import read_scalars, restore_scalars
 from bert_pld.files import PARTIAL, STATE, WEIGHTS, write_atomically
 

@@ -84,7 +84,7 @@ def place_documents(
     """
     shape, device = input_ids.shape, input_ids.device
     if row_lengths is None:
-        row_lengths = np.full(*shape) if attention_mask is None else attention_mask.sum(1).cpu().numpy()
+        row_lengths = np.full(shape[0], shape[1]) if attention_mask is None else attention_mask.sum(1).cpu().numpy()
     edges, padding = document_edges(lengths), shape[1] - row_lengths
     before = (np.cumsum(padding) - padding)[rows_of_documents(lengths, row_lengths)]
     starts = upload(edges[:-1] + before, device)

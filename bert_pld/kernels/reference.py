@@ -26,7 +26,7 @@ from bert_pld.kernels.dropout import (
 from bert_pld.kernels.dropout import dropout as drop_out
 
 _NO_LABEL = -(2**31)
-"""In place of torch's -100, which cross-entropy would silently leave out: here every label counts."""
+"""In place of torch's -100, a label that cross-entropy would silently ignore: here every label counts."""
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

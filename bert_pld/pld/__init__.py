@@ -1,6 +1,7 @@
 """Progressive Layer Dropping: schedule → gates → engine.
 
-The schedule and the gates are pure functions; `initialize` trains any model whose forward accepts `gates` with them.
+The schedule and the gates are pure functions. `initialize` returns an engine of DeepSpeed that passes the gates to any
+model whose forward accepts them.
 """
 
 from bert_pld.pld.engine import LayerDropper, initialize

@@ -56,7 +56,7 @@ class TokenSubset:
         return int(self.counts.max(initial=0))
 
     def executed(self, without_padding: bool) -> NDArray[np.int64]:
-        """Return [B]: tokens of each sequence that the block runs on, with or without those that fill up the K."""
+        """Return how many tokens of each sequence the block runs on, [B]: `counts` without padding, else K for each."""
         return self.counts if without_padding else np.full_like(self.counts, self.width)
 
     @property

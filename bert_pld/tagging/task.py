@@ -63,7 +63,11 @@ class TaggingTask:
         return scores["f1"] if "f1" in scores else scores["accuracy"]
 
     def predicted_tags(self, predictions: NDArray[np.float64], split: TaggedRows) -> list[list[str]]:
-        """Return a tag for each word; one of which the tokenizer leaves nothing is outside of all spans."""
+        """Return a tag for each word.
+
+        A word of which the tokenizer leaves no token gets O, the tag outside of all spans, or the first tag if the data
+        set has no O.
+        """
         outside = self.tags.index("O") if "O" in self.tags else 0
         classes = np.full(sum(len(sentence.words) for sentence in split.sentences), outside)
         classes[split.words] = predictions.astype(np.int64)
@@ -136,9 +140,9 @@ def encode(tokenizer: Any, sentences: list[Sentence], tags: tuple[str, ...], max
 
 
 def _tokens_of_words(tokenizer: Any, words: list[str], special: bool) -> tuple[list[int], list[int | None]]:
-    """Return the ids of a text of these words, the place of each word's first token, and the number of tokens.
+    """Return the token ids of these words, and a list: the place of each word's first token, then the number of tokens.
 
-    The place is None for a word without a token.
+    The place is None for a word without a token. `special` adds the special tokens.
     """
     found = tokenizer(" ".join(words), add_special_tokens=special, return_offsets_mapping=True, truncation=False)
     ends = np.cumsum([len(word) + 1 for word in words]) - 1

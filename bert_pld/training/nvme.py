@@ -25,6 +25,8 @@ from bert_pld.training.swap_folder import UNIT_BYTES, SwapFolder
 
 _KEY = "zero_optimization.offload_optimizer"
 _BYTES_PER_VALUE = 4
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, a quota or a file that is full."""
 
 
 def prepare_swapping(
@@ -184,6 +186,3 @@ def _reason(error: OSError, size: int) -> str:
     if error.errno in _FULL:
         return f"{text}; each rank needs {size / 1e6:,.0f} MB"
     return f"{text}; must be an existing folder, in which files can be written"
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

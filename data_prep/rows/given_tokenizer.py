@@ -43,7 +43,10 @@ def read_given_tokenizer(path: Path, add_mask_token: bool) -> FastTokenizer:
         text = loaded.to_str()
     else:
         text, settings = read_text(path), {}
-        check_tokenizer(text, where)
+        try:
+            check_tokenizer(text, where)
+        except ValueError as error:
+            raise ValueError(f"{error}; a vocab.txt is given with --vocab") from error
     content = parse(text, where)
     tokenizer = Tokenizer.from_str(json.dumps(content))
     tokens = {**_well_known(content), **settings, **_of_template(content, tokenizer, where)}

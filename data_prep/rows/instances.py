@@ -35,7 +35,7 @@ def pair_rows(
     split: str,
     group: int,
 ) -> Rows:
-    """Rows `[CLS] A [SEP] B [SEP]` of at most `seq_length` tokens (at least 8), as the columns of a shard.
+    """Return rows `[CLS] A [SEP] B [SEP]` of at most `seq_length` tokens (at least 8), as the columns of a shard.
 
     `template` may have more than one token between A and B.
 
@@ -74,7 +74,7 @@ def pair_rows(
 
 
 def packed_rows(documents: TokenizedDocuments, seq_length: int, template: RowTemplate) -> Rows:
-    """Rows `[CLS] … [SEP]` filled to `seq_length`: the documents in order, with a [SEP] between them.
+    """Return rows `[CLS] … [SEP]` filled to `seq_length`: the documents in order, with a [SEP] between them.
 
     Every token is in exactly one row; only the last row is padded.
     """

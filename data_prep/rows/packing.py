@@ -1,7 +1,7 @@
 """Rows of several documents that do not attend to each other, each with a [CLS] and a [SEP] of its own.
 
-A document that fits into a row is never cut. Longer ones are cut into full rows and a rest. Rests and short documents
-are placed by best fit: the longest first, each into the row with the least room that is enough.
+A document that fits into a row is never cut. A longer one is cut into full rows and a remainder. Remainders and short
+documents are placed by best fit: the longest first, each into the row with the least room that is enough.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ def _pieces(bounds: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], N
 
 
 def best_fit(sizes: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
-    """Return the row of each piece; pieces have at most `capacity` tokens, and so have the rows together."""
+    """Return the row of each piece, [pieces]; rows are numbered in the order of their first pieces.
+
+    `sizes` has the tokens of each piece. No piece has more than `capacity` tokens, and no row gets more.
+    """
     place = np.empty(len(sizes), np.int64)
     rows_by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
     rooms: list[int] = []  # ascending: those that some row has

@@ -85,7 +85,7 @@ def _long_unknown(encoding: Encoding, unknown: int | None) -> int:
 def _batches(
     documents: Iterable[list[str]], size: int, size_of: Callable[[list[str]], int]
 ) -> Iterator[list[list[str]]]:
-    """Yield the documents in batches of at least `size`, but for the last."""
+    """Yield batches of documents whose sizes, by `size_of`, are at least `size` together; the last may be smaller."""
     batch: list[list[str]] = []
     total = 0
     for document in documents:

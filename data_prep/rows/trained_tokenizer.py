@@ -1,8 +1,8 @@
 """Training of byte-level BPE and Unigram tokenizers on the spooled text; WordPiece is in `vocabulary.py`.
 
 Both keep capitals and accents. A piece is a part of a run of letters with their marks, of digits, or of other
-characters, with the space before it. BPE has all 256 bytes and therefore no [UNK]. Unigram has the text's characters
-but for the rarest, as SentencePiece has.
+characters, with the space before it. BPE has all 256 bytes and therefore no [UNK]. Unigram has all of the text's
+characters except the rarest, as SentencePiece does.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from data_prep.rows.vocabulary import LONGEST_TRAINED_WORD, SMALLEST_VOCABULARY
 
 ALGORITHMS = ("wordpiece", "bpe", "unigram")
 UNIGRAM_COVERAGE = (0.9995, 0.9999)
-"""Share of the text's characters that a Unigram vocabulary covers: at least; where they take half of its entries or
-fewer."""
+"""Shares of the text's characters that a Unigram vocabulary covers: the least, and the usual one. The usual one holds
+where its characters take at most half of the entries."""
 _NOT_LONG = f"{{1,{LONGEST_TRAINED_WORD}}}"
 """In place of `+` in a pattern of words: words of which none is longer than the trainers can take."""
 _NEVER = -1000.0
@@ -69,7 +69,10 @@ def _train_bpe(texts: Texts, size: int) -> Tokenizer:
 
 
 def _words(some: str = "+") -> str:
-    """Return a pattern of GPT-2's words; but a letter's marks, which are many in Indic scripts, belong to its word."""
+    """Return a pattern of GPT-2's words, but with a letter's marks in its word: Indic scripts have many.
+
+    `some` is the quantifier that a run of characters gets.
+    """
     letters, digits = rf"[\p{{L}}\p{{M}}\u200c\u200d]{some}", rf"\p{{N}}{some}"
     others = rf"[^\s\p{{L}}\p{{M}}\p{{N}}]{some}"
     return rf"'(?:[sdmt]|ll|ve|re)| ?{letters}| ?{digits}| ?{others}|\s+(?!\S)|\s+"

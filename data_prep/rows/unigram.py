@@ -35,8 +35,8 @@ def train_pieces(words: Mapping[str, int], characters: set[str], size: int) -> l
     weights = np.array([words[text] for text in texts], np.int64)
     model, pieces = _seeds(texts, weights, characters, _SEEDS_PER_PIECE * size)
     scores = _scores(pieces, _count(model, pieces, texts, weights))
-    last = 0
-    while last < _LAST_ITERATIONS:
+    iterations_at_size = 0
+    while iterations_at_size < _LAST_ITERATIONS:
         pieces = list(scores)
         counts = _count(_unigram(scores), pieces, texts, weights)
         scores = _scores(pieces, counts)
@@ -48,7 +48,7 @@ def train_pieces(words: Mapping[str, int], characters: set[str], size: int) -> l
             wanted = max(size, int(_KEPT * len(pieces)))
             kept = sorted(losses, key=lambda piece: (-losses[piece], piece))[:wanted]
             scores = {piece: scores[piece] for piece in kept}
-        last += len(pieces) <= size
+        iterations_at_size += len(pieces) <= size
     return sorted(scores.items(), key=lambda entry: (-entry[1], entry[0]))
 
 

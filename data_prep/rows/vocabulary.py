@@ -40,7 +40,8 @@ USUAL_ALPHABET = 1000
 ALPHABET_COVERAGE = 0.999
 """Share of the text's characters that the characters of a trained vocabulary cover at least."""
 UNKNOWN_WORDS = 0.0005
-"""Share of the words that may hold another character in scripts without capitals, where these characters fit."""
+"""For text in scripts without capitals: largest share of the words that hold a character without an entry, as far as
+the characters' entries fit into half of the vocabulary."""
 MOST_UNKNOWN = 0.01
 """Share of [UNK] above which a build and `verify` warn."""
 ACCENTS = ("auto", "keep", "strip")
@@ -71,7 +72,7 @@ class Vocabulary:
         return "cased" if self.cased else "uncased"
 
     tokenizer_hash = ""
-    """None is stored: entries, casing and accents determine BERT's tokenizer."""
+    """Empty, and not stored: entries, casing and accents determine BERT's tokenizer."""
     splits_at_sentences = True
     """The ids of a document are those of its sentences: words end at blanks and punctuation marks."""
 

@@ -1,4 +1,4 @@
-"""Finds the files of a source: links are followed, what cannot be read is an error, what is passed over is printed."""
+"""Finds the files of a source. It follows links, fails on what cannot be read, and prints what it passes over."""
 
 from __future__ import annotations
 
@@ -39,8 +39,11 @@ def find_files(where: str, names: Names = ANY_NAME) -> list[Path]:
     """Return a file, the files of a folder, or the files that match a glob (`**` matches any depth), sorted by name.
 
     A folder is searched with all its sub-folders for files with one of the names, without hidden files. Links are
-    followed; a folder that can be reached in several ways is read once. What is passed over is printed. If nothing is
-    found, and for a broken link, that is a ValueError. A folder that cannot be read is an OSError.
+    followed; a folder that can be reached in several ways is read once. What is passed over is printed.
+
+    Raises:
+        ValueError: nothing is found, or a link is broken.
+        OSError: a folder cannot be read.
     """
     place = Path(os.path.expanduser(where))
     if place.is_dir():
@@ -115,17 +118,12 @@ def _kind_of(path: Path) -> str:
     """Return `file`, `folder` or `other`; a link counts as its target, and a broken one is a ValueError."""
     try:
         mode = os.stat(path).st_mode
-    except OSError:
-        if path.is_symlink():
-            try:
-                os.stat(path)
-            except PermissionError:
-                raise
-            except OSError:
-                raise ValueError(
-                    f"{path}: broken link to {os.readlink(path)}; remove it, or restore its target"
-                ) from None
+    except PermissionError:
         raise
+    except OSError:
+        if not path.is_symlink():
+            raise
+        raise ValueError(f"{path}: broken link to {os.readlink(path)}; remove it, or restore its target") from None
     return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
 
 

@@ -18,7 +18,7 @@ _CHECKED_BYTES = 1 << 12
 
 
 class Row(NamedTuple):
-    """A row of a file: its object, or the document that stands for a row without text or a row that is not sound."""
+    """A row of a file. In place of a row without text, or one that is not sound, `dropped` has a document."""
 
     id: str
     title: str

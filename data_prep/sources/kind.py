@@ -24,8 +24,10 @@ class Document:
     dropped: str | None = None
     """Reason for which the source drops the document (`redirect`, `no text`); None keeps it."""
     fault: Callable[[], str] | None = None
-    """Tells what is wrong with a bad row, with file and place, in one line. The build stops at it, or skips and counts
-    it; then nobody asks, because the number of a line may take a pass over the file up to it."""
+    """Returns what is wrong with a bad row, with file and place, in one line; None for any other document.
+
+    A build that stops at the row calls it; one that skips and counts bad rows does not. The call may be slow: the
+    number of a line may take a pass over the file up to it."""
     left_out: LeftOut | None = None
     """What the source left out of the text (headings, references, …), by reason."""
 

@@ -1,4 +1,4 @@
-"""What the rules must know about scripts: which have no blanks between words, which have no capitals, how dense one is.
+"""What the rules must know about scripts: which have no blanks between words or no capitals, and how dense they are.
 
 Rules that were made for English count words between blanks, look for capitals, or count characters. The functions here
 give the same numbers for text in Latin script, and comparable ones for every other script.
@@ -85,7 +85,7 @@ def without_breaks_between_dense(text: str) -> str:
 
 
 def has_capitals_only(text: str) -> bool:
-    """Return whether all letters of a text are capitals. Text without letters counts; a script without capitals not."""
+    """Return whether all letters are capitals: true of a text without letters, false in a script without capitals."""
     if text.upper() != text:
         return False
     return text.isascii() or not any(unicodedata.category(mark) == "Lo" and not mark.islower() for mark in text)

@@ -15,7 +15,7 @@ from bert_pld.config import RunConfig, load_config
 from bert_pld.data.rows import ShardedRows
 from bert_pld.model import BertForPreTraining, make_model
 from bert_pld.training.initial_weights import open_initial_weights
-from bert_pld.training.run import resolve_config
+from bert_pld.training.prepare import resolve_config
 
 
 def begin(

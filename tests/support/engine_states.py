@@ -13,7 +13,7 @@ import torch
 from runs import small_config
 
 from bert_pld.checkpoint.gather import StateGatherer
-from bert_pld.checkpoint.writer import write_tensors
+from bert_pld.checkpoint.safetensors_file import write_tensors
 from bert_pld.checkpoint.zero_state import read_scalars, restore_scalars
 from bert_pld.config import DataConfig, load_config
 from bert_pld.data.batches import MicroBatch

@@ -14,8 +14,8 @@ from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows
 from bert_pld.model import make_model, use_backend
 from bert_pld.training.engine import make_engine
+from bert_pld.training.prepare import resolve_config
 from bert_pld.training.records import Monitors
-from bert_pld.training.run import resolve_config
 
 SMALL = (
     "model.preset=null", "model.hidden_size=16", "model.num_layers=2", "model.num_attention_heads=2",

@@ -7,7 +7,6 @@ everywhere, so it has no entry of its own.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from bert_pld.config import ModelConfig
 from bert_pld.model.hugging_face.bert import BERT, MEGATRON_BERT
-from bert_pld.model.hugging_face.conversion import export_state, import_state
+from bert_pld.model.hugging_face.conversion import export_state
 from bert_pld.model.hugging_face.distilbert import DISTILBERT
 from bert_pld.model.hugging_face.electra import ELECTRA
 from bert_pld.model.hugging_face.family import Family
@@ -59,30 +58,3 @@ def to_hugging_face(
     """
     family = family_of(config)
     return family.write_config(config, pad_token_id), export_state(state, config, family, pad_token_id)
-
-
-def from_hugging_face(hf_config: Any, hf_state: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Rename and join the parameters of a Hugging Face class with an MLM head into ours.
-
-    Args:
-        hf_config: configuration of a family of `FAMILIES`.
-        hf_state: state dict of its `…ForMaskedLM` class, or of its `…ForPreTraining` class (then our model has an NSP
-            head), with or without the tied decoder.
-
-    Returns:
-        The configuration and the state dict of `bert_pld.model.BertForPreTraining`.
-
-    Raises:
-        ValueError: another model type, an option that our model does not support, an untied decoder, or a parameter
-            that is missing, unknown or of the wrong shape.
-    """
-    family = family_named(getattr(hf_config, "model_type", None))
-    config = family.read_config(hf_config)
-    has_pairs = family.has_next_sentence_head and "cls.seq_relationship.weight" in hf_state
-    config = dataclasses.replace(config, next_sentence_prediction=has_pairs)
-    imported = import_state(hf_state, config, family)
-    for name in imported.missing:
-        raise ValueError(f"Hugging Face state dict: {dict(family.names(config))[name][0]} is missing")
-    for name in imported.ignored:
-        raise ValueError(f"Hugging Face state dict: unexpected {name} {list(hf_state[name].shape)}")
-    return config, imported.state

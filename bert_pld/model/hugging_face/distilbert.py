@@ -36,7 +36,7 @@ class DistilBertFamily(Family):
         return dataclasses.replace(super().read_config(hf_config), type_vocab_size=0, layer_norm_eps=1e-12)
 
     def fixed_values(self, config: ModelConfig, pad_token_id: int) -> dict[str, Any]:
-        """Return that positions are learned, whatever their first values were."""
+        """Return the key that says that positions are learned; ours are, even if they began as sinusoids."""
         return {"sinusoidal_pos_embds": False}
 
     def names(self, config: ModelConfig) -> Names:

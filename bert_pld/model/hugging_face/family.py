@@ -1,6 +1,6 @@
 """What a family of Hugging Face's classes is to us: its configuration, its parameters' names, what its classes can do.
 
-One file of this package defines the families of one block; `FAMILIES` in `__init__` lists them by model type.
+A file beside this one defines a family, or a few similar ones; `FAMILIES` in `__init__` lists them by model type.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Family:
         return 0
 
     def fixed_values(self, config: ModelConfig, pad_token_id: int) -> dict[str, Any]:
-        """Return their keys whose values are not simply ours."""
+        """Return the keys of their configuration whose values are not copied from a key of ours."""
         return {}
 
 

@@ -120,7 +120,7 @@ def prose_of_lines(text: str, title: str, table_characters: int) -> tuple[str, b
     The text is wikitext without templates, tables, links and tags, with entities resolved; the `table_characters` that
     were removed in tables count as list. Consecutive lines form a paragraph. Headings are removed, and sections such as
     References with all their content. List entries are kept only if they are sentences. Paragraphs of at most six words
-    are removed (see `why_no_prose`). All of a list is left out.
+    are removed (see `why_no_prose`). If the article is a list, all its text counts as left out.
     """
     left_out = LeftOut()
     if LIST_TITLE.search(title):

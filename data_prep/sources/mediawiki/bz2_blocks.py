@@ -48,6 +48,8 @@ def read_blocks(path: str | Path, start: int = 0) -> Iterator[Block]:
         starts_empty = magics.bytes_at(HEADER_BYTES, len(_EMPTY_STREAM)) == _EMPTY_STREAM
         if start == 0 and first != 8 * HEADER_BYTES and not starts_empty:
             raise _damaged(path, 0)
+        # The first magic after a byte within the file may be false. The file's first one, and one after a sound block,
+        # are known to begin a block.
         known = start == 0
         while first is not None:
             data, following = _decode_from(magics, first)

@@ -14,6 +14,8 @@ LONGEST_PAGE_BYTES = 16 << 20
 """Longer pages are not held in memory; the text of such a page would be far above MediaWiki's limit."""
 _OPENING, _CLOSING, _END = b"<page>", b"</page>", b"</mediawiki>"
 _LONGEST_FOOTER_BYTES = 64
+_HEAD_BYTES = 4096
+"""Of a page that is too long or not sound, only so much is searched for its title and id."""
 _COMMENTS = re.compile(rb"<!--.*?-->", re.DOTALL)
 _WHOLE_NUMBER = re.compile(r"\s*-?\d{1,9}\s*")
 _TITLE = re.compile(rb"<title>([^<]{0,1000})</title>")
@@ -63,7 +65,7 @@ def read_pages(
         # In plain XML, a place in words takes a pass over the file up to it; only messages need it.
         where = functools.partial(locate, *reader.place())
         data, length = reader.pop_page(where)
-        yield _too_long(data) if length > LONGEST_PAGE_BYTES else _parse(data, path, where)
+        yield _page_of_head(data) if length > LONGEST_PAGE_BYTES else _parse(data, path, where)
         closed, from_file_start = True, False
     reader.check_end(closed)
 
@@ -136,12 +138,12 @@ class _Reader:
         while (found := self._buffer.find(_CLOSING, searched)) < 0:
             searched = max(searched, len(self._buffer) - len(_CLOSING) + 1)
             if len(self._buffer) > LONGEST_PAGE_BYTES:
-                head = head or bytes(self._buffer[:4096])
+                head = head or bytes(self._buffer[:_HEAD_BYTES])
                 length += searched
                 self.drop(searched)
                 searched = 0
             if not self._more():
-                known = _name(head or bytes(self._buffer[:4096]))
+                known = _name(head or bytes(self._buffer[:_HEAD_BYTES]))
                 raise ValueError(
                     f"{self._path}: the XML ends within the page{known} that begins at {where()};"
                     " is the file truncated?"
@@ -151,7 +153,7 @@ class _Reader:
         length += end
         self.drop(end)
         if length > LONGEST_PAGE_BYTES:
-            data = data[:4096]
+            data = data[:_HEAD_BYTES]
         elif data.find(_OPENING, 1) > 0:
             raise ValueError(f"{self._path}: the page{_name(data)} that begins at {where()} has no </page>")
         return data, length
@@ -185,7 +187,7 @@ def _parse(data: bytes, path: str, where: Callable[[], str]) -> Page:
         page = ElementTree.fromstring(data)
     except ElementTree.ParseError as error:
         name, fault = _name(data), _fault(data, error)
-        known = _too_long(data[:4096])
+        known = _page_of_head(data[:_HEAD_BYTES])
         return dataclasses.replace(known, fault=lambda: f"{path}: the page{name} that begins at {where()} {fault}")
     revisions = page.findall("revision")
     revision = revisions[-1] if revisions else None
@@ -209,7 +211,7 @@ def _fault(data: bytes, error: ElementTree.ParseError) -> str:
     return f"is not well-formed: {error.msg.split(':')[0]} in line {line}, byte {column} of the page"
 
 
-def _too_long(head: bytes) -> Page:
+def _page_of_head(head: bytes) -> Page:
     """Return a page of which only the head is known."""
     title, number = _TITLE.search(head), _ID.search(head)
     name = html.unescape(title[1].decode("utf-8", "replace")) if title else ""
@@ -218,5 +220,5 @@ def _too_long(head: bytes) -> Page:
 
 def _name(data: bytes) -> str:
     """Return ` 'Title' (id 12)` of a page that cannot be parsed, as far as its head contains them."""
-    page = _too_long(data[:4096])
+    page = _page_of_head(data[:_HEAD_BYTES])
     return (f" {page.title!r}" if page.title else "") + (f" (id {page.id})" if page.id else "")

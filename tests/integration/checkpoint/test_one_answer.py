@@ -13,7 +13,7 @@ from runs import clean_environment, small_config
 from bert_pld.config import load_config
 from bert_pld.data.rows import ShardedRows
 from bert_pld.model import make_model
-from bert_pld.training.run import resolve_config
+from bert_pld.training.prepare import resolve_config
 
 RANK = """
 import json, sys
@@ -24,7 +24,7 @@ from bert_pld.checkpoint.branch import find_start
 from bert_pld.config import load_config
 from bert_pld.data.rows import ShardedRows
 from bert_pld.training.initial_weights import RunWeights
-from bert_pld.training.run import resolve_config
+from bert_pld.training.prepare import resolve_config
 
 rank, config, corpus, store, run = int(sys.argv[1]), json.loads(sys.argv[2]), *map(Path, sys.argv[3:])
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)

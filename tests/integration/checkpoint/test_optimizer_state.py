@@ -13,7 +13,7 @@ from engine_states import restore, six_batches, snapshot, start, train
 from safetensors.torch import load_file
 
 from bert_pld.checkpoint.gather import StateGatherer
-from bert_pld.checkpoint.writer import FileChecksum, NonFiniteTensorError, write_tensors
+from bert_pld.checkpoint.safetensors_file import FileChecksum, NonFiniteTensorError, write_tensors
 from bert_pld.checkpoint.zero_state import read_scalars, restore_scalars
 
 BF16 = {"bf16": {"enabled": True}}

@@ -65,9 +65,9 @@ def make_tokenizer():
 
 @pytest.fixture
 def make_checkpoint(tmp_path):
-    def make(normalization="pre", nsp=True, tokenizer=None, facts=None):
+    def make(normalization="pre", nsp=True, tokenizer=None, facts=None, drops=True):
         model = {**SIZES, "normalization": normalization, "next_sentence_prediction": nsp}
-        pld = {"theta": 0.6, "gamma": 0.01}
+        pld = {"enabled": drops, "theta": 0.6, "gamma": 0.01}
         run = load_config({**TRAINING, "progressive_layer_drop": pld, "model": model})
         torch.manual_seed(7)
         model = BertForPreTraining(run.model).eval()
@@ -136,6 +136,8 @@ def test_model_card_describes_the_training_run(make_checkpoint, tmp_path):
         "θ → 0.6, γ = 0.01",
         "2 blocks × 24, 3 heads",
         "AutoModelForPreTraining.from_pretrained",
+        "predict masked tokens, and whether one sentence follows another.",
+        "Blocks were dropped in training only",
     ):
         assert text in card
     assert sorted(p.name for p in (tmp_path / "exported").iterdir()) == sorted(export.EXPORTED_FILES)
@@ -148,6 +150,15 @@ def test_model_card_counts_the_tokens_since_the_last_record(make_checkpoint, tmp
     (checkpoint / "state.json").write_text('{"step": 1500, "tokens": 750000, "since_record": {"tokens": "many"}}')
     with pytest.raises(ValueError, match="since_record: tokens: 'many'; must be a number"):
         checkpoints.load_state(checkpoint)
+
+
+def test_model_card_of_a_run_without_layer_dropping_does_not_say_that_blocks_were_dropped(make_checkpoint, tmp_path):
+    checkpoint, _ = make_checkpoint(nsp=False, drops=False)
+    run_main(checkpoint, tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "pretrained to predict masked tokens. It is a stock class of transformers.\n" in card
+    assert "no layer dropping" in card
+    assert "were dropped" not in card
 
 
 def test_model_card_of_a_branch_counts_the_samples_of_both_runs(make_checkpoint, tmp_path):

@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 from hugging_face_models import ENTRIES, STOCK, make_stock
+from imported_models import from_hugging_face
 from token_logits import token_logits
 
 from bert_pld.model import make_model, use_backend
-from bert_pld.model.hugging_face import FAMILIES, family_named, from_hugging_face, to_hugging_face
+from bert_pld.model.hugging_face import FAMILIES, family_named, to_hugging_face
 from bert_pld.model.hugging_face.conversion import import_state
 
 SEQ = 17

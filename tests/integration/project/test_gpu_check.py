@@ -76,7 +76,7 @@ class Finder(PathFinder):
 sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 for stage in {stages!r}:
     importlib.import_module(f"benchmarks.{{stage}}.command")
-for name in ("benchmarks.paper.drawing", "benchmarks.paper.suite", "bert_pld.pretrain", "bert_pld.training.run"):
+for name in ("benchmarks.paper.drawing", "benchmarks.paper.suite", "bert_pld.pretrain", "bert_pld.training.prepare"):
     importlib.import_module(name)
 import pytest
 assert pytest.main(["--collect-only", "-q", "-n0", "-p", "no:cacheprovider", "tests/unit/kernels", "tests/gpu"]) == 0

@@ -25,7 +25,8 @@ from bert_pld.training.divergence import DivergedError
 from bert_pld.training.engine import make_engine
 from bert_pld.training.loop import train
 from bert_pld.training.metrics import Metrics
-from bert_pld.training.run import Run, resolve_config
+from bert_pld.training.prepare import resolve_config
+from bert_pld.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("process_group")
 STATIC = LossScaler(1)

@@ -31,7 +31,7 @@ from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.order import BatchShare
 from bert_pld.model import BertForPreTraining
 from bert_pld.training.engine import make_engine
-from bert_pld.training.run import resolve_config
+from bert_pld.training.prepare import resolve_config
 
 BAD = ("raised ", "ended by ")
 JSON_FILES = ("state.json", "config.json")

@@ -99,6 +99,21 @@ def test_zero_stages_partition_memory_over_ranks():
     assert muon.optimizer_bytes == 8 * count - 4 * 12 * 12 * 768**2  # one value for each weight of the blocks' matrices
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "values"),
+    [
+        ({"type": "SGD"}, 0),
+        ({"type": "SGD", "params": {"momentum": 0.9}}, 1),
+        ({"type": "RMSprop"}, 1),
+        ({"type": "RMSprop", "params": {"momentum": 0.9, "centered": True}}, 3),
+        ({"type": "AdamW", "params": {"amsgrad": True}}, 3),
+    ],
+)
+def test_memory_counts_the_values_that_an_optimizer_keeps_for_each_weight(optimizer, values):
+    plan = plan_of({"optimizer": optimizer, "fp16": {"enabled": False}})
+    assert plan.memory.optimizer_bytes == 4 * values * plan.parameters
+
+
 @pytest.mark.parametrize("kind", [{"normalization": "pre"}, {"normalization": "post"}, {"architecture": "modernbert"}])
 def test_predicted_activations_equal_the_tensors_that_a_block_saves(kind):
     model = {"preset": "mini", "hidden_dropout": 0.0, "attention_dropout": 0.0, **kind}

@@ -58,7 +58,7 @@ def test_plan_counts_the_documents_of_the_shards():
     packed = make_plan(run, data=Manifest(attributes, {}, {}, {}, attended_tokens=40.0))
     stream = make_plan(run, data=Manifest(attributes, {}, {}, {}))
     assert packed.run.model.next_sentence_prediction is False
-    assert "attention within documents; that of a token has 40 tokens on average" in format_plan(packed)
+    assert "attention within documents; the document of a token has 40 tokens on average" in format_plan(packed)
     assert "documents" not in format_plan(stream)
     assert stream.flops_full - packed.flops_full == pytest.approx(12 * 12 * 768 * (128**2 - 128 * 40.0))
 

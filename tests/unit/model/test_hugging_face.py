@@ -3,11 +3,12 @@
 import pytest
 import torch
 import transformers
+from imported_models import from_hugging_face
 from token_logits import token_logits
 
 from bert_pld.config import ModelConfig
 from bert_pld.model.bert import BertForPreTraining
-from bert_pld.model.hugging_face import from_hugging_face, to_hugging_face
+from bert_pld.model.hugging_face import to_hugging_face
 
 BATCH, SEQ, VOCABULARY = 3, 17, 48
 TIED = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from imported_models import from_hugging_face
 from modern_model import (
     LENGTHS,
     ROWS,
@@ -22,7 +23,6 @@ from token_logits import token_logits
 from bert_pld.config import ConfigError, load_config
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.model import make_model
-from bert_pld.model.hugging_face import from_hugging_face
 from bert_pld.pld import BlockGate, Schedule, draw_gates
 from bert_pld.training.optimizer import block_matrices, parameter_groups
 

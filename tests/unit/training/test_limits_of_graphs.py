@@ -7,7 +7,7 @@ import dataclasses
 from runs import write_corpus
 
 from bert_pld.data.shards import Manifest
-from bert_pld.training.run import limits_of_graphs
+from bert_pld.training.prepare import limits_of_graphs
 
 
 def test_run_says_how_much_padding_or_that_rows_hold_documents(tmp_path):
