@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_pld.cli import check_json_option, make_parser, run
+from bert_pld.files import write_atomically
 from data_prep.dedup.duplicates import Comparisons, Duplicates, cluster_near, find_exact, find_near, join_exact
 from data_prep.sources import KINDS, Source
 from data_prep.spool import write_spool
@@ -114,7 +115,9 @@ def main(options: argparse.Namespace) -> None:
             results.append(result)
     if options.json:
         summary = {"documents": len(everything), "exact": len(exact), "near": near}
-        options.json.write_text(json.dumps({**summary, "similarity": options.similarity, "planted": results}, indent=2))
+        write_atomically(
+            options.json, json.dumps({**summary, "similarity": options.similarity, "planted": results}, indent=2)
+        )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,5 +1,7 @@
 """Benchmarks and measuring scripts refuse options in one line, before they measure anything."""
 
+import os
+
 import pytest
 from benchmark_command import check_error
 from scripts.measure import compare_with_trainer, measure_packing
@@ -24,6 +26,22 @@ def test_missing_folder_of_the_figures_is_reported_first(script, arguments, run_
     code, printed, errors = run_script(script, *arguments, *NOWHERE)
     message = "error: --json nowhere/figures.json: its folder does not exist; nothing was measured\n"
     assert (code, printed, errors) == (1, "", message)
+
+
+def test_folder_or_device_in_place_of_the_file_of_figures_is_refused(run_script, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe"):
+        arguments = ["--source", "books=novels", "--rounds", "0", "--json", place]
+        code, printed, errors = run_script("measure_tokenizers", *arguments)
+        must = "must be the name of a file, not of a folder or a device; nothing was measured"
+        assert (code, printed, errors) == (1, "", f"error: --json {place}: {must}\n")
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot", "--time_plot"])
+def test_summary_of_the_comparison_reports_a_missing_folder_first(option, capsys, tmp_path):
+    arguments = ["paper", "summarize", str(tmp_path), "--json", str(tmp_path / "summary.json"), option, "nowhere/file"]
+    check_error(capsys, f"{option} nowhere/file: its folder does not exist; nothing was written", *arguments)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
