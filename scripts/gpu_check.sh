@@ -22,12 +22,15 @@
 #   graphs     tests of CUDA graphs, and BERT-base with and without them, in small and large micro-batches
 #   paper      the paper's variants at the scale `gpu`; hours; resumes; needs SHARDS
 #
-# A stage must end when its own limit and what the stages before it left unused are spent; then it is killed. A stage
-# that fails or is killed does not stop the others. How to read what is printed: docs/gpu.md. SHARDS: a folder of `data_prep build --seq_length 128`. RUNS: where
-# `paper` keeps its runs (default $OUT/paper). Packages that the host lacks are installed from .whl/
-# (scripts/gpu_wheels.sh fetches them) into a temporary folder. Before the first stage, `setup` imports every package
-# that a chosen stage needs, and names those that it cannot. Writes one log and one JSON file for each benchmark to $OUT
-# and prints a table. Exit 1 if a stage failed.
+# OUT     folder for one log and one JSON file for each benchmark (default: gpu_check_results)
+# SHARDS  a folder of `data_prep build --seq_length 128`
+# RUNS    where `paper` keeps its runs (default: $OUT/paper)
+#
+# Relative paths start at the repository's root. A stage must end when its own limit and what the stages before it left
+# unused are spent; then it is killed. A stage that fails or is killed does not stop the others. Packages that the host
+# lacks are installed from .whl/ (scripts/gpu_wheels.sh fetches them) into a temporary folder. Before the first stage,
+# `setup` imports every package that a chosen stage needs, and names those that it cannot. At the end, a table is
+# printed; docs/gpu.md explains what to look at. Exit 1 if a stage failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-gpu_check_results}" PYTHONUNBUFFERED=1
