@@ -178,7 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Make the script's argument parser."""
     what = "Go on with a saved BERT in bert_pld and in transformers' Trainer, on the same batches."
     example = "python scripts/measure/compare_continued_pretraining.py --data_dir shards/ --steps 50"
-    parser = make_parser("scripts.compare_continued_pretraining", what, example)
+    parser = make_parser("scripts.measure.compare_continued_pretraining", what, example)
     parser.add_argument("--data_dir", type=Path, required=True, help="shards made with the model's tokenizer")
     parser.add_argument("--model", type=Path, help="saved Bert model (default: 4 blocks × 256, random weights)")
     parser.add_argument("--seq_length", type=int, default=128)

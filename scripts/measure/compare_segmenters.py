@@ -281,7 +281,7 @@ def _table(figures: dict[str, dict[str, Any]]) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser: gold files, a text, and the file for the figures."""
     parser = make_parser(
-        "scripts.compare_segmenters",
+        "scripts.measure.compare_segmenters",
         __doc__,
         "python scripts/measure/compare_segmenters.py --gold development.json --text sample.txt --json figures.json",
     )

@@ -162,7 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Make the script's argument parser."""
     what = "Fine-tune the same encoder with bert_pld and with transformers' Trainer."
     example = "python scripts/measure/compare_with_trainer.py --model exported/ --task CoLA --glue_dir glue/"
-    parser = make_parser("scripts.compare_with_trainer", what, example)
+    parser = make_parser("scripts.measure.compare_with_trainer", what, example)
     parser.add_argument("--model", required=True)
     parser.add_argument("--task", required=True)
     parser.add_argument("--glue_dir", required=True)

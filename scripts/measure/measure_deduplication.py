@@ -123,7 +123,7 @@ def main(options: argparse.Namespace) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser: sources, and the copies to plant among them."""
     example = "python scripts/measure/measure_deduplication.py --source wikiextractor=extracted/ --source books=novels/"
-    parser = make_parser("scripts.measure_deduplication", __doc__, example)
+    parser = make_parser("scripts.measure.measure_deduplication", __doc__, example)
     add = parser.add_argument
     add("--source", action="append", required=True, metavar="KIND=WHERE", help="a source; may be repeated")
     add("--similarity", type=float, default=0.6, help="threshold of near duplicates (default: 0.6)")

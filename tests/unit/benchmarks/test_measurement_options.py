@@ -1,9 +1,11 @@
 """Benchmarks and measuring scripts refuse options in one line, before they measure anything."""
 
+import importlib
 import os
 
 import pytest
 from benchmark_command import check_error
+from repository import REPOSITORY
 from scripts.measure import compare_with_trainer, measure_packing
 
 NOWHERE = ["--json", "nowhere/figures.json"]
@@ -26,6 +28,12 @@ def test_missing_folder_of_the_figures_is_reported_first(script, arguments, run_
     code, printed, errors = run_script(script, *arguments, *NOWHERE)
     message = "error: --json nowhere/figures.json: its folder does not exist; nothing was measured\n"
     assert (code, printed, errors) == (1, "", message)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "scripts/measure").glob("*.py")))
+def test_usage_of_a_script_names_the_module_that_runs_it(name):
+    script = importlib.import_module(f"scripts.measure.{name}")
+    assert script.build_parser().prog == f"python -m scripts.measure.{name}"
 
 
 def test_folder_or_device_in_place_of_the_file_of_figures_is_refused(run_script, tmp_path):
