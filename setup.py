@@ -40,7 +40,8 @@ extras = {  # bert_pld/cli.py knows them too: it names the extra of a missing pa
 }
 extras["test"] = ["mypy", "pytest>=8", "pytest-xdist>=3.5", "ray>=2.40", "ruff", *kernels]
 extras["test"] += [*extras["tagging"], *extras["retrieval"]]
-# What the scripts install: every command with every option, but for Ray, W&B and a Triton where there is no GPU.
+# What the scripts install: every command but finetune_tokens and finetune_retrieval, and every option but those that
+# need Ray, W&B, or Triton where torch does not bring it along.
 extras["all"] = sorted({p for name, packages in extras.items() if name not in LEFT_OUT for p in packages})
 
 setup(

@@ -101,10 +101,13 @@ def pattern_batch(
 ) -> dict[str, Tensor | None]:
     """The model's arguments for B = `rows` learnable sequences of S = `seq` tokens, with equally many masked in each.
 
-    Each sequence has one of 16 topics; a topic is a sixteenth of the vocabulary under a Zipf distribution.
+    Each sequence has one of 16 topics; a topic is a sixteenth of the vocabulary under a Zipf distribution. Raises
+    ValueError for a vocabulary with fewer than two entries for each topic.
     """
     generator = torch.Generator().manual_seed(seed)
     assert config.vocab_size is not None
+    if config.vocab_size < 2 * _TOPICS:
+        raise ValueError(f"--vocab_size {config.vocab_size}: must be at least {2 * _TOPICS}")
     words = config.vocab_size // _TOPICS
     topics = torch.randint(_TOPICS, (rows, 1), generator=generator)
     zipf = 1.0 / torch.arange(1, words)

@@ -1,4 +1,4 @@
-"""Checks of command-line options: lists joined by commas."""
+"""Checks of command-line options: lists joined by commas, shares, devices."""
 
 from __future__ import annotations
 
@@ -37,3 +37,19 @@ def fractions(option: str, text: str) -> list[float]:
     if not all(0.0 < value <= 1.0 for value in values):
         raise ValueError(f"{option} {text}: must be numbers in (0, 1], joined by commas")
     return values
+
+
+def check_fraction(option: str, value: float) -> None:
+    """Raise ValueError unless a number is above 0 and at most 1."""
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{option} {value:g}: must be a number in (0, 1]")
+
+
+def present_device(text: str) -> torch.device:
+    """Parse `--device`; raise ValueError unless it names the CPU or a GPU of this machine."""
+    kind, _, index = text.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise ValueError(f"--device {text}: must be cuda or cpu")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {text}: this machine has no {'such ' if torch.cuda.device_count() else ''}GPU")
+    return torch.device(text)

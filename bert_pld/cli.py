@@ -99,9 +99,21 @@ def read_initial_weights(options: argparse.Namespace) -> Any:
 
 
 def check_json_option(path: Path | None) -> None:
-    """Raise ValueError if the file's folder does not exist: before hours of measurement, not after them."""
-    if path is not None and not path.resolve().parent.is_dir():
-        raise ValueError(f"--json {path}: its folder does not exist; nothing was measured")
+    """Raise ValueError if the file cannot be written: before hours of measurement, not after them."""
+    check_output_file("--json", path, "nothing was measured")
+
+
+def check_output_file(option: str, path: Path | None, undone: str) -> None:
+    """Raise ValueError if a file's folder does not exist, or if a folder or a device has its name.
+
+    A file replaces what had its name before, so root would replace `/dev/null` by a file.
+    """
+    if path is None:
+        return
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"{option} {path}: its folder does not exist; {undone}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{option} {path}: must be the name of a file, not of a folder or a device; {undone}")
 
 
 def require_positive(options: argparse.Namespace, *names: str) -> None:

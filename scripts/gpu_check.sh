@@ -19,15 +19,19 @@
 #   deepspeed  DeepSpeed's own fused layer in fp16; builds it first       saving   what a checkpoint costs
 #   curves     loss curves of two backends, six seeds                     sweep    all tile sizes of every kernel
 #   quality    time to a held-out loss beside Hugging Face's classes; needs SHARDS
+#   modern     pytest -m gpu: ModernBERT, and rows of several documents
 #   graphs     tests of CUDA graphs, and BERT-base with and without them, in small and large micro-batches
 #   paper      the paper's variants at the scale `gpu`; hours; resumes; needs SHARDS
 #
-# A stage must end when its own limit and what the stages before it left unused are spent; then it is killed. A stage
-# that fails or is killed does not stop the others. How to read what is printed: docs/gpu.md. SHARDS: a folder of `data_prep build --seq_length 128`. RUNS: where
-# `paper` keeps its runs (default $OUT/paper). Packages that the host lacks are installed from .whl/
-# (scripts/gpu_wheels.sh fetches them) into a temporary folder. Before the first stage, `setup` imports every package
-# that a chosen stage needs, and names those that it cannot. Writes one log and one JSON file for each benchmark to $OUT
-# and prints a table. Exit 1 if a stage failed.
+# OUT     folder for one log and one JSON file for each benchmark (default: gpu_check_results)
+# SHARDS  a folder of `data_prep build --seq_length 128`
+# RUNS    where `paper` keeps its runs (default: $OUT/paper)
+#
+# Relative paths start at the repository's root. A stage must end when its own limit and what the stages before it left
+# unused are spent; then it is killed. A stage that fails or is killed does not stop the others. Packages that the host
+# lacks are installed from .whl/ (scripts/gpu_wheels.sh fetches them) into a temporary folder. Before the first stage,
+# `setup` imports every package that a chosen stage needs, and names those that it cannot. At the end, a table is
+# printed; docs/gpu.md explains what to look at. Exit 1 if a stage failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-gpu_check_results}" PYTHONUNBUFFERED=1
@@ -39,7 +43,7 @@ export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-${TMPDIR:-/tmp}/bert_
 
 declare -A LIMIT_S=(
     [setup]=45 [tests]=75 [base]=90 [training]=65 [large]=100 [muon]=35 [kernels]=60 [cudnn]=30
-    [deepspeed]=540 [saving]=120 [curves]=480 [sweep]=400 [quality]=900 [graphs]=150 [paper]=86400
+    [deepspeed]=540 [saving]=120 [curves]=480 [sweep]=400 [quality]=900 [modern]=150 [graphs]=150 [paper]=86400
 )
 KILL_S=5 # between SIGTERM and SIGKILL
 TOTAL_S="" dry=""
@@ -57,7 +61,7 @@ fi
 for name in "$@"; do
     if [ "$name" = setup ] || [ -z "${LIMIT_S[$name]:-}" ]; then
         echo "error: $name: must be one of tests, base, training, large, muon, kernels, cudnn, deepspeed, saving," \
-            "curves, sweep, quality, graphs, paper" >&2
+            "curves, sweep, quality, modern, graphs, paper" >&2
         exit 2
     fi
     if { [ "$name" = quality ] || [ "$name" = paper ]; } && ! [ -d "${SHARDS:-}" ]; then
@@ -116,7 +120,7 @@ modules=(torch triton numpy deepspeed transformers)
 shards=(h5py safetensors tokenizers tqdm) # read shards, write checkpoints
 for name in "$@"; do
     case "$name" in
-    tests | training | graphs) modules+=(pytest xdist "${shards[@]}") ;;
+    tests | training | modern | graphs) modules+=(pytest xdist "${shards[@]}") ;;
     saving | quality) modules+=("${shards[@]}") ;;
     paper) modules+=("${shards[@]}" scipy) ;;
     curves) modules+=(scipy) ;;
@@ -217,6 +221,7 @@ for name in "$@"; do
     curves) stage "$name" 12 bench curves --dtypes bf16,fp16 --json "$OUT/curves.json" ;;
     sweep) stage "$name" 45 bench kernels --sweep --peers none --tokens 32768 --hidden 1024 --json "$OUT/sweep.json" ;;
     quality) stage "$name" 15 quality ;;
+    modern) stage "$name" 5 gpu_tests tests/gpu/test_modern_on_gpu.py tests/gpu/test_packed_documents_on_gpu.py ;;
     graphs) stage "$name" 40 graphs ;;
     paper) stage "$name" 15 paper ;;
     esac

@@ -3,6 +3,7 @@
 #
 #   bash scripts/gpu_wheels.sh [PYTHON_VERSION]      Python version of the host, Linux on x86-64 (default 3.12); 50 MiB
 #
+# Requires a network and the environment of scripts/environment.sh, whose setuptools and torch build DeepSpeed's wheel.
 # DeepSpeed, transformers and pytest with all that they need, and what reads shards and writes checkpoints. Left out:
 # torch and triton, which bring a gigabyte of CUDA; scipy, which is as large as all others and which only `curves` and
 # `paper` need; hf-xet, which only downloads models; and what no stage imports (matplotlib, the packages of data

@@ -3,6 +3,8 @@
 # dropping and, beside it, without → held-out loss of both → Hugging Face export → a filled [MASK] → a plot.
 #
 #   bash scripts/quickstart.sh [FOLDER]      default: runs/quickstart; a second run resumes
+#
+# A relative FOLDER starts at the repository's root. On one core, or with a GPU, the two runs follow each other.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 began=$SECONDS

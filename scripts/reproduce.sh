@@ -31,16 +31,9 @@ gpu)
     exit 1
     ;;
 esac
-case "$seeds" in
-*[!0-9]* | 0)
-    echo "error: SEEDS: '$seeds'; must be a number of at least 1" >&2
-    exit 1
-    ;;
-esac
-source scripts/require_glue.sh
+source scripts/comparison_corpus.sh
+check_comparison "$seeds"
 out="${OUT:-runs/paper_$scale}"
-wikipedia="${WIKIPEDIA:-hub=wikimedia/wikipedia:20231101.en}"
-books="${BOOKS:-hub=bookcorpus/bookcorpus:plain_text,revision=refs/convert/parquet,join_rows=64}"
 
 source scripts/environment.sh all
 if [ "$scale" = gpu ] && ! python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
@@ -48,8 +41,7 @@ if [ "$scale" = gpu ] && ! python -c 'import torch, sys; sys.exit(not torch.cuda
     exit 1
 fi
 mkdir -p "$out"
-python -m data_prep build --source "$wikipedia" --source "$books" --vocab_size "$vocab" \
-    --seq_length "${seq_lengths[@]}" --workers "$(nproc)" --output_dir "$out/corpus"
+build_comparison_corpus "$out/corpus" "$vocab" "${seq_lengths[@]}"
 python -m benchmarks paper run --scale "$scale" --data_dir "$out/corpus" --output_dir "$out/runs" --seeds "$seeds"
 python -m benchmarks paper run --scale "$scale" --data_dir "$out/corpus" --output_dir "$out/runs" --seeds "$seeds" \
     --variants post_ln_high_lr uniform_dropping time_only depth_only "${choices[@]}"

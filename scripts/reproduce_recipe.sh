@@ -14,21 +14,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 seeds="${1:-3}"
-case "$seeds" in
-*[!0-9]* | 0)
-    echo "error: SEEDS: '$seeds'; must be a number of at least 1" >&2
-    exit 1
-    ;;
-esac
-source scripts/require_glue.sh
+source scripts/comparison_corpus.sh
+check_comparison "$seeds"
 out="${OUT:-runs/recipe_cpu}"
-wikipedia="${WIKIPEDIA:-hub=wikimedia/wikipedia:20231101.en}"
-books="${BOOKS:-hub=bookcorpus/bookcorpus:plain_text,revision=refs/convert/parquet,join_rows=64}"
 
 source scripts/environment.sh all
 mkdir -p "$out"
-python -m data_prep build --source "$wikipedia" --source "$books" --vocab_size 1024 --seq_length 32 64 \
-    --workers "$(nproc)" --output_dir "$out/corpus"
+build_comparison_corpus "$out/corpus" 1024 32 64
 compare() { # SCALE SEEDS VARIANT...
     python -m benchmarks paper run --scale "$1" --data_dir "$out/corpus" --output_dir "$out/$1" --seeds "$2" \
         --variants "${@:3}"

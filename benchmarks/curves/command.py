@@ -20,7 +20,8 @@ from benchmarks.batches import pattern_batch
 from benchmarks.engines import deepspeed_json, single_rank, wrap_in_engine
 from benchmarks.intervals import mean_interval
 from benchmarks.machine import describe_device
-from benchmarks.options import DTYPES, chosen
+from benchmarks.options import DTYPES, check_fraction, chosen, present_device
+from bert_pld.cli import require_positive
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.kernels import BACKENDS, select_backend
 from bert_pld.model import BertForPreTraining, use_backend
@@ -62,6 +63,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--backends {options.backends}: must be two")
     if options.seeds < 2 or options.steps < 4:
         raise ValueError(f"--seeds {options.seeds}, --steps {options.steps}: must be at least 2 and 4")
+    check_fraction("--theta", options.theta)
+    require_positive(options, "micro_batch_size")
+    present_device(options.device)
     if "fp16" in dtypes and options.device == "cpu":
         raise ValueError("--dtypes fp16: needs a GPU; use fp32 or bf16")
     model = {"preset": options.model_preset, "vocab_size": options.vocab_size}

@@ -24,7 +24,7 @@ from benchmarks.batches import pattern_batch
 from benchmarks.engines import model_section
 from benchmarks.machine import describe_device
 from benchmarks.markdown import table_lines
-from benchmarks.options import fractions, positive_integers
+from benchmarks.options import check_fraction, fractions, positive_integers, present_device
 from bert_pld.config import ModelConfig, load_config
 from bert_pld.model import BertForPreTraining
 from bert_pld.pld.gates import Gates, draw_gates
@@ -90,7 +90,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     thetas = fractions("--thetas", options.thetas)
     if options.draws < 2 * _CHUNKS or options.draws % _CHUNKS:
         raise ValueError(f"--draws {options.draws}: must be a multiple of {_CHUNKS}, at least {2 * _CHUNKS}")
-    device = torch.device(options.device)
+    check_fraction("--trained_theta", options.trained_theta)
+    device = present_device(options.device)
     torch.manual_seed(0)
     model = BertForPreTraining(_model_config(options)).to(device)
     losses: dict[str, float] = {}

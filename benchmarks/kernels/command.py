@@ -23,7 +23,7 @@ from benchmarks.kernels.operation import Size
 from benchmarks.kernels.report import report
 from benchmarks.kernels.rows import failed_row, measure_rows
 from benchmarks.machine import describe_device
-from benchmarks.options import DTYPES, chosen, positive_integers
+from benchmarks.options import DTYPES, chosen, positive_integers, present_device
 from benchmarks.results import save
 from bert_pld.cli import require_positive
 
@@ -62,11 +62,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     `copy_gb_s` was measured before and after all rows; `failed` names the rows whose kernel is wrong or did not run.
     """
-    device = torch.device(options.device)
-    if device.type not in _DEFAULTS:
-        raise ValueError(f"--device {options.device}: must be cuda or cpu")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {options.device}: this machine has no GPU")
+    device = present_device(options.device)
     for key, value in _DEFAULTS[device.type].items():
         if getattr(options, key) is None:
             setattr(options, key, value)

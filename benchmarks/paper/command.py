@@ -142,7 +142,11 @@ def _summarize(options: argparse.Namespace) -> int:
     from benchmarks.paper.drawing import draw, draw_time
     from benchmarks.paper.suite import finished_runs
     from benchmarks.paper.tables import recipe_table, table
+    from bert_pld.cli import check_output_file
+    from bert_pld.files import write_atomically
 
+    for name in ("json", "plot", "time_plot"):
+        check_output_file(f"--{name}", getattr(options, name), "nothing was written")
     try:
         conditions = json.loads((options.output_dir / CONDITIONS).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -156,7 +160,7 @@ def _summarize(options: argparse.Namespace) -> int:
     runs = {name: {str(seed): curve.as_json() for seed, curve in seeds.items()} for name, seeds in curves.items()}
     claims = check_claims(curves)
     result = {"conditions": conditions, "clock": clock, "comparison": comparison, "claims": claims, "runs": runs}
-    options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_atomically(options.json, json.dumps(result, indent=1) + "\n")
     of_recipe = all(row["group"] == "recipe" for row in comparison["rows"])
     figures = recipe_table(comparison) if of_recipe else table(comparison, "paper", "choices", "recipe")
     print(figures, claims_table(claims), sep="\n", end="")

@@ -79,13 +79,17 @@ def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] |
 def finished_runs(output_dir: Path) -> dict[str, dict[int, Path]]:
     """Variant → seed → folder of each finished run of a suite.
 
-    A run that was killed at its start may have a folder without a configuration; it is not finished.
+    A run that was killed at its start may have a folder without a configuration; it is not finished. A folder with
+    another name, such as the copy `seed_1_old`, is no run of the suite.
     """
     found: dict[str, dict[int, Path]] = {}
     for variant in KNOWN:
         for given in sorted((output_dir / variant.name).glob(f"seed_*/{GIVEN_CONFIG}")):
             run_dir = given.parent
-            seed = int(run_dir.name.removeprefix("seed_"))
+            number = run_dir.name.removeprefix("seed_")
+            if not number.isdecimal():
+                continue
+            seed = int(number)
             config = json.loads(given.read_text(encoding="utf-8"))
             if Job(variant, seed, run_dir, config).is_done():
                 found.setdefault(variant.name, {})[seed] = run_dir

@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                         **_setup(config, options, device),
                         "data_fingerprint": rows.manifest.fingerprint(),
                         "matmul_gflops": gflops,
-                        **against_target(figures, options.target_loss),
+                        **against_target(figures, options.target_loss, names[0]),
                         "failed": list(training.failed),
                         "stopped_after_step": step if step < max_steps else None,
                     }
@@ -154,14 +154,18 @@ def _finite(value: float) -> float | None:
     return round(value, 5) if math.isfinite(value) else None
 
 
-def against_target(figures: list[dict[str, Any]], target: float | None = None) -> dict[str, Any]:
+def against_target(
+    figures: list[dict[str, Any]], target: float | None = None, first_name: str | None = None
+) -> dict[str, Any]:
     """Add time and samples until the target to each contender's figures.
 
     The default target is the first contender's last loss and half to one and a half thousandths more: two
     implementations of one model differ by less, which must not decide whether they reach it. It is None if that loss is
-    not finite; then no contender reaches it.
+    not finite; then no contender reaches it. `first_name` is the first contender's name: if it failed, it is missing in
+    `figures`, and no other one takes its place.
     """
-    last = figures[0]["loss"][-1]
+    compared = figures[0] if first_name is None else next((one for one in figures if one["name"] == first_name), None)
+    last = None if compared is None else compared["loss"][-1]
     if target is None and last is not None:
         target = math.ceil((last + 5e-4) * 1e3) / 1e3
 
@@ -169,7 +173,7 @@ def against_target(figures: list[dict[str, Any]], target: float | None = None) -
         seen = [(at, loss) for at, loss in zip(one[what], one["loss"], strict=True) if loss is not None]
         return None if target is None else time_to(target, *([pair[i] for pair in seen] for i in range(2)))
 
-    first = until(figures[0], "seconds")
+    first = None if compared is None else until(compared, "seconds")
     found = []
     for one in figures:
         seconds = until(one, "seconds")
@@ -205,7 +209,7 @@ def report(result: dict[str, Any]) -> str:
         f"{result['device']}, {result['threads']} threads, torch {result['torch']}, DeepSpeed"
         f" {result['deepspeed_version']}, transformers {result['transformers']}; turns of"
         f" {result['steps_per_turn']} steps; matrix products: {result['matmul_gflops']:,.0f} GFLOP/s",
-        "target: none, the first contender's loss is not finite"
+        "target: none, the first contender failed or its loss is not finite"
         if result["target_loss"] is None
         else f"target: held-out MLM loss {result['target_loss']:.3f}",
         f"{'contender':22}{'tokens/s':>10}{'MFU':>8}{'GiB':>7}{'final loss':>12}{'s to target':>13}"

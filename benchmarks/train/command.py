@@ -21,7 +21,7 @@ from benchmarks.engines import deepspeed_json, model_section, recompiling, singl
 from benchmarks.host_memory import HostMemory, in_own_process
 from benchmarks.hugging_face import HUGGING_FACE, MODERNBERT, import_hugging_face
 from benchmarks.machine import describe_libraries
-from benchmarks.options import DTYPES, chosen
+from benchmarks.options import DTYPES, check_fraction, chosen
 from benchmarks.results import one_line, save
 from benchmarks.timing import allocate_workspaces, matmul_gflops
 from benchmarks.train.contenders import (
@@ -96,6 +96,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     default = ",".join(CONTENDERS if on_gpu else _DEFAULT_ON_CPU[options.architecture])
     names = chosen("--contenders", options.contenders or default, (_ALIAS, *CONTENDERS))
     require_positive(options, "rounds", "steps_per_round", "micro_batch_size")
+    check_fraction("--theta", options.theta)
     if not 0 <= options.padding < 0.5:
         raise ValueError(f"--padding {options.padding:g}: must be from 0 to below 0.5")
     if on_gpu and not torch.cuda.is_available():

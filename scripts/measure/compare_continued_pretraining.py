@@ -29,6 +29,7 @@ from bert_pld.data.loader import training_batches
 from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.data.shards import Manifest
+from bert_pld.files import write_atomically
 
 _FIRST_STEPS = 10
 """Steps that are slow for other reasons: memory is allocated, threads start."""
@@ -169,7 +170,7 @@ def main(options: argparse.Namespace) -> int:
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             "threads": torch.get_num_threads(),
         }
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_atomically(options.json, json.dumps(result, indent=2) + "\n")
     return 0
 
 
@@ -177,7 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Make the script's argument parser."""
     what = "Go on with a saved BERT in bert_pld and in transformers' Trainer, on the same batches."
     example = "python scripts/measure/compare_continued_pretraining.py --data_dir shards/ --steps 50"
-    parser = make_parser("scripts.compare_continued_pretraining", what, example)
+    parser = make_parser("scripts.measure.compare_continued_pretraining", what, example)
     parser.add_argument("--data_dir", type=Path, required=True, help="shards made with the model's tokenizer")
     parser.add_argument("--model", type=Path, help="saved Bert model (default: 4 blocks × 256, random weights)")
     parser.add_argument("--seq_length", type=int, default=128)

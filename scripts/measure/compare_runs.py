@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line: two folders of runs."""
     what = "Compare a run with layer dropping and one without: held-out loss, and time a sample."
     example = "python scripts/measure/compare_runs.py runs/pld runs/no_pld"
-    parser = make_parser("scripts.compare_runs", what, example)
+    parser = make_parser("scripts.measure.compare_runs", what, example)
     parser.add_argument("pld_run", type=Path, metavar="PLD_RUN", help="folder of a run with progressive_layer_drop")
     parser.add_argument("baseline_run", type=Path, metavar="BASELINE_RUN", help="folder of the same run without it")
     return parser

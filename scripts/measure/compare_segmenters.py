@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.cli import check_json_option, make_parser, require_positive, run
+from bert_pld.files import write_atomically
 from data_prep.text.sentences import split_sentences
 
 END, EITHER = "‖", "¦"
@@ -263,7 +264,7 @@ def main(options: argparse.Namespace) -> None:
     if missing:
         print(f"not installed, skipped: {', '.join(missing)}")
     if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomically(options.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def _table(figures: dict[str, dict[str, Any]]) -> str:
@@ -280,7 +281,7 @@ def _table(figures: dict[str, dict[str, Any]]) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser: gold files, a text, and the file for the figures."""
     parser = make_parser(
-        "scripts.compare_segmenters",
+        "scripts.measure.compare_segmenters",
         __doc__,
         "python scripts/measure/compare_segmenters.py --gold development.json --text sample.txt --json figures.json",
     )

@@ -111,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser: the dump, and how much of it to convert."""
     dump = "enwiki-pages-articles1.xml-p1p41242.bz2"
     example = f"python scripts/measure/compare_wikitext_parsers.py {dump} --articles 200"
-    parser = make_parser("scripts.compare_wikitext_parsers", __doc__, example)
+    parser = make_parser("scripts.measure.compare_wikitext_parsers", __doc__, example)
     parser.add_argument("dump", help="a MediaWiki export, .xml or .xml.bz2")
     parser.add_argument("--articles", type=int, default=200, help="articles, from the beginning (default: 200)")
     parser.add_argument("--turns", type=int, default=3, help="turns of each converter (default: 3)")

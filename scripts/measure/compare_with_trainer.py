@@ -26,6 +26,7 @@ import transformers
 
 from bert_pld.cli import check_json_option, make_parser, run_as_rank
 from bert_pld.cluster.process_group import join_process_group
+from bert_pld.files import write_atomically
 from bert_pld.finetune_glue import hugging_face_folder
 from bert_pld.finetuning.batches import Encoded, TaskData
 from bert_pld.finetuning.encoder import PretrainedEncoder, load_encoder
@@ -153,7 +154,7 @@ def main(options: argparse.Namespace) -> int:
             "weights": encoder.weights,
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_atomically(options.json, json.dumps(result, indent=2) + "\n")
     return 0
 
 
@@ -161,7 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Make the script's argument parser."""
     what = "Fine-tune the same encoder with bert_pld and with transformers' Trainer."
     example = "python scripts/measure/compare_with_trainer.py --model exported/ --task CoLA --glue_dir glue/"
-    parser = make_parser("scripts.compare_with_trainer", what, example)
+    parser = make_parser("scripts.measure.compare_with_trainer", what, example)
     parser.add_argument("--model", required=True)
     parser.add_argument("--task", required=True)
     parser.add_argument("--glue_dir", required=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_pld.cli import check_json_option, make_parser, run
+from bert_pld.files import write_atomically
 from data_prep.dedup.duplicates import Comparisons, Duplicates, cluster_near, find_exact, find_near, join_exact
 from data_prep.sources import KINDS, Source
 from data_prep.spool import write_spool
@@ -114,13 +115,15 @@ def main(options: argparse.Namespace) -> None:
             results.append(result)
     if options.json:
         summary = {"documents": len(everything), "exact": len(exact), "near": near}
-        options.json.write_text(json.dumps({**summary, "similarity": options.similarity, "planted": results}, indent=2))
+        write_atomically(
+            options.json, json.dumps({**summary, "similarity": options.similarity, "planted": results}, indent=2)
+        )
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser: sources, and the copies to plant among them."""
     example = "python scripts/measure/measure_deduplication.py --source wikiextractor=extracted/ --source books=novels/"
-    parser = make_parser("scripts.measure_deduplication", __doc__, example)
+    parser = make_parser("scripts.measure.measure_deduplication", __doc__, example)
     add = parser.add_argument
     add("--source", action="append", required=True, metavar="KIND=WHERE", help="a source; may be repeated")
     add("--similarity", type=float, default=0.6, help="threshold of near duplicates (default: 0.6)")

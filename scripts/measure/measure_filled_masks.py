@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from bert_pld.cli import check_json_option, make_parser, require_positive, run
+from bert_pld.files import write_atomically
 
 MASKED, BATCH, TOP = 0.15, 64, 3
 SENTENCES = {
@@ -150,7 +151,7 @@ def main(options: argparse.Namespace) -> int:
             f"  loss {one['loss']:.2f} (frequencies {one['frequencies_loss']:.2f})  {one.get('guesses', '')}"
         )
     if options.json:
-        options.json.write_text(json.dumps({"languages": results}, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write_atomically(options.json, json.dumps({"languages": results}, indent=1, ensure_ascii=False) + "\n")
     return 0
 
 

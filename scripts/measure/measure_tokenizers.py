@@ -20,6 +20,7 @@ from typing import Any
 
 from bert_pld.cli import check_json_option, make_parser, require_positive, run
 from bert_pld.data.fast_tokenizer import FastTokenizer
+from bert_pld.files import write_atomically
 
 
 def main(options: argparse.Namespace) -> None:
@@ -47,7 +48,7 @@ def main(options: argparse.Namespace) -> None:
         share = medians["build"] / medians["encode_batch"]
         print(f"{algorithm}: {tokens:,} tokens; tokens/s: {rates}; build {share:.2f} of encode_batch")
     if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_atomically(options.json, json.dumps(result, indent=2) + "\n")
 
 
 def measure(trained: FastTokenizer, documents: list[list[str]], rounds: int) -> tuple[int, dict[str, int]]:

@@ -242,5 +242,7 @@ def test_default_target_is_the_first_contenders_last_loss():
         assert faster["speedup"] == pytest.approx(1.333, abs=1e-2)
         assert (worse["seconds_to_target"], worse["speedup"]) == (None, None)
     assert against_target([{"loss": [5.0, 4.0], **curve}], target=4.5)["contenders"][0]["seconds_to_target"] == 15.0
+    failed = against_target([{"name": "pre", "loss": [5.0, 4.0], **curve}], first_name="hf_bert")
+    assert (failed["target_loss"], failed["contenders"][0]["speedup"]) == (None, None)
     diverged = against_target([{"loss": [5.0, None], **curve}])
     assert (diverged["target_loss"], diverged["contenders"][0]["seconds_to_target"]) == (None, None)

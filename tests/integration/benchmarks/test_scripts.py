@@ -12,6 +12,7 @@ from runs import clean_environment
 from benchmarks.paper.suite import plan_jobs
 from benchmarks.paper.variants import load_scale
 from bert_pld.config import load_config
+from data_prep.__main__ import build_parser
 
 
 def run_script(tmp_path, script, *arguments, **environment):
@@ -61,6 +62,19 @@ def test_missing_glue_file_is_reported_before_pretraining(missing, tmp_path):
     errors = run_script(tmp_path, "reproduce.sh", "cpu", GLUE=str(glue))
     assert errors == f"error: GLUE: {glue}/{missing} not found; must be the folder of the official download, or hub\n"
     assert list(tmp_path.iterdir()) == [glue]
+
+
+def test_corpus_of_the_comparisons_has_both_lengths_and_a_worker_for_each_processor():
+    script = 'source scripts/comparison_corpus.sh; python() { printf "%s\\n" "$@"; }'
+    command = ["bash", "-euc", f'{script}; build_comparison_corpus "a folder" 1024 32 64']
+    environment = {**clean_environment(), "WIKIPEDIA": "books=a b", "BOOKS": "text=c", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    module, *arguments = done.stdout.splitlines()[1:]
+    options = build_parser().parse_args(arguments)
+    assert (module, arguments[0]) == ("data_prep", "build")
+    assert (options.source, options.vocab_size, options.seq_length) == (["books=a b", "text=c"], 1024, [32, 64])
+    assert str(options.output_dir) == "a folder"
+    assert options.workers == len(os.sched_getaffinity(0))
 
 
 # Stands for python: notes the options of a training, and runs all else.

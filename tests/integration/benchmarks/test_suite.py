@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from runs import clean_environment, logged_lines, wait_until, write_corpus
 
 from benchmarks.paper.command import record_conditions
 from benchmarks.paper.curves import read_curve
-from benchmarks.paper.suite import RunningJob, Suite, failure_of, plan_jobs
+from benchmarks.paper.suite import GIVEN_CONFIG, RunningJob, Suite, failure_of, finished_runs, plan_jobs
 from benchmarks.paper.variants import RECIPE, VARIANTS, Scale, apply_changes, configuration, load_scale
 from bert_pld.checkpoint.format import list_checkpoints
 from bert_pld.config import ConfigError, load_config
@@ -120,6 +121,12 @@ def test_run_is_done_when_its_last_step_is_evaluated_and_saved(finished_job):
     assert finished_job.is_done()
     (finished_job.run_dir / "checkpoints" / "step_00000012").rename(finished_job.run_dir / "checkpoints" / "x")
     assert not finished_job.is_done()
+
+
+def test_copies_of_runs_are_no_runs_of_the_suite(finished_job, tmp_path):
+    (finished_job.run_dir / GIVEN_CONFIG).write_text(json.dumps(finished_job.config))
+    shutil.copytree(finished_job.run_dir, finished_job.run_dir.with_name("seed_1_old"))
+    assert finished_runs(tmp_path) == {"post_ln": {1: finished_job.run_dir}}
 
 
 def test_failure_is_read_from_exit_code_divergence_file_and_own_log_lines(finished_job):

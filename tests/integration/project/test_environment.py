@@ -26,8 +26,24 @@ def make_incomplete(folder: Path, partial_pip: bool) -> Path:
     return packages
 
 
+def write_program(path: Path, commands: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{commands}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_other_systems_than_linux_are_refused_before_anything_is_installed(tmp_path):
+    write_program(tmp_path / "uname", "echo Darwin")
+    venv = tmp_path / "venv"
+    paths = {"BERT_PLD_VENV": str(venv), "PYTHON": sys.executable, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", "-euc", f'source "{REPOSITORY}/scripts/environment.sh" tensorboard']
+    done = run_captured(command, expect=1, env={**os.environ, **paths}, timeout=60)
+    assert done.stderr == "error: Darwin: training and data preparation need Linux\n"
+    assert not venv.exists()
+
+
 @pytest.mark.parametrize("partial_pip", [False, True], ids=["without pip", "with a partial pip"])
-def test_interrupted_environment_gets_a_complete_pip(partial_pip, tmp_path):
+def test_interrupted_environment_gets_a_complete_pip_and_keeps_its_python(partial_pip, tmp_path):
     venv, wheels = tmp_path / "venv", tmp_path / "wheels"
     packages = make_incomplete(venv, partial_pip)
     # An empty wheelhouse, so that nothing is fetched and the script fails when pip looks for torch.
@@ -35,7 +51,8 @@ def test_interrupted_environment_gets_a_complete_pip(partial_pip, tmp_path):
     (wheels / "none").write_bytes(b"")
     (wheels / "SHA256SUMS").write_text(f"{hashlib.sha256(b'').hexdigest()}  none\n")
     command = ["bash", "-c", f'source "{REPOSITORY}/scripts/environment.sh" tensorboard']
-    paths = {"BERT_PLD_VENV": str(venv), "BERT_PLD_WHEELHOUSE": str(wheels), "PYTHON": sys.executable}
+    unsuitable = write_program(tmp_path / "python3.13", "exit 1")
+    paths = {"BERT_PLD_VENV": str(venv), "BERT_PLD_WHEELHOUSE": str(wheels), "PYTHON": str(unsuitable)}
     done = run_captured(command, expect=1, env={**os.environ, **paths}, timeout=120)
     assert "No module named" not in done.stderr
     assert "torch" in done.stderr

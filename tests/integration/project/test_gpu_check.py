@@ -8,7 +8,7 @@ import shlex
 import sys
 
 import pytest
-from repository import REPOSITORY
+from repository import REPOSITORY, tracked
 from runs import run_captured
 
 from benchmarks.__main__ import build_parser
@@ -108,6 +108,11 @@ def test_rerun_ends_within_four_minutes(stages):
     assert planned[-1][2] <= 240
 
 
+def test_every_file_of_gpu_tests_belongs_to_a_stage():
+    named = re.findall(r"tests/gpu/\w+\.py", SCRIPT.read_text())
+    assert sorted(set(named)) == sorted(str(path.relative_to(REPOSITORY)) for path in tracked("tests/gpu/test_*.py"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["nonsense"], "nonsense: must be one of tests, base"), (["quality"], "quality: SHARDS '' is not a folder")],
@@ -191,7 +196,7 @@ def test_documentation_lists_the_packages_that_setup_imports():
     rows = dict(re.findall(r"^\| (`.*?) \| also (.*?) \|$", page, re.MULTILINE))
     rows = {tuple(re.findall(r"`(\w+)`", stages)): packages.split(", ") for stages, packages in rows.items()}
     assert rows == {
-        ("tests", "training", "graphs"): ["pytest", "pytest-xdist", *shards],
+        ("tests", "training", "modern", "graphs"): ["pytest", "pytest-xdist", *shards],
         ("saving", "quality", "paper"): shards,
         ("curves", "paper"): ["scipy"],
     }

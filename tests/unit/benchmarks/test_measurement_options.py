@@ -1,7 +1,11 @@
 """Benchmarks and measuring scripts refuse options in one line, before they measure anything."""
 
+import importlib
+import os
+
 import pytest
 from benchmark_command import check_error
+from repository import REPOSITORY
 from scripts.measure import compare_with_trainer, measure_packing
 
 NOWHERE = ["--json", "nowhere/figures.json"]
@@ -24,6 +28,28 @@ def test_missing_folder_of_the_figures_is_reported_first(script, arguments, run_
     code, printed, errors = run_script(script, *arguments, *NOWHERE)
     message = "error: --json nowhere/figures.json: its folder does not exist; nothing was measured\n"
     assert (code, printed, errors) == (1, "", message)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "scripts/measure").glob("*.py")))
+def test_usage_of_a_script_names_the_module_that_runs_it(name):
+    script = importlib.import_module(f"scripts.measure.{name}")
+    assert script.build_parser().prog == f"python -m scripts.measure.{name}"
+
+
+def test_folder_or_device_in_place_of_the_file_of_figures_is_refused(run_script, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe"):
+        arguments = ["--source", "books=novels", "--rounds", "0", "--json", place]
+        code, printed, errors = run_script("measure_tokenizers", *arguments)
+        must = "must be the name of a file, not of a folder or a device; nothing was measured"
+        assert (code, printed, errors) == (1, "", f"error: --json {place}: {must}\n")
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot", "--time_plot"])
+def test_summary_of_the_comparison_reports_a_missing_folder_first(option, capsys, tmp_path):
+    arguments = ["paper", "summarize", str(tmp_path), "--json", str(tmp_path / "summary.json"), option, "nowhere/file"]
+    check_error(capsys, f"{option} nowhere/file: its folder does not exist; nothing was written", *arguments)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -49,6 +75,15 @@ def test_numbers_out_of_range_are_errors_of_one_line(script, arguments, message,
         (["communication", "--rounds", "0"], "--rounds 0: must be at least 1"),
         (["checkpoint", "--micro_batch_size", "0"], "--micro_batch_size 0: must be at least 1"),
         (["checkpoint", "--model_preset", "tiny", "--seq_length", "1024"], "data.seq_length: 1024; must be at most"),
+        (["curves", "--micro_batch_size", "0"], "--micro_batch_size 0: must be at least 1"),
+        (["curves", "--theta", "1.5"], "--theta 1.5: must be a number in (0, 1]"),
+        (["curves", "--device", "abacus"], "--device abacus: must be cuda or cpu"),
+        (["gradient_variance", "--device", "abacus"], "--device abacus: must be cuda or cpu"),
+        (["gradient_variance", "--device", "cuda:99"], "--device cuda:99: this machine has no"),
+        (["gradient_variance", "--trained_theta", "2"], "--trained_theta 2: must be a number in (0, 1]"),
+        (["gradient_variance", "--vocab_size", "16", "--seq_length", "8"], "--vocab_size 16: must be at least 32"),
+        (["kernels", "--device", "abacus"], "--device abacus: must be cuda or cpu"),
+        (["train", "--theta", "0"], "--theta 0: must be a number in (0, 1]"),
     ],
 )
 def test_benchmarks_refuse_numbers_out_of_range(arguments, message, capsys):
