@@ -36,7 +36,7 @@ def test_interrupted_environment_gets_a_complete_pip(partial_pip, tmp_path):
     (wheels / "SHA256SUMS").write_text(f"{hashlib.sha256(b'').hexdigest()}  none\n")
     command = ["bash", "-c", f'source "{REPOSITORY}/scripts/environment.sh" tensorboard']
     paths = {"BERT_PLD_VENV": str(venv), "BERT_PLD_WHEELHOUSE": str(wheels), "PYTHON": sys.executable}
-    done = run_captured(command, expect=1, env={**os.environ, **paths}, timeout=120)
+    done = run_captured(command, expect=1, env={**os.environ, **paths})
     assert "No module named" not in done.stderr
     assert "torch" in done.stderr
     pip = run_captured([venv / "bin" / "python", "-m", "pip", "--version"], expect=None)
