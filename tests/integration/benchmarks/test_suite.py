@@ -208,9 +208,19 @@ def test_interrupted_suite_continues_and_is_summarized(command):
     arguments = command.two_runs(out, "post_ln", "pld_batch")
     first = command(300, *arguments)
     folders = [out / name / "seed_1" for name in ("post_ln", "pld_batch")]
-    metrics = folders[0] / "metrics.jsonl"
-    wait_until(lambda: all(map(logged_lines, folders)))
+    metrics, held = folders[0] / "metrics.jsonl", {}
+
+    def both_train():
+        for folder in folders:
+            if folder not in held and logged_lines(folder):
+                held[folder] = json.loads((folder / RUN_LOCK).read_bytes())["pid"]
+                os.kill(held[folder], signal.SIGSTOP)  # It must not end before the other one trains.
+        return len(held) == 2
+
+    wait_until(both_train)
     os.kill(first.pid, signal.SIGTERM)
+    for pid in held.values():
+        os.kill(pid, signal.SIGCONT)
     said, errors = first.communicate(timeout=300)
     assert first.returncode == 130, errors
     assert said.count("stopped; the same command continues it") == 2
