@@ -200,7 +200,7 @@ def run_command(command: list[str], *, ranks: int = 1, expect: int = 0) -> subpr
 
 
 def run_captured(
-    command: Sequence[object], *, expect: int | None = 0, timeout: float = 300, **options: Any
+    command: Sequence[object], *, expect: int | None = 0, timeout: float = 600, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run any command, by default in `clean_environment`, capture its text and check its exit code (None: any)."""
     words, options = [str(word) for word in command], {"env": clean_environment(), **options}
