@@ -201,7 +201,8 @@ def test_flipped_bit_in_any_file_is_detected_and_the_previous_checkpoint_is_used
             path.write_bytes(damaged)
             with pytest.warns(UserWarning, match=f"{newest.name} is damaged and skipped: .*{named}") as warnings:
                 assert newest_valid(tmp_path / "checkpoints") == second
-            assert len(warnings) == 1
+            # Python may warn here of what another test has left open.
+            assert [one.category for one in warnings].count(UserWarning) == 1
         path.write_bytes(content[:-1])
         assert fault(newest) is not None
         path.write_bytes(content)
