@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from repository import REPOSITORY
-from runs import write_corpus
+from runs import LAUNCHER_VARIABLES, write_corpus
 
 if not torch.cuda.is_available():
     # Triton reads it when a kernel is decorated, so it must be set before any import of a kernel.
@@ -61,6 +62,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a GPU")
     if item.get_closest_marker("thorough") and not os.environ.get("BERT_PLD_THOROUGH"):
         pytest.skip("needs BERT_PLD_THOROUGH=1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_rank_is_left() -> Iterator[None]:
+    """End the process group that tests of a file leave, and forget its rank: those of other files share the process."""
+    before = {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}
+    yield
+    if torch.distributed.is_initialized():
+        comm = sys.modules.get("deepspeed.comm")  # It also forgets the groups that it has made within this one.
+        (comm if comm is not None and comm.is_initialized() else torch.distributed).destroy_process_group()
+    for name in LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ class ForkedRuns:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
         self._server.stdin.close()
-        self._server.wait(timeout=60)
+        self._server.wait(timeout=300)
 
     def _ask(self, **request: Any) -> int:
         print(json.dumps(request), file=self._server.stdin, flush=True)
@@ -52,7 +52,7 @@ class ForkedRuns:
         self._running.add(pid)
         return pid
 
-    def wait(self, pid: int, timeout: float = 300.0) -> int:
+    def wait(self, pid: int, timeout: float = 600.0) -> int:
         """Return the exit code, negative for a signal. A process that exceeds the timeout is killed."""
         code = self._ask(wait=pid, timeout=timeout)
         self._running.discard(pid)

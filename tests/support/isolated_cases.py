@@ -12,6 +12,7 @@ from typing import Any
 CASES = int(os.environ.get("BERT_PLD_FUZZ_CASES", "15"))
 """Number of cases of each test with random damage; scripts/test.sh tries 40."""
 SECONDS = 10
+"""Longest time that a case may compute; it may wait for a minute, because other tests share the cores."""
 
 
 def outcomes(check: Callable[[int], Any]) -> list[Any]:
@@ -38,15 +39,18 @@ def outcomes(check: Callable[[int], Any]) -> list[Any]:
 
 
 def _run(check: Callable[[int], Any], first: int, write_end: int) -> None:
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process, also within compiled code
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)  # which ends the process, also within compiled code
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     for case in range(first, CASES):
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(60)
         try:
             outcome = check(case)
         except ValueError as error:
             outcome = "refused: " + " ".join(str(error).split())
         except BaseException as error:
             outcome = f"raised {type(error).__name__}: {error}"
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         os.write(write_end, (json.dumps(outcome) + "\n").encode())

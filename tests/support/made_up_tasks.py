@@ -9,7 +9,17 @@ from pathlib import Path
 def square(build_dir: Path, task: int) -> None:
     """Write the square of the task number, after a short pause."""
     time.sleep(0.2)
-    (build_dir / "out" / f"{task}.txt").write_text(str(task * task))
+    # `results` may read it at any time, and the process may be killed at any time.
+    aside = build_dir / f"{task}.partial"
+    aside.write_text(str(task * task))
+    aside.rename(build_dir / "out" / f"{task}.txt")
+
+
+def square_once_released(build_dir: Path, task: int) -> None:
+    """The first two tasks do not wait; the others wait for the file `released`."""
+    while task > 1 and not (build_dir / "released").exists():
+        time.sleep(0.02)
+    square(build_dir, task)
 
 
 def die_at_two(build_dir: Path, task: int) -> None:

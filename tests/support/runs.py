@@ -133,9 +133,12 @@ def clean_environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Return an unused port below the range from which the system assigns ports to outgoing connections."""
+    """Return an unused port below the range from which the system assigns ports to outgoing connections.
+
+    It is above those of the ranks of the first jobs of a Slurm cluster: 15,000 and the number of the job.
+    """
     while True:
-        port = secrets.choice(range(10_000, 30_000))
+        port = secrets.choice(range(16_000, 30_000))
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -197,7 +200,7 @@ def run_command(command: list[str], *, ranks: int = 1, expect: int = 0) -> subpr
 
 
 def run_captured(
-    command: Sequence[object], *, expect: int | None = 0, timeout: float = 300, **options: Any
+    command: Sequence[object], *, expect: int | None = 0, timeout: float = 600, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run any command, by default in `clean_environment`, capture its text and check its exit code (None: any)."""
     words, options = [str(word) for word in command], {"env": clean_environment(), **options}
@@ -232,13 +235,37 @@ def logged_lines(run_dir: Path) -> int:
 
 
 def wait_until(
-    condition: Callable[[], object], seconds: float = 120.0, describe: Callable[[], str] = str, pause_s: float = 0.002
+    condition: Callable[[], object], seconds: float = 300.0, describe: Callable[[], str] = str, pause_s: float = 0.002
 ) -> None:
     """Wait until a condition holds, with a pause between checks; fail with a description after some seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, describe()
         time.sleep(pause_s)
+
+
+def start_with_signal(start: Callable[[], int], run_dir: Path, number: int) -> int:
+    """Start a run by its `pretrain_command`, signal it before its first step, and return its process id.
+
+    Its configuration is a pipe. The run opens it with its handlers installed, and waits there until it has the signal.
+    """
+    path = run_dir.parent / f"{run_dir.name}.json"
+    text, opened = path.read_text(), []
+    path.unlink()
+    os.mkfifo(path)
+    pid = start()
+
+    def is_waiting() -> bool:
+        with contextlib.suppress(OSError):  # no process has opened it for reading
+            opened.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(opened)
+
+    wait_until(is_waiting)
+    os.kill(pid, number)
+    with open(opened[0], "w") as pipe:
+        pipe.write(text)
+    path.unlink()
+    return pid
 
 
 def read_metrics(run_dir: Path, key: str = "loss") -> list[Any]:

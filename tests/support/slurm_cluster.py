@@ -23,10 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import LAUNCHER_VARIABLES
+from runs import LAUNCHER_VARIABLES, free_port
 
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun")
-ANSWER_S = 30.0
+ANSWER_S = 120.0
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 _LOG_LINES = 15
 
@@ -131,6 +131,9 @@ class SlurmCluster:
             "SlurmdParameters=config_overrides",
             "ReturnToService=2",
             f"KillWait={self.kill_wait_s}",
+            # On a busy machine the daemons may not answer, and a job may not start, within the usual ten seconds.
+            "MessageTimeout=60",
+            "BatchStartTimeout=120",
             self.settings,
         ]
         lines += [
@@ -174,8 +177,8 @@ class SlurmCluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as opened:
-        sockets = [opened.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [int(sock.getsockname()[1]) for sock in sockets]
+    """Return different ports, which the system does not give to other processes before the daemons bind them."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return sorted(ports)

@@ -5,7 +5,16 @@ import sys
 
 import pytest
 from made_up_corpus import build, digests, start_build
-from made_up_tasks import bad_line_at_one, bug_at_one, die_at_two, new_build_dir, no_room_at_one, results, square
+from made_up_tasks import (
+    bad_line_at_one,
+    bug_at_one,
+    die_at_two,
+    new_build_dir,
+    no_room_at_one,
+    results,
+    square,
+    square_once_released,
+)
 from repository import SUPPORT
 from runs import wait_until
 from slurm_cluster import SlurmCluster, require_slurm
@@ -107,9 +116,9 @@ def test_invalid_input_found_on_a_node_is_an_error_of_one_line(cluster, tmp_path
 def test_error_of_a_task_is_raised_and_ends_the_other_jobs(cluster, executor, tmp_path, function, error, message):
     build_dir = new_build_dir(tmp_path / "build")
     with pytest.raises(error, match=message):
-        executor.run(function, build_dir, range(40), lambda task: None)
+        executor.run(function, build_dir, range(400), lambda task: None)
     assert running(cluster, build_dir) == []
-    assert len(results(build_dir)) < 39
+    assert len(results(build_dir)) < 200  # The other job has 200 tasks, which take 40 seconds.
 
 
 def test_task_of_a_cancelled_job_is_retried(cluster, executor, tmp_path):
@@ -119,12 +128,15 @@ def test_task_of_a_cancelled_job_is_retried(cluster, executor, tmp_path):
         finished.append(task)
         if len(finished) == 1:
             cluster.output("scancel", running(cluster, build_dir)[-1])
+            wait_until(lambda: len(running(cluster, build_dir)) == 1, pause_s=0.05)
+            (build_dir / "released").touch()
 
-    executor.run(square, build_dir, range(12), cancel_second_job)
+    executor.run(square_once_released, build_dir, range(12), cancel_second_job)
     assert results(build_dir) == {task: task * task for task in range(12)}
     assert sorted(finished) == list(range(12))
     assert "CANCELLED" in jobs(cluster, build_dir, "%T")
-    assert sorted(path.name for path in (build_dir / "logs").iterdir()) == ["square_000", "square_001"]
+    logs = sorted(path.name for path in (build_dir / "logs").iterdir())
+    assert logs == ["square_once_released_000", "square_once_released_001"]
 
 
 def test_task_that_kills_its_job_three_times_is_an_error(cluster, executor, tmp_path):

@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from repository import REPOSITORY
-from runs import clean_environment, run_captured
+from runs import clean_environment, run_captured, wait_until
 
 SCRIPTS = REPOSITORY / "scripts" / "slurm"
 GLUE = {"MODEL": "m", "GLUE_DIR": "g", "SLURM_ARRAY_TASK_ID": 0}
@@ -21,13 +22,17 @@ GLUE = {"MODEL": "m", "GLUE_DIR": "g", "SLURM_ARRAY_TASK_ID": 0}
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Stand-ins that record their arguments; srun exits with $SRUN_EXIT."""
+    """Stand-ins that record their arguments; srun exits with $SRUN_EXIT.
+
+    With $SRUN_WAITS it does so only after a signal, or once the file `may_end` exists.
+    """
     programs = {
         "srun": 'printf "%s\\n" "$@" >"$CALLS/srun"; echo "$HF_HUB_OFFLINE $HF_DATASETS_OFFLINE" >"$CALLS/offline";'
-        ' exec sleep-then-exit "${SRUN_SECONDS:-0}" "$SRUN_EXIT"',
-        "sleep-then-exit": 'trap "touch $CALLS/signalled; exit $2" TERM USR1; sleep "$1" & wait; exit "$2"',
+        ' [ -z "${SRUN_WAITS:-}" ] || exec wait-then-exit "$SRUN_EXIT"; exit "$SRUN_EXIT"',
+        "wait-then-exit": 'trap "touch $CALLS/signalled; exit $1" TERM USR1; touch "$CALLS/waits";'
+        ' until [ -e "$CALLS/may_end" ]; do sleep 0.02; done; exit "$1"',
         "scontrol": 'case "$1 $2" in "show hostnames") echo node1;; "show node") echo "NodeAddr=10.0.0.1 x";;'
-        ' "show job") echo "JobId=$3 ${JOB_STATE:-JobState=RUNNING Reason=None}";;'
+        ' "show job") echo "JobId=$3 ${JOB_STATE:-JobState=RUNNING Reason=None}"; touch "$CALLS/shown";;'
         ' *) echo "$@" >>"$CALLS/scontrol";; esac',
         "sbatch": 'echo "$OUTPUT_DIR|$CONFIG|${INITIALIZE_FROM:-}|$*" >>"$CALLS/sbatch"; wc -l <"$CALLS/sbatch"',
     }
@@ -109,6 +114,10 @@ def test_faults_are_counted_over_restarts(slurm):
     assert "fault 3, more than MAX_FAULTS=2; not requeued" in outputs[2]
 
 
+def is_asleep(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 COMPLETING, TIME_LIMIT = "JobState=COMPLETING Reason=None", "JobState=COMPLETING Reason=TimeLimit"
 ALONE = "JobState=RUNNING Reason=None"
 
@@ -128,20 +137,23 @@ ALONE = "JobState=RUNNING Reason=None"
 def test_after_sigterm_the_reason_of_slurm_decides_about_requeuing(state, code, ends_with, requeued, message, slurm):
     started = subprocess.Popen(
         ["bash", str(SCRIPTS / "pretrain.sbatch")],
-        env={**slurm, "SRUN_EXIT": str(code), "SRUN_SECONDS": "1", "JOB_STATE": state},
+        env={**slurm, "SRUN_EXIT": str(code), "SRUN_WAITS": "1", "JOB_STATE": state},
         stdout=subprocess.PIPE,
         text=True,
     )
-    while not calls(slurm, "srun"):
-        time.sleep(0.02)
-    time.sleep(0.2)
+    called = Path(slurm["CALLS"])
+    # The shell sleeps again once it waits for the step, after it has set its traps.
+    wait_until(lambda: ((called / "waits").exists() and is_asleep(started.pid)) or started.poll() is not None)
     started.send_signal(signal.SIGTERM)
-    output, _ = started.communicate(timeout=30)
+    wait_until(lambda: (called / "shown").exists() or started.poll() is not None)
+    if state != ALONE:
+        time.sleep(0.1)  # It would forward the signal now.
+        (called / "may_end").touch()
+    output, _ = started.communicate(timeout=120)
     assert started.returncode == ends_with
     assert calls(slurm, "scontrol") == (["requeue 7"] if requeued else [])
     assert message in output.splitlines()[-1]
-    forwarded = os.path.exists(os.path.join(slurm["CALLS"], "signalled"))
-    assert forwarded == (state == ALONE)
+    assert (called / "signalled").exists() == (state == ALONE)
 
 
 def test_element_of_an_array_requeues_only_itself(slurm):

@@ -195,7 +195,7 @@ def test_peers_are_timed_on_a_cpu_and_absent_kernels_are_explained(tmp_path, cap
     result = measure(tmp_path, "kernels", *TINY, "--dtypes=fp32,bf16", "--peers=eager,apex")
     printed = capsys.readouterr().out
     assert [(row["operation"], row["direction"]) for row in result["rows"]] == 2 * list(BYTES)
-    assert all(rate > 0.1 for rate in result["copy_gb_s"])
+    assert all(rate > 1e-3 for rate in result["copy_gb_s"])
     assert result["torch"] == torch.__version__
     assert result["failed"] == []
     for row in result["rows"]:

@@ -23,7 +23,7 @@ def run_script(tmp_path, script, *arguments, **environment):
         env={**clean_environment(), **places, **environment},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
     assert (done.returncode, done.stdout) == (1, "")
     return done.stderr
@@ -99,7 +99,7 @@ def second_phase(tmp_path):
         environment = {**clean_environment(), "NOTED": str(tmp_path / "noted")}
         environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
         command = ["bash", str(REPOSITORY / "scripts" / "second_phase.sh"), str(run_dir), "shards", "out"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == expect, done.stderr
         if expect:
             return done.stderr

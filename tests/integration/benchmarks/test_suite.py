@@ -215,31 +215,41 @@ def test_interrupted_suite_continues_and_is_summarized(command):
     arguments = command.two_runs(out, "post_ln", "pld_batch")
     first = command(300, *arguments)
     folders = [out / name / "seed_1" for name in ("post_ln", "pld_batch")]
-    metrics = folders[0] / "metrics.jsonl"
-    wait_until(lambda: all(map(logged_lines, folders)))
+    metrics, held = folders[0] / "metrics.jsonl", {}
+
+    def both_train():
+        for folder in folders:
+            if folder not in held and logged_lines(folder):
+                held[folder] = json.loads((folder / RUN_LOCK).read_bytes())["pid"]
+                os.kill(held[folder], signal.SIGSTOP)  # It must not end before the other one trains.
+        return len(held) == 2
+
+    wait_until(both_train)
     os.kill(first.pid, signal.SIGTERM)
-    said, errors = first.communicate(timeout=60)
+    for pid in held.values():
+        os.kill(pid, signal.SIGCONT)
+    said, errors = first.communicate(timeout=300)
     assert first.returncode == 130, errors
     assert said.count("stopped; the same command continues it") == 2
 
     stopped = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert stopped < 300
     refused = command(stopped + 5, *arguments)
-    assert "was started with other settings" in refused.communicate(timeout=60)[1]
+    assert "was started with other settings" in refused.communicate(timeout=300)[1]
     assert refused.returncode == 1
 
     done = command(300, *arguments)
-    said, errors = done.communicate(timeout=200)
+    said, errors = done.communicate(timeout=300)
     assert done.returncode == 0, errors
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"mlm_loss"' in line]
     assert steps == sorted(set(steps))
     assert steps[-1] == 300
 
     again = command(300, *arguments)
-    assert "2 runs, 2 of them done" in again.communicate(timeout=60)[0]
+    assert "2 runs, 2 of them done" in again.communicate(timeout=300)[0]
     plots = (f"--plot={out / 'x.png'}", f"--time_plot={out / 't.png'}")
     summary = command(300, "summarize", str(out), f"--json={out / 'x.json'}", *plots)
-    said, errors = summary.communicate(timeout=60)
+    said, errors = summary.communicate(timeout=300)
     assert summary.returncode == 0, errors
     result = json.loads((out / "x.json").read_text())
     assert result["conditions"]["command"].endswith("run --scale tiny --seeds 1 --variants post_ln pld_batch")

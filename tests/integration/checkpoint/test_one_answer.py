@@ -49,5 +49,5 @@ def test_all_ranks_start_from_the_checkpoint_that_rank_0_finds(corpus, tmp_path)
         )
         for rank in range(2)
     ]
-    printed = [process.communicate(timeout=120)[0].splitlines() for process in ranks]
+    printed = [process.communicate(timeout=300)[0].splitlines() for process in ranks]
     assert [lines[-2:] for lines in printed] == [[expected] * 2] * 2

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 
-from runs import forked_runs, pretrain_command, read_metrics, run_pretrain, small_config, wait_until
+from runs import forked_runs, pretrain_command, read_metrics, run_pretrain, small_config, start_with_signal
 
 from bert_pld.checkpoint.format import list_checkpoints
 from bert_pld.cluster.stopping import EXIT_PREEMPTED
-from bert_pld.files import RUN_LOCK
 
 
 def config(**training):
@@ -20,9 +18,8 @@ def config(**training):
 def stopped_in_its_first_step(settings, corpus, run_dir, expect=EXIT_PREEMPTED):
     """Run until a signal that arrives before the first step; return what was printed."""
     runs, log = forked_runs(), run_dir.with_suffix(".log")
-    pid = runs.start(pretrain_command(settings, corpus, run_dir), log, log)
-    wait_until((run_dir / RUN_LOCK).exists)
-    os.kill(pid, signal.SIGTERM)
+    command = pretrain_command(settings, corpus, run_dir)
+    pid = start_with_signal(lambda: runs.start(command, log, log), run_dir, signal.SIGTERM)
     assert runs.wait(pid) == expect, log.read_text()
     return log.read_text()
 

@@ -106,7 +106,8 @@ def caches(server, tmp_path_factory):
 def run(code, *arguments, home, server=None, **environment):
     """Run Python in a separate process, with `server` as its Hub and its caches in `home`."""
     address = server.address if server else "http://127.0.0.1:9"
-    environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": address, **environment}
+    patience = dict.fromkeys(("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"), "120")  # seconds
+    environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": address, **patience, **environment}
     command = [sys.executable, "-c", code, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from finetune_runs import write_tokenizer
 from runs import VOCABULARY, run_pretrain, small_config, write_corpus
 
@@ -46,6 +47,7 @@ def exported(tmp_path):
 
     config = BertConfig(vocab_size=len(VOCABULARY), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     config.intermediate_size, config.max_position_embeddings = 64, 64
+    torch.manual_seed(0)
     model = BertForPreTraining(config)
     model.save_pretrained(tmp_path)
     write_tokenizer(tmp_path)

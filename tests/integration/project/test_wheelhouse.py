@@ -149,7 +149,7 @@ def test_training_contacts_no_host_and_runs_without_a_network(corpus, tmp_path):
     environment["PYTHONPATH"] = os.pathsep.join([str(hook), environment["PYTHONPATH"]])
     environment |= {"ASKED_FOR": str(tmp_path / "asked"), "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf")}
     command = pretrain_command(config, corpus, tmp_path / "run")
-    run_captured(without_network(command), env=environment, timeout=120)
+    run_captured(without_network(command), env=environment)
     lines = (tmp_path / "asked").read_text().splitlines()
     assert len([line for line in lines if line.startswith("started")]) >= 1
     local = ("127.0.0.1", "localhost", "::1", "None", os.uname().nodename, "started")

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from finetune_runs import write_tokenizer
 from runs import VOCABULARY, error_of, run_command, start_command
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
@@ -37,6 +38,7 @@ def names(tmp_path_factory):
 
 
 def write_model(folder, modern=False):
+    torch.manual_seed(0)
     sizes = {"vocab_size": len(VOCABULARY), "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     if modern:
         config = ModernBertConfig(

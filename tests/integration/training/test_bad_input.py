@@ -188,7 +188,7 @@ def _fill_while_writing(config, corpus, run_dir, other_file, log):
     runs = forked_runs()
     partial, whole = (run_dir / "checkpoints" / name for name in (".step_00000004.partial", "step_00000004"))
     pid = runs.start(pretrain_command(config, corpus, run_dir), log, log)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not partial.exists() and not whole.exists() and time.monotonic() < deadline:
         pass
     os.kill(pid, signal.SIGSTOP)

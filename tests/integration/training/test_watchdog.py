@@ -27,8 +27,9 @@ def _scenario(name, rank, watchdog):
         raise ValueError("shard_00007: damaged")
     if name == "bug" and rank == 2:
         raise KeyError("x")
-    if name.startswith("exit"):
-        dist.barrier()  # Only a rank that is connected can notice that rank 0 has ended.
+    if name.startswith("exit") or name == "same_error":
+        # Only a rank that is connected can notice that rank 0 has ended, and an error of all is raised at one time.
+        dist.barrier()
     if (name, rank) in (("exit", 2), ("exit_of_rank_0", 0)):
         os._exit(7)
     if name == "stall":
@@ -45,7 +46,7 @@ def _scenario(name, rank, watchdog):
     dist.barrier()
 
 
-def _serve(port):
+def _serve():
     """Fork the ranks of every scenario from a process that has imported everything; print each one's exit code."""
     from bert_pld.cli import run_as_rank
 
@@ -60,8 +61,8 @@ def _serve(port):
         watchdog.stop()
         return 0
 
-    for number, name in enumerate(SCENARIOS):
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port + number), WORLD_SIZE=str(RANKS))
+    for name in SCENARIOS:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE=str(RANKS))
         pids = {}
         for rank in range(RANKS):
             pid = os.fork()
@@ -82,7 +83,7 @@ def outcomes(tmp_path_factory):
     """Scenario → (exit code of each rank, what each wrote to stderr)."""
     folder = tmp_path_factory.mktemp("watchdog")
     environment = {**clean_environment(), "PYTHONPATH": f"{SUPPORT}:{REPOSITORY}"}
-    done = run_captured([sys.executable, __file__, free_port()], expect=None, env=environment, cwd=folder, timeout=120)
+    done = run_captured([sys.executable, __file__], expect=None, env=environment, cwd=folder)
     lines = [line.split() for line in done.stdout.splitlines()]
     found = {name: [int(code) for code in codes] for name, *codes in lines}
     return {name: (found[name], [(folder / f"{name}.{rank}").read_text() for rank in range(RANKS)]) for name in found}
@@ -145,4 +146,4 @@ def test_error_of_all_ranks_is_printed_by_rank_0_only(outcomes):
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve()

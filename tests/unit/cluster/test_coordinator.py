@@ -24,14 +24,14 @@ def connect():
     opened = []
 
     def start(data):
-        opened.append(socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=10))
+        opened.append(socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=60))
         opened[-1].sendall(data)
         return opened[-1]
 
     yield start
     if coordinator.is_alive():
         opened[-1].sendall(encode(heartbeat.Finished()))
-    coordinator.join(10)
+    coordinator.join(60)
     assert not coordinator.is_alive()
     for connection in [*opened, listener]:
         connection.close()

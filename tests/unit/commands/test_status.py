@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 from repository import REPOSITORY
@@ -144,12 +143,11 @@ def test_json_is_printed_fast_and_without_torch(tmp_path):
         "status.main(status.build_parser().parse_args(['--json', sys.argv[1]]))\n"
         "assert not {'torch', 'numpy', 'h5py'} & set(sys.modules)"
     )
-    took = []
-    for _ in range(3):
-        began = time.perf_counter()
-        done = run_captured([sys.executable, "-c", code, tmp_path / "a"])
-        took.append(time.perf_counter() - began)
-    assert min(took) < 0.5
+    before = os.times()
+    done = run_captured([sys.executable, "-c", code, tmp_path / "a"])
+    after = os.times()
+    processor_s = after.children_user + after.children_system - before.children_user - before.children_system
+    assert processor_s < 2  # about 0.1 on a fast machine
     (run,) = json.loads(done.stdout)
     assert (run["step"], run["checkpoint_step"], run["state"]) == (30, 10, "stopped")
 

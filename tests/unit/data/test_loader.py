@@ -211,7 +211,7 @@ def test_workers_change_no_micro_batch(train_rows, workers):
     for ours, theirs in zip(alone, shared, strict=True):
         for pair in zip(ours, theirs, strict=True):
             assert_same(*pair)
-    assert not multiprocessing.active_children()
+    wait_until(lambda: not multiprocessing.active_children(), 60)
 
 
 def test_static_masks_repeat_and_dynamic_masks_change_between_epochs(train_rows):
@@ -324,7 +324,7 @@ def test_closing_the_iterator_ends_the_workers(train_rows):
     next(batches)
     assert len(worker_processes()) == 2
     batches.close()
-    assert not worker_processes()
+    wait_until(lambda: not worker_processes(), 60)
 
 
 def test_killed_worker_raises_one_line(train_rows):
@@ -336,7 +336,7 @@ def test_killed_worker_raises_one_line(train_rows):
     with pytest.raises(ChildProcessError, match=f"worker died: .*{pid}.* (exited unexpectedly|is killed by)") as error:
         list(batches)
     assert "\n" not in str(error.value)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert not worker_processes()
 
 
@@ -352,7 +352,7 @@ def test_workers_ignore_the_signals_of_a_scheduler(train_rows):
         next(batches)
     assert worker.is_alive()
     worker.terminate()
-    worker.join(10)
+    worker.join(60)
     assert not worker.is_alive()
 
 
@@ -374,9 +374,9 @@ def test_workers_end_when_the_training_process_is_killed(train_rows):
     command = [sys.executable, "-c", ABANDONED, str(train_rows.data_dir)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         workers = [int(pid) for pid in process.stdout.readline().split()]
-        assert process.wait(30) == -signal.SIGKILL
+        assert process.wait(120) == -signal.SIGKILL
     assert len(workers) == 2
-    wait_until(lambda: not any(is_running(pid) for pid in workers), 20, lambda: "workers run on without their parent")
+    wait_until(lambda: not any(is_running(pid) for pid in workers), 60, lambda: "workers run on without their parent")
 
 
 def is_running(pid):

@@ -279,7 +279,7 @@ def test_concurrent_processes_share_the_unpacking(tmp_path, cache):
     columns = write_static_corpus(tmp_path / "d", train=(30, 20, 25, 40, 5, 60))["train"]
     command = [sys.executable, "-c", _OPENING, str(tmp_path / "d")]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [int(process.communicate(timeout=60)[0]) for process in started] == [columns["input_ids"].sum()] * 3
+    assert [int(process.communicate(timeout=300)[0]) for process in started] == [columns["input_ids"].sum()] * 3
     assert len(list(cache.glob("*.rows"))) == 6
     assert not list(cache.glob("*.partial"))
 

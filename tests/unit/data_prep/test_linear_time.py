@@ -88,7 +88,7 @@ def test_a_document_of_chinese_on_one_line_is_split_in_a_second():
     text = CHINESE * 15_000
     began = time.process_time()
     sentences = split_sentences(text, "zh")
-    assert time.process_time() - began < 3  # The library alone takes 20 seconds.
+    assert time.process_time() - began < 8  # About 0.5 on a fast machine, where the library alone takes 20.
     assert "".join(sentences) == text
     assert len(sentences) == 2 * len(text) // len(CHINESE)
 
