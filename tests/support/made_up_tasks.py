@@ -39,22 +39,26 @@ def die_once_at_two(build_dir: Path, task: int) -> None:
 
 def bad_line_at_one(build_dir: Path, task: int) -> None:
     """Task 1 raises ValueError, as for a mistake of the user."""
-    if task == 1:
-        raise ValueError("books/x.txt: line 3:\nnot UTF-8")
-    square(build_dir, task)
+    _fail_at_one(build_dir, task, ValueError("books/x.txt: line 3:\nnot UTF-8"))
 
 
 def no_room_at_one(build_dir: Path, task: int) -> None:
     """Task 1 raises OSError, as on a full disk."""
-    if task == 1:
-        raise OSError(28, "No space left on device", "spool/1.txt")
-    square(build_dir, task)
+    _fail_at_one(build_dir, task, OSError(28, "No space left on device", "spool/1.txt"))
 
 
 def bug_at_one(build_dir: Path, task: int) -> None:
     """Task 1 raises an unexpected exception."""
+    _fail_at_one(build_dir, task, KeyError("nonesuch"))
+
+
+def _fail_at_one(build_dir: Path, task: int, error: Exception) -> None:
+    """Raise in task 1; those after it wait until then, so that the job of task 1 may start late."""
     if task == 1:
-        raise KeyError("nonesuch")
+        (build_dir / "failed").touch()
+        raise error
+    while task > 1 and not (build_dir / "failed").exists():
+        time.sleep(0.02)
     square(build_dir, task)
 
 
