@@ -66,6 +66,7 @@ _RECIPE = _of_part("comparison", tables.recipe_table)
 _CHOICES = _of_part("comparison", tables.choices_table)
 _SHORT_COMPARISON = _of_part("comparison", tables.short_table)
 _CLAIMS = _of_part("claims", claims.claims_table)
+_RECIPE_RUNS = ("4", "8", "8_long", "8_long_repeat", "12")
 _README = "docs/results/README.md"
 SHOWN = (
     Shown("variants_cpu", "docs/results/paper_settings.md", "paper_cpu.json", _SHORT_COMPARISON),
@@ -75,16 +76,20 @@ SHOWN = (
     Shown("recipe_advice", "docs/pld.md", "recipe_cpu_8.json", _RECIPE),
     *(
         Shown(f"recipe_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_cpu_{size}.json", _RECIPE)
-        for size in ("4", "8", "8_long", "12")
+        for size in _RECIPE_RUNS
     ),
     *(
         Shown(f"recipe_claims_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_cpu_{size}.json", _CLAIMS)
-        for size in ("4", "8", "8_long", "12")
+        for size in _RECIPE_RUNS
     ),
     Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _COMPARISON),
     Shown("choices_cpu", "docs/results/paper_settings.md", "paper_cpu.json", _CHOICES),
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
     Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.differences_table),
+    Shown("recipe_glue_cpu", "docs/results/recipe_cpu.md", "recipe_glue_cpu.json", summary.table),
+    Shown(
+        "recipe_glue_differences_cpu", "docs/results/recipe_cpu.md", "recipe_glue_cpu.json", summary.differences_table
+    ),
     Shown("glue_few_cpu", "docs/results/glue_cpu.md", "glue_few_cpu.json", summary.table),
     Shown("trainer_cpu", "docs/results/glue_cpu.md", "trainer_cpu.json", result_tables.trainer),
     Shown("continued_cpu", "docs/continue_from_hugging_face.md", "continued_cpu.json", result_tables.continued),
