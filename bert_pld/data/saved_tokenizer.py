@@ -11,6 +11,10 @@ from bert_pld.data.fast_tokenizer import ROLES, read_text
 from bert_pld.files import TOKENIZER
 
 
+class DamagedTokenizerError(ValueError):
+    """A `tokenizer.json` that the library cannot load."""
+
+
 def read_saved_tokenizer(folder: Path, where: str) -> tuple[Tokenizer, dict[str, str]]:
     """Return a folder's fast tokenizer and its special tokens by role.
 
@@ -45,9 +49,9 @@ def read_saved_tokenizer(folder: Path, where: str) -> tuple[Tokenizer, dict[str,
 
 
 def check_tokenizer(text: str, where: str) -> None:
-    """Raise a ValueError unless the library loads the text of a `tokenizer.json`."""
+    """Raise a DamagedTokenizerError unless the library loads the text of a `tokenizer.json`."""
     try:
         Tokenizer.from_str(text)
     except Exception as error:  # the library raises Exception itself
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{where}: not a tokenizer.json ({why})") from error
+        raise DamagedTokenizerError(f"{where}: not a tokenizer.json ({why})") from error

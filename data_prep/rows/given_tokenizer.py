@@ -16,9 +16,8 @@ from tokenizers.processors import PostProcessor
 from tokenizers.processors import Sequence as PostProcessors
 
 from bert_pld.data.fast_tokenizer import FastTokenizer, RowTemplate, entries_of, parse, read_text
-from bert_pld.data.saved_tokenizer import check_tokenizer, read_saved_tokenizer
+from bert_pld.data.saved_tokenizer import DamagedTokenizerError, check_tokenizer, read_saved_tokenizer
 from bert_pld.data.tokenizer import bert_template
-from bert_pld.files import TOKENIZER
 
 WELL_KNOWN = {
     "pad": ("[PAD]", "<pad>"),
@@ -39,18 +38,15 @@ def read_given_tokenizer(path: Path, add_mask_token: bool) -> FastTokenizer:
     where = f"--tokenizer {path}"
     if not path.exists():
         raise ValueError(f"{where}: no such file or directory; required is a tokenizer.json, or a folder with one")
-    file = path / TOKENIZER if path.is_dir() else path
-    if file.exists():
-        text = read_text(file)
-        try:
-            check_tokenizer(text, f"--tokenizer {file}")
-        except ValueError as error:
-            raise ValueError(f"{error}; a vocab.txt is given with --vocab") from error
-    if path.is_dir():
-        loaded, settings = read_saved_tokenizer(path, where)
-        text = loaded.to_str()
-    else:
-        text, settings = read_text(path), {}
+    try:
+        if path.is_dir():
+            loaded, settings = read_saved_tokenizer(path, where)
+            text = loaded.to_str()
+        else:
+            text, settings = read_text(path), {}
+            check_tokenizer(text, where)
+    except DamagedTokenizerError as error:
+        raise ValueError(f"{error}; a vocab.txt is given with --vocab") from error
     content = parse(text, where)
     tokenizer = Tokenizer.from_str(json.dumps(content))
     tokens = {**_well_known(content), **settings, **_of_template(content, tokenizer, where)}
