@@ -21,11 +21,12 @@
 #   quality    time to a held-out loss beside Hugging Face's classes; needs SHARDS
 #   modern     pytest -m gpu: ModernBERT, and rows of several documents
 #   graphs     tests of CUDA graphs, and BERT-base with and without them, in small and large micro-batches
+#   recipe     dropping by token beside dense runs of equal steps and of equal compute; resumes; needs SHARDS
 #   paper      the paper's variants at the scale `gpu`; hours; resumes; needs SHARDS
 #
 # OUT     folder for one log and one JSON file for each benchmark (default: gpu_check_results)
 # SHARDS  a folder of `data_prep build --seq_length 128`
-# RUNS    where `paper` keeps its runs (default: $OUT/paper)
+# RUNS    where `recipe` and `paper` keep their runs (default: $OUT/recipe, $OUT/paper)
 #
 # Relative paths start at the repository's root. A stage must end when its own limit and what the stages before it left
 # unused are spent; then it is killed. A stage that fails or is killed does not stop the others. Packages that the host
@@ -43,7 +44,8 @@ export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-${TMPDIR:-/tmp}/bert_
 
 declare -A LIMIT_S=(
     [setup]=45 [tests]=75 [base]=90 [training]=65 [large]=100 [muon]=35 [kernels]=60 [cudnn]=30
-    [deepspeed]=540 [saving]=120 [curves]=480 [sweep]=400 [quality]=900 [modern]=150 [graphs]=150 [paper]=86400
+    [deepspeed]=540 [saving]=120 [curves]=480 [sweep]=400 [quality]=900 [modern]=150 [graphs]=150 [recipe]=400
+    [paper]=86400
 )
 KILL_S=5 # between SIGTERM and SIGKILL
 TOTAL_S="" dry=""
@@ -61,10 +63,10 @@ fi
 for name in "$@"; do
     if [ "$name" = setup ] || [ -z "${LIMIT_S[$name]:-}" ]; then
         echo "error: $name: must be one of tests, base, training, large, muon, kernels, cudnn, deepspeed, saving," \
-            "curves, sweep, quality, modern, graphs, paper" >&2
+            "curves, sweep, quality, modern, graphs, recipe, paper" >&2
         exit 2
     fi
-    if { [ "$name" = quality ] || [ "$name" = paper ]; } && ! [ -d "${SHARDS:-}" ]; then
+    if [[ "$name" =~ ^(quality|recipe|paper)$ ]] && ! [ -d "${SHARDS:-}" ]; then
         echo "error: $name: SHARDS '${SHARDS:-}' is not a folder; must be one of data_prep build --seq_length 128" >&2
         exit 2
     fi
@@ -122,7 +124,7 @@ for name in "$@"; do
     case "$name" in
     tests | training | modern | graphs) modules+=(pytest xdist "${shards[@]}") ;;
     saving | quality) modules+=("${shards[@]}") ;;
-    paper) modules+=("${shards[@]}" scipy) ;;
+    recipe | paper) modules+=("${shards[@]}" scipy) ;;
     curves) modules+=(scipy) ;;
     esac
 done
@@ -162,7 +164,10 @@ print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton
 PYTHON
 }
 bench() { limited python3 -m benchmarks "$@"; }
-gpu_tests() { limited python3 -m pytest -m gpu -q -n 6 "$@"; }
+workers=$(($(nproc) * 3 / 4)) # most tests wait for Triton's compiler
+workers=$((workers < 2 ? 2 : workers > 12 ? 12 : workers))
+# -v, so that the log of a killed stage says which tests failed.
+gpu_tests() { limited python3 -m pytest -m gpu -v -n "$workers" "$@"; }
 contenders=hf_bert_compiled,triton,triton_fp8,pld_batch,pld_sample,pld_token
 train() { # PRESET MICRO_BATCH ARGUMENTS…
     bench train --vocab_size 30528 --dtypes bf16 --steps_per_round 16 --model_preset "$1" --micro_batch_size "$2" "${@:3}"
@@ -186,6 +191,14 @@ quality() { # The paper's JSON at the size `small`, with warm-up and decay short
 paper() {
     bench paper run --scale gpu --seeds 1 --data_dir "$SHARDS" --output_dir "${RUNS:-$OUT/paper}" &&
         bench paper summarize "${RUNS:-$OUT/paper}" --json "$OUT/paper_gpu.json"
+}
+recipe() {
+    local code=0
+    bench paper run --scale recipe_gpu --seeds 1 --variants dense_muon tokens_muon dense_muon_equal_compute \
+        --data_dir "$SHARDS" --output_dir "${RUNS:-$OUT/recipe}" || code=$?
+    # Also what a killed suite has finished.
+    python3 -m benchmarks paper summarize "${RUNS:-$OUT/recipe}" --baseline dense_muon --json "$OUT/recipe_gpu.json" &&
+        return "$code"
 }
 graphs() {
     local rows code=0
@@ -223,6 +236,7 @@ for name in "$@"; do
     quality) stage "$name" 15 quality ;;
     modern) stage "$name" 5 gpu_tests tests/gpu/test_modern_on_gpu.py tests/gpu/test_packed_documents_on_gpu.py ;;
     graphs) stage "$name" 40 graphs ;;
+    recipe) stage "$name" 20 recipe ;;
     paper) stage "$name" 15 paper ;;
     esac
 done

@@ -25,10 +25,13 @@ from bert_pld.kernels.tiles import Tile, ceil_div, element_tile
 def gelu_and_slope(u, TANH: tl.constexpr):
     """Return gelu(u) and gelu'(u) in fp32."""
     if TANH:
-        # σ(2 t) = 1 / (1 + 2^(−2 t log2(e))). The constants are c = 2 √(2/π) log2(e) and 0.044715 c.
+        # σ(2 t) from 2^(−|2 t| log2(e)). The constants are c = 2 √(2/π) log2(e) and 0.044715 c. σ (1 − σ) is computed
+        # without a difference: where σ is near 1, the slope multiplies the error of 1 − σ by up to u³.
         squared = u * u
-        sigmoid = 1.0 / (1.0 + tl.exp2(-u * (2.302208198144325 + 0.1029432395800235 * squared)))
-        slope = sigmoid + u * sigmoid * (1.0 - sigmoid) * (1.5957691216057308 + 0.21406443847660453 * squared)
+        tail = tl.exp2(-tl.abs(u) * (2.302208198144325 + 0.1029432395800235 * squared))
+        upper = 1.0 / (1.0 + tail)
+        sigmoid = tl.where(u < 0.0, tail * upper, upper)
+        slope = sigmoid + u * tail * upper * upper * (1.5957691216057308 + 0.21406443847660453 * squared)
         return u * sigmoid, slope
     # Horner's scheme. Beyond |u| = 9 the tail Φ(−|u|) · |u| is below 1e-17, so |u| is clipped there.
     size = tl.minimum(tl.abs(u), 9.0)

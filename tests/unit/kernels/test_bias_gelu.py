@@ -44,6 +44,15 @@ def test_gelu_far_from_zero_is_the_identity_or_zero(activation, device):
     assert torch.allclose(values.grad.cpu(), torch.tensor([[0.0, 0.0, 1.0, 1.0]]), atol=1e-12)
 
 
+def test_slope_of_gelu_tanh_is_accurate_where_its_sigmoid_is_near_one(device):
+    u = torch.linspace(2.0, 12.0, 4096, dtype=torch.float64)
+    values = u.float().to(device)[None].requires_grad_()
+    fused.bias_gelu(values, torch.zeros(4096, device=device), "gelu_tanh").sum().backward()
+    exact = u.float().double().requires_grad_()
+    torch.nn.functional.gelu(exact, approximate="tanh").sum().backward()
+    assert (values.grad.double().cpu() - exact.grad).abs().max() < 5e-7  # with the difference 1 − σ: 2e-6, on a GPU more
+
+
 def test_empty_input(device):
     bias = torch.randn(96, device=device, requires_grad=True)
     fused.bias_gelu(torch.empty(0, 96, device=device), bias, "gelu").backward(torch.empty(0, 96, device=device))
