@@ -8,19 +8,19 @@
 #
 # Default stages, in this order:
 #   tests      pytest -m gpu: kernels and the fused model; meanwhile Hugging Face's model is compiled for `base`
-#   base       training steps of BERT-base: Hugging Face compiled, Triton kernels, with FP8 products, dropping by batch,
-#              by sample and by token
+#   base       training steps of BERT-base: Hugging Face compiled, Triton kernels, dropping by batch, sample and token
+#   host       BERT-base in small micro-batches, with and without CUDA graphs: what the host costs
 #   training   pytest -m gpu: training runs, ZeRO 1 and 3, dropping by token, Muon, resume
-#   large      as `base`, BERT-large
-#   muon       `base` for one round with Muon, at full depth and dropping by token
+#   large      as `base`, BERT-large, also with FP8 products
 #   kernels    embeddings, add_norm and bias_gelu beside a copy's bandwidth, the last two with other tile sizes
-#   cudnn      `base` for one round without cuDNN's attention
+#   graphs     pytest -m gpu: CUDA graphs
 # By name only:
+#   muon       `base` for one round with Muon, at full depth and dropping by token
+#   cudnn      `base` for one round without cuDNN's attention
 #   deepspeed  DeepSpeed's own fused layer in fp16; builds it first       saving   what a checkpoint costs
 #   curves     loss curves of two backends, six seeds                     sweep    all tile sizes of every kernel
 #   quality    time to a held-out loss beside Hugging Face's classes; needs SHARDS
 #   modern     pytest -m gpu: ModernBERT, and rows of several documents
-#   graphs     tests of CUDA graphs, and BERT-base with and without them, in small and large micro-batches
 #   recipe     dropping by token beside dense runs of equal steps and of equal compute; resumes; needs SHARDS
 #   paper      the paper's variants at the scale `gpu`; hours; resumes; needs SHARDS
 #
@@ -43,9 +43,9 @@ export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/bert_pld_triton}"
 export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-${TMPDIR:-/tmp}/bert_pld_inductor}"
 
 declare -A LIMIT_S=(
-    [setup]=45 [tests]=75 [base]=90 [training]=65 [large]=100 [muon]=35 [kernels]=60 [cudnn]=30
-    [deepspeed]=540 [saving]=120 [curves]=480 [sweep]=400 [quality]=900 [modern]=150 [graphs]=150 [recipe]=400
-    [paper]=86400
+    [setup]=40 [tests]=110 [base]=90 [host]=55 [training]=50 [large]=75 [kernels]=45 [graphs]=35
+    [muon]=40 [cudnn]=40 [deepspeed]=540 [saving]=120 [curves]=480 [sweep]=400 [quality]=900 [modern]=150
+    [recipe]=400 [paper]=86400
 )
 KILL_S=5 # between SIGTERM and SIGKILL
 TOTAL_S="" dry=""
@@ -54,7 +54,7 @@ if [ "${1:-}" = --dry-run ]; then
 fi
 if [ $# -eq 0 ]; then
     TOTAL_S=540
-    set -- tests base training large muon kernels cudnn
+    set -- tests base host training large kernels graphs
 elif [ "$1" = again ]; then
     TOTAL_S=240
     shift
@@ -62,8 +62,8 @@ elif [ "$1" = again ]; then
 fi
 for name in "$@"; do
     if [ "$name" = setup ] || [ -z "${LIMIT_S[$name]:-}" ]; then
-        echo "error: $name: must be one of tests, base, training, large, muon, kernels, cudnn, deepspeed, saving," \
-            "curves, sweep, quality, modern, graphs, recipe, paper" >&2
+        echo "error: $name: must be one of tests, base, host, training, large, kernels, graphs, muon, cudnn," \
+            "deepspeed, saving, curves, sweep, quality, modern, recipe, paper" >&2
         exit 2
     fi
     if [[ "$name" =~ ^(quality|recipe|paper)$ ]] && ! [ -d "${SHARDS:-}" ]; then
@@ -166,16 +166,16 @@ PYTHON
 bench() { limited python3 -m benchmarks "$@"; }
 workers=$(($(nproc) * 3 / 4)) # most tests wait for Triton's compiler
 workers=$((workers < 2 ? 2 : workers > 12 ? 12 : workers))
-# -v, so that the log of a killed stage says which tests failed.
-gpu_tests() { limited python3 -m pytest -m gpu -v -n "$workers" "$@"; }
-contenders=hf_bert_compiled,triton,triton_fp8,pld_batch,pld_sample,pld_token
+# -v, so that the log of a killed stage says which tests failed. A run takes longer than its file's fixtures.
+gpu_tests() { limited python3 -m pytest -m gpu -v -n "$workers" --dist load -p no:benchmark "$@"; }
 train() { # PRESET MICRO_BATCH ARGUMENTS…
-    bench train --vocab_size 30528 --dtypes bf16 --steps_per_round 16 --model_preset "$1" --micro_batch_size "$2" "${@:3}"
+    bench train --vocab_size 30528 --dtypes bf16 --steps_per_round 8 --model_preset "$1" --micro_batch_size "$2" "${@:3}"
 }
+BASE=512 LARGE=256 # sequences of a micro-batch: with fewer, the device waits for a slow host
 first_tests() {
     local code=0
     # Only fills the compile cache; `base` reports whether it works.
-    train base 256 --contenders hf_bert_compiled --rounds 1 --steps_per_round 2 >>"$log" 2>&1 &
+    train base "$BASE" --contenders hf_bert_compiled --rounds 1 --steps_per_round 2 >>"$log" 2>&1 &
     gpu_tests tests/unit/kernels tests/gpu/test_fused_on_gpu.py || code=$?
     wait
     return "$code"
@@ -200,16 +200,15 @@ recipe() {
     python3 -m benchmarks paper summarize "${RUNS:-$OUT/recipe}" --baseline dense_muon --json "$OUT/recipe_gpu.json" &&
         return "$code"
 }
-graphs() {
+host() {
     local rows code=0
-    gpu_tests tests/gpu/test_graphs_on_gpu.py || code=$?
-    for rows in 32 256; do
-        train base "$rows" --contenders triton,triton_graphs,pld_batch,pld_batch_graphs --rounds 3 \
-            --json "$OUT/graphs_$rows.json" || code=$?
+    for rows in 8 64; do
+        train base "$rows" --contenders triton,triton_graphs,pld_batch,pld_batch_graphs,pld_token --rounds 2 \
+            --json "$OUT/host_$rows.json" || code=$?
     done
     return "$code"
 }
-without_cudnn() { TORCH_CUDNN_SDPA_DEPRIORITIZED=1 train base 256 --contenders triton,pld_sample,pld_token --rounds 1 "$@"; }
+without_cudnn() { TORCH_CUDNN_SDPA_DEPRIORITIZED=1 train base "$BASE" --contenders triton,pld_sample,pld_token --rounds 1 "$@"; }
 
 stage setup 3 setup "${modules[@]}"
 if [ "$failed" -ne 0 ]; then
@@ -219,10 +218,13 @@ fi
 for name in "$@"; do
     case "$name" in
     tests) stage "$name" 5 first_tests ;;
-    base) stage "$name" 32 train base 256 --contenders "$contenders" --rounds 3 --profile --json "$OUT/base.json" ;;
+    base) stage "$name" 32 train base "$BASE" --rounds 3 --profile --json "$OUT/base.json" \
+        --contenders hf_bert_compiled,triton,pld_batch,pld_sample,pld_token ;;
+    host) stage "$name" 32 host ;;
     training) stage "$name" 5 gpu_tests tests/gpu/test_training_on_gpu.py -k "fused_blocks or resumed" ;;
-    large) stage "$name" 32 train large 128 --contenders "$contenders" --rounds 3 --profile --json "$OUT/large.json" ;;
-    muon) stage "$name" 15 train base 256 --optimizer Muon --contenders triton,pld_token --rounds 1 \
+    large) stage "$name" 32 train large "$LARGE" --rounds 3 --profile --json "$OUT/large.json" \
+        --contenders hf_bert_compiled,triton,triton_fp8,pld_batch,pld_token ;;
+    muon) stage "$name" 15 train base "$BASE" --optimizer Muon --contenders triton,pld_token --rounds 1 \
         --json "$OUT/muon.json" ;;
     kernels) stage "$name" 30 bench kernels --peers none --tokens 32768 --hidden 768 \
         --operations embed,add_norm,bias_gelu --sweep --rounds 5 --json "$OUT/kernels.json" ;;
@@ -235,7 +237,7 @@ for name in "$@"; do
     sweep) stage "$name" 45 bench kernels --sweep --peers none --tokens 32768 --hidden 1024 --json "$OUT/sweep.json" ;;
     quality) stage "$name" 15 quality ;;
     modern) stage "$name" 5 gpu_tests tests/gpu/test_modern_on_gpu.py tests/gpu/test_packed_documents_on_gpu.py ;;
-    graphs) stage "$name" 40 graphs ;;
+    graphs) stage "$name" 5 gpu_tests tests/gpu/test_graphs_on_gpu.py ;;
     recipe) stage "$name" 20 recipe ;;
     paper) stage "$name" 15 paper ;;
     esac

@@ -95,6 +95,7 @@ SHOWN = (
     Shown("continued_cpu", "docs/continue_from_hugging_face.md", "continued_cpu.json", result_tables.continued),
     Shown("quality_cpu", "docs/results/peers_cpu.md", "quality_cpu.json", _as_printed(quality.report)),
     Shown("train_cpu", "docs/results/peers_cpu.md", "bench_train_peers_cpu.json", _as_printed(train.report)),
+    Shown("gpu_base", "docs/results/gpu.md", "gpu_base_h200.json", _as_printed(train.report)),
     Shown("modernbert_cpu", "docs/results/peers_cpu.md", "bench_train_modernbert_cpu.json", _as_printed(train.report)),
     Shown("data_cpu", "docs/results/peers_cpu.md", "bench_data_peers_cpu.json", _as_printed(data.report)),
     Shown("full_run_work", "docs/reproducing.md", None, full_run_tables.work),

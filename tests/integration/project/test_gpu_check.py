@@ -18,7 +18,7 @@ from bert_pld.cli import EXTRAS
 from bert_pld.config import load_config
 
 SCRIPT = REPOSITORY / "scripts" / "gpu_check.sh"
-STAGES = ["setup", "tests", "base", "training", "large", "muon", "kernels", "cudnn"]
+STAGES = ["setup", "tests", "base", "host", "training", "large", "kernels", "graphs"]
 WHEELS = REPOSITORY / "scripts" / "gpu_wheels.sh"
 SUBJECTS = sorted(set(re.findall(r"\bbench (\w+)", SCRIPT.read_text())))
 # Stands for python3: notes its arguments and writes the JSON file; tests fail and BERT-large hangs. With SETUP, `setup`
@@ -200,8 +200,8 @@ def test_documentation_lists_the_packages_that_setup_imports():
     rows = {tuple(re.findall(r"`(\w+)`", stages)): packages.split(", ") for stages, packages in rows.items()}
     assert rows == {
         ("tests", "training", "modern", "graphs"): ["pytest", "pytest-xdist", *shards],
-        ("saving", "quality", "paper"): shards,
-        ("curves", "paper"): ["scipy"],
+        ("saving", "quality", "recipe", "paper"): shards,
+        ("curves", "recipe", "paper"): ["scipy"],
     }
     assert {"pytest", "pytest-xdist", *shards} <= set(wheels_of_the_host())
     assert set(EXTRAS["pretrain"]) <= set(wheels_of_the_host()), (
@@ -214,10 +214,10 @@ def test_failed_and_hung_stages_lose_no_other_stage(stand_ins, tmp_path):
     done = run_captured(["bash", SCRIPT], expect=1, env=environment)
     rows = dict(re.findall(r"^(\w+) +\d+ s  (.*)$", done.stdout, re.MULTILINE))
     assert list(rows) == STAGES
-    assert rows["tests"] == rows["training"] == "FAILED: exit 1"
+    assert rows["tests"] == rows["training"] == rows["graphs"] == "FAILED: exit 1"
     assert rows["large"] == "FAILED: killed at its limit"
-    assert {rows[name] for name in ("setup", "base", "muon", "kernels", "cudnn")} == {"ok"}
-    written = ["base.json", "cudnn.json", "gpu_check.log", "kernels.json", "muon.json"]
+    assert {rows[name] for name in ("setup", "base", "host", "kernels")} == {"ok"}
+    written = ["base.json", "gpu_check.log", "host_64.json", "host_8.json", "kernels.json"]
     assert sorted(path.name for path in out.iterdir()) == written
     lines = calls.read_text().splitlines()
     limits = [int(line.split()[1]) for line in lines if line.startswith("limit")]

@@ -50,7 +50,9 @@ def test_slope_of_gelu_tanh_is_accurate_where_its_sigmoid_is_near_one(device):
     fused.bias_gelu(values, torch.zeros(4096, device=device), "gelu_tanh").sum().backward()
     exact = u.float().double().requires_grad_()
     torch.nn.functional.gelu(exact, approximate="tanh").sum().backward()
-    assert (values.grad.double().cpu() - exact.grad).abs().max() < 5e-7  # with the difference 1 − σ: 2e-6, on a GPU more
+    assert (
+        values.grad.double().cpu() - exact.grad
+    ).abs().max() < 5e-7  # with the difference 1 − σ: 2e-6, on a GPU more
 
 
 def test_empty_input(device):
