@@ -185,7 +185,9 @@ def kept_layouts(
 
 
 def token_layouts(
-    layout: TokenLayout, subsets: Sequence[tuple[Tensor, NDArray[np.int64]] | tuple[None, None]]
+    layout: TokenLayout,
+    subsets: Sequence[tuple[Tensor, NDArray[np.int64]] | tuple[None, None]],
+    memory: Tensor | None = None,
 ) -> list[tuple[TokenLayout, RowMap | None]]:
     """Compute for each block the layout of the tokens that it keeps and their rows in the stream.
 
@@ -193,6 +195,7 @@ def token_layouts(
         layout: the stream's layout.
         subsets: for each block the kept tokens, bool [B, S], and on the host their number in each sequence, [B];
             (None, None): all tokens.
+        memory: int32 [blocks that do not keep all tokens, T], for the row maps; None allocates it.
 
     Returns:
         Layout and row map of each block; the row map is None if all tokens are kept.
@@ -205,7 +208,8 @@ def token_layouts(
     if layout.positions is not None:
         flat = flat.index_select(1, layout.positions)
     kept_before = flat.cumsum(1, dtype=torch.int32)
-    compact_rows = iter(torch.where(flat, kept_before - 1, -1).unbind())
+    maps = torch.where(flat, kept_before - 1, -1)
+    compact_rows = iter((maps if memory is None else memory.copy_(maps)).unbind())
     documents = layout.documents
     edges_of_documents: Iterator[Tensor] = iter(())
     if documents is not None:

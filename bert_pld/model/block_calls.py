@@ -38,17 +38,27 @@ class BlockCall:
     """int64 [R]: the rows that anything after this block's attention is needed for; None: all."""
 
 
+@dataclasses.dataclass(frozen=True)
+class FixedMemory:
+    """Memory from which captured blocks read what changes with each forward."""
+
+    words: Tensor
+    """int32 [2 · blocks, 4]: the words of the joins."""
+    rows: Tensor
+    """int32 [blocks that run on some tokens, T]: the row maps of these blocks."""
+
+
 def block_calls(
     encoder: Encoder,
     layout: TokenLayout,
     gates: Sequence[BlockGate] | None,
     probabilities: tuple[float, float],
-    words: Tensor | None = None,
+    memory: FixedMemory | None = None,
 ) -> Iterator[tuple[Any, BlockCall, bool]]:
     """Yield each block to call, its arguments, and whether it is kept; else it is called on no rows.
 
-    `probabilities` are the dropout probabilities of the sub-layers' outputs in training. `words` is memory for the
-    words of the joins, int32 [2 · blocks, 4]; None allocates it.
+    `probabilities` are the dropout probabilities of the sub-layers' outputs in training. What the calls read on the
+    device is put into `memory`; None allocates it.
     """
     if gates is None:
         gates = [BlockGate(keep=True, scale=1.0, keep_probability=1.0)] * len(encoder.blocks)
@@ -56,7 +66,7 @@ def block_calls(
     seed = draw_seed() if first or second else 0
     if any(gate.tokens is not None for gate in gates):
         subsets = [(None, None) if gate.tokens is None else (gate.tokens.kept, gate.tokens.counts) for gate in gates]
-        layouts = token_layouts(layout, subsets)
+        layouts = token_layouts(layout, subsets, None if memory is None else memory.rows)
     else:
         layouts = kept_layouts(layout, [gate.rows_on_host if gate.keep else None for gate in gates])
     no_rows = TokenLayout(layout.lengths[:0], layout.padded_length, layout.device)
@@ -67,7 +77,7 @@ def block_calls(
             for output, probability in enumerate((first, second))
         ],
         layout.device,
-        words,
+        None if memory is None else memory.words,
     )
     of_blocks = zip(joins[::2], joins[1::2], strict=True)
     for block, gate, (own, rows), both in zip(encoder.blocks, gates, layouts, of_blocks, strict=True):

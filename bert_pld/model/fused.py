@@ -223,8 +223,8 @@ def _run_pre_norm_blocks(
     bias: Tensor | None = None
     pending: Join | None = None
     dropout = (encoder.config.hidden_dropout,) * 2
-    run, words = block_runner(encoder, stream, layout, gates, dropout, functools.partial(_call_pre_norm, encoder))
-    for block, call, keep in block_calls(encoder, layout, gates, dropout, words):
+    run, memory = block_runner(encoder, stream, layout, gates, dropout, functools.partial(_call_pre_norm, encoder))
+    for block, call, keep in block_calls(encoder, layout, gates, dropout, memory):
         if not keep:
             # The zero is added where that is cheapest: to H numbers if an output is pending.
             if bias is None:
@@ -252,8 +252,8 @@ def _run_post_norm_blocks(
 ) -> Tensor:
     dropout = (encoder.config.hidden_dropout,) * 2
     call_block = functools.partial(_call_post_norm, encoder)
-    run, words = block_runner(encoder, hidden_states, layout, gates, dropout, call_block)
-    for block, call, keep in block_calls(encoder, layout, gates, dropout, words):
+    run, memory = block_runner(encoder, hidden_states, layout, gates, dropout, call_block)
+    for block, call, keep in block_calls(encoder, layout, gates, dropout, memory):
         if not keep:
             hidden_states = hidden_states + run_on_no_rows(block, hidden_states, call)
         elif call.rows is None:

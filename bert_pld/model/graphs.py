@@ -6,8 +6,9 @@ of memory, which they share as ordinary blocks do: what one block frees, a later
 Neighbours are chained: a block's results lie where the next block reads, and its gradients where the one before reads.
 Only where a block between was left out are they copied, into the memory of that block, which nobody else reads.
 
-Seeds and scales are on the device (`kernels/joins.py`); attention's dropout is drawn from torch's generator, whose
-state a replay reads. So every replay has its own dropout, and the same one as ordinary launches.
+Seeds, scales and row maps are on the device, in memory of their own (`FixedMemory`); attention's dropout is drawn from
+torch's generator, whose state a replay reads. So every replay has its own tokens and its own dropout, the same ones as
+ordinary launches.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bert_pld.kernels.layout import TokenLayout
-from bert_pld.model.block_calls import BlockCall, block_calls
+from bert_pld.model.block_calls import BlockCall, FixedMemory, block_calls
 from bert_pld.model.encoder import Encoder
 from bert_pld.pld.gates import BlockGate
 
@@ -140,53 +141,75 @@ class BlockGraph:
 class BlockGraphs:
     """The captured blocks of an encoder: all but the last, which runs on a varying number of chosen tokens.
 
-    They are captured in the first training forward that has no padding and in which every block runs on all tokens or
-    on none. Later forwards of that shape replay them; other forwards, and blocks without a pending output where one was
-    captured, run as usual. As soon as a block runs on some tokens only, the graphs are given up for good: ordinary
-    blocks, which then follow, would need as much memory again.
+    They are captured in the first training forward that has no padding and in which every block runs on all tokens, on
+    a fixed number of tokens of each sequence, or on none. Later forwards of these shapes replay them. Other forwards,
+    and blocks without a pending output where one was captured, run as usual. Other shapes that come several times in a
+    row are captured in turn, so that a run that warms up and finishes dense is captured three times. Each time they
+    must come twice as often as before, because capturing takes longer than a step.
+
+    As soon as a block runs on other tokens, the graphs are given up: ordinary blocks need as much memory again.
     """
 
     def __init__(self, make_recorder: Callable[[], Recorder]) -> None:
         self._make_recorder = make_recorder
         self._graphs: dict[nn.Module, BlockGraph] = {}
-        self._shape: Any = None
-        self._given_up = False
+        self._shapes: Any = None
+        """The shapes that are captured, or were captured last."""
+        self._candidate: Any = None
+        self._times, self._enough = 0, 1
+        """How often the candidate came in a row, and how often it must come to be captured."""
         self._parameters: list[Tensor] = []
         self._addresses: list[int] = []
-        self.words: Tensor | None = None
-        """int32 [joins, 4]: the memory in which captured blocks read the words of their joins."""
+        self.memory: FixedMemory | None = None
+        """What captured blocks read; None: nothing is captured."""
 
     def start(self, encoder: Encoder, stream: Tensor, layout: TokenLayout, gates: Sequence[BlockGate] | None) -> bool:
         """Return whether this forward can replay blocks; if they are not captured yet, `capture` must follow."""
-        if self._given_up or not (encoder.training and torch.is_grad_enabled()):
+        if not (encoder.training and torch.is_grad_enabled()):
             return False
-        if any(gate.keep and (gate.rows is not None or gate.tokens is not None) for gate in gates or ()):
-            self._given_up, self._graphs, self.words, self._parameters = True, {}, None, []
+        kept = _kept_tokens(encoder, gates)
+        if self._graphs and kept != self._shapes[-1]:
+            self._give_up()
+        if kept is None or layout.cumulative_lengths is not None or layout.documents is not None:
             return False
-        if layout.cumulative_lengths is not None or layout.documents is not None:
-            return False
-        return self._shape in (None, _shape_of(stream, layout))
+        shapes = stream.shape, stream.dtype, stream.device, layout.padded_length, kept
+        if self._graphs and shapes == self._shapes:
+            self._times = 0
+            return True
+        self._times = self._times + 1 if shapes == self._candidate else 1
+        self._candidate = shapes
+        return self._times >= self._enough
 
     @property
     def is_captured(self) -> bool:
-        """Whether the blocks are captured, with the parameters where they are now."""
-        return self.words is not None and self._addresses == [one.data_ptr() for one in self._parameters]
+        """Whether the shapes of this forward are captured, with the parameters where they are now."""
+        addresses = [one.data_ptr() for one in self._parameters]
+        return self.memory is not None and self._times == 0 and self._addresses == addresses
 
     def capture(
         self,
         encoder: Encoder,
         stream: Tensor,
         layout: TokenLayout,
+        gates: Sequence[BlockGate] | None,
         probabilities: tuple[float, float],
         call_block: CallBlock,
     ) -> None:
-        """Capture the blocks for streams of this shape; random generators stay as they are."""
+        """Capture the blocks for streams and kept tokens of these shapes; random generators stay as they are."""
+        self._give_up()
+        if self._times:
+            self._shapes, self._times, self._enough = self._candidate, 0, 2 * self._enough
+        some = sum(gate.tokens is not None for gate in gates or ())
         recorder, pending = self._make_recorder(), None
-        self._shape, self._graphs = _shape_of(stream, layout), {}
-        self.words = torch.zeros(2 * len(encoder.blocks), 4, dtype=torch.int32, device=stream.device)
+        self.memory = FixedMemory(
+            torch.zeros(2 * len(encoder.blocks), 4, dtype=torch.int32, device=stream.device),
+            torch.zeros(some, stream.shape[0], dtype=torch.int32, device=stream.device),
+        )
         inputs = [torch.zeros_like(stream)]
         with torch.random.fork_rng([stream.device] if stream.device.type == "cuda" else []):
-            for block, call, _ in list(block_calls(encoder, layout, None, probabilities, self.words))[:-1]:
+            # A block that is dropped in this forward runs in others; at token granularity none is dropped.
+            calls = block_calls(encoder, layout, gates if some else None, probabilities, self.memory)
+            for block, call, _ in list(calls)[:-1]:
                 graph = BlockGraph(block, dataclasses.replace(call, pending=pending), call_block, inputs)
                 recorder.rehearse(graph.rehearsal)
                 graph.capture_forward(recorder)
@@ -199,6 +222,9 @@ class BlockGraphs:
                 upstream = graph.gradients[: graph.chained]
         self._parameters = [one for graph in self._graphs.values() for one in graph.parameters]
         self._addresses = [one.data_ptr() for one in self._parameters]
+
+    def _give_up(self) -> None:
+        self._graphs, self.memory, self._parameters = {}, None, []
 
     def run(self, call_block: CallBlock, block: nn.Module, inputs: Inputs, call: BlockCall) -> tuple[Tensor, ...]:
         """Replay a block, or run it as usual."""
@@ -216,14 +242,14 @@ def block_runner(
     gates: Sequence[BlockGate] | None,
     probabilities: tuple[float, float],
     call_block: CallBlock,
-) -> tuple[CallBlock, Tensor | None]:
-    """Return what runs this forward's blocks, `call_block` or graphs of it, and the memory of their joins' words."""
+) -> tuple[CallBlock, FixedMemory | None]:
+    """Return what runs this forward's blocks, `call_block` or graphs of it, and the memory that the graphs read."""
     graphs: BlockGraphs | None = encoder.graphs
     if graphs is None or not graphs.start(encoder, stream, layout, gates):
         return call_block, None
     if not graphs.is_captured:
-        graphs.capture(encoder, stream, layout, probabilities, call_block)
-    return functools.partial(graphs.run, call_block), graphs.words
+        graphs.capture(encoder, stream, layout, gates, probabilities, call_block)
+    return functools.partial(graphs.run, call_block), graphs.memory
 
 
 class _Caller(nn.Module):
@@ -255,8 +281,18 @@ class _Replay(torch.autograd.Function):
         return None, None, None, *in_place, *copied
 
 
-def _shape_of(stream: Tensor, layout: TokenLayout) -> tuple[Any, ...]:
-    return stream.shape, stream.dtype, stream.device, layout.padded_length
+def _kept_tokens(encoder: Encoder, gates: Sequence[BlockGate] | None) -> tuple[int | None, ...] | None:
+    """Return how many tokens each block keeps, None: all or none; or None if the blocks cannot be captured.
+
+    A Post-LN block takes and returns its own rows, so its neighbours' memory has other shapes.
+    """
+    gates = gates or ()
+    if any(gate.keep and gate.rows is not None for gate in gates):
+        return None
+    kept = tuple(None if gate.tokens is None else int(gate.tokens.counts.sum()) for gate in gates)
+    if not any(kept):
+        return ()
+    return None if encoder.final_norm is None else kept
 
 
 def _place(memory: Tensor, value: Tensor) -> None:

@@ -122,8 +122,8 @@ def _run_blocks(
         return encoder.recomputed(block)(*inputs, placed=PlacedCall(call, places, zeros))
 
     dropout = config.attention_dropout, 0.0
-    run, words = block_runner(encoder, stream, layout, gates, dropout, call_block)
-    for block, call, keep in block_calls(encoder, layout, gates, dropout, words):
+    run, memory = block_runner(encoder, stream, layout, gates, dropout, call_block)
+    for block, call, keep in block_calls(encoder, layout, gates, dropout, memory):
         if not keep:
             nothing = PlacedCall(call, dataclasses.replace(kinds[block.is_local], positions=positions[:0]), zeros)
             no_stream, no_values = block(stream[:0], None, placed=nothing)

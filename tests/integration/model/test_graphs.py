@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from called_again import capture_blocks
@@ -9,6 +10,7 @@ from modern_model import make_modern, modern_batch
 from tiny_model import ROWS, SEQ, drawn_gates, fixed_gates, make_batch, make_model, step_of_sgd
 
 from bert_pld.model import use_backend
+from bert_pld.pld import Schedule, draw_gates
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted kernels only"),
@@ -105,14 +107,46 @@ def test_padded_micro_batches_other_sizes_and_evaluation_run_as_usual_between_re
     assert graphs.replays == [2, 2]
 
 
-@pytest.mark.parametrize("granularity", ["sample", pytest.param("token", marks=pytest.mark.thorough)])
-def test_graphs_are_given_up_when_a_block_runs_on_some_tokens_only(granularity):
-    model, graphs = captured(num_layers=2)
+@pytest.mark.parametrize(
+    ("granularity", "options"),
+    [
+        ("sample", {}),
+        pytest.param("token", {}, marks=pytest.mark.thorough),
+        pytest.param("token", {"normalization": "post"}, marks=pytest.mark.thorough),
+    ],
+    ids=["sample", "token", "token-post"],
+)
+def test_graphs_are_given_up_when_a_block_runs_on_some_tokens_only(granularity, options):
+    model, graphs = captured(num_layers=2, **options)
     train(model, [[None]], FULL["bert"])
-    check_runs_as_usual(model, drawn_gates(granularity, num_layers=2, padded=False), FULL["bert"])
-    assert model.encoder.graphs.words is None
+    gates = drawn_gates(granularity, num_layers=2, padded=False)
+    other = ordinary(num_layers=2, **options)
+    other.load_state_dict(model.state_dict())
+    assert_same_bits(train(model, [[gates]], FULL["bert"]), train(other, [[gates]], FULL["bert"]))
+    assert model.encoder.graphs.memory is None
     train(model, [[None]], FULL["bert"])
     assert graphs.replays == [1, 1]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_replayed_blocks_run_on_the_tokens_of_their_own_micro_batch(architecture):
+    rows, seq = FULL[architecture]["input_ids"].shape
+    shape = {"lengths": np.full(rows, seq), "padded_length": seq, "rows": rows}
+    schedule = Schedule(3, 0.5, temporal="constant")
+    steps = [[draw_gates(schedule, granularity="token", seed=1, step=step, **shape)] for step in range(3)]
+    model, graphs = captured(architecture, num_layers=3)
+    found = train(model, steps, FULL[architecture], graphs)
+    assert_same_bits(found, train(ordinary(architecture, num_layers=3), steps, FULL[architecture]))
+    assert graphs.replays == [3, 3, 3, 3]
+
+
+def test_dense_warm_up_dropping_by_token_and_dense_finish_are_captured_in_turn():
+    """The second shapes are captured when they come the second time in a row, the third ones the fourth time."""
+    dropping = [[drawn_gates("token", num_layers=2, step=step, padded=False)] for step in range(3)]
+    steps = [[None], *dropping, *[[None]] * 5]
+    model, graphs = captured(num_layers=2)
+    assert_same_bits(train(model, steps, FULL["bert"], graphs), train(ordinary(num_layers=2), steps, FULL["bert"]))
+    assert graphs.replays == [1, 1, 2, 2, 2, 2]
 
 
 def test_replays_draw_new_dropout_from_a_new_seed_and_the_same_from_the_same():
