@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bert_pld.kernels.documents import Documents, document_edges, documents_in_rows
+from bert_pld.kernels.filling import Filling
 from bert_pld.kernels.reference import RowMap
 from bert_pld.pld.subsets import upload
 
@@ -24,11 +25,24 @@ _ABSENT = np.int32(-(2**30))
 
 
 @dataclasses.dataclass(frozen=True)
+class FixedRows:
+    """Memory from which captured blocks read the rows that they run on."""
+
+    maps: Tensor
+    """int32 [blocks that do not keep all tokens, T]: `RowMap.compact_row` of each of these blocks."""
+    edges: Tensor
+    """int32 [1 + these blocks, B + F + 1]: `TokenLayout.cumulative_lengths` of the stream, then of each of them."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenLayout:
-    """The layout of B sequences of at most S tokens, stored one after the other."""
+    """The layout of B sequences of at most S tokens, stored one after the other.
+
+    Fillers may follow them (`filling.py`).
+    """
 
     lengths: NDArray[np.int64]
-    """[B]: number of rows of each sequence in the hidden states."""
+    """[B + F]: number of rows of each sequence in the hidden states, then of each of F sequences of fillers."""
     padded_length: int
     """S, the sequence length with padding."""
     device: torch.device
@@ -40,6 +54,8 @@ class TokenLayout:
     """int64 [B · S]: the inverse of `positions`, undefined at padding; None if the two are equal."""
     documents: Documents | None = None
     """The documents in the sequences; None: each token attends to its whole sequence."""
+    filling: Filling | None = None
+    """How many fillers there are; None: there are none, and F is 0."""
 
     @property
     def total(self) -> int:
@@ -48,14 +64,24 @@ class TokenLayout:
 
     @property
     def longest(self) -> int:
-        """Number of rows of the longest sequence."""
-        return int(self.lengths.max(initial=0))
+        """Number of rows of the longest sequence; with fillers, a number that is the same for every micro-batch."""
+        return int(self.lengths.max(initial=0)) if self.filling is None else self.padded_length
+
+    @property
+    def sequences(self) -> int:
+        """B."""
+        return len(self.lengths) - (0 if self.filling is None else self.filling.sequences)
+
+    @property
+    def tokens(self) -> int:
+        """Number of rows that are no fillers."""
+        return int(self.lengths[: self.sequences].sum())
 
     @property
     def first_rows(self) -> Tensor:
         """int64 [B]: row of each sequence's first token."""
         if self.cumulative_lengths is not None:
-            return self.cumulative_lengths[:-1].long()
+            return self.cumulative_lengths[: self.sequences].long()
         return torch.arange(len(self.lengths), device=self.device) * self.padded_length
 
     @property
@@ -82,10 +108,11 @@ class TokenLayout:
 
     def pad(self, values: Tensor) -> Tensor:
         """Add padding with zeros: [T, …] → [B, S, …]."""
-        shape = (len(self.lengths), self.padded_length, *values.shape[1:])
+        shape = (self.sequences, self.padded_length, *values.shape[1:])
         if self.positions is None:
             return values.view(shape)
-        return values.new_zeros(shape).flatten(0, 1).index_copy(0, self.positions, values).view(shape)
+        positions, values = self.positions[: self.tokens], values[: self.tokens]
+        return values.new_zeros(shape).flatten(0, 1).index_copy(0, positions, values).view(shape)
 
 
 def padded_layout(input_ids: Tensor, document_lengths: NDArray[np.int64] | None = None) -> TokenLayout:
@@ -97,7 +124,10 @@ def padded_layout(input_ids: Tensor, document_lengths: NDArray[np.int64] | None 
 
 
 def packed_layout(
-    attention_mask: Tensor, lengths: NDArray[np.int64] | None, document_lengths: NDArray[np.int64] | None = None
+    attention_mask: Tensor,
+    lengths: NDArray[np.int64] | None,
+    document_lengths: NDArray[np.int64] | None = None,
+    filling: Filling | None = None,
 ) -> TokenLayout:
     """Return the layout in which only tokens have rows, not padding.
 
@@ -106,20 +136,28 @@ def packed_layout(
         lengths: [B], number of tokens of each sequence, on the host; None reads the mask, which waits for its device. A
             ValueError then names a row with padding before a token: its rows here would not be its positions.
         document_lengths: [D], tokens of each document, sequence by sequence, on the host; None: there are no documents.
+        filling: fillers that follow, which must fit; None: there are none.
     """
-    _batch, padded_length = attention_mask.shape
+    padded_length = attention_mask.shape[1]
     if lengths is None:
         lengths = _lengths_of(attention_mask)
+    flat, device, tokens = attention_mask.flatten(), attention_mask.device, int(lengths.sum())
+    positions = torch.nonzero_static(flat, size=tokens).squeeze(1)
+    documents = None if document_lengths is None else documents_in_rows(document_lengths, lengths, device)
+    if filling is not None:
+        fillers = filling.rows() - tokens
+        lengths = np.concatenate([lengths, filling.lengths(fillers)])
+        positions = F.pad(positions, (0, fillers))  # They repeat the first token.
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    flat, device = attention_mask.flatten(), attention_mask.device
     return TokenLayout(
         lengths,
         padded_length,
         device,
         cumulative_lengths=upload(starts, device),
-        positions=torch.nonzero_static(flat, size=int(starts[-1])).squeeze(1),
+        positions=positions,
         row_of_position=flat.cumsum(0) - 1,
-        documents=None if document_lengths is None else documents_in_rows(document_lengths, lengths, device),
+        documents=documents,
+        filling=filling,
     )
 
 
@@ -187,7 +225,8 @@ def kept_layouts(
 def token_layouts(
     layout: TokenLayout,
     subsets: Sequence[tuple[Tensor, NDArray[np.int64]] | tuple[None, None]],
-    memory: Tensor | None = None,
+    shares: Sequence[float] = (),
+    memory: FixedRows | None = None,
 ) -> list[tuple[TokenLayout, RowMap | None]]:
     """Compute for each block the layout of the tokens that it keeps and their rows in the stream.
 
@@ -195,7 +234,8 @@ def token_layouts(
         layout: the stream's layout.
         subsets: for each block the kept tokens, bool [B, S], and on the host their number in each sequence, [B];
             (None, None): all tokens.
-        memory: int32 [blocks that do not keep all tokens, T], for the row maps; None allocates it.
+        shares: for each block the share of the tokens that it keeps; needed where the stream has fillers.
+        memory: where row maps and cumulative lengths are put; None allocates it.
 
     Returns:
         Layout and row map of each block; the row map is None if all tokens are kept.
@@ -204,32 +244,44 @@ def token_layouts(
     some = [count for _, count in subsets if count is not None]
     if not masks:
         return [(layout, None)] * len(subsets)
-    flat = torch.stack(masks).flatten(1)
+    flat, filling = torch.stack(masks).flatten(1), layout.filling
     if layout.positions is not None:
         flat = flat.index_select(1, layout.positions)
+    if filling is not None:
+        of_some = [share for (_, count), share in zip(subsets, shares, strict=True) if count is not None]
+        fillers = [filling.rows(share) - int(count.sum()) for count, share in zip(some, of_some, strict=True)]
+        first = torch.arange(layout.total, device=layout.device) - layout.tokens
+        limits = upload(np.array(fillers, np.int32), layout.device)[:, None]
+        flat = torch.where(first < 0, flat, first < limits)
+        some = [np.concatenate([count, filling.lengths(more)]) for count, more in zip(some, fillers, strict=True)]
     kept_before = flat.cumsum(1, dtype=torch.int32)
     maps = torch.where(flat, kept_before - 1, -1)
-    compact_rows = iter((maps if memory is None else memory.copy_(maps)).unbind())
+    compact_rows = iter((maps if memory is None else memory.maps.copy_(maps)).unbind())
     documents = layout.documents
     edges_of_documents: Iterator[Tensor] = iter(())
     if documents is not None:
         # How many of a document's tokens a block keeps is known on the device alone, and so are their edges.
         edges_of_documents = iter(F.pad(kept_before, (1, 0)).index_select(1, documents.edges).unbind())
     packed = layout.cumulative_lengths is not None
-    edges = np.concatenate([np.concatenate([[0], np.cumsum(count)]) for count in some]).astype(np.int32)
-    cumulative = iter(upload(edges, layout.device).view(len(some), -1).unbind() if packed else [None] * len(some))
+    cumulative: Iterator[Tensor | None] = iter([None] * len(some))
+    if packed:
+        edges = np.stack([np.concatenate([[0], np.cumsum(count)]) for count in some]).astype(np.int32)
+        uploaded = upload(edges, layout.device)
+        cumulative = iter((uploaded if memory is None else memory.edges[1:].copy_(uploaded)).unbind())
 
     result: list[tuple[TokenLayout, RowMap | None]] = []
-    for _, count in subsets:
-        if count is None:
+    counts = iter(some)
+    for mask, _ in subsets:
+        if mask is None:
             result.append((layout, None))
             continue
-        longest = int(count.max(initial=0))
+        count = next(counts)
+        longest = int(count.max(initial=0)) if filling is None else layout.padded_length
         own_documents = None
         if documents is not None:
             limit = min(documents.longest, longest)
             own_documents = dataclasses.replace(documents, edges=next(edges_of_documents), longest=limit)
-        own = TokenLayout(count, longest, layout.device, cumulative_lengths=next(cumulative), documents=own_documents)
+        own = TokenLayout(count, longest, layout.device, next(cumulative), documents=own_documents, filling=filling)
         result.append((own, RowMap(next(compact_rows), own.total)))
     return result
 

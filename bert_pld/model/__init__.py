@@ -57,7 +57,8 @@ def use_backend(model: BertForPreTraining, name: str, device_type: str) -> None:
                 "model.cuda_graphs: true needs an NVIDIA GPU and model.kernels 'triton';"
                 f" the device is {device_type}, the kernels are {backend!r}"
             )
-        from bert_pld.model.graphs import BlockGraphs, CudaRecorder
+        from bert_pld.model.block_graph import CudaRecorder
+        from bert_pld.model.graphs import BlockGraphs
 
         encoder.graphs = BlockGraphs(CudaRecorder)
     if model.config.fp8:

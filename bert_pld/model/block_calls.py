@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bert_pld.kernels.dropout import CounterDropout
 from bert_pld.kernels.joins import on_device
-from bert_pld.kernels.layout import TokenLayout, kept_layouts, token_layouts
+from bert_pld.kernels.layout import FixedRows, TokenLayout, kept_layouts, token_layouts
 from bert_pld.kernels.reference import Join, RowMap
 from bert_pld.model.encoder import Encoder
 from bert_pld.pld.gates import BlockGate
@@ -44,8 +44,8 @@ class FixedMemory:
 
     words: Tensor
     """int32 [2 · blocks, 4]: the words of the joins."""
-    rows: Tensor
-    """int32 [blocks that run on some tokens, T]: the row maps of these blocks."""
+    rows: FixedRows
+    """The rows of the stream and of each block."""
 
 
 def block_calls(
@@ -64,9 +64,13 @@ def block_calls(
         gates = [BlockGate(keep=True, scale=1.0, keep_probability=1.0)] * len(encoder.blocks)
     first, second = probabilities if encoder.training else (0.0, 0.0)
     seed = draw_seed() if first or second else 0
+    if memory is not None and layout.cumulative_lengths is not None:
+        edges = memory.rows.edges[0].copy_(layout.cumulative_lengths)
+        layout = dataclasses.replace(layout, cumulative_lengths=edges)
     if any(gate.tokens is not None for gate in gates):
         subsets = [(None, None) if gate.tokens is None else (gate.tokens.kept, gate.tokens.counts) for gate in gates]
-        layouts = token_layouts(layout, subsets, None if memory is None else memory.rows)
+        shares = [gate.keep_probability for gate in gates]
+        layouts = token_layouts(layout, subsets, shares, None if memory is None else memory.rows)
     else:
         layouts = kept_layouts(layout, [gate.rows_on_host if gate.keep else None for gate in gates])
     no_rows = TokenLayout(layout.lengths[:0], layout.padded_length, layout.device)

@@ -21,19 +21,22 @@ from torch import Tensor, nn
 from bert_pld.kernels.add_norm import add_norm
 from bert_pld.kernels.attention import self_attention
 from bert_pld.kernels.bias_gelu import bias_gelu
+from bert_pld.kernels.filling import Filling
 from bert_pld.kernels.layout import TokenLayout, packed_layout, padded_layout
 from bert_pld.kernels.reference import Join
 from bert_pld.model.block import SwitchableBlock
 from bert_pld.model.block_calls import BlockCall, block_calls
+from bert_pld.model.block_graph import Inputs
 from bert_pld.model.encoder import Encoder
 from bert_pld.model.fused_embeddings import embed_fused, embedding_dropout
-from bert_pld.model.graphs import Inputs, block_runner
+from bert_pld.model.graphs import block_runner
 from bert_pld.pld.gates import BlockGate, last_whole_block
 
 
 def install(encoder: Encoder) -> None:
     """Make BERT's encoder run through fused kernels."""
-    encoding = FusedEncoding(_embed, _run_post_norm_blocks if encoder.final_norm is None else _run_pre_norm_blocks)
+    run_blocks = _run_post_norm_blocks if encoder.final_norm is None else _run_pre_norm_blocks
+    encoding = FusedEncoding(_embed, run_blocks, fills=True)
     encoder.run, encoder.run_chosen, encoder.leaves_padding_out = encoding.encode, encoding.encode_chosen, True
     encoder.embeddings.run = embed_fused
     for block in encoder.blocks:
@@ -162,6 +165,8 @@ class FusedEncoding:
     """Embed the tokens: encoder, ids and segments [B, S], layout → [T, H]."""
     run_blocks: Callable[[Encoder, Tensor, TokenLayout, Sequence[BlockGate] | None, Chosen], Tensor]
     """Run the blocks and the final LayerNorm: [T, H] → [T, H], or of the rows chosen in the last kept block [R, H]."""
+    fills: bool = False
+    """Whether blocks read the tokens' places from the layout alone, so that graphs can run them with fillers."""
 
     def encode(
         self,
@@ -173,7 +178,7 @@ class FusedEncoding:
         *lengths: NDArray[np.int64] | None,
     ) -> tuple[Tensor, TokenLayout]:
         """`Encoder.encode`: [T, H] for T tokens."""
-        layout = _layout(input_ids, attention_mask, *lengths)
+        layout = _layout(input_ids, attention_mask, lengths)
         stream = self.embed(encoder, input_ids, token_type_ids, layout)
         return self.run_blocks(encoder, stream, layout, gates, {}), layout
 
@@ -189,26 +194,44 @@ class FusedEncoding:
         *lengths: NDArray[np.int64] | None,
     ) -> Tensor:
         """`Encoder.encode_chosen`."""
-        layout = _layout(input_ids, attention_mask, *lengths)
+        filling = self._filling(encoder, gates, attention_mask, lengths)
+        layout = _layout(input_ids, attention_mask, lengths, filling)
         stream = self.embed(encoder, input_ids, token_type_ids, layout)
         rows, last = layout.chosen_rows(positions, with_first), last_whole_block(gates, len(encoder.blocks))
         if last is None:
             return self.run_blocks(encoder, stream, layout, gates, {}).index_select(0, rows)
         return self.run_blocks(encoder, stream, layout, gates, {encoder.blocks[last]: rows})
 
+    def _filling(
+        self,
+        encoder: Encoder,
+        gates: Sequence[BlockGate] | None,
+        attention_mask: Tensor | None,
+        lengths: tuple[NDArray[np.int64] | None, ...],
+    ) -> Filling | None:
+        """Return the fillers with which graphs can run this forward; None: it has none."""
+        sequence_lengths, document_lengths = lengths
+        if encoder.graphs is None or attention_mask is None or sequence_lengths is None:
+            return None
+        if not self.fills or document_lengths is not None or any(gate.rows is not None for gate in gates or ()):
+            return None
+        return encoder.graphs.filling(encoder, sequence_lengths, attention_mask.shape[1])
+
 
 def _layout(
     input_ids: Tensor,
     attention_mask: Tensor | None,
-    sequence_lengths: NDArray[np.int64] | None,
-    document_lengths: NDArray[np.int64] | None,
+    lengths: tuple[NDArray[np.int64] | None, ...],
+    filling: Filling | None = None,
 ) -> TokenLayout:
+    """Return the layout of ids [B, S]; `lengths` are those of the sequences and of the documents in them."""
+    sequence_lengths, document_lengths = lengths
     device = input_ids.device
     # Triton launches kernels on the current device, whatever device the tensors are on.
     assert device.type != "cuda" or device.index == torch.cuda.current_device(), f"call torch.cuda.set_device({device})"
     if attention_mask is None:
         return padded_layout(input_ids, document_lengths)
-    return packed_layout(attention_mask, sequence_lengths, document_lengths)
+    return packed_layout(attention_mask, sequence_lengths, document_lengths, filling)
 
 
 def _embed(encoder: Encoder, input_ids: Tensor, token_type_ids: Tensor, layout: TokenLayout) -> Tensor:

@@ -16,138 +16,33 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bert_pld.kernels.layout import TokenLayout
+from bert_pld.kernels.filling import Filling
+from bert_pld.kernels.layout import FixedRows, TokenLayout
 from bert_pld.model.block_calls import BlockCall, FixedMemory, block_calls
+from bert_pld.model.block_graph import CHAINED, BlockGraph, CallBlock, Inputs, Recorder
 from bert_pld.model.encoder import Encoder
 from bert_pld.pld.gates import BlockGate
-
-Inputs = Sequence[Tensor | None]
-CallBlock = Callable[[Any, Inputs, BlockCall], tuple[Tensor, ...]]
-"""Runs a block: its module, its inputs with gradients (None: there is none), and the others."""
-_CHAINED = 2
-"""Inputs that a block may read where the block before it left them: stream and pending output, but not that block's
-bias, which is a parameter."""
-
-
-class Recorder(Protocol):
-    """Captures launches."""
-
-    def rehearse(self, body: Callable[[], Any]) -> None:
-        """Run a body beforehand, so that what is compiled, loaded or planned at its first run is not captured."""
-
-    def record(self, body: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        """Return a body's results and a function that computes them again, in the same memory."""
-
-
-class CudaRecorder:
-    """Captures CUDA graphs that share a pool of memory."""
-
-    def __init__(self) -> None:
-        self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-
-    def rehearse(self, body: Callable[[], Any]) -> None:
-        """`Recorder.rehearse`."""
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            body()
-        torch.cuda.current_stream().wait_stream(self._stream)
-
-    def record(self, body: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        """`Recorder.record`."""
-        graph = torch.cuda.CUDAGraph()
-        # Other threads go on: they pin the next micro-batch's memory, and watch collective operations.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            results = body()
-        return results, graph.replay
-
-
-class BlockGraph:
-    """One captured block and its memory."""
-
-    def __init__(self, block: nn.Module, call: BlockCall, call_block: CallBlock, inputs: Sequence[Tensor]) -> None:
-        self.inputs = [one.detach().requires_grad_() for one in inputs]
-        self.pending_words = None if call.pending is None else call.pending.words
-        # Other leaves in the parameters' memory: DeepSpeed's hooks tie the parameters' own to another stream.
-        leaves = {name: one.detach().requires_grad_() for name, one in block.named_parameters() if one.requires_grad}
-        self.parameters = [one for one in block.parameters() if one.requires_grad]
-        self._call = functools.partial(
-            torch.func.functional_call,
-            _Caller(block, call, call_block),
-            {f"block.{name}": leaf for name, leaf in leaves.items()},
-        )
-        self._differentiated = [*self.inputs, *leaves.values()]
-        self.chained = min(len(inputs), _CHAINED)
-        """Inputs that may be where the block before left them, and their gradients."""
-        self._live: tuple[Tensor, ...] = ()
-        self._turn = 0
-        self.results: list[Tensor] = []
-        self.upstream: list[Tensor] = []
-        self.gradients: list[Tensor] = []
-        self.replay_forward = self.replay_backward = _not_captured
-
-    def rehearsal(self) -> None:
-        """Run forward and backward once."""
-        with torch.enable_grad():
-            results = self._call(tuple(self.inputs))
-        torch.autograd.grad(results, self._differentiated, [torch.zeros_like(one) for one in results])
-
-    def capture_forward(self, recorder: Recorder) -> None:
-        """Capture the forward pass; sets `results`."""
-        self.results, self.replay_forward = recorder.record(self._forward)
-
-    def capture_backward(self, recorder: Recorder, upstream: Sequence[Tensor]) -> None:
-        """Capture the backward pass, which reads the results' gradients in `upstream`, or in memory of its own."""
-        own = [torch.zeros_like(one) for one in self.results[len(upstream) :]]
-        self.upstream = [*upstream, *own]
-        self.gradients, self.replay_backward = recorder.record(self._backward)
-
-    def forward(self, inputs: Sequence[Tensor], pending_words: Tensor | None) -> int:
-        """Run the forward pass on these inputs; return its number, which its backward pass must give."""
-        for memory, value in zip(self.inputs, inputs, strict=True):
-            _place(memory, value)
-        if pending_words is not None and self.pending_words is not None:
-            _place(self.pending_words, pending_words)
-        self.replay_forward()
-        self._turn += 1
-        return self._turn
-
-    def backward(self, turn: int, upstream: Sequence[Tensor]) -> None:
-        """Run the backward pass of forward pass `turn`."""
-        if turn != self._turn:
-            raise RuntimeError(
-                "model.cuda_graphs: a block's backward pass after its next forward pass, or a second time; call"
-                " backward once after each forward pass, or set model.cuda_graphs to false"
-            )
-        self._turn += 1
-        for memory, value in zip(self.upstream, upstream, strict=True):
-            _place(memory, value)
-        self.replay_backward()
-
-    def _forward(self) -> list[Tensor]:
-        with torch.enable_grad():
-            self._live = self._call(tuple(self.inputs))
-        return [one.detach() for one in self._live]
-
-    def _backward(self) -> list[Tensor]:
-        return list(torch.autograd.grad(self._live, self._differentiated, self.upstream))
+from bert_pld.pld.subsets import TokenSubset
 
 
 class BlockGraphs:
     """The captured blocks of an encoder: all but the last, which runs on a varying number of chosen tokens.
 
-    They are captured in the first training forward that has no padding and in which every block runs on all tokens, on
-    a fixed number of tokens of each sequence, or on none. Later forwards of these shapes replay them. Other forwards,
-    and blocks without a pending output where one was captured, run as usual. Other shapes that come several times in a
-    row are captured in turn, so that a run that warms up and finishes dense is captured three times. Each time they
-    must come twice as often as before, because capturing takes longer than a step.
+    They are captured in the first training forward in which every block runs on all tokens, on a fixed share of each
+    sequence's tokens, or on none. Later forwards of these shapes replay them; where there is padding, fillers make the
+    shapes equal. Other forwards, and blocks without a pending output where one was captured, run as usual. Other shapes
+    that come several times in a row are captured in turn, so that a run that warms up and finishes dense is captured
+    three times. Each time they must come twice as often as before, because capturing takes longer than a step.
 
-    As soon as a block runs on other tokens, the graphs are given up: ordinary blocks need as much memory again.
+    As soon as blocks run on other shares, the graphs are given up: ordinary blocks need as much memory again.
     """
 
     def __init__(self, make_recorder: Callable[[], Recorder]) -> None:
@@ -162,17 +57,32 @@ class BlockGraphs:
         self._addresses: list[int] = []
         self.memory: FixedMemory | None = None
         """What captured blocks read; None: nothing is captured."""
+        self._filling: Filling | None = None
+
+    def filling(self, encoder: Encoder, lengths: NDArray[np.int64], padded_length: int) -> Filling | None:
+        """Return how a padded training forward is filled so that graphs can run it; None: it runs as usual.
+
+        Its rows grow when a micro-batch has more tokens than expected; the blocks are then captured anew.
+        """
+        if not (encoder.training and torch.is_grad_enabled()):
+            return None
+        tokens, shape, filling = int(lengths.sum()), (len(lengths), padded_length), self._filling
+        if filling is None or (filling.batch, filling.padded_length) != shape or tokens > filling.most_tokens:
+            self._filling = filling = Filling.for_tokens(tokens, *shape)
+        return filling if filling.fits(tokens) else None
 
     def start(self, encoder: Encoder, stream: Tensor, layout: TokenLayout, gates: Sequence[BlockGate] | None) -> bool:
         """Return whether this forward can replay blocks; if they are not captured yet, `capture` must follow."""
         if not (encoder.training and torch.is_grad_enabled()):
             return False
-        kept = _kept_tokens(encoder, gates)
+        kept = _kept_tokens(encoder, layout, gates)
         if self._graphs and kept != self._shapes[-1]:
             self._give_up()
-        if kept is None or layout.cumulative_lengths is not None or layout.documents is not None:
+        if kept is None or layout.documents is not None:
             return False
-        shapes = stream.shape, stream.dtype, stream.device, layout.padded_length, kept
+        if layout.cumulative_lengths is not None and layout.filling is None:
+            return False
+        shapes = stream.shape, stream.dtype, stream.device, layout.padded_length, layout.filling, kept
         if self._graphs and shapes == self._shapes:
             self._times = 0
             return True
@@ -203,7 +113,10 @@ class BlockGraphs:
         recorder, pending = self._make_recorder(), None
         self.memory = FixedMemory(
             torch.zeros(2 * len(encoder.blocks), 4, dtype=torch.int32, device=stream.device),
-            torch.zeros(some, stream.shape[0], dtype=torch.int32, device=stream.device),
+            FixedRows(
+                torch.zeros(some, stream.shape[0], dtype=torch.int32, device=stream.device),
+                torch.zeros(1 + some, len(layout.lengths) + 1, dtype=torch.int32, device=stream.device),
+            ),
         )
         inputs = [torch.zeros_like(stream)]
         with torch.random.fork_rng([stream.device] if stream.device.type == "cuda" else []):
@@ -215,7 +128,7 @@ class BlockGraphs:
                 graph.capture_forward(recorder)
                 self._graphs[block] = graph
                 pending = call.joins[1] if len(graph.results) > 1 else None
-                inputs = [*graph.results[:_CHAINED], *map(torch.zeros_like, graph.results[_CHAINED:])]
+                inputs = [*graph.results[:CHAINED], *map(torch.zeros_like, graph.results[CHAINED:])]
             upstream: Sequence[Tensor] = ()
             for graph in reversed(self._graphs.values()):
                 graph.capture_backward(recorder, upstream)
@@ -252,17 +165,6 @@ def block_runner(
     return functools.partial(graphs.run, call_block), graphs.memory
 
 
-class _Caller(nn.Module):
-    """A block's call as a module, of whose parameters others can take the place."""
-
-    def __init__(self, block: nn.Module, call: BlockCall, call_block: CallBlock) -> None:
-        super().__init__()
-        self.block, self._arguments, self._call_block = block, call, call_block
-
-    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        return self._call_block(self.block, inputs, self._arguments)
-
-
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx, graph, pending_words, count, *tensors):
@@ -281,25 +183,21 @@ class _Replay(torch.autograd.Function):
         return None, None, None, *in_place, *copied
 
 
-def _kept_tokens(encoder: Encoder, gates: Sequence[BlockGate] | None) -> tuple[int | None, ...] | None:
-    """Return how many tokens each block keeps, None: all or none; or None if the blocks cannot be captured.
+def _kept_tokens(
+    encoder: Encoder, layout: TokenLayout, gates: Sequence[BlockGate] | None
+) -> tuple[int | None, ...] | None:
+    """Return how many rows each block has, None: all or none; or None if the blocks cannot be captured.
 
     A Post-LN block takes and returns its own rows, so its neighbours' memory has other shapes.
     """
     gates = gates or ()
     if any(gate.keep and gate.rows is not None for gate in gates):
         return None
-    kept = tuple(None if gate.tokens is None else int(gate.tokens.counts.sum()) for gate in gates)
+    kept = tuple(None if gate.tokens is None else _rows_of(gate, gate.tokens, layout.filling) for gate in gates)
     if not any(kept):
         return ()
     return None if encoder.final_norm is None else kept
 
 
-def _place(memory: Tensor, value: Tensor) -> None:
-    """Copy a value to where a graph reads it, unless it is there."""
-    if memory.data_ptr() != value.data_ptr():
-        memory.detach().copy_(value)
-
-
-def _not_captured() -> None:
-    raise AssertionError("not captured")
+def _rows_of(gate: BlockGate, tokens: TokenSubset, filling: Filling | None) -> int:
+    return int(tokens.counts.sum()) if filling is None else filling.rows(gate.keep_probability)

@@ -21,10 +21,11 @@ from bert_pld.kernels.reference import Join, RowMap
 from bert_pld.kernels.reference_attention import rotary_angles
 from bert_pld.kernels.rotary import rotary_heads
 from bert_pld.model.block_calls import BlockCall, block_calls
+from bert_pld.model.block_graph import Inputs
 from bert_pld.model.encoder import Encoder
 from bert_pld.model.fused import Chosen, FusedEncoding
 from bert_pld.model.fused_embeddings import embed_words_fused, embedding_dropout
-from bert_pld.model.graphs import Inputs, block_runner
+from bert_pld.model.graphs import block_runner
 from bert_pld.model.modern_block import ModernBlock
 from bert_pld.pld.gates import BlockGate
 

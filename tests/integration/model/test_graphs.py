@@ -91,13 +91,62 @@ def check_runs_as_usual(model, gates, batch):
     assert_same_bits(train(model, [[gates]], batch), train(other, [[gates]], batch))
 
 
-def test_padded_micro_batches_other_sizes_and_evaluation_run_as_usual_between_replays():
+def padded_batch(lengths):
+    """A batch with these lengths, whose masked positions are tokens."""
+    batch, lengths = make_batch(padded=False), np.array(lengths)
+    mask = torch.arange(SEQ) < torch.from_numpy(lengths)[:, None]
+    positions = batch["masked_positions"]
+    first_of_row = positions // SEQ * SEQ
+    positions = torch.where(mask.flatten()[positions], positions, first_of_row)
+    return {**batch, "attention_mask": mask, "sequence_lengths": lengths, "masked_positions": positions}
+
+
+PADDED = [padded_batch(lengths) for lengths in ([16, 12, 9, 16], [15, 14, 16, 8], [13, 13, 13, 13])]
+
+
+def steps_with_padding(model, gates, recorder=None):
+    """Take a step of SGD on each padded batch; return losses and gradients."""
+    return [
+        one.double() for batch, own in zip(PADDED, gates, strict=True) for one in train(model, [[own]], batch, recorder)
+    ]
+
+
+@pytest.mark.parametrize("normalization", ["pre", "post"])
+@pytest.mark.parametrize("dropping", ["all", "batch"])
+def test_padded_micro_batches_are_filled_and_replayed(dropping, normalization):
+    """Fillers change the order of sums, and which numbers attention's dropout draws."""
+    gates = [None] * 3 if dropping == "all" else [fixed_gates(one, 1.5) for one in ([1, 1, 1], [1, 0, 1], [1, 1, 1])]
+    options = {"attention_dropout": 0.0, "normalization": normalization}
+    model, graphs = captured(**options)
+    found, expected = steps_with_padding(model, gates, graphs), steps_with_padding(ordinary(**options), gates)
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-6) for one, other in zip(found, expected, strict=True))
+    assert graphs.replays == ([3, 3, 3, 3] if dropping == "all" else [3, 2, 2, 3])
+
+
+def test_padded_micro_batches_are_replayed_where_blocks_run_on_some_tokens():
+    schedule = Schedule(3, 0.5, temporal="constant")
+    shape = {"padded_length": SEQ, "rows": ROWS}
+    gates = [
+        draw_gates(schedule, granularity="token", seed=1, step=step, lengths=batch["sequence_lengths"], **shape)
+        for step, batch in enumerate(PADDED)
+    ]
+    model, graphs = captured(attention_dropout=0.0)
+    found, expected = (
+        steps_with_padding(model, gates, graphs),
+        steps_with_padding(ordinary(attention_dropout=0.0), gates),
+    )
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-6) for one, other in zip(found, expected, strict=True))
+    assert graphs.replays == [3, 3, 3, 3]
+
+
+def test_micro_batches_with_much_padding_other_sizes_and_evaluation_run_as_usual_between_replays():
     model, graphs = captured(num_layers=2)
     full = FULL["bert"]
     few = {name: one[: ROWS // 2] if one is not None and len(one) == ROWS else one for name, one in full.items()}
     few["masked_positions"] = few["masked_positions"] % (ROWS * SEQ // 2)
+    model.encoder.graphs.filling(model.encoder, np.full(ROWS, SEQ), SEQ)
     train(model, [[None]], full)
-    for batch in (make_batch(padded=True), few):
+    for batch in (padded_batch([16, 8, 4, 2]), few):
         check_runs_as_usual(model, None, batch)
     with torch.no_grad():
         model(**full)
