@@ -203,7 +203,7 @@ recipe() {
 host() {
     local rows code=0
     for rows in 8 64; do
-        train base "$rows" --contenders triton,triton_graphs,pld_batch,pld_batch_graphs,pld_token --rounds 2 \
+        train base "$rows" --contenders triton,triton_graphs,pld_batch,pld_token,pld_token_graphs --rounds 2 \
             --json "$OUT/host_$rows.json" || code=$?
     done
     return "$code"

@@ -28,6 +28,7 @@ PLD: dict[str, Literal["batch", "sample", "token"]] = {
     "pld_batch_graphs": "batch",
     "pld_sample": "sample",
     "pld_token": "token",
+    "pld_token_graphs": "token",
 }
 """The contenders with layer dropping, and their granularity."""
 PEERS = (*HUGGING_FACE_CONTENDERS, *MODERNBERT_CONTENDERS)
@@ -139,7 +140,7 @@ class ThroughputContender:
 def schedule_of(name: str, num_blocks: int, theta: float) -> Schedule:
     """Return the constant schedule of a PLD contender: the paper's depth, or by token uniform between kept ends."""
     shape: dict[str, Any] = {}
-    if name == "pld_token":
+    if name.startswith("pld_token"):
         shape = {"depth": "uniform", "keep_first_block": True, "keep_last_block": True}
     return Schedule(num_blocks, theta_limit=theta, temporal="constant", **shape)
 

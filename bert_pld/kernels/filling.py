@@ -31,13 +31,13 @@ class Filling:
     """S."""
 
     @classmethod
-    def for_tokens(cls, tokens: int, batch: int, padded_length: int) -> Filling:
-        """Return the filling for micro-batches like one of so many tokens.
+    def for_tokens(cls, tokens: float, batch: int, padded_length: int) -> Filling:
+        """Return the filling for micro-batches of about this many tokens.
 
-        The others are taken to differ by at most three standard deviations, with one of S / 5 for a sequence.
+        They are taken to differ by at most three standard deviations, with one of S / 5 for a sequence.
         """
         margin = math.ceil(_DEVIATIONS * _DEVIATION_OF_A_SEQUENCE * padded_length * math.sqrt(batch))
-        return cls(min(tokens + margin, batch * padded_length), batch, padded_length)
+        return cls(min(round(tokens) + margin, batch * padded_length), batch, padded_length)
 
     @property
     def sequences(self) -> int:
@@ -51,8 +51,8 @@ class Filling:
     def rows(self, share: float = 1.0) -> int:
         """Return the number of rows of a block that runs on this share of each sequence's tokens; 1: of the stream.
 
-        Rounding adds less than one token to a sequence and takes at most half of one (`kept_counts`). So all tokens that
-        a block keeps find place in share · most + B rows. It has no more fillers than the stream: at least 2 · B + 1.
+        Rounding adds less than one token to a sequence and takes at most half of one (`kept_counts`). So share · most
+        + B rows hold all tokens that a block keeps, and it has no more fillers than the stream.
         """
         if share == 1:
             return self.most_tokens + 2 * self.batch + 1

@@ -57,18 +57,19 @@ class BlockGraphs:
         self._addresses: list[int] = []
         self.memory: FixedMemory | None = None
         """What captured blocks read; None: nothing is captured."""
+        self.tokens_per_sequence: float | None = None
+        """Mean number of tokens of a sequence, for fillers; None: that of the first micro-batch. A run sets it, so that
+        it computes on the same shapes when it resumes."""
         self._filling: Filling | None = None
 
     def filling(self, encoder: Encoder, lengths: NDArray[np.int64], padded_length: int) -> Filling | None:
-        """Return how a padded training forward is filled so that graphs can run it; None: it runs as usual.
-
-        Its rows grow when a micro-batch has more tokens than expected; the blocks are then captured anew.
-        """
+        """Return how a padded training forward is filled so that graphs can run it; None: it runs as usual."""
         if not (encoder.training and torch.is_grad_enabled()):
             return None
         tokens, shape, filling = int(lengths.sum()), (len(lengths), padded_length), self._filling
-        if filling is None or (filling.batch, filling.padded_length) != shape or tokens > filling.most_tokens:
-            self._filling = filling = Filling.for_tokens(tokens, *shape)
+        if filling is None or (filling.batch, filling.padded_length) != shape:
+            mean = self.tokens_per_sequence
+            self._filling = filling = Filling.for_tokens(tokens if mean is None else mean * len(lengths), *shape)
         return filling if filling.fits(tokens) else None
 
     def start(self, encoder: Encoder, stream: Tensor, layout: TokenLayout, gates: Sequence[BlockGate] | None) -> bool:

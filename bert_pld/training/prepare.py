@@ -216,17 +216,22 @@ def _make_model(
     elif initial is not None:
         notes = initial.fill(model, config.model, training_rows)
     use_backend(model, config.model.kernels, device.type)
-    if config.model.cuda_graphs:
-        notes = [*notes, *limits_of_graphs(training_rows.manifest)]
+    if model.encoder.graphs is not None:
+        manifest = training_rows.manifest
+        model.encoder.graphs.tokens_per_sequence = manifest.tokens("train") / manifest.rows("train")
+        notes = [*notes, *limits_of_graphs(config, manifest)]
     return model, notes
 
 
-def limits_of_graphs(manifest: Manifest) -> list[str]:
+def limits_of_graphs(config: RunConfig, manifest: Manifest) -> list[str]:
     """Return a line if micro-batches of these shards run without CUDA graphs, because shapes differ."""
     if manifest.attended_tokens is not None:
         return ["model.cuda_graphs: no effect, because rows hold several documents"]
+    dropping = config.progressive_layer_drop
+    if dropping.enabled and dropping.granularity == "sample":
+        return ["model.cuda_graphs: no effect while blocks run on some sequences (granularity 'sample')"]
     places = manifest.rows("train") * manifest.attributes.seq_length
-    if manifest.tokens("train") == places:
+    if config.model.architecture == "bert" or manifest.tokens("train") == places:
         return []
     share = 1 - manifest.tokens("train") / places
     return [
