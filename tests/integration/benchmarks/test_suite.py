@@ -70,6 +70,9 @@ def test_scales_load_and_invalid_ones_are_errors():
         dropping = [run for run in runs if run.progressive_layer_drop.enabled]
         depths = [make_schedule(run).limit.expected_depth(0) for run in dropping]
         assert depths == pytest.approx([depths[0]] * 5)
+    on_gpu = {one.name: load_config(configuration(one, load_scale("recipe_gpu"), 1)) for one in RECIPE}
+    assert on_gpu["tokens_muon"].training.max_steps == on_gpu["dense_muon"].training.max_steps == 1000
+    assert on_gpu["dense_muon_equal_compute"].training.max_steps == 629
     with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, cpu_long, gpu, recipe_cpu_12"):
         load_scale("tpu")
     with pytest.raises(ConfigError, match="has no entry for 0.001, a rate of pld_batch"):
