@@ -43,7 +43,7 @@ export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/bert_pld_triton}"
 export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-${TMPDIR:-/tmp}/bert_pld_inductor}"
 
 declare -A LIMIT_S=(
-    [setup]=40 [tests]=110 [base]=90 [host]=55 [training]=50 [large]=75 [kernels]=45 [graphs]=35
+    [setup]=40 [tests]=110 [base]=90 [host]=65 [training]=50 [large]=75 [kernels]=40 [graphs]=30
     [muon]=40 [cudnn]=40 [deepspeed]=540 [saving]=120 [curves]=480 [sweep]=400 [quality]=900 [modern]=150
     [recipe]=400 [paper]=86400
 )
@@ -204,7 +204,7 @@ host() {
     local rows code=0
     for rows in 8 64; do
         train base "$rows" --contenders triton,triton_graphs,pld_batch,pld_token,pld_token_graphs --rounds 2 \
-            --json "$OUT/host_$rows.json" || code=$?
+            --profile --json "$OUT/host_$rows.json" || code=$?
     done
     return "$code"
 }

@@ -9,7 +9,7 @@ import collections
 import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch.autograd import DeviceType
@@ -29,6 +29,8 @@ _KINDS = (
     ("our kernels", r"^[a-z0-9_]+_kernel(_\w+)?$"),
 )
 KINDS = (*(name for name, _ in _KINDS), "others")
+_MOST_CALLS = 10
+"""Calls that are listed for the host."""
 _STEPS = 3
 
 
@@ -40,7 +42,8 @@ def kind_of(name: str) -> str:
 def profile_step(contender: ThroughputContender, batches: Sequence[Batch]) -> dict[str, Any]:
     """Return ms of a step on the device by kind of work, its idle ms, and the number of launches.
 
-    The step's own time is the median of steps without the profiler, which slows the host down.
+    The step's own time is the median of steps without the profiler, which slows the host down. On a GPU also `host`:
+    what the host spends a step on, in another step, of which the profiler takes a part itself.
     """
     device = contender.engine.device
     on_gpu = device.type == "cuda"
@@ -53,7 +56,24 @@ def profile_step(contender: ThroughputContender, batches: Sequence[Batch]) -> di
         if on_gpu == (event.device_type == DeviceType.CUDA):
             launches += event.count
             ms[kind_of(event.key)] += 1e-3 * (event.self_device_time_total if on_gpu else event.self_cpu_time_total)
-    return {"step_ms": step_ms, "ms": {kind: ms[kind] for kind in KINDS}, "launches": launches}
+    found = {"step_ms": step_ms, "ms": {kind: ms[kind] for kind in KINDS}, "launches": launches}
+    return {**found, "host": _on_the_host(contender, batches)} if on_gpu else found
+
+
+def _on_the_host(contender: ThroughputContender, batches: Sequence[Batch]) -> list[dict[str, Any]]:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+        _step_seconds(contender, batches)
+    return busiest_calls(recorded.key_averages())
+
+
+def busiest_calls(events: Iterable[Any], most: int = _MOST_CALLS) -> list[dict[str, Any]]:
+    """Return operators and calls of the driver with the most time of the host: name, ms without others, and number."""
+    on_host = sorted(
+        (one for one in events if one.device_type == DeviceType.CPU), key=lambda one: -one.self_cpu_time_total
+    )
+    return [
+        {"name": one.key, "ms": round(1e-3 * one.self_cpu_time_total, 4), "calls": one.count} for one in on_host[:most]
+    ]
 
 
 def _step_seconds(contender: ThroughputContender, batches: Sequence[Batch]) -> float:
@@ -78,4 +98,10 @@ def profile_lines(contenders: Sequence[dict[str, Any]]) -> list[str]:
         cells = [f"{times[kind]:.2f}" for kind in KINDS]
         cells += [f"{max(step_ms - sum(times.values()), 0.0):.2f}", f"{step_ms:.2f}", f"{one['profile']['launches']:,}"]
         lines.append(f"{one['dtype']:6}{one['name']:23}" + "".join(f"{cell:>13}" for cell in cells))
+    if any("host" in one["profile"] for one in found):
+        lines.append("ms of one step on the host, with the profiler: the calls that take most, and their number")
+    for one in found:
+        calls = (f"{call['name']} {call['ms']:.1f} ({call['calls']:,})" for call in one["profile"].get("host", ()))
+        if text := ", ".join(calls):
+            lines.append(f"{one['dtype']:6}{one['name']:23}{text}")
     return lines

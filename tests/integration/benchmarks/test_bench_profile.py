@@ -6,7 +6,7 @@ import pytest
 import torch
 from benchmark_command import measure
 
-from benchmarks.train.profile import KINDS, kind_of
+from benchmarks.train.profile import KINDS, busiest_calls, kind_of, profile_lines
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,24 @@ from benchmarks.train.profile import KINDS, kind_of
 )
 def test_kernels_are_sorted_by_their_names(kernel, kind):
     assert kind_of(kernel) == kind
+
+
+def test_calls_that_cost_the_host_most_come_first_and_are_printed():
+    a = torch.randn(1024, 1024)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        for _ in range(3):
+            (a @ a).relu()
+    calls = busiest_calls(recorded.key_averages(), most=2)
+    assert (calls[0]["name"], calls[0]["calls"]) == ("aten::mm", 3)
+    assert calls[0]["ms"] > calls[1]["ms"] > 0
+    contender = {
+        "dtype": "fp32",
+        "name": "x",
+        "profile": {"step_ms": 1.0, "launches": 6, "ms": dict.fromkeys(KINDS, 0)},
+    }
+    assert len(profile_lines([contender])) == 3
+    contender["profile"]["host"] = calls
+    assert f"aten::mm {calls[0]['ms']:.1f} (3)" in profile_lines([contender])[-1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed runs on the GPU here")
