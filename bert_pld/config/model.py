@@ -72,7 +72,7 @@ class ModelConfig:
     fp8: bool = False
     """Whether the blocks' matrix products have operands in FP8 during training, on a GPU that has it (8.9 or newer)."""
     cuda_graphs: bool = False
-    """Whether a GPU repeats the launches of whole blocks from CUDA graphs, in micro-batches without padding."""
+    """Whether a GPU repeats the launches of whole blocks from CUDA graphs, as far as shapes allow."""
 
     def check(self) -> Iterable[str]:
         """Yield one message for each invalid value, as 'key: given; allowed'."""

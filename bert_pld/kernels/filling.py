@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 _DEVIATIONS = 3
 _DEVIATION_OF_A_SEQUENCE = 0.2
-_SHORTEST = 0.75
-"""Share of the most tokens: micro-batches with fewer are not filled."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Filling:
     """The fixed number of rows of micro-batches of B sequences of at most S tokens."""
 
+    fewest_tokens: int
+    """Fewest tokens of a micro-batch that is filled."""
     most_tokens: int
     """Most tokens of a micro-batch that is filled."""
     batch: int
@@ -37,16 +37,17 @@ class Filling:
         They are taken to differ by at most three standard deviations, with one of S / 5 for a sequence.
         """
         margin = math.ceil(_DEVIATIONS * _DEVIATION_OF_A_SEQUENCE * padded_length * math.sqrt(batch))
-        return cls(min(round(tokens) + margin, batch * padded_length), batch, padded_length)
+        mean = round(tokens)
+        return cls(max(mean - margin, 0), min(mean + margin, batch * padded_length), batch, padded_length)
 
     @property
     def sequences(self) -> int:
         """F, the number of sequences that fillers make up, some of which may be empty."""
-        return math.ceil((self.rows() - _SHORTEST * self.most_tokens) / self.padded_length)
+        return math.ceil((self.rows() - self.fewest_tokens) / self.padded_length)
 
     def fits(self, tokens: int) -> bool:
         """Return whether a micro-batch of so many tokens can be filled."""
-        return _SHORTEST * self.most_tokens <= tokens <= self.most_tokens
+        return self.fewest_tokens <= tokens <= self.most_tokens
 
     def rows(self, share: float = 1.0) -> int:
         """Return the number of rows of a block that runs on this share of each sequence's tokens; 1: of the stream.

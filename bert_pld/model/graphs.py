@@ -30,7 +30,6 @@ from bert_pld.model.block_calls import BlockCall, FixedMemory, block_calls
 from bert_pld.model.block_graph import CHAINED, BlockGraph, CallBlock, Inputs, Recorder
 from bert_pld.model.encoder import Encoder
 from bert_pld.pld.gates import BlockGate
-from bert_pld.pld.subsets import TokenSubset
 
 
 class BlockGraphs:
@@ -52,7 +51,7 @@ class BlockGraphs:
         """The shapes that are captured, or were captured last."""
         self._candidate: Any = None
         self._times, self._enough = 0, 1
-        """How often the candidate came in a row, and how often it must come to be captured."""
+        """How often the candidate came, without other shapes between, and how often it must come to be captured."""
         self._parameters: list[Tensor] = []
         self._addresses: list[int] = []
         self.memory: FixedMemory | None = None
@@ -76,14 +75,16 @@ class BlockGraphs:
         """Return whether this forward can replay blocks; if they are not captured yet, `capture` must follow."""
         if not (encoder.training and torch.is_grad_enabled()):
             return False
-        kept = _kept_tokens(encoder, layout, gates)
-        if self._graphs and kept != self._shapes[-1]:
+        shares = _shares(encoder, gates)
+        if self._graphs and shares != self._shapes[-1]:
             self._give_up()
-        if kept is None or layout.documents is not None:
+        if shares is None or layout.documents is not None:
             return False
         if layout.cumulative_lengths is not None and layout.filling is None:
             return False
-        shapes = stream.shape, stream.dtype, stream.device, layout.padded_length, layout.filling, kept
+        # Where all sequences are short, a block may keep all of their tokens.
+        some = tuple(gate.tokens is not None for gate in gates or ()) if shares else ()
+        shapes = stream.shape, stream.dtype, stream.device, layout.padded_length, layout.filling, some, shares
         if self._graphs and shapes == self._shapes:
             self._times = 0
             return True
@@ -184,21 +185,21 @@ class _Replay(torch.autograd.Function):
         return None, None, None, *in_place, *copied
 
 
-def _kept_tokens(
-    encoder: Encoder, layout: TokenLayout, gates: Sequence[BlockGate] | None
-) -> tuple[int | None, ...] | None:
-    """Return how many rows each block has, None: all or none; or None if the blocks cannot be captured.
+def can_be_captured(encoder: Encoder, gates: Sequence[BlockGate] | None) -> bool:
+    """Return whether graphs can run blocks under these gates."""
+    return _shares(encoder, gates) is not None
+
+
+def _shares(encoder: Encoder, gates: Sequence[BlockGate] | None) -> tuple[float, ...] | None:
+    """Return the share of the tokens that each block runs on, () if they run on all or none; None: no graph can.
 
     A Post-LN block takes and returns its own rows, so its neighbours' memory has other shapes.
     """
     gates = gates or ()
     if any(gate.keep and gate.rows is not None for gate in gates):
         return None
-    kept = tuple(None if gate.tokens is None else _rows_of(gate, gate.tokens, layout.filling) for gate in gates)
-    if not any(kept):
+    if all(gate.tokens is None for gate in gates):
         return ()
-    return None if encoder.final_norm is None else kept
-
-
-def _rows_of(gate: BlockGate, tokens: TokenSubset, filling: Filling | None) -> int:
-    return int(tokens.counts.sum()) if filling is None else filling.rows(gate.keep_probability)
+    if encoder.final_norm is None or not all(gate.keep for gate in gates):
+        return None
+    return tuple(gate.keep_probability for gate in gates)

@@ -230,6 +230,8 @@ def limits_of_graphs(config: RunConfig, manifest: Manifest) -> list[str]:
     dropping = config.progressive_layer_drop
     if dropping.enabled and dropping.granularity == "sample":
         return ["model.cuda_graphs: no effect while blocks run on some sequences (granularity 'sample')"]
+    if dropping.enabled and dropping.granularity == "token" and config.model.normalization == "post":
+        return ["model.cuda_graphs: no effect while Post-LN blocks run on some tokens (granularity 'token')"]
     places = manifest.rows("train") * manifest.attributes.seq_length
     if config.model.architecture == "bert" or manifest.tokens("train") == places:
         return []

@@ -139,6 +139,19 @@ def test_padded_micro_batches_are_replayed_where_blocks_run_on_some_tokens():
     assert graphs.replays == [3, 3, 3, 3]
 
 
+def test_micro_batches_that_cannot_be_filled_leave_the_graphs_of_others_as_they_are():
+    """Among them one without padding, in the middle of a run by token."""
+    schedule = Schedule(3, 0.5, temporal="constant")
+    batches = [PADDED[0], padded_batch([16, 8, 4, 2]), FULL["bert"], PADDED[1]]
+    model, graphs = captured(attention_dropout=0.0)
+    for step, batch in enumerate(batches):
+        lengths = batch.get("sequence_lengths")
+        lengths = np.full(ROWS, SEQ) if lengths is None else lengths
+        shape = {"padded_length": SEQ, "rows": ROWS, "lengths": lengths}
+        train(model, [[draw_gates(schedule, granularity="token", seed=1, step=step, **shape)]], batch, graphs)
+    assert graphs.replays == [2, 2, 2, 2]
+
+
 def test_micro_batches_with_much_padding_other_sizes_and_evaluation_run_as_usual_between_replays():
     model, graphs = captured(num_layers=2)
     full = FULL["bert"]

@@ -23,7 +23,7 @@ def layout_of(lengths, filling):
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5, 0.77, 0.99])
 def test_every_block_has_enough_rows_and_no_more_fillers_than_the_stream(share):
-    filling = Filling(most_tokens=220, batch=BATCH, padded_length=SEQ)
+    filling = Filling(fewest_tokens=165, most_tokens=220, batch=BATCH, padded_length=SEQ)
     for seed in range(200):
         lengths = lengths_of(seed)
         tokens, kept = int(lengths.sum()), int(kept_counts(share, lengths).sum())
@@ -67,4 +67,13 @@ def test_padding_a_filled_stream_leaves_the_fillers_out():
 
 @pytest.mark.parametrize(("tokens", "fits"), [(220, True), (221, False), (165, True), (164, False)])
 def test_micro_batches_with_too_many_or_far_fewer_tokens_are_not_filled(tokens, fits):
-    assert Filling(most_tokens=220, batch=BATCH, padded_length=SEQ).fits(tokens) is fits
+    assert Filling(fewest_tokens=165, most_tokens=220, batch=BATCH, padded_length=SEQ).fits(tokens) is fits
+
+
+@pytest.mark.parametrize(("batch", "mean"), [(8, 0.5), (8, 0.86), (64, 0.7), (512, 0.86)])
+def test_hardly_any_micro_batch_is_left_unfilled(batch, mean):
+    """Of sequences whose lengths have a standard deviation of a fifth of S."""
+    draws = np.random.default_rng(0).normal(mean * SEQ, 0.2 * SEQ, (4000, batch)).clip(1, SEQ).round().sum(1)
+    filling = Filling.for_tokens(draws.mean(), batch, SEQ)
+    assert np.mean([filling.fits(int(tokens)) for tokens in draws]) > 0.995
+    assert filling.rows() - filling.fewest_tokens <= filling.sequences * SEQ
