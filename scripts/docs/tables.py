@@ -90,6 +90,13 @@ SHOWN = (
     Shown(
         "recipe_glue_differences_cpu", "docs/results/recipe_cpu.md", "recipe_glue_cpu.json", summary.differences_table
     ),
+    Shown("recipe_glue_sst2_cpu", "docs/results/recipe_cpu.md", "recipe_glue_sst2_cpu.json", summary.table),
+    Shown(
+        "recipe_glue_sst2_differences_cpu",
+        "docs/results/recipe_cpu.md",
+        "recipe_glue_sst2_cpu.json",
+        summary.differences_table,
+    ),
     Shown("glue_few_cpu", "docs/results/glue_cpu.md", "glue_few_cpu.json", summary.table),
     Shown("trainer_cpu", "docs/results/glue_cpu.md", "trainer_cpu.json", result_tables.trainer),
     Shown("continued_cpu", "docs/continue_from_hugging_face.md", "continued_cpu.json", result_tables.continued),
