@@ -51,7 +51,7 @@ def test_installed_commands_find_shipped_configurations_by_name_in_any_folder(wh
     plans = [plan(name) for name in ("bert_base_pld_128.json", "configs/bert_base_pld_128.json")]
     for done in plans:
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("batch\n  4,096 sequences = 256 micro-batch × 16 accumulation")
+        assert done.stdout.startswith("batch\n  4,096 sequences = 512 micro-batch × 8 accumulation")
     assert plans[0].stdout.replace("configs/", "") == plans[1].stdout.replace("configs/", "")
     missing = plan("no_such.json")
     assert missing.returncode == 1
