@@ -248,12 +248,8 @@ def token_layouts(
     if layout.positions is not None:
         flat = flat.index_select(1, layout.positions)
     if filling is not None:
-        of_some = [share for (_, count), share in zip(subsets, shares, strict=True) if count is not None]
-        fillers = [filling.rows(share) - int(count.sum()) for count, share in zip(some, of_some, strict=True)]
-        first = torch.arange(layout.total, device=layout.device) - layout.tokens
-        limits = upload(np.array(fillers, np.int32), layout.device)[:, None]
-        flat = torch.where(first < 0, flat, first < limits)
-        some = [np.concatenate([count, filling.lengths(more)]) for count, more in zip(some, fillers, strict=True)]
+        of_some = [share for (mask, _), share in zip(subsets, shares, strict=True) if mask is not None]
+        flat, some = _with_fillers(layout, filling, flat, some, list(map(filling.rows, of_some)))
     kept_before = flat.cumsum(1, dtype=torch.int32)
     maps = torch.where(flat, kept_before - 1, -1)
     compact_rows = iter((maps if memory is None else memory.maps.copy_(maps)).unbind())
@@ -284,6 +280,19 @@ def token_layouts(
         own = TokenLayout(count, longest, layout.device, next(cumulative), documents=own_documents, filling=filling)
         result.append((own, RowMap(next(compact_rows), own.total)))
     return result
+
+
+def _with_fillers(
+    layout: TokenLayout, filling: Filling, kept: Tensor, counts: Sequence[NDArray[np.int64]], rows: Sequence[int]
+) -> tuple[Tensor, list[NDArray[np.int64]]]:
+    """Add to the tokens that blocks keep, bool [blocks, T], as many fillers as bring each block to its number of rows.
+
+    Returns the rows of the stream that each block keeps, and the lengths of its sequences, [B + F].
+    """
+    fillers = [total - int(count.sum()) for total, count in zip(rows, counts, strict=True)]
+    number = torch.arange(layout.total, device=layout.device) - layout.tokens  # of the filler; negative for tokens
+    kept = torch.where(number < 0, kept, number < upload(np.array(fillers, np.int32), layout.device)[:, None])
+    return kept, [np.concatenate([count, filling.lengths(more)]) for count, more in zip(counts, fillers, strict=True)]
 
 
 def _row_maps(shifts: Tensor, layout: TokenLayout) -> Tensor:

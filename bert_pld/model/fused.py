@@ -29,7 +29,7 @@ from bert_pld.model.block_calls import BlockCall, block_calls
 from bert_pld.model.block_graph import Inputs
 from bert_pld.model.encoder import Encoder
 from bert_pld.model.fused_embeddings import embed_fused, embedding_dropout
-from bert_pld.model.graphs import block_runner, can_be_captured
+from bert_pld.model.graphs import block_runner
 from bert_pld.pld.gates import BlockGate, last_whole_block
 
 
@@ -211,11 +211,11 @@ class FusedEncoding:
     ) -> Filling | None:
         """Return the fillers with which graphs can run this forward; None: it has none."""
         sequence_lengths, document_lengths = lengths
-        if encoder.graphs is None or attention_mask is None or sequence_lengths is None:
+        if encoder.graphs is None or not self.fills or document_lengths is not None:
             return None
-        if not self.fills or document_lengths is not None or not can_be_captured(encoder, gates):
+        if attention_mask is None or sequence_lengths is None:
             return None
-        return encoder.graphs.filling(encoder, sequence_lengths, attention_mask.shape[1])
+        return encoder.graphs.filling(encoder, gates, sequence_lengths, attention_mask.shape[1])
 
 
 def _layout(

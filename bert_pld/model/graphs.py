@@ -61,9 +61,15 @@ class BlockGraphs:
         it computes on the same shapes when it resumes."""
         self._filling: Filling | None = None
 
-    def filling(self, encoder: Encoder, lengths: NDArray[np.int64], padded_length: int) -> Filling | None:
+    def filling(
+        self,
+        encoder: Encoder,
+        gates: Sequence[BlockGate] | None,
+        lengths: NDArray[np.int64],
+        padded_length: int,
+    ) -> Filling | None:
         """Return how a padded training forward is filled so that graphs can run it; None: it runs as usual."""
-        if not (encoder.training and torch.is_grad_enabled()):
+        if not _trains(encoder) or _shares(encoder, gates) is None:
             return None
         tokens, shape, filling = int(lengths.sum()), (len(lengths), padded_length), self._filling
         if filling is None or (filling.batch, filling.padded_length) != shape:
@@ -73,7 +79,7 @@ class BlockGraphs:
 
     def start(self, encoder: Encoder, stream: Tensor, layout: TokenLayout, gates: Sequence[BlockGate] | None) -> bool:
         """Return whether this forward can replay blocks; if they are not captured yet, `capture` must follow."""
-        if not (encoder.training and torch.is_grad_enabled()):
+        if not _trains(encoder):
             return False
         shares = _shares(encoder, gates)
         if self._graphs and shares != self._shapes[-1]:
@@ -185,9 +191,8 @@ class _Replay(torch.autograd.Function):
         return None, None, None, *in_place, *copied
 
 
-def can_be_captured(encoder: Encoder, gates: Sequence[BlockGate] | None) -> bool:
-    """Return whether graphs can run blocks under these gates."""
-    return _shares(encoder, gates) is not None
+def _trains(encoder: Encoder) -> bool:
+    return encoder.training and torch.is_grad_enabled()
 
 
 def _shares(encoder: Encoder, gates: Sequence[BlockGate] | None) -> tuple[float, ...] | None:

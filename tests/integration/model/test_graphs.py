@@ -104,6 +104,15 @@ def padded_batch(lengths):
 PADDED = [padded_batch(lengths) for lengths in ([16, 12, 9, 16], [15, 14, 16, 8], [13, 13, 13, 13])]
 
 
+def gates_by_token(step, batch, num_layers=3):
+    """Gates at a constant share for a batch with or without padding."""
+    rows, seq = batch["input_ids"].shape
+    lengths = batch.get("sequence_lengths")
+    lengths = np.full(rows, seq) if lengths is None else lengths
+    schedule = Schedule(num_layers, 0.5, temporal="constant")
+    return draw_gates(schedule, granularity="token", seed=1, step=step, rows=rows, lengths=lengths, padded_length=seq)
+
+
 def steps_with_padding(model, gates, recorder=None):
     """Take a step of SGD on each padded batch; return losses and gradients."""
     return [
@@ -124,31 +133,20 @@ def test_padded_micro_batches_are_filled_and_replayed(dropping, normalization):
 
 
 def test_padded_micro_batches_are_replayed_where_blocks_run_on_some_tokens():
-    schedule = Schedule(3, 0.5, temporal="constant")
-    shape = {"padded_length": SEQ, "rows": ROWS}
-    gates = [
-        draw_gates(schedule, granularity="token", seed=1, step=step, lengths=batch["sequence_lengths"], **shape)
-        for step, batch in enumerate(PADDED)
-    ]
+    gates = [gates_by_token(step, batch) for step, batch in enumerate(PADDED)]
     model, graphs = captured(attention_dropout=0.0)
-    found, expected = (
-        steps_with_padding(model, gates, graphs),
-        steps_with_padding(ordinary(attention_dropout=0.0), gates),
-    )
+    found = steps_with_padding(model, gates, graphs)
+    expected = steps_with_padding(ordinary(attention_dropout=0.0), gates)
     assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-6) for one, other in zip(found, expected, strict=True))
     assert graphs.replays == [3, 3, 3, 3]
 
 
 def test_micro_batches_that_cannot_be_filled_leave_the_graphs_of_others_as_they_are():
     """Among them one without padding, in the middle of a run by token."""
-    schedule = Schedule(3, 0.5, temporal="constant")
     batches = [PADDED[0], padded_batch([16, 8, 4, 2]), FULL["bert"], PADDED[1]]
     model, graphs = captured(attention_dropout=0.0)
     for step, batch in enumerate(batches):
-        lengths = batch.get("sequence_lengths")
-        lengths = np.full(ROWS, SEQ) if lengths is None else lengths
-        shape = {"padded_length": SEQ, "rows": ROWS, "lengths": lengths}
-        train(model, [[draw_gates(schedule, granularity="token", seed=1, step=step, **shape)]], batch, graphs)
+        train(model, [[gates_by_token(step, batch)]], batch, graphs)
     assert graphs.replays == [2, 2, 2, 2]
 
 
@@ -157,7 +155,7 @@ def test_micro_batches_with_much_padding_other_sizes_and_evaluation_run_as_usual
     full = FULL["bert"]
     few = {name: one[: ROWS // 2] if one is not None and len(one) == ROWS else one for name, one in full.items()}
     few["masked_positions"] = few["masked_positions"] % (ROWS * SEQ // 2)
-    model.encoder.graphs.filling(model.encoder, np.full(ROWS, SEQ), SEQ)
+    model.encoder.graphs.filling(model.encoder, None, np.full(ROWS, SEQ), SEQ)
     train(model, [[None]], full)
     for batch in (padded_batch([16, 8, 4, 2]), few):
         check_runs_as_usual(model, None, batch)
@@ -192,10 +190,7 @@ def test_graphs_are_given_up_when_a_block_runs_on_some_tokens_only(granularity, 
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])
 def test_replayed_blocks_run_on_the_tokens_of_their_own_micro_batch(architecture):
-    rows, seq = FULL[architecture]["input_ids"].shape
-    shape = {"lengths": np.full(rows, seq), "padded_length": seq, "rows": rows}
-    schedule = Schedule(3, 0.5, temporal="constant")
-    steps = [[draw_gates(schedule, granularity="token", seed=1, step=step, **shape)] for step in range(3)]
+    steps = [[gates_by_token(step, FULL[architecture])] for step in range(3)]
     model, graphs = captured(architecture, num_layers=3)
     found = train(model, steps, FULL[architecture], graphs)
     assert_same_bits(found, train(ordinary(architecture, num_layers=3), steps, FULL[architecture]))
