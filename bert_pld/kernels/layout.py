@@ -55,7 +55,7 @@ class TokenLayout:
     documents: Documents | None = None
     """The documents in the sequences; None: each token attends to its whole sequence."""
     filling: Filling | None = None
-    """How many fillers there are; None: there are none, and F is 0."""
+    """The number of rows that fillers bring the layout to; None: there are no fillers, and F is 0."""
 
     @property
     def total(self) -> int:
