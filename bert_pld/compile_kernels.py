@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.cli import explain_missing_package, make_parser, run
+from bert_pld.files import write_atomically
 
 with explain_missing_package("bert_pld.compile_kernels"):
     import triton
@@ -278,7 +279,7 @@ def main(options: argparse.Namespace) -> None:
     found = compile_all(hidden_sizes, dtypes, capabilities)
     print(format_table(found))
     if options.json is not None:
-        options.json.write_text(json.dumps([dataclasses.asdict(r) for r in found], indent=2) + "\n", encoding="utf-8")
+        write_atomically(options.json, json.dumps([dataclasses.asdict(r) for r in found], indent=2) + "\n")
     if any(r.spills or not r.warps_per_multiprocessor for r in found):
         sys.exit(1)
 

@@ -40,7 +40,7 @@ def main(options: argparse.Namespace) -> None:
     from bert_pld.data.nvidia_rows import open_rows
     from bert_pld.data.order import BatchShare
     from bert_pld.data.rows import resolve_data_dir
-    from bert_pld.files import VOCABULARY
+    from bert_pld.files import VOCABULARY, write_atomically
     from bert_pld.training.loop import evaluate
 
     checkpoint = resolve_checkpoint(options.checkpoint)
@@ -64,7 +64,7 @@ def main(options: argparse.Namespace) -> None:
     for name, value in figures.items():
         print(f"{name}: {value if isinstance(value, str) else format(value, '.5f')}")
     if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write_atomically(options.json, json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from bert_pld.cluster.stopping import EXIT_PREEMPTED, Preemption
 from bert_pld.config import OUR_BLOCKS, ConfigError, read_json
 from bert_pld.config.auto import resolve_auto
 from bert_pld.config.deepspeed import check_deepspeed
-from bert_pld.files import require_utf8
+from bert_pld.files import require_utf8, write_atomically
 from bert_pld.glue.tasks import TASKS, find_tasks
 
 HIGHEST_ZERO_STAGE = 2
@@ -147,7 +147,7 @@ def compare(options: argparse.Namespace) -> int:
             )
         summaries[name] = summarize(path)
     if options.json is not None:
-        options.json.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
+        write_atomically(options.json, json.dumps(summaries, indent=2) + "\n")
     if options.plot is not None:
         draw(summaries, options.plot)
     print(table(summaries), end="")

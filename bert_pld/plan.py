@@ -19,14 +19,17 @@ from typing import Any
 from bert_pld.cli import add_initial_weights, make_parser, print_once, read_initial_weights
 from bert_pld.cli import run as run_command
 from bert_pld.config import RunConfig, apply_override, load_config, rounded_vocabulary
+from bert_pld.config.errors import explaining
 from bert_pld.cost.flops import ModelFlops, parameter_count
 from bert_pld.cost.memory import MemoryEstimate, estimate_memory
 from bert_pld.cost.scaling import Cluster, with_assumptions
 from bert_pld.cost.scaling_table import ScalingRow, scaling_lines, scaling_rows
 from bert_pld.data.rows import resolve_data_dir
 from bert_pld.data.shards import Manifest
+from bert_pld.files import write_atomically
 from bert_pld.pld.engine import make_schedule
 from bert_pld.pld.schedule import Schedule
+from bert_pld.training.engine import checked_optimizer, refuse_unsupported
 from bert_pld.training.schedulers import Rates, rates_by_step
 
 DEFAULT_VOCABULARY = 30_522
@@ -292,6 +295,10 @@ def main(options: argparse.Namespace) -> None:
     run = load_config(options.deepspeed_config, options.set, follows=follows, phase=options.phase)
     print_once("warning", run.warnings)
     print_once("note", run.notices)
+    # What pretraining on GPUs would refuse is refused here, where it costs nothing yet.
+    with explaining(run.source):
+        refuse_unsupported(run)
+        checked_optimizer(run, "cuda")
     assumptions: dict[str, Any] = {}
     for assumption in options.assume:
         apply_override(assumptions, assumption, "--assume")
@@ -303,7 +310,7 @@ def main(options: argparse.Namespace) -> None:
     plan = make_plan(run, **sizes, cluster=cluster, data=data)
     print(format_plan(plan))
     if options.json is not None:
-        options.json.write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")
+        write_atomically(options.json, json.dumps(plan.as_json(), indent=2) + "\n")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -59,18 +59,15 @@ def make_engine(config: RunConfig, model: nn.Module) -> Any:
 def _set_up_engine(config: RunConfig, model: nn.Module) -> Any:
     from deepspeed.monitor.config import get_monitor_config
 
-    _refuse_unsupported(config)
+    refuse_unsupported(config)
     get_monitor_config({key: config.deepspeed.get(key, {}) for key in MONITOR_BLOCKS})
     for_deepspeed = {k: v for k, v in config.deepspeed.items() if k not in MONITOR_BLOCKS}
     # By default, DeepSpeed's throughput timer waits for the device at every step.
     for_deepspeed.setdefault("timers", {"throughput": {"enabled": False}})
     if "zero_optimization" in for_deepspeed:
         for_deepspeed["zero_optimization"] = light_zero_block(for_deepspeed["zero_optimization"])
-    optimizer_block = for_deepspeed.get("optimizer", DEFAULT_OPTIMIZER)
-    device_type = next(model.parameters()).device.type
-    kind = canonical_optimizer(optimizer_block["type"], config.zero_stage, device_type)
-    params = check_optimizer_params(kind, optimizer_block.get("params", {}))
-    optimizer_block = {**optimizer_block, "type": kind, "params": params}
+    optimizer_block = checked_optimizer(config, next(model.parameters()).device.type)
+    kind, params = optimizer_block["type"], optimizer_block["params"]
     # DeepSpeed has tested ZeRO with its own Adams; tests/integration/checkpoint has the others.
     for_deepspeed.setdefault("zero_allow_untested_optimizer", True)
     groups = parameter_groups(model, params.get("weight_decay", 0.0), muon=kind == "Muon")
@@ -115,7 +112,14 @@ def _set_up_engine(config: RunConfig, model: nn.Module) -> Any:
     return engine
 
 
-def _refuse_unsupported(config: RunConfig) -> None:
+def checked_optimizer(config: RunConfig, device_type: str) -> dict[str, Any]:
+    """Return the `optimizer` block with its documented name and all params; a ConfigError if it cannot be used."""
+    block = config.deepspeed.get("optimizer", DEFAULT_OPTIMIZER)
+    kind = canonical_optimizer(block["type"], config.zero_stage, device_type)
+    return {**block, "type": kind, "params": check_optimizer_params(kind, block.get("params", {}))}
+
+
+def refuse_unsupported(config: RunConfig) -> None:
     """Raise a ConfigError for keys of DeepSpeed that need another loop, data loader or model than a run's."""
     for path, instead in _NOT_HERE.items():
         value: Any = config.deepspeed

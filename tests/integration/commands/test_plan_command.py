@@ -3,6 +3,7 @@
 import json
 import sys
 
+import pytest
 from published_config import PUBLISHED_CONFIG
 from runs import run_captured
 
@@ -27,3 +28,21 @@ def test_command_prints_and_writes_the_plan(tmp_path):
     assert result.stdout == ""
     assert result.stderr.startswith("error: train_batch_size: 4096; must be")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ("optimizer.type=Muonn", "optimizer.type: 'Muonn' is unknown, did you mean 'Muon'?; valid: "),
+        ("optimizer.params.momentun=0.9", "optimizer.params.momentun: unknown key for Adam"),
+        ("hybrid_engine.enabled=true", "hybrid_engine.enabled: true; pretraining does not support it"),
+    ],
+)
+def test_what_pretraining_refuses_is_refused_before_the_json_is_written(tmp_path, given, complaint):
+    config, out = tmp_path / "client.json", tmp_path / "plan.json"
+    config.write_text(PUBLISHED_CONFIG)
+    command = [sys.executable, "-m", "bert_pld.plan", "--deepspeed_config", config, "--set", given, "--json", out]
+    result = run_captured(command, expect=1)
+    assert result.stdout == ""
+    assert f"error: {config}: {complaint}" in result.stderr
+    assert not out.exists()
