@@ -31,6 +31,7 @@ for blocks in 4 8 12; do
     compare "recipe_cpu_$blocks" "$seeds" "${recipe[@]}"
 done
 compare recipe_cpu_8_long 1 "${recipe[@]}"
+compare recipe_cpu_8_large_batch 1 "${recipe[@]}"
 
 [ -n "${GLUE:-}" ] || exit 0
 models=(dense_muon tokens_muon)
