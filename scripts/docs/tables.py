@@ -26,6 +26,7 @@ import result_tables
 
 from benchmarks.checkpoint import command as checkpoint
 from benchmarks.data import command as data
+from benchmarks.gradient_noise import command as noise
 from benchmarks.gradient_variance import command as variance
 from benchmarks.operators import command as operators
 from benchmarks.paper import claims, tables
@@ -66,7 +67,7 @@ _RECIPE = _of_part("comparison", tables.recipe_table)
 _CHOICES = _of_part("comparison", tables.choices_table)
 _SHORT_COMPARISON = _of_part("comparison", tables.short_table)
 _CLAIMS = _of_part("claims", claims.claims_table)
-_RECIPE_RUNS = ("4", "8", "8_long", "8_long_repeat", "12")
+_RECIPE_RUNS = ("4", "8", "8_long", "8_long_repeat", "8_large_batch", "12")
 _README = "docs/results/README.md"
 SHOWN = (
     Shown("variants_cpu", "docs/results/paper_settings.md", "paper_cpu.json", _SHORT_COMPARISON),
@@ -82,6 +83,7 @@ SHOWN = (
         Shown(f"recipe_claims_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_cpu_{size}.json", _CLAIMS)
         for size in _RECIPE_RUNS
     ),
+    Shown("gradient_noise", "docs/results/recipe_cpu.md", "gradient_noise_cpu.json", lambda r: noise.report(r) + "\n"),
     Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _COMPARISON),
     Shown("choices_cpu", "docs/results/paper_settings.md", "paper_cpu.json", _CHOICES),
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
