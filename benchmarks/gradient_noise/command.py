@@ -1,9 +1,9 @@
 """Gradient noise scale of checkpoints, in sequences, beside the batch that the run had.
 
 The noise scale is tr Σ / ‖G‖²: the variance of one sequence's gradient over the squared norm of the mean gradient
-(McCandlish et al., arXiv:1812.06162, equation 2.9). A batch far below it makes steps whose progress grows with the
-batch: a step on fewer tokens is then worth less. A batch far above it makes steps that fewer tokens would make as
-well. So it says what dropping tokens costs a run.
+(McCandlish et al., arXiv:1812.06162, equation 2.9). In theory, the progress of a step grows with its batch where the
+batch is far below the noise scale, so a step on fewer tokens is worth less there. Far above it, fewer tokens would make
+a step as good.
 
 All gradients are those of the model with all blocks and without dropout, on rows that are masked as in training. The
 noise scale is computed from the squared norms of the gradients of K micro-batches of B sequences, and of their mean,
