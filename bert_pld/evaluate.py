@@ -6,8 +6,13 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bert_pld.cli import make_parser, run
+
+if TYPE_CHECKING:
+    from bert_pld.config import RunConfig
+    from bert_pld.data.rows import ShardedRows
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,27 +36,41 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def open_for_checkpoint(
+    checkpoint: Path, config: RunConfig, data_dir: Path, split: str, follow_links: bool = False
+) -> ShardedRows:
+    """Open a split of a data directory for a checkpoint's model; a ValueError if the two do not fit.
+
+    Shards in NVIDIA's format without a vocabulary get the checkpoint's.
+    """
+    from bert_pld.checkpoint.format import check_same_vocabulary
+    from bert_pld.data.loader import check_matches_model
+    from bert_pld.data.nvidia_rows import open_rows
+    from bert_pld.data.rows import resolve_data_dir
+    from bert_pld.files import VOCABULARY
+
+    data_dir = resolve_data_dir(data_dir, config.data.seq_length, follow_links)
+    own_vocabulary = (data_dir / VOCABULARY).is_file()
+    rows = open_rows(data_dir, split, None if own_vocabulary else checkpoint / VOCABULARY, follow_links)
+    check_same_vocabulary(checkpoint, rows)
+    check_matches_model(rows, config.model, seq_length=rows.attributes.seq_length)
+    return rows
+
+
 def main(options: argparse.Namespace) -> None:
     """Print one figure per line."""
     import torch
 
-    from bert_pld.checkpoint.format import check_same_vocabulary, load_model, resolve_checkpoint
-    from bert_pld.data.loader import check_matches_model, evaluation_batches
-    from bert_pld.data.nvidia_rows import open_rows
+    from bert_pld.checkpoint.format import load_model, resolve_checkpoint
+    from bert_pld.data.loader import evaluation_batches
     from bert_pld.data.order import BatchShare
-    from bert_pld.data.rows import resolve_data_dir
-    from bert_pld.files import VOCABULARY, write_atomically
+    from bert_pld.files import write_atomically
     from bert_pld.training.loop import evaluate
 
     checkpoint = resolve_checkpoint(options.checkpoint)
     model, config = load_model(checkpoint)
-    data_dir = resolve_data_dir(options.data_dir, config.data.seq_length, options.follow_links)
-    own_vocabulary = (data_dir / VOCABULARY).is_file()
-    vocab_file = None if own_vocabulary else checkpoint / VOCABULARY
-    rows = open_rows(data_dir, options.split, vocab_file, options.follow_links)
-    check_same_vocabulary(checkpoint, rows)
+    rows = open_for_checkpoint(checkpoint, config, options.data_dir, options.split, options.follow_links)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    check_matches_model(rows, config.model, seq_length=rows.attributes.seq_length)
     share = BatchShare(micro_batch_size=options.batch_size)
     data = config.data
     if options.mask_probability is not None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The recipe's comparison on a CPU, from text to tables: dropping by token against dense runs of as many steps and of
-# equal compute, at 4, 8 and 12 blocks, and six times as long at 8.
+# equal compute, at 4, 8 and 12 blocks, and six times as long at 8, with two sizes of the batch.
 #
 #   WIKIPEDIA=wikiextractor=articles/ BOOKS='books=novels/*.txt' bash scripts/reproduce_recipe.sh [SEEDS]
 #

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,10 @@ from torch import Tensor, nn
 from benchmarks.machine import describe_device
 from benchmarks.markdown import table_lines
 from benchmarks.options import present_device
+from bert_pld.checkpoint.format import load_model, load_state, resolve_checkpoint
+from bert_pld.data.loader import evaluation_batches
+from bert_pld.data.order import BatchShare
+from bert_pld.evaluate import open_for_checkpoint
 
 EXAMPLE = "python -m benchmarks gradient_noise --checkpoints runs/base --data_dir shards/ --json gradient_noise.json"
 PARTS = ("blocks", "rest")
@@ -46,8 +49,8 @@ class GradientSums:
     """The sum of some gradients and of their squared norms, for one part of the model."""
 
     count: int = 0
-    gradient: Tensor | float = 0.0
-    """[N]."""
+    gradient: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
+    """[N]; a single zero before the first."""
     squared_norms: float = 0.0
 
     def add(self, gradient: Tensor) -> None:
@@ -66,7 +69,7 @@ class GradientSums:
 
         With K gradients g_k of B sequences, E‖g‖² = ‖G‖² + tr Σ / B and E‖mean g‖² = ‖G‖² + tr Σ / (B·K).
         """
-        squared, of_mean = self.squared_norms / self.count, float((self.gradient / self.count).square().sum())  # type: ignore[union-attr]
+        squared, of_mean = self.squared_norms / self.count, (self.gradient / self.count).square().sum().item()
         variance = (squared - of_mean) * self.count / (self.count - 1)
         signal = of_mean - variance / self.count
         return micro_batch_size * variance / signal if signal > 0.0 else None
@@ -88,17 +91,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _of_checkpoint(folder: Path, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    from bert_pld.checkpoint.format import check_same_vocabulary, load_model, resolve_checkpoint
-    from bert_pld.data.loader import check_matches_model, evaluation_batches
-    from bert_pld.data.nvidia_rows import open_rows
-    from bert_pld.data.order import BatchShare
-    from bert_pld.data.rows import resolve_data_dir
-
     checkpoint = resolve_checkpoint(folder)
     model, config = load_model(checkpoint)
-    rows = open_rows(resolve_data_dir(options.data_dir, config.data.seq_length), "validation")
-    check_same_vocabulary(checkpoint, rows)
-    check_matches_model(rows, config.model, seq_length=rows.attributes.seq_length)
+    rows = open_for_checkpoint(checkpoint, config, options.data_dir, "validation")
     needed = options.micro_batch_size * options.micro_batches
     if len(rows) < needed:
         raise ValueError(
@@ -109,18 +104,17 @@ def _of_checkpoint(folder: Path, options: argparse.Namespace, device: torch.devi
     share = BatchShare(micro_batch_size=options.micro_batch_size)
     batches = evaluation_batches(rows, config.data, share, seed=config.training.seed, max_rows=needed)
     halves: list[dict[str, GradientSums]] = [{part: GradientSums() for part in PARTS} for _ in range(2)]
+    # As in a training step, one denominator for all micro-batches.
+    masked = config.data.evaluated_mask_probability * options.micro_batch_size * config.data.seq_length
     for index, batch in enumerate(batches):
         model.zero_grad(set_to_none=True)
-        # The mean number of masked tokens would differ from micro-batch to micro-batch, as it does not in training.
-        masked = config.data.evaluated_mask_probability * options.micro_batch_size * config.data.seq_length
         model(**batch.to(device).model_inputs(), mlm_denominator=masked)["loss"].backward()
         for part, gradient in _gradients(model).items():
             halves[index % 2][part].add(gradient)
     whole = {part: halves[0][part] + halves[1][part] for part in PARTS}
-    step = re.fullmatch(r"step_0*(\d+)", checkpoint.name)
     return {
         "checkpoint": str(folder),
-        "step": int(step.group(1)) if step else None,
+        "step": load_state(checkpoint)["step"],
         "train_batch_size": config.deepspeed.get("train_batch_size"),
         **_scales(whole, options),
         "halves": [_scales(half, options) for half in halves],
@@ -139,7 +133,7 @@ def _gradients(model: nn.Module) -> dict[str, Tensor]:
 def _scales(sums: Mapping[str, GradientSums], options: argparse.Namespace) -> dict[str, float | None]:
     whole = GradientSums(
         sums[PARTS[0]].count,
-        torch.cat([torch.as_tensor(sums[part].gradient) for part in PARTS]),
+        torch.cat([sums[part].gradient for part in PARTS]),
         sum(sums[part].squared_norms for part in PARTS),
     )
     return {name: one.noise_scale(options.micro_batch_size) for name, one in {"all": whole, **sums}.items()}
@@ -151,7 +145,7 @@ def report(result: dict[str, Any]) -> str:
     table = [
         [
             one["checkpoint"],
-            "–" if one["step"] is None else f"{one['step']:,}",
+            f"{one['step']:,}",
             "–" if one["train_batch_size"] is None else f"{one['train_batch_size']:,}",
             _sequences(one["all"]),
             ", ".join(_sequences(half["all"]) for half in one["halves"]),

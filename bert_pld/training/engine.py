@@ -113,7 +113,7 @@ def _set_up_engine(config: RunConfig, model: nn.Module) -> Any:
 
 
 def checked_optimizer(config: RunConfig, device_type: str) -> dict[str, Any]:
-    """Return the `optimizer` block with its documented name and all params; a ConfigError if it cannot be used."""
+    """Return the `optimizer` block with its documented name and checked params; a ConfigError if it cannot be used."""
     block = config.deepspeed.get("optimizer", DEFAULT_OPTIMIZER)
     kind = canonical_optimizer(block["type"], config.zero_stage, device_type)
     return {**block, "type": kind, "params": check_optimizer_params(kind, block.get("params", {}))}
