@@ -212,6 +212,16 @@ def test_array_element_trains_with_its_seed_or_its_configuration(slurm, tmp_path
     assert f"CONFIG_LIST={tmp_path}/list: must have a line 3" in done.stderr
 
 
+def test_two_configurations_of_an_array_must_not_share_a_folder(slurm, tmp_path):
+    (tmp_path / "list").write_text("small/b.json\na.json\nlarge/b.json\n")
+    for element, code in ((2, 0), (3, 1)):
+        done = run(
+            "array.sbatch", slurm, SLURM_ARRAY_JOB_ID=5, SLURM_ARRAY_TASK_ID=element, CONFIG_LIST=tmp_path / "list"
+        )
+        assert done.returncode == code, done.stderr
+    assert f"CONFIG_LIST={tmp_path}/list: 2 lines name a configuration b; names must differ" in done.stderr
+
+
 def test_second_phase_waits_for_the_first_and_starts_from_its_weights(slurm, tmp_path):
     done = run("two_phases.sh", slurm, "--nodes=4", REPOSITORY=REPOSITORY)
     assert done.stdout.split() == ["1", "2"]
