@@ -35,7 +35,9 @@ compare recipe_cpu_8_large_batch 1 "${recipe[@]}"
 
 [ -n "${GLUE:-}" ] || exit 0
 models=(dense_muon tokens_muon)
-for model in "${models[@]}"; do
-    bash scripts/second_phase.sh "$out/recipe_cpu_8_long/$model/seed_1" "$out/corpus" "$out/pretrained/$model"
+for scale in recipe_cpu_8_long recipe_cpu_8_large_batch; do
+    for model in "${models[@]}"; do
+        bash scripts/second_phase.sh "$out/$scale/$model/seed_1" "$out/corpus" "$out/pretrained/$scale/$model"
+    done
+    bash scripts/compare_on_glue.sh narrow "$GLUE" "$out/pretrained/$scale" "$out/glue/$scale" "${models[@]}"
 done
-bash scripts/compare_on_glue.sh narrow "$GLUE" "$out/pretrained" "$out/glue" "${models[@]}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# BERT's second phase after a run of 12,000 steps (scale cpu_long or recipe_cpu_8_long): an eighth as many tokens, in
-# sequences of 64 instead of 32, at a quarter of the peak learning rate.
+# BERT's second phase after a run on 48 M tokens (scale cpu_long, recipe_cpu_8_long or recipe_cpu_8_large_batch): an
+# eighth as many tokens, in sequences of 64 instead of 32 and batches of 64, at a quarter of the peak learning rate.
 #
 #   bash scripts/second_phase.sh RUN_DIR DATA_DIR OUTPUT_DIR      DATA_DIR: of `data_prep build --seq_length 32 64`
 #

@@ -71,7 +71,7 @@ _RECIPE_RUNS = ("4", "8", "8_long", "8_long_repeat", "8_large_batch", "12")
 _README = "docs/results/README.md"
 SHOWN = (
     Shown("variants_cpu", "docs/results/paper_settings.md", "paper_cpu.json", _SHORT_COMPARISON),
-    Shown("scale_cpu", "docs/reproducing.md", "scale_cpu.json", result_tables.scale_search),
+    Shown("paper_cpu_scale_search", "docs/reproducing.md", "paper_cpu_scale_search.json", result_tables.scale_search),
     Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _COMPARISON),
     Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _CLAIMS),
     Shown("recipe_advice", "docs/pld.md", "recipe_cpu_8.json", _RECIPE),
@@ -84,20 +84,14 @@ SHOWN = (
         for size in _RECIPE_RUNS
     ),
     Shown("gradient_noise", "docs/results/recipe_cpu.md", "gradient_noise_cpu.json", lambda r: noise.report(r) + "\n"),
-    Shown("long_cpu", "docs/results/paper_cpu.md", "long_cpu.json", _COMPARISON),
+    Shown("paper_cpu_long", "docs/results/paper_cpu.md", "paper_cpu_long.json", _COMPARISON),
     Shown("choices_cpu", "docs/results/paper_settings.md", "paper_cpu.json", _CHOICES),
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
     Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.differences_table),
-    Shown("recipe_glue_cpu", "docs/results/recipe_cpu.md", "recipe_glue_cpu.json", summary.table),
-    Shown(
-        "recipe_glue_differences_cpu", "docs/results/recipe_cpu.md", "recipe_glue_cpu.json", summary.differences_table
-    ),
-    Shown("recipe_glue_sst2_cpu", "docs/results/recipe_cpu.md", "recipe_glue_sst2_cpu.json", summary.table),
-    Shown(
-        "recipe_glue_sst2_differences_cpu",
-        "docs/results/recipe_cpu.md",
-        "recipe_glue_sst2_cpu.json",
-        summary.differences_table,
+    *(
+        Shown(f"{pair}{kind}_cpu", "docs/results/recipe_cpu.md", f"{pair}_cpu.json", table)
+        for pair in ("recipe_glue", "recipe_glue_sst2")
+        for kind, table in (("", summary.table), ("_differences", summary.differences_table))
     ),
     Shown("glue_few_cpu", "docs/results/glue_cpu.md", "glue_few_cpu.json", summary.table),
     Shown("trainer_cpu", "docs/results/glue_cpu.md", "trainer_cpu.json", result_tables.trainer),
@@ -136,7 +130,7 @@ SHOWN = (
     Shown("bytes_sent", "docs/scaling.md", "communication_bytes_cpu.json", result_tables.bytes_sent),
     Shown("step_times", "docs/scaling.md", "communication_steps_cpu.json", result_tables.step_times),
     Shown("segmenters", "docs/data_preparation.md", "sentence_segmentation.json", result_tables.segmenters),
-    Shown("scripts", "docs/data_preparation.md", "scripts_cpu.json", result_tables.scripts),
+    Shown("scripts", "docs/data_preparation.md", "writing_systems_cpu.json", result_tables.scripts),
     Shown("filled_masks", "docs/data_preparation.md", "filled_masks_cpu.json", result_tables.filled_masks),
     Shown("deduplication", "docs/data_preparation.md", "deduplication_cpu.json", result_tables.deduplication),
 )

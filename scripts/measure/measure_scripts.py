@@ -1,6 +1,6 @@
 """Measure what a build does with ten scripts: characters kept, [UNK], near duplicates found, by kind of source.
 
-    python scripts/measure/measure_scripts.py --json docs/results/scripts_cpu.json
+    python scripts/measure/measure_scripts.py --json docs/results/writing_systems_cpu.json
 
 The text is made up: random syllables, with the blanks, marks and full stops that each script has. 40 of 240 documents
 are copies of others with 1 % of the characters changed.
