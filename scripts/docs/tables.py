@@ -89,8 +89,8 @@ SHOWN = (
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
     Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.differences_table),
     *(
-        Shown(f"{pair}{kind}_cpu", "docs/results/recipe_cpu.md", f"{pair}_cpu.json", table)
-        for pair in ("recipe_glue", "recipe_glue_sst2", "recipe_glue_large_batch")
+        Shown(f"{result}{kind}_cpu", "docs/results/recipe_cpu.md", f"{result}_cpu.json", table)
+        for result in ("recipe_glue", "recipe_glue_sst2", "recipe_glue_large_batch")
         for kind, table in (("", summary.table), ("_differences", summary.differences_table))
     ),
     Shown("glue_few_cpu", "docs/results/glue_cpu.md", "glue_few_cpu.json", summary.table),
