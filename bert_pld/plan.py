@@ -24,6 +24,7 @@ from bert_pld.cost.flops import ModelFlops, parameter_count
 from bert_pld.cost.memory import MemoryEstimate, estimate_memory
 from bert_pld.cost.scaling import Cluster, with_assumptions
 from bert_pld.cost.scaling_table import ScalingRow, scaling_lines, scaling_rows
+from bert_pld.cost.work import mean_work
 from bert_pld.data.rows import resolve_data_dir
 from bert_pld.data.shards import Manifest
 from bert_pld.files import write_atomically
@@ -120,15 +121,12 @@ def make_plan(
     schedule = make_schedule(run)
     limit = schedule.limit
     steps, until = run.training.max_steps, schedule.steps_until_theta_within(0.01)
-    by_token = run.progressive_layer_drop.granularity == "token"
-    at_limit, over_run = limit.mean_powers(1), schedule.mean_powers(steps)
-    depth_at_limit, mean_depth = at_limit[0], over_run[0]
-    if not by_token:
-        at_limit, over_run = (depth_at_limit, depth_at_limit), (mean_depth, mean_depth)
+    granularity, length = run.progressive_layer_drop.granularity, run.data.seq_length
+    at_limit, over_run = (mean_work(*each, granularity, length) for each in ((limit, 1), (schedule, steps)))
     cluster = cluster or Cluster()
     kept = limit.keep_probabilities(0)
     attended_tokens = None if data is None else data.attended_tokens
-    flops = ModelFlops(run.model, run.data.seq_length, run.data.mean_mask_probability(steps), attended_tokens)
+    flops = ModelFlops(run.model, length, run.data.mean_mask_probability(steps), attended_tokens)
     return Plan(
         run=run,
         world_size=world_size,
@@ -141,16 +139,16 @@ def make_plan(
         rates_by_step=rates_by_step(run),
         steps_until_limit=None if until is None or until >= steps else until,
         keep_probabilities_at_limit=kept,
-        depth_at_limit=depth_at_limit,
-        mean_depth=mean_depth,
+        depth_at_limit=at_limit.depth,
+        mean_depth=over_run.depth,
         flops_full=flops.per_sequence(),
-        flops_at_limit=flops.per_sequence(*at_limit),
-        flops_mean=flops.per_sequence(*over_run),
-        ratio_at_limit=flops.ratio(*at_limit),
-        ratio_over_run=flops.ratio(*over_run),
-        total_flops=flops.per_sequence(*over_run) * train_batch * steps,
-        block_saving_at_limit=1.0 - depth_at_limit / run.model.num_layers,
-        block_saving_over_run=1.0 - mean_depth / run.model.num_layers,
+        flops_at_limit=flops.per_sequence(at_limit),
+        flops_mean=flops.per_sequence(over_run),
+        ratio_at_limit=flops.ratio(at_limit),
+        ratio_over_run=flops.ratio(over_run),
+        total_flops=flops.per_sequence(over_run) * train_batch * steps,
+        block_saving_at_limit=1.0 - at_limit.depth / run.model.num_layers,
+        block_saving_over_run=1.0 - over_run.depth / run.model.num_layers,
         memory=estimate_memory(run, micro_batch, world_size),
         cluster=cluster,
         scaling=scaling_rows(run, cluster, world_size, train_batch, micro_batch, kept, attended_tokens),

@@ -61,8 +61,17 @@ RECIPE = (
     Variant("dense_equal_compute", "dense, equal compute", False, "recipe", "tokens", "dense"),
     Variant("dense_muon", "dense, Muon", False, "recipe"),
     Variant("tokens_muon", "by token, Muon", False, "recipe"),
+    Variant("tokens_first_muon", "by token, first block whole, Muon", False, "recipe"),
     Variant("tokens_every_4_muon", "by token, every 4th block whole, Muon", False, "recipe"),
     Variant("dense_muon_equal_compute", "dense, Muon, equal compute", False, "recipe", "tokens_muon", "dense_muon"),
+    Variant(
+        "dense_muon_equal_compute_first",
+        "dense, Muon, equal compute to first block whole",
+        False,
+        "recipe",
+        "tokens_first_muon",
+        "dense_muon",
+    ),
 )
 """Dropping by token and Muon against dense runs of as many steps and of equal compute, at scales `recipe_*`.
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.batches import Batch, targets_of
-from benchmarks.train.contenders import ThroughputContender, schedule_of
+from benchmarks.train.contenders import PLD, ThroughputContender, schedule_of
 from bert_pld.config import ModelConfig
 from bert_pld.cost.flops import ModelFlops
+from bert_pld.cost.work import mean_work
 from bert_pld.pld.gates import Gates
 
 
@@ -29,7 +30,8 @@ class Round:
         self.config, self.gates, self.theta = config, gates, theta
         self.steps = len(batches)
         self.tokens = sum(batch.tokens for batch in batches)
-        self._model = ModelFlops(config, max(int(batch.sequence_lengths.max()) for batch in batches))
+        self.longest = max(int(batch.sequence_lengths.max()) for batch in batches)
+        self._model = ModelFlops(config, self.longest)
         self._lengths = [batch.sequence_lengths for batch in batches]
         # Tokens that a loss looks at: the masked ones and [CLS].
         self._chosen = [batch.masked_positions.numel() + len(batch.sequence_lengths) for batch in batches]
@@ -37,7 +39,7 @@ class Round:
         self.heads_flops = sum(ModelFlops(config, n, targets_of(n) / n).heads_per_sequence for n in lengths)
 
     def flops_at_depth(self, depth: float, square: float | None = None) -> float:
-        """FLOPs of `depth` blocks on all rows, and of the heads; `square` as in `ModelFlops.per_sequence`."""
+        """FLOPs of `depth` blocks on all rows, and of the heads; `square` as in `BlockWork`."""
         lengths = np.concatenate(self._lengths)
         saved = 0.0 if square is None else (depth - square) * self._model.attention(lengths)
         return depth * self._model.block(lengths) - saved + self.heads_flops
@@ -96,22 +98,26 @@ def _figures_of_dropping(
 ) -> dict[str, Any]:
     """A PLD contender's time over that of the same kernels at full depth, and what FLOPs predict."""
     blocks = one_round.config.num_layers
+    work = mean_work(schedule_of(one.name, blocks, one_round.theta), 1, PLD[one.name], one_round.longest)
     full, executed = one_round.flops_at_depth(blocks), one_round.flops_under(gates)
+    expected = one_round.flops_at_depth(work.depth, work.square)
     if one.chooses_rows:
-        full, executed = full - one_round.left_out(None), executed - one_round.left_out(gates)
-    expected, square = schedule_of(one.name, blocks, one_round.theta).mean_powers(1)
-    if one.name != "pld_token":
-        square = expected
+        left_out = one_round.left_out(None)
+        full, executed, expected = (
+            full - left_out,
+            executed - one_round.left_out(gates),
+            expected - work.last_whole * left_out,
+        )
     full_depth = next((c for c in contenders if (c.name, c.dtype) == (one.backend, one.dtype)), None)
     measured = None if full_depth is None else _time_ratio(one, full_depth)
     return {
         "full_depth": one.backend,
         "time_over_full_depth": measured,
         "predicted_of_gates_drawn": executed / full,
-        "predicted_of_expectation": one_round.flops_at_depth(expected, square) / one_round.flops_at_depth(blocks),
+        "predicted_of_expectation": expected / full,
         "measured_over_predicted": None if measured is None else measured * full / executed,
         "depth_drawn": statistics.fmean(drawn.kept_blocks for drawn in gates),
-        "depth_expected": expected,
+        "depth_expected": work.depth,
     }
 
 

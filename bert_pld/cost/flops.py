@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from bert_pld.config import ModelConfig
+from bert_pld.cost.work import BlockWork
 from bert_pld.kernels.documents import rows_of_documents
 from bert_pld.model import make_model
 from bert_pld.pld.gates import Gates, last_whole_block
@@ -132,11 +133,14 @@ class ModelFlops:
 
         Its attention output and its feed-forward run only on the `chosen` tokens that a loss looks at.
         """
-        hidden, inner = self.config.hidden_size, self.config.intermediate_size
         if last_whole_block(gates, self.config.num_layers) is None:
             return 0.0
-        weights = hidden * hidden + self.config.feed_forward_matrices * hidden * inner
-        return 6.0 * weights * (float(lengths.sum()) - chosen)
+        return self._without_loss(float(lengths.sum()) - chosen)
+
+    def _without_loss(self, tokens: float) -> float:
+        """FLOPs that the last block spares on this many tokens that no loss looks at."""
+        hidden, inner = self.config.hidden_size, self.config.intermediate_size
+        return 6.0 * (hidden * hidden + self.config.feed_forward_matrices * hidden * inner) * tokens
 
     @property
     def heads_per_sequence(self) -> float:
@@ -148,24 +152,19 @@ class ModelFlops:
         pooler = hidden * hidden if self.config.next_sentence_prediction else 0
         return 6.0 * (masked * (hidden * width + width * vocabulary) + projection + pooler)
 
-    def per_sequence(self, depth: float | None = None, square: float | None = None) -> float:
-        """Return the FLOPs of one sequence through the blocks and the heads.
-
-        Args:
-            depth: Σ p_l over the blocks, the expected number that run; by default all.
-            square: Σ p_l² at token granularity, where a block on the share p of the tokens costs p² of attention's
-                FLOPs; by default `depth`, because a block that runs costs all of them.
-        """
-        depth = self.config.num_layers if depth is None else depth
-        square = depth if square is None else square
+    def per_sequence(self, work: BlockWork | None = None) -> float:
+        """Return the FLOPs of one sequence through the blocks and the heads; by default all blocks run."""
+        blocks = self.config.num_layers
+        work = BlockWork(blocks, blocks, last_whole=1.0) if work is None else work
         sequence = np.array([self.seq_length])
         attention = self.attention(sequence if self._documents is None else self._documents)
-        blocks = depth * (self.block_per_sequence - attention) + square * attention
-        return blocks + self.heads_per_sequence
+        executed = work.depth * (self.block_per_sequence - attention) + work.square * attention
+        chosen = self.mask_probability * self.seq_length + bool(self.config.next_sentence_prediction)
+        return executed - work.last_whole * self._without_loss(self.seq_length - chosen) + self.heads_per_sequence
 
-    def ratio(self, depth: float, square: float | None = None) -> float:
-        """Return the FLOPs of a sequence at `depth` blocks divided by those at full depth; `square` as above."""
-        return self.per_sequence(depth, square) / self.per_sequence()
+    def ratio(self, work: BlockWork) -> float:
+        """Return the FLOPs of a sequence with this work divided by those at full depth."""
+        return self.per_sequence(work) / self.per_sequence()
 
 
 @dataclasses.dataclass(frozen=True)

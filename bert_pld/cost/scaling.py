@@ -20,6 +20,7 @@ from bert_pld.config import RunConfig
 from bert_pld.cost.communication import BUCKET_ELEMENTS, Collective, payload_bytes, step_collectives
 from bert_pld.cost.flops import ModelFlops, parameter_count
 from bert_pld.cost.memory import MemoryEstimate
+from bert_pld.cost.work import BlockWork
 
 # Bytes that the update reads and writes for each parameter of a rank's partition: AdamW reads weight, two moments and
 # gradient in fp32 and writes three of them; then a cast in each direction, and one pass each for norm and clipping.
@@ -168,13 +169,12 @@ def predict_step(
     recomputed = 4.0 / 3.0 if run.model.activation_checkpointing else 1.0
     ideal = compute = 0.0
     for shares, gradients in zip(kept, has_gradient, strict=True):
-        depth = sum(shares)
-        square = sum(share * share for share in shares) if _is_by_token(run) else None
-        blocks = (flops.per_sequence(depth, square) - flops.heads_per_sequence) * recomputed
+        work = BlockWork.of(shares, run.progressive_layer_drop.granularity, run.data.seq_length)
+        blocks = (flops.per_sequence(work) - flops.heads_per_sequence) * recomputed
         seconds = micro_batch_size * (blocks + flops.heads_per_sequence) / cluster.flops_per_s
         ideal += seconds
         if memory is not None:
-            seconds += memory.activation_bytes_at_depth(depth) / cluster.activation_bytes_per_s
+            seconds += memory.activation_bytes_at_depth(work.depth) / cluster.activation_bytes_per_s
         compute += max(seconds, sum(gradients) * cluster.launch_s_per_block)
     times = [(collective, collective_seconds(cluster, collective, world_size)) for collective in collectives]
     owned = parameter_count(run.model) / (world_size if run.zero_stage >= 1 else 1)
@@ -195,10 +195,6 @@ def gradient_probabilities(run: RunConfig, kept: Sequence[Sequence[float]]) -> l
     """Return the probability that a block has a gradient; any share of the rows or of their tokens gives one."""
     by_share = run.progressive_layer_drop.enabled and run.progressive_layer_drop.granularity != "batch"
     return [[float(share > 0.0) if by_share else share for share in one] for one in kept]
-
-
-def _is_by_token(run: RunConfig) -> bool:
-    return run.progressive_layer_drop.enabled and run.progressive_layer_drop.granularity == "token"
 
 
 def _exposed(

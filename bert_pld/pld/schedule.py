@@ -67,6 +67,11 @@ class Schedule:
             return self.theta_limit + (1.0 - self.theta_limit) * ramp
         return self.theta_limit
 
+    def thetas(self, num_steps: int) -> NDArray[np.float64]:
+        """θ of the steps 0 … num_steps − 1; beyond a million steps, of evenly spaced ones."""
+        steps = range(0, num_steps, -(-num_steps // _MOST_STEPS))
+        return np.fromiter(map(self.theta, steps), np.float64, len(steps))
+
     @property
     def drop_weights(self) -> tuple[float, ...]:
         """w_l in p_l(t) = 1 − w_l·(1 − θ(t)): l / L, or 1 with `depth: uniform`; 0 for a block that is never dropped.
@@ -92,17 +97,6 @@ class Schedule:
         """Σ p_l(t): the expected number of blocks that run; (3L − 1)/4 at θ = 0.5 with the defaults."""
         return math.fsum(self.keep_probabilities(step))
 
-    def mean_powers(self, num_steps: int) -> tuple[float, float]:
-        """Σ p_l and Σ p_l², averaged over optimizer steps 0 … num_steps − 1.
-
-        The first is the mean expected depth. At token granularity attention costs p_l² of a whole block's.
-        """
-        drops = 1.0 - self._thetas(num_steps)
-        weights = np.array(self.drop_weights)
-        mean, square = float(drops.mean()), float((drops * drops).mean())
-        depth = self.num_blocks - float(weights.sum()) * mean
-        return depth, depth - float(weights.sum()) * mean + float((weights * weights).sum()) * square
-
     def steps_until_theta_within(self, share: float) -> int | None:
         """Return the first step from which θ is within a relative distance `share` of its limit; None: never.
 
@@ -123,8 +117,3 @@ class Schedule:
             since = 0
         step = self.warmup_steps + since
         return None if self.finish_step is not None and step >= self.finish_step else step
-
-    def _thetas(self, num_steps: int) -> NDArray[np.float64]:
-        """θ of each step; beyond a million steps, of evenly spaced ones."""
-        steps = range(0, num_steps, -(-num_steps // _MOST_STEPS))
-        return np.fromiter(map(self.theta, steps), np.float64, len(steps))

@@ -76,7 +76,7 @@ class TokenSubset:
         return torch.nonzero_static(chosen.flatten(), size=rows * self.width).squeeze(1)
 
 
-def kept_counts(share: float, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def kept_counts(share: float | NDArray[np.float64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how many tokens of sequences of these lengths a block keeps: the nearest integer, but at least one."""
     return np.minimum(np.maximum(np.floor(share * lengths + 0.5).astype(np.int64), 1), lengths)
 

@@ -9,12 +9,14 @@ runs, without evaluations and checkpoints. The prediction is the ratio of matrix
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from bert_pld.cli import make_parser, run
 from bert_pld.config import load_config
 from bert_pld.cost.flops import ModelFlops
+from bert_pld.cost.work import mean_work
 from bert_pld.pld.engine import make_schedule
 from bert_pld.plot import RunCurves, read_run
 
@@ -77,13 +79,12 @@ def main(options: argparse.Namespace) -> None:
     flops = ModelFlops(
         config.model, config.data.seq_length, config.data.mean_mask_probability(config.training.max_steps)
     )
-    depth, square = schedule.limit.mean_powers(1)
-    predicted = drawn = flops.ratio(depth, square)
-    if config.progressive_layer_drop.granularity != "token":
-        predicted, drawn = (
-            flops.ratio(depth),
-            flops.ratio(sum(r["kept_blocks"] for r in constant[1:]) / len(constant[1:])),
-        )
+    granularity = config.progressive_layer_drop.granularity
+    work = mean_work(schedule.limit, 1, granularity, config.data.seq_length)
+    predicted = drawn = flops.ratio(work)
+    if granularity != "token":
+        depth = sum(record["kept_blocks"] for record in constant[1:]) / len(constant[1:])
+        drawn = flops.ratio(dataclasses.replace(work, depth=depth, square=depth))
     measured = seconds_per_sample(constant) / seconds_per_sample(baseline_constant)
     loss, baseline_loss = evaluation["eval_mlm_loss"], baseline_evaluation["eval_mlm_loss"]
     print(f"{'':34}{'PLD':>10}{'without':>10}{'ratio':>8}")

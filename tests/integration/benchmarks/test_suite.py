@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from repository import REPOSITORY
 from runs import clean_environment, logged_lines, wait_until, write_corpus
@@ -19,6 +18,7 @@ from benchmarks.paper.variants import RECIPE, VARIANTS, Scale, apply_changes, co
 from bert_pld.checkpoint.format import list_checkpoints
 from bert_pld.config import ConfigError, load_config
 from bert_pld.cost.flops import ModelFlops
+from bert_pld.cost.work import BlockWork, mean_work
 from bert_pld.files import RUN_LOCK
 from bert_pld.plan import make_plan
 from bert_pld.pld.engine import make_schedule
@@ -72,7 +72,7 @@ def test_scales_load_and_invalid_ones_are_errors():
         assert depths == pytest.approx([depths[0]] * 5)
     on_gpu = {one.name: load_config(configuration(one, load_scale("recipe_gpu"), 1)) for one in RECIPE}
     assert on_gpu["tokens_muon"].training.max_steps == on_gpu["dense_muon"].training.max_steps == 1000
-    assert on_gpu["dense_muon_equal_compute"].training.max_steps == 629
+    assert on_gpu["dense_muon_equal_compute"].training.max_steps == 612
     with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, cpu_long, gpu, recipe_cpu_12"):
         load_scale("tpu")
     with pytest.raises(ConfigError, match="has no entry for 0.001, a rate of pld_batch"):
@@ -263,12 +263,9 @@ def test_interrupted_suite_continues_and_is_summarized(command):
     ran = load_config(out / "pld_batch" / "seed_1" / "config.json")
     kept = rows["pld_batch"]["kept_blocks"]["mean"]
     # A step's depth has a deviation of at most 0.8 blocks: three of the mean's over 300 steps.
-    assert kept == pytest.approx(make_schedule(ran, 3).mean_powers(300)[0], abs=0.14)
-    # The last block that runs computes what follows attention where a loss looks: at masked and at first tokens.
-    flops, length = ModelFlops(ran.model, ran.data.seq_length, ran.data.mask_probability), ran.data.seq_length
-    chosen = ran.data.mask_probability * length + bool(ran.model.next_sentence_prediction)
-    left_out = flops.left_out(np.array([length]), None, chosen) / flops.per_sequence()
-    counted = (flops.ratio(kept) - left_out) / (1 - left_out)
+    assert kept == pytest.approx(mean_work(make_schedule(ran, 3), 300, "batch", 32).depth, abs=0.14)
+    flops = ModelFlops(ran.model, ran.data.seq_length, ran.data.mask_probability)
+    counted = flops.ratio(BlockWork(kept, kept, last_whole=1.0))
     assert rows["pld_batch"]["flops_a_sample"]["mean"] == pytest.approx(counted, rel=0.02)
     assert (out / "x.png").stat().st_size > 10_000
     assert (out / "t.png").stat().st_size > 5_000

@@ -8,6 +8,8 @@ from runs import small_config
 
 from bert_pld.config import load_config
 from bert_pld.cost.flops import ModelFlops
+from bert_pld.cost.work import mean_work
+from bert_pld.pld.engine import make_schedule
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_times_losses_and_predictions_come_from_the_metrics(make_run, run):
     assert (code, errors) == (0, "")
     config = load_config(pld / "config.json")
     # At the limit of linear depth 3 × (1 - 0.5 × 2 / 3) = 2 blocks, which are those of the gates drawn too.
-    ratio = ModelFlops(config.model, 32, 0.15).ratio(2.0)
+    ratio = ModelFlops(config.model, 32, 0.15).ratio(mean_work(make_schedule(config).limit, 1, "batch", 32))
     figures = [line.split()[-3:] for line in printed.splitlines()[1:4]]
     assert figures == [["4.2000", "4.0000", "1.050"], ["3.6", "6.0", "0.600"], ["75.00", "125.00", "0.600"]]
     assert " ".join(printed.split()).endswith(

@@ -69,7 +69,7 @@ def test_dropping_saves_a_smaller_share_of_the_step_than_of_its_compute():
     kept = [[1 - l / 24 for l in range(1, 13)]]
     for stage in range(4):
         full, dropped = step_of(64, run_of(stage)), step_of(64, run_of(stage), kept=kept)
-        assert dropped.compute / full.compute == pytest.approx(0.740, abs=1e-3)
+        assert dropped.compute / full.compute == pytest.approx(0.726, abs=1e-3)
         assert dropped.compute / full.compute < dropped.total / full.total < 1.0
         sent = dropped.communication / full.communication
         assert sent < 0.95 if stage in (1, 2) else sent == 1.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
 from bert_pld.pld.schedule import Schedule
@@ -79,20 +78,6 @@ def test_theta_moves_between_a_dense_warm_up_and_a_dense_finish(temporal, thetas
     assert [schedule.theta(step) for step in range(10, 16)] == pytest.approx(thetas)
     assert [schedule.is_dense(step) for step in (9, 10, 15, 16)] == [True, False, False, True]
     assert schedule.limit.theta(0) == schedule.limit.theta(20) == 0.4
-
-
-SHAPES = [
-    {}, {"depth": "uniform"}, {"keep_first_block": True}, {"temporal": "constant"}, {"keep_last_block": True},
-    {"keep_every": 2},
-    {"temporal": "linear", "ramp_steps": 200, "warmup_steps": 50, "finish_step": 600},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("options", SHAPES)
-def test_mean_powers_are_means_over_steps(options):
-    schedule = Schedule(num_blocks=6, theta_limit=0.4, gamma=0.01, **options)
-    kept = np.array([schedule.keep_probabilities(t) for t in range(700)])
-    assert schedule.mean_powers(700) == pytest.approx((kept.sum(1).mean(), (kept**2).sum(1).mean()))
 
 
 def test_steps_until_a_linear_ramp_is_near_its_end():

@@ -12,6 +12,7 @@ from scipy import stats
 from tiny_model import LENGTHS, ROWS, SEQ, drawn_gates, make_batch, make_model
 
 from bert_pld.cost.flops import ModelFlops
+from bert_pld.cost.work import BlockWork
 from bert_pld.pld.gates import draw_gates, run_gated
 from bert_pld.pld.schedule import Schedule
 from bert_pld.pld.subsets import draw_token_subsets, kept_counts
@@ -178,7 +179,7 @@ def test_counted_flops_are_those_of_the_kept_tokens(padded):
     assert model.gated_blocks(np.full(ROWS, SEQ), gates, False) == sum(model.block(count) for count in widest)
     if not padded:
         shares = [count[0] / SEQ for count in counts]
-        mean = model.per_sequence(sum(shares), sum(share**2 for share in shares))
+        mean = model.per_sequence(BlockWork.of(shares, "token", SEQ))
         assert model.gated_blocks(lengths, gates) == pytest.approx(ROWS * (mean - model.heads_per_sequence))
 
 

@@ -1,0 +1,55 @@
+"""How much of the blocks runs, in a micro-batch or on average over the steps of a schedule: what FLOPs follow from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bert_pld.pld.schedule import Schedule
+from bert_pld.pld.subsets import kept_counts
+
+Granularity = Literal["batch", "sample", "token"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockWork:
+    """What runs of L blocks, of which block l runs with probability, or on the share, p_l."""
+
+    depth: float
+    """Σ p_l: the number of blocks that run."""
+    square: float
+    """Σ p_l² at token granularity, where attention is among the kept tokens; else `depth`."""
+    last_whole: float
+    """How often the last block that runs does so on all rows and tokens.
+
+    It then computes what follows attention only where a loss looks.
+    """
+
+    @classmethod
+    def of(cls, kept: Sequence[float], granularity: Granularity, seq_length: int) -> BlockWork:
+        """Return the work of a micro-batch of full sequences with p_l = `kept[l - 1]`."""
+        return _work([np.array([share]) for share in kept], granularity, seq_length)
+
+
+def mean_work(schedule: Schedule, num_steps: int, granularity: Granularity, seq_length: int) -> BlockWork:
+    """Return the work of full sequences, averaged over optimizer steps 0 … num_steps − 1."""
+    drops = 1.0 - schedule.thetas(num_steps)
+    return _work([1.0 - weight * drops for weight in schedule.drop_weights], granularity, seq_length)
+
+
+def _work(kept: Sequence[NDArray[np.float64]], granularity: Granularity, seq_length: int) -> BlockWork:
+    """Average over steps; `kept` has p_l of each step, block by block."""
+    if granularity == "token":
+        # A block runs on a whole number of tokens.
+        kept = [kept_counts(share, np.array([seq_length])) / seq_length for share in kept]
+    depth = math.fsum(float(share.mean()) for share in kept)
+    square = math.fsum(float((share * share).mean()) for share in kept) if granularity == "token" else depth
+    if granularity == "batch":
+        none_runs = np.prod([1.0 - share for share in kept], axis=0)
+        return BlockWork(depth, square, 1.0 - float(none_runs.mean()))
+    return BlockWork(depth, square, float((kept[-1] == 1.0).mean()))
