@@ -45,11 +45,11 @@ def _of_dropping(name: str, label: str) -> tuple[Claim, ...]:
     )
 
 
-def _of_recipe(name: str, dense: str, label: str) -> tuple[Claim, ...]:
+def _of_recipe(name: str, dense: str, label: str, partner: str = "equal_compute") -> tuple[Claim, ...]:
     return (
         Claim(f"{label}: 25 % less time than dense, as many steps", name, dense, time_saved, "%", 0.25),
         Claim(f"{label}: at most 0.01 above dense, as many steps", name, dense, margin=0.01),
-        Claim(f"{label}: below dense, equal compute", name, f"{dense}_equal_compute"),
+        Claim(f"{label}: below dense, equal compute", name, f"{dense}_{partner}"),
     )
 
 
@@ -65,10 +65,15 @@ CLAIMS = (
     Claim("PLD by batch: below dropping over depth only", "pld_batch", "depth_only"),
     *_of_recipe("tokens", "dense", "by token"),
     *_of_recipe("tokens_muon", "dense_muon", "by token, Muon"),
+    *_of_recipe("tokens_first_muon", "dense_muon", "by token, first block whole, Muon", "equal_compute_first"),
     *_of_recipe("tokens_every_4_muon", "dense_muon", "by token, every 4th block whole, Muon"),
     Claim("Muon: below AdamW, dense", "dense_muon", "dense"),
-    Claim(
-        "by token, Muon: 3 × sooner at Post-LN's last loss", "tokens_muon", "recipe_post_ln", speed_to_loss, "×", 3.0
+    *(
+        Claim(f"{label}: 3 × sooner at Post-LN's last loss", name, "recipe_post_ln", speed_to_loss, "×", 3.0)
+        for name, label in (
+            ("tokens_muon", "by token, Muon"),
+            ("tokens_first_muon", "by token, first block whole, Muon"),
+        )
     ),
 )
 

@@ -1,5 +1,6 @@
 """The suite on a small corpus: configurations of variants, interruption and continuation."""
 
+import copy
 import json
 import os
 import shutil
@@ -83,17 +84,20 @@ def test_scales_load_and_invalid_ones_are_errors():
 def test_recipe_is_compared_with_a_dense_run_of_as_many_flops_and_its_own_decay(layers):
     scale = load_scale(f"recipe_cpu_{layers}")
     runs = {variant.name: load_config(configuration(variant, scale, 1)) for variant in RECIPE}
-    for suffix in ("", "_muon"):
-        tokens, dense = runs[f"tokens{suffix}"], runs[f"dense{suffix}"]
-        partner = runs[f"dense{suffix}_equal_compute"]
+    for dropping, baseline, equal in (
+        ("tokens", "dense", "dense_equal_compute"),
+        ("tokens_muon", "dense_muon", "dense_muon_equal_compute"),
+        ("tokens_first_muon", "dense_muon", "dense_muon_equal_compute_first"),
+    ):
+        tokens, dense, partner = runs[dropping], runs[baseline], runs[equal]
         assert tokens.training.max_steps == dense.training.max_steps == 2000
         whole = make_plan(dense).flops_full * partner.training.max_steps
         assert whole == pytest.approx(make_plan(tokens).flops_mean * 2000, rel=1 / 1000)
         assert not partner.progressive_layer_drop.enabled
-        schedulers = [run.deepspeed["scheduler"] for run in (dense, partner)]
-        steps = [scheduler["params"].pop("total_num_steps") for scheduler in schedulers]
+        settings = [copy.deepcopy(run.deepspeed) for run in (dense, partner)]
+        steps = [each["scheduler"]["params"].pop("total_num_steps") for each in settings]
         assert steps == [2000, partner.training.max_steps]
-        assert partner.deepspeed == dense.deepspeed
+        assert settings[0] == settings[1]
     rates = runs["tokens_muon"].deepspeed["optimizer"]["params"]
     assert (rates["lr"], rates["muon_lr"]) == (0.0028, 0.0056)
 
