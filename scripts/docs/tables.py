@@ -76,20 +76,25 @@ SHOWN = (
     Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _CLAIMS),
     Shown("recipe_advice", "docs/pld.md", "recipe_cpu_8.json", _RECIPE),
     *(
-        Shown(f"recipe_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_cpu_{size}.json", _RECIPE)
+        Shown(f"recipe_cpu_{size}", "docs/results/recipe_cpu_both_ends.md", f"recipe_cpu_{size}.json", _RECIPE)
         for size in _RECIPE_RUNS
     ),
     *(
-        Shown(f"recipe_claims_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_cpu_{size}.json", _CLAIMS)
+        Shown(f"recipe_claims_cpu_{size}", "docs/results/recipe_cpu_both_ends.md", f"recipe_cpu_{size}.json", _CLAIMS)
         for size in _RECIPE_RUNS
     ),
-    Shown("gradient_noise", "docs/results/recipe_cpu.md", "gradient_noise_cpu.json", lambda r: noise.report(r) + "\n"),
+    Shown(
+        "gradient_noise",
+        "docs/results/recipe_cpu_both_ends.md",
+        "gradient_noise_cpu.json",
+        lambda r: noise.report(r) + "\n",
+    ),
     Shown("paper_cpu_long", "docs/results/paper_cpu.md", "paper_cpu_long.json", _COMPARISON),
     Shown("choices_cpu", "docs/results/paper_settings.md", "paper_cpu.json", _CHOICES),
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
     Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.differences_table),
     *(
-        Shown(f"{result}{kind}_cpu", "docs/results/recipe_cpu.md", f"{result}_cpu.json", table)
+        Shown(f"{result}{kind}_cpu", "docs/results/recipe_cpu_both_ends.md", f"{result}_cpu.json", table)
         for result in ("recipe_glue", "recipe_glue_sst2", "recipe_glue_large_batch")
         for kind, table in (("", summary.table), ("_differences", summary.differences_table))
     ),
