@@ -43,8 +43,6 @@ class ProgressiveLayerDropConfig:
     """Never drop blocks 1, 1 + n, 1 + 2n and so on; 0: drop them too."""
     keep_masked_tokens: bool = False
     """At `token` granularity, a block runs on a sequence's masked tokens first, as far as its share goes."""
-    keep_first_token: bool = False
-    """At `token` granularity, every block runs on the first token of each row, [CLS]."""
     seed: int = 0
 
     def check(self) -> Iterable[str]:
@@ -90,8 +88,6 @@ class ProgressiveLayerDropConfig:
             parts.append(f"each block 1 + {self.keep_every}n kept")
         if self.keep_masked_tokens:
             parts.append("masked tokens kept")
-        if self.keep_first_token:
-            parts.append("first token kept")
         if self.dense_warmup or self.dense_finish:
             parts.append(
                 f"nothing dropped in the first {self.dense_warmup:,.0f} and last {self.dense_finish:,.0f} steps"
@@ -102,8 +98,8 @@ class ProgressiveLayerDropConfig:
         """Return a copy with `gamma: auto` and all shares of a run of `max_steps` steps replaced by numbers.
 
         What has no effect becomes the same in every run, so that it cannot make two runs differ: `gamma` and `ramp`
-        where `temporal` does not use them, `keep_masked_tokens` and `keep_first_token` without token granularity, and
-        everything if dropping is disabled.
+        where `temporal` does not use them, `keep_masked_tokens` without token granularity, and everything if dropping
+        is disabled.
         """
         if not self.enabled:
             return ProgressiveLayerDropConfig(enabled=False, gamma=0.0, ramp=0.0)
@@ -119,7 +115,6 @@ class ProgressiveLayerDropConfig:
             self,
             gamma=gamma if self.temporal == "exponential" else 0.0,
             keep_masked_tokens=self.keep_masked_tokens and self.granularity == "token",
-            keep_first_token=self.keep_first_token and self.granularity == "token",
             ramp=steps(self.ramp) if self.temporal in ("linear", "growing") else 0.0,
             dense_warmup=warmup,
             dense_finish=finish,

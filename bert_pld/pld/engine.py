@@ -100,7 +100,6 @@ class LayerDropper:
             lengths=lengths,
             padded_length=padded_length,
             masked_positions=masked_positions,
-            keep_first_token=self.config.keep_first_token,
             device=engine.device,
             zero_gradient_when_dropped=self._needs_zero_gradients,
         )

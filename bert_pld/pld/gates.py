@@ -89,7 +89,6 @@ def draw_gates(
     lengths: NDArray[np.int64] | None = None,
     padded_length: int | None = None,
     masked_positions: torch.Tensor | None = None,
-    keep_first_token: bool = False,
     device: torch.device | str = "cpu",
     zero_gradient_when_dropped: bool = False,
 ) -> Gates:
@@ -113,7 +112,6 @@ def draw_gates(
         padded_length: tokens of a sequence with padding; required at token granularity.
         masked_positions: int64 [M], indices into the flattened [rows · padded_length]: tokens that a block at token
             granularity runs on before all others; None treats all tokens alike.
-        keep_first_token: whether a block at token granularity runs on the first token of each row in any case.
         device: device of the row indices, which one copy uploads for all blocks.
         zero_gradient_when_dropped: see `run_gated`.
     """
@@ -134,7 +132,6 @@ def draw_gates(
             padded_length=padded_length,
             device=device,
             preferred=masked_positions,
-            keep_first=keep_first_token,
         )
         blocks = [
             BlockGate(keep=True, scale=1.0, keep_probability=p, tokens=subset)

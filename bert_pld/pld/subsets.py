@@ -92,7 +92,6 @@ def draw_token_subsets(
     padded_length: int,
     device: torch.device | str,
     preferred: Tensor | None = None,
-    keep_first: bool = False,
 ) -> list[TokenSubset | None]:
     """Draw the subsets of one micro-batch.
 
@@ -107,7 +106,6 @@ def draw_token_subsets(
         device: device of the subsets.
         preferred: int64 [M], indices into the flattened [B · S]: tokens that are chosen before all others. If a
             sequence has more of them than a block keeps, they are chosen among uniformly.
-        keep_first: whether the first token of each sequence is chosen in any case, as one of its number.
 
     Returns:
         One subset for each block; None for a block that keeps all tokens.
@@ -129,8 +127,6 @@ def draw_token_subsets(
     if preferred is not None:
         rest = torch.ones(rows * padded_length, dtype=torch.int64, device=device).index_fill_(0, preferred, 0)
         keys += rest.view(rows, padded_length) << (32 + _POSITION_BITS)
-    if keep_first:
-        keys[..., 0] = -1
     if (lengths < padded_length).any():
         keys += (position >= length[:, None]).long() << (33 + _POSITION_BITS)
     last_kept = keys.sort(dim=-1).values.gather(2, (count - 1).clamp_(min=0)[:, :, None])

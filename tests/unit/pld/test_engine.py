@@ -150,16 +150,6 @@ def test_masked_tokens_are_kept_in_every_block():
         engine(torch.ones(4, 8, 5))
 
 
-def test_first_token_is_kept_in_every_block():
-    by_token = {"theta": 0.25, "temporal": "constant", "granularity": "token", "keep_first_token": True}
-    engine, *_ = start(TokenTower(), {**CONFIG, "progressive_layer_drop": {**by_token, "depth": "uniform"}})
-    for _ in range(3):
-        engine(torch.ones(4, 8, 5))
-        for gate in engine.module.seen[-1]:
-            assert gate.tokens.kept.sum(1).tolist() == [2] * 4
-            assert gate.tokens.kept[:, 0].all()
-
-
 def test_configuration_is_read_from_args_or_from_a_file(tmp_path):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(CONFIG))

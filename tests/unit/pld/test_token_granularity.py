@@ -100,28 +100,6 @@ def test_masked_tokens_are_kept_first_and_the_rest_uniformly():
         assert stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_first_token_is_kept_in_any_case_and_the_rest_uniformly():
-    """Of 8 tokens of which 2 are masked and the first is kept, the fourth is any of the 5 others."""
-    kept = []
-    for step in range(100):
-        subset = draw_token_subsets(
-            [0.5], seed=0, step=step, micro_step=0, first_row=0, lengths=np.array([8] * 50), padded_length=8,
-            device="cpu", preferred=torch.tensor([8 * row + place for row in range(50) for place in (1, 6)]),
-            keep_first=True,
-        )[0]  # fmt: skip
-        kept.append(subset.kept.numpy())
-    kept = np.concatenate(kept)
-    assert (kept.sum(1) == 4).all()
-    assert kept[:, [0, 1, 6]].all()
-    assert stats.chisquare(kept[:, [2, 3, 4, 5, 7]].sum(0)).pvalue > 1e-3
-    # A block that keeps a single token keeps the first one, even if others are masked.
-    lone = draw_token_subsets(
-        [0.01], seed=0, step=0, micro_step=0, first_row=0, lengths=np.array([8, 5]), padded_length=8, device="cpu",
-        preferred=torch.tensor([1, 9]), keep_first=True,
-    )[0]  # fmt: skip
-    assert lone.kept.nonzero().tolist() == [[0, 0], [1, 0]]
-
-
 def test_masked_padding_is_never_kept():
     subset = draw_token_subsets(
         [0.5], seed=0, step=0, micro_step=0, first_row=0, lengths=np.array([4]), padded_length=8, device="cpu",
