@@ -74,7 +74,12 @@ SHOWN = (
     Shown("paper_cpu_scale_search", "docs/reproducing.md", "paper_cpu_scale_search.json", result_tables.scale_search),
     Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _COMPARISON),
     Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _CLAIMS),
-    Shown("recipe_advice", "docs/pld.md", "recipe_cpu_8.json", _RECIPE),
+    Shown("recipe_advice", "docs/pld.md", "recipe_first_cpu_8.json", _RECIPE),
+    *(
+        Shown(f"recipe_first{kind}_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_first_cpu_{size}.json", table)
+        for size in ("4", "8", "12", "8_large_batch")
+        for kind, table in (("", _RECIPE), ("_claims", _CLAIMS))
+    ),
     *(
         Shown(f"recipe_cpu_{size}", "docs/results/recipe_cpu_both_ends.md", f"recipe_cpu_{size}.json", _RECIPE)
         for size in _RECIPE_RUNS
