@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -33,23 +32,24 @@ class BlockWork:
     @classmethod
     def of(cls, kept: Sequence[float], granularity: Granularity, seq_length: int) -> BlockWork:
         """Return the work of a micro-batch of full sequences with p_l = `kept[l - 1]`."""
-        return _work([np.array([share]) for share in kept], granularity, seq_length)
+        return _work((np.array([share]) for share in kept), granularity, seq_length)
 
 
 def mean_work(schedule: Schedule, num_steps: int, granularity: Granularity, seq_length: int) -> BlockWork:
     """Return the work of full sequences, averaged over optimizer steps 0 … num_steps − 1."""
     drops = 1.0 - schedule.thetas(num_steps)
-    return _work([1.0 - weight * drops for weight in schedule.drop_weights], granularity, seq_length)
+    return _work((1.0 - weight * drops for weight in schedule.drop_weights), granularity, seq_length)
 
 
-def _work(kept: Sequence[NDArray[np.float64]], granularity: Granularity, seq_length: int) -> BlockWork:
-    """Average over steps; `kept` has p_l of each step, block by block."""
-    if granularity == "token":
+def _work(kept: Iterable[NDArray[np.float64]], granularity: Granularity, seq_length: int) -> BlockWork:
+    """Average over steps; `kept` yields p_l of each step, block by block."""
+    depth = square = last_whole = 0.0
+    none_runs: NDArray[np.float64] | float = 1.0
+    for shares in kept:
         # A block runs on a whole number of tokens.
-        kept = [kept_counts(share, np.array([seq_length])) / seq_length for share in kept]
-    depth = math.fsum(float(share.mean()) for share in kept)
-    square = math.fsum(float((share * share).mean()) for share in kept) if granularity == "token" else depth
+        run = kept_counts(shares, np.array([seq_length])) / seq_length if granularity == "token" else shares
+        depth, square = depth + float(run.mean()), square + float((run * run).mean())
+        none_runs, last_whole = none_runs * (1.0 - run), float((run == 1.0).mean())
     if granularity == "batch":
-        none_runs = np.prod([1.0 - share for share in kept], axis=0)
-        return BlockWork(depth, square, 1.0 - float(none_runs.mean()))
-    return BlockWork(depth, square, float((kept[-1] == 1.0).mean()))
+        last_whole = 1.0 - float(np.mean(none_runs))
+    return BlockWork(depth, square if granularity == "token" else depth, last_whole)
