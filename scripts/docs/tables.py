@@ -78,15 +78,8 @@ SHOWN = (
     Shown("recipe_advice", "docs/pld.md", "recipe_first_cpu_8.json", _RECIPE),
     *(
         Shown(f"recipe_first{kind}_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_first_cpu_{size}.json", table)
-        for size in ("4", "8", "12", "8_large_batch")
+        for size in ("4", "8", "8_large_batch")
         for kind, table in (("", _RECIPE), ("_claims", _CLAIMS))
-    ),
-    Shown("recipe_first_glue_cpu", "docs/results/recipe_cpu.md", "recipe_first_glue_cpu.json", summary.table),
-    Shown(
-        "recipe_first_glue_differences_cpu",
-        "docs/results/recipe_cpu.md",
-        "recipe_first_glue_cpu.json",
-        summary.differences_table,
     ),
     *(Shown(f"recipe_cpu_{size}", _BOTH_ENDS, f"recipe_cpu_{size}.json", _RECIPE) for size in _RECIPE_RUNS),
     *(Shown(f"recipe_claims_cpu_{size}", _BOTH_ENDS, f"recipe_cpu_{size}.json", _CLAIMS) for size in _RECIPE_RUNS),
