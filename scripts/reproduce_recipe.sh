@@ -26,7 +26,7 @@ compare() { # SCALE SEEDS VARIANT...
         --variants "${@:3}"
     python -m benchmarks paper summarize "$out/$1" --baseline dense_muon --json "$out/$1.json" --plot "$out/$1.png"
 }
-recipe=(dense_muon tokens_first_muon dense_muon_equal_compute_first)
+recipe=(dense_muon tokens_muon dense_muon_equal_compute)
 for blocks in 4 8 12; do
     compare "recipe_cpu_$blocks" "$seeds" "${recipe[@]}"
 done
@@ -34,7 +34,7 @@ compare recipe_cpu_8_long 1 "${recipe[@]}"
 compare recipe_cpu_8_large_batch 1 "${recipe[@]}"
 
 [ -n "${GLUE:-}" ] || exit 0
-models=(dense_muon tokens_first_muon)
+models=(dense_muon tokens_muon)
 for scale in recipe_cpu_8_long recipe_cpu_8_large_batch; do
     for model in "${models[@]}"; do
         bash scripts/second_phase.sh "$out/$scale/$model/seed_1" "$out/corpus" "$out/pretrained/$scale/$model"

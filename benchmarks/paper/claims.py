@@ -64,15 +64,15 @@ CLAIMS = (
     Claim("PLD by batch: below dropping over time only", "pld_batch", "time_only"),
     Claim("PLD by batch: below dropping over depth only", "pld_batch", "depth_only"),
     *_of_recipe("tokens", "dense", "by token"),
-    *_of_recipe("tokens_muon", "dense_muon", "by token, both ends whole, Muon"),
-    *_of_recipe("tokens_first_muon", "dense_muon", "by token, Muon", "equal_compute_first"),
+    *_of_recipe("tokens_muon", "dense_muon", "by token, Muon"),
+    *_of_recipe("tokens_first_muon", "dense_muon", "by token, last block too, Muon", "equal_compute_first"),
     *_of_recipe("tokens_every_4_muon", "dense_muon", "by token, every 4th block whole, Muon"),
     Claim("Muon: below AdamW, dense", "dense_muon", "dense"),
     *(
         Claim(f"{label}: 3 × sooner at Post-LN's last loss", name, "recipe_post_ln", speed_to_loss, "×", 3.0)
         for name, label in (
-            ("tokens_muon", "by token, both ends whole, Muon"),
-            ("tokens_first_muon", "by token, Muon"),
+            ("tokens_muon", "by token, Muon"),
+            ("tokens_first_muon", "by token, last block too, Muon"),
         )
     ),
 )

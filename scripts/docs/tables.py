@@ -69,32 +69,33 @@ _SHORT_COMPARISON = _of_part("comparison", tables.short_table)
 _CLAIMS = _of_part("claims", claims.claims_table)
 _RECIPE_RUNS = ("4", "8", "8_long", "8_long_repeat", "8_large_batch", "12")
 _README = "docs/results/README.md"
-_BOTH_ENDS = "docs/results/recipe_cpu_both_ends.md"
+_LAST_BLOCK = "docs/results/recipe_last_block_cpu.md"
 SHOWN = (
     Shown("variants_cpu", "docs/results/paper_settings.md", "paper_cpu.json", _SHORT_COMPARISON),
     Shown("paper_cpu_scale_search", "docs/reproducing.md", "paper_cpu_scale_search.json", result_tables.scale_search),
     Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _COMPARISON),
     Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _CLAIMS),
-    Shown("recipe_advice", "docs/pld.md", "recipe_first_cpu_8.json", _RECIPE),
+    Shown("recipe_advice", "docs/pld.md", "recipe_cpu_8.json", _RECIPE),
     *(
-        Shown(f"recipe_first{kind}_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_first_cpu_{size}.json", table)
+        Shown(f"recipe_last_block{kind}_cpu_{size}", _LAST_BLOCK, f"recipe_last_block_cpu_{size}.json", table)
         for size in ("4", "8", "8_large_batch")
         for kind, table in (("", _RECIPE), ("_claims", _CLAIMS))
     ),
-    *(Shown(f"recipe_cpu_{size}", _BOTH_ENDS, f"recipe_cpu_{size}.json", _RECIPE) for size in _RECIPE_RUNS),
-    *(Shown(f"recipe_claims_cpu_{size}", _BOTH_ENDS, f"recipe_cpu_{size}.json", _CLAIMS) for size in _RECIPE_RUNS),
-    Shown(
-        "gradient_noise",
-        _BOTH_ENDS,
-        "gradient_noise_cpu.json",
-        lambda r: noise.report(r) + "\n",
+    *(
+        Shown(f"recipe_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_cpu_{size}.json", _RECIPE)
+        for size in _RECIPE_RUNS
     ),
+    *(
+        Shown(f"recipe_claims_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_cpu_{size}.json", _CLAIMS)
+        for size in _RECIPE_RUNS
+    ),
+    Shown("gradient_noise", "docs/results/recipe_cpu.md", "gradient_noise_cpu.json", lambda r: noise.report(r) + "\n"),
     Shown("paper_cpu_long", "docs/results/paper_cpu.md", "paper_cpu_long.json", _COMPARISON),
     Shown("choices_cpu", "docs/results/paper_settings.md", "paper_cpu.json", _CHOICES),
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
     Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.differences_table),
     *(
-        Shown(f"{result}{kind}_cpu", _BOTH_ENDS, f"{result}_cpu.json", table)
+        Shown(f"{result}{kind}_cpu", "docs/results/recipe_cpu.md", f"{result}_cpu.json", table)
         for result in ("recipe_glue", "recipe_glue_sst2", "recipe_glue_large_batch")
         for kind, table in (("", summary.table), ("_differences", summary.differences_table))
     ),
