@@ -128,7 +128,7 @@ class ModelFlops:
                 total += share * self.block(lengths, index, documents=documents)
         return total
 
-    def left_out(self, lengths: NDArray[np.int64], gates: Gates | None, chosen: int) -> float:
+    def left_out(self, lengths: NDArray[np.int64], gates: Gates | None, chosen: float) -> float:
         """Return the FLOPs that are left out of the last block that runs, if it runs on all tokens.
 
         Its attention output and its feed-forward run only on the `chosen` tokens that a loss looks at.

@@ -1,4 +1,4 @@
-"""How much of the blocks runs, in a micro-batch or on average over the steps of a schedule: what FLOPs follow from."""
+"""How much work the blocks do, in a micro-batch or on average over a schedule. FLOPs are computed from it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ Granularity = Literal["batch", "sample", "token"]
 
 @dataclasses.dataclass(frozen=True)
 class BlockWork:
-    """What runs of L blocks, of which block l runs with probability, or on the share, p_l."""
+    """How much of L blocks runs. Block l runs with probability p_l, or on the share p_l of the rows or tokens."""
 
     depth: float
-    """Σ p_l: the number of blocks that run."""
+    """Σ p_l: the number of blocks that run; at token granularity p_l is rounded to whole tokens."""
     square: float
     """Σ p_l² at token granularity, where attention is among the kept tokens; else `depth`."""
     last_whole: float
     """How often the last block that runs does so on all rows and tokens.
 
-    It then computes what follows attention only where a loss looks.
+    It then computes what follows attention only where a loss looks. At sample granularity, a share just below 1 counts
+    as not whole, though rounding may make a block run on all rows.
     """
 
     @classmethod

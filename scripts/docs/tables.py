@@ -77,6 +77,10 @@ SHOWN = (
     Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _CLAIMS),
     Shown("recipe_advice", "docs/pld.md", "recipe_cpu_8.json", _RECIPE),
     *(
+        Shown(f"recipe_last_block_glue{kind}_cpu", _LAST_BLOCK, "recipe_last_block_glue_cpu.json", table)
+        for kind, table in (("", summary.table), ("_differences", summary.differences_table))
+    ),
+    *(
         Shown(f"recipe_last_block{kind}_cpu_{size}", _LAST_BLOCK, f"recipe_last_block_cpu_{size}.json", table)
         for size in ("4", "8", "8_large_batch")
         for kind, table in (("", _RECIPE), ("_claims", _CLAIMS))
