@@ -64,7 +64,7 @@ def test_work_of_forward_and_backward_belongs_to_its_module(model):
 
 
 def predicted(*arguments):
-    options = ["--models=base", "--optimizers=AdamW", "--micro_batches=1", "--rounds=1", *arguments]
+    options = ["--models=base", "--optimizers=AdamW", "--micro_batches=1", "--rounds=4", *arguments]
     result = command.measure(build_parser("prediction").parse_args(options))
     return result, {step["gpu"]: step for step in result["steps"]}
 
@@ -86,8 +86,7 @@ def test_prediction_follows_its_assumptions():
     graphed, with_graphs = predicted("--cuda_graphs")
     assert graphed["micro_batch"]["base"]["graphs"] == 2 * 11
     # Eleven blocks, in two directions; the device also copies their gradients.
-    # The host's part is timed: half as long on an idle machine, and a little more beside other work.
-    assert with_graphs["H200"]["host"] < 0.7 * steps["H200"]["host"]
+    assert with_graphs["H200"]["host"] < 0.5 * steps["H200"]["host"]
     assert 1.0 < with_graphs["H200"]["blocks"] / steps["H200"]["blocks"] < 1.05
     with pytest.raises(ValueError, match=r"--assume speed=1: must be a number above 0 for one of product_flops_per_s"):
         predicted("--assume", "speed=1")
