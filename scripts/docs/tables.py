@@ -67,7 +67,11 @@ _RECIPE = _of_part("comparison", tables.recipe_table)
 _CHOICES = _of_part("comparison", tables.choices_table)
 _SHORT_COMPARISON = _of_part("comparison", tables.short_table)
 _CLAIMS = _of_part("claims", claims.claims_table)
-_RECIPE_RUNS = ("4", "8", "8_long", "8_long_repeat", "8_large_batch", "12")
+_LONG_RUNS = "docs/results/recipe_long_cpu.md"
+_RECIPE_PAGES = {
+    **dict.fromkeys(("4", "8", "12"), "docs/results/recipe_cpu.md"),
+    **dict.fromkeys(("8_long", "8_long_repeat", "8_large_batch"), _LONG_RUNS),
+}
 _README = "docs/results/README.md"
 _LAST_BLOCK = "docs/results/recipe_last_block_cpu.md"
 SHOWN = (
@@ -86,20 +90,17 @@ SHOWN = (
         for kind, table in (("", _RECIPE), ("_claims", _CLAIMS))
     ),
     *(
-        Shown(f"recipe_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_cpu_{size}.json", _RECIPE)
-        for size in _RECIPE_RUNS
+        Shown(f"recipe{kind}_cpu_{size}", page, f"recipe_cpu_{size}.json", table)
+        for size, page in _RECIPE_PAGES.items()
+        for kind, table in (("", _RECIPE), ("_claims", _CLAIMS))
     ),
-    *(
-        Shown(f"recipe_claims_cpu_{size}", "docs/results/recipe_cpu.md", f"recipe_cpu_{size}.json", _CLAIMS)
-        for size in _RECIPE_RUNS
-    ),
-    Shown("gradient_noise", "docs/results/recipe_cpu.md", "gradient_noise_cpu.json", lambda r: noise.report(r) + "\n"),
+    Shown("gradient_noise", _LONG_RUNS, "gradient_noise_cpu.json", lambda r: noise.report(r) + "\n"),
     Shown("paper_cpu_long", "docs/results/paper_cpu.md", "paper_cpu_long.json", _COMPARISON),
     Shown("choices_cpu", "docs/results/paper_settings.md", "paper_cpu.json", _CHOICES),
     Shown("glue_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.table),
     Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.differences_table),
     *(
-        Shown(f"{result}{kind}_cpu", "docs/results/recipe_cpu.md", f"{result}_cpu.json", table)
+        Shown(f"{result}{kind}_cpu", "docs/results/recipe_glue_cpu.md", f"{result}_cpu.json", table)
         for result in ("recipe_glue", "recipe_glue_sst2", "recipe_glue_large_batch")
         for kind, table in (("", summary.table), ("_differences", summary.differences_table))
     ),
