@@ -43,6 +43,8 @@ class ProgressiveLayerDropConfig:
     """Never drop blocks 1, 1 + n, 1 + 2n and so on; 0: drop them too."""
     keep_masked_tokens: bool = False
     """At `token` granularity, a block runs on a sequence's masked tokens first, as far as its share goes."""
+    keep_near_masked: int = 0
+    """With `keep_masked_tokens`, tokens at most this far from a masked one come next; 0: none come before others."""
     seed: int = 0
 
     def check(self) -> Iterable[str]:
@@ -55,7 +57,9 @@ class ProgressiveLayerDropConfig:
             value = getattr(self, key)
             if value < 0 or (value >= 1 and value != int(value)):
                 yield f"{key}: {value:g}; must be a share of the run in [0, 1), or a whole number of steps"
-        yield from check_least(self, 0, "keep_every")
+        yield from check_least(self, 0, "keep_every", "keep_near_masked")
+        if self.keep_near_masked and not self.keep_masked_tokens:
+            yield f"keep_near_masked: {self.keep_near_masked}; needs keep_masked_tokens: true"
         yield from _check_seed(self.seed)
 
     def needs_max_steps(self) -> Iterable[str]:
@@ -87,7 +91,8 @@ class ProgressiveLayerDropConfig:
         if self.keep_every:
             parts.append(f"each block 1 + {self.keep_every}n kept")
         if self.keep_masked_tokens:
-            parts.append("masked tokens kept")
+            near = f" and then those within {self.keep_near_masked}" if self.keep_near_masked else ""
+            parts.append(f"masked tokens{near} kept")
         if self.dense_warmup or self.dense_finish:
             parts.append(
                 f"nothing dropped in the first {self.dense_warmup:,.0f} and last {self.dense_finish:,.0f} steps"
@@ -98,8 +103,8 @@ class ProgressiveLayerDropConfig:
         """Return a copy with `gamma: auto` and all shares of a run of `max_steps` steps replaced by numbers.
 
         What has no effect becomes the same in every run, so that it cannot make two runs differ: `gamma` and `ramp`
-        where `temporal` does not use them, `keep_masked_tokens` without token granularity, and everything if dropping
-        is disabled.
+        where `temporal` does not use them, `keep_masked_tokens` and `keep_near_masked` without token granularity, and
+        everything if dropping is disabled.
         """
         if not self.enabled:
             return ProgressiveLayerDropConfig(enabled=False, gamma=0.0, ramp=0.0)
@@ -115,6 +120,7 @@ class ProgressiveLayerDropConfig:
             self,
             gamma=gamma if self.temporal == "exponential" else 0.0,
             keep_masked_tokens=self.keep_masked_tokens and self.granularity == "token",
+            keep_near_masked=self.keep_near_masked if self.granularity == "token" else 0,
             ramp=steps(self.ramp) if self.temporal in ("linear", "growing") else 0.0,
             dense_warmup=warmup,
             dense_finish=finish,

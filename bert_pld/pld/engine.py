@@ -100,6 +100,7 @@ class LayerDropper:
             lengths=lengths,
             padded_length=padded_length,
             masked_positions=masked_positions,
+            near_masked=self.config.keep_near_masked,
             device=engine.device,
             zero_gradient_when_dropped=self._needs_zero_gradients,
         )

@@ -89,6 +89,7 @@ def draw_gates(
     lengths: NDArray[np.int64] | None = None,
     padded_length: int | None = None,
     masked_positions: torch.Tensor | None = None,
+    near_masked: int = 0,
     device: torch.device | str = "cpu",
     zero_gradient_when_dropped: bool = False,
 ) -> Gates:
@@ -112,6 +113,7 @@ def draw_gates(
         padded_length: tokens of a sequence with padding; required at token granularity.
         masked_positions: int64 [M], indices into the flattened [rows · padded_length]: tokens that a block at token
             granularity runs on before all others; None treats all tokens alike.
+        near_masked: the distance within which the tokens around a masked one come before the rest; 0: they do not.
         device: device of the row indices, which one copy uploads for all blocks.
         zero_gradient_when_dropped: see `run_gated`.
     """
@@ -132,6 +134,7 @@ def draw_gates(
             padded_length=padded_length,
             device=device,
             preferred=masked_positions,
+            near=near_masked,
         )
         blocks = [
             BlockGate(keep=True, scale=1.0, keep_probability=p, tokens=subset)

@@ -3,8 +3,9 @@
 At token granularity each block runs on k of the n tokens of a sequence, k = max(1, round(p_l · n)), chosen uniformly
 without replacement and independently of other blocks and sequences. Random layerwise token dropping (Yao et al.,
 arXiv:2211.11586) is the nearest published method. The subset is a pure function of (seed, step, micro-step, block,
-global row): each token gets a random priority from a counter, and the k tokens of lowest priority are kept. Everything
-that determines shapes is computed on the host, everything else on the device, so nothing waits for the device.
+global row): each token gets a random priority from a counter, and the k tokens of lowest priority are kept. Masked
+tokens and those near them can come before all others. Everything that determines shapes is computed on the host,
+everything else on the device, so nothing waits for the device.
 
 A block's rows are taken out of the hidden states and put back with one copy, one gather and one scatter. Plain autograd
 would build the gradient from three tensors of full size: zeros to which the gathered rows' gradient is added, the other
@@ -92,6 +93,7 @@ def draw_token_subsets(
     padded_length: int,
     device: torch.device | str,
     preferred: Tensor | None = None,
+    near: int = 0,
 ) -> list[TokenSubset | None]:
     """Draw the subsets of one micro-batch.
 
@@ -106,6 +108,7 @@ def draw_token_subsets(
         device: device of the subsets.
         preferred: int64 [M], indices into the flattened [B · S]: tokens that are chosen before all others. If a
             sequence has more of them than a block keeps, they are chosen among uniformly.
+        near: after them, tokens at most this far from one of them are chosen before the rest; 0: no preference.
 
     Returns:
         One subset for each block; None for a block that keeps all tokens.
@@ -125,16 +128,26 @@ def draw_token_subsets(
     # The position in the lowest bits makes all keys of a sequence different. Padding comes last.
     keys = keys.bitwise_left_shift_(_POSITION_BITS).add_(position)
     if preferred is not None:
-        rest = torch.ones(rows * padded_length, dtype=torch.int64, device=device).index_fill_(0, preferred, 0)
-        keys += rest.view(rows, padded_length) << (32 + _POSITION_BITS)
+        keys += _preference(preferred, near, rows, padded_length) << (32 + _POSITION_BITS)
     if (lengths < padded_length).any():
-        keys += (position >= length[:, None]).long() << (33 + _POSITION_BITS)
+        keys += (position >= length[:, None]).long() << (34 + _POSITION_BITS)
     last_kept = keys.sort(dim=-1).values.gather(2, (count - 1).clamp_(min=0)[:, :, None])
     kept = (keys <= last_kept) & (position < length[:, None])
     subsets = iter(kept.unbind())
     return [
         TokenSubset(next(subsets), counts[block], lengths) if block in some else None for block in range(len(shares))
     ]
+
+
+def _preference(preferred: Tensor, near: int, rows: int, length: int) -> Tensor:
+    """Return which tokens come first, int64 [rows, length]: 0 those of `preferred`, 1 those near one, 2 the others."""
+    others = torch.ones(rows * length, dtype=torch.int64, device=preferred.device).index_fill_(0, preferred, 0)
+    others = others.view(rows, length)
+    if not near:
+        return others
+    reach = min(near, length - 1)
+    within = torch.nn.functional.max_pool1d(1.0 - others, 2 * reach + 1, stride=1, padding=reach)
+    return others + others * (1 - within.long())
 
 
 def _priorities(

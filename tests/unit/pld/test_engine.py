@@ -150,6 +150,20 @@ def test_masked_tokens_are_kept_in_every_block():
         engine(torch.ones(4, 8, 5))
 
 
+def test_tokens_near_masked_ones_are_kept_next_in_every_block():
+    by_token = {"theta": 0.5, "temporal": "constant", "granularity": "token", "keep_masked_tokens": True}
+    drop = {**by_token, "depth": "uniform", "keep_near_masked": 1}
+    engine, *_ = start(TokenTower(), {**CONFIG, "progressive_layer_drop": drop})
+    engine(torch.ones(4, 8, 5), masked_positions=torch.tensor([1, 8, 9, 21, 22, 31]))
+    for gate in engine.module.seen[-1]:
+        kept = gate.tokens.kept
+        assert kept.sum(1).tolist() == [4] * 4
+        assert kept[0, [0, 1, 2]].all()
+        assert kept[1, [0, 1, 2]].all()
+        assert kept[2, 4:].all()
+        assert kept[3, [6, 7]].all()
+
+
 def test_configuration_is_read_from_args_or_from_a_file(tmp_path):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(CONFIG))

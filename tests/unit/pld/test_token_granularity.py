@@ -100,10 +100,38 @@ def test_masked_tokens_are_kept_first_and_the_rest_uniformly():
         assert stats.chisquare(counts).pvalue > 1e-3
 
 
+def test_tokens_near_a_masked_one_come_after_the_masked_and_before_the_rest():
+    """Tokens 1 and 6 of 8 are masked and 4 are kept: of 0, 2, 5 and 7, each of the 6 pairs is as likely. Where 6 are
+    kept, all of these are."""
+
+    def draw_near(share, near, masked):
+        subsets = [
+            draw_token_subsets(
+                [share], seed=0, step=step, micro_step=0, first_row=0, lengths=np.array([8] * 50), padded_length=8,
+                device="cpu", preferred=torch.tensor([8 * row + place for row in range(50) for place in masked]),
+                near=near,
+            )[0]
+            for step in range(60)
+        ]  # fmt: skip
+        return np.concatenate([subset.kept.numpy() for subset in subsets])
+
+    kept = draw_near(0.5, 1, (1, 6))
+    assert (kept.sum(1) == 4).all()
+    assert kept[:, [1, 6]].all()
+    assert not kept[:, [3, 4]].any()
+    _, counts = np.unique(kept @ (1 << np.arange(8)), return_counts=True)
+    assert len(counts) == 6
+    assert stats.chisquare(counts).pvalue > 1e-3
+    assert (draw_near(0.75, 1, (1, 6)) == [1, 1, 1, 0, 0, 1, 1, 1]).all()
+    assert (draw_near(0.5, 3, (0,)) == [1, 1, 1, 1, 0, 0, 0, 0]).all()
+    for whole_row in (7, 100):
+        assert (draw_near(0.5, whole_row, (0,)) == draw_near(0.5, 0, (0,))).all()
+
+
 def test_masked_padding_is_never_kept():
     subset = draw_token_subsets(
         [0.5], seed=0, step=0, micro_step=0, first_row=0, lengths=np.array([4]), padded_length=8, device="cpu",
-        preferred=torch.tensor([2, 6, 7]),
+        preferred=torch.tensor([2, 6, 7]), near=1,
     )[0]  # fmt: skip
     assert subset.kept[0, 2]
     assert not subset.kept[0, 4:].any()
