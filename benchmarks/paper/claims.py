@@ -65,6 +65,7 @@ CLAIMS = (
     Claim("PLD by batch: below dropping over depth only", "pld_batch", "depth_only"),
     *_of_recipe("tokens", "dense", "by token"),
     *_of_recipe("tokens_muon", "dense_muon", "by token, Muon"),
+    *_of_recipe("tokens_near_muon", "dense_muon", "by token, near masked ones, Muon"),
     *_of_recipe("tokens_first_muon", "dense_muon", "by token, last block too, Muon", "equal_compute_first"),
     *_of_recipe("tokens_every_4_muon", "dense_muon", "by token, every 4th block whole, Muon"),
     Claim("Muon: below AdamW, dense", "dense_muon", "dense"),
@@ -72,6 +73,7 @@ CLAIMS = (
         Claim(f"{label}: 3 × sooner at Post-LN's last loss", name, "recipe_post_ln", speed_to_loss, "×", 3.0)
         for name, label in (
             ("tokens_muon", "by token, Muon"),
+            ("tokens_near_muon", "by token, near masked ones, Muon"),
             ("tokens_first_muon", "by token, last block too, Muon"),
         )
     ),

@@ -61,6 +61,7 @@ RECIPE = (
     Variant("dense_equal_compute", "dense, equal compute", False, "recipe", "tokens", "dense"),
     Variant("dense_muon", "dense, Muon", False, "recipe"),
     Variant("tokens_muon", "by token, Muon", False, "recipe"),
+    Variant("tokens_near_muon", "by token, near masked ones, Muon", False, "recipe"),
     Variant("tokens_first_muon", "by token, last block too, Muon", False, "recipe"),
     Variant("tokens_every_4_muon", "by token, every 4th block whole, Muon", False, "recipe"),
     Variant(
