@@ -17,7 +17,7 @@ PRECISIONS = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}}
 PRECISIONS["fp16"] = {"fp16": {"enabled": True, "initial_scale_power": 8}}
 MUON_BY_TOKEN = {
     "optimizer": {"type": "Muon", "params": {"lr": 0.001}},
-    "progressive_layer_drop": {"granularity": "token", "keep_masked_tokens": True},
+    "progressive_layer_drop": {"granularity": "token", "keep_masked_tokens": True, "keep_near_masked": 1},
 }
 NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
 

@@ -8,7 +8,8 @@ from runs import read_metrics, run_pretrain, small_config
 
 STEPS = 20
 MUON = {"type": "Muon", "params": {"lr": 3e-3, "weight_decay": 0.01}}
-BY_TOKEN = {"granularity": "token", "keep_masked_tokens": True, "dense_warmup": 0.2, "dense_finish": 0.2}
+BY_TOKEN = {"granularity": "token", "keep_masked_tokens": True, "keep_near_masked": 1}
+BY_TOKEN |= {"dense_warmup": 0.2, "dense_finish": 0.2}
 
 
 def config(**changes):
