@@ -2,13 +2,14 @@
 # BERT's second phase after a run on 48 M tokens (scale cpu_long, recipe_cpu_8_long or recipe_cpu_8_large_batch): an
 # eighth as many tokens, in sequences of 64 instead of 32 and batches of 64, at a quarter of the peak learning rate.
 #
-#   bash scripts/second_phase.sh RUN_DIR DATA_DIR OUTPUT_DIR      DATA_DIR: of `data_prep build --seq_length 32 64`
+#   bash scripts/second_phase.sh RUN_DIR DATA_DIR OUTPUT_DIR [--set section.key=value …]
 #
+# DATA_DIR: of `data_prep build --seq_length 32 64`. More arguments are those of `pretrain`.
 # The paper's schedule stays at its limit, θ. Dropping by token starts at once and finishes dense. A second run resumes
 # an interrupted one. Requires the environment of scripts/environment.sh.
 set -euo pipefail
-if [ $# != 3 ]; then
-    echo "usage: bash scripts/second_phase.sh RUN_DIR DATA_DIR OUTPUT_DIR" >&2
+if [ $# -lt 3 ]; then
+    echo "usage: bash scripts/second_phase.sh RUN_DIR DATA_DIR OUTPUT_DIR [--set section.key=value …]" >&2
     exit 1
 fi
 if ! [ -f "$1/given.json" ]; then
@@ -39,4 +40,4 @@ elif has theta; then
     changes+=(progressive_layer_drop.temporal=constant progressive_layer_drop.gamma=0)
 fi
 python -m bert_pld.pretrain --deepspeed_config "$given" --initialize_from "$1" --data_dir "$2" \
-    --output_dir "$3" "${changes[@]/#/--set=}"
+    --output_dir "$3" "${changes[@]/#/--set=}" "${@:4}"

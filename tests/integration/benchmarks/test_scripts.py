@@ -94,11 +94,11 @@ def second_phase(tmp_path):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
 
-    def start(config, expect=0):
+    def start(config, *arguments, expect=0):
         (run_dir / "given.json").write_text(json.dumps(config))
         environment = {**clean_environment(), "NOTED": str(tmp_path / "noted")}
         environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
-        command = ["bash", str(REPOSITORY / "scripts" / "second_phase.sh"), str(run_dir), "shards", "out"]
+        command = ["bash", str(REPOSITORY / "scripts" / "second_phase.sh"), str(run_dir), "shards", "out", *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == expect, done.stderr
         if expect:
@@ -128,6 +128,13 @@ def test_second_phase_trains_at_a_quarter_of_the_first_rates(scale, variant, rat
     params = config.deepspeed["optimizer"]["params"]
     assert {name: params[name] for name in params if name.endswith("lr")} == rates
     assert (config.data.seq_length, config.training.max_steps) == (64, 1500)
+
+
+def test_second_phase_takes_more_changes_of_the_configuration(second_phase, tmp_path):
+    (job,) = plan_jobs(load_scale("recipe_cpu_8_long"), tmp_path / "runs", 1, ["tokens_muon"])
+    config = second_phase(job.config, "--set=progressive_layer_drop.enabled=false", "--set=training.max_steps=7")
+    assert not config.progressive_layer_drop.enabled
+    assert (config.data.seq_length, config.training.max_steps) == (64, 7)
 
 
 def test_second_phase_of_a_run_without_a_rate_is_an_error_of_one_line(second_phase, tmp_path):
