@@ -66,6 +66,7 @@ CLAIMS = (
     *_of_recipe("tokens", "dense", "by token"),
     *_of_recipe("tokens_muon", "dense_muon", "by token, Muon"),
     *_of_recipe("tokens_near_muon", "dense_muon", "by token, near masked ones, Muon"),
+    *_of_recipe("tokens_near_40_muon", "dense_muon", "by token, near masked ones, 40 %, Muon"),
     *_of_recipe("tokens_first_muon", "dense_muon", "by token, last block too, Muon", "equal_compute_first"),
     *_of_recipe("tokens_every_4_muon", "dense_muon", "by token, every 4th block whole, Muon"),
     Claim("Muon: below AdamW, dense", "dense_muon", "dense"),
@@ -74,6 +75,7 @@ CLAIMS = (
         for name, label in (
             ("tokens_muon", "by token, Muon"),
             ("tokens_near_muon", "by token, near masked ones, Muon"),
+            ("tokens_near_40_muon", "by token, near masked ones, 40 %, Muon"),
             ("tokens_first_muon", "by token, last block too, Muon"),
         )
     ),
