@@ -91,8 +91,9 @@ class ProgressiveLayerDropConfig:
         if self.keep_every:
             parts.append(f"each block 1 + {self.keep_every}n kept")
         if self.keep_masked_tokens:
-            near = f" and then those within {self.keep_near_masked}" if self.keep_near_masked else ""
-            parts.append(f"masked tokens{near} kept")
+            parts.append("masked tokens kept")
+        if self.keep_near_masked:
+            parts.append(f"tokens within {self.keep_near_masked} of them preferred")
         if self.dense_warmup or self.dense_finish:
             parts.append(
                 f"nothing dropped in the first {self.dense_warmup:,.0f} and last {self.dense_finish:,.0f} steps"
