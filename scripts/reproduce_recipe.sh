@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The recipe's comparison on a CPU, from text to tables: dropping by token against dense runs of as many steps and of
-# equal compute, at 4, 8 and 12 blocks, and six times as long at 8, with two sizes of the batch.
+# equal compute, at 4, 8 and 12 blocks, and six times as long at 8, with two sizes of the batch and two shares of masks.
 #
 #   WIKIPEDIA=wikiextractor=articles/ BOOKS='books=novels/*.txt' bash scripts/reproduce_recipe.sh [SEEDS]
 #
@@ -9,7 +9,7 @@
 # OUT                folder for all output (default: runs/recipe_cpu)
 #
 # Relative paths start at the repository's root. A second run resumes an interrupted one.
-# docs/results/recipe_cpu.md has the results.
+# docs/results/recipe_cpu.md has the results, or names the page that has them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -32,6 +32,7 @@ for blocks in 4 8 12; do
 done
 compare recipe_cpu_8_long 1 "${recipe[@]}"
 compare recipe_cpu_8_large_batch 1 "${recipe[@]}"
+compare recipe_cpu_8_mask_15 1 "${recipe[@]}" tokens_near_muon
 
 [ -n "${GLUE:-}" ] || exit 0
 models=(dense_muon tokens_muon)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# BERT's second phase after a run on 48 M tokens (scale cpu_long, recipe_cpu_8_long or recipe_cpu_8_large_batch): an
-# eighth as many tokens, in sequences of 64 instead of 32 and batches of 64, at a quarter of the peak learning rate.
+# BERT's second phase after a run on 48 M tokens (scale cpu_long, recipe_cpu_8_long, recipe_cpu_8_large_batch or
+# recipe_cpu_8_mask_15): an eighth as many tokens, in sequences of 64 instead of 32 and batches of 64, at a quarter of the
+# peak learning rate.
 #
 #   bash scripts/second_phase.sh RUN_DIR DATA_DIR OUTPUT_DIR [--set section.key=value …]
 #

@@ -44,7 +44,7 @@ class ProgressiveLayerDropConfig:
     keep_masked_tokens: bool = False
     """At `token` granularity, a block runs on a sequence's masked tokens first, as far as its share goes."""
     keep_near_masked: int = 0
-    """With `keep_masked_tokens`, tokens at most this far from a masked one come next; 0: none come before others."""
+    """With `keep_masked_tokens`, tokens at most this far from a masked one come next; 0: no others are preferred."""
     seed: int = 0
 
     def check(self) -> Iterable[str]:

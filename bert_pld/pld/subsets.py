@@ -147,7 +147,7 @@ def _preference(preferred: Tensor, near: int, rows: int, length: int) -> Tensor:
         return others
     reach = min(near, length - 1)
     within = torch.nn.functional.max_pool1d(1.0 - others, 2 * reach + 1, stride=1, padding=reach)
-    return others + others * (1 - within.long())
+    return others * (2 - within.long())
 
 
 def _priorities(
