@@ -108,11 +108,13 @@ def finetune(
     check_rates_and_seeds(options.learning_rates or (), options.seeds)
     overrides = read_deepspeed_overrides(options.deepspeed_config, options.precision)
     preemption = Preemption()  # before the imports that take seconds
+    from bert_pld.cluster.one_rank import naming_this_rank_if_alone
     from bert_pld.finetuning.loop import StoppedError
     from bert_pld.finetuning.sweep import print_line
 
     try:
-        without_score = _finetune_all(options, tasks, overrides, preemption, make_source, report)
+        with naming_this_rank_if_alone(lambda: preemption.stop_requested):
+            without_score = _finetune_all(options, tasks, overrides, preemption, make_source, report)
     except StoppedError:
         print_line("stopped by a signal; the work is saved, run the same command again to continue")
         return EXIT_PREEMPTED

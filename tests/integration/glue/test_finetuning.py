@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import re
 import shutil
+import socket
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from finetune_runs import finetune, result_of
+from finetune_runs import finetune, finetune_command, result_of
 from hugging_face_models import save_stock
 from repository import REPOSITORY
-from runs import SEQ_LENGTH, error_of, run_captured
+from runs import SEQ_LENGTH, clean_environment, error_of, free_port, run_captured
 
 from bert_pld.finetuning.encoder import identify_weights, load_encoder
 from bert_pld.glue.data import identify_data
@@ -165,6 +168,26 @@ def test_two_ranks_have_the_losses_and_scores_of_one_rank(finished, glue_dir, ch
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     for a, b in zip(one["epochs"], two["epochs"], strict=True):
         assert b["dev"]["dev"]["accuracy"] == pytest.approx(a["dev"]["dev"]["accuracy"], abs=1.0)
+
+
+def test_rank_that_alone_has_no_data_names_itself(glue_dir, checkpoint, tmp_path):
+    """As on a second machine without the folder: rank 0 waits in a collective for a rank that has ended."""
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    missing = tmp_path / "missing"
+    with contextlib.ExitStack() as stack:
+        ranks = []
+        for rank, folder in enumerate((glue_dir, missing)):
+            command = finetune_command(folder, checkpoint, tmp_path / "out")
+            environment = {**clean_environment(), **group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+            ranks.append(stack.enter_context(subprocess.Popen(command, env=environment, **pipes)))
+            stack.callback(ranks[-1].kill)
+        _, printed = ranks[1].communicate(timeout=120)
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert ranks[1].returncode == 1
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: rank 1 (host {socket.gethostname()}): ")
+    assert str(missing) in errors[0]
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import socket
 
 import pytest
 
 from bert_pld.cli import print_once, run
-from bert_pld.cluster.one_rank import naming_this_rank
+from bert_pld.cluster import one_rank
+from bert_pld.cluster.one_rank import OneRankError, naming_this_rank, naming_this_rank_if_alone
 from bert_pld.config import ConfigError
 
 SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}
@@ -77,3 +79,32 @@ def test_single_rank_and_rank_without_a_number_keep_the_error(printed):
     single = {"RANK": "0", "WORLD_SIZE": "1"}
     assert printed(single, OSError("x"), joining=True) == "warning: unknown key\nerror: x\n"
     assert printed(SLURM, ValueError("no host found"), joining=True) == ""
+
+
+@pytest.mark.parametrize("error", [ValueError("train.tsv: no header"), FileNotFoundError("train.tsv: no header")])
+def test_rank_that_fails_alone_names_itself_after_waiting(error, monkeypatch):
+    monkeypatch.setattr(one_rank, "WAIT_FOR_RANK_0_S", 0.2)
+    monkeypatch.setenv("RANK", "2")
+    polls = itertools.count()
+    with (
+        pytest.raises(OneRankError, match=rf"^rank 2 \(host {socket.gethostname()}\): train.tsv: no header$"),
+        naming_this_rank_if_alone(lambda: next(polls) < 0),
+    ):
+        raise error
+    assert next(polls) >= 2
+
+
+def test_rank_keeps_an_error_that_rank_0_prints(monkeypatch):
+    """The launcher stops a rank if rank 0 has failed, too; rank 0 itself and a single process do not wait."""
+    polls = itertools.count()
+    for rank, told_at in (("2", 1), ("0", None), (None, None)):
+        monkeypatch.delenv("RANK", raising=False)
+        if rank is not None:
+            monkeypatch.setenv("RANK", rank)
+        with (
+            pytest.raises(ValueError, match=r"^train\.tsv: no header$") as raised,
+            naming_this_rank_if_alone(lambda told_at=told_at: next(polls) == told_at),
+        ):
+            raise ValueError("train.tsv: no header")
+        assert not isinstance(raised.value, OneRankError)
+    assert next(polls) == 2
