@@ -86,7 +86,7 @@ def main(options: argparse.Namespace) -> None:
 def _one(folder: str, options: argparse.Namespace, data: Any, settings: Any, conditions: dict[str, Any]) -> Any:
     """Return the result of one fine-tuning, from its folder or by doing it."""
     from bert_pld.finetuning.encoder import check_positions
-    from bert_pld.finetuning.sweep import RESULT, ResultFolder
+    from bert_pld.finetuning.sweep import ResultFolder
     from bert_pld.retrieval.training import evaluate_rankings, load_text_encoder, train_on_pairs
 
     rate, seed = conditions["learning_rate"], conditions["seed"]
@@ -100,6 +100,9 @@ def _one(folder: str, options: argparse.Namespace, data: Any, settings: Any, con
     if model.transformers_model is not None:  # A saved model of sentence-transformers may be word vectors alone.
         check_positions(model.transformers_model.config, settings.max_seq_length)
     steps = train_on_pairs(model, data, settings, rate, seed) if settings.epochs else 0
+    result = {"model": options.model, "conditions": conditions, "steps": steps}
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        return _write(path, {**result, "diverged_at_step": steps, "dev": {}})
     if settings.epochs:
         model.save(str(path / "model"))  # Before the evaluation, so that no error in it loses the training.
     figures = {
@@ -107,20 +110,32 @@ def _one(folder: str, options: argparse.Namespace, data: Any, settings: Any, con
         for split in data.judgements
         if split != "train"
     }
-    result = {"model": options.model, "conditions": conditions, "steps": steps, "dev": figures}
+    return _write(path, {**result, "dev": figures})
+
+
+def _write(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Write a result to its folder, print a line about it and return it."""
+    from bert_pld.finetuning.sweep import RESULT, diverged
+
     path.mkdir(parents=True, exist_ok=True)
     write_atomically(path / RESULT, json.dumps(result, indent=2) + "\n")
-    shown = ", ".join(f"{split} {name} {value:.2f}" for split, one in figures.items() for name, value in one.items())
-    print(f"lr {rate:g}, seed {seed}: {shown}", flush=True)
+    figures = [f"{split} {name} {value:.2f}" for split, one in result["dev"].items() for name, value in one.items()]
+    shown = "diverged; its weights are not finite, so it has no figures" if diverged(result) else ", ".join(figures)
+    print(f"lr {result['conditions']['learning_rate']:g}, seed {result['conditions']['seed']}: {shown}", flush=True)
     return result
 
 
 def _summarize(output_dir: Path, results: list[Any]) -> str:
-    """Write `summary.json` and return the figures of the learning rate that is best on dev, or else on test."""
-    by_rate: dict[float, list[Any]] = {}
-    for result in results:
-        by_rate.setdefault(result["conditions"]["learning_rate"], []).append(result["dev"])
-    splits = list(results[0]["dev"])
+    """Write `summary.json` and return the figures of the learning rate that is best on dev, or else on test.
+
+    A rate at which a seed diverged does not count; a ValueError is raised if no rate is left.
+    """
+    from bert_pld.finetuning.sweep import scored_rates
+
+    by_rate = {rate: [run["dev"] for run in runs] for rate, runs in scored_rates(results).items()}
+    if not by_rate:
+        raise ValueError("a fine-tuning diverged at every learning rate; give lower --learning_rates")
+    splits = list(next(iter(by_rate.values()))[0])
     if not splits:
         return "no qrels/dev.tsv or qrels/test.tsv: nothing was evaluated\n"
     best = max(by_rate, key=lambda rate: statistics.fmean(one[splits[0]]["ndcg@10"] for one in by_rate[rate]))

@@ -61,6 +61,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """
     names = chosen("--contenders", options.contenders, CONTENDERS)
     config = load_config(options.deepspeed_config, options.set)
+    if config.model.architecture != "bert":
+        raise ValueError(f"model.architecture: {config.model.architecture!r}; must be 'bert', the contenders' own")
     _refuse_muon_for_theirs(names, config)
     every, steps = config.training.eval_interval, config.training.max_steps
     if options.steps_per_turn < 1 or every % options.steps_per_turn or not every:

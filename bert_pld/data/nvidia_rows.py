@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -60,8 +61,13 @@ class NvidiaRows(ShardedRows):
                 raise ValueError(f"{path}: has {header}, expected {expected}")
             self._packed.append(PackedShard.inspect(path, header, self.attributes.token_dtype))
         unpack_all(self._packed)
-        for index in range(len(self._packed)):  # check them now, not in the middle of a run; not kept open here
-            self._open_shard(index)
+        # Check them now, not in the middle of a run; they are not kept open here.
+        tokens = [self._open_shard(index).tokens for index in range(len(self._packed))]
+        if not has_manifest:
+            counted = zip(self.records, tokens, strict=True)
+            self.records = [dataclasses.replace(record, tokens=count) for record, count in counted]
+            splits = {**self.manifest.splits, split: self.records}
+            self.manifest = dataclasses.replace(self.manifest, splits=splits)
 
     def _open_shard(self, index: int) -> UnpackedShard:
         packed = self._packed[index]
@@ -123,7 +129,9 @@ def find_vocabulary(data_dir: Path, vocab_file: Path | None) -> Path:
 
 
 def derive_manifest(data_dir: Path, vocabulary_path: Path, follow_links: bool = False) -> Manifest:
-    """Return a manifest for a directory without one. Tokens are not counted (0); the digests are of samples.
+    """Return a manifest for a directory without one. The digests are of samples, and tokens are not counted (0).
+
+    `NvidiaRows` counts those of its own split, which it unpacks.
 
     A vocabulary with capital letters in more than 1 % of its entries is considered cased.
     """

@@ -150,7 +150,7 @@ def our_schedule(block: Mapping[str, Any] | None, max_steps: int) -> WarmupExpDe
     if block is None or kind not in OUR_SCHEDULERS:
         return None
     valid = _STABLE_DECAY if kind == "WarmupStableDecayLR" else _EXP_DECAY
-    params = check_params(block.get("params", {}), valid, "scheduler.params", kind, allow_lists=True)
+    params = check_params(block.get("params", {}), valid, "scheduler.params", kind)
     params.pop("warmup_max_lr", None)
     params.setdefault("warmup_num_steps", max(1, round(WARMUP_SHARE * max_steps)))
     if kind == "WarmupExpDecayLR":

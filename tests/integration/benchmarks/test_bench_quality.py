@@ -205,6 +205,7 @@ def test_target_that_is_never_reached_is_reported(inputs, capsys):
         ("--target_loss=nan", "--target_loss nan: must be a number of nats above 0"),
         ("--contenders=post,bart", "--contenders post,bart: must be a list of hf_bert"),
         ("--set=training.max_steps=6", "training.max_steps 6: must be at least two evaluations, every 4 steps"),
+        ("--set=model.architecture=modernbert", "model.architecture: 'modernbert'; must be 'bert'"),
         ("--set=optimizer.type=muon", "optimizer.type Muon: would train hf_bert with AdamW"),
     ],
 )

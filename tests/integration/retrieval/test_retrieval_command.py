@@ -125,6 +125,30 @@ def test_trained_model_is_saved_even_if_its_evaluation_fails(beir, encoder, tmp_
     assert max(float((a - b).abs().max()) for a, b in pairs) > 1e-3
 
 
+def test_rate_at_which_the_weights_diverge_has_no_figures(beir, encoder, tmp_path, monkeypatch, capsys):
+    """With weights that are not finite, the order of the documents would be arbitrary and still get figures."""
+    train = SentenceTransformerTrainer.train
+
+    def diverging(trainer):
+        if trainer.args.learning_rate == 0.5:
+            with torch.no_grad():
+                next(trainer.model.parameters()).fill_(torch.nan)
+        else:
+            train(trainer)
+
+    monkeypatch.setattr(SentenceTransformerTrainer, "train", diverging)
+    rates = ["--learning_rates", "0.5", "1e-3"]
+    summary = run(beir, encoder, tmp_path / "out", *rates)
+    assert summary["learning_rate"] == 1e-3
+    result = json.loads((tmp_path / "out" / "lr_0.5_seed_1" / "result.json").read_text())
+    assert (result["dev"], result["diverged_at_step"]) == ({}, result["steps"])
+    assert "lr 0.5, seed 1: diverged; its weights are not finite, so it has no figures" in capsys.readouterr().out
+    run(beir, encoder, tmp_path / "out", *rates)
+    assert "seed 1:" not in capsys.readouterr().out  # It is a finished result, like the other.
+    with pytest.raises(ValueError, match="^a fine-tuning diverged at every learning rate; give lower"):
+        run(beir, encoder, tmp_path / "out", *rates[:2])
+
+
 def test_mistakes_are_one_line(beir, encoder, tmp_path):
     with pytest.raises(ValueError, match="--batch_size 1: must be >= 2"):
         run(beir, encoder, tmp_path / "out", "--batch_size", "1")

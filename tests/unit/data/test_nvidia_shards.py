@@ -70,6 +70,12 @@ def test_original_tokens_and_the_files_masks_are_read(tmp_path, pairs):
     assert open_rows(tmp_path / "d", "train").attributes.objective == ("mlm+nsp" if pairs else "mlm")
 
 
+def test_tokens_of_the_split_are_counted(tmp_path):
+    """CUDA graphs expect micro-batches of this many tokens a row."""
+    for split, columns in write_static_corpus(tmp_path / "d").items():
+        assert open_rows(tmp_path / "d", split).manifest.tokens(split) == columns["length"].sum() > 0
+
+
 def test_static_masking_uses_the_files_masks_in_every_epoch(tmp_path):
     rows, columns = opened(tmp_path)
     seen = 0

@@ -89,6 +89,8 @@ def test_rate_without_a_decay_stays_at_the_peak():
         ("WarmupStableDecayLR", {"warmup_num_steps": 60, "decay_num_steps": 50}, r"at most total_num_steps \(100\)"),
         ("WarmupStableDecayLR", {"decay_num_steps": -1}, r"decay_num_steps: -1; must be an integer >= 0"),
         ("WarmupStableDecayLR", {"min_lr_ratio": 1.5}, r"min_lr_ratio: 1\.5; must be in \[0, 1\]"),
+        ("WarmupStableDecayLR", {"min_lr_ratio": [0.1]}, r"min_lr_ratio: \[0\.1\]; must be one number"),
+        ("WarmupExpDecayLR", {"warmup_max_lr": [0.1]}, r"warmup_max_lr: \[0\.1\]; must be one number"),
     ],
 )
 def test_wrong_parameter_of_our_schedules_is_one_line(kind, params, message):
