@@ -5,9 +5,9 @@
 #
 # Requires a network and the environment of scripts/environment.sh, whose setuptools and torch build DeepSpeed's wheel.
 # DeepSpeed, transformers and pytest with all that they need, and what reads shards and writes checkpoints. Left out:
-# torch and triton, which bring a gigabyte of CUDA; scipy, which is as large as all others and which only `curves` and
-# `paper` need; hf-xet, which only downloads models; and what no stage imports (matplotlib, the packages of data
-# preparation). gpu_check.sh installs what its host lacks.
+# torch and triton, which bring a gigabyte of CUDA; scipy, which is as large as all others and which only `curves`,
+# `recipe` and `paper` need; hf-xet, which only downloads models; and what no stage imports (matplotlib, the packages of
+# data preparation). gpu_check.sh installs what its host lacks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version="${1:-3.12}"
