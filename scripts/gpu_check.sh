@@ -194,7 +194,7 @@ paper() {
 }
 recipe() {
     local code=0
-    bench paper run --scale recipe_gpu --seeds 1 --variants dense_muon tokens_near_muon dense_muon_equal_compute \
+    bench paper run --scale recipe_gpu --seeds 1 --variants dense_muon tokens_near_40_muon dense_muon_equal_compute \
         --data_dir "$SHARDS" --output_dir "${RUNS:-$OUT/recipe}" || code=$?
     # Also what a killed suite has finished.
     python3 -m benchmarks paper summarize "${RUNS:-$OUT/recipe}" --baseline dense_muon --json "$OUT/recipe_gpu.json" &&

@@ -32,7 +32,7 @@ for blocks in 4 8 12; do
 done
 compare recipe_cpu_8_long 1 "${recipe[@]}"
 compare recipe_cpu_8_large_batch 1 "${recipe[@]}"
-compare recipe_cpu_8_mask_15 1 "${recipe[@]}" tokens_near_muon
+compare recipe_cpu_8_mask_15 1 "${recipe[@]}" tokens_near_muon tokens_near_40_muon
 
 [ -n "${GLUE:-}" ] || exit 0
 models=(dense_muon tokens_muon)

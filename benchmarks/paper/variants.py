@@ -70,7 +70,7 @@ RECIPE = (
         "dense, Muon, equal compute",
         False,
         "recipe",
-        "tokens_muon",
+        "tokens_near_40_muon",
         "dense_muon",
     ),
     Variant(

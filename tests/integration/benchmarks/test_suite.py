@@ -72,8 +72,8 @@ def test_scales_load_and_invalid_ones_are_errors():
         depths = [make_schedule(run).limit.expected_depth(0) for run in dropping]
         assert depths == pytest.approx([depths[0]] * 5)
     on_gpu = {one.name: load_config(configuration(one, load_scale("recipe_gpu"), 1)) for one in RECIPE}
-    assert on_gpu["tokens_near_muon"].training.max_steps == on_gpu["dense_muon"].training.max_steps == 1000
-    assert on_gpu["dense_muon_equal_compute"].training.max_steps == 601
+    assert on_gpu["tokens_near_40_muon"].training.max_steps == on_gpu["dense_muon"].training.max_steps == 1000
+    assert on_gpu["dense_muon_equal_compute"].training.max_steps == 605
     with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, cpu_long, gpu, recipe_cpu_12"):
         load_scale("tpu")
     with pytest.raises(ConfigError, match="has no entry for 0.001, a rate of pld_batch"):
@@ -88,6 +88,7 @@ def test_recipe_is_compared_with_a_dense_run_of_as_many_flops_and_its_own_decay(
         ("tokens", "dense", "dense_equal_compute"),
         ("tokens_muon", "dense_muon", "dense_muon_equal_compute"),
         ("tokens_near_muon", "dense_muon", "dense_muon_equal_compute"),
+        ("tokens_near_40_muon", "dense_muon", "dense_muon_equal_compute"),
         ("tokens_first_muon", "dense_muon", "dense_muon_equal_compute_first"),
     ):
         tokens, dense, partner = runs[dropping], runs[baseline], runs[equal]
