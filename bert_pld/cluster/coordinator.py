@@ -47,7 +47,7 @@ class _Rank:
     silent_s: float = 0.0
     stalled_s: float = 0.0
     has_ended: bool = False
-    """Whether it has reported its end, so that a closed connection is no surprise."""
+    """Whether it has reported its end or is lost, so that a closed connection is no surprise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +176,7 @@ class Coordinator(threading.Thread):
             self._heartbeat_due_s = self.timing.heartbeat_interval
             for rank in self.ranks:
                 rank.connection.send(Heartbeat())
+        self._find_silent_ranks(elapsed_s)  # Also while a decision waits: a silent rank can be the cause of a failure.
         if self.events:
             self._decide_in_s -= elapsed_s
             if self._decide_in_s <= 0:
@@ -188,11 +189,15 @@ class Coordinator(threading.Thread):
                 missing = ", ".join(str(rank) for rank in range(self.world_size) if rank not in known)
                 self._add_event(_Event(Cause.LOST_RANK, f"error: no connection from rank {missing}{RESUME_HINT}"))
         for rank in self.ranks:
-            rank.silent_s += elapsed_s
             rank.stalled_s += elapsed_s
-            if rank.silent_s >= self.timing.heartbeat_timeout and not rank.has_ended:
-                self._add_lost_rank(rank, f"sent no heartbeat for {self.timing.heartbeat_timeout:g} s", is_hung=True)
         self._check_for_stall()
+
+    def _find_silent_ranks(self, elapsed_s: float) -> None:
+        for rank in self.ranks:
+            rank.silent_s += elapsed_s
+            if rank.silent_s >= self.timing.heartbeat_timeout and not rank.has_ended:
+                rank.has_ended = True
+                self._add_lost_rank(rank, f"sent no heartbeat for {self.timing.heartbeat_timeout:g} s", is_hung=True)
 
     def _check_for_stall(self) -> None:
         active, timeout = [rank for rank in self.ranks if not rank.has_ended], self.timing.stall_timeout

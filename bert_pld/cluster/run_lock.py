@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -99,7 +100,16 @@ class RunLock:
 
     def _send_heartbeats(self) -> None:
         while not self._released.wait(self.heartbeat_s):
-            if self._read().get("token") != self._own["token"]:
+            current = self._read()
+            if "unreadable" in current:  # An error of the file system may pass.
+                continue
+            if current and current.get("token") != self._own["token"]:
+                print(
+                    f"warning: {self.path.parent}: another run (host {current.get('host', 'unknown')}, process"
+                    f" {current.get('pid', 'unknown')}) took the folder while this one was silent; stop one of them",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 return
             self._own["beat"] += 1
             self._write()

@@ -91,6 +91,40 @@ def test_heartbeat_of_another_machine_keeps_the_lock_until_it_stops(kernel, star
     own.release()
 
 
+def test_heartbeat_survives_errors_of_the_file_system_and_a_file_that_could_not_be_written(tmp_path, monkeypatch):
+    lock, read, failures = RunLock(tmp_path, 0.02), os.pread, [errno.EIO, errno.ESTALE]
+
+    def failing_twice(*arguments):
+        if failures:
+            raise OSError(failures.pop(), "cannot be read now")
+        return read(*arguments)
+
+    lock.acquire()
+    monkeypatch.setattr(os, "pread", failing_twice)
+    os.truncate(tmp_path / RUN_LOCK, 0)  # As after a first write on a full disk.
+    wait_until(lambda: not failures and beat_in(tmp_path) > 0)
+    before = beat_in(tmp_path)
+    wait_until(lambda: beat_in(tmp_path) > before)
+    lock.release()
+
+
+def beat_in(folder):
+    text = (folder / RUN_LOCK).read_text()
+    return json.loads(text)["beat"] if text.strip() else 0
+
+
+def test_run_whose_folder_another_run_took_says_so(tmp_path, capfd):
+    lock = RunLock(tmp_path, 0.02)
+    lock.acquire()
+    other = {"token": "other", "machine": "another boot", "host": "n7", "pid": 12, "beat": 0}
+    (tmp_path / RUN_LOCK).write_text(json.dumps(other) + " " * 400)
+    wait_until(lambda: not lock._heartbeat.is_alive())
+    printed = capfd.readouterr().err
+    assert f"warning: {tmp_path}: another run (host n7, process 12) took the folder while this one was" in printed
+    lock.release()
+    assert json.loads((tmp_path / RUN_LOCK).read_text()) == other
+
+
 def lockf_failing_with(number):
     """Return an `fcntl.lockf` of a file system without locks; 0: of one that keeps locks to one machine."""
 

@@ -67,10 +67,14 @@ def test_closed_connection_is_a_lost_rank(connect):
     assert decision.error.startswith("error: rank 1 (host host, process 11) exited unexpectedly; its last reported")
 
 
-def test_silent_rank_is_lost_and_has_to_be_killed(connect):
+@pytest.mark.parametrize("collective_fails", [False, True])
+def test_silent_rank_is_lost_and_has_to_be_killed(collective_fails, connect):
+    """If the host of a rank dies, a collective of another rank may fail before the heartbeats have stopped for long."""
     connect(hello(1))
     zero = connect(hello(0))
     receive(zero, heartbeat.AllConnected)
+    if collective_fails:
+        zero.sendall(encode(Failed("DistBackendError: NCCL error", Cause.COLLECTIVE_FAILURE, 1)))
     decided = threading.Event()
 
     def send_heartbeats():
@@ -82,6 +86,7 @@ def test_silent_rank_is_lost_and_has_to_be_killed(connect):
     decision = receive(zero, EndRun)
     decided.set()
     heartbeats.join()
+    assert decision.exit_code == EXIT_LOST_RANK
     assert [process.rank for process in decision.hung] == [1]
     assert f"sent no heartbeat for {TIMEOUT_S:g} s" in decision.error
 
