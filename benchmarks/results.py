@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from bert_pld.files import write_atomically
+from bert_pld.files import write_json
 
 _MOST_CHARACTERS = 300
 
@@ -18,7 +17,7 @@ def save(result: dict[str, Any], path: Path | None) -> None:
     Long measurements call this after each round, so that a run that is killed keeps its figures.
     """
     if path is not None and os.environ.get("RANK", "0") == "0":
-        write_atomically(path, json.dumps(result, indent=2) + "\n")
+        write_json(path, result)
 
 
 def one_line(error: BaseException) -> str:

@@ -12,15 +12,14 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bert_pld.cli import explain_missing_package, make_parser, run
-from bert_pld.files import write_atomically
+from bert_pld.cli import check_output_file, explain_missing_package, make_parser, run
+from bert_pld.files import write_json
 
 with explain_missing_package("bert_pld.compile_kernels"):
     import triton
@@ -276,10 +275,11 @@ def main(options: argparse.Namespace) -> None:
         raise ValueError(f"--hidden_sizes, --capabilities: must be integers separated by commas ({error})") from error
     if others := [str(capability) for capability in capabilities if capability not in MULTIPROCESSORS]:
         raise ValueError(f"--capabilities {','.join(others)}: must be any of {_ALLOWED}")
+    check_output_file("--json", options.json, "nothing was compiled")
     found = compile_all(hidden_sizes, dtypes, capabilities)
     print(format_table(found))
     if options.json is not None:
-        write_atomically(options.json, json.dumps([dataclasses.asdict(r) for r in found], indent=2) + "\n")
+        write_json(options.json, [dataclasses.asdict(r) for r in found])
     if any(r.spills or not r.warps_per_multiprocessor for r in found):
         sys.exit(1)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bert_pld.cli import make_parser, run
+from bert_pld.cli import check_output_file, make_parser, run
 
 if TYPE_CHECKING:
     from bert_pld.config import RunConfig
@@ -64,9 +63,10 @@ def main(options: argparse.Namespace) -> None:
     from bert_pld.checkpoint.format import load_model, resolve_checkpoint
     from bert_pld.data.loader import evaluation_batches
     from bert_pld.data.order import BatchShare
-    from bert_pld.files import write_atomically
+    from bert_pld.files import write_json
     from bert_pld.training.loop import evaluate
 
+    check_output_file("--json", options.json, "nothing was evaluated")
     checkpoint = resolve_checkpoint(options.checkpoint)
     model, config = load_model(checkpoint)
     rows = open_for_checkpoint(checkpoint, config, options.data_dir, options.split, options.follow_links)
@@ -83,7 +83,7 @@ def main(options: argparse.Namespace) -> None:
     for name, value in figures.items():
         print(f"{name}: {value if isinstance(value, str) else format(value, '.5f')}")
     if options.json is not None:
-        write_atomically(options.json, json.dumps(figures, indent=2) + "\n")
+        write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -64,8 +64,13 @@ def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = F
         mask = tokenizer.special_tokens["mask"]
         card = model_card(run, model.config, hf_config.architectures[0], load_state(checkpoint), mask)
         (aside / "README.md").write_text(card, encoding="utf-8")
-        for path in sorted(aside.iterdir()):
-            os.replace(path, output_dir / path.name)
+        written = sorted(path.name for path in aside.iterdir())
+        for name in written:
+            os.replace(aside / name, output_dir / name)
+    for name in set(EXPORTED_FILES).difference(
+        written
+    ):  # An earlier export's, such as the vocabulary of its tokenizer.
+        (output_dir / name).unlink(missing_ok=True)
 
 
 def _remove_leftovers(output_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files, for many packages: names in a run's folder, atomic writes, locks, removal of secrets, SHA-256, boot id."""
+"""Files, for many packages: names in a run's folder, atomic writes, JSON, locks, removal of secrets, digests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import enum
 import errno
 import fcntl
 import hashlib
+import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -54,6 +56,20 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or all of the new one."""
     with written_aside(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))  # a file's name in the text may not be UTF-8
+
+
+def write_json(path: Path, value: Any, indent: int = 2) -> None:
+    """Write a value as JSON so that a reader sees the old content or all of the new one (see `finite`)."""
+    write_atomically(path, json.dumps(finite(value), indent=indent, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """Return a JSON value in which null replaces NaN and infinity, which JSON lacks."""
+    if isinstance(value, Mapping):
+        return {key: finite(of_key) for key, of_key in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

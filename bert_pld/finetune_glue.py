@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bert_pld.cli import make_parser, print_once, run_as_rank
+from bert_pld.cli import check_output_file, make_parser, print_once, run_as_rank
 from bert_pld.cluster.stopping import EXIT_PREEMPTED, Preemption
 from bert_pld.config import OUR_BLOCKS, ConfigError, read_json
 from bert_pld.config.auto import resolve_auto
 from bert_pld.config.deepspeed import check_deepspeed
-from bert_pld.files import require_utf8, write_atomically
+from bert_pld.files import require_utf8, write_json
 from bert_pld.glue.tasks import TASKS, find_tasks
 
 HIGHEST_ZERO_STAGE = 2
@@ -140,6 +139,7 @@ def compare(options: argparse.Namespace) -> int:
     """Print the scores of several folders side by side; write or plot the figures on request."""
     from bert_pld.glue.summary import differences_table, draw, summarize, table
 
+    check_output_file("--json", options.json, "nothing was summarized")
     summaries: dict[str, dict[str, Any]] = {}
     for path in options.summarize:
         name = path.resolve().name
@@ -149,7 +149,7 @@ def compare(options: argparse.Namespace) -> int:
             )
         summaries[name] = summarize(path)
     if options.json is not None:
-        write_atomically(options.json, json.dumps(summaries, indent=2) + "\n")
+        write_json(options.json, summaries)
     if options.plot is not None:
         draw(summaries, options.plot)
     print(table(summaries), end="")

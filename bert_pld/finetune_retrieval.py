@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import os
 import statistics
 from pathlib import Path
 from typing import Any
 
 from bert_pld.cli import make_parser, run
-from bert_pld.files import require_utf8, write_atomically
+from bert_pld.files import require_utf8, write_json
 from bert_pld.finetune_glue import check_rates_and_seeds, hugging_face_folder
 
 
@@ -118,7 +117,7 @@ def _write(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     from bert_pld.finetuning.sweep import RESULT, diverged
 
     path.mkdir(parents=True, exist_ok=True)
-    write_atomically(path / RESULT, json.dumps(result, indent=2) + "\n")
+    write_json(path / RESULT, result)
     figures = [f"{split} {name} {value:.2f}" for split, one in result["dev"].items() for name, value in one.items()]
     shown = "diverged; its weights are not finite, so it has no figures" if diverged(result) else ", ".join(figures)
     print(f"lr {result['conditions']['learning_rate']:g}, seed {result['conditions']['seed']}: {shown}", flush=True)
@@ -148,7 +147,7 @@ def _summarize(output_dir: Path, results: list[Any]) -> str:
             summary[split][name] = {"mean": statistics.fmean(values), "deviation": deviation, "n": len(values)}
             lines.append(f"{split} {name}: {statistics.fmean(values):.2f} ± {deviation:.2f} ({len(values)} seed(s))\n")
     whole = {"learning_rate": best, "selected_on": splits[0], "splits": summary}
-    write_atomically(output_dir / "summary.json", json.dumps(whole, indent=2) + "\n")
+    write_json(output_dir / "summary.json", whole)
     return "".join(lines)
 
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from bert_pld.cli import add_initial_weights, make_parser, print_once, read_initial_weights
+from bert_pld.cli import add_initial_weights, check_output_file, make_parser, print_once, read_initial_weights
 from bert_pld.cli import run as run_command
 from bert_pld.config import RunConfig, apply_override, load_config, rounded_vocabulary
 from bert_pld.config.errors import explaining
@@ -27,7 +26,7 @@ from bert_pld.cost.scaling_table import ScalingRow, scaling_lines, scaling_rows
 from bert_pld.cost.work import mean_work
 from bert_pld.data.rows import resolve_data_dir
 from bert_pld.data.shards import Manifest
-from bert_pld.files import write_atomically
+from bert_pld.files import write_json
 from bert_pld.pld.engine import make_schedule
 from bert_pld.pld.schedule import Schedule
 from bert_pld.training.engine import checked_optimizer, refuse_unsupported
@@ -288,6 +287,7 @@ def _gib(size_bytes: float) -> str:
 
 def main(options: argparse.Namespace) -> None:
     """Print the plan, and write it to `--json`."""
+    check_output_file("--json", options.json, "nothing was planned")
     initial = read_initial_weights(options)
     follows = initial.follows if initial else None
     run = load_config(options.deepspeed_config, options.set, follows=follows, phase=options.phase)
@@ -308,7 +308,7 @@ def main(options: argparse.Namespace) -> None:
     plan = make_plan(run, **sizes, cluster=cluster, data=data)
     print(format_plan(plan))
     if options.json is not None:
-        write_atomically(options.json, json.dumps(plan.as_json(), indent=2) + "\n")
+        write_json(options.json, plan.as_json())
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -42,4 +42,4 @@ for model in "$@"; do
     finetune "$model" "$model"
 done
 finetune fresh_weights "$1" --from_scratch
-python -m bert_pld.finetune_glue --summarize "${@/#/$out/}" "$out/fresh_weights" --json "$out.json" --plot "$out.png"
+python -m bert_pld.finetune_glue --summarize "${@/#/"$out"/}" "$out/fresh_weights" --json "$out.json" --plot "$out.png"

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--thetas", default="0.5,0.1", help="constant θ; sample and token granularity use the first (default 0.5,0.1)")
     add("--accumulations", default="1,2", help="micro-batches a step (default 1,2)")
     add("--gates", default=",".join(GATES), help=f"list of {', '.join(GATES)} (default all)")
-    add("--overlap_comm", default="default", help="default, on, or both (default default)")
+    add("--overlap_comm", default="default", help="list of default, on (default default)")
     add("--num_layers", type=int, default=4, help="blocks, for bytes (default 4)")
     add("--hidden_size", type=int, default=256, help="width, for bytes (default 256)")
     add("--vocab_size", type=int, default=2048)

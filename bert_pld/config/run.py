@@ -118,6 +118,8 @@ def load_config(
     values = choose_phase(values, phase, where)
     is_dense = values.get("progressive_layer_drop") is None
     for override in overrides:
+        if override.partition("=")[0].partition(".")[0] == "phases":
+            raise ConfigError(f"--set {override}: phases cannot be set; set a key of the chosen phase by its own path")
         apply_override(values, override)
     blocks = {name: values.pop(name, None) for name in OUR_BLOCKS}
     _refuse_misspelt_blocks(values, where)

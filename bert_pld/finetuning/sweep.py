@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from bert_pld.files import write_atomically
+from bert_pld.files import write_json
 from bert_pld.finetuning.batches import TaskData
 from bert_pld.finetuning.encoder import PretrainedEncoder
 from bert_pld.finetuning.interrupted import Interrupted
@@ -202,7 +202,7 @@ class ResultFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for name, values in predictions.items():
             task.write_predictions(self.path / name, values, data.test[name])
-        write_atomically(self.path / RESULT, json.dumps(result, indent=2) + "\n")
+        write_json(self.path / RESULT, result)
 
 
 def _versions() -> dict[str, str]:

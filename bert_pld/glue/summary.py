@@ -6,14 +6,13 @@ A task's score is the mean over its metrics and dev splits, at the learning rate
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_pld.files import write_atomically
+from bert_pld.files import write_atomically, write_json
 from bert_pld.finetuning.sweep import RESULT, by_learning_rate, diverged, read_result, scored_rates
 from bert_pld.glue.tasks import TASKS, Task, mean_score
 
@@ -114,7 +113,7 @@ def write_summary(output_dir: Path) -> str:
     """
     summary = summarize(output_dir)
     text = table({output_dir.resolve().name: summary})
-    write_atomically(output_dir / f"{SUMMARY}.json", json.dumps(summary, indent=2) + "\n")
+    write_json(output_dir / f"{SUMMARY}.json", summary)
     write_atomically(output_dir / f"{SUMMARY}.md", text)
     return text
 

@@ -10,14 +10,13 @@ Only the monitors import other packages, so `python -m bert_pld.status` starts a
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bert_pld.files import write_atomically
+from bert_pld.files import finite, write_atomically
 
 if TYPE_CHECKING:
     from bert_pld.config import RunConfig
@@ -29,9 +28,8 @@ WANDB_RUN_ID = "wandb_run_id"
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Append one line. NaN and infinity, which JSON lacks, become null."""
-    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(finite) + "\n")
+        file.write(json.dumps(finite(record)) + "\n")
 
 
 def read_metrics(path: Path, newest: int | None = None) -> tuple[list[Record], list[Record]]:

@@ -56,9 +56,16 @@ def write_checkpoint(tmp_path, rows):
 
 def test_export_has_the_tokenizer_of_the_shards_and_fills_its_mask(tmp_path):
     rows = ShardedRows(build(tmp_path, "roberta"), "train")
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "vocab.txt").write_text("of an earlier export")
     export.export_checkpoint(write_checkpoint(tmp_path, rows), tmp_path / "exported")
     files = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
-    assert files <= {path.name for path in (tmp_path / "exported").iterdir()}
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {
+        *files,
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
     given, exported = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("roberta_tokenizer", "exported"))
     for sentences in SENTENCES.values():
         assert exported(sentences)["input_ids"] == given(sentences)["input_ids"]

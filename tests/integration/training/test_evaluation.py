@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from runs import read_metrics, run_evaluate, run_pretrain, small_config
+from runs import read_metrics, run_evaluate, run_pretrain, small_config, write_corpus
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from token_logits import token_logits
 
@@ -37,6 +37,15 @@ def test_evaluation_command_repeats_the_metrics_of_training(corpus, run_dir, tmp
     figures = json.loads((tmp_path / "figures.json").read_text())
     for key in ("eval_mlm_loss", "eval_mlm_accuracy", "eval_nsp_accuracy"):
         assert figures[key] == pytest.approx(read_metrics(run_dir, key)[-1], rel=1e-5)
+
+
+def test_figure_that_the_data_lacks_is_null(tmp_path):
+    corpus = write_corpus(tmp_path / "packed", documents=True)
+    run_pretrain(small_config(training={"max_steps": 1}), corpus, tmp_path / "run")
+    run_evaluate(tmp_path / "run", corpus, "--json", str(tmp_path / "figures.json"))
+    figures = json.loads((tmp_path / "figures.json").read_text(), parse_constant=pytest.fail)
+    assert figures["eval_nsp_accuracy"] is None
+    assert figures["eval_mlm_loss"] > 0
 
 
 def test_evaluation_command_masks_at_a_given_share(corpus, run_dir, tmp_path):

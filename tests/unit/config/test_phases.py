@@ -67,3 +67,9 @@ def test_mistake_in_the_phases_is_one_line(changes, phase, message):
     with pytest.raises(ConfigError, match=message) as error:
         load_config({**RUN, **changes}, phase=phase)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["phases.decay.training.max_steps=5", "phases=null"])
+def test_phases_cannot_be_set_after_one_is_chosen(override):
+    with pytest.raises(ConfigError, match=r"^--set phases.*: phases cannot be set; set a key of the chosen phase"):
+        load_config(RUN, [override], phase="decay")
