@@ -247,6 +247,8 @@ class _RankThread(threading.Thread):
             text = f"{type(error).__name__}: {text}"
             cause = Cause.COLLECTIVE_FAILURE if _is_collective_failure(error) else Cause.ERROR
         exit_code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+        if cause == Cause.COLLECTIVE_FAILURE:  # If no rank is its cause, the network between them is.
+            exit_code = EXIT_LOST_RANK
         self.main_is_ending.set()
         self.connection.send(self.progress())
         self.connection.send(Failed(text[:_MAX_ERROR_CHARACTERS], cause, exit_code))

@@ -25,6 +25,8 @@ def _scenario(name, rank, watchdog):
     watchdog.progress("step 1, micro-batch 0")
     if name == "own_error" and rank == 2:
         raise ValueError("shard_00007: damaged")
+    if name == "network" and rank == 2:
+        raise dist.DistNetworkError("connection reset by peer")
     if name == "bug" and rank == 2:
         raise KeyError("x")
     if name.startswith("exit") or name == "same_error":
@@ -54,7 +56,8 @@ def _serve():
         rank = int(os.environ["RANK"])
         dist.init_process_group("gloo", rank=rank, world_size=RANKS)
         watchdog = Watchdog()
-        watchdog.start(heartbeat_timeout_s=20, stall_timeout_s=STALL_S if name in ("stall", "slow_phase") else 0)
+        timeout_s = 5 if name == "network" else 20
+        watchdog.start(heartbeat_timeout_s=timeout_s, stall_timeout_s=STALL_S if name in ("stall", "slow_phase") else 0)
         with watchdog.reporting():
             _scenario(name, rank, watchdog)
         dist.destroy_process_group()
@@ -75,7 +78,7 @@ def _serve():
         print(name, *(codes[rank] for rank in range(RANKS)), flush=True)
 
 
-SCENARIOS = ("own_error", "bug", "exit", "exit_of_rank_0", "stall", "slow_phase", "same_error")
+SCENARIOS = ("own_error", "network", "bug", "exit", "exit_of_rank_0", "stall", "slow_phase", "same_error")
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,13 @@ def test_error_of_one_rank_is_reported_once_and_ends_all_with_code_1(outcomes):
     [error] = errors(texts)
     assert re.fullmatch(r"error: rank 2 \(host .*, process \d+\) failed: shard_00007: damaged", error)
     assert "Traceback" not in "".join(texts)
+
+
+def test_collective_that_fails_although_all_ranks_live_ends_them_with_the_code_of_a_lost_rank(outcomes):
+    codes, texts = outcomes["network"]
+    assert codes == [EXIT_LOST_RANK] * RANKS
+    [error] = errors(texts)
+    assert re.fullmatch(r"error: rank 2 \(.*\) failed: DistNetworkError: connection reset by peer", error)
 
 
 def test_bug_on_one_rank_is_reported_with_its_traceback(outcomes):
