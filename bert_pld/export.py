@@ -67,9 +67,8 @@ def export_checkpoint(checkpoint: Path, output_dir: Path, *, overwrite: bool = F
         written = sorted(path.name for path in aside.iterdir())
         for name in written:
             os.replace(aside / name, output_dir / name)
-    for name in set(EXPORTED_FILES).difference(
-        written
-    ):  # An earlier export's, such as the vocabulary of its tokenizer.
+    # An earlier export can have had another tokenizer, with files that this one lacks.
+    for name in set(EXPORTED_FILES).difference(written):
         (output_dir / name).unlink(missing_ok=True)
 
 
