@@ -81,7 +81,7 @@ def record_conditions(path: Path, described: dict[str, Any]) -> None:
 
     Raise ValueError if it was started at another scale, on another type of device or on other data.
     """
-    from bert_pld.files import write_atomically
+    from bert_pld.files import write_json
 
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -95,7 +95,7 @@ def record_conditions(path: Path, described: dict[str, Any]) -> None:
     later = before.setdefault("later", [])
     if now not in later and any(before[key] != value for key, value in now.items()):
         later.append(now)
-    write_atomically(path, json.dumps(before, indent=2) + "\n")
+    write_json(path, before)
 
 
 def describe(options: argparse.Namespace, seq_length: int, gpus: int, at_once: int) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def _summarize(options: argparse.Namespace) -> int:
     from benchmarks.paper.suite import finished_runs
     from benchmarks.paper.tables import recipe_table, table
     from bert_pld.cli import check_output_file
-    from bert_pld.files import write_atomically
+    from bert_pld.files import write_json
 
     for name in ("json", "plot", "time_plot"):
         check_output_file(f"--{name}", getattr(options, name), "nothing was written")
@@ -160,7 +160,7 @@ def _summarize(options: argparse.Namespace) -> int:
     runs = {name: {str(seed): curve.as_json() for seed, curve in seeds.items()} for name, seeds in curves.items()}
     claims = check_claims(curves)
     result = {"conditions": conditions, "clock": clock, "comparison": comparison, "claims": claims, "runs": runs}
-    write_atomically(options.json, json.dumps(result, indent=1) + "\n")
+    write_json(options.json, result, indent=1)
     of_recipe = all(row["group"] == "recipe" for row in comparison["rows"])
     figures = recipe_table(comparison) if of_recipe else table(comparison, "paper", "choices", "recipe")
     print(figures, claims_table(claims), sep="\n", end="")

@@ -29,7 +29,7 @@ from bert_pld.data.loader import training_batches
 from bert_pld.data.order import BatchShare
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.data.shards import Manifest
-from bert_pld.files import write_atomically
+from bert_pld.files import write_json
 
 _FIRST_STEPS = 10
 """Steps that are slow for other reasons: memory is allocated, threads start."""
@@ -170,7 +170,7 @@ def main(options: argparse.Namespace) -> int:
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             "threads": torch.get_num_threads(),
         }
-        write_atomically(options.json, json.dumps(result, indent=2) + "\n")
+        write_json(options.json, result)
     return 0
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import json
 import math
 import statistics
 import tempfile
@@ -26,7 +25,7 @@ import transformers
 
 from bert_pld.cli import check_json_option, make_parser, run_as_rank
 from bert_pld.cluster.process_group import join_process_group
-from bert_pld.files import write_atomically
+from bert_pld.files import write_json
 from bert_pld.finetune_glue import hugging_face_folder
 from bert_pld.finetuning.batches import Encoded, TaskData
 from bert_pld.finetuning.encoder import PretrainedEncoder, load_encoder
@@ -154,7 +153,7 @@ def main(options: argparse.Namespace) -> int:
             "weights": encoder.weights,
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
-        write_atomically(options.json, json.dumps(result, indent=2) + "\n")
+        write_json(options.json, result)
     return 0
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.cli import check_json_option, make_parser, run
-from bert_pld.files import write_atomically
+from bert_pld.files import write_json
 from data_prep.__main__ import main as data_prep
 
 DOCUMENTS, COPIES, CHANGED = 200, 40, 0.01
@@ -145,7 +145,7 @@ def main(options: argparse.Namespace) -> int:
     result = {"documents": DOCUMENTS, "copies": COPIES, "changed": CHANGED}
     result["builds"] = [measure(language, kind) for language in SCRIPTS for kind in kinds]
     if options.json:
-        write_atomically(options.json, json.dumps(result, indent=2) + "\n")
+        write_json(options.json, result)
     return 0
 
 

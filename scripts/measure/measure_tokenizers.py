@@ -10,7 +10,6 @@ sentences. Figures are tokens per second of processor time.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -20,7 +19,7 @@ from typing import Any
 
 from bert_pld.cli import check_json_option, make_parser, require_positive, run
 from bert_pld.data.fast_tokenizer import FastTokenizer
-from bert_pld.files import write_atomically
+from bert_pld.files import write_json
 
 
 def main(options: argparse.Namespace) -> None:
@@ -48,7 +47,7 @@ def main(options: argparse.Namespace) -> None:
         share = medians["build"] / medians["encode_batch"]
         print(f"{algorithm}: {tokens:,} tokens; tokens/s: {rates}; build {share:.2f} of encode_batch")
     if options.json is not None:
-        write_atomically(options.json, json.dumps(result, indent=2) + "\n")
+        write_json(options.json, result)
 
 
 def measure(trained: FastTokenizer, documents: list[list[str]], rounds: int) -> tuple[int, dict[str, int]]:
