@@ -122,6 +122,25 @@ def test_bf16_attention_of_short_sequences_on_a_cpu_differs_by_its_rounding(mask
         assert ((rounded.float() - exact).norm() / exact.norm()).item() < 8e-3
 
 
+@pytest.mark.parametrize("pairs", [False, True], ids=["tokens", "pairs"])
+def test_bf16_attention_on_a_cpu_has_the_bits_of_filled_scores(pairs):
+    tokens = torch.arange(16) < torch.tensor([[16], [9], [1]])
+    mask = (tokens[:, :, None] & tokens[:, None, :]) | torch.eye(16, dtype=torch.bool) if pairs else tokens
+    torch.manual_seed(6)
+    heads = [torch.randn(3, 16, 2, 8).bfloat16().requires_grad_() for _ in range(3)]
+    attended = reference_attention.attend(*heads, mask, dropout=0.0)
+
+    query, key, value = (part.transpose(1, 2) for part in heads)
+    scores = (query @ key.transpose(-1, -2) * 8**-0.5).masked_fill(
+        ~(mask[:, None] if pairs else mask[:, None, None, :]), -torch.inf
+    )
+    expected = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+    assert torch.equal(attended, expected)
+    gradient = torch.randn_like(expected)
+    got, wanted = (torch.autograd.grad(output, heads, gradient) for output in (attended, expected))
+    assert all(map(torch.equal, got, wanted))
+
+
 def test_gelu_variants_and_summed_loss():
     x, weight, bias = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)
     for name, approximate in (("gelu", "none"), ("gelu_tanh", "tanh")):
