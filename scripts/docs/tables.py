@@ -71,7 +71,7 @@ _LONG_RUNS = "docs/results/recipe_long_cpu.md"
 _RECIPE_PAGES = {
     **dict.fromkeys(("4", "8", "12"), "docs/results/recipe_cpu.md"),
     **dict.fromkeys(("8_long", "8_long_repeat", "8_large_batch"), _LONG_RUNS),
-    **dict.fromkeys(("8_mask_15", "8_mask_15_short"), "docs/results/recipe_mask_15_cpu.md"),
+    **dict.fromkeys(("8_mask_15", "4_mask_15_short", "8_mask_15_short"), "docs/results/recipe_mask_15_cpu.md"),
 }
 _README = "docs/results/README.md"
 _LAST_BLOCK = "docs/results/recipe_last_block_cpu.md"
