@@ -68,10 +68,11 @@ _CHOICES = _of_part("comparison", tables.choices_table)
 _SHORT_COMPARISON = _of_part("comparison", tables.short_table)
 _CLAIMS = _of_part("claims", claims.claims_table)
 _LONG_RUNS = "docs/results/recipe_long_cpu.md"
+_MASK_15 = "docs/results/recipe_mask_15_cpu.md"
 _RECIPE_PAGES = {
     **dict.fromkeys(("4", "8", "12"), "docs/results/recipe_cpu.md"),
     **dict.fromkeys(("8_long", "8_long_repeat", "8_large_batch"), _LONG_RUNS),
-    **dict.fromkeys(("8_mask_15", "4_mask_15_short", "8_mask_15_short"), "docs/results/recipe_mask_15_cpu.md"),
+    **dict.fromkeys(("8_mask_15", "4_mask_15_short", "8_mask_15_short", "12_mask_15_short"), _MASK_15),
 }
 _README = "docs/results/README.md"
 _LAST_BLOCK = "docs/results/recipe_last_block_cpu.md"
