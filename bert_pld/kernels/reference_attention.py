@@ -132,7 +132,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, drop
         # torch's fused attention has no dropout on a CPU: these are the steps that torch would run, with a faster one.
         scores = (query @ key.transpose(-1, -2)).mul_(query.shape[-1] ** -0.5)
         if mask is not None:
-            # For finite scores the sum has the same bits as `masked_fill`, and it is faster in both directions.
+            # For finite scores the sum has the same bits as `masked_fill`. It is faster, forward and backward.
             scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
         return drop_out(scores.softmax(-1), dropout) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
