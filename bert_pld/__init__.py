@@ -8,10 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bert_pld.pld import BlockGate, Gates, Schedule, draw_gates, initialize, run_gated
+    from bert_pld.pld import BlockGate, Gates, Schedule, draw_gates, initialize, merge_same_tokens, run_gated
 
 __version__ = "0.1.0"
-__all__ = ["BlockGate", "Gates", "Schedule", "__version__", "draw_gates", "initialize", "run_gated"]
+__all__ = [
+    "BlockGate",
+    "Gates",
+    "Schedule",
+    "__version__",
+    "draw_gates",
+    "initialize",
+    "merge_same_tokens",
+    "run_gated",
+]
 
 
 def __getattr__(name: str) -> Any:

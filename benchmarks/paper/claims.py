@@ -67,6 +67,7 @@ CLAIMS = (
     *_of_recipe("tokens_muon", "dense_muon", "by token, Muon"),
     *_of_recipe("tokens_near_muon", "dense_muon", "by token, near masked ones, Muon"),
     *_of_recipe("tokens_near_40_muon", "dense_muon", "by token, near masked ones, 40 %, Muon"),
+    *_of_recipe("tokens_same_40_muon", "dense_muon", "by token, near masked ones, 40 %, the same in every block, Muon"),
     *_of_recipe("tokens_first_muon", "dense_muon", "by token, last block too, Muon", "equal_compute_first"),
     *_of_recipe("tokens_every_4_muon", "dense_muon", "by token, every 4th block whole, Muon"),
     Claim("Muon: below AdamW, dense", "dense_muon", "dense"),
@@ -76,6 +77,7 @@ CLAIMS = (
             ("tokens_muon", "by token, Muon"),
             ("tokens_near_muon", "by token, near masked ones, Muon"),
             ("tokens_near_40_muon", "by token, near masked ones, 40 %, Muon"),
+            ("tokens_same_40_muon", "by token, near masked ones, 40 %, the same in every block, Muon"),
             ("tokens_first_muon", "by token, last block too, Muon"),
         )
     ),

@@ -16,7 +16,7 @@ _COLOURS |= {"keep_first_block": "#B03A2E", "keep_first_block_sample": "#F1948A"
 for name, colour in (("dense", "#222222"), ("tokens", "#C0392B")):
     _COLOURS |= dict.fromkeys((name, f"{name}_muon", f"{name}_equal_compute", f"{name}_muon_equal_compute"), colour)
 _COLOURS |= {"recipe_post_ln": "#1F77B4", "recipe_pre_ln": "#2E8B57", "tokens_every_4_muon": "#E08214"}
-_COLOURS |= {"tokens_near_muon": "#1B9E77", "tokens_near_40_muon": "#E6AB02"}
+_COLOURS |= {"tokens_near_muon": "#1B9E77", "tokens_near_40_muon": "#E6AB02", "tokens_same_40_muon": "#1F77B4"}
 _COLOURS |= {"tokens_first_muon": "#7F3C8D", "dense_muon_equal_compute_first": "#888888"}
 _THETA_COLOUR = "#1F77B4"
 _HIDDEN_SHARE = 0.1

@@ -63,6 +63,7 @@ RECIPE = (
     Variant("tokens_muon", "by token, Muon", False, "recipe"),
     Variant("tokens_near_muon", "by token, near masked ones, Muon", False, "recipe"),
     Variant("tokens_near_40_muon", "by token, near masked ones, 40 %, Muon", False, "recipe"),
+    Variant("tokens_same_40_muon", "by token, near masked ones, 40 %, the same in every block, Muon", False, "recipe"),
     Variant("tokens_first_muon", "by token, last block too, Muon", False, "recipe"),
     Variant("tokens_every_4_muon", "by token, every 4th block whole, Muon", False, "recipe"),
     Variant(

@@ -45,6 +45,9 @@ class ProgressiveLayerDropConfig:
     """At `token` granularity, a block runs on a sequence's masked tokens first, as far as its share goes."""
     keep_near_masked: int = 0
     """With `keep_masked_tokens`, tokens at most this far from a masked one come next; 0: no others are preferred."""
+    same_tokens: bool = False
+    """At `token` granularity, all blocks draw from one order of a sequence's tokens: those of equal share run on the
+    same tokens, and one of a smaller share on some of them. Else every block has an order of its own."""
     seed: int = 0
 
     def check(self) -> Iterable[str]:
@@ -94,6 +97,8 @@ class ProgressiveLayerDropConfig:
             parts.append("masked tokens kept")
         if self.keep_near_masked:
             parts.append(f"tokens within {self.keep_near_masked} of them preferred")
+        if self.same_tokens:
+            parts.append("the same tokens in every block")
         if self.dense_warmup or self.dense_finish:
             parts.append(
                 f"nothing dropped in the first {self.dense_warmup:,.0f} and last {self.dense_finish:,.0f} steps"
@@ -104,8 +109,8 @@ class ProgressiveLayerDropConfig:
         """Return a copy with `gamma: auto` and all shares of a run of `max_steps` steps replaced by numbers.
 
         What has no effect becomes the same in every run, so that it cannot make two runs differ: `gamma` and `ramp`
-        where `temporal` does not use them, `keep_masked_tokens` and `keep_near_masked` without token granularity, and
-        everything if dropping is disabled.
+        where `temporal` does not use them, `keep_masked_tokens`, `keep_near_masked` and `same_tokens` without token
+        granularity, and everything if dropping is disabled.
         """
         if not self.enabled:
             return ProgressiveLayerDropConfig(enabled=False, gamma=0.0, ramp=0.0)
@@ -122,6 +127,7 @@ class ProgressiveLayerDropConfig:
             gamma=gamma if self.temporal == "exponential" else 0.0,
             keep_masked_tokens=self.keep_masked_tokens and self.granularity == "token",
             keep_near_masked=self.keep_near_masked if self.granularity == "token" else 0,
+            same_tokens=self.same_tokens and self.granularity == "token",
             ramp=steps(self.ramp) if self.temporal in ("linear", "growing") else 0.0,
             dense_warmup=warmup,
             dense_finish=finish,

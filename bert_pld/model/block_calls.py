@@ -68,9 +68,16 @@ def block_calls(
         edges = memory.rows.edges[0].copy_(layout.cumulative_lengths)
         layout = dataclasses.replace(layout, cumulative_lengths=edges)
     if any(gate.tokens is not None for gate in gates):
-        subsets = [(None, None) if gate.tokens is None else (gate.tokens.kept, gate.tokens.counts) for gate in gates]
-        shares = [gate.keep_probability for gate in gates]
-        layouts = token_layouts(layout, subsets, shares, None if memory is None else memory.rows)
+        # Blocks that run on the same tokens have one layout and one row map.
+        different = {id(gate.tokens): gate for gate in gates}
+        subsets = [
+            (None, None) if gate.tokens is None else (gate.tokens.kept, gate.tokens.counts)
+            for gate in different.values()
+        ]
+        shares = [gate.keep_probability for gate in different.values()]
+        of_subsets = token_layouts(layout, subsets, shares, None if memory is None else memory.rows)
+        by_subset = dict(zip(different, of_subsets, strict=True))
+        layouts = [by_subset[id(gate.tokens)] for gate in gates]
     else:
         layouts = kept_layouts(layout, [gate.rows_on_host if gate.keep else None for gate in gates])
     no_rows = TokenLayout(layout.lengths[:0], layout.padded_length, layout.device)

@@ -89,8 +89,8 @@ class BlockGraphs:
         if layout.cumulative_lengths is not None and layout.filling is None:
             return False
         # Where all sequences are short, a block may keep all of their tokens.
-        some = tuple(gate.tokens is not None for gate in gates or ()) if shares else ()
-        shapes = stream.shape, stream.dtype, stream.device, layout.padded_length, layout.filling, some, shares
+        subsets = _subsets(gates) if shares else ()
+        shapes = stream.shape, stream.dtype, stream.device, layout.padded_length, layout.filling, subsets, shares
         if self._graphs and shapes == self._shapes:
             self._times = 0
             return True
@@ -117,7 +117,7 @@ class BlockGraphs:
         self._give_up()
         if self._times:
             self._shapes, self._times, self._enough = self._candidate, 0, 2 * self._enough
-        some = sum(gate.tokens is not None for gate in gates or ())
+        some = len(set(_subsets(gates)) - {None})
         recorder, pending = self._make_recorder(), None
         self.memory = FixedMemory(
             torch.zeros(2 * len(encoder.blocks), 4, dtype=torch.int32, device=stream.device),
@@ -193,6 +193,13 @@ class _Replay(torch.autograd.Function):
 
 def _trains(encoder: Encoder) -> bool:
     return encoder.training and torch.is_grad_enabled()
+
+
+def _subsets(gates: Sequence[BlockGate] | None) -> tuple[int | None, ...]:
+    """Return the number of the subset of tokens that each block runs on, from 0; None: all tokens, or no subset."""
+    subsets = [None if gate.tokens is None else id(gate.tokens) for gate in gates or ()]
+    numbers = {one: number for number, one in enumerate(one for one in dict.fromkeys(subsets) if one is not None)}
+    return tuple(numbers.get(one) for one in subsets)
 
 
 def _shares(encoder: Encoder, gates: Sequence[BlockGate] | None) -> tuple[float, ...] | None:

@@ -20,7 +20,7 @@ from bert_pld.model.bert import BertForPreTraining
 from bert_pld.model.encoder import Encoder, FinalNorm, calls_of_blocks
 from bert_pld.model.heads import MaskedLanguageModelHead
 from bert_pld.model.modern_block import ModernBlock
-from bert_pld.pld.gates import BlockGate, run_gated
+from bert_pld.pld.gates import BlockGate, merge_same_tokens, run_gated
 
 Placed = tuple[Tensor, Tensor, Tensor | WithinDocuments | None]
 """Cosines and sines of the tokens' rotary angles, and the mask of who attends to whom: what a block's attention needs
@@ -122,8 +122,11 @@ def run_blocks_eager(
         attention_mask, positions = place_documents(input_ids, attention_mask, sequence_lengths, document_lengths)
         placement = Placement(encoder.config, attention_mask, positions, int(document_lengths.max()))
     hidden_states = encoder.embeddings(input_ids)
-    for block, run, gate in calls_of_blocks(encoder, gates, rows):
-        run = functools.partial(_run_placed, run, placement, block.is_local)
+    placed = (
+        (functools.partial(_run_placed, run, placement, block.is_local), gate)
+        for block, run, gate in calls_of_blocks(encoder, gates, rows)
+    )
+    for run, gate in merge_same_tokens(placed):
         differ = document_lengths is not None or (gate is not None and gate.tokens is not None)
         own_positions = positions if differ else None
         hidden_states = run_gated(run, hidden_states, gate, attention_mask, own_positions, accepts_no_rows=True)

@@ -101,6 +101,7 @@ class LayerDropper:
             padded_length=padded_length,
             masked_positions=masked_positions,
             near_masked=self.config.keep_near_masked,
+            same_tokens=self.config.same_tokens,
             device=engine.device,
             zero_gradient_when_dropped=self._needs_zero_gradients,
         )

@@ -12,7 +12,9 @@ all tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -90,6 +92,7 @@ def draw_gates(
     padded_length: int | None = None,
     masked_positions: torch.Tensor | None = None,
     near_masked: int = 0,
+    same_tokens: bool = False,
     device: torch.device | str = "cpu",
     zero_gradient_when_dropped: bool = False,
 ) -> Gates:
@@ -114,6 +117,7 @@ def draw_gates(
         masked_positions: int64 [M], indices into the flattened [rows · padded_length]: tokens that a block at token
             granularity runs on before all others; None treats all tokens alike.
         near_masked: the distance within which the tokens around a masked one come before the rest; 0: they do not.
+        same_tokens: at token granularity, whether blocks of equal share run on the same tokens.
         device: device of the row indices, which one copy uploads for all blocks.
         zero_gradient_when_dropped: see `run_gated`.
     """
@@ -135,6 +139,7 @@ def draw_gates(
             device=device,
             preferred=masked_positions,
             near=near_masked,
+            same=same_tokens,
         )
         blocks = [
             BlockGate(keep=True, scale=1.0, keep_probability=p, tokens=subset)
@@ -236,6 +241,32 @@ def run_gated(
         return block(hidden_states, *per_row, scale=gate.scale)
     gathered = [None if tensor is None else tensor.index_select(0, gate.rows) for tensor in per_row]
     return run_on_rows(lambda chosen: block(chosen, *gathered, scale=gate.scale), hidden_states, gate.rows)
+
+
+def merge_same_tokens(
+    calls: Iterable[tuple[Callable[..., torch.Tensor], BlockGate | None]],
+) -> Iterator[tuple[Callable[..., torch.Tensor], BlockGate | None]]:
+    """Merge neighbouring blocks that run on the same tokens, so that `run_gated` gathers them once for all.
+
+    Takes the blocks in depth order, each with its gate, and yields what to run under which gate. A merged block is
+    called as each of its blocks is. All other blocks are yielded as they are.
+    """
+    for _, group in itertools.groupby(enumerate(calls), _tokens_or_own_number):
+        blocks, gates = zip(*(call for _, call in group), strict=True)
+        yield blocks[0] if len(blocks) == 1 else functools.partial(_run_in_turn, blocks), gates[0]
+
+
+def _tokens_or_own_number(numbered: tuple[int, tuple[Any, BlockGate | None]]) -> tuple[str, int]:
+    number, (_, gate) = numbered
+    return ("block", number) if gate is None or gate.tokens is None else ("tokens", id(gate.tokens))
+
+
+def _run_in_turn(
+    blocks: Sequence[Callable[..., torch.Tensor]], hidden_states: torch.Tensor, *per_row: Any, scale: float
+) -> torch.Tensor:
+    for block in blocks:
+        hidden_states = block(hidden_states, *per_row, scale=scale)
+    return hidden_states
 
 
 def _run_on_tokens(

@@ -1,7 +1,7 @@
 """Subsets of a micro-batch: which tokens a block runs on, and running a block on some rows.
 
 At token granularity each block runs on k of the n tokens of a sequence, k = max(1, round(p_l · n)), chosen uniformly
-without replacement and independently of other blocks and sequences. Random layerwise token dropping (Yao et al.,
+without replacement and independently of other sequences and, unless asked otherwise, of other blocks. Random layerwise token dropping (Yao et al.,
 arXiv:2211.11586) is the nearest published method. The subset is a pure function of (seed, step, micro-step, block,
 global row): each token gets a random priority from a counter, and the k tokens of lowest priority are kept. Masked
 tokens and those near them can come before all others. Everything that determines shapes is computed on the host,
@@ -94,6 +94,7 @@ def draw_token_subsets(
     device: torch.device | str,
     preferred: Tensor | None = None,
     near: int = 0,
+    same: bool = False,
 ) -> list[TokenSubset | None]:
     """Draw the subsets of one micro-batch.
 
@@ -109,9 +110,11 @@ def draw_token_subsets(
         preferred: int64 [M], indices into the flattened [B · S]: tokens that are chosen before all others. If a
             sequence has more of them than a block keeps, they are chosen among uniformly.
         near: after them, tokens at most this far from one of them are chosen before the rest; 0: no preference.
+        same: all blocks have the priorities that block 0 would have, so that a smaller subset is part of a larger one.
 
     Returns:
-        One subset for each block; None for a block that keeps all tokens.
+        One subset for each block; None for a block that keeps all tokens. With `same`, blocks of equal share have one
+        object in common.
     """
     if padded_length > MAX_SEQUENCE_LENGTH:
         raise ValueError(f"granularity 'token': {padded_length} tokens; must be at most {MAX_SEQUENCE_LENGTH}")
@@ -120,9 +123,12 @@ def draw_token_subsets(
     if not some:
         return [None] * len(shares)
     rows = len(lengths)
-    uploaded = upload(np.concatenate([*(counts[block] for block in some), lengths, some]).astype(np.int64), device)
-    count, length, blocks = uploaded.split([len(some) * rows, rows, len(some)])
-    count = count.view(len(some), rows)
+    # The first block of each share stands for the others of that share.
+    drawn = [block for block in some if not same or shares.index(shares[block]) == block]
+    ordered_by = [0] if same else drawn
+    per_block = np.concatenate([*(counts[block] for block in drawn), lengths, ordered_by]).astype(np.int64)
+    count, length, blocks = upload(per_block, device).split([len(drawn) * rows, rows, len(ordered_by)])
+    count = count.view(len(drawn), rows)
     keys = _priorities(blocks, seed, step, micro_step, first_row, rows, padded_length)
     position = torch.arange(padded_length, device=device)
     # The position in the lowest bits makes all keys of a sequence different. Padding comes last.
@@ -131,12 +137,11 @@ def draw_token_subsets(
         keys += _preference(preferred, near, rows, padded_length) << (32 + _POSITION_BITS)
     if (lengths < padded_length).any():
         keys += (position >= length[:, None]).long() << (34 + _POSITION_BITS)
-    last_kept = keys.sort(dim=-1).values.gather(2, (count - 1).clamp_(min=0)[:, :, None])
+    in_order = keys.sort(dim=-1).values.expand(len(drawn), rows, padded_length)
+    last_kept = in_order.gather(2, (count - 1).clamp_(min=0)[:, :, None])
     kept = (keys <= last_kept) & (position < length[:, None])
-    subsets = iter(kept.unbind())
-    return [
-        TokenSubset(next(subsets), counts[block], lengths) if block in some else None for block in range(len(shares))
-    ]
+    subsets = {block: TokenSubset(one, counts[block], lengths) for block, one in zip(drawn, kept.unbind(), strict=True)}
+    return [subsets.get(shares.index(share) if same else block) for block, share in enumerate(shares)]
 
 
 def _preference(preferred: Tensor, near: int, rows: int, length: int) -> Tensor:

@@ -58,15 +58,15 @@ def padded_batch(step):
     return {**{name: one.cuda() for name, one in batch.items() if one is not None}, "sequence_lengths": lengths}
 
 
-def token_gates(step, micro_step=0, lengths=None):
-    """Gates at a constant share of 0.5 in the last block."""
+def token_gates(step, micro_step=0, lengths=None, same_tokens=False):
+    """Gates at a constant share of 0.5 in the last block; with the same tokens, in every block."""
     lengths = np.full(ROWS, SEQ) if lengths is None else lengths
-    schedule = Schedule(4, 0.5, temporal="constant")
-    shape = {"rows": ROWS, "padded_length": SEQ, "lengths": lengths, "device": "cuda"}
+    schedule = Schedule(4, 0.5, temporal="constant", depth="uniform" if same_tokens else "linear")
+    shape = {"rows": ROWS, "padded_length": SEQ, "lengths": lengths, "device": "cuda", "same_tokens": same_tokens}
     return draw_gates(schedule, granularity="token", seed=1, step=step, micro_step=micro_step, **shape)
 
 
-def train(model, steps=STEPS, micro_batches=2, by_token=False):
+def train(model, steps=STEPS, micro_batches=2, by_token=None):
     """Return the losses, and of each step the gradients, which its micro-batches add up; weights change between."""
     found = []
     for step, pattern in enumerate(steps):
@@ -75,7 +75,7 @@ def train(model, steps=STEPS, micro_batches=2, by_token=False):
         for micro_step in range(micro_batches):
             torch.manual_seed(10 * step + micro_step)
             if by_token:
-                gates = token_gates(step, micro_step)
+                gates = token_gates(step, micro_step, same_tokens=by_token == "same")
             loss = model(**full_batch(), gates=gates)["loss"]
             loss.backward()
             found.append(loss.detach())
@@ -91,9 +91,10 @@ def test_replayed_blocks_give_the_bits_of_ordinary_launches(architecture):
 
 
 @pytest.mark.parametrize("architecture", ["pre", "modernbert"])
-def test_replayed_blocks_on_some_tokens_give_the_bits_of_ordinary_launches(architecture):
+@pytest.mark.parametrize("tokens", ["own", "same"])
+def test_replayed_blocks_on_some_tokens_give_the_bits_of_ordinary_launches(tokens, architecture):
     models = [base_model(on, **ARCHITECTURES[architecture]) for on in (True, False)]
-    graphed, plain = (train(model, [None] * 3, by_token=True) for model in models)
+    graphed, plain = (train(model, [None] * 3, by_token=tokens) for model in models)
     assert models[0].encoder.graphs.memory is not None
     assert all(torch.equal(*both) for both in zip(graphed, plain, strict=True))
 

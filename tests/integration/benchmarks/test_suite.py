@@ -89,6 +89,7 @@ def test_recipe_is_compared_with_a_dense_run_of_as_many_flops_and_its_own_decay(
         ("tokens_muon", "dense_muon", "dense_muon_equal_compute"),
         ("tokens_near_muon", "dense_muon", "dense_muon_equal_compute"),
         ("tokens_near_40_muon", "dense_muon", "dense_muon_equal_compute"),
+        ("tokens_same_40_muon", "dense_muon", "dense_muon_equal_compute"),
         ("tokens_first_muon", "dense_muon", "dense_muon_equal_compute_first"),
     ):
         tokens, dense, partner = runs[dropping], runs[baseline], runs[equal]

@@ -41,19 +41,26 @@ def test_two_ranks_train_as_one_at_every_zero_stage(stage, corpus, one_rank, tmp
 
 @pytest.fixture(scope="module")
 def one_rank_by_token(corpus, tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("one_by_token") / "run"
-    changes = {"progressive_layer_drop": BY_TOKEN, "optimizer": MUON}
-    run_pretrain(config(train_micro_batch_size_per_gpu=8, **changes), corpus, run_dir)
-    return np.array(read_metrics(run_dir))
+    """Losses of one rank, where every block has its own tokens (False), and where all have the same ones (True)."""
+    losses = {}
+    for same_tokens in (False, True):
+        run_dir = tmp_path_factory.mktemp(f"one_by_token_{same_tokens}") / "run"
+        changes = {"progressive_layer_drop": {**BY_TOKEN, "same_tokens": same_tokens}, "optimizer": MUON}
+        run_pretrain(config(train_micro_batch_size_per_gpu=8, **changes), corpus, run_dir)
+        losses[same_tokens] = np.array(read_metrics(run_dir))
+    return losses
 
 
 @pytest.mark.launcher
 @pytest.mark.thorough
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_with_muon_drop_the_tokens_that_one_rank_drops(stage, corpus, one_rank_by_token, tmp_path):
-    changes = {"progressive_layer_drop": BY_TOKEN, "optimizer": MUON, "zero_optimization": {"stage": stage}}
+@pytest.mark.parametrize(("stage", "same_tokens"), [(0, False), (1, False), (2, False), (3, False), (3, True)])
+def test_two_ranks_with_muon_drop_the_tokens_that_one_rank_drops(
+    stage, same_tokens, corpus, one_rank_by_token, tmp_path
+):
+    drop = {**BY_TOKEN, "same_tokens": same_tokens}
+    changes = {"progressive_layer_drop": drop, "optimizer": MUON, "zero_optimization": {"stage": stage}}
     run_pretrain(config(**changes), corpus, tmp_path / "run", ranks=2)
-    assert np.array(read_metrics(tmp_path / "run")) == pytest.approx(one_rank_by_token, rel=1e-5)
+    assert np.array(read_metrics(tmp_path / "run")) == pytest.approx(one_rank_by_token[same_tokens], rel=1e-5)
     kept = read_metrics(tmp_path / "run", "kept_blocks")
     assert kept == pytest.approx([3.0] * 4 + [2.0] * 12 + [3.0] * 4, abs=0.05)
 

@@ -80,6 +80,7 @@ def test_saved_configuration_loads_to_the_same_configuration():
         ({"progressive_layer_drop": {"dense_finish": -0.1}}, r"dense_finish: -0\.1; must be a share of the run in"),
         ({"progressive_layer_drop": {"keep_near_masked": -1}}, r"keep_near_masked: -1; must be >= 0"),
         ({"progressive_layer_drop": {"keep_near_masked": 1}}, r"keep_near_masked: 1; needs keep_masked_tokens: true"),
+        ({"progressive_layer_drop": {"same_tokens": "all"}}, "same_tokens: 'all'; must be true or false"),
         ({"progressive_layer_drop": {"ramp": 1.5}}, r"ramp: 1\.5; must be a share .* or a whole number of steps"),
         (
             {"progressive_layer_drop": {"dense_warmup": 0.5, "dense_finish": 0.6}, "training": {"max_steps": 100}},
@@ -221,10 +222,11 @@ def test_configuration_of_the_checkout_is_found_from_any_folder(name, tmp_path, 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
 def test_shipped_recipe_loads_with_another_granularity(granularity):
     values = read_json(find_config("bert_base_pld_128.json"))
-    values["progressive_layer_drop"].update(granularity=granularity, keep_near_masked=1)
+    values["progressive_layer_drop"].update(granularity=granularity, keep_near_masked=1, same_tokens=True)
     resolved = load_config(values).progressive_layer_drop.resolved(100)
     assert not resolved.keep_masked_tokens
     assert not resolved.keep_near_masked
+    assert not resolved.same_tokens
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 10, 399, 2000])

@@ -164,6 +164,16 @@ def test_tokens_near_masked_ones_are_kept_next_in_every_block():
         assert kept[3, [6, 7]].all()
 
 
+def test_same_tokens_gives_all_blocks_of_equal_share_one_subset():
+    by_token = {"theta": 0.5, "temporal": "constant", "depth": "uniform", "granularity": "token"}
+    for same_tokens in (True, False):
+        drop = {**by_token, "same_tokens": same_tokens}
+        engine, *_ = start(TokenTower(), {**CONFIG, "progressive_layer_drop": drop})
+        engine(torch.ones(4, 8, 5))
+        subsets = [gate.tokens for gate in engine.module.seen[-1]]
+        assert all(one is subsets[0] for one in subsets) is same_tokens
+
+
 def test_configuration_is_read_from_args_or_from_a_file(tmp_path):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(CONFIG))
