@@ -97,7 +97,7 @@ def run_blocks_eager(
         # In place of the mask: `self_attention` takes either.
         attention_mask, positions = place_documents(input_ids, attention_mask, sequence_lengths, document_lengths)
     hidden_states = encoder.embeddings(input_ids, token_type_ids, positions)
-    for run, gate in merge_same_tokens(call for _, *call in calls_of_blocks(encoder, gates, rows)):
+    for run, gate in merge_same_tokens(calls_of_blocks(encoder, gates, rows)):
         hidden_states = run_gated(run, hidden_states, gate, attention_mask, accepts_no_rows=True)
     return hidden_states if encoder.final_norm is None else encoder.final_norm(hidden_states)
 

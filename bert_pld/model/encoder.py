@@ -182,11 +182,11 @@ class EagerEncoding:
 
 def calls_of_blocks(
     encoder: Encoder, gates: Sequence[BlockGate] | None, rows: Tensor | None
-) -> Iterator[tuple[Any, Callable[..., Tensor], BlockGate | None]]:
-    """Yield each block, the function that runs it and its gate; the last block that is kept returns `rows` only."""
+) -> Iterator[tuple[Callable[..., Tensor], BlockGate | None]]:
+    """Yield for each block the function that runs it and its gate; the last block that is kept returns `rows` only."""
     last = None if rows is None else last_whole_block(gates, len(encoder.blocks))
     for index, block in enumerate(encoder.blocks):
         run = encoder.recomputed(block)
         if index == last:
             run = functools.partial(run, chosen=rows)
-        yield block, run, None if gates is None else gates[index]
+        yield run, None if gates is None else gates[index]

@@ -198,8 +198,8 @@ def _trains(encoder: Encoder) -> bool:
 def _subsets(gates: Sequence[BlockGate] | None) -> tuple[int | None, ...]:
     """Return the number of the subset of tokens that each block runs on, from 0; None: all tokens, or no subset."""
     subsets = [None if gate.tokens is None else id(gate.tokens) for gate in gates or ()]
-    numbers = {one: number for number, one in enumerate(one for one in dict.fromkeys(subsets) if one is not None)}
-    return tuple(numbers.get(one) for one in subsets)
+    different = [one for one in dict.fromkeys(subsets) if one is not None]
+    return tuple(None if one is None else different.index(one) for one in subsets)
 
 
 def _shares(encoder: Encoder, gates: Sequence[BlockGate] | None) -> tuple[float, ...] | None:

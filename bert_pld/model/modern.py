@@ -124,7 +124,7 @@ def run_blocks_eager(
     hidden_states = encoder.embeddings(input_ids)
     placed = (
         (functools.partial(_run_placed, run, placement, block.is_local), gate)
-        for block, run, gate in calls_of_blocks(encoder, gates, rows)
+        for block, (run, gate) in zip(encoder.blocks, calls_of_blocks(encoder, gates, rows), strict=True)
     )
     for run, gate in merge_same_tokens(placed):
         differ = document_lengths is not None or (gate is not None and gate.tokens is not None)

@@ -1,11 +1,11 @@
 """Subsets of a micro-batch: which tokens a block runs on, and running a block on some rows.
 
 At token granularity each block runs on k of the n tokens of a sequence, k = max(1, round(p_l · n)), chosen uniformly
-without replacement and independently of other sequences and, unless asked otherwise, of other blocks. Random layerwise token dropping (Yao et al.,
-arXiv:2211.11586) is the nearest published method. The subset is a pure function of (seed, step, micro-step, block,
-global row): each token gets a random priority from a counter, and the k tokens of lowest priority are kept. Masked
-tokens and those near them can come before all others. Everything that determines shapes is computed on the host,
-everything else on the device, so nothing waits for the device.
+without replacement, independently of other sequences and, without `same_tokens`, of other blocks. Random layerwise
+token dropping (Yao et al., arXiv:2211.11586) is the nearest published method. The subset is a pure function of (seed,
+step, micro-step, block, global row): each token gets a random priority from a counter, and the k tokens of lowest
+priority are kept. Masked tokens and those near them can come before all others. Everything that determines shapes is
+computed on the host, everything else on the device, so nothing waits for the device.
 
 A block's rows are taken out of the hidden states and put back with one copy, one gather and one scatter. Plain autograd
 would build the gradient from three tensors of full size: zeros to which the gathered rows' gradient is added, the other

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_smaller_subsets_are_parts_of_larger_ones():
     kept = [gate.tokens.kept for gate in linear]
     counts = [int(one.sum()) for one in kept]
     assert counts == [46, 39, 30, 23, 17]
-    assert all(not (smaller & ~larger).any() for larger, smaller in zip(kept, kept[1:], strict=False))
+    assert all(not (smaller & ~larger).any() for larger, smaller in itertools.pairwise(kept))
 
 
 def test_rows_and_steps_draw_apart():
