@@ -46,7 +46,7 @@ __all__ = ["EXAMPLE", "add_arguments", "measure", "report"]
 EXAMPLE = "python -m benchmarks train --model_preset small --dtypes fp32 --json train.json"
 _ALIAS = "hugging_face"
 """Stands for Hugging Face's class with our architecture and normalization."""
-_DROPPING_ON_CPU = tuple(name for name in PLD if not name.endswith("_graphs"))
+_DROPPING_ON_CPU = tuple(name for name in PLD if not name.endswith(("_graphs", "_same")))
 _DEFAULT_ON_CPU = {
     "bert": ("hf_bert", "hf_megatron", "reference", *_DROPPING_ON_CPU),
     "modernbert": (MODERNBERT, "reference", *_DROPPING_ON_CPU),
@@ -276,6 +276,7 @@ def _draw_all_gates(
                 rows=options.micro_batch_size,
                 lengths=batch.sequence_lengths,
                 padded_length=options.seq_length,
+                same_tokens=name == "pld_token_same",
                 device=device,
             )
             for step, batch in enumerate(batches)

@@ -29,8 +29,9 @@ PLD: dict[str, Literal["batch", "sample", "token"]] = {
     "pld_sample": "sample",
     "pld_token": "token",
     "pld_token_graphs": "token",
+    "pld_token_same": "token",
 }
-"""The contenders with layer dropping, and their granularity."""
+"""The contenders with layer dropping, and their granularity; in `pld_token_same` all blocks drop the same tokens."""
 PEERS = (*HUGGING_FACE_CONTENDERS, *MODERNBERT_CONTENDERS)
 """Hugging Face's classes."""
 CONTENDERS = (*PEERS, "deepspeed_transformer", *OURS, *PLD)

@@ -72,7 +72,9 @@ _MASK_15 = "docs/results/recipe_mask_15_cpu.md"
 _RECIPE_PAGES = {
     **dict.fromkeys(("4", "8", "12"), "docs/results/recipe_cpu.md"),
     **dict.fromkeys(("8_long", "8_long_repeat", "8_large_batch"), _LONG_RUNS),
-    **dict.fromkeys(("8_mask_15", "4_mask_15_short", "8_mask_15_short", "12_mask_15_short"), _MASK_15),
+    **dict.fromkeys(
+        ("8_mask_15", "8_mask_15_repeat", "4_mask_15_short", "8_mask_15_short", "12_mask_15_short"), _MASK_15
+    ),
 }
 _README = "docs/results/README.md"
 _LAST_BLOCK = "docs/results/recipe_last_block_cpu.md"
@@ -103,7 +105,7 @@ SHOWN = (
     Shown("glue_differences_cpu", "docs/results/glue_cpu.md", "glue_cpu.json", summary.differences_table),
     *(
         Shown(f"{result}{kind}_cpu", "docs/results/recipe_glue_cpu.md", f"{result}_cpu.json", table)
-        for result in ("recipe_glue", "recipe_glue_sst2", "recipe_glue_large_batch")
+        for result in ("recipe_glue", "recipe_glue_sst2", "recipe_glue_large_batch", "recipe_glue_mask_15")
         for kind, table in (("", summary.table), ("_differences", summary.differences_table))
     ),
     Shown("glue_few_cpu", "docs/results/glue_cpu.md", "glue_few_cpu.json", summary.table),

@@ -49,13 +49,13 @@ def config_of(*arguments):
 @on_cpu
 def test_train_measures_every_contender_under_one_deepspeed_configuration(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    names = ["hf_bert", "hf_megatron", "reference", "pld_batch", "pld_sample", "pld_token"]
+    names = ["hf_bert", "hf_megatron", "reference", "pld_batch", "pld_sample", "pld_token", "pld_token_same"]
     contenders = ",".join([*names, "deepspeed_transformer", "triton"])
     result = measure(tmp_path, "train", *TINY, "--dtypes=fp32", f"--contenders={contenders}")
     printed = capsys.readouterr().out
     assert not torch.distributed.is_initialized()
     assert [one["name"] for one in result["contenders"]] == names
-    assert [one["backend"] for one in result["contenders"]] == ["eager"] * 2 + ["reference"] * 4
+    assert [one["backend"] for one in result["contenders"]] == ["eager"] * 2 + ["reference"] * 5
     assert {one["name"]: one["reason"] for one in result["skipped"]} == {
         "deepspeed_transformer": "requires an NVIDIA GPU, and the device is cpu",
         "triton": "model.kernels: 'triton' requires an NVIDIA GPU, and the device is cpu; use 'auto' or 'reference'",
@@ -68,7 +68,12 @@ def test_train_measures_every_contender_under_one_deepspeed_configuration(tmp_pa
     check_figures(result)
     assert by_name["hf_bert"]["attention"] == "sdpa"
     assert all(one["peak_memory_bytes"] is None for one in result["contenders"])
-    for name, depth in (("pld_batch", 2.75), ("pld_sample", 2.75), ("pld_token", 3.0)):  # θ = 0.5
+    for name, depth in (
+        ("pld_batch", 2.75),
+        ("pld_sample", 2.75),
+        ("pld_token", 3.0),
+        ("pld_token_same", 3.0),
+    ):  # θ = 0.5
         one = by_name[name]
         assert one["full_depth"] == "reference"
         assert one["depth_expected"] == pytest.approx(depth)
