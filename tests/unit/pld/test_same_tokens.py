@@ -35,12 +35,12 @@ def drawn(lengths=LENGTHS, padded_length=SEQ, schedule=INNER, same_tokens=True, 
     )  # fmt: skip
 
 
-def gates_and_batch(name, padded, **options):
+def gates_and_batch(name, padded):
     if name == "modernbert":
         lengths, length, batch = MODERN_LENGTHS, MODERN_SEQ, modern_batch(padded=padded)
     else:
         lengths, length, batch = LENGTHS, SEQ, make_batch(padded=padded)
-    return drawn(lengths if padded else np.full_like(lengths, length), length, **options), batch
+    return drawn(lengths if padded else np.full_like(lengths, length), length), batch
 
 
 def with_copied_subsets(gates):
