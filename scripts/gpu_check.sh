@@ -194,7 +194,7 @@ paper() {
 }
 recipe() {
     local code=0
-    bench paper run --scale recipe_gpu --seeds 1 --variants dense_muon tokens_near_40_muon dense_muon_equal_compute \
+    bench paper run --scale recipe_gpu --seeds 1 --variants dense_muon tokens_same_40_muon dense_muon_equal_compute \
         --data_dir "$SHARDS" --output_dir "${RUNS:-$OUT/recipe}" || code=$?
     # Also what a killed suite has finished.
     python3 -m benchmarks paper summarize "${RUNS:-$OUT/recipe}" --baseline dense_muon --json "$OUT/recipe_gpu.json" &&
@@ -224,7 +224,7 @@ for name in "$@"; do
     training) stage "$name" 5 gpu_tests tests/gpu/test_training_on_gpu.py -k "fused_blocks or resumed" ;;
     large) stage "$name" 32 train large "$LARGE" --rounds 3 --profile --json "$OUT/large.json" \
         --contenders hf_bert_compiled,triton,triton_fp8,pld_batch,pld_token ;;
-    muon) stage "$name" 15 train base "$BASE" --optimizer Muon --contenders triton,pld_token --rounds 1 \
+    muon) stage "$name" 15 train base "$BASE" --optimizer Muon --contenders triton,pld_token,pld_token_same --rounds 1 \
         --json "$OUT/muon.json" ;;
     kernels) stage "$name" 30 bench kernels --peers none --tokens 32768 --hidden 768 \
         --operations embed,add_norm,bias_gelu --sweep --rounds 5 --json "$OUT/kernels.json" ;;

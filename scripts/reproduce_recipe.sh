@@ -29,7 +29,7 @@ compare() { # SCALE SEEDS VARIANT...
 recipe=(dense_muon tokens_muon dense_muon_equal_compute)
 for blocks in 4 8 12; do
     compare "recipe_cpu_$blocks" "$seeds" "${recipe[@]}"
-    compare "recipe_cpu_${blocks}_mask_15_short" "$seeds" dense_muon tokens_near_40_muon dense_muon_equal_compute
+    compare "recipe_cpu_${blocks}_mask_15_short" "$seeds" dense_muon tokens_same_40_muon dense_muon_equal_compute
 done
 compare recipe_cpu_8_long 1 "${recipe[@]}"
 compare recipe_cpu_8_large_batch 1 "${recipe[@]}"

@@ -69,12 +69,14 @@ _SHORT_COMPARISON = _of_part("comparison", tables.short_table)
 _CLAIMS = _of_part("claims", claims.claims_table)
 _LONG_RUNS = "docs/results/recipe_long_cpu.md"
 _MASK_15 = "docs/results/recipe_mask_15_cpu.md"
+_SAME_TOKENS = "docs/results/recipe_same_tokens_cpu.md"
 _RECIPE_PAGES = {
     **dict.fromkeys(("4", "8", "12"), "docs/results/recipe_cpu.md"),
     **dict.fromkeys(("8_long", "8_long_repeat", "8_large_batch"), _LONG_RUNS),
     **dict.fromkeys(
         ("8_mask_15", "8_mask_15_repeat", "4_mask_15_short", "8_mask_15_short", "12_mask_15_short"), _MASK_15
     ),
+    **dict.fromkeys(("8_same_tokens",), _SAME_TOKENS),
 }
 _README = "docs/results/README.md"
 _LAST_BLOCK = "docs/results/recipe_last_block_cpu.md"
@@ -83,7 +85,7 @@ SHOWN = (
     Shown("paper_cpu_scale_search", "docs/reproducing.md", "paper_cpu_scale_search.json", result_tables.scale_search),
     Shown("paper_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _COMPARISON),
     Shown("claims_cpu", "docs/results/paper_cpu.md", "paper_cpu.json", _CLAIMS),
-    Shown("recipe_advice", "docs/pld.md", "recipe_cpu_8_mask_15_short.json", _RECIPE),
+    Shown("recipe_advice", "docs/pld.md", "recipe_cpu_8_same_tokens.json", _RECIPE),
     *(
         Shown(f"recipe_last_block_glue{kind}_cpu", _LAST_BLOCK, "recipe_last_block_glue_cpu.json", table)
         for kind, table in (("", summary.table), ("_differences", summary.differences_table))
