@@ -29,9 +29,9 @@ class FixedRows:
     """Memory from which captured blocks read the rows that they run on."""
 
     maps: Tensor
-    """int32 [blocks that do not keep all tokens, T]: `RowMap.compact_row` of each of these blocks."""
+    """int32 [different subsets, T]: `RowMap.compact_row` of the blocks that run on each of them."""
     edges: Tensor
-    """int32 [1 + these blocks, B + F + 1]: `TokenLayout.cumulative_lengths` of the stream, then of each of them."""
+    """int32 [1 + different subsets, B + F + 1]: `TokenLayout.cumulative_lengths` of the stream, then of each subset."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,17 +228,17 @@ def token_layouts(
     shares: Sequence[float] = (),
     memory: FixedRows | None = None,
 ) -> list[tuple[TokenLayout, RowMap | None]]:
-    """Compute for each block the layout of the tokens that it keeps and their rows in the stream.
+    """Compute for each subset of the tokens its layout and its rows in the stream; blocks on one subset share these.
 
     Args:
         layout: the stream's layout.
-        subsets: for each block the kept tokens, bool [B, S], and on the host their number in each sequence, [B];
+        subsets: for each subset the kept tokens, bool [B, S], and on the host their number in each sequence, [B];
             (None, None): all tokens.
-        shares: for each block the share of the tokens that it keeps; needed where the stream has fillers.
+        shares: for each subset the share of the tokens in it; needed where the stream has fillers.
         memory: where row maps and cumulative lengths are put; None allocates it.
 
     Returns:
-        Layout and row map of each block; the row map is None if all tokens are kept.
+        Layout and row map of each subset; the row map is None if all tokens are kept.
     """
     masks = [mask for mask, _ in subsets if mask is not None]
     some = [count for _, count in subsets if count is not None]

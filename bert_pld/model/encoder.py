@@ -17,7 +17,7 @@ from bert_pld.config import ModelConfig
 from bert_pld.kernels.layout import TokenLayout, padded_layout
 from bert_pld.kernels.reference import layer_norm
 from bert_pld.model.block import GatedBlock
-from bert_pld.pld.gates import BlockGate, last_whole_block
+from bert_pld.pld.gates import BlockGate, last_whole_block, runs_dropped_last
 
 
 class FinalNorm(nn.LayerNorm):
@@ -174,8 +174,7 @@ class EagerEncoding:
         inputs = input_ids, token_type_ids, attention_mask, gates, *lengths
         last = last_whole_block(gates, len(encoder.blocks))
         # A dropped block that runs for its zero gradients needs sequences, so none may come after the choice.
-        runs_dropped = gates is not None and not gates[-1].keep and gates[-1].zero_gradient_when_dropped
-        if last is None or runs_dropped:
+        if last is None or runs_dropped_last(gates):
             return self.run_blocks(encoder, None, *inputs).flatten(0, 1).index_select(0, rows)
         return self.run_blocks(encoder, rows, *inputs)
 

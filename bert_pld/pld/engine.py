@@ -129,27 +129,28 @@ class LayerDropper:
 
     def _inject_gates(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Gates that the caller passes take precedence: a benchmark repeats the same gates.
-        if not module.training or kwargs.get("gates") is not None:
+        named = _by_name(module, args, kwargs)
+        if not module.training or named.get("gates") is not None:
             return None
         rows, *length = _first_tensor(args, kwargs).shape[:2]
         if self.config.granularity != "token":
             self.last_gates = self.gates(rows)
         elif length:
-            lengths = _sequence_lengths(kwargs, rows, length[0])
-            self.last_gates = self.gates(rows, length[0], lengths, self._masked_positions(kwargs))
+            lengths = _sequence_lengths(named, rows, length[0])
+            self.last_gates = self.gates(rows, length[0], lengths, self._masked_positions(named))
         else:
             raise ValueError("granularity 'token': the model's first tensor must be [rows, tokens, …]")
         return args, {**kwargs, "gates": self.last_gates}
 
-    def _masked_positions(self, kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    def _masked_positions(self, named: Mapping[str, Any]) -> torch.Tensor | None:
         if not self.config.keep_masked_tokens:
             return None
-        if kwargs.get("masked_positions") is None:
+        if named.get("masked_positions") is None:
             raise ValueError(
-                "keep_masked_tokens: the engine got no keyword masked_positions, int64 [M], indices into the flattened"
+                "keep_masked_tokens: the engine got no argument masked_positions, int64 [M], indices into the flattened"
                 " [rows · tokens]"
             )
-        return kwargs["masked_positions"]
+        return named["masked_positions"]
 
 
 def initialize(
@@ -251,6 +252,16 @@ def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the arguments of a forward by name; positional ones have their names in its signature."""
+    if not args:
+        return kwargs
+    try:
+        return {**inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments, **kwargs}
+    except TypeError:  # The forward's own error tells what does not fit.
+        return kwargs
+
+
 def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
     """Return a forward's first tensor argument, whose dimension 0 is the micro-batch's sequences."""
     for value in (*args, *kwargs.values()):
@@ -259,12 +270,12 @@ def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Ten
     raise ValueError("progressive_layer_drop: the model's forward got no tensor, so the micro-batch size is unknown")
 
 
-def _sequence_lengths(kwargs: Mapping[str, Any], rows: int, length: int) -> NDArray[np.int64] | None:
+def _sequence_lengths(named: Mapping[str, Any], rows: int, length: int) -> NDArray[np.int64] | None:
     """Return the number of tokens of each sequence, on the host; None if no row has padding.
 
     Without `sequence_lengths` it is computed from `attention_mask`, which waits for the device.
     """
-    mask, given = kwargs.get("attention_mask"), kwargs.get("sequence_lengths")
+    mask, given = named.get("attention_mask"), named.get("sequence_lengths")
     if given is not None:
         lengths = np.asarray(given, np.int64)
         if lengths.shape != (rows,) or lengths.min() < 1 or lengths.max() > length:

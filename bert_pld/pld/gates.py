@@ -34,7 +34,7 @@ class BlockGate:
     """Whether the block runs."""
     scale: float
     """Factor of the sub-layers' outputs: 1 / keep_probability; at sample granularity rows / k for a block that runs on
-    k of the rows; 1 at token granularity."""
+    k of the rows, if it always runs on one at least; 1 at token granularity."""
     keep_probability: float
     rows: torch.Tensor | None = None
     """int64 [k], ascending: the rows that the block runs on; None: all rows."""
@@ -77,6 +77,11 @@ def last_whole_block(gates: Sequence[BlockGate] | None, num_blocks: int) -> int 
     if last is None or gates[last].rows is not None or gates[last].tokens is not None:
         return None
     return last
+
+
+def runs_dropped_last(gates: Sequence[BlockGate] | None) -> bool:
+    """Return whether the last block is dropped, but runs for zero gradients (see `run_gated`)."""
+    return gates is not None and not gates[-1].keep and gates[-1].zero_gradient_when_dropped
 
 
 def draw_gates(
@@ -224,7 +229,7 @@ def run_gated(
 
     A dropped block runs no kernel, forward or backward. Under ZeRO-3 this alone would silently train incorrectly: the
     partitioned reduction leaves out the parameters of a module whose forward did not run. With
-    `zero_gradient_when_dropped` such a block runs on no rows if it can, else on one row with a factor of zero. Its
+    `zero_gradient_when_dropped` such a block runs on no rows if it can, else on one row whose output is not used. Its
     parameters then have zero gradients of the right shape.
     """
     if gate is None:
@@ -233,7 +238,8 @@ def run_gated(
         if gate.zero_gradient_when_dropped and torch.is_grad_enabled():
             rows = 0 if accepts_no_rows else 1
             few = [None if tensor is None else tensor[:rows] for tensor in per_row]
-            return hidden_states + block(hidden_states[:rows], *few, scale=gate.scale).sum() * 0.0
+            # The sum of no elements: a sum of all of them, times zero, would be NaN where it overflows in fp16.
+            return hidden_states + block(hidden_states[:rows], *few, scale=gate.scale).reshape(-1)[:0].sum()
         return hidden_states
     if gate.tokens is not None:
         return _run_on_tokens(block, hidden_states, gate.tokens, gate.scale, per_row)

@@ -23,6 +23,7 @@ from bert_pld.data.batches import MicroBatch
 from bert_pld.data.order import Origin
 from bert_pld.files import METRICS
 from bert_pld.pld import Gates
+from bert_pld.pld.gates import runs_dropped_last
 from bert_pld.training.records import Monitors, append_record, drop_records_after, has_evaluation
 from bert_pld.training.schedulers import WarmupStableDecay, our_schedule
 
@@ -162,7 +163,8 @@ class Metrics:
         rows = len(batch.lengths)
         lengths = batch.lengths if self.leaves_padding_out else np.full(rows, self.config.data.seq_length)
         blocks = self.flops.gated_blocks(lengths, gates, self.leaves_padding_out, batch.document_lengths)
-        if self.chooses_rows:
+        # In eager torch, a dropped last block that runs for its zero gradients gets all rows, as all blocks then do.
+        if self.chooses_rows and (self.leaves_padding_out or not runs_dropped_last(gates)):
             first_tokens = rows if self.config.model.next_sentence_prediction else 0
             blocks -= self.flops.left_out(lengths, gates, batch.masked_positions.numel() + first_tokens)
         # The share of the batch itself: padding is never masked, and masks stored in shards follow no probability.

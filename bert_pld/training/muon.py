@@ -84,6 +84,7 @@ class OrthogonalMomentum(torch.optim.AdamW):
         super().__init__(groups, lr=lr, fused=True, **adam)
         self.muon_ratio, self.momentum, self.nesterov, self.ns_steps = muon_ratio, momentum, nesterov, ns_steps
         self.dtype = dtype
+        self._device = torch.device("cpu")
         self._pieces: dict[int, list[Piece]] = collections.defaultdict(list)
         self._exchanges: dict[int, MatrixExchange] = {}
         self._shapes: dict[str, tuple[int, int, int]] = {}
@@ -96,6 +97,7 @@ class OrthogonalMomentum(torch.optim.AdamW):
             engine: the engine that was made with this optimizer.
             matrices: parameter name to the number of equal matrices that are stacked in its rows.
         """
+        self._device = engine.device
         fast_in_bf16 = engine.device.type != "cpu" or cpu_multiplies_bf16()
         in_16_bits = any(parameter.element_size() == 2 for parameter in engine.module.parameters())
         self.dtype = dtype = self.dtype or (torch.bfloat16 if in_16_bits and fast_in_bf16 else torch.float32)
@@ -175,7 +177,8 @@ class OrthogonalMomentum(torch.optim.AdamW):
         momentum.lerp_(gradient, moves * (1.0 - self.momentum))
         aim = (gradient.lerp(momentum, self.momentum) if self.nesterov else momentum).to(self.dtype).flatten()
         if exchange is None:
-            updates = self._orthogonalized(dict(zip(names, aim.split(sizes), strict=True)))
+            # With `offload_optimizer` the momentum is on the host, where the iterations would take far longer.
+            updates = self._orthogonalized(dict(zip(names, aim.to(self._device).split(sizes), strict=True)))
             update = torch.cat([updates[name] for name in names])
         else:
             update = exchange.scatter(self._orthogonalized(exchange.gather(aim)))

@@ -5,6 +5,7 @@ DeepSpeed builds the others from the JSON: `canonical_optimizer` tells which of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,8 +29,8 @@ _UNSUPPORTED = {
     "LBFGS": "it evaluates the loss several times in a step",
     "SparseAdam": "it requires sparse gradients",
 }
-# Adam divides its moments by 1 − β^t. From this step on both divisors are exactly 1 in fp32, so an Adam that starts to
-# count here has no bias correction. The fp32 step counter stays exact for 15 million steps more.
+# Adam divides its moments by 1 − β^t. From this step on both divisors are exactly 1 in fp32 for every β up to 0.99998,
+# so an Adam that starts to count here has no bias correction. The fp32 step counter stays exact for 15 million steps.
 _STEP_PAST_BIAS_CORRECTION = 1_000_000.0
 
 
@@ -129,8 +130,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build the optimizer of an `optimizer` block whose type is in `OUR_OPTIMIZERS`.
 
-    `Adam` and `AdamW` are both Adam with decoupled weight decay (the default of DeepSpeed's `Adam` too), from torch's
-    fused kernels, or from `cpu_adam`, DeepSpeed's class for states on the host. `bias_correction: false` is supported.
+    `Adam` and `AdamW` are both Adam with decoupled weight decay, from torch's fused kernels, or from `cpu_adam`,
+    DeepSpeed's class for states on the host. As in DeepSpeed, `adam_w_mode: false` makes it L2 for `Adam` and has no
+    effect on `AdamW`. `bias_correction: false` is supported.
     `ApexFusedAdam` and `ApexFusedLAMB` require NVIDIA Apex. A mistake in `params`, or an Apex optimizer without NVIDIA
     Apex, raises a ConfigError.
     """
@@ -141,13 +143,13 @@ def build_optimizer(
     if name == "Muon":
         return _build_muon(params, groups)
     params.pop("torch_adam", None)
-    bias_correction, decoupled = params.pop("bias_correction", True), params.pop("adam_w_mode", True)
+    bias_correction, decoupled = params.pop("bias_correction", True), params.pop("adam_w_mode", True) or name == "AdamW"
     if cpu_adam is not None and not params.get("amsgrad"):
         params.pop("amsgrad", None)
         return cpu_adam(groups, bias_correction=bias_correction, adamw_mode=decoupled, **params)
     optimizer = (torch.optim.AdamW if decoupled else torch.optim.Adam)(groups, fused=True, **params)
     if not bias_correction:
-        optimizer.register_step_pre_hook(_skip_bias_correction)
+        optimizer.register_step_pre_hook(functools.partial(_skip_bias_correction, set()))
     return optimizer
 
 
@@ -165,18 +167,24 @@ def _build_muon(params: dict[str, Any], groups: Iterable[dict[str, Any]]) -> Ort
     return OrthogonalMomentum(groups, lr=adam_rate, muon_ratio=muon_rate / adam_rate, **params)
 
 
-def _skip_bias_correction(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Give each parameter without state that of an Adam so late in training that its bias correction is 1."""
+def _skip_bias_correction(seen: set[int], optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Before a parameter's first step, count its steps so late that Adam's bias correction is 1.
+
+    A state that comes from a checkpoint may count from 1, as that of DeepSpeed's Adam does, which needs no such trick.
+    `seen` has the ids of the parameters whose state was looked at: each costs a wait for the device.
+    """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter.grad is not None and not optimizer.state[parameter]:
-                optimizer.state[parameter].update(
-                    step=torch.tensor(_STEP_PAST_BIAS_CORRECTION, dtype=torch.float32, device=parameter.device),
-                    exp_avg=torch.zeros_like(parameter),
-                    exp_avg_sq=torch.zeros_like(parameter),
-                )
-                if group.get("amsgrad"):
-                    optimizer.state[parameter]["max_exp_avg_sq"] = torch.zeros_like(parameter)
+            if parameter.grad is None or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            state = optimizer.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                for moment in ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group.get("amsgrad") else [])):
+                    state[moment] = torch.zeros_like(parameter)
+            if state["step"] < _STEP_PAST_BIAS_CORRECTION:
+                state["step"] += _STEP_PAST_BIAS_CORRECTION
 
 
 def _build_apex(name: str, params: dict[str, Any], groups: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -79,6 +79,7 @@ def test_saved_configuration_loads_to_the_same_configuration():
         ),
         ({"progressive_layer_drop": {"dense_finish": -0.1}}, r"dense_finish: -0\.1; must be a share of the run in"),
         ({"progressive_layer_drop": {"keep_near_masked": -1}}, r"keep_near_masked: -1; must be >= 0"),
+        ({"progressive_layer_drop": {"keep_every": 1}}, "keep_every: 1; must be 0, or at least 2"),
         ({"progressive_layer_drop": {"keep_near_masked": 1}}, r"keep_near_masked: 1; needs keep_masked_tokens: true"),
         ({"progressive_layer_drop": {"same_tokens": "all"}}, "same_tokens: 'all'; must be true or false"),
         ({"progressive_layer_drop": {"ramp": 1.5}}, r"ramp: 1\.5; must be a share .* or a whole number of steps"),

@@ -134,6 +134,9 @@ def test_token_granularity_passes_subsets_of_the_tokens(masked):
         assert gate.tokens.counts.tolist() == [max(length // 2, 1) for length in lengths]
         assert gate.tokens.kept.sum(1).tolist() == gate.tokens.counts.tolist()
         assert not (gate.tokens.kept & ~mask).any()
+    if masked:  # by position, as `engine(*batch)` does
+        engine(torch.ones(4, 8, 5), mask)
+        assert all(gate.tokens.lengths.tolist() == lengths for gate in engine.module.seen[-1])
     with pytest.raises(ValueError, match=r"granularity 'token': the model's first tensor must be \[rows, tokens, …\]"):
         engine(torch.ones(4))
 
@@ -146,7 +149,7 @@ def test_masked_tokens_are_kept_in_every_block():
     for gate in engine.module.seen[-1]:
         assert gate.tokens.counts.tolist() == [4] * 4
         assert gate.tokens.kept.flatten()[masked].all()
-    with pytest.raises(ValueError, match="keep_masked_tokens: the engine got no keyword masked_positions"):
+    with pytest.raises(ValueError, match="keep_masked_tokens: the engine got no argument masked_positions"):
         engine(torch.ones(4, 8, 5))
 
 

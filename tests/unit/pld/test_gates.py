@@ -131,15 +131,19 @@ def test_dropped_block_runs_on_an_empty_batch_only_where_it_needs_zero_gradients
     assert calls == [0, 1]
 
 
-def test_dropped_block_that_needs_a_row_gets_zero_gradients():
-    inner = torch.nn.Linear(6, 6)
+@pytest.mark.parametrize("size", [1.0, 6e4])
+def test_dropped_block_that_needs_a_row_gets_zero_gradients(size):
+    """Also in fp16, where the sum of a row's values can overflow."""
+    inner = torch.nn.Linear(6, 6).half()
 
     def block(hidden, scale):
         heads = inner(hidden).view(hidden.shape[0], hidden.shape[1], 2, -1)  # impossible on no rows
         return hidden + scale * heads.flatten(2)
 
-    hidden = torch.ones(4, 3, 6, requires_grad=True)
-    gate = BlockGate(keep=False, scale=2.0, keep_probability=0.5, zero_gradient_when_dropped=True)
-    run_gated(block, hidden, gate).sum().backward()
+    hidden = torch.full((4, 3, 6), size, dtype=torch.float16, requires_grad=True)
+    gate = BlockGate(keep=False, scale=1e-3, keep_probability=0.5, zero_gradient_when_dropped=True)
+    output = run_gated(block, hidden, gate)
+    assert torch.equal(output, hidden)
+    output.backward(torch.ones_like(output))
     assert torch.equal(hidden.grad, torch.ones_like(hidden))
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in inner.parameters())

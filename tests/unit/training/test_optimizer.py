@@ -49,6 +49,30 @@ def test_adam_without_bias_correction_matches_the_formula():
     assert torch.allclose(parameter.double(), expected, rtol=1e-5, atol=1e-7)
 
 
+def test_adam_without_bias_correction_goes_on_with_a_counter_that_counts_from_one():
+    """DeepSpeed's Adam on the host saves such a counter."""
+    moved = []
+    for counted in (None, 100.0):
+        parameter = nn.Parameter(torch.ones(3))
+        block = {"type": "Adam", "params": {"lr": 1.0, "bias_correction": False}}
+        optimizer = build_optimizer(block, [{"params": [parameter]}])
+        state = {"exp_avg": torch.full((3,), 0.2), "exp_avg_sq": torch.full((3,), 0.04)}
+        optimizer.state[parameter] = {"step": torch.tensor(counted or 1_000_000.0), **state}
+        for _ in range(2):
+            parameter.grad = torch.full((3,), 0.1)
+            optimizer.step()
+        moved.append(parameter.detach().clone())
+    assert torch.equal(*moved)
+    assert moved[0][0] < 0  # two steps of about 1; with bias correction at step 100, of about 0.3
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_adam_w_mode_changes_adam_alone_as_in_deepspeed(name):
+    params = {"weight_decay": 0.1, "adam_w_mode": False}
+    optimizer = build_optimizer({"type": name, "params": params}, [{"params": [nn.Parameter(torch.ones(2))]}])
+    assert type(optimizer) is getattr(torch.optim, name)
+
+
 def test_adamw_is_torch_s_fused_one():
     optimizer = build_optimizer({"type": "AdamW", "params": {"lr": 1e-3}}, [{"params": [nn.Parameter(torch.ones(2))]}])
     assert type(optimizer) is torch.optim.AdamW
@@ -61,7 +85,7 @@ def test_deepspeed_s_adam_on_the_host_makes_the_steps_of_torch_s(params):
     """Thorough, because compiling it takes minutes."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-    block = {"type": "AdamW", "params": {"lr": 0.01, "weight_decay": 0.1, **params}}
+    block = {"type": "Adam", "params": {"lr": 0.01, "weight_decay": 0.1, **params}}
     torch.manual_seed(0)
     weights, gradients = torch.randn(64), torch.randn(5, 64)
     results = []
