@@ -76,7 +76,7 @@ _RECIPE_PAGES = {
     **dict.fromkeys(
         ("8_mask_15", "8_mask_15_repeat", "4_mask_15_short", "8_mask_15_short", "12_mask_15_short"), _MASK_15
     ),
-    **dict.fromkeys(("8_same_tokens",), _SAME_TOKENS),
+    **dict.fromkeys(("4_same_tokens", "8_same_tokens", "8_rows_128"), _SAME_TOKENS),
 }
 _README = "docs/results/README.md"
 _LAST_BLOCK = "docs/results/recipe_last_block_cpu.md"
