@@ -61,8 +61,6 @@ class ProgressiveLayerDropConfig:
             if value < 0 or (value >= 1 and value != int(value)):
                 yield f"{key}: {value:g}; must be a share of the run in [0, 1), or a whole number of steps"
         yield from check_least(self, 0, "keep_every", "keep_near_masked")
-        if self.keep_every == 1:
-            yield "keep_every: 1; must be 0, or at least 2: with 1, no block is ever dropped"
         if self.keep_near_masked and not self.keep_masked_tokens:
             yield f"keep_near_masked: {self.keep_near_masked}; needs keep_masked_tokens: true"
         yield from _check_seed(self.seed)

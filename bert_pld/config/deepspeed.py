@@ -130,7 +130,7 @@ def _take_out_removed(values: dict[str, Any], where: str, own_model: bool) -> No
     """Take out removed features that are off; refuse those that are on."""
     for key in [key for key in REMOVED if key in values]:
         value = values[key]
-        off = read_boolean(value.get("enabled")) if isinstance(value, Mapping) else value
+        off = read_boolean(value.get("enabled")) if isinstance(value, Mapping) else read_boolean(value)
         if off is False or value == {}:
             values.pop(key)
         elif not own_model:
@@ -227,7 +227,8 @@ def _check_typed(block: dict[str, Any], where: str) -> dict[str, Any]:
     """Check a block of `type` and `params`; a null `params` is left out."""
     block = {key: value for key, value in block.items() if value is not None}
     if "type" not in block:
-        raise ConfigError(f"{where}.type: missing; give its name, such as {'AdamW' if 'opt' in where else 'WarmupLR'}")
+        example = "WarmupLR" if where.endswith("scheduler") else "AdamW"
+        raise ConfigError(f"{where}.type: missing; give its name, such as {example}")
     if not isinstance(block.get("params", {}), Mapping):
         raise ConfigError(f"{where}.params: must be an object, is {block['params']!r}")
     return block

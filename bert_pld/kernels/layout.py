@@ -47,7 +47,7 @@ class TokenLayout:
     """S, the sequence length with padding."""
     device: torch.device
     cumulative_lengths: Tensor | None = None
-    """int32 [B + 1]: first row of each sequence, then T; None if all sequences have S rows."""
+    """int32 [B + F + 1]: first row of each sequence, then T; None if all sequences have S rows."""
     positions: Tensor | None = None
     """int64 [T]: index of each row into the flattened [B · S]; None if the two are equal."""
     row_of_position: Tensor | None = None

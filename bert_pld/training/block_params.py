@@ -26,7 +26,7 @@ _NOT_NEGATIVE = (
     *("lr", "muon_lr", "eps", "weight_decay", "warmup_min_lr", "warmup_max_lr", "cycle_min_lr", "cycle_max_lr"),
     *("lr_range_test_min_lr", "warmup_min_ratio", "cos_min_ratio"),
 )
-_STEPS = ("total_num_steps", "warmup_num_steps", "decay_step", "T_max", "total_steps", "step_size")
+_STEPS = ("total_num_steps", "warmup_num_steps", "decay_step", "T_max", "total_steps", "step_size", "T_0")
 _COUNT = re.compile(r"step|iter|count|^T_")
 """Names of integers; torch also writes 0 as the default of real numbers."""
 _CHOICES = {"warmup_type": ("log", "linear")}

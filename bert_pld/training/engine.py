@@ -57,6 +57,7 @@ def make_engine(config: RunConfig, model: nn.Module) -> Any:
 
 
 def _set_up_engine(config: RunConfig, model: nn.Module) -> Any:
+    from deepspeed.accelerator import get_accelerator
     from deepspeed.monitor.config import get_monitor_config
 
     refuse_unsupported(config)
@@ -66,7 +67,8 @@ def _set_up_engine(config: RunConfig, model: nn.Module) -> Any:
     for_deepspeed.setdefault("timers", {"throughput": {"enabled": False}})
     if "zero_optimization" in for_deepspeed:
         for_deepspeed["zero_optimization"] = light_zero_block(for_deepspeed["zero_optimization"])
-    optimizer_block = checked_optimizer(config, next(model.parameters()).device.type)
+    # The device to which DeepSpeed will move the model.
+    optimizer_block = checked_optimizer(config, get_accelerator().device_name())
     kind, params = optimizer_block["type"], optimizer_block["params"]
     # DeepSpeed has tested ZeRO with its own Adams; tests/integration/checkpoint has the others.
     for_deepspeed.setdefault("zero_allow_untested_optimizer", True)

@@ -79,7 +79,6 @@ def test_saved_configuration_loads_to_the_same_configuration():
         ),
         ({"progressive_layer_drop": {"dense_finish": -0.1}}, r"dense_finish: -0\.1; must be a share of the run in"),
         ({"progressive_layer_drop": {"keep_near_masked": -1}}, r"keep_near_masked: -1; must be >= 0"),
-        ({"progressive_layer_drop": {"keep_every": 1}}, "keep_every: 1; must be 0, or at least 2"),
         ({"progressive_layer_drop": {"keep_near_masked": 1}}, r"keep_near_masked: 1; needs keep_masked_tokens: true"),
         ({"progressive_layer_drop": {"same_tokens": "all"}}, "same_tokens: 'all'; must be true or false"),
         ({"progressive_layer_drop": {"ramp": 1.5}}, r"ramp: 1\.5; must be a share .* or a whole number of steps"),
@@ -236,3 +235,16 @@ def test_shares_that_make_the_whole_run_dense_have_exactly_its_steps(warmup, ste
     drop = {"gamma": 0.1, "dense_warmup": warmup, "dense_finish": 1 - warmup}
     config = load_config({"progressive_layer_drop": drop, "training": {"max_steps": steps}})
     assert config.progressive_layer_drop.dense_warmup + config.progressive_layer_drop.dense_finish == steps
+
+
+@pytest.mark.parametrize("off", [False, "false", 0])
+def test_removed_feature_that_is_off_is_accepted_however_it_is_written(off):
+    assert "sparse_gradients" not in load_config({"sparse_gradients": off}).deepspeed
+
+
+@pytest.mark.parametrize(("block", "example"), [("optimizer", "AdamW"), ("scheduler", "WarmupLR")])
+def test_missing_type_is_explained_by_an_example_of_its_own_kind(tmp_path, block, example):
+    path = tmp_path / "options.json"
+    path.write_text(json.dumps({block: {"params": {"lr": 0.1}}}))
+    with pytest.raises(ConfigError, match=f"{block}.type: missing; give its name, such as {example}"):
+        load_config(path)
