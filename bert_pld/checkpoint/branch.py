@@ -38,12 +38,16 @@ class Start:
     checkpoint: Path
     origin: Origin
     is_branch: bool
+    begins_folder: bool
+    """Whether the checkpoint lies in another folder, so that nothing in the run's own folder is of this run."""
     line: str
     """What to tell the user."""
 
 
-def find_start(config: RunConfig, rows: ShardedRows, checkpoint: Path | None, branch_from: Path | None) -> Start | None:
-    """Return what a run goes on from: its own `checkpoint`, else the one at `branch_from`, else None.
+def find_start(
+    config: RunConfig, rows: ShardedRows, output_dir: Path, checkpoint: Path | None, branch_from: Path | None
+) -> Start | None:
+    """Return what a run in `output_dir` goes on from: its own `checkpoint`, else the one at `branch_from`, else None.
 
     All ranks call it together. A ValueError is raised if the checkpoint does not fit the run.
     """
@@ -57,7 +61,8 @@ def find_start(config: RunConfig, rows: ShardedRows, checkpoint: Path | None, br
             )
         origin = Origin.from_json(state.get("origin", {}), str(checkpoint))
         line = f"resuming after step {state['step']} from checkpoint {checkpoint}"
-        return Start(checkpoint, origin, is_branch=False, line=line)
+        begins_folder = not checkpoint.resolve().is_relative_to(output_dir.resolve())
+        return Start(checkpoint, origin, is_branch=False, begins_folder=begins_folder, line=line)
     if branch_from is None:
         return None
     checkpoint = resolve_for_all(branch_from)
@@ -65,7 +70,8 @@ def find_start(config: RunConfig, rows: ShardedRows, checkpoint: Path | None, br
     origin = origin_of_branch(checkpoint, config, rows)
     data = f"its data from sample {origin.position:,} on" if origin.position else "its data from the beginning"
     line = f"branching off after step {origin.step} from checkpoint {checkpoint}, with {data}; "
-    return Start(checkpoint, origin, is_branch=True, line=line + ("changed: " + "; ".join(changes or ["nothing"])))
+    line += "changed: " + "; ".join(changes or ["nothing"])
+    return Start(checkpoint, origin, is_branch=True, begins_folder=True, line=line)
 
 
 def check_branch(checkpoint: Path, config: RunConfig, rows: ShardedRows) -> list[str]:

@@ -108,8 +108,9 @@ class Metrics:
         return dataclasses.asdict(dataclasses.replace(self.counters, since_record=since_record))
 
     def begin(self) -> None:
-        """Begin a new run; remove what monitors have of an attempt that ended before its first checkpoint."""
+        """Begin an empty `metrics.jsonl`, and remove what monitors have of an attempt that left no checkpoint."""
         if self.monitors is not None:
+            self.path.write_text("")
             self.monitors.drop_after(0)
 
     def resume(self, step: int, counters: dict[str, Any], origin: Origin) -> None:

@@ -30,7 +30,7 @@ from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.order import BatchShare, Origin
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.data.shards import Manifest
-from bert_pld.files import CONFIG, DIVERGED, METRICS, write_atomically
+from bert_pld.files import CONFIG, DIVERGED, write_atomically
 from bert_pld.model import BertForPreTraining, make_model, use_backend
 from bert_pld.training.engine import make_engine
 from bert_pld.training.initial_weights import InitialWeights
@@ -70,7 +70,8 @@ def prepare_run(
     config = resolve_config(config, training_rows, dist.get_world_size(), device)
     lock = RunLock(output_dir)
     with _released_after_a_failure(lock):
-        start = find_start(config, training_rows, choose_checkpoint(output_dir, resume, lock), branch_from)
+        own_checkpoint = choose_checkpoint(output_dir, resume, lock)
+        start = find_start(config, training_rows, output_dir, own_checkpoint, branch_from)
         model, notes = _make_model(config, training_rows, None if start is None else start.checkpoint, initial, device)
         engine = make_engine(config, model)
 
@@ -103,7 +104,7 @@ def prepare_run(
         else:
             _continue_from(run, start)
         if dist.get_rank() == 0:
-            _write_run_files(output_dir, config, training_rows, fresh=start is None or start.is_branch)
+            _write_run_files(output_dir, config, training_rows)
         dist.barrier()
         return run
 
@@ -136,6 +137,8 @@ def _continue_from(run: Run, start: Start) -> None:
     """Load the checkpoint that the run starts from, with the state of its metrics."""
     run.watchdog.progress("loading the checkpoint")
     state = run.checkpoints.restore(start.checkpoint)
+    if start.begins_folder:
+        run.metrics.begin()
     run.metrics.resume(state["step"], state, run.origin)
     owed = state.get("evaluation_owed", False) and not start.is_branch and run.validation_rows is not None
     run.evaluation_owed = owed and not run.metrics.has_evaluation(state["step"])
@@ -241,10 +244,7 @@ def limits_of_graphs(config: RunConfig, manifest: Manifest) -> list[str]:
     ]
 
 
-def _write_run_files(output_dir: Path, config: RunConfig, training_rows: ShardedRows, fresh: bool) -> None:
-    output_dir.mkdir(parents=True, exist_ok=True)
+def _write_run_files(output_dir: Path, config: RunConfig, training_rows: ShardedRows) -> None:
     write_atomically(output_dir / CONFIG, json.dumps(config.as_json(), indent=2) + "\n")
     (output_dir / DIVERGED).unlink(missing_ok=True)
     training_rows.save_tokenizer(output_dir)
-    if fresh:
-        (output_dir / METRICS).write_text("")

@@ -30,7 +30,7 @@ rank, config, corpus, store, run = int(sys.argv[1]), json.loads(sys.argv[2]), *m
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 rows = ShardedRows(corpus, "train")
 config = resolve_config(load_config(config), rows, 1, torch.device("cpu"))
-print(find_start(config, rows, None, run).checkpoint)
+print(find_start(config, rows, run, None, run).checkpoint)
 print(RunWeights(run, "", new_vocabulary=False).checkpoint)
 """
 

@@ -235,6 +235,20 @@ def test_run_that_began_from_the_checkpoint_of_another_one_continues_its_own(cor
     assert losses == uninterrupted["loss"][6:]
 
 
+def test_run_that_begins_from_another_ones_checkpoint_keeps_no_record_of_an_earlier_attempt(
+    corpus, finished, uninterrupted, tmp_path
+):
+    """The earlier attempt left its records, of steps before and after the checkpoint's, but no checkpoint."""
+    run_dir, monitored = tmp_path / "run", config(csv_monitor={"enabled": True})
+    run_pretrain(monitored, corpus, run_dir, "--set", "training.max_steps=8")
+    shutil.rmtree(run_dir / "checkpoints")
+    run_pretrain(monitored, corpus, run_dir, "--resume", str(finished / "checkpoints" / "step_00000006"))
+    assert read_metrics(run_dir, "loss") == uninterrupted["loss"][6:]
+    assert read_metrics(run_dir, "eval_mlm_loss") == uninterrupted["eval_mlm_loss"][1:]  # after steps 8 and 12
+    _, *rows = (run_dir / "csv_monitor" / "run" / "train_loss.csv").read_text().splitlines()
+    assert [int(row.partition(",")[0]) for row in rows] == [8 * step for step in range(7, 13)]
+
+
 def test_earlier_checkpoint_of_a_run_is_not_resumed_beside_later_ones(corpus, finished, uninterrupted, tmp_path):
     run_dir = shutil.copytree(finished, tmp_path / "run")
     earlier = run_dir / "checkpoints" / "step_00000006"
