@@ -13,21 +13,14 @@ from bert_pld.checkpoint import format as checkpoint_format
 from bert_pld.cluster.run_lock import RunLock
 from bert_pld.config import ConfigError, RunConfig, load_config
 from bert_pld.config.auto import DEFAULT_OPTIMIZER
+from bert_pld.config.model import KEYS_OF_NO_WEIGHT
 from bert_pld.data.shards import Manifest
 from bert_pld.files import CHECKPOINTS, CONFIG
 from bert_pld.model import BertForPreTraining
 
 _Answer = TypeVar("_Answer")
 
-MODEL_KEYS_WITHOUT_EFFECT = (
-    "kernels",
-    "activation_checkpointing",
-    "fp8",
-    "cuda_graphs",
-    "preset",
-    "initializer_range",
-    "position_initialization",
-)
+MODEL_KEYS_WITHOUT_EFFECT = (*KEYS_OF_NO_WEIGHT, "preset")
 """Keys that a resumed run may change: they do not change the model that is trained, or only before its first step."""
 STATE_OPTIONS = ("amsgrad", "centered", "momentum")
 """Options of an optimizer that give it one more state, which the checkpoint of a run without them does not have."""

@@ -15,10 +15,8 @@ from bert_pld.config.errors import ConfigError
 
 DEFAULT_OPTIMIZER = {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.01}}
 """The optimizer of a run without an `optimizer` block."""
-WARMUP_SHARE = 0.02
-"""Share of the steps in which the learning rate rises by default; the paper's."""
-DECAY_SHARE = 0.1
-"""Share of the steps in which a stable learning rate falls by default."""
+_WARMUP_SHARE = 0.02  # the paper's
+_DECAY_SHARE = 0.1
 
 # Blocks in which DeepSpeed itself reads "auto" as its default, except for the keys that decide what runs at all.
 _DEEPSPEED_DEFAULTS = (
@@ -58,13 +56,23 @@ def resolve_auto(
     }
     if max_steps is not None:
         rules["scheduler.params.total_num_steps"] = max_steps
-        rules["scheduler.params.warmup_num_steps"] = max(1, round(WARMUP_SHARE * max_steps))
-        rules["scheduler.params.decay_num_steps"] = round(DECAY_SHARE * max_steps)
+        rules["scheduler.params.warmup_num_steps"] = default_warmup(max_steps)
+        rules["scheduler.params.decay_num_steps"] = default_decay(max_steps)
     if hidden_size is not None:
         rules["zero_optimization.reduce_bucket_size"] = hidden_size**2
         rules["zero_optimization.stage3_prefetch_bucket_size"] = int(0.9 * hidden_size**2)
         rules["zero_optimization.stage3_param_persistence_threshold"] = 10 * hidden_size
     return _replace(values, "", rules, where, notices), notices
+
+
+def default_warmup(max_steps: int) -> int:
+    """Return in how many steps of a run the learning rate rises by default."""
+    return max(1, round(_WARMUP_SHARE * max_steps))
+
+
+def default_decay(max_steps: int) -> int:
+    """Return in how many steps of a run a stable learning rate falls by default."""
+    return round(_DECAY_SHARE * max_steps)
 
 
 def group_rate(optimizer: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from bert_pld.config.mask_schedule import MaskSchedule
-from bert_pld.config.ranges import check_least, check_most
+from bert_pld.config.ranges import check_durations, check_least, check_most, duration_in_steps
 from bert_pld.rng import MAX_SEED
 
 
@@ -44,7 +44,8 @@ class ProgressiveLayerDropConfig:
     keep_masked_tokens: bool = False
     """At `token` granularity, a block runs on a sequence's masked tokens first, as far as its share goes."""
     keep_near_masked: int = 0
-    """With `keep_masked_tokens`, tokens at most this far from a masked one come next; 0: no others are preferred."""
+    """With `keep_masked_tokens`, tokens at most this far from a masked one come next, also those of another document in
+    the row; 0: no others are preferred."""
     same_tokens: bool = False
     """At `token` granularity, all blocks draw from one order of a sequence's tokens: those of equal share run on the
     same tokens, and one of a smaller share on some of them. Else every block has an order of its own."""
@@ -56,10 +57,7 @@ class ProgressiveLayerDropConfig:
             yield f"theta: {self.theta}; must be in (0, 1]"
         if self.gamma != "auto" and self.gamma < 0:
             yield f"gamma: {self.gamma}; must be >= 0, or 'auto'"
-        for key in ("ramp", "dense_warmup", "dense_finish"):
-            value = getattr(self, key)
-            if value < 0 or (value >= 1 and value != int(value)):
-                yield f"{key}: {value:g}; must be a share of the run in [0, 1), or a whole number of steps"
+        yield from check_durations(self, "ramp", "dense_warmup", "dense_finish")
         yield from check_least(self, 0, "keep_every", "keep_near_masked")
         if self.keep_near_masked and not self.keep_masked_tokens:
             yield f"keep_near_masked: {self.keep_near_masked}; needs keep_masked_tokens: true"
@@ -114,11 +112,7 @@ class ProgressiveLayerDropConfig:
         """
         if not self.enabled:
             return ProgressiveLayerDropConfig(enabled=False, gamma=0.0, ramp=0.0)
-
-        def steps(value: float) -> float:
-            return float(round(value * max_steps) if value < 1 else value)
-
-        warmup, finish = steps(self.dense_warmup), steps(self.dense_finish)
+        warmup, finish = (duration_in_steps(value, max_steps) for value in (self.dense_warmup, self.dense_finish))
         if max(self.dense_warmup, self.dense_finish) < 1 and math.isclose(self.dense_warmup + self.dense_finish, 1):
             finish = max_steps - warmup  # rounded apart, the two can be a step too long or too short
         gamma = 100.0 / max_steps if self.gamma == "auto" else self.gamma
@@ -128,7 +122,7 @@ class ProgressiveLayerDropConfig:
             keep_masked_tokens=self.keep_masked_tokens and self.granularity == "token",
             keep_near_masked=self.keep_near_masked if self.granularity == "token" else 0,
             same_tokens=self.same_tokens and self.granularity == "token",
-            ramp=steps(self.ramp) if self.temporal in ("linear", "growing") else 0.0,
+            ramp=duration_in_steps(self.ramp, max_steps) if self.temporal in ("linear", "growing") else 0.0,
             dense_warmup=warmup,
             dense_finish=finish,
         )

@@ -8,14 +8,10 @@ from typing import Any
 
 from bert_pld.config.architectures import preset_sizes
 from bert_pld.config.errors import ConfigError
-from bert_pld.config.model import ModelConfig
+from bert_pld.config.model import KEYS_OF_NO_WEIGHT, ModelConfig
 
-FREE_KEYS = (
-    *("kernels", "activation_checkpointing", "fp8", "cuda_graphs", "hidden_dropout", "attention_dropout"),
-    *("initializer_range", "position_initialization"),
-)
-"""Keys that say how a model runs or begins, not what its weights are."""
-_MAY_DIFFER = (*FREE_KEYS, "global_rope_theta", "local_rope_theta")
+_FREE_KEYS = (*KEYS_OF_NO_WEIGHT, "hidden_dropout", "attention_dropout")
+_MAY_DIFFER = (*_FREE_KEYS, "global_rope_theta", "local_rope_theta")
 """Besides them, the rotary positions' wavelengths, which longer sequences may change."""
 _MAY_GROW = ("max_position_embeddings", "vocab_size")
 
@@ -44,12 +40,12 @@ def follow(values: Mapping[str, Any], model: FollowedModel, where: str) -> dict[
     sizes = {} if preset is None else preset_sizes(model.config.architecture, preset, where)
     if model.is_run:
         return {
-            **{key: value for key, value in own.items() if key not in FREE_KEYS},
+            **{key: value for key, value in own.items() if key not in _FREE_KEYS},
             "preset": preset,
             **sizes,
             **given,
         }
-    for key in sizes.keys() - given.keys() - {*FREE_KEYS}:
+    for key in sizes.keys() - given.keys() - {*_FREE_KEYS}:
         if sizes[key] != own[key]:
             raise ConfigError(
                 f"{where}: model.preset: {preset!r} has {key} {sizes[key]}; {model.name}, whose weights the run starts"

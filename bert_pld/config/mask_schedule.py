@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
+from bert_pld.config.ranges import check_durations, duration_in_steps
+
 
 @dataclasses.dataclass(frozen=True)
 class MaskSchedule:
@@ -22,19 +24,12 @@ class MaskSchedule:
         for key in ("start", "end"):
             if not 0.0 < getattr(self, key) < 1.0:
                 yield f"{key}: {getattr(self, key)}; must be in (0, 1)"
-        for key in ("after", "over"):
-            value = getattr(self, key)
-            if value is not None and (value < 0 or (value >= 1 and value != int(value))):
-                yield f"{key}: {value:g}; must be a share of the run in [0, 1), or a whole number of steps"
+        yield from check_durations(self, "after", "over")
 
     def resolved(self, max_steps: int) -> MaskSchedule:
         """Return a copy with numbers of steps for a run of `max_steps` steps."""
-
-        def steps(value: float) -> float:
-            return float(round(value * max_steps) if value < 1 else value)
-
-        after = steps(self.after)
-        over = max(max_steps - after, 0.0) if self.over is None else steps(self.over)
+        after = duration_in_steps(self.after, max_steps)
+        over = max(max_steps - after, 0.0) if self.over is None else duration_in_steps(self.over, max_steps)
         return dataclasses.replace(self, after=after, over=over)
 
     def at(self, step: int) -> float:

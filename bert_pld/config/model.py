@@ -10,6 +10,11 @@ from bert_pld.config.ranges import check_least, check_most
 
 _VOCABULARY_MULTIPLE = 8
 """Tensor cores need matrix sizes that are multiples of 8."""
+KEYS_OF_NO_WEIGHT = (
+    *("kernels", "activation_checkpointing", "fp8", "cuda_graphs"),
+    *("initializer_range", "position_initialization"),
+)
+"""Keys that say how a model runs or begins, not what its weights are."""
 
 
 def rounded_vocabulary(entries: int) -> int:

@@ -159,8 +159,8 @@ def _build_muon(params: dict[str, Any], groups: Iterable[dict[str, Any]]) -> Ort
     adam_rate, muon_rate = params.pop("adam_lr", rate), params.pop("muon_lr", rate)
     for key, allowed, bounds in (
         ("adam_lr" if adam_rate != rate else "lr", adam_rate > 0, "> 0"),
-        ("momentum", 0 <= params.get("momentum", 0.95) < 1, "in [0, 1)"),
-        ("ns_steps", params.get("ns_steps", 5) >= 1, ">= 1"),
+        ("momentum", 0 <= params.get("momentum", MUON_DEFAULTS["momentum"]) < 1, "in [0, 1)"),
+        ("ns_steps", params.get("ns_steps", MUON_DEFAULTS["ns_steps"]) >= 1, ">= 1"),
     ):
         if not allowed:
             raise ConfigError(f"optimizer.params.{key}: {params.get(key, adam_rate)}; must be {bounds}")

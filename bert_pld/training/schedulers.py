@@ -11,7 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from bert_pld.config import ConfigError, RunConfig
-from bert_pld.config.auto import DECAY_SHARE, DEFAULT_OPTIMIZER, WARMUP_SHARE, group_rate
+from bert_pld.config.auto import DEFAULT_OPTIMIZER, default_decay, default_warmup, group_rate
 from bert_pld.config.errors import nearest
 from bert_pld.config.mask_schedule import MaskSchedule
 from bert_pld.training.block_params import check_params, defaults_of
@@ -152,11 +152,11 @@ def our_schedule(block: Mapping[str, Any] | None, max_steps: int) -> WarmupExpDe
     valid = _STABLE_DECAY if kind == "WarmupStableDecayLR" else _EXP_DECAY
     params = check_params(block.get("params", {}), valid, "scheduler.params", kind)
     params.pop("warmup_max_lr", None)
-    params.setdefault("warmup_num_steps", max(1, round(WARMUP_SHARE * max_steps)))
+    params.setdefault("warmup_num_steps", default_warmup(max_steps))
     if kind == "WarmupExpDecayLR":
         return WarmupExpDecay(**params)
     params.setdefault("total_num_steps", max_steps)
-    params.setdefault("decay_num_steps", round(DECAY_SHARE * max_steps))
+    params.setdefault("decay_num_steps", default_decay(max_steps))
     return WarmupStableDecay(**params)
 
 
