@@ -18,6 +18,8 @@ _LONGEST_MASKED_ROW = 160
 """Most tokens of a row for which attention within documents uses a mask on a CPU."""
 _LONGEST_IN_BF16 = 256
 """Most tokens of a sequence whose attention is computed in bf16 on a CPU."""
+_VECTOR_BYTES = 64
+"""Bytes of the longest vectors of a CPU."""
 
 
 def self_attention(
@@ -128,14 +130,29 @@ def _attend_document_by_document(
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Return softmax(QKᵀ / √D)·V: three times [B, N, S, D] → [B, N, S, D]; `mask` is bool, [B or 1, 1, S or 1, S]."""
     in_bf16 = query.dtype is torch.bfloat16 and query.device.type == "cpu"
-    if in_bf16 or (dropout and draws_integers(query)):
+    if in_bf16 or _are_short_rows(key.transpose(-1, -2)) or (dropout and draws_integers(query)):
         # torch's fused attention has no dropout on a CPU: these are the steps that torch would run, with a faster one.
         scores = (query @ key.transpose(-1, -2)).mul_(query.shape[-1] ** -0.5)
         if mask is not None:
             # For finite scores the sum has the same bits as `masked_fill`. It is faster, forward and backward.
             scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
-        return drop_out(scores.softmax(-1), dropout) @ value
+        return drop_out(_softmax(scores), dropout) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Return the softmax over the last dimension."""
+    if _are_short_rows(scores):  # Side by side, so that vectors reach across the rows.
+        return scores.movedim(-1, 0).contiguous().softmax(0).movedim(0, -1)
+    return scores.softmax(-1)
+
+
+def _are_short_rows(values: Tensor) -> bool:
+    """Whether rows along the last dimension are shorter than a vector of a CPU.
+
+    There torch's softmax takes ten times longer for each element. Blocks that run on some tokens have such rows.
+    """
+    return values.device.type == "cpu" and values.shape[-1] * values.element_size() < _VECTOR_BYTES
 
 
 def rotary_angles(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -124,10 +124,10 @@ def test_bf16_attention_of_short_sequences_on_a_cpu_differs_by_its_rounding(mask
 
 @pytest.mark.parametrize("pairs", [False, True], ids=["tokens", "pairs"])
 def test_bf16_attention_on_a_cpu_has_the_bits_of_filled_scores(pairs):
-    tokens = torch.arange(16) < torch.tensor([[16], [9], [1]])
-    mask = (tokens[:, :, None] & tokens[:, None, :]) | torch.eye(16, dtype=torch.bool) if pairs else tokens
+    tokens = torch.arange(32) < torch.tensor([[32], [9], [1]])
+    mask = (tokens[:, :, None] & tokens[:, None, :]) | torch.eye(32, dtype=torch.bool) if pairs else tokens
     torch.manual_seed(6)
-    heads = [torch.randn(3, 16, 2, 8).bfloat16().requires_grad_() for _ in range(3)]
+    heads = [torch.randn(3, 32, 2, 8).bfloat16().requires_grad_() for _ in range(3)]
     attended = reference_attention.attend(*heads, mask, dropout=0.0)
 
     query, key, value = (part.transpose(1, 2) for part in heads)
@@ -139,6 +139,27 @@ def test_bf16_attention_on_a_cpu_has_the_bits_of_filled_scores(pairs):
     gradient = torch.randn_like(expected)
     got, wanted = (torch.autograd.grad(output, heads, gradient) for output in (attended, expected))
     assert all(map(torch.equal, got, wanted))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize("length", [1, 13])
+def test_attention_in_rows_shorter_than_a_vector_equals_its_formula(dtype, tolerance, length):
+    torch.manual_seed(7)
+    mask = torch.arange(length) < torch.tensor([[length], [(length + 1) // 2]])
+    heads = [torch.randn(2, length, 3, 8).to(dtype).requires_grad_() for _ in range(3)]
+    gradient = torch.randn(2, length, 24).to(dtype)
+    attended = reference_attention.attend(*heads, mask, dropout=0.0)
+    query, key, value = exact = [head.detach().double().requires_grad_() for head in heads]
+    scores = torch.einsum("bqnd,bknd->bnqk", query, key) / 8**0.5
+    weights = scores.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1)
+    expected = torch.einsum("bnqk,bknd->bqnd", weights, value).flatten(2)
+    pairs = [(attended, expected)]
+    pairs += zip(
+        torch.autograd.grad(attended, heads, gradient), torch.autograd.grad(expected, exact, gradient.double())
+    )
+    for got, wanted in pairs:
+        assert got.dtype is dtype
+        assert (got - wanted).norm() <= tolerance * max(1.0, wanted.norm())
 
 
 def test_gelu_variants_and_summed_loss():
