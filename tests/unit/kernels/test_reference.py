@@ -153,11 +153,9 @@ def test_attention_in_rows_shorter_than_a_vector_equals_its_formula(dtype, toler
     scores = torch.einsum("bqnd,bknd->bnqk", query, key) / 8**0.5
     weights = scores.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1)
     expected = torch.einsum("bnqk,bknd->bqnd", weights, value).flatten(2)
-    pairs = [(attended, expected)]
-    pairs += zip(
-        torch.autograd.grad(attended, heads, gradient), torch.autograd.grad(expected, exact, gradient.double())
-    )
-    for got, wanted in pairs:
+    gradients = torch.autograd.grad(attended, heads, gradient)
+    expected_gradients = torch.autograd.grad(expected, exact, gradient.double())
+    for got, wanted in zip((attended, *gradients), (expected, *expected_gradients), strict=True):
         assert got.dtype is dtype
         assert (got - wanted).norm() <= tolerance * max(1.0, wanted.norm())
 
