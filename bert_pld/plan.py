@@ -23,7 +23,7 @@ from bert_pld.cost.flops import ModelFlops, parameter_count
 from bert_pld.cost.memory import MemoryEstimate, estimate_memory
 from bert_pld.cost.scaling import Cluster, with_assumptions
 from bert_pld.cost.scaling_table import ScalingRow, scaling_lines, scaling_rows
-from bert_pld.cost.work import mean_work
+from bert_pld.cost.work import BlockWork, Granularity, mean_work
 from bert_pld.data.rows import resolve_data_dir
 from bert_pld.data.shards import Manifest
 from bert_pld.files import write_json
@@ -134,7 +134,7 @@ def make_plan(
         accumulation_steps=accumulation,
         parameters=parameter_count(run.model),
         attended_tokens=attended_tokens,
-        theta_by_step=_theta_by_step(schedule, steps),
+        theta_by_step=_theta_by_step(schedule, steps, granularity, length),
         rates_by_step=rates_by_step(run),
         steps_until_limit=None if until is None or until >= steps else until,
         keep_probabilities_at_limit=kept,
@@ -163,7 +163,9 @@ def _resolve_model(run: RunConfig, vocabulary_size: int, data: Manifest | None) 
     return run.with_model(**changes)
 
 
-def _theta_by_step(schedule: Schedule, num_steps: int) -> list[tuple[int, float, float]]:
+def _theta_by_step(
+    schedule: Schedule, num_steps: int, granularity: Granularity, seq_length: int
+) -> list[tuple[int, float, float]]:
     """Return (step, θ, expected depth) at the start, the middle and the end of the run and of each phase, and where an
     exponential θ has covered 1/4, 1/2, 3/4, 9/10 and 99/100 of the distance to its limit.
     """
@@ -175,7 +177,8 @@ def _theta_by_step(schedule: Schedule, num_steps: int) -> list[tuple[int, float,
         steps |= {first + schedule.ramp_steps // 2, first + schedule.ramp_steps}
     if schedule.finish_step is not None:
         steps.add(schedule.finish_step)
-    return [(s, schedule.theta(s), schedule.expected_depth(s)) for s in sorted(steps) if s < num_steps]
+    depths = {step: BlockWork.of(schedule.keep_probabilities(step), granularity, seq_length).depth for step in steps}
+    return [(step, schedule.theta(step), depths[step]) for step in sorted(steps) if step < num_steps]
 
 
 def format_plan(plan: Plan) -> str:

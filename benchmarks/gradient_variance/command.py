@@ -91,6 +91,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.draws < 2 * _CHUNKS or options.draws % _CHUNKS:
         raise ValueError(f"--draws {options.draws}: must be a multiple of {_CHUNKS}, at least {2 * _CHUNKS}")
     check_fraction("--trained_theta", options.trained_theta)
+    if options.trained_steps < 0:
+        raise ValueError(f"--trained_steps {options.trained_steps}: must be at least 0")
     device = present_device(options.device)
     torch.manual_seed(0)
     model = BertForPreTraining(_model_config(options)).to(device)
@@ -180,6 +182,12 @@ def moments_of(gradients: Iterable[dict[str, Tensor]], draws: int) -> dict[str, 
     variance = {part: statistics.fmean(chunks) for part, chunks in variances.items()}
     # ‖mean‖² exceeds ‖E g‖² by the variance of the mean.
     squared_norm = {part: means[part].square().sum().item() - variance[part] / draws for part in variance}
+    for part, square in squared_norm.items():
+        if square <= 0:
+            raise ValueError(
+                f"--draws {draws}: {part} got no gradient, or one that its variance hides; give more draws, or a larger"
+                " --thetas"
+            )
     whole = statistics.fmean(total)
     return {
         "variance": whole,

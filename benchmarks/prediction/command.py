@@ -24,6 +24,7 @@ from benchmarks.markdown import markdown_table
 from benchmarks.operators.narrow import MICRO_BATCH_SIZE, SEQ_LENGTH, WIDTH, narrow_engine, narrow_run, record_boundary
 from benchmarks.operators.recording import Recorder, Work, as_on_a_gpu, record_model
 from benchmarks.options import chosen, positive_integers
+from bert_pld.cli import require_positive
 from bert_pld.config import ModelConfig, apply_override, load_config
 from bert_pld.cost.flops import ModelFlops, parameter_count, parameter_tensors
 from bert_pld.model.graphs import BlockGraphs
@@ -106,6 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Predict a step of each model, optimizer, number of micro-batches and GPU."""
+    require_positive(options, "rounds")
     names = chosen("--models", options.models, tuple(MICRO_BATCH_SIZES))
     optimizers = chosen("--optimizers", options.optimizers, ("AdamW", "Muon"))
     counts = positive_integers("--micro_batches", options.micro_batches)

@@ -67,6 +67,13 @@ def test_streaming_moments_equal_those_of_stored_vectors():
     assert of_parts["relative_variance"] == pytest.approx(of_parts["variance"] / squared)
 
 
+def test_part_without_a_gradient_in_any_draw_is_one_line():
+    draws = [{"head": torch.ones(3) + index, "last third of the blocks": torch.zeros(2)} for index in range(16)]
+    message = "--draws 16: last third of the blocks got no gradient, or one that its variance hides; give more draws"
+    with pytest.raises(ValueError, match=message):
+        gradient_variance.moments_of(draws, draws=16)
+
+
 def test_documented_gradient_variance_equals_the_result_file():
     for name in ("gradient_variance_keep_first_block", "gradient_variance"):
         header, _, *lines = found_in(DOCS / "results" / "paper_settings.md", name).splitlines()

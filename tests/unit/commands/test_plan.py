@@ -59,6 +59,8 @@ def test_token_granularity_counts_attention_with_the_square_of_the_share():
     assert plan.flops_mean == pytest.approx(0.7 * at_limit + 0.3 * 12 * (projections + attention) + heads)
     assert plan.mean_depth == pytest.approx(0.7 * (2 + 10 * share) + 0.3 * 12)
     assert [step for step, *_ in plan.theta_by_step] == [0, 50, 250, 400, 499]
+    dropping = pytest.approx(2 + 10 * share)
+    assert [depth for *_, depth in plan.theta_by_step] == [12, dropping, dropping, 12, 12]
     assert plan.memory.activation_bytes_at_depth(6) < plan.memory.activation_bytes
     text = format_plan(plan)
     assert "θ → 0.4, constant over steps, uniform over depth, first and last block kept, nothing dropped in the" in text
