@@ -55,6 +55,7 @@ def _of_recipe(name: str, dense: str, partner: str = "equal_compute") -> tuple[C
         Claim(f"{label}: 25 % less time than dense, as many steps", name, dense, time_saved, "%", 0.25),
         Claim(f"{label}: at most 0.01 above dense, as many steps", name, dense, margin=0.01),
         Claim(f"{label}: below dense, equal compute", name, f"{dense}_{partner}"),
+        *([Claim(f"{label}: below dense, equal time", name, f"{dense}_equal_time")] if dense == "dense_muon" else []),
     )
 
 

@@ -18,6 +18,7 @@ for name, colour in (("dense", "#222222"), ("tokens", "#C0392B")):
 _COLOURS |= {"recipe_post_ln": "#1F77B4", "recipe_pre_ln": "#2E8B57", "tokens_every_4_muon": "#E08214"}
 _COLOURS |= {"tokens_near_muon": "#1B9E77", "tokens_near_40_muon": "#E6AB02", "tokens_same_40_muon": "#1F77B4"}
 _COLOURS |= {"tokens_first_muon": "#7F3C8D", "dense_muon_equal_compute_first": "#888888"}
+_COLOURS |= {"dense_muon_equal_time": "#17BECF"}
 _THETA_COLOUR = "#1F77B4"
 _HIDDEN_SHARE = 0.1
 """Share of a run that is not drawn: the steep fall of the loss at first would flatten the rest."""
@@ -37,7 +38,7 @@ def draw(curves: Mapping[str, Mapping[int, Curve]], output: Path, title: str) ->
         seeds = [curve for curve in curves.get(variant.name, {}).values() if not curve.diverged]
         if seeds and variant.name in _COLOURS:
             style = "-" if variant.name in FIRST_PAGE or variant.name.endswith("_muon") else "--"
-            style = style if variant.equal_compute_to is None else ":"
+            style = ":" if variant.equal_compute_to or variant.equal_time else style
             colour = _COLOURS[variant.name]
             _draw_means(by_samples, [curve.samples for curve in seeds], seeds, variant.label, style, colour)
             _draw_against_minutes(by_time, seeds, variant.label, style, colour)

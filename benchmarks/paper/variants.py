@@ -25,6 +25,8 @@ class Variant:
     group: str = "paper"
     equal_compute_to: str | None = None
     """A dense variant has as many steps as cost the FLOPs of the named one, over which its learning rate decays."""
+    equal_time: bool = False
+    """A dense variant has the scale's share `equal_time` of the steps, over which its learning rate decays."""
     config_name: str | None = None
     """Name of the JSON file, if it is not `name`."""
 
@@ -58,7 +60,7 @@ RECIPE = (
     Variant("recipe_pre_ln", "Pre-LN, Post-LN's rate", False, "recipe", config_name="pre_ln"),
     Variant("dense", "dense", False, "recipe"),
     Variant("tokens", "by token", False, "recipe"),
-    Variant("dense_equal_compute", "dense, equal compute", False, "recipe", "tokens", "dense"),
+    Variant("dense_equal_compute", "dense, equal compute", False, "recipe", "tokens", config_name="dense"),
     Variant("dense_muon", "dense, Muon", False, "recipe"),
     Variant("tokens_muon", "by token, Muon", False, "recipe"),
     Variant("tokens_near_muon", "by token, near masked ones, Muon", False, "recipe"),
@@ -72,7 +74,7 @@ RECIPE = (
         False,
         "recipe",
         "tokens_near_40_muon",
-        "dense_muon",
+        config_name="dense_muon",
     ),
     Variant(
         "dense_muon_equal_compute_first",
@@ -80,10 +82,19 @@ RECIPE = (
         False,
         "recipe",
         "tokens_first_muon",
-        "dense_muon",
+        config_name="dense_muon",
+    ),
+    Variant(
+        "dense_muon_equal_time",
+        "dense, Muon, equal time",
+        False,
+        "recipe",
+        equal_time=True,
+        config_name="dense_muon",
     ),
 )
-"""Dropping by token and Muon against dense runs of as many steps and of equal compute, at scales `recipe_*`.
+"""Dropping by token and Muon against dense runs of as many steps, of equal compute (FLOPs) and of equal time, at scales
+`recipe_*`.
 
 Every learning rate decays to zero at the end of its own run: an unfinished run's curve says little about a finished one
 (Kaddour et al., arXiv:2307.06440).
@@ -106,6 +117,9 @@ class Scale:
     """θ of the variants that drop uniformly over depth; it keeps as many blocks as linear depth with θ = 0.5."""
     config: dict[str, Any]
     """Changes to each variant's JSON, merged by section."""
+    equal_time: float = 0.75
+    """The time of a recipe's run over that of a dense run of as many steps, as measured at this scale; by default what
+    is claimed of the recipe."""
 
 
 def load_scale(name: str, folder: Path = CONFIGS / "scales") -> Scale:
@@ -114,10 +128,13 @@ def load_scale(name: str, folder: Path = CONFIGS / "scales") -> Scale:
     if name not in known:
         raise ConfigError(f"--scale {name}: must be one of {', '.join(known)}")
     values = read_json(folder / f"{name}.json")
+    share = values.pop("equal_time", Scale.equal_time)
     if set(values) != {"learning_rates", "uniform_theta", "config"}:
         has = ", ".join(values)
         raise ConfigError(f"{folder / name}.json: has {has}; must have learning_rates, uniform_theta and config")
-    return Scale(name, values["learning_rates"], values["uniform_theta"], values["config"])
+    if not (isinstance(share, (int, float)) and 0 < share <= 1):
+        raise ConfigError(f"{folder / name}.json: equal_time: {share!r}; must be a number in (0, 1]")
+    return Scale(name, values["learning_rates"], values["uniform_theta"], values["config"], share)
 
 
 def configuration(variant: Variant, scale: Scale, seed: int, folder: Path = CONFIGS) -> dict[str, Any]:
@@ -147,6 +164,8 @@ def configuration(variant: Variant, scale: Scale, seed: int, folder: Path = CONF
         other = next(known for known in KNOWN if known.name == variant.equal_compute_to)
         plan = make_plan(load_config(configuration(other, scale, seed, folder)))
         values["training"]["max_steps"] = round(values["training"]["max_steps"] * plan.ratio_over_run)
+    if variant.equal_time:
+        values["training"]["max_steps"] = round(values["training"]["max_steps"] * scale.equal_time)
     return values
 
 

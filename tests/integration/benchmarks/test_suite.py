@@ -20,7 +20,7 @@ from bert_pld.checkpoint.format import list_checkpoints
 from bert_pld.config import ConfigError, load_config
 from bert_pld.cost.flops import ModelFlops
 from bert_pld.cost.work import BlockWork, mean_work
-from bert_pld.files import RUN_LOCK
+from bert_pld.files import RUN_LOCK, write_json
 from bert_pld.plan import make_plan
 from bert_pld.pld.engine import make_schedule
 
@@ -64,7 +64,7 @@ def test_variants_differ_in_normalization_rate_and_schedule():
     assert schedules["pld_batch"].gamma == pytest.approx(100 / 12)
 
 
-def test_scales_load_and_invalid_ones_are_errors():
+def test_scales_load_and_invalid_ones_are_errors(tmp_path):
     assert load_scale("cpu").learning_rates["0.001"] > load_scale("cpu").learning_rates["0.0001"]
     for scale in map(load_scale, ("cpu", "cpu_long", "gpu")):
         runs = [load_config(configuration(variant, scale, 1)) for variant in VARIANTS]
@@ -74,8 +74,14 @@ def test_scales_load_and_invalid_ones_are_errors():
     on_gpu = {one.name: load_config(configuration(one, load_scale("recipe_gpu"), 1)) for one in RECIPE}
     assert on_gpu["tokens_near_40_muon"].training.max_steps == on_gpu["dense_muon"].training.max_steps == 1000
     assert on_gpu["dense_muon_equal_compute"].training.max_steps == 605
+    assert on_gpu["dense_muon_equal_time"].training.max_steps == 750
+    short = next(one for one in RECIPE if one.equal_time), load_scale("recipe_cpu_8_mask_15_short")
+    assert configuration(*short, 1)["training"]["max_steps"] == 1480
     with pytest.raises(ConfigError, match="--scale tpu: must be one of cpu, cpu_long, gpu, recipe_cpu_12"):
         load_scale("tpu")
+    write_json(tmp_path / "scales.json", {"learning_rates": {}, "uniform_theta": 0.7, "config": {}, "equal_time": 1.5})
+    with pytest.raises(ConfigError, match=r"scales.json: equal_time: 1.5; must be a number in \(0, 1\]"):
+        load_scale("scales", tmp_path)
     with pytest.raises(ConfigError, match="has no entry for 0.001, a rate of pld_batch"):
         configuration(VARIANTS[2], Scale("x", {}, 0.7, {}), 1)
 
