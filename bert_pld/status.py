@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.cli import EXIT_ERROR, make_parser, run
-from bert_pld.files import CHECKPOINTS, CONFIG, METRICS, RUN_LOCK, STATE, boot_id
+from bert_pld.files import CHECKPOINTS, CONFIG, DIVERGED, METRICS, RUN_LOCK, STATE, boot_id
 from bert_pld.training.records import Record, read_metrics
 
 _CHECKPOINT_NAME = re.compile(r"step_(\d+)")
@@ -122,7 +122,8 @@ class Progress:
 
     run_dir: str
     state: str
-    """`running`, `finished`, `stopped` (the lock was released or never acquired), or `killed` (it was not released)."""
+    """`running`, `finished` (the last step has its checkpoint), `diverged` (the loss was not finite), `stopped` (the
+    lock was released or never acquired), or `killed` (it was not released)."""
     since_s: float | None
     """Seconds since metrics or a checkpoint were last written."""
     host: str | None
@@ -168,11 +169,13 @@ def read_progress(run_dir: Path, now: float | None = None) -> Progress:
     step = max(int(last.get("step", 0)), *checkpoints, 0)
     max_steps = _integer(config, "training", "max_steps", run_dir)
     state, host = _state(run_dir / RUN_LOCK, now)
-    if state != "running" and max_steps is not None and step >= max_steps:
+    newest = max(checkpoints, default=None)
+    if state != "running" and max_steps is not None and newest is not None and newest >= max_steps:
         state = "finished"
+    elif state == "stopped" and (run_dir / DIVERGED).exists():
+        state = "diverged"
     last_writes = [moment for moment in (written, *checkpoints.values()) if moment is not None]
     per_step, with_pauses = _seconds_per_step(training, written, checkpoints, started)
-    newest = max(checkpoints, default=None)
     return Progress(
         run_dir=str(run_dir),
         state=state,

@@ -94,20 +94,22 @@ def check_claims(curves: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, An
     """Test the claims about variants that have runs; `curves` has variant → seed → its run.
 
     A value compares two runs of one seed, which saw the same samples with the same masks; it is None where one of them
-    does not reach the loss or time in question. `mean` is the mean of the other values; `low` and `high` are its 95 %
-    interval, where no value is None. The intervals are not corrected for the number of claims. Runs that diverged are
-    left out.
+    diverged, or does not reach the loss or time in question. `mean` is the mean of the other values; `low` and `high`
+    are its 95 % interval, where no value is None. The intervals are not corrected for the number of claims.
     """
     found = []
     for claim in CLAIMS:
-        both = (curves.get(name, {}).items() for name in (claim.variant, claim.other))
-        run, other = ({seed: curve for seed, curve in seeds if not curve.diverged} for seeds in both)
-        pairs = [claim.measure(run[seed], other[seed]) for seed in sorted(run.keys() & other.keys())]
-        if not pairs:
+        run, other = (curves.get(name, {}) for name in (claim.variant, claim.other))
+        seeds = sorted(run.keys() & other.keys())
+        if not seeds:
             continue
+        diverged = {seed for seed in seeds if run[seed].diverged or other[seed].diverged}
+        pairs = [None if seed in diverged else claim.measure(run[seed], other[seed]) for seed in seeds]
         values = [value for value in pairs if value is not None]
         low, high = (mean_interval(values) if len(values) == len(pairs) else None) or (None, None)
-        if len(values) < len(pairs):
+        if diverged:
+            conclusion = f"{len(diverged)} of {len(pairs)} diverged"
+        elif len(values) < len(pairs):
             conclusion = f"reached by {len(values)} of {len(pairs)}"
         else:
             conclusion = "one seed" if low is None or high is None else claim.conclusion(low, high)

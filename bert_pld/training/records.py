@@ -76,7 +76,7 @@ def _parse(line: bytes) -> Record | None:
     try:
         record = json.loads(line)
         record["step"] = int(record["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return record
 

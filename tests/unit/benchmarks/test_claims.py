@@ -32,15 +32,25 @@ def test_claims_compare_runs_of_one_seed():
     pld = {1: curve([5.0, 4.0], [35, 70]), 2: curve([5.2, 4.21], [36, 72])}
     pld[3] = curve([6.0, 5.9], [35, 71], diverged=True)
     found = by_text({"post_ln": post, "pld_batch": pld})
-    assert found["PLD by batch: 24 % less time a sample than Post-LN"]["values"] == [0.3, 0.28]
+    assert found["PLD by batch: 24 % less time a sample than Post-LN"]["values"] == [0.3, 0.28, None]
     # Post-LN's last loss is that of PLD's first evaluation: 100 s over 35 s, and over 36 s.
     sooner = found["PLD by batch: 2.5 × sooner at Post-LN's last loss"]["values"]
-    assert sooner == [round(100 / 35, 5), round(100 / 36, 5)]
+    assert sooner == [round(100 / 35, 5), round(100 / 36, 5), None]
     below = found["PLD by batch: below Post-LN after as many samples"]
-    assert below["values"] == [-1.0, -0.99]
-    assert below["verdict"] == "holds"
+    assert below["values"] == [-1.0, -0.99, None]
     # At 70 s Post-LN of seed 1 is two fifths of the way from 6.0 to 5.0.
     assert found["PLD by batch: below Post-LN after as much time"]["values"][0] == pytest.approx(4.0 - 5.6)
+
+
+@pytest.mark.parametrize("lost", ["pre_ln_high_lr", "pre_ln"])
+def test_claim_of_which_a_run_diverged_does_not_hold(lost):
+    runs = {"pre_ln_high_lr": 3.0, "pre_ln": 4.0}
+    curves = {
+        name: {s: curve([loss], [1], diverged=name == lost and s > 2) for s in range(4)} for name, loss in runs.items()
+    }
+    one = by_text(curves)["Pre-LN: lower at the high rate"]
+    assert (one["values"], one["mean"], one["low"]) == ([-1.0, -1.0, -1.0, None], -1.0, None)
+    assert one["verdict"] == "1 of 4 diverged"
 
 
 def test_conclusions_follow_the_interval():

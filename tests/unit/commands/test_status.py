@@ -96,12 +96,23 @@ def test_state_is_read_from_the_lock(tmp_path):
         os.utime(run_dir / RUN_LOCK, (NOW - age, NOW - age))
         progress = read_progress(run_dir, NOW)
         assert (progress.state, progress.host) == expected
-    write_run(tmp_path / "b", steps=(50, 100))
-    assert read_progress(tmp_path / "b", NOW).state == "finished"
+
+
+def test_run_is_finished_once_its_last_step_has_a_checkpoint(tmp_path):
+    assert read_progress(write_run(tmp_path / "a", steps=(50, 100)), NOW).state == "stopped"
+    assert read_progress(write_run(tmp_path / "b", steps=(50, 100), checkpoints=(50,)), NOW).state == "stopped"
+    assert read_progress(write_run(tmp_path / "c", steps=(50, 100), checkpoints=(100,)), NOW).state == "finished"
+
+
+@pytest.mark.parametrize("steps", [(10, 20), (50, 100)])
+def test_run_whose_loss_was_not_finite_has_diverged(tmp_path, steps):
+    run_dir = write_run(tmp_path / "a", steps=steps, checkpoints=(10,))
+    (run_dir / "diverged.json").write_text(json.dumps({"step": steps[-1], "rank": 0}))
+    assert read_progress(run_dir, NOW).state == "diverged"
 
 
 def test_lock_held_by_a_live_process_means_running_and_by_a_killed_one_does_not(tmp_path):
-    run_dir = write_run(tmp_path / "a", steps=(100,))
+    run_dir = write_run(tmp_path / "a", steps=(100,), checkpoints=(100,))
     hold = f"from bert_pld.cluster.run_lock import *; RunLock(Path({str(run_dir)!r})).acquire(); print(1, flush=True)"
     command, pipes = [sys.executable, "-c", f"{hold}; input()"], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, cwd=REPOSITORY, **pipes) as holder:
