@@ -126,10 +126,16 @@ def finetune(
 
 
 def check_rates_and_seeds(rates: Sequence[float], seeds: Sequence[int]) -> None:
-    """Raise a ValueError that names a learning rate or a seed that is out of range."""
+    """Raise a ValueError that names a learning rate or a seed that is out of range.
+
+    So are two rates that agree to six digits, because the results of both would be in one folder.
+    """
+    names: dict[str, float] = {}
     for rate in rates:
         if not 0 < rate < 1:
             raise ValueError(f"--learning_rates {rate:g}: must be in (0, 1)")
+        if names.setdefault(f"{rate:g}", rate) != rate:
+            raise ValueError(f"--learning_rates {names[f'{rate:g}']} {rate}: must differ within six digits")
     for seed in seeds:
         if not 0 <= seed < 2**32:
             raise ValueError(f"--seeds {seed}: must be in [0, 2^32)")

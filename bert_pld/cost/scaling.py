@@ -116,7 +116,7 @@ def with_assumptions(cluster: Cluster, assumptions: Mapping[str, Any]) -> Cluste
         number = isinstance(value, (int, float)) and (name == "reduce_scatter_as_all_reduce") is isinstance(value, bool)
         if not number or not least <= value <= (1.0 if name == "overlap" else math.inf):
             raise ValueError(f"--assume {name}={value!r}: must be a number above 0 (overlap: from 0 to 1)")
-        if name == "ranks_per_node" and value != int(value):
+        if name == "ranks_per_node" and not (math.isfinite(value) and value == int(value)):
             raise ValueError(f"--assume {name}={value!r}: must be a whole number")
     return dataclasses.replace(cluster, **assumptions)
 

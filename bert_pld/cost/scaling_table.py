@@ -9,6 +9,7 @@ from typing import Any
 
 from bert_pld.config import RunConfig
 from bert_pld.cost.communication import Collective, bytes_sent, step_collectives
+from bert_pld.cost.memory import estimate_memory
 from bert_pld.cost.scaling import Cluster, StepTime, gradient_probabilities, predict_step
 
 _ROWS = 4
@@ -69,7 +70,13 @@ def scaling_rows(
         collectives = step_collectives(run, ranks, gradient_probabilities(run, kept))
         full = [[1.0] * len(keep_probabilities)] * accumulation
         predict = functools.partial(
-            predict_step, run, cluster, world_size=ranks, micro_batch_size=micro_batch, attended_tokens=attended_tokens
+            predict_step,
+            run,
+            cluster,
+            world_size=ranks,
+            micro_batch_size=micro_batch,
+            memory=estimate_memory(run, micro_batch, ranks),
+            attended_tokens=attended_tokens,
         )
         step, whole = predict(kept=kept), predict(kept=full)
         sent = bytes_sent(collectives, ranks)

@@ -110,7 +110,7 @@ def _read_judgements(path: Path) -> Judgements:
     found: Judgements = {}
     for number, line in _lines(path):
         fields = line.split("\t")
-        if number == 1 and len(fields) == 3 and not _is_whole(fields[2]):
+        if number == 1 and len(fields) == 3 and not _is_number(fields[2]):
             continue  # The header.
         if len(fields) != 3 or not _is_whole(fields[2]):
             raise ValueError(
@@ -124,3 +124,11 @@ def _read_judgements(path: Path) -> Judgements:
 
 def _is_whole(text: str) -> bool:
     return text.strip().removeprefix("-").isdecimal()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 
@@ -9,7 +10,9 @@ from bert_pld.config import load_config
 from bert_pld.cost import scaling
 from bert_pld.cost.communication import Collective
 from bert_pld.cost.flops import ModelFlops, parameter_count
+from bert_pld.cost.memory import estimate_memory
 from bert_pld.cost.scaling import Cluster, collective_seconds, with_assumptions
+from bert_pld.cost.scaling_table import scaling_rows
 
 LINKS = {"intra_bytes_per_s": 100.0, "inter_bytes_per_s": 10.0, "intra_latency_s": 2.0, "inter_latency_s": 30.0}
 PLAIN = Cluster(ranks_per_node=4, **LINKS)
@@ -53,6 +56,20 @@ def test_step_time_is_the_sum_of_its_parts():
     assert tiny.compute == pytest.approx(12 * Cluster().launch_s_per_block)
 
 
+def test_speed_of_element_wise_work_counts_in_every_row():
+    run = load_config(
+        {**run_of().deepspeed, "train_batch_size": 4096, "model": {"preset": "base", "vocab_size": 30528}}
+    )
+    run = run.with_model(next_sentence_prediction=True)
+    rows = [
+        scaling_rows(run, Cluster(activation_bytes_per_s=speed), 64, 4096, 64, [1.0] * 12) for speed in (math.inf, 1e12)
+    ]
+    for without, slow in zip(*rows, strict=True):
+        memory = estimate_memory(run, slow.micro_batch_size, slow.world_size).activation_bytes_at_depth(12)
+        longer = slow.step.compute - without.step.compute
+        assert longer == pytest.approx(slow.accumulation_steps * memory / 1e12)
+
+
 def test_all_buckets_but_the_last_overlap_with_backward():
     whole = step_of(64, run_of(overlap_comm=True))
     assert whole.exposed == whole.communication  # one bucket of 500 M elements holds every gradient
@@ -94,7 +111,13 @@ def test_slowest_of_independent_ranks_equals_the_enumeration():
 
 def test_invalid_assumption_is_rejected():
     assert with_assumptions(Cluster(), {"ranks_per_node": 4, "overlap": 0}).ranks_per_node == 4
-    for name, value in (("nvlink", 1), ("overlap", 1.5), ("inter_bytes_per_s", 0), ("ranks_per_node", 2.5)):
+    for name, value in (
+        ("nvlink", 1),
+        ("overlap", 1.5),
+        ("inter_bytes_per_s", 0),
+        ("ranks_per_node", 2.5),
+        ("ranks_per_node", float("inf")),
+    ):
         with pytest.raises(ValueError, match=f"--assume {name}"):
             with_assumptions(Cluster(), {name: value})
     with pytest.raises(ValueError, match="--assume flops_per_s='x': must be a number above 0"):

@@ -14,6 +14,10 @@ from bert_pld.finetune_glue import check_rates_and_seeds
         (["--seeds", "1", "-1"], r"^--seeds -1: must be in \[0, 2\^32\)$"),
         (["--seeds", "4294967296"], r"^--seeds 4294967296: must be in \[0, 2\^32\)$"),
         (["--learning_rates", "1"], r"^--learning_rates 1: must be in \(0, 1\)$"),
+        (
+            ["--learning_rates", "5e-5", "5.0000001e-5"],
+            r"^--learning_rates 5e-05 5.0000001e-05: must differ within six digits$",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", [finetune_glue, finetune_tokens, finetune_retrieval])

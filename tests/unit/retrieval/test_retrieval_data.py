@@ -50,6 +50,7 @@ def test_pairs_and_judgements_are_those_of_the_files(tmp_path):
         ("queries.jsonl", "", "queries.jsonl: is empty"),
         ("qrels/train.tsv", "query-id\tcorpus-id\tscore\nq1\td1\n", "line 2: 'q1.td1'; must be query-id, corpus-id"),
         ("qrels/train.tsv", "q1\td1\tyes\nq2\td1\tno\n", "line 2: 'q2.td1.tno'; must be query-id, corpus-id"),
+        ("qrels/train.tsv", "q1\td1\t1.0\nq2\td1\t1\n", "line 1: 'q1.td1.t1.0'; must be query-id, corpus-id"),
         ("qrels/train.tsv", "q1\td1\t0\n", "no score is above 0"),
     ],
 )
