@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -143,7 +144,7 @@ def check_rates_and_seeds(rates: Sequence[float], seeds: Sequence[int]) -> None:
 
 def compare(options: argparse.Namespace) -> int:
     """Print the scores of several folders side by side; write or plot the figures on request."""
-    from bert_pld.glue.summary import differences_table, draw, summarize, table
+    from bert_pld.glue.summary import differences_table, draw, summarize, table, unequal_conditions
 
     check_output_file("--json", options.json, "nothing was summarized")
     summaries: dict[str, dict[str, Any]] = {}
@@ -161,6 +162,8 @@ def compare(options: argparse.Namespace) -> int:
     print(table(summaries), end="")
     if differences := differences_table(summaries):
         print("", differences, sep="\n", end="")
+    for line in unequal_conditions(summaries):
+        print(f"warning: {line}", file=sys.stderr)
     return 0
 
 

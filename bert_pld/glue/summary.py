@@ -6,6 +6,7 @@ A task's score is the mean over its metrics and dev splits, at the learning rate
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -151,6 +152,23 @@ def _score_cell(task: dict[str, Any] | None) -> str:
     count = sum(map(len, task.get("diverged", {}).values()))
     note = f" ({count} of {task['fine_tunings']} diverged)" if count else ""
     return (" / ".join(figures) or "–") + note
+
+
+def unequal_conditions(summaries: Summaries) -> list[str]:
+    """Return a line for each task and condition in which models differ, other than their weights.
+
+    Scores on other dev sets, or after other fine-tuning, do not compare.
+    """
+    lines = []
+    for name in _names(summaries):
+        tasks = {model: summary["tasks"][name] for model, summary in summaries.items() if name in summary["tasks"]}
+        conditions = {model: task.get("conditions", {}) for model, task in tasks.items()}
+        for key in dict.fromkeys(key for one in conditions.values() for key in one):
+            values = {model: one.get(key) for model, one in conditions.items()}
+            if key not in ("weights", "from_scratch") and len({json.dumps(value) for value in values.values()}) > 1:
+                listed = ", ".join(f"{value} ({model})" for model, value in values.items())
+                lines.append(f"{name}: {key} differs: {listed}; the scores do not compare")
+    return lines
 
 
 def difference(first: Mapping[str, Any], second: Mapping[str, Any], confidence: float = 0.95) -> tuple[float, ...]:

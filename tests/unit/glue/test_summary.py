@@ -153,6 +153,14 @@ def test_differences_are_bold_if_the_interval_excludes_zero():
     assert differences_table({"a": summaries["a"]}) == ""
 
 
+def test_results_that_do_not_compare_are_named(results, tmp_path, capsys):
+    for seed in (1, 2):
+        write_result(tmp_path / "other", "SST-2", 1e-4, seed, accuracy=80.0, conditions={"epochs": 10, "weights": "b"})
+    assert call("--summarize", results, tmp_path / "other") == 0
+    warning = "warning: SST-2: epochs differs: 3 (small), 10 (other); the scores do not compare\n"
+    assert capsys.readouterr().err == warning
+
+
 def call(*arguments):
     return main(build_parser().parse_args(list(map(str, arguments))))
 
