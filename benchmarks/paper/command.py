@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 from benchmarks import REPOSITORY
 from benchmarks.machine import processor_name
 from benchmarks.paper.variants import BASELINE, CHOICES, RECIPE, VARIANTS, load_scale
+from bert_pld.config import read_json
 
 CONDITIONS = "conditions.json"
 EXAMPLE = "python -m benchmarks paper run --scale cpu --data_dir shards/ --output_dir runs/paper --seeds 3"
@@ -83,10 +83,7 @@ def record_conditions(path: Path, described: dict[str, Any]) -> None:
     """
     from bert_pld.files import write_json
 
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        before = dict(described)
+    before = read_json(path) if path.exists() else dict(described)
     for key in ("scale", "device", "data"):
         if before[key] != described[key]:
             changed = f"was started with {key} {before[key]}, now {described[key]}"
@@ -147,10 +144,12 @@ def _summarize(options: argparse.Namespace) -> int:
 
     for name in ("json", "plot", "time_plot"):
         check_output_file(f"--{name}", getattr(options, name), "nothing was written")
-    try:
-        conditions = json.loads((options.output_dir / CONDITIONS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{options.output_dir}: has no {CONDITIONS}; must be the --output_dir of `run`") from None
+    path = options.output_dir / CONDITIONS
+    if not path.exists():
+        raise ValueError(f"{options.output_dir}: has no {CONDITIONS}; must be the --output_dir of `run`")
+    conditions = read_json(path)
+    if conditions.get("device") not in CLOCKS:
+        raise ValueError(f"{path}: device: {conditions.get('device')!r}; must be one of {', '.join(CLOCKS)}")
     clock = CLOCKS[conditions["device"]]
     curves = {
         name: {seed: read_curve(run_dir, clock) for seed, run_dir in seeds.items()}

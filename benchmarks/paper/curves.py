@@ -54,6 +54,8 @@ def read_curve(run_dir: Path, clock: str) -> Curve:
     run = read_run(run_dir)
     if not run.evaluations or not run.training:
         raise ValueError(f"{run_dir}: has no evaluation yet")
+    if lost := [line["step"] for line in run.evaluations if line["eval_mlm_loss"] is None]:
+        raise ValueError(f"{run_dir}: the held-out loss after step {lost[0]} is not finite; remove the run")
     flops = before = 0.0
     for line in run.training:
         flops += line["tflops"] * 1e12 * (line["seconds"] - before)

@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.paper.variants import KNOWN, VARIANTS, Scale, Variant, configuration
 from bert_pld.checkpoint.format import list_checkpoints
 from bert_pld.cluster.stopping import EXIT_PREEMPTED
+from bert_pld.config import read_json
 from bert_pld.files import CHECKPOINTS, DIVERGED, METRICS, write_atomically
 from bert_pld.training.records import read_metrics
 
@@ -71,7 +72,7 @@ def plan_jobs(scale: Scale, output_dir: Path, seeds: int, names: Iterable[str] |
                 jobs.append(Job(variant, seed, run_dir, configuration(variant, scale, seed)))
     for job in jobs:
         given = job.run_dir / GIVEN_CONFIG
-        if given.exists() and json.loads(given.read_text(encoding="utf-8")) != job.config:
+        if given.exists() and read_json(given) != job.config:
             raise ValueError(f"{job.run_dir}: was started with other settings; use another --output_dir")
     return jobs
 
@@ -90,7 +91,7 @@ def finished_runs(output_dir: Path) -> dict[str, dict[int, Path]]:
             if not number.isdecimal():
                 continue
             seed = int(number)
-            config = json.loads(given.read_text(encoding="utf-8"))
+            config = read_json(given)
             if Job(variant, seed, run_dir, config).is_done():
                 found.setdefault(variant.name, {})[seed] = run_dir
     return found

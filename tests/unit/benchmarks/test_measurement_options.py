@@ -53,6 +53,19 @@ def test_summary_of_the_comparison_reports_a_missing_folder_first(option, capsys
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"device": ', "conditions.json: not valid JSON"),
+        ("{}", "conditions.json: device: None; must be one of cpu, gpu"),
+    ],
+)
+def test_summary_of_the_comparison_names_a_damaged_file(content, message, capsys, tmp_path):
+    (tmp_path / "conditions.json").write_text(content)
+    arguments = ["paper", "summarize", str(tmp_path), "--json", str(tmp_path / "summary.json")]
+    check_error(capsys, message, *arguments)
+
+
+@pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
         ("compare_continued_pretraining", ["--data_dir", "s", "--repeats", 0], "--repeats 0: must be at least 1"),
