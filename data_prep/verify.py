@@ -220,6 +220,7 @@ def _row_faults(block: dict[str, NDArray[Any]], manifest: Manifest) -> Iterator[
     positions = np.arange(attributes.seq_length)
     last = np.clip(length - 1, 0, attributes.seq_length - 1)
     yield "does not end with [SEP]", ids[rows, last] != special["sep"]
+    yield "holds the mask token, but rows are stored without masks", np.any(ids == special["mask"], axis=1)
     is_padding = ids == special["pad"]
     beyond = positions >= length[:, None]
     yield "padding does not begin at position length", np.any(is_padding != beyond, axis=1)

@@ -70,6 +70,7 @@ def test_wrong_vocabulary_is_found_in_either_file(copy, capsys):
     [
         (("input_ids", (3, 5), 300), "row 3: an id is outside the vocabulary of 300 (1 such rows)"),
         (("input_ids", (4, 0), 9), "row 4: does not begin with [CLS]"),
+        (("input_ids", (4, 1), 4), "row 4: holds the mask token, but rows are stored without masks (1 such rows)"),
         (("input_ids", (5, 2), 0), "row 5: padding does not begin at position length"),
         (("length", 6, 40), "row 6: length is not between 3 and 32"),
         (("next_sentence_label", 7, -1), "row 7: next_sentence_label is neither 0 nor 1"),
