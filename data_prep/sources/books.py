@@ -63,7 +63,8 @@ def read_piece(piece: Piece) -> Iterator[Document]:
     if what := _format_if_not_text(data):
         raise ValueError(f"{piece.path}: not text but {what}; remove it from the folder, or convert it")
     if (fault := _damage(piece.path, data)) is not None:
-        yield bad_row("not UTF-8", piece.path, lambda: fault)
+        encoding = "UTF-16" if data.startswith(UTF_16_MARKS) else "UTF-8"
+        yield bad_row(f"not {encoding}", piece.path, lambda: fault)
         return
     whole = decode(data)
     text = without_gutenberg_header(whole)
@@ -88,11 +89,21 @@ def _format_if_not_text(data: bytes) -> str | None:
 
 
 def _damage(path: str, data: bytes) -> str | None:
-    """Return what is wrong with a book in UTF-8 that cannot be decoded; None if it can, or has another encoding.
+    """Return what is wrong with a book in UTF-8 or UTF-16 that cannot be decoded; None if it can.
 
-    In another encoding, few characters outside ASCII happen to be characters of UTF-8, and the others are errors.
+    A byte order mark says that a book is in UTF-16. A book in another encoding than UTF-8 has few characters outside
+    ASCII that happen to be characters of UTF-8, and the others are errors.
     """
     if data.startswith(UTF_16_MARKS):
+        try:
+            data.decode("utf-16")
+        except UnicodeDecodeError as error:
+            # Offsets count from the byte order mark, which tells the order of the bytes.
+            line = data[: error.start & ~1].decode("utf-16", "replace").count("\n") + 1
+            return (
+                f"{path}: not UTF-16 text at byte {error.start} (line {line}): {error.reason}; the file is damaged or"
+                " truncated"
+            )
         return None
     try:
         data.decode("utf-8")
@@ -111,12 +122,17 @@ def _damage(path: str, data: bytes) -> str | None:
 
 
 def decode(data: bytes) -> str:
-    """Decode UTF-8, or UTF-16 with a byte order mark, otherwise Windows-1252 or Latin-1."""
+    """Decode UTF-16 with a byte order mark, otherwise UTF-8, Windows-1252 or Latin-1.
+
+    Damaged UTF-16 is a UnicodeDecodeError: any bytes would be text in Latin-1.
+    """
     for encoding in ("utf-16",) if data.startswith(UTF_16_MARKS) else ("utf-8-sig", "cp1252"):
         try:
             text = data.decode(encoding)
             break
         except UnicodeDecodeError:
+            if encoding == "utf-16":
+                raise
             continue
     else:
         text = data.decode("latin-1")
