@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -63,6 +64,36 @@ def test_wrong_vocabulary_is_found_in_either_file(copy, capsys):
     assert (status, err) == (1, [fault])
     (copy / "tokenizer.json").write_text("{}")
     assert len(verified(copy, capsys)[2]) == 2
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("normalizer", {"lowercase": False}),
+        ("normalizer", {"strip_accents": True}),
+        ("normalizer", None),
+        ("post_processor", None),
+        ("model", {"max_input_chars_per_word": 3}),
+        ("decoder", {"prefix": "@@"}),
+    ],
+)
+def test_tokenizer_with_other_settings_is_found(copy, capsys, part, change):
+    path = copy / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content[part] = change and {**content[part], **change}
+    path.write_text(json.dumps(content))
+    fault = f"tokenizes differently than the build did: {part} not as in BERT's uncased tokenizer"
+    assert verified(copy, capsys)[::2] == (1, [f"error: {path}: {fault}"])
+
+
+def test_tokenizer_that_keeps_accents_or_truncates_is_sound(copy, capsys):
+    """A build decides about accents by the text; truncation does not change the ids of short texts."""
+    path = copy / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["normalizer"]["strip_accents"] = False
+    content["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps(content))
+    assert verified(copy, capsys)[::2] == (0, [])
 
 
 @pytest.mark.parametrize(
