@@ -23,8 +23,8 @@ import os
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def is_finished(output_dir: Path, plan: BuildPlan) -> bool:
 def open_build_folder(output_dir: Path, plan: BuildPlan) -> Iterator[Path]:
     """Make or resume the build folder of `output_dir`, an absolute path, and hold its lock while the build runs.
 
-    A directory with other files, a different build or a running build is a ValueError.
+    A directory with other files, a different build or a running build is a ValueError, and so is one on several file
+    systems.
     """
     build_dir = output_dir / BUILD_FOLDER
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -104,9 +105,11 @@ def open_build_folder(output_dir: Path, plan: BuildPlan) -> Iterator[Path]:
             _start_anew(build_dir, plan)
         for folder in ("spool", "duplicates", "done", *(f"shards/{length}" for length in plan.arguments.seq_lengths)):
             (build_dir / folder).mkdir(parents=True, exist_ok=True)
-        for data_dir in plan.arguments.data_dirs(output_dir).values():
+        data_dirs = plan.arguments.data_dirs(output_dir).values()
+        for data_dir in data_dirs:
             data_dir.mkdir(exist_ok=True)
         try:
+            _require_one_file_system(build_dir, data_dirs)
             yield build_dir
         except ValueError:
             # The user's arguments or inputs are wrong. The corrected build can reuse finished reading tasks, so the
@@ -147,7 +150,7 @@ def _start_anew(build_dir: Path, plan: BuildPlan) -> None:
     """Write the plan of a new build, after removing what an interrupted conversion left in a folder without a plan."""
     _clear(build_dir, _LOCK_NAME)
     for folder in _empty_data_dirs(build_dir.parent):
-        folder.rmdir()
+        _remove_folder(folder)
     plan.write(build_dir)
 
 
@@ -169,7 +172,23 @@ def _discard_build(output_dir: Path, plan: BuildPlan) -> None:
         for name in TOKENIZER_FILES:
             (folder / name).unlink(missing_ok=True)
         if folder.is_dir() and not os.listdir(folder):
-            folder.rmdir()
+            _remove_folder(folder)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove an empty folder; a link to one, a mount point, and one in a folder that is read-only stay."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _require_one_file_system(build_dir: Path, data_dirs: Iterable[Path]) -> None:
+    """Raise a ValueError if a data directory is, through a link, on another file system than the finished shards."""
+    for data_dir in data_dirs:
+        if os.stat(data_dir).st_dev != os.stat(build_dir / "shards").st_dev:
+            raise ValueError(
+                f"--output_dir {build_dir.parent}: {data_dir} and {build_dir} are on different file systems, between"
+                " which shards cannot be renamed; make the whole --output_dir a link, or a folder, on one file system"
+            )
 
 
 def _adopt_unfinished_build(build_dir: Path, plan: BuildPlan) -> None:
@@ -245,7 +264,7 @@ def _remove_results(build_dir: Path, old: BuildPlan) -> None:
         for leftover in data_dir.glob(f".*{PARTIAL}"):
             leftover.unlink()
         if data_dir != output_dir and not os.listdir(data_dir):
-            data_dir.rmdir()
+            _remove_folder(data_dir)
 
 
 def _reusable_tasks(build_dir: Path, old: BuildPlan, new: BuildPlan) -> dict[int, int]:

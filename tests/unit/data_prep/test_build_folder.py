@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +60,42 @@ def test_empty_folders_of_an_interrupted_build_do_not_hinder_the_next(tmp_path):
         (tmp_path / f"seq_{length}").mkdir()
     with open_build_folder(tmp_path, plan_of("a.txt")):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".build", "seq_32", "seq_64"]
+
+
+def test_error_in_the_input_is_reported_where_the_output_directory_is_a_link(tmp_path):
+    """A link to a folder cannot be removed as a folder can."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(ValueError, match=r"^the input is damaged$"), open_build_folder(tmp_path / "link", plan_of("a")):
+        raise ValueError("the input is damaged")
+    assert list((tmp_path / "real").iterdir()) == []
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_the_folder_of_a_length_may_be_a_link(tmp_path):
+    output_dir = tmp_path / "out"
+    (tmp_path / "elsewhere").mkdir()
+    output_dir.mkdir()
+    (output_dir / "seq_32").symlink_to("../elsewhere")
+    with open_build_folder(output_dir, plan_of("a")):
+        assert (output_dir / "seq_32").is_symlink()
+        assert sorted(path.name for path in output_dir.iterdir()) == [".build", "seq_32", "seq_64"]
+
+
+OTHER_FILE_SYSTEM = Path("/dev/shm")
+
+
+def test_a_length_on_another_file_system_is_an_error_before_anything_is_read(tmp_path):
+    if not OTHER_FILE_SYSTEM.is_dir() or OTHER_FILE_SYSTEM.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs two file systems")
+    (tmp_path / "seq_64").symlink_to(tempfile.mkdtemp(dir=OTHER_FILE_SYSTEM))
+    try:
+        with pytest.raises(ValueError, match=r"seq_64 and \S+/\.build are on different file systems") as caught:
+            begin(tmp_path, plan_of("a"), finished=[0])
+        assert "\n" not in str(caught.value)
+        assert [path.name for path in tmp_path.iterdir()] == ["seq_64"]
+    finally:
+        (tmp_path / "seq_64").resolve().rmdir()
 
 
 def test_reading_tasks_of_a_source_that_is_given_twice_are_reused_once_each(tmp_path, capsys):
