@@ -32,6 +32,7 @@ from bert_pld.data.shards import MANIFEST_NAME
 from bert_pld.files import PARTIAL, TOKENIZER_FILES, FileLock, locked, write_atomically
 from data_prep.data_card_page import DATA_CARD_NAME, DATA_CARD_PAGE_NAME
 from data_prep.executors.slurm_queue import stop_orphaned_jobs
+from data_prep.finished_build import is_finished
 from data_prep.plan import PLAN_NAME, RECIPE_VERSION, BuildPlan
 from data_prep.rows.shard_files import remove_placed_shards
 from data_prep.sources.kind import Piece
@@ -63,20 +64,6 @@ class Markers:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def is_finished(output_dir: Path, plan: BuildPlan) -> bool:
-    """Return whether `output_dir` holds the complete result of this plan."""
-    for data_dir in plan.arguments.data_dirs(output_dir).values():
-        card = data_dir / DATA_CARD_NAME
-        if not card.is_file() or not (data_dir / MANIFEST_NAME).is_file():
-            return False
-        try:
-            if json.loads(card.read_text(encoding="utf-8"))["build"] != plan.identity():
-                return False
-        except (ValueError, TypeError, KeyError):
-            return False
-    return True
-
-
 @contextmanager
 def open_build_folder(output_dir: Path, plan: BuildPlan) -> Iterator[Path]:
     """Make or resume the build folder of `output_dir`, an absolute path, and hold its lock while the build runs.
@@ -105,6 +92,9 @@ def open_build_folder(output_dir: Path, plan: BuildPlan) -> Iterator[Path]:
             _start_anew(build_dir, plan)
         for folder in ("spool", "duplicates", "done", *(f"shards/{length}" for length in plan.arguments.seq_lengths)):
             (build_dir / folder).mkdir(parents=True, exist_ok=True)
+            # A task that was killed leaves what it has written, as much as a whole compressed source.
+            for leftover in (build_dir / folder).glob(f".*{PARTIAL}"):
+                leftover.unlink()
         data_dirs = plan.arguments.data_dirs(output_dir).values()
         for data_dir in data_dirs:
             data_dir.mkdir(exist_ok=True)
