@@ -86,6 +86,14 @@ def test_tokenizer_with_other_settings_is_found(copy, capsys, part, change):
     assert verified(copy, capsys)[::2] == (1, [f"error: {path}: {fault}"])
 
 
+@pytest.mark.parametrize("text", ['{"model": {"vocab": null}}', "[" * 200_000, "[]"])
+def test_tokenizer_that_cannot_be_read_is_an_error_of_one_line(copy, capsys, text):
+    (copy / "tokenizer.json").write_text(text)
+    status, _, err = verified(copy, capsys)
+    assert (status, len(err)) == (1, 1)
+    assert err[0].startswith(f"error: {copy}/tokenizer.json: cannot be read (")
+
+
 def test_tokenizer_that_keeps_accents_or_truncates_is_sound(copy, capsys):
     """A build decides about accents by the text; truncation does not change the ids of short texts."""
     path = copy / "tokenizer.json"
