@@ -23,8 +23,8 @@ import os
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from bert_pld.data.shards import MANIFEST_NAME
 from bert_pld.files import PARTIAL, TOKENIZER_FILES, FileLock, locked, write_atomically
 from data_prep.data_card_page import DATA_CARD_NAME, DATA_CARD_PAGE_NAME
 from data_prep.executors.slurm_queue import stop_orphaned_jobs
+from data_prep.finished_build import is_finished
 from data_prep.plan import PLAN_NAME, RECIPE_VERSION, BuildPlan
 from data_prep.rows.shard_files import remove_placed_shards
 from data_prep.sources.kind import Piece
@@ -63,25 +64,12 @@ class Markers:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def is_finished(output_dir: Path, plan: BuildPlan) -> bool:
-    """Return whether `output_dir` holds the complete result of this plan."""
-    for data_dir in plan.arguments.data_dirs(output_dir).values():
-        card = data_dir / DATA_CARD_NAME
-        if not card.is_file() or not (data_dir / MANIFEST_NAME).is_file():
-            return False
-        try:
-            if json.loads(card.read_text(encoding="utf-8"))["build"] != plan.identity():
-                return False
-        except (ValueError, TypeError, KeyError):
-            return False
-    return True
-
-
 @contextmanager
 def open_build_folder(output_dir: Path, plan: BuildPlan) -> Iterator[Path]:
     """Make or resume the build folder of `output_dir`, an absolute path, and hold its lock while the build runs.
 
-    A directory with other files, a different build or a running build is a ValueError.
+    A directory with other files, a different build or a running build is a ValueError, and so is one on several file
+    systems.
     """
     build_dir = output_dir / BUILD_FOLDER
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -104,9 +92,14 @@ def open_build_folder(output_dir: Path, plan: BuildPlan) -> Iterator[Path]:
             _start_anew(build_dir, plan)
         for folder in ("spool", "duplicates", "done", *(f"shards/{length}" for length in plan.arguments.seq_lengths)):
             (build_dir / folder).mkdir(parents=True, exist_ok=True)
-        for data_dir in plan.arguments.data_dirs(output_dir).values():
+            # A task that was killed leaves what it has written, as much as a whole compressed source.
+            for leftover in (build_dir / folder).glob(f".*{PARTIAL}"):
+                leftover.unlink()
+        data_dirs = plan.arguments.data_dirs(output_dir).values()
+        for data_dir in data_dirs:
             data_dir.mkdir(exist_ok=True)
         try:
+            _require_one_file_system(build_dir, data_dirs)
             yield build_dir
         except ValueError:
             # The user's arguments or inputs are wrong. The corrected build can reuse finished reading tasks, so the
@@ -147,7 +140,7 @@ def _start_anew(build_dir: Path, plan: BuildPlan) -> None:
     """Write the plan of a new build, after removing what an interrupted conversion left in a folder without a plan."""
     _clear(build_dir, _LOCK_NAME)
     for folder in _empty_data_dirs(build_dir.parent):
-        folder.rmdir()
+        _remove_folder(folder)
     plan.write(build_dir)
 
 
@@ -169,7 +162,23 @@ def _discard_build(output_dir: Path, plan: BuildPlan) -> None:
         for name in TOKENIZER_FILES:
             (folder / name).unlink(missing_ok=True)
         if folder.is_dir() and not os.listdir(folder):
-            folder.rmdir()
+            _remove_folder(folder)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove an empty folder; a link to one, a mount point, and one in a folder that is read-only stay."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _require_one_file_system(build_dir: Path, data_dirs: Iterable[Path]) -> None:
+    """Raise a ValueError if a data directory is, through a link, on another file system than the finished shards."""
+    for data_dir in data_dirs:
+        if os.stat(data_dir).st_dev != os.stat(build_dir / "shards").st_dev:
+            raise ValueError(
+                f"--output_dir {build_dir.parent}: {data_dir} and {build_dir} are on different file systems, between"
+                " which shards cannot be renamed; make the whole --output_dir a link, or a folder, on one file system"
+            )
 
 
 def _adopt_unfinished_build(build_dir: Path, plan: BuildPlan) -> None:
@@ -245,7 +254,7 @@ def _remove_results(build_dir: Path, old: BuildPlan) -> None:
         for leftover in data_dir.glob(f".*{PARTIAL}"):
             leftover.unlink()
         if data_dir != output_dir and not os.listdir(data_dir):
-            data_dir.rmdir()
+            _remove_folder(data_dir)
 
 
 def _reusable_tasks(build_dir: Path, old: BuildPlan, new: BuildPlan) -> dict[int, int]:

@@ -20,7 +20,7 @@ import numpy as np
 from bert_pld.data.shards import FORMAT_NAME, NVIDIA_FORMAT_NAME, SPLITS, Manifest, ShardRecord
 from bert_pld.files import TOKENIZER
 from data_prep import tasks
-from data_prep.build_folder import BUILD_FOLDER, Markers, is_finished, open_build_folder, remove_build_folder
+from data_prep.build_folder import BUILD_FOLDER, Markers, open_build_folder, remove_build_folder
 from data_prep.data_card import (
     SIGNIFICANT_ACCENTS,
     Counts,
@@ -32,6 +32,7 @@ from data_prep.data_card import (
 from data_prep.data_card_page import summary, write_card
 from data_prep.dedup.duplicates import Comparisons, Duplicates, cluster_near, join_exact
 from data_prep.executors import Executor, Task
+from data_prep.finished_build import is_finished, require_unchanged
 from data_prep.plan import BuildArguments, BuildPlan, make_plan
 from data_prep.progress import StageProgress
 from data_prep.rows.shard_files import MaskingPart, masking_parts, place_nvidia_shards, place_shards, write_parts
@@ -49,13 +50,15 @@ def build(arguments: BuildArguments, given: BuildTokenizer | None, output_dir: P
     """Make a data directory, or resume an interrupted build with the same arguments.
 
     `given` is the tokenizer whose digest is in `arguments`; None trains one. `output_dir` must be new or empty, or hold
-    this build. Sources or a directory that cannot be used are a ValueError.
+    this build. Sources or a directory that cannot be used are a ValueError, and so is a finished build whose inputs or
+    shards have changed since.
     """
     began = time.monotonic()
-    plan = make_plan(arguments)
+    plan = make_plan(arguments, output_dir)
     if is_finished(output_dir, plan):
         if (output_dir / BUILD_FOLDER).is_dir():  # the build was killed while it removed its folder
             remove_build_folder(output_dir / BUILD_FOLDER)
+        require_unchanged(output_dir, plan)
         print(f"{output_dir}: already holds this build, complete; nothing to do")
         return
     with open_build_folder(output_dir.absolute(), plan) as build_dir:

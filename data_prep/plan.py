@@ -8,8 +8,11 @@ the bytes are the same. `build_folder` describes the files that the tasks leave.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +116,32 @@ class BuildPlan:
         return cls(BuildArguments(**arguments), tasks, content["source_of_task"])
 
 
-def make_plan(arguments: BuildArguments) -> BuildPlan:
+def make_plan(arguments: BuildArguments, output_dir: Path) -> BuildPlan:
     """List the pieces of all sources and pack them, in order, into reading tasks.
 
-    A task has pieces of one source, of at most 4 MiB together, or one larger piece.
+    A task has pieces of one source, of at most 4 MiB together, or one larger piece. Files in `output_dir` are left out,
+    and a line on standard error says so: a build in a sub-folder of its source would read its own files.
     """
+    own_folder = os.path.join(os.path.realpath(output_dir), "")
+    real_folder = functools.lru_cache(maxsize=1024)(os.path.realpath)
+
+    def is_own(path: str) -> bool:
+        folder, name = os.path.split(path)
+        # An address in the web is no path, but looks like one in the current folder.
+        return os.path.join(real_folder(folder), name).startswith(own_folder) and os.path.exists(path)
+
     tasks: list[list[Piece]] = []
     source_of_task: list[int] = []
     for number, source in enumerate(arguments.sources):
         size = READING_TASK_BYTES
-        for piece in Source.parse(source).pieces():
+        pieces = Source.parse(source).pieces()
+        own = dict.fromkeys(piece.path for piece in pieces if is_own(piece.path))
+        if own:
+            names = ", ".join(list(own)[:3]) + " …" * (len(own) > 3)
+            print(f"{source}: left out what is in --output_dir ({len(own):,}): {names}", file=sys.stderr)
+        for piece in pieces:
+            if piece.path in own:
+                continue
             if size + piece.bytes > READING_TASK_BYTES:
                 tasks.append([])
                 source_of_task.append(number)

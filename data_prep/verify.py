@@ -16,7 +16,7 @@ from bert_pld.data.documents import misplaced_starts, unpack_starts
 from bert_pld.data.fast_tokenizer import FastTokenizer
 from bert_pld.data.nvidia_format import find_shards, read_blocks, read_header
 from bert_pld.data.shards import MANIFEST_NAME, SPLITS, Manifest, Shard, ShardRecord, vocabulary_hash
-from bert_pld.data.tokenizer import SPECIAL_TOKENS, read_entries
+from bert_pld.data.tokenizer import SPECIAL_TOKENS, bert_tokenizer, read_entries
 from bert_pld.files import TOKENIZER, VOCABULARY, file_sha256
 from data_prep.rows.vocabulary import unknown_warning
 
@@ -117,12 +117,12 @@ def _tokenizer_faults(data_dir: Path, manifest: Manifest) -> Iterator[str]:
                 text = path.read_text(encoding="utf-8")
                 vocabulary = json.loads(text)["model"]["vocab"]
                 entries = sorted(vocabulary, key=vocabulary.__getitem__)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             yield f"{path}: cannot be read ({error!r})"
             continue
         if name == TOKENIZER:
             try:
-                Tokenizer.from_str(text)
+                tokenizer = Tokenizer.from_str(text)
             except Exception as error:  # the library raises Exception itself
                 yield f"{path}: not a tokenizer ({error})"
                 continue
@@ -130,8 +130,29 @@ def _tokenizer_faults(data_dir: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{path}: not the vocabulary of these shards (SHA-256 differs from the manifest's)"
         elif len(entries) != size:
             yield f"{path}: {len(entries)} entries, but the manifest lists {size}"
+        elif missing := [token for token in SPECIAL_TOKENS.values() if token not in entries]:
+            yield f"{path}: no entry {', '.join(missing)}"
         elif manifest.special_tokens != {key: entries.index(token) for key, token in SPECIAL_TOKENS.items()}:
             yield f"{path}: the ids of the special tokens differ from the manifest's"
+        elif name == TOKENIZER and (parts := _other_parts(tokenizer, entries, manifest.attributes.casing)):
+            yield (
+                f"{path}: tokenizes differently than the build did: {', '.join(parts)} not as in BERT's"
+                f" {manifest.attributes.casing} tokenizer"
+            )
+
+
+def _other_parts(tokenizer: Tokenizer, entries: list[str], casing: str) -> list[str]:
+    """Return the parts in which a WordPiece tokenizer differs from the one that a build makes for these entries."""
+    found = _content(tokenizer)
+    # The manifest does not say whether accents are kept in lower case.
+    allowed = [_content(bert_tokenizer(entries, casing == "cased", keep_accents)) for keep_accents in (False, True)]
+    return min(([part for part in made if found.get(part) != made[part]] for made in allowed), key=len)
+
+
+def _content(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what determines the ids, as this version of the library writes it."""
+    content: dict[str, Any] = json.loads(tokenizer.to_str())
+    return {part: value for part, value in content.items() if part not in ("truncation", "padding")}
 
 
 def _file_faults(data_dir: Path, manifest: Manifest) -> Iterator[str]:
@@ -220,6 +241,7 @@ def _row_faults(block: dict[str, NDArray[Any]], manifest: Manifest) -> Iterator[
     positions = np.arange(attributes.seq_length)
     last = np.clip(length - 1, 0, attributes.seq_length - 1)
     yield "does not end with [SEP]", ids[rows, last] != special["sep"]
+    yield "holds the mask token, but rows are stored without masks", np.any(ids == special["mask"], axis=1)
     is_padding = ids == special["pad"]
     beyond = positions >= length[:, None]
     yield "padding does not begin at position length", np.any(is_padding != beyond, axis=1)

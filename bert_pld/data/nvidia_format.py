@@ -47,6 +47,7 @@ DTYPES = {
 }
 LABELS = "next_sentence_labels"
 SUFFIXES = (".hdf5", ".h5")
+"""In small letters; a name may have capitals."""
 
 _SPLIT_WORDS = {"train": "train", "test": "validation", "eval": "validation"}
 _SPLIT_WORD = re.compile(r"(?<![a-z])(?:pre)?(train|test|eval)(?:ing|uation|set)?(?![a-z])", re.IGNORECASE)
@@ -77,8 +78,8 @@ def find_shards(data_dir: Path, follow_links: bool = False) -> dict[str, list[Pa
     of a split, `training` and `test`, and have any names.
 
     Raises:
-        ValueError: an HDF5 file is not a shard of this format, its split is unknown, there are files in both places, or
-            one is a symlink to outside and `follow_links` is not set.
+        ValueError: an HDF5 file is not a shard of this format, its split is unknown, there are files in both places or
+            in a folder within the folder of a split, or one is a symlink to outside and `follow_links` is not set.
     """
     found: dict[str, list[Path]] = {}
     for path in _shards_in(data_dir, data_dir, follow_links):
@@ -94,6 +95,9 @@ def find_shards(data_dir: Path, follow_links: bool = False) -> dict[str, list[Pa
         paths = _shards_in(folder, data_dir, follow_links)
         split = _split_of(folder.name)
         assert split is not None
+        for inner in filter(Path.is_dir, sorted(folder.iterdir())):
+            if any(_has_suffix(path) for path in inner.rglob("*")):
+                raise ValueError(f"{inner}: shards in this folder would not be read; move them into {folder}")
         if paths and split in found:
             raise ValueError(f"{folder}: there are also shards of this split in {found[split][0].parent}; keep one")
         if paths:
@@ -104,10 +108,14 @@ def find_shards(data_dir: Path, follow_links: bool = False) -> dict[str, list[Pa
 def _shards_in(folder: Path, root: Path, follow_links: bool) -> list[Path]:
     if not follow_links:
         names = [path.name for path in folder.iterdir()]
-        checked = [name for name in names if name.endswith((*SUFFIXES, VOCABULARY, TOKENIZER))]
+        checked = [name for name in names if name.lower().endswith((*SUFFIXES, VOCABULARY, TOKENIZER))]
         reject_links_outside(folder, checked, root)
     paths = sorted(folder.iterdir(), key=_natural_order)
-    return [path for path in paths if path.suffix in SUFFIXES and not path.name.startswith(".") and path.is_file()]
+    return [path for path in paths if _has_suffix(path) and not path.name.startswith(".") and path.is_file()]
+
+
+def _has_suffix(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
 
 
 def _split_of(name: str) -> str | None:

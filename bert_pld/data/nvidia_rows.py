@@ -21,7 +21,6 @@ from bert_pld.data.unpacked_shards import PackedShard, UnpackedShard, unpack_all
 from bert_pld.files import TOKENIZER, VOCABULARY, write_atomically
 
 _LARGEST_SHARE_OF_CAPITALS = 0.01
-_CHECKED_ROWS = 64
 
 
 class NvidiaRows(ShardedRows):
@@ -79,11 +78,12 @@ class NvidiaRows(ShardedRows):
                 f"{packed.path}: has token id {shard.largest_id}; the vocabulary {self.vocabulary_path} has"
                 f" {vocabulary_size} entries, so the shard was made with another vocabulary"
             )
-        first = shard.columns["input_ids"][:_CHECKED_ROWS, 0]
-        if (first != cls_id).any():
-            row = int((first != cls_id).argmax())
+        first = shard.columns["input_ids"][:1, 0].tolist()
+        # Once the first row begins with [CLS], a row that begins differently does not.
+        wrong = [(0, first[0])] if first and first[0] != cls_id else [shard.other_start] if shard.other_start else []
+        for row, identity in wrong:
             raise ValueError(
-                f"{packed.path}: row {row} begins with id {int(first[row])}, not with [CLS], which is {cls_id} in"
+                f"{packed.path}: row {row} begins with id {identity}, not with [CLS], which is {cls_id} in"
                 f" {self.vocabulary_path}"
             )
         return shard

@@ -21,7 +21,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,18 +124,20 @@ def map_file(path: Path) -> NDArray[np.uint8]:
 def read_ahead(path: Path, ranges: Iterable[tuple[int, int]]) -> None:
     """Ask the system to load parts of a file, (first byte, number of bytes), into its cache, without waiting.
 
-    The system may ignore the request.
+    The system may ignore the request. It is left out where the file cannot be opened again: a map of a file that was
+    replaced or removed is still readable.
     """
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        for start, count in ranges:
-            for offset in range(start, start + count, _READ_AHEAD_BYTES):
-                length = min(_READ_AHEAD_BYTES, start + count - offset)
-                os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for start, count in ranges:
+                for offset in range(start, start + count, _READ_AHEAD_BYTES):
+                    length = min(_READ_AHEAD_BYTES, start + count - offset)
+                    os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
 
 
 @functools.lru_cache(maxsize=1)

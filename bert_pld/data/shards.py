@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_pld.data.contained_files import reject_links_outside, require_plain_name
+from bert_pld.data.manifest_checks import manifest_fault
 from bert_pld.data.opening import ShardError, contained_dataset, map_file, opened
 from bert_pld.files import TOKENIZER_FILES, write_atomically, written_aside
 
@@ -185,6 +186,9 @@ class Manifest:
             )
         try:
             payload = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: damaged manifest ({error!r})") from error
+        try:
             if payload["format"] not in FORMATS or payload["version"] not in FORMAT_VERSIONS.values():
                 raise ValueError(f"{path}: not a {FORMAT_NAME} manifest of version 1 or 2")
             manifest = cls(
@@ -196,8 +200,10 @@ class Manifest:
                 attended_tokens=payload.get("attended_tokens"),
             )
             names = [record.file for records in manifest.splits.values() for record in records]
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: damaged manifest ({error!r})") from error
+        if fault := manifest_fault(manifest):
+            raise ValueError(f"{path}: damaged manifest ({fault})")
         for name in names:
             require_plain_name(name, path)
         if not follow_links:

@@ -33,7 +33,7 @@ from bert_pld.files import PARTIAL, FileLock, locked, written_aside
 
 CACHE_VARIABLE = "BERT_PLD_CACHE"
 
-_KIND = "bert_pld unpacked shard 1"
+_KIND = "bert_pld unpacked shard 2"
 _HEADER_BYTES = 4096
 _ALIGNMENT = 64
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -84,14 +84,26 @@ class PackedShard:
 
 
 class UnpackedShard:
-    """A mapped unpacked shard: `rows`, `tokens`, `largest_id`, and `columns` with the names of `read_blocks`."""
+    """A mapped unpacked shard: `rows`, `tokens`, `largest_id`, and `columns` with the names of `read_blocks`.
+
+    A damaged file is a ValueError.
+    """
 
     def __init__(self, file: Path) -> None:
+        try:
+            self._open(file)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{file}: damaged; remove it, the next run unpacks the shard again") from error
+
+    def _open(self, file: Path) -> None:
         with open(file, "rb") as opened:
             content = json.loads(opened.read(_HEADER_BYTES))
         if content["kind"] != _KIND or content["bytes"] != file.stat().st_size:
-            raise ValueError(f"{file}: damaged; remove it, the next run unpacks the shard again")
+            raise ValueError
         self.rows, self.tokens, self.largest_id = (int(content[name]) for name in ("rows", "tokens", "largest_id"))
+        start = content["other_start"]
+        self.other_start = None if start is None else (int(start[0]), int(start[1]))
+        """The first row that begins with another id than row 0, and this id; None if all begin with the same one."""
         self.path, mapped = file, map_file(file)
         self.columns: dict[str, NDArray[Any]] = {}
         self.offsets: dict[str, int] = {}
@@ -153,9 +165,15 @@ def _write(file: BinaryIO, shard: PackedShard) -> None:
     layout, size = _layout(shard)
     _reserve(file, size)
     tokens = largest_id = 0
+    first_id = other_start = None
     for first, block in read_blocks(shard.path):
         tokens += int(block["length"].sum())
         largest_id = max(largest_id, *(int(block[name].max(initial=0)) for name in ("input_ids", "mask_inputs")))
+        starts = block["input_ids"][:, 0]
+        first_id = int(starts[0]) if first_id is None else first_id
+        if other_start is None and (differs := starts != first_id).any():
+            row = int(differs.argmax())
+            other_start = first + row, int(starts[row])
         if largest_id > np.iinfo(shard.token_dtype).max:
             raise ValueError(f"{shard.path}: has token id {largest_id}, outside the vocabulary")
         for name, (dtype, shape, offset) in layout.items():
@@ -167,6 +185,7 @@ def _write(file: BinaryIO, shard: PackedShard) -> None:
         "rows": shard.header.rows,
         "tokens": tokens,
         "largest_id": largest_id,
+        "other_start": other_start,
         "columns": {name: [dtype.str, shape, offset] for name, (dtype, shape, offset) in layout.items()},
     }
     file.seek(0)

@@ -1,7 +1,7 @@
 """Duplicates among all documents of a build: exact ones by digest, near ones by MinHash signature.
 
-The first of several duplicates, in the order of the sources, is kept. There are three steps; the memory of a task does
-not depend on the size of the corpus:
+The first of several duplicates, in the order of the sources, is kept. There are three steps; the memory of a comparing
+task does not depend on the size of the corpus:
 
 1. Each task searches a share of all digests for values that occur more than once; `join_exact` merges the results.
 2. Each task searches some bands of the remaining signatures (or a share of one band). It compares the documents whose
@@ -9,7 +9,8 @@ not depend on the size of the corpus:
 3. `cluster_near` joins the pairs into clusters (connected components) and keeps the first document of each.
 
 A document's number is (reading task · 2³² + index in its spool). The numbers of the duplicates are the only data of
-the whole corpus that must fit into the memory of one process.
+the whole corpus that must fit into the memory of one process: 8 bytes each, and about 0.4 KB for each near duplicate
+while `cluster_near` joins pairs.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ DEDUPLICATION = ("near", "exact", "none")
 KEYS_PER_TASK = 1 << 20
 BANDS_PER_TASK = 8
 EXACT_NAME, NEAR_NAME = "all_exact.npy", "all_near.npy"
+JOINED_PAIRS = 1 << 20
+"""Smallest number of pairs that `cluster_near` joins at once."""
 _PAIR_BATCH = 1 << 18
 _HALF = np.uint64(32)
 _LOW_HALF = np.uint64(0xFFFFFFFF)
@@ -120,20 +123,34 @@ def find_near(build_dir: Path, task: int, share: Share, spools: int, similarity:
 
 def cluster_near(build_dir: Path, tasks: int) -> int:
     """Join all pairs into clusters, list all documents but the first of each, and return the length of the list."""
+    folder = build_dir / "duplicates"
+    joined, waiting = np.empty((0, 2), np.uint64), list[UInt64Array]()
+    for task in range(tasks):
+        waiting.append(np.load(folder / f"near_{task:05d}.npy"))
+        # Two copies are a pair in nearly every band. Joining them from time to time keeps one pair for each duplicate;
+        # waiting for as many new pairs as there are duplicates keeps the time proportional to the pairs.
+        if task == tasks - 1 or sum(map(len, waiting)) >= max(JOINED_PAIRS, len(joined)):
+            joined = _with_firsts(np.concatenate([joined, *waiting]))
+            waiting = []
+    found = joined[:, 0]
+    write_array(folder / NEAR_NAME, found)
+    return len(found)
+
+
+def _with_firsts(pairs: UInt64Array) -> UInt64Array:
+    """Return every document of the pairs that is not the first of its cluster, ascending, with the first: `[D, 2]`."""
     from scipy.sparse import coo_array  # imported here, so that workers need not wait for it
     from scipy.sparse.csgraph import connected_components
 
-    folder = build_dir / "duplicates"
-    pairs = np.concatenate([np.load(folder / f"near_{task:05d}.npy") for task in range(tasks)])
     members, places = np.unique(pairs, return_inverse=True)
     links = places.reshape(-1, 2)
     graph = coo_array((np.ones(len(links), np.int8), (links[:, 0], links[:, 1])), shape=(len(members), len(members)))
     labels = connected_components(graph, directed=False)[1] if len(members) else np.empty(0, np.int32)
     # Members ascend, so the first document of a label has its lowest number.
-    _, firsts = np.unique(labels, return_index=True)
-    found = np.delete(members, firsts)
-    write_array(folder / NEAR_NAME, found)
-    return len(found)
+    _, places_of_firsts = np.unique(labels, return_index=True)
+    firsts = members[places_of_firsts][labels]
+    is_later = members != firsts
+    return np.stack([members[is_later], firsts[is_later]], axis=1)
 
 
 class Duplicates:

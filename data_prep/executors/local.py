@@ -14,18 +14,22 @@ from pathlib import Path
 
 from data_prep.executors import Task
 
+GRACE_S = 5.0
+"""Seconds that running tasks have to end after an error or an interrupt."""
+
 
 class LocalExecutor:
     """A pool of processes, which start when they are needed and serve all stages of a build."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self._others = set(multiprocessing.active_children())
         self._pool = ProcessPoolExecutor(
             workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
         )
 
     def run(self, function: Task, build_dir: Path, tasks: Sequence[int], finished: Callable[[int], None]) -> None:
-        """Run the tasks; see `Executor.run`. After an error, tasks that have begun are finished before it is raised."""
+        """Run the tasks; see `Executor.run`. After an error, no task runs any more when it is raised."""
         waiting = iter(tasks)
         running: dict[Future[None], int] = {}
         try:
@@ -46,8 +50,20 @@ class LocalExecutor:
             ) from None
         except BaseException:
             # The caller may remove the build folder, so no task may still write there.
-            wait([future for future in running if not future.cancel()])
+            self._end([future for future in running if not future.cancel()])
             raise
+
+    def _end(self, running: Sequence[Future[None]]) -> None:
+        """Wait until the running tasks have ended, and end their processes after `GRACE_S`, or at an interrupt."""
+        try:
+            if not wait(running, GRACE_S).not_done:
+                return
+        finally:
+            # A task may read a large compressed file for hours. It is safe to kill: its files appear when complete.
+            if not all(future.done() for future in running):
+                for process in set(multiprocessing.active_children()) - self._others:
+                    process.kill()
+                wait(running)
 
     def __enter__(self) -> LocalExecutor:
         return self

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def read_given_tokenizer(path: Path, add_mask_token: bool) -> FastTokenizer:
     """Read a tokenizer and complete it, with a line on standard error for each change.
 
     `add_mask_token` adds a mask token where there is none. A post-processor that adds nothing gets BERT's template. A
-    path without a fast tokenizer, and one without a pad, cls, sep or mask token, are a ValueError.
+    path without a fast tokenizer, one without a pad, cls, sep or mask token, and one whose ids have such gaps that the
+    mask token would take the id of another entry, are a ValueError.
     """
     where = f"--tokenizer {path}"
     if not path.exists():
@@ -51,14 +53,14 @@ def read_given_tokenizer(path: Path, add_mask_token: bool) -> FastTokenizer:
     tokenizer = Tokenizer.from_str(json.dumps(content))
     tokens = {**_well_known(content), **settings, **_of_template(content, tokenizer, where)}
     if "mask" not in tokens and add_mask_token:
-        tokens["mask"] = _add_mask_token(tokenizer, tokens, content)
+        tokens["mask"] = _add_mask_token(tokenizer, tokens, content, where)
         print(
             f"{where}: mask token {tokens['mask']} added as id {tokenizer.token_to_id(tokens['mask'])}", file=sys.stderr
         )
     elif "mask" not in tokens:
         raise ValueError(f"{where}: the tokenizer has no mask token; --add_mask_token adds one to the saved tokenizer")
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    tokenizer.add_special_tokens([token for token in tokens.values() if token not in added])
+    _add_special_tokens(tokenizer, [token for token in tokens.values() if token not in added], where)
     if RowTemplate.of(content, 0, where) is None and "cls" in tokens and "sep" in tokens:
         _add_template(tokenizer, tokens["cls"], tokens["sep"])
         print(
@@ -82,11 +84,25 @@ def _of_template(content: dict[str, Any], tokenizer: Tokenizer, where: str) -> d
     return {"cls": tokenizer.id_to_token(template.cls_id), "sep": tokenizer.id_to_token(template.sep_id)}
 
 
-def _add_mask_token(tokenizer: Tokenizer, tokens: dict[str, str], content: dict[str, Any]) -> str:
+def _add_mask_token(tokenizer: Tokenizer, tokens: dict[str, str], content: dict[str, Any], where: str) -> str:
     name = "[MASK]" if any(token.startswith("[") for token in tokens.values()) else "<mask>"
     # Where words carry the space before them, a mask takes this space with it, as in RoBERTa.
-    tokenizer.add_special_tokens([AddedToken(name, lstrip=content["model"].get("type") != "WordPiece")])
+    _add_special_tokens(tokenizer, [AddedToken(name, lstrip=content["model"].get("type") != "WordPiece")], where)
     return name
+
+
+def _add_special_tokens(tokenizer: Tokenizer, tokens: Sequence[AddedToken | str], where: str) -> None:
+    """Add special tokens; one that would take the id of another entry is a ValueError."""
+    # The library numbers a new token by the number of entries. Where ids have gaps, that id may be in use.
+    entries = {identity: entry for entry, identity in tokenizer.get_vocab(with_added_tokens=True).items()}
+    tokenizer.add_special_tokens(tokens)
+    for name in map(str, tokens):
+        identity = tokenizer.token_to_id(name)
+        if entries.get(identity, name) != name:
+            raise ValueError(
+                f"{where}: token {name} would get id {identity}, which is the entry {entries[identity]!r}, because the"
+                f" ids have gaps; required is a tokenizer that has {name}, or one without gaps"
+            )
 
 
 def _add_template(tokenizer: Tokenizer, cls: str, sep: str) -> None:

@@ -6,10 +6,17 @@ import os
 import re
 from collections.abc import Iterator
 
-from data_prep.sources.compression import beginning
+from data_prep.sources.compression import beginning, compression_of
 from data_prep.sources.finding import Names, find_files
 from data_prep.sources.kind import Document, Piece, SourceKind, bad_row
-from data_prep.sources.local_files import LINE_END, UTF_16_MARKS, binary_format, read_parts, whole_files
+from data_prep.sources.local_files import (
+    LINE_END,
+    LONGEST_DOCUMENT_BYTES,
+    UTF_16_MARKS,
+    binary_format,
+    read_parts,
+    whole_files,
+)
 from data_prep.sources.text import is_hard_wrapped, join_lines, split_blocks
 from data_prep.text.left_out import LeftOut, count_characters
 from data_prep.text.scripts import has_capitals_only
@@ -43,11 +50,14 @@ _CHECKED_BYTES = 1 << 12
 def list_pieces(where: str) -> list[Piece]:
     """List the `.txt` files of a folder (recursively), a file or a glob; each book is one piece.
 
-    Files that are not text according to their first bytes are a ValueError, which counts them.
+    Files that are not text according to their first bytes are a ValueError, which counts them, and so is a book above
+    64 MiB.
     """
     pieces = whole_files("books", find_files(where, Names.ending(".txt")))
     not_text = []
     for piece in pieces:
+        if piece.bytes > LONGEST_DOCUMENT_BYTES and compression_of(piece.path) is None:
+            raise ValueError(_too_long(piece))
         if what := _format_if_not_text(beginning(piece.path, _CHECKED_BYTES)):
             not_text.append(f"{piece.path}: not text but {what}")
     if not_text:
@@ -58,12 +68,13 @@ def list_pieces(where: str) -> list[Piece]:
 
 def read_piece(piece: Piece) -> Iterator[Document]:
     """Yield the book without header, footer, credits, headings and editorial brackets; wrapped lines are joined."""
-    data = b"".join(part.data for part in read_parts(piece, LINE_END))
+    data = _content(piece)
     # Any bytes can be decoded as Latin-1, so decoding does not detect a file that is not text.
     if what := _format_if_not_text(data):
         raise ValueError(f"{piece.path}: not text but {what}; remove it from the folder, or convert it")
     if (fault := _damage(piece.path, data)) is not None:
-        yield bad_row("not UTF-8", piece.path, lambda: fault)
+        encoding = "UTF-16" if data.startswith(UTF_16_MARKS) else "UTF-8"
+        yield bad_row(f"not {encoding}", piece.path, lambda: fault)
         return
     whole = decode(data)
     text = without_gutenberg_header(whole)
@@ -83,16 +94,43 @@ def read_piece(piece: Piece) -> Iterator[Document]:
     yield Document("\n".join(kept), piece.path, title, left_out=left_out)
 
 
+def _content(piece: Piece) -> bytes:
+    """Return the content of a book, which is held in memory as a whole; one above 64 MiB is a ValueError."""
+    content = bytearray()
+    for part in read_parts(piece, LINE_END):
+        content += part.data
+        if len(content) > LONGEST_DOCUMENT_BYTES:
+            raise ValueError(_too_long(piece))
+    return bytes(content)
+
+
+def _too_long(piece: Piece) -> str:
+    limit = LONGEST_DOCUMENT_BYTES >> 20
+    return (
+        f"{piece.path}: a book of more than {limit} MiB; give a file of several documents as another kind: text, jsonl"
+    )
+
+
 def _format_if_not_text(data: bytes) -> str | None:
     return None if data.startswith(UTF_16_MARKS) else binary_format(data)
 
 
 def _damage(path: str, data: bytes) -> str | None:
-    """Return what is wrong with a book in UTF-8 that cannot be decoded; None if it can, or has another encoding.
+    """Return what is wrong with a book in UTF-8 or UTF-16 that cannot be decoded; None if it can.
 
-    In another encoding, few characters outside ASCII happen to be characters of UTF-8, and the others are errors.
+    A byte order mark says that a book is in UTF-16. A book in another encoding than UTF-8 has few characters outside
+    ASCII that happen to be characters of UTF-8, and the others are errors.
     """
     if data.startswith(UTF_16_MARKS):
+        try:
+            data.decode("utf-16")
+        except UnicodeDecodeError as error:
+            # Offsets count from the byte order mark, which tells the order of the bytes.
+            line = data[: error.start & ~1].decode("utf-16", "replace").count("\n") + 1
+            return (
+                f"{path}: not UTF-16 text at byte {error.start} (line {line}): {error.reason}; the file is damaged or"
+                " truncated"
+            )
         return None
     try:
         data.decode("utf-8")
@@ -111,12 +149,17 @@ def _damage(path: str, data: bytes) -> str | None:
 
 
 def decode(data: bytes) -> str:
-    """Decode UTF-8, or UTF-16 with a byte order mark, otherwise Windows-1252 or Latin-1."""
+    """Decode UTF-16 with a byte order mark, otherwise UTF-8, Windows-1252 or Latin-1.
+
+    Damaged UTF-16 is a UnicodeDecodeError: any bytes would be text in Latin-1.
+    """
     for encoding in ("utf-16",) if data.startswith(UTF_16_MARKS) else ("utf-8-sig", "cp1252"):
         try:
             text = data.decode(encoding)
             break
         except UnicodeDecodeError:
+            if encoding == "utf-16":
+                raise
             continue
     else:
         text = data.decode("latin-1")

@@ -131,13 +131,14 @@ def read_rows(piece: Piece, file: Any, metadata: Any = None) -> Iterator[Documen
             batches = table.iter_batches(
                 batch_rows(group_rows, group_bytes), [group], wanted.columns.names(), use_threads=False
             )
-            chosen = _between(batches, first - group_start, end - group_start)
+            place = f"{piece.path}: damaged in row group {group}"
+            chosen = _between(batches, first - group_start, end - group_start, place)
             try:
                 yield from documents_of(chosen, first, wanted.columns, piece.path)
             except (pyarrow.ArrowException, OSError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise
-                raise ValueError(f"{piece.path}: damaged in row group {group}: {error}") from None
+                raise ValueError(f"{place}: {error}") from None
         group_start += group_rows
 
 
@@ -147,7 +148,7 @@ def open_table(path: str, file: Any, metadata: Any = None) -> Any:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(file, metadata=metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        table = pyarrow.parquet.ParquetFile(file, metadata=metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -158,6 +159,10 @@ def open_table(path: str, file: Any, metadata: Any = None) -> Any:
                 raise ValueError(f"{path}: truncated: begins as a Parquet file, but its end is missing") from None
             raise ValueError(f"{path}: the footer is damaged: {error}") from None
         raise ValueError(f"{path}: not a Parquet file") from None
+    total = table.metadata.num_rows
+    if (rows := sum(table.metadata.row_group(n).num_rows for n in range(table.num_row_groups))) != total:
+        raise ValueError(f"{path}: the footer is damaged: it lists {total} rows, but {rows} in its row groups")
+    return table
 
 
 def _row_groups(table: Any, columns: Columns) -> Iterator[tuple[int, int]]:
@@ -169,8 +174,8 @@ def _row_groups(table: Any, columns: Columns) -> Iterator[tuple[int, int]]:
         yield group.num_rows, group.column(leaf).total_uncompressed_size
 
 
-def _between(batches: Iterator[Any], first: int, end: int) -> Iterator[Any]:
-    """Yield rows [first, end) of consecutive batches."""
+def _between(batches: Iterator[Any], first: int, end: int, place: str) -> Iterator[Any]:
+    """Yield rows [first, end) of consecutive batches; fewer rows are a ValueError that begins with `place`."""
     row = 0
     for batch in batches:
         begin, stop = max(first - row, 0), min(end - row, len(batch))
@@ -179,6 +184,8 @@ def _between(batches: Iterator[Any], first: int, end: int) -> Iterator[Any]:
         row += len(batch)
         if row >= end:
             return
+    # A flipped bit in a page's header can make pyarrow end early, without an error.
+    raise ValueError(f"{place}: holds {row} rows, but the footer promises {end} or more")
 
 
 KIND = SourceKind(

@@ -166,6 +166,47 @@ def test_shards_in_a_folder_for_each_split_are_read(folders, tmp_path):
         find_shards(corpus)
 
 
+def test_every_row_must_begin_with_cls(tmp_path):
+    """Also a row that is far behind the first ones, and when the shard was unpacked before."""
+    write_static_corpus(tmp_path, train=(5000,))
+    path = tmp_path / "books_training_0.hdf5"
+    with h5py.File(path, "r+") as file:
+        file["input_ids"][4900, 0] = 9
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"books_training_0.hdf5: row 4900 begins with id 9, not with .CLS., which"
+        ):
+            open_rows(tmp_path, "train")
+
+
+@pytest.mark.parametrize("content", [bytes(5000), b"", b"[]".ljust(5000), b"{}".ljust(5000), b'{"kind": 1'])
+def test_damaged_file_in_the_cache_is_an_error_that_says_what_to_do(tmp_path, cache, content):
+    opened(tmp_path, train=(9,))
+    (unpacked,) = cache.glob("*.rows")
+    unpacked.write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        open_rows(tmp_path / "d", "train")
+    assert str(caught.value) == f"{unpacked}: damaged; remove it, the next run unpacks the shard again"
+
+
+def test_suffix_of_a_shard_may_have_capitals(tmp_path):
+    write_static_corpus(tmp_path, train=(4, 3))
+    (tmp_path / "books_training_1.hdf5").rename(tmp_path / "books_training_1.HDF5")
+    assert len(open_rows(tmp_path, "train")) == 7
+
+
+def test_shards_in_a_folder_within_the_folder_of_a_split_are_an_error(tmp_path):
+    for name in ("training/1.hdf5", "training/a/0.H5"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        write_static_shard(tmp_path / name, make_static_rows(np.random.default_rng(1), 2)[0])
+    (tmp_path / "training" / "notes").mkdir()
+    message = f"^{tmp_path}/training/a: shards in this folder would not be read; move them into {tmp_path}/training$"
+    with pytest.raises(ValueError, match=message):
+        find_shards(tmp_path)
+    (tmp_path / "training" / "a" / "0.H5").unlink()
+    assert find_shards(tmp_path) == {"train": [tmp_path / "training" / "1.hdf5"]}
+
+
 def test_split_and_order_come_from_file_names(tmp_path):
     for name in ("pretraining_test_0", "a_training_10", "a_training_9", "latest_train_1", "train_shard_3"):
         (tmp_path / f"{name}.hdf5").touch()
@@ -379,6 +420,7 @@ def set_at(*place, value):
         (edit("input_ids", set_at(5, 5, value=-1)), "row 5: a token id is negative"),
         (edit("input_ids", set_at(5, 5, value=70000)), "has token id 70000, outside the vocabulary"),
         (edit("input_ids", set_at(5, 5, value=64)), "has token id 64; the vocabulary .* has 64 entries"),
+        (edit("input_ids", set_at(0, 0, value=9)), "row 0 begins with id 9, not with .CLS., which is 2"),
         (edit("input_ids", set_at(4, 0, value=9)), "row 4 begins with id 9, not with .CLS., which is 2"),
     ],
 )

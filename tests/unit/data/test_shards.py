@@ -4,6 +4,9 @@ A build for several sequence lengths: which directory is chosen, and what the er
 """
 
 import dataclasses
+import functools
+import json
+import operator
 import pickle
 import shutil
 import time
@@ -142,6 +145,52 @@ def test_directories_without_data_and_damaged_manifests_are_reported(tmp_path, m
             Manifest.read(directory)
     (directory / "manifest.json").write_text('{"format": "bert_pld", "version": 3}')
     with pytest.raises(ValueError, match="not a bert_pld manifest of version 1"):
+        Manifest.read(directory)
+
+
+FIRST = ("splits", "train", 0)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ((*FIRST, "rows"), "23", "splits.train[0].rows is '23'; must be an integer >= 0"),
+        ((*FIRST, "rows"), None, "splits.train[0].rows is None; must be an integer >= 0"),
+        ((*FIRST, "rows"), 23.0, "splits.train[0].rows is 23.0; must be an integer >= 0"),
+        ((*FIRST, "tokens"), True, "splits.train[0].tokens is True; must be an integer >= 0"),
+        ((*FIRST, "bytes"), -1, "splits.train[0].bytes is -1; must be an integer >= 0"),
+        ((*FIRST, "rows"), 2**63, f"splits.train[0].rows is {2**63}; must be an integer >= 0"),
+        ((*FIRST, "sha256"), 5, "splits.train[0].sha256 is 5; must be a text"),
+        ((*FIRST, "file"), "validation_00000.hdf5", "lists validation_00000.hdf5 twice; a shard may be in one split"),
+        (("special_tokens",), [], "special_tokens is []; must be an object"),
+        (("special_tokens", "cls"), "2", "special_tokens.cls is '2'; must be an integer >= 0"),
+        (("special_tokens",), {"pad": 0, "sep": 3}, "special_tokens has no cls, mask; required: pad, cls, sep, mask"),
+        (("documents",), None, "documents is None; must be an object"),
+        (("attributes", "vocabulary_size"), "600", "attributes.vocabulary_size is '600'; must be an integer >= 1"),
+        (("attributes", "seq_length"), 0, "attributes.seq_length is 0; must be an integer >= 1"),
+        (("attributes", "casing"), 1, "attributes.casing is 1; must be a text"),
+        (("attended_tokens",), "x", "attended_tokens is 'x'; must be a number >= 0"),
+    ],
+)
+def test_value_of_another_type_in_a_manifest_is_named(make_data_dir, place, value, message):
+    directory, _ = make_data_dir()
+    path = directory / "manifest.json"
+    content = json.loads(path.read_text())
+    assert content["splits"]["validation"][0]["file"] == "validation_00000.hdf5"
+    *outer, last = place
+    functools.reduce(operator.getitem, outer, content)[last] = value
+    path.write_text(json.dumps(content))
+    for opened in (Manifest.read, lambda folder: ShardedRows(folder, "train")):
+        with pytest.raises(ValueError, match=r"^\S+manifest\.json: damaged manifest \(") as caught:
+            opened(directory)
+        assert f"({message}" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "9" * 5000])
+def test_manifest_that_python_cannot_parse_is_an_error_of_one_line(make_data_dir, text):
+    directory, _ = make_data_dir()
+    (directory / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=r"manifest\.json: damaged manifest \(\w+Error"):
         Manifest.read(directory)
 
 

@@ -239,6 +239,22 @@ def test_a_tokenizer_without_mask_gets_one_on_demand(tmp_path, capsys):
     assert masked == [*before, 700, *after]
 
 
+def test_a_mask_token_never_takes_the_id_of_another_entry(tmp_path):
+    """The library numbers it by the number of entries; after a gap in the ids, that is the id of the last entry."""
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "last"]
+    path = tmp_path / "tokenizer.json"
+    for ids in ([0, 1, 2, 3, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6]):
+        tokenizer = Tokenizer(models.WordPiece(dict(zip(entries, ids, strict=True)), unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.save(str(path))
+        if 4 in ids:
+            read = read_given_tokenizer(path, add_mask_token=True)
+            assert (read.special_ids()["mask"], read.entries[6]) == (7, "last")
+        else:
+            with pytest.raises(ValueError, match=r"token \[MASK\] would get id 7, which is the entry 'last', because"):
+                read_given_tokenizer(path, add_mask_token=True)
+
+
 def test_a_tokenizer_that_adds_nothing_gets_berts_template(tmp_path, capsys):
     ids = {entry: number for number, entry in enumerate([*BERT.values(), "a", "b"])}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))

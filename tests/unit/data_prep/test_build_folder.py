@@ -3,14 +3,18 @@
 import dataclasses
 import json
 import os
+import shutil
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
+from made_up_corpus import build
 
 from bert_pld.data.nvidia_format import shard_name as nvidia_shard_name
 from bert_pld.data.shards import SPLITS, shard_name
 from data_prep.build_folder import Markers, open_build_folder
-from data_prep.plan import RECIPE_VERSION, BuildArguments, BuildPlan
+from data_prep.plan import RECIPE_VERSION, BuildArguments, BuildPlan, make_plan
 from data_prep.sources.kind import Piece
 
 ARGUMENTS = BuildArguments(("text=text",), None, 300, False, (32, 64), "mlm", 0.1, 0, 64, "en")
@@ -58,6 +62,94 @@ def test_empty_folders_of_an_interrupted_build_do_not_hinder_the_next(tmp_path):
         (tmp_path / f"seq_{length}").mkdir()
     with open_build_folder(tmp_path, plan_of("a.txt")):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".build", "seq_32", "seq_64"]
+
+
+def test_error_in_the_input_is_reported_where_the_output_directory_is_a_link(tmp_path):
+    """A link to a folder cannot be removed as a folder can."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(ValueError, match=r"^the input is damaged$"), open_build_folder(tmp_path / "link", plan_of("a")):
+        raise ValueError("the input is damaged")
+    assert list((tmp_path / "real").iterdir()) == []
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_the_folder_of_a_length_may_be_a_link(tmp_path):
+    output_dir = tmp_path / "out"
+    (tmp_path / "elsewhere").mkdir()
+    output_dir.mkdir()
+    (output_dir / "seq_32").symlink_to("../elsewhere")
+    with open_build_folder(output_dir, plan_of("a")):
+        assert (output_dir / "seq_32").is_symlink()
+        assert sorted(path.name for path in output_dir.iterdir()) == [".build", "seq_32", "seq_64"]
+
+
+def test_what_a_killed_task_has_half_written_is_removed_when_the_build_goes_on(tmp_path):
+    begin(tmp_path, plan_of("a", "b"), finished=[0])
+    names = ["spool/.00001.txt.6271a2ba.partial", "shards/32/.train_00000_000.hdf5.8b564171.partial"]
+    for name in names:
+        (tmp_path / ".build" / name).write_text("half")
+    with open_build_folder(tmp_path, plan_of("a", "b")) as build_dir:
+        assert [name for name in names if (build_dir / name).exists()] == []
+        assert spooled(build_dir) == {0: "a read as 0"}
+
+
+@pytest.fixture
+def finished(corpus, sound_build, tmp_path):
+    """A copy of a finished build."""
+    return shutil.copytree(sound_build, tmp_path / "finished")
+
+
+def test_finished_build_whose_input_has_changed_since_is_an_error(corpus, finished, capsys):
+    """The size of the input alone does not show that it has changed."""
+    assert build(corpus, finished) == 0
+    assert "already holds this build, complete; nothing to do" in capsys.readouterr().out
+    os.utime(finished / "manifest.json", (0, 0))
+    assert build(corpus, finished) == 1
+    assert f"holds a build of an older {corpus}/part_0.txt; nothing was changed" in capsys.readouterr().err
+
+
+def test_finished_build_without_one_of_its_shards_is_an_error(corpus, finished, capsys):
+    shard = finished / "train_00000.hdf5"
+    size = shard.stat().st_size
+    os.truncate(shard, size - 1)
+    assert build(corpus, finished) == 1
+    assert f"holds this build, but {shard} has {size - 1} bytes instead of {size}; " in capsys.readouterr().err
+    shard.unlink()
+    assert build(corpus, finished) == 1
+    assert f"holds this build, but {shard} is missing; nothing was changed; choose" in capsys.readouterr().err
+
+
+def test_files_of_an_output_directory_in_the_folder_of_its_source_are_not_read(tmp_path, monkeypatch, capsys):
+    output_dir = tmp_path / "shards"
+    (tmp_path / "a.txt").write_text("A text.\n")
+    arguments = dataclasses.replace(ARGUMENTS, sources=(f"text={tmp_path}", "text=a.txt"))
+    monkeypatch.chdir(tmp_path)
+    before = make_plan(arguments, output_dir)
+    assert [[piece.path for piece in task] for task in before.tasks] == [[f"{tmp_path}/a.txt"], ["a.txt"]]
+    (output_dir / "seq_32").mkdir(parents=True)
+    (output_dir / "seq_32" / "vocab.txt").write_text("[PAD]\n")
+    for place in (output_dir, Path("shards")):
+        capsys.readouterr()
+        assert make_plan(arguments, place) == before
+        expected = f"text={tmp_path}: left out what is in --output_dir (1): {output_dir}/seq_32/vocab.txt\n"
+        assert capsys.readouterr().err == expected
+
+
+OTHER_FILE_SYSTEM = Path("/dev/shm")
+
+
+def test_a_length_on_another_file_system_is_an_error_before_anything_is_read(tmp_path):
+    if not OTHER_FILE_SYSTEM.is_dir() or OTHER_FILE_SYSTEM.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs two file systems")
+    (tmp_path / "seq_64").symlink_to(tempfile.mkdtemp(dir=OTHER_FILE_SYSTEM))
+    try:
+        with pytest.raises(ValueError, match=r"seq_64 and \S+/\.build are on different file systems") as caught:
+            begin(tmp_path, plan_of("a"), finished=[0])
+        assert "\n" not in str(caught.value)
+        assert [path.name for path in tmp_path.iterdir()] == ["seq_64"]
+    finally:
+        (tmp_path / "seq_64").resolve().rmdir()
 
 
 def test_reading_tasks_of_a_source_that_is_given_twice_are_reused_once_each(tmp_path, capsys):

@@ -1,8 +1,10 @@
 import json
 import random
 import re
+import tracemalloc
 
 import numpy as np
+import pytest
 from made_up_corpus import WORDS, build, card_of
 from repository import REPOSITORY
 from scripts.measure.measure_deduplication import edited, removed
@@ -126,6 +128,41 @@ def test_first_document_of_a_cluster_is_kept():
         chain.append(edited(draw, chain[-1], 0.01, WORDS))
     _, everything = removed([[document(draw), chain[0]], [chain[1], chain[2], document(draw)], chain[3:]], 0.65)
     assert everything == {(1, 0), (1, 1), (2, 0), (2, 1)}
+
+
+@pytest.mark.parametrize("joined_pairs", [1, 40, 1 << 20])
+def test_clusters_do_not_depend_on_how_many_pairs_are_joined_at_once(tmp_path, monkeypatch, joined_pairs):
+    monkeypatch.setattr(duplicates, "JOINED_PAIRS", joined_pairs)
+    draw = np.random.default_rng(3)
+    (tmp_path / "duplicates").mkdir()
+    first = np.arange(500)  # of each document's cluster
+    for task in range(9):
+        pairs = draw.integers(0, 500, (0 if task == 4 else 30, 2))
+        np.save(tmp_path / "duplicates" / f"near_{task:05d}.npy", pairs.astype(np.uint64))
+        for a, b in pairs:
+            lower, higher = sorted((first[a], first[b]))
+            first[first == higher] = lower
+    expected = np.flatnonzero(first != np.arange(500))
+    assert len(expected) > 200
+    assert duplicates.cluster_near(tmp_path, 9) == len(expected)
+    assert np.load(tmp_path / "duplicates" / "all_near.npy").tolist() == expected.tolist()
+
+
+def test_memory_for_duplicates_does_not_grow_with_the_bands_that_find_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(duplicates, "JOINED_PAIRS", 1000)
+    copies = 4000
+    pairs = np.stack([np.zeros(copies, np.uint64), np.arange(1, copies + 1, dtype=np.uint64)], axis=1)
+    (tmp_path / "duplicates").mkdir()
+    for task in range(64):
+        np.save(tmp_path / "duplicates" / f"near_{task:05d}.npy", pairs)
+    duplicates.cluster_near(tmp_path, 1)  # imports scipy
+    tracemalloc.start()
+    try:
+        assert duplicates.cluster_near(tmp_path, 64) == copies
+        assert tracemalloc.get_traced_memory()[1] < 600 * copies  # bytes
+    finally:
+        tracemalloc.stop()
+    assert np.load(tmp_path / "duplicates" / "all_near.npy").tolist() == list(range(1, copies + 1))
 
 
 def test_shares_of_a_large_corpus_find_the_same_duplicates(monkeypatch):

@@ -132,6 +132,24 @@ def test_damaged_row_group_is_named(tmp_path):
     assert "a.parquet: damaged in row group 1" in source_error(f"parquet={path}")
 
 
+def test_a_flipped_bit_never_loses_a_row_silently(tmp_path):
+    """pyarrow may end a row group early, or lose one, without an error."""
+    path = tmp_path / "a.parquet"
+    texts = [f"row {n} of text" for n in range(10)]
+    write(path, texts, 4)
+    data, draw, reported = path.read_bytes(), random.Random(3), []
+    for _ in range(400):
+        flipped = bytearray(data)
+        flipped[draw.randrange(4, len(data) - 8)] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            assert len(read_source(f"parquet={path}")) == 10
+        except ValueError as error:
+            reported.append(str(error).replace(str(path), "a.parquet"))
+    assert len(reported) > 150
+    assert "a.parquet: damaged in row group 0: holds 0 rows, but the footer promises 4 or more" in reported
+
+
 def test_text_that_is_not_utf_8_is_reported_with_row_and_byte(tmp_path):
     text = pa.array([b"fine", b"na\xefve"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")

@@ -1,8 +1,9 @@
+import gzip
 import itertools
 import json
 
 import pytest
-from made_up_corpus import read_source, sound
+from made_up_corpus import read_source, sound, source_error
 
 from data_prep.recipe import ReadPieces, run_recipe
 from data_prep.sources import KINDS, Source, books, local_files
@@ -120,6 +121,21 @@ def test_credits_of_a_book_are_a_line_or_name_the_project(tmp_path):
     assert book.left_out.to_json() == {
         "credits or editorial brackets": {"parts": 2, "characters": len("".join(lines[:2]).replace(" ", ""))}
     }
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_book_that_is_longer_than_any_document_may_be_is_an_error(tmp_path, monkeypatch, pack):
+    """A book is held in memory as a whole, so a corpus in one file would need many times its size."""
+    monkeypatch.setattr(books, "LONGEST_DOCUMENT_BYTES", 1 << 20)
+    monkeypatch.setattr(local_files, "PIECE_BYTES", 1 << 18)
+    line = "It was a cold day in the mountains, and nobody went out.\n"
+    (tmp_path / "a.txt").write_bytes(pack((line * ((1 << 20) // len(line))).encode()))
+    assert len(read_source(f"books={tmp_path}")) == 1
+    (tmp_path / "a.txt").write_bytes(pack((line * ((1 << 20) // len(line) + 1)).encode()))
+    message = (
+        f"{tmp_path}/a.txt: a book of more than 1 MiB; give a file of several documents as another kind: text, jsonl"
+    )
+    assert source_error(f"books={tmp_path}") == message
 
 
 def test_jsonl_reads_text_and_title(tmp_path):

@@ -219,6 +219,26 @@ def test_damaged_book_in_utf8_is_a_bad_row_and_no_other_encoding(tmp_path):
     assert fourth.dropped is fourth.fault is None
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-1], "at byte 234 (line 3): truncated data"),
+        (lambda data: data[:100] + b"\x00\xdc" + data[102:], "at byte 100 (line 2): illegal encoding"),
+        (lambda data: data[:100] + b"\x00\xd8" + data[102:], "at byte 100 (line 2): illegal UTF-16 surrogate"),
+    ],
+)
+def test_damaged_book_in_utf16_is_a_bad_row_and_no_other_encoding(tmp_path, damage, message):
+    data = ("这是一本很长的中文书，里面有许多句子。" * 2 + "\n").encode("utf-16-le") * 3
+    data = b"\xff\xfe" + data
+    (tmp_path / "a.txt").write_bytes(data)
+    assert read_source(f"books={tmp_path}")[0].text.count("里面有许多句子。") == 6
+    (tmp_path / "a.txt").write_bytes(damage(data))
+    source = Source.parse(f"books={tmp_path}")
+    (book,) = source.kind.read_piece(source.pieces()[0])
+    assert (book.dropped, book.text) == ("bad row: not UTF-16", "")
+    assert book.fault() == f"{tmp_path}/a.txt: not UTF-16 text {message}; the file is damaged or truncated"
+
+
 def test_table_and_dump_skip_what_cannot_be_read(tmp_path):
     column = pa.array([b"One.", b"na\xefve", b"Two."]).cast(pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -66,10 +67,49 @@ def test_wrong_vocabulary_is_found_in_either_file(copy, capsys):
 
 
 @pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("normalizer", {"lowercase": False}),
+        ("normalizer", {"strip_accents": True}),
+        ("normalizer", None),
+        ("post_processor", None),
+        ("model", {"max_input_chars_per_word": 3}),
+        ("decoder", {"prefix": "@@"}),
+    ],
+)
+def test_tokenizer_with_other_settings_is_found(copy, capsys, part, change):
+    path = copy / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content[part] = change and {**content[part], **change}
+    path.write_text(json.dumps(content))
+    fault = f"tokenizes differently than the build did: {part} not as in BERT's uncased tokenizer"
+    assert verified(copy, capsys)[::2] == (1, [f"error: {path}: {fault}"])
+
+
+@pytest.mark.parametrize("text", ['{"model": {"vocab": null}}', "[" * 200_000, "[]"])
+def test_tokenizer_that_cannot_be_read_is_an_error_of_one_line(copy, capsys, text):
+    (copy / "tokenizer.json").write_text(text)
+    status, _, err = verified(copy, capsys)
+    assert (status, len(err)) == (1, 1)
+    assert err[0].startswith(f"error: {copy}/tokenizer.json: cannot be read (")
+
+
+def test_tokenizer_that_keeps_accents_or_truncates_is_sound(copy, capsys):
+    """A build decides about accents by the text; truncation does not change the ids of short texts."""
+    path = copy / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["normalizer"]["strip_accents"] = False
+    content["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps(content))
+    assert verified(copy, capsys)[::2] == (0, [])
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (("input_ids", (3, 5), 300), "row 3: an id is outside the vocabulary of 300 (1 such rows)"),
         (("input_ids", (4, 0), 9), "row 4: does not begin with [CLS]"),
+        (("input_ids", (4, 1), 4), "row 4: holds the mask token, but rows are stored without masks (1 such rows)"),
         (("input_ids", (5, 2), 0), "row 5: padding does not begin at position length"),
         (("length", 6, 40), "row 6: length is not between 3 and 32"),
         (("next_sentence_label", 7, -1), "row 7: next_sentence_label is neither 0 nor 1"),
