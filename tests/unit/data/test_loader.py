@@ -332,11 +332,11 @@ def test_killed_worker_raises_one_line(train_rows):
     batches = train(train_rows, steps=100_000, workers=1)
     next(batches)
     pid = worker_processes()[0].pid
-    os.kill(pid, signal.SIGKILL)
     started = time.monotonic()
     message = f"worker died: .*{pid}.* (exited unexpectedly|is killed by)"
     # torch's handler of signals raises its error wherever the main thread is, as `pretrain` expects.
     with pytest.raises(ChildProcessError, match=message) as error, naming_dead_workers():
+        os.kill(pid, signal.SIGKILL)
         list(batches)
     assert "\n" not in str(error.value)
     assert time.monotonic() - started < 60
