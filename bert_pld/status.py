@@ -262,6 +262,7 @@ def _seconds_per_step(
     if recent and training and written is not None and training[-1]["step"] > recent[0]:
         return (written - checkpoints[recent[0]]) / (training[-1]["step"] - recent[0]), True
     # The `seconds` of metrics are seconds of training alone, and a resumed run continues their sum.
+    training = [record for record in training if record.get("seconds") is not None]
     if not training:
         return None, False
     first, last = (training[0], training[-1]) if len(training) > 1 else ({"step": 0, "seconds": 0.0}, training[0])

@@ -10,6 +10,7 @@ Only the monitors import other packages, so `python -m bert_pld.status` starts a
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Mapping
@@ -72,10 +73,13 @@ def has_evaluation(path: Path, step: int) -> bool:
 
 
 def _parse(line: bytes) -> Record | None:
-    """Return a line's record, or None for a damaged line."""
+    """Return a line's record, or None for a damaged line; values but that of `phase` are numbers or None."""
     try:
         record = json.loads(line)
         record["step"] = int(record["step"])
+        for key, value in record.items():
+            if key != "phase" and value is not None and not math.isfinite(value):
+                record[key] = None  # as `append_record` writes it
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return record

@@ -82,6 +82,15 @@ def test_incomplete_last_line_is_ignored_and_a_damaged_one_is_named(tmp_path):
         read_progress(write_run(tmp_path / "b", incomplete='{"step"\n'), NOW)
 
 
+def test_records_without_seconds_have_no_speed(tmp_path):
+    lines = [{"step": 5}, {"step": 6, "seconds": None}, {"step": 7, "seconds": 3.5}]
+    for count, speed in ((1, None), (2, None), (3, 0.5)):
+        run_dir = write_run(tmp_path / str(count), steps=())
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:count]))
+        progress = read_progress(run_dir, NOW)
+        assert (progress.step, progress.seconds_per_step) == (4 + count, speed)
+
+
 def test_last_evaluation_is_found_far_from_the_end(tmp_path):
     run_dir = write_run(tmp_path / "a", steps=range(1, 61), evaluations=(7,))
     assert read_progress(run_dir, NOW).eval_step == 7

@@ -35,6 +35,24 @@ def test_values_that_json_lacks_are_null(path):
     assert read_metrics(path)[0][-1] == {"step": 7, "loss": None, "grad_norm": None}
 
 
+@pytest.mark.parametrize(
+    "line",
+    ['{"step": Infinity}', '{"step": 7, "loss": "x"}', '{"step": 7, "loss": [1]}', '{"step": 7, "eval_mlm_loss": ""}'],
+)
+def test_line_with_something_else_than_a_number_is_named(path, line):
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=rf"^{path}, line 10: not a line of metrics \('{{\"step\"") as error:
+        read_metrics(path)
+    assert line in str(error.value)
+
+
+def test_infinite_value_is_read_as_null_and_a_phase_as_text(path):
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('{"step": 7, "loss": 1e999, "grad_norm": NaN, "phase": "decay"}\n')
+    assert read_metrics(path)[0][-1] == {"step": 7, "loss": None, "grad_norm": None, "phase": "decay"}
+
+
 def test_records_after_a_step_and_damaged_lines_are_removed(path):
     with open(path, "a", encoding="utf-8") as file:
         file.write('\0\0\0\n{"step": 3, "lo')
