@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pld.files import write_atomically, write_json
-from bert_pld.finetuning.sweep import RESULT, by_learning_rate, diverged, read_result, scored_rates
+from bert_pld.finetuning.sweep import RESULT, DamagedResultError, by_learning_rate, diverged, read_result, scored_rates
 from bert_pld.glue.tasks import TASKS, Task, mean_score
 
 SUMMARY = "summary"
@@ -38,6 +38,8 @@ def summarize(output_dir: Path) -> dict[str, Any]:
     tasks = {}
     for name, task in TASKS.items():
         results = {path.parent: read_result(path) for path in sorted(output_dir.glob(f"{name}/*/{RESULT}"))}
+        for folder, result in results.items():
+            _check_scores(folder / RESULT, task, result)
         if results:
             _check_same_conditions(results)
             tasks[name] = _summarize_task(task, list(results.values()))
@@ -46,6 +48,24 @@ def summarize(output_dir: Path) -> dict[str, Any]:
     scores = [value["score"] for name, value in tasks.items() if name != "WNLI"]
     is_complete = scores and None not in scores
     return {"tasks": tasks, "mean": statistics.fmean(score["mean"] for score in scores) if is_complete else None}
+
+
+def _check_scores(path: Path, task: Task, result: Mapping[str, Any]) -> None:
+    """Raise an error that names the file unless it has exactly the task's metrics for each dev split, or diverged."""
+    if diverged(result):
+        return
+    found = {
+        f"{split}/{metric}": value
+        for split, scores in result["dev"].items()
+        for metric, value in (scores.items() if isinstance(scores, Mapping) else [("", None)])
+    }
+    expected = [f"{split.name}/{metric}" for split in task.dev for metric in task.metrics]
+    finite = [key for key, value in found.items() if isinstance(value, int | float) and math.isfinite(value)]
+    if sorted(finite) != sorted(expected) or len(found) != len(finite):
+        raise DamagedResultError(
+            f"{path}: must have the numbers {', '.join(expected)} in dev, has {', '.join(finite) or 'none'}; remove the"
+            " file and run the same command again"
+        )
 
 
 def _check_same_conditions(results: Mapping[Path, dict[str, Any]]) -> None:

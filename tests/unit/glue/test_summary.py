@@ -90,6 +90,27 @@ def test_damaged_result_is_reported_in_one_line(results, content, capsys):
 
 
 @pytest.mark.parametrize(
+    ("dev", "has"),
+    [
+        ({"dev": {}}, "none"),
+        ({}, "none"),
+        ({"dev": 70.0}, "none"),
+        ({"dev": {"f1": 3.0}}, "dev/f1"),
+        ({"dev": {"accuracy": "x"}}, "none"),
+        ({"dev": {"accuracy": 70.0, "f1": 3.0}}, "dev/accuracy, dev/f1"),
+    ],
+)
+def test_result_with_other_scores_than_the_task_has_is_named(results, dev, has):
+    path = results / "SST-2" / "lr_0.0001_seed_2" / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dev": dev}))
+    with pytest.raises(ValueError) as error:
+        summarize(results)
+    assert str(error.value) == (
+        f"{path}: must have the numbers dev/accuracy in dev, has {has}; remove the file and run the same command again"
+    )
+
+
+@pytest.mark.parametrize(
     ("conditions", "difference"),
     [
         ({"epochs": 30}, "epochs = 30, but {} one with 3"),
