@@ -116,6 +116,13 @@ def check_output_file(option: str, path: Path | None, undone: str) -> None:
         raise ValueError(f"{option} {path}: must be the name of a file, not of a folder or a device; {undone}")
 
 
+def check_figure_file(option: str, path: Path | None, undone: str) -> None:
+    """`check_output_file` for a figure; raise ValueError also for a suffix other than .png, .svg and .pdf."""
+    if path is not None and path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"{option} {path}: must end in .png, .svg or .pdf; {undone}")
+    check_output_file(option, path, undone)
+
+
 def require_positive(options: argparse.Namespace, *names: str) -> None:
     """Raise ValueError if one of these integer options is below 1."""
     for name in names:

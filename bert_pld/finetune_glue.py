@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bert_pld.cli import check_output_file, make_parser, print_once, run_as_rank
+from bert_pld.cli import check_figure_file, check_output_file, make_parser, print_once, run_as_rank
 from bert_pld.cluster.stopping import EXIT_PREEMPTED, Preemption
 from bert_pld.config import OUR_BLOCKS, ConfigError, read_json
 from bert_pld.config.auto import resolve_auto
@@ -147,6 +147,7 @@ def compare(options: argparse.Namespace) -> int:
     from bert_pld.glue.summary import differences_table, draw, summarize, table, unequal_conditions
 
     check_output_file("--json", options.json, "nothing was summarized")
+    check_figure_file("--plot", options.plot, "nothing was summarized")
     summaries: dict[str, dict[str, Any]] = {}
     for path in options.summarize:
         name = path.resolve().name

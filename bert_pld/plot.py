@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_pld.cli import make_parser
+from bert_pld.cli import check_figure_file, make_parser
 from bert_pld.cli import run as run_command
 from bert_pld.files import CONFIG, METRICS, printable
 from bert_pld.training.records import read_metrics
@@ -81,8 +81,6 @@ def smooth(values: Sequence[float], time_constant: float) -> list[float]:
 
 def plot_runs(runs: Sequence[RunCurves], output: Path, title: str | None = None) -> None:
     """Draw the figure, with a colour and a line in the legend for each run, and save it as .png, .svg or .pdf."""
-    if output.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--output {output}: must end in .png, .svg or .pdf")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
@@ -211,6 +209,7 @@ def _legend_line(run: RunCurves) -> str:
 
 def main(options: argparse.Namespace) -> None:
     """Read the runs, draw the figure, and print its path and the legend."""
+    check_figure_file("--output", options.output, "nothing was plotted")
     labels = options.label or [None] * len(options.runs)
     if len(labels) != len(options.runs):
         raise ValueError(

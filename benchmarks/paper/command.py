@@ -139,11 +139,12 @@ def _summarize(options: argparse.Namespace) -> int:
     from benchmarks.paper.drawing import draw, draw_time
     from benchmarks.paper.suite import finished_runs
     from benchmarks.paper.tables import recipe_table, table
-    from bert_pld.cli import check_output_file
+    from bert_pld.cli import check_figure_file, check_output_file
     from bert_pld.files import write_json
 
-    for name in ("json", "plot", "time_plot"):
-        check_output_file(f"--{name}", getattr(options, name), "nothing was written")
+    check_output_file("--json", options.json, "nothing was written")
+    for name in ("plot", "time_plot"):
+        check_figure_file(f"--{name}", getattr(options, name), "nothing was written")
     path = options.output_dir / CONDITIONS
     if not path.exists():
         raise ValueError(f"{options.output_dir}: has no {CONDITIONS}; must be the --output_dir of `run`")

@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from bert_pld import evaluate, finetune_glue, plan
+from benchmarks import __main__ as benchmarks
+from bert_pld import evaluate, finetune_glue, plan, plot
 from bert_pld.cli import run
 from bert_pld.files import write_json
 
@@ -48,3 +49,26 @@ def test_file_that_cannot_be_written_is_refused_first(command, arguments, name, 
     assert printed.out == ""
     assert printed.err.startswith(f"error: --json {path}: ")
     assert reason in printed.err
+
+
+@pytest.mark.parametrize(
+    ("command", "parser", "arguments", "option"),
+    [
+        (plot.main, plot.build_parser(), ["missing"], "--output"),
+        (finetune_glue.main, finetune_glue.build_parser(), ["--summarize", "missing"], "--plot"),
+        (benchmarks.main, benchmarks.build_parser("paper"), ["summarize", "none", "--json", "a.json"], "--plot"),
+        (benchmarks.main, benchmarks.build_parser("paper"), ["summarize", "none", "--json", "a.json"], "--time_plot"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "reason"), [("a.foo", "must end in .png, .svg or .pdf; nothing"), ("x/y.png", "its folder does not exist")]
+)
+def test_figure_that_cannot_be_written_is_refused_first(
+    command, parser, arguments, option, name, reason, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exited:
+        run(command, parser, [*arguments, option, name])
+    assert exited.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: {option} {name}: {reason}")
+    assert not list(tmp_path.iterdir())
