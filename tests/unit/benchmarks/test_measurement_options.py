@@ -47,8 +47,8 @@ def test_folder_or_device_in_place_of_the_file_of_figures_is_refused(run_script,
 
 @pytest.mark.parametrize("option", ["--json", "--plot", "--time_plot"])
 def test_summary_of_the_comparison_reports_a_missing_folder_first(option, capsys, tmp_path):
-    arguments = ["paper", "summarize", str(tmp_path), "--json", str(tmp_path / "summary.json"), option, "nowhere/file"]
-    check_error(capsys, f"{option} nowhere/file: its folder does not exist; nothing was written", *arguments)
+    arguments = ["paper", "summarize", str(tmp_path), "--json", str(tmp_path / "summary.json"), option, "nowhere/f.png"]
+    check_error(capsys, f"{option} nowhere/f.png: its folder does not exist; nothing was written", *arguments)
     assert not list(tmp_path.iterdir())
 
 

@@ -333,11 +333,15 @@ def test_killed_worker_raises_one_line(train_rows):
     next(batches)
     pid = worker_processes()[0].pid
     started = time.monotonic()
+
+    def kill_and_read_on():
+        os.kill(pid, signal.SIGKILL)
+        list(batches)
+
     message = f"worker died: .*{pid}.* (exited unexpectedly|is killed by)"
     # torch's handler of signals raises its error wherever the main thread is, as `pretrain` expects.
     with pytest.raises(ChildProcessError, match=message) as error, naming_dead_workers():
-        os.kill(pid, signal.SIGKILL)
-        list(batches)
+        kill_and_read_on()
     assert "\n" not in str(error.value)
     assert time.monotonic() - started < 60
     assert not worker_processes()
