@@ -146,6 +146,8 @@ def _other_parts(tokenizer: Tokenizer, entries: list[str], casing: str) -> list[
     found = _content(tokenizer)
     # The manifest does not say whether accents are kept in lower case.
     allowed = [_content(bert_tokenizer(entries, casing == "cased", keep_accents)) for keep_accents in (False, True)]
+    # Release 0.1.0 did not cut the long words of scripts such as Thai.
+    allowed += [{**made, "pre_tokenizer": {"type": "BertPreTokenizer"}} for made in allowed]
     return min(([part for part in made if found.get(part) != made[part]] for made in allowed), key=len)
 
 

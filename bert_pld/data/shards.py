@@ -202,10 +202,10 @@ class Manifest:
             names = [record.file for records in manifest.splits.values() for record in records]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: damaged manifest ({error!r})") from error
-        if fault := manifest_fault(manifest):
-            raise ValueError(f"{path}: damaged manifest ({fault})")
         for name in names:
             require_plain_name(name, path)
+        if fault := manifest_fault(manifest):
+            raise ValueError(f"{path}: damaged manifest ({fault})")
         if not follow_links:
             reject_links_outside(directory, [*names, MANIFEST_NAME, *TOKENIZER_FILES])
         return manifest

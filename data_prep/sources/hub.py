@@ -195,12 +195,12 @@ def _read_stream(piece: Piece) -> Iterator[Document]:
     where = f"{piece.path}:{content['config']}" if content["config"] else piece.path
     stream = _stream(where, piece.path, content["config"], content["revision"], content["split"])
     shard, shards = content["shard"], content["shards"]
-    place = f"hub={where} file {shard + 1} of {shards}"
-    with hub_loading.one_line_errors(where):
+    place = f"{where} file {shard + 1} of {shards}"
+    with hub_loading.one_line_errors(place):
         if stream.num_shards != shards:
-            raise ValueError(f"has {stream.num_shards} files, but had {shards} when it was listed")
+            raise ValueError(f"hub={where}: has {stream.num_shards} files, but had {shards} when it was listed")
         rows = stream.shard(shards, shard).with_format("arrow").select_columns(columns.names())
-        yield from documents_of(rows.iter(_STREAM_BATCH_ROWS), 0, columns, place)
+        yield from documents_of(rows.iter(_STREAM_BATCH_ROWS), 0, columns, f"hub={place}")
 
 
 @functools.lru_cache(maxsize=1)

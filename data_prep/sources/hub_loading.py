@@ -170,7 +170,7 @@ def one_line_errors(where: str, name: str = "", config: str | None = None) -> It
         if "is a gated dataset" in message:
             message += " Log in with 'hf auth login', or set HF_TOKEN."
         if isinstance(error, (ValueError, FileNotFoundError)) or type(error).__module__.startswith("datasets"):
-            raise ValueError(message if message.startswith(f"hub={where}") else f"hub={where}: {message}") from None
+            raise ValueError(message if message.startswith("hub=") else f"hub={where}: {message}") from None
         raise ValueError(f"hub={where}: {type(error).__name__}: {message}") from None
 
 

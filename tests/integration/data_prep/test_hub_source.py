@@ -14,7 +14,7 @@ import pytest
 from hub_server import SHA, HubServer
 from made_up_corpus import digests, made_up_documents, read_source
 
-from data_prep.sources import hub, hub_loading
+from data_prep.sources import Source, hub, hub_loading
 
 CARD = """---
 configs:
@@ -148,6 +148,19 @@ def test_folder_in_the_hub_layout_is_read_like_the_hub(repositories, texts):
     assert [d.text for d in read_source(f"hub={wiki}:en")] == texts
     assert [d.text for d in read_source(f"hub={wiki}:de")] == ["Deutsch."]
     assert [d.text for d in read_source(f"hub={repositories}/org/lines")] == texts
+
+
+def test_damaged_json_lines_are_an_error_that_says_in_which_file(tmp_path, texts):
+    """`datasets` reads them, so a bad row cannot be left out; its own message names the row of a block only."""
+    lines = [json.dumps({"text": text}) + "\n" for text in texts[:30]]
+    (tmp_path / "train-0.jsonl").write_text("".join(lines))
+    (tmp_path / "train-1.jsonl").write_text("".join([*lines[:20], "{broken\n", *lines[20:]]))
+    source = Source.parse(f"hub={tmp_path}")
+    first, second = source.pieces()
+    assert [document.text for document in source.kind.read_piece(first)] == texts[:30]
+    with pytest.raises(ValueError, match=rf"^hub={tmp_path} file 2 of 2: JSON parse error") as caught:
+        list(source.kind.read_piece(second))
+    assert "\n" not in str(caught.value)
 
 
 def test_folder_stream_and_cache_give_the_same_shards_with_any_number_of_workers(

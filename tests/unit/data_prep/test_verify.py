@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from data_prep_fixtures import rewrite_shard
 from static_shards import write_static_corpus
+from tokenizers.pre_tokenizers import BertPreTokenizer, WhitespaceSplit
 
-from bert_pld.data.shards import Manifest, Shard, write_shard
+from bert_pld.data.shards import Manifest, Shard, vocabulary_hash, write_shard
+from bert_pld.data.tokenizer import bert_tokenizer
 from data_prep.__main__ import main
 
 
@@ -155,3 +157,24 @@ def test_nvidias_shards_without_a_manifest_are_not_called_an_unfinished_build(tm
     status, _, err = verified(tmp_path, capsys)
     assert (status, len(err)) == (1, 1)
     assert "has shards in NVIDIA's format, but no manifest.json with their checksums" in err[0]
+
+
+def test_thai_tokenizer_of_an_older_release_is_sound(copy, capsys):
+    """It has BERT's own pre-tokenizer, which does not cut long words."""
+    entries = (copy / "vocab.txt").read_text().splitlines()
+    entries[-10:] = [f"{chr(0x0E01 + number)}ก" for number in range(10)]
+    (copy / "vocab.txt").write_text("".join(f"{entry}\n" for entry in entries))
+    manifest = Manifest.read(copy)
+    attributes = dataclasses.replace(manifest.attributes, vocabulary_hash=vocabulary_hash(entries))
+    for records in manifest.splits.values():
+        for number, record in enumerate(records):
+            columns = {name: np.array(column) for name, column in Shard(copy / record.file).columns.items()}
+            records[number] = write_shard(copy / record.file, columns, attributes)
+    dataclasses.replace(manifest, attributes=attributes).write(copy)
+    tokenizer = bert_tokenizer(entries, cased=False)
+    assert json.loads(tokenizer.to_str())["pre_tokenizer"]["type"] == "Sequence"
+    for splitter in (tokenizer.pre_tokenizer, BertPreTokenizer(), WhitespaceSplit()):
+        tokenizer.pre_tokenizer = splitter
+        tokenizer.save(str(copy / "tokenizer.json"))
+        faults = verified(copy, capsys)[2]
+        assert len(faults) == isinstance(splitter, WhitespaceSplit)

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from repository import REPOSITORY, tracked
-from runs import small_config, write_corpus
+from runs import VOCABULARY, small_config, write_corpus
 from static_shards import make_static_rows, write_static_corpus, write_static_shard
 
 from bert_pld import pretrain
@@ -20,6 +20,7 @@ from bert_pld.data.nvidia_format import find_shards, read_header
 from bert_pld.data.nvidia_rows import open_rows
 from bert_pld.data.rows import ShardedRows, resolve_data_dir
 from bert_pld.data.shards import Manifest, Shard
+from bert_pld.data.tokenizer import bert_tokenizer
 from bert_pld.files import without_secrets
 from data_prep.__main__ import main as data_prep
 
@@ -70,6 +71,7 @@ def test_symlinks_to_outside_are_refused_for_static_shards_and_seq_directories(d
 
 def test_links_are_followed_where_the_user_allows_it(data_dir, tmp_path, capsys):
     """Of a corpus whose files are links into another file system."""
+    bert_tokenizer(VOCABULARY, cased=False).save(str(data_dir / "tokenizer.json"))
     lengths = tmp_path / "lengths"
     lengths.mkdir()
     (lengths / "seq_32").symlink_to(data_dir)
