@@ -97,10 +97,18 @@ def _read_texts(path: Path) -> dict[str, str]:
             raise ValueError(f"{path}, line {number}: not a line of JSON ({line[:60]!r})") from None
         if not isinstance(record, Mapping) or not all(isinstance(record.get(key), str) for key in ("_id", "text")):
             raise ValueError(f"{path}, line {number}: must be an object with the strings _id and text ({line[:60]!r})")
+        title = record.get("title")
+        text = f"{title if isinstance(title, str) else ''} {record['text']}".strip()
+        try:
+            (record["_id"] + text).encode()
+        except UnicodeEncodeError as error:  # JSON can write half of a pair, which is no character.
+            raise ValueError(
+                f"{path}, line {number}: \\u{ord(error.object[error.start]):04x} is half of a surrogate pair; must be a"
+                " whole character"
+            ) from None
         if record["_id"] in texts:
             raise ValueError(f"{path}, line {number}: _id {record['_id']!r} is given twice")
-        title = record.get("title")
-        texts[record["_id"]] = f"{title if isinstance(title, str) else ''} {record['text']}".strip()
+        texts[record["_id"]] = text
     if not texts:
         raise ValueError(f"{path}: is empty")
     return texts
@@ -120,6 +128,14 @@ def _read_judgements(path: Path) -> Judgements:
     if not any(score > 0 for answers in found.values() for score in answers.values()):
         raise ValueError(f"{path}: no score is above 0")
     return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_whole(text: str) -> bool:

@@ -48,6 +48,9 @@ def test_pairs_and_judgements_are_those_of_the_files(tmp_path):
         ("corpus.jsonl", '{"_id": 1, "text": "a"}\n', "line 1: must be an object with the strings _id and text"),
         ("queries.jsonl", '{"_id": "q1", "text": "a"}\nquestion\n', r"line 2: not a line of JSON \('question'\)"),
         ("queries.jsonl", "", "queries.jsonl: is empty"),
+        ("corpus.jsonl", '{"_id": "d9", "text": "the \\ud800 cat"}\n', r"line 1: \\ud800 is half of a surrogate pair"),
+        ("queries.jsonl", '{"_id": "\\udc00", "text": "a"}\n', r"line 1: \\udc00 is half of a surrogate pair"),
+        ("qrels/train.tsv", "q1\td1\t1.0\nq2\td2\t1\n", "line 1: 'q1.td1.t1.0'; must be query-id, corpus-id"),
         ("qrels/train.tsv", "query-id\tcorpus-id\tscore\nq1\td1\n", "line 2: 'q1.td1'; must be query-id, corpus-id"),
         ("qrels/train.tsv", "q1\td1\tyes\nq2\td1\tno\n", "line 2: 'q2.td1.tno'; must be query-id, corpus-id"),
         ("qrels/train.tsv", "q1\td1\t1.0\nq2\td1\t1\n", "line 1: 'q1.td1.t1.0'; must be query-id, corpus-id"),
@@ -61,6 +64,19 @@ def test_file_in_another_format_is_one_line(tmp_path, name, content, message):
         read_retrieval(folder)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_first_line_of_judgements_is_a_header_only_without_a_number(tmp_path):
+    folder = write_folder(tmp_path / "beir")
+    for first, queries in (("query-id\tcorpus-id\tscore", ["q2"]), ("q1\td1\t1", ["q1", "q2"])):
+        (folder / "qrels" / "train.tsv").write_text(f"{first}\nq2\td2\t1\n")
+        assert list(read_retrieval(folder).judgements["train"]) == queries
+
+
+def test_pair_of_surrogates_is_a_character(tmp_path):
+    folder = write_folder(tmp_path / "beir")
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "\\ud83d\\ude00"}\n')
+    assert read_retrieval(folder).queries == {"q1": "\U0001f600"}
 
 
 def test_missing_files_are_one_line(tmp_path):
