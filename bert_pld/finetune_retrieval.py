@@ -72,11 +72,13 @@ def main(options: argparse.Namespace) -> None:
                 f"--data_dir {options.data_dir}: qrels/{split}.tsv has no query with an answer whose text is in"
                 " queries.jsonl; add the texts, or remove the file"
             )
-    rates = dict.fromkeys(options.learning_rates) if settings.epochs else [0.0]
+    rates, seeds = dict.fromkeys(options.learning_rates), dict.fromkeys(options.seeds)
+    if not settings.epochs:  # The model as it is depends on neither.
+        rates, seeds = {0.0: None}, {options.seeds[0]: None}
     with hugging_face_folder(options.model) as folder:
         shared = {"weights": identify_weights(folder), "data": data.identity, **dataclasses.asdict(settings)}
         results = []
-        for rate, seed in itertools.product(rates, dict.fromkeys(options.seeds)):
+        for rate, seed in itertools.product(rates, seeds):
             conditions = {**shared, "learning_rate": rate, "seed": seed}
             results.append(_one(folder, options, data, settings, conditions))
     print(_summarize(options.output_dir, results), end="")

@@ -109,7 +109,10 @@ def train_on_pairs(
 
 
 def evaluate_rankings(model: Any, data: RetrievalData, split: str, batch_size: int) -> dict[str, float]:
-    """Rank all documents for each query of a split and return the figures; a document never answers its own id."""
+    """Rank all documents for each query of a split and return the figures.
+
+    As in BEIR, the document with the query's own id is taken out of the ranking.
+    """
     from sentence_transformers.util import semantic_search
 
     judgements, documents = data.evaluated(split), list(data.documents)

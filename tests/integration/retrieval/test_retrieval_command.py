@@ -86,6 +86,13 @@ def test_contrastive_training_finds_answers_and_ndcg_is_that_of_a_full_ranking(b
         run(beir, encoder, tmp_path / "after", *trained[:1], "11", *trained[2:])
 
 
+def test_model_as_it_is_is_evaluated_once_whatever_seeds_are_given(beir, encoder, tmp_path, capsys):
+    summary = run(beir, encoder, tmp_path / "out", "--epochs", "0", "--seeds", "3", "4")
+    assert {figure["n"] for figure in summary["splits"]["test"].values()} == {1}
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == ["lr_0_seed_3"]
+    assert "(2 seed(s))" not in capsys.readouterr().out
+
+
 def test_batch_of_64_pairs_stays_64_pairs_on_a_machine_with_four_gpus(tmp_path, monkeypatch, caplog):
     """What torch says about GPUs is replaced; nothing runs on one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
