@@ -122,9 +122,11 @@ def plot_runs(runs: Sequence[RunCurves], output: Path, title: str | None = None)
         axes.margins(x=0.01)
     legend = figure.add_subplot(grid[2, :])
     legend.axis("off")
-    legend.legend(handles=handles, loc="center", frameon=False, fontsize=10, ncols=1)
+    names = legend.legend(handles=handles, loc="center", frameon=False, fontsize=10, ncols=1)
+    for text in names.get_texts():
+        text.set_parse_math(False)  # A dollar sign in a name is a dollar sign, not the start of a formula.
     if title:
-        figure.suptitle(title, fontsize=13, fontweight="bold")
+        figure.suptitle(title, fontsize=13, fontweight="bold", parse_math=False)
     figure.savefig(output, dpi=160)
 
 

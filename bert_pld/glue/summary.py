@@ -255,5 +255,6 @@ def draw(summaries: Summaries, output: Path) -> None:
         axes.set(title=name, xticks=[], xlim=(-0.6, len(summaries) - 0.4))
         axes.grid(axis="y", alpha=0.25)
     panels[0].set(ylabel="dev score × 100")
-    panels[0].legend(fontsize=7, frameon=False)
+    for text in panels[0].legend(fontsize=7, frameon=False).get_texts():
+        text.set_parse_math(False)  # A dollar sign in a folder's name is no formula.
     figure.savefig(output, dpi=130)

@@ -56,6 +56,14 @@ def test_run_without_evaluation_or_config_is_plotted(make_run, tmp_path, capsys)
     assert "  mine: 50 s of training" in capsys.readouterr().out
 
 
+def test_dollar_signs_in_names_are_no_formulas(make_run, tmp_path):
+    output = tmp_path / "figure.svg"
+    assert run(make_run("costs"), "--output", output, "--label", "cost $x_{ and $y", "--title", "a$b$c") == 0
+    drawn = output.read_text()
+    assert "<!-- cost $x_{ and $y: held-out loss" in drawn
+    assert "<!-- a$b$c -->" in drawn
+
+
 def test_share_of_masks_is_drawn_if_it_changes(make_run, tmp_path):
     folder, output = make_run("falling"), tmp_path / "figure.svg"
     title = "<!-- learning rate and share of masked tokens -->"

@@ -36,6 +36,11 @@ def results(tmp_path):
     return folder
 
 
+def test_dollar_signs_in_names_of_folders_are_no_formulas(results, tmp_path):
+    draw({"cost $x_{ and $y": summarize(results)}, tmp_path / "g.svg")
+    assert "<!-- cost $x_{ and $y -->" in (tmp_path / "g.svg").read_text()
+
+
 def test_best_learning_rate_is_chosen_and_wnli_is_not_averaged(results):
     summary = summarize(results)
     assert summary["tasks"]["SST-2"]["learning_rate"] == 3e-4
