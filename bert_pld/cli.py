@@ -152,9 +152,14 @@ def run(
         code = EXIT_ERROR
     except KeyboardInterrupt:
         code = 130
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     raise SystemExit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # as it is in a process that was started with the stream closed
+            stream.flush()
 
 
 def print_any_character() -> None:
@@ -220,6 +225,5 @@ def run_as_rank(
     except SystemExit as leaving:
         atexit._run_exitfuncs()
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         os._exit(leaving.code if isinstance(leaving.code, int) else EXIT_ERROR)

@@ -60,6 +60,14 @@ def test_characters_that_the_encoding_lacks_are_escaped(encoding, monkeypatch):
         assert streams.printed(name) == streams.encoded(f"{TEXT}\n")
 
 
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+@pytest.mark.parametrize("code", [0, 3])
+def test_command_with_a_closed_stream_ends_with_its_own_exit_code(closed, code, monkeypatch):
+    """Python has None for a stream that was closed when it started, as by `>&-`."""
+    monkeypatch.setattr(sys, closed, None)
+    assert call(lambda _: code, make_parser("x", "x", "x"), []) == code
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_status_plan_and_data_prep_print_in_every_encoding(encoding, tmp_path, monkeypatch):
     streams = Streams(encoding, monkeypatch)
