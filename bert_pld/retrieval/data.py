@@ -130,14 +130,6 @@ def _read_judgements(path: Path) -> Judgements:
     return found
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _is_whole(text: str) -> bool:
     return text.strip().removeprefix("-").isdecimal()
 

@@ -50,7 +50,6 @@ def test_pairs_and_judgements_are_those_of_the_files(tmp_path):
         ("queries.jsonl", "", "queries.jsonl: is empty"),
         ("corpus.jsonl", '{"_id": "d9", "text": "the \\ud800 cat"}\n', r"line 1: \\ud800 is half of a surrogate pair"),
         ("queries.jsonl", '{"_id": "\\udc00", "text": "a"}\n', r"line 1: \\udc00 is half of a surrogate pair"),
-        ("qrels/train.tsv", "q1\td1\t1.0\nq2\td2\t1\n", "line 1: 'q1.td1.t1.0'; must be query-id, corpus-id"),
         ("qrels/train.tsv", "query-id\tcorpus-id\tscore\nq1\td1\n", "line 2: 'q1.td1'; must be query-id, corpus-id"),
         ("qrels/train.tsv", "q1\td1\tyes\nq2\td1\tno\n", "line 2: 'q2.td1.tno'; must be query-id, corpus-id"),
         ("qrels/train.tsv", "q1\td1\t1.0\nq2\td1\t1\n", "line 1: 'q1.td1.t1.0'; must be query-id, corpus-id"),
