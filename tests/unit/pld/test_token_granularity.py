@@ -231,5 +231,5 @@ def test_matrix_products_and_attention_are_those_of_the_shorter_sequence():
     half = shapes(ids, types, None, gates)
     assert half == shapes(ids[:, :8], types[:, :8], None, None)
     assert half != shapes(ids, types, None, None)
-    # Four layers; queries with keys, and their weights with values. Each product has two in backward.
+    # A block has four products with weights and two in attention. Each has two more in backward.
     assert len(half) == 3 * (4 + 2) * 3
